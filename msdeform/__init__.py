@@ -1,0 +1,56 @@
+"""MSDeform: multi-scale deformable attention on interchangeable backends, and the detectors built on it.
+
+In a checkout the code lives in top-level folders (``kernels/``, ``models/``, ``train/``, ...) whose bare names
+would collide with other packages; this bridge makes them importable as ``msdeform.kernels`` and so on. A wheel
+maps the same names at build time (``pyproject.toml``), and the bridge then adds nothing.
+
+Public names resolve lazily: ``import msdeform`` costs neither torch nor Triton.
+"""
+
+from pathlib import Path as _Path
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+from typing import Any as _Any
+
+__version__ = "0.1.0"
+
+_root = _Path(__file__).resolve().parent.parent
+if (_root / "kernels" / "api.py").is_file():
+    __path__.append(str(_root))  # a checkout: msdeform.kernels is the folder kernels/
+
+if _TYPE_CHECKING:
+    from .kernels.api import fused_ms_deform_attn, ms_deform_attn
+    from .kernels.registry import use_backend
+    from .models.attention import MSDeformAttn
+    from .models.zoo import create_model, list_models
+
+_public = {
+    "MSDeformAttn": "models.attention",
+    "create_model": "models.zoo",
+    "fused_ms_deform_attn": "kernels.api",
+    "list_models": "models.zoo",
+    "ms_deform_attn": "kernels.api",
+    "use_backend": "kernels.registry",
+}
+
+__all__ = [
+    "MSDeformAttn",
+    "create_model",
+    "fused_ms_deform_attn",
+    "list_models",
+    "ms_deform_attn",
+    "use_backend",
+]
+
+
+def __getattr__(name: str) -> _Any:
+    if name not in _public:
+        raise AttributeError(f"module 'msdeform' has no attribute {name!r}; it offers {', '.join(sorted(_public))}")
+    from importlib import import_module
+
+    value = getattr(import_module(f"{__name__}.{_public[name]}"), name)
+    globals()[name] = value  # the next access is a plain attribute
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_public])
