@@ -1,0 +1,68 @@
+# The commands of this project; `make help` lists them. Each one prepares .venv first if it is not ready.
+# Another interpreter: make test PYTHON=/path/to/python3.12. Another folder: VENV=.venv312.
+
+PYTHON ?=
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+# one thread a process: the test processes share the cores, and tiny tensors lose time to thread hand-over
+WORKERS ?= 2
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-full check bench gpu mutants clean
+
+help:  ## list these commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(READY)  ## make data, train a small detector, evaluate it, draw what it found
+	$(BIN)/msdeform demo
+
+test: $(READY)  ## quick tests; GPU tests too where there is a GPU
+	@echo "== tests, and kernels compiled ahead of time"
+	env -u TRITON_INTERPRET $(PYTEST) -m "not interpreter and not slow"
+	@echo "== kernels run by Triton's interpreter (it cannot share a process with compilation)"
+	TRITON_INTERPRET=1 $(PYTEST) -m "interpreter and not slow"
+
+test-full: $(READY)  ## every test, the slow ones included
+	@echo "== tests, and kernels compiled ahead of time"
+	env -u TRITON_INTERPRET $(PYTEST) -m "not interpreter"
+	@echo "== kernels run by Triton's interpreter (it cannot share a process with compilation)"
+	TRITON_INTERPRET=1 $(PYTEST) -m interpreter
+
+# types are checked on a fresh installed copy: checkers don't follow the bridge, and an old copy is silently reused
+check: $(READY)  ## lint, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	@rm -rf build/types build/lib build/bdist.*
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --target build/types .
+	cd build/types && $(abspath $(BIN))/python -m mypy --config-file $(CURDIR)/pyproject.toml -p msdeform
+
+bench: $(READY)  ## time operator and module on every backend that runs here
+	$(BIN)/python -m msdeform.bench
+
+gpu: $(READY)  ## on a GPU machine: correctness first, then a quick benchmark (reduced on a CPU)
+	$(BIN)/python -m msdeform.bench.gpu
+
+mutants: $(READY)  ## break the code in each listed way and see the tests go red
+	$(BIN)/python tests/mutants/run.py
+
+clean:  ## remove the environment and everything built; keeps data and runs
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+
+$(READY): pyproject.toml constraints.txt
+	@set -e; \
+	for python in $(or $(PYTHON),python3 python3.12 python3.11); do \
+		version=$$($$python -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) \
+			|| { seen="$$seen $$python does not run;"; continue; }; \
+		case $$version in 3.11|3.12) found=$$python; break;; *) seen="$$seen $$python is $$version;"; esac; \
+	done; \
+	if [ -z "$$found" ]; then \
+		echo "make: this project needs Python 3.11 or 3.12; tried:$$seen name one with PYTHON=/path/to/python3.12" >&2; \
+		exit 1; \
+	fi; \
+	echo "== making $(VENV) with $$found (Python $$version); the first time downloads PyTorch and takes some minutes"; \
+	$$found -m venv $(VENV); \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,dev]'; \
+	touch $@
