@@ -1,0 +1,7 @@
+"""``python -m msdeform`` is the ``msdeform`` command."""
+
+import sys
+
+from .cli import main
+
+sys.exit(main())
