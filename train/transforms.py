@@ -1,0 +1,142 @@
+"""From a decoded image and its boxes in pixels to what a model trains on, on torchvision's ``transforms.v2``.
+
+The published recipe (DETR, Deformable DETR): a horizontal flip half the time; then half the time a resize of the
+shorter side to one of 480, 512, ..., 800, else a resize to 400, 500 or 600, a crop of 384 to 600 each way and that
+resize; the longer side at most 1333. Evaluation resizes to 800 and 1333. Other sizes scale all of these alike.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
+
+from .coco import Sample, Target
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Size:
+    """To what size images are brought: the shorter side to ``short`` unless the longer would exceed ``longest``."""
+
+    short: int = 800
+    longest: int = 1333
+
+    def fit(self, height: int, width: int) -> tuple[int, int]:
+        """The size an image of (height, width) is resized to, rounded as the official code rounds.
+
+        (torchvision's own Resize(size, max_size) rounds the other side differently on 3% of COCO's images.)
+        """
+        low, high = min(height, width), max(height, width)
+        short = self.short
+        if high / low * short > self.longest:
+            short = round(self.longest * low / high)
+        if low == short:
+            return height, width
+        long = int(short * high / low)
+        return (short, long) if height <= width else (long, short)
+
+    def scaled(self, pixels: int) -> int:
+        """What ``pixels`` of the published recipe, made for 800, are at this size."""
+        return max(1, round(pixels * self.short / 800))
+
+
+class Resize:
+    """Resizes to a Size, boxes too."""
+
+    def __init__(self, size: Size) -> None:
+        self.size = size
+
+    def __call__(self, image: Tensor, target: Target) -> Sample:
+        new = list(self.size.fit(*image.shape[-2:]))
+        if new != list(image.shape[-2:]):
+            image = F.resize(image, new, antialias=True)
+            target = {**target, "boxes": F.resize(target["boxes"], new)}
+        return image, target
+
+
+class RandomSizes:
+    """The published multi-scale resize and crop, scaled to ``size``."""
+
+    def __init__(self, size: Size) -> None:
+        self.direct = [Resize(Size(size.scaled(short), size.longest)) for short in range(480, 801, 32)]
+        # the resize before the crop has no limit on the longer side
+        self.before_crop = [Resize(Size(size.scaled(short), 10**9)) for short in (400, 500, 600)]
+        self.crop = (size.scaled(384), size.scaled(600))
+
+    def __call__(self, image: Tensor, target: Target) -> Sample:
+        if _draw(2):
+            return self.direct[_draw(len(self.direct))](image, target)
+        image, target = self.before_crop[_draw(len(self.before_crop))](image, target)
+        height, width = (self._crop_side(side) for side in image.shape[-2:])
+        top, left = _draw(image.shape[-2] - height + 1), _draw(image.shape[-1] - width + 1)
+        image = F.crop(image, top, left, height, width)
+        boxes = F.clamp_bounding_boxes(F.crop(target["boxes"], top, left, height, width))
+        image, target = v2.SanitizeBoundingBoxes(min_size=1e-3)(image, {**target, "boxes": boxes})
+        return self.direct[_draw(len(self.direct))](image, target)
+
+    def _crop_side(self, side: int) -> int:
+        low, high = self.crop
+        return side if side <= low else low + _draw(min(side, high) - low + 1)
+
+
+class Flip:
+    """Mirrors left and right half the time."""
+
+    def __call__(self, image: Tensor, target: Target) -> Sample:
+        if _draw(2):
+            return F.horizontal_flip(image), {**target, "boxes": F.horizontal_flip(target["boxes"])}
+        return image, target
+
+
+class ToModel:
+    """Boxes to cxcywh, normalised to the image; everything to plain tensors. The image stays uint8 for the way."""
+
+    def __call__(self, image: Tensor, target: Target) -> Sample:
+        height, width = image.shape[-2:]
+        boxes = F.convert_bounding_box_format(target["boxes"], new_format=tv_tensors.BoundingBoxFormat.CXCYWH)
+        scale = torch.tensor([width, height, width, height], dtype=torch.float32)
+        plain = {**target, "boxes": boxes.as_subclass(Tensor).float() / scale}
+        return image.as_subclass(Tensor), plain
+
+
+class Compose:
+    """One step after another."""
+
+    def __init__(self, *steps: Resize | RandomSizes | Flip | ToModel) -> None:
+        self.steps = steps
+
+    def __call__(self, image: Tensor, target: Target) -> Sample:
+        for step in self.steps:
+            image, target = step(image, target)
+        return image, target
+
+
+def training_transform(augment: str, size: Size) -> Compose:
+    """``official``: flip, random sizes and crops. ``flip``: flip, one size. ``none``: one size."""
+    if augment == "official":
+        return Compose(Flip(), RandomSizes(size), ToModel())
+    if augment == "flip":
+        return Compose(Flip(), Resize(size), ToModel())
+    return Compose(Resize(size), ToModel())
+
+
+def evaluation_transform(size: Size) -> Compose:
+    """One size, nothing random."""
+    return Compose(Resize(size), ToModel())
+
+
+def normalise(image: Tensor) -> Tensor:
+    """(3, H, W) uint8 to float32 with ImageNet's mean and standard deviation, on the image's own device."""
+    mean = torch.tensor(IMAGENET_MEAN, device=image.device).view(3, 1, 1)
+    std = torch.tensor(IMAGENET_STD, device=image.device).view(3, 1, 1)
+    return (image.float() / 255 - mean) / std
+
+
+def _draw(n: int) -> int:
+    """A random integer below n, from torch's generator (seeded for each item by the data set)."""
+    return int(torch.randint(n, ()))
