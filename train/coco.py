@@ -158,9 +158,10 @@ def _same_categories(path: Path, own: list[Category], wanted: list[Category]) ->
     names = {category.id: category.name for category in own}
     for category in wanted:
         if names.get(category.id) != category.name:
+            here = f"'{names[category.id]}'" if category.id in names else "absent"
             raise ValueError(
-                f"{path}: the model's category {category.id} '{category.name}' is "
-                f"{repr(names[category.id]) if category.id in names else 'absent'} here; it was trained on other classes"
+                f"{path}: category {category.id} is '{category.name}' in the checkpoint and {here} in this file; "
+                "the model was trained on other classes"
             )
 
 

@@ -37,10 +37,8 @@ def _heart() -> Array:
 def _crescent() -> Array:
     outer = np.radians(np.linspace(40, 320, 28))
     inner = np.radians(np.linspace(300, 60, 20))
-    points = [
-        np.stack([np.cos(outer), np.sin(outer)], 1),
-        np.stack([0.28 + 0.8 * np.cos(inner), 0.8 * np.sin(inner)], 1),
-    ]
+    rim = np.stack([np.cos(outer), np.sin(outer)], 1)
+    bite = np.stack([0.28 + 0.8 * np.cos(inner), 0.8 * np.sin(inner)], 1)
     return np.concatenate([rim, bite])
 
 

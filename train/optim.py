@@ -1,0 +1,63 @@
+"""AdamW with the official parameter groups, and the learning rate as a function of the step."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from .config import Optim
+
+
+def parameter_groups(model: nn.Module, lr: float, lr_backbone: float, lr_offsets: float) -> list[dict]:
+    """The official groups, by name: the backbone; sampling offsets and reference points; everything else.
+
+    Frozen parameters are in none. Each group carries its ``name``, for the log.
+    """
+    groups: dict[str, list[nn.Parameter]] = {"main": [], "backbone": [], "offsets": []}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if "backbone.0" in name:
+            groups["backbone"].append(parameter)
+        elif "reference_points" in name or "sampling_offsets" in name:
+            groups["offsets"].append(parameter)
+        else:
+            groups["main"].append(parameter)
+    rates = {"main": lr, "backbone": lr_backbone, "offsets": lr_offsets}
+    return [{"params": groups[name], "lr": rates[name], "name": name} for name in groups if groups[name]]
+
+
+def make_optimizer(model: nn.Module, options: Optim, *, backbone_trained: bool) -> torch.optim.AdamW:
+    """AdamW over the official groups.
+
+    Args:
+        backbone_trained: the backbone starts from trained weights, and so learns ten times slower.
+    """
+    backbone = options.lr_backbone
+    if backbone is None:
+        backbone = options.lr / 10 if backbone_trained else options.lr
+    groups = parameter_groups(model, options.lr, backbone, options.lr * options.lr_factor_offsets)
+    return torch.optim.AdamW(groups, lr=options.lr, weight_decay=options.weight_decay)
+
+
+def rate_at(options: Optim, steps_per_epoch: int, total_steps: int) -> Callable[[int], float]:
+    """What every group's rate is multiplied by, as a function of the number of steps done."""
+
+    def factor(step: int) -> float:
+        warm = min(1.0, (step + 1) / options.warmup_steps) if options.warmup_steps else 1.0
+        if options.schedule == "cosine":
+            done = max(0, step - options.warmup_steps) / max(1, total_steps - options.warmup_steps)
+            return warm * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+        if options.schedule == "step" and step >= options.lr_drop * steps_per_epoch:
+            return warm * 0.1
+        return warm
+
+    return factor
+
+
+def make_scheduler(
+    optimizer: torch.optim.Optimizer, options: Optim, steps_per_epoch: int, total_steps: int
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """To be stepped once after every optimizer step."""
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, rate_at(options, steps_per_epoch, total_steps))
