@@ -24,7 +24,7 @@ def forward(value: Tensor, levels: Tensor, sampling_locations: Tensor, attention
     """output[b, q, h] = sum over levels and points of weight * bilinear(value, location).
 
     Args:
-        value: (B, S, H, D), any strides.
+        value: (B, S, H, D), any strides; D is at most 256.
         levels: (L, 2) int64 on the same device, (h, w) of each level. Where they do not add up to S the result is NaN.
         sampling_locations: (B, Q, H, L, P, 2), of any float dtype; copied if it is not contiguous.
         attention_weights: (B, Q, H, L, P), of any float dtype; copied if it is not contiguous.
@@ -38,12 +38,11 @@ def forward(value: Tensor, levels: Tensor, sampling_locations: Tensor, attention
     if output.numel() == 0:
         return output
     levels, locations, weights = (t.contiguous() for t in (levels, sampling_locations, attention_weights))
-    channels = min(D, _FORWARD_THREADS)
     _launch(
         kernels(value.device.index, Dtypes.of(value, locations, weights)).forward,
         value.device,
         rows=B * Q * H,
-        block=(channels, _FORWARD_THREADS // channels),
+        block=(D, _FORWARD_THREADS // D),
         arguments=(
             *_pointers(value, levels, locations, weights, output),
             *(B * Q * H, Q, S, H, D, L, P),

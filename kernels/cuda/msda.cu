@@ -123,30 +123,29 @@ extern "C" __global__ void msda_forward(
     locations += row * L * P * 2;
     weights += row * L * P;
 
-    for (int64 d = threadIdx.x; d < D; d += blockDim.x) {
-        const value_t* channel = value + b * stride_b + h * stride_h + d * stride_d;
-        accumulate_t sum = 0;
-        int64 start = 0;
-        bool fits = true;
-        for (int64 l = 0; l < L; ++l) {
-            const Level level = read_level(levels, l, start, S);
-            fits = level.exists;
-            if (!fits) break;
-            const value_t* plane = channel + start * stride_s;
-            for (int64 p = 0; p < P; ++p) {
-                const Point point(locations + (l * P + p) * 2, level);
-                const Corners corners(point, level);
-                const accumulate_t upper = corners.read(0, plane, stride_s) * (1 - point.dx)
-                                         + corners.read(1, plane, stride_s) * point.dx;
-                const accumulate_t lower = corners.read(2, plane, stride_s) * (1 - point.dx)
-                                         + corners.read(3, plane, stride_s) * point.dx;
-                // with an undefined point dx and dy are NaN, and so is the sum
-                sum += widen(weights[l * P + p]) * (upper * (1 - point.dy) + lower * point.dy);
-            }
-            start += int64(level.height) * level.width;
+    const int64 d = threadIdx.x;
+    const value_t* channel = value + b * stride_b + h * stride_h + d * stride_d;
+    accumulate_t sum = 0;
+    int64 start = 0;
+    bool fits = true;
+    for (int64 l = 0; l < L; ++l) {
+        const Level level = read_level(levels, l, start, S);
+        fits = level.exists;
+        if (!fits) break;
+        const value_t* plane = channel + start * stride_s;
+        for (int64 p = 0; p < P; ++p) {
+            const Point point(locations + (l * P + p) * 2, level);
+            const Corners corners(point, level);
+            const accumulate_t upper = corners.read(0, plane, stride_s) * (1 - point.dx)
+                                     + corners.read(1, plane, stride_s) * point.dx;
+            const accumulate_t lower = corners.read(2, plane, stride_s) * (1 - point.dx)
+                                     + corners.read(3, plane, stride_s) * point.dx;
+            // with an undefined point dx and dy are NaN, and so is the sum
+            sum += widen(weights[l * P + p]) * (upper * (1 - point.dy) + lower * point.dy);
         }
-        store(output + row * D + d, fits && start == S ? sum : not_a_number());
+        start += int64(level.height) * level.width;
     }
+    store(output + row * D + d, fits && start == S ? sum : not_a_number());
 }
 
 // sum over the `lanes` (a power of two, at most 32) neighbouring threads of a group; every lane gets it
