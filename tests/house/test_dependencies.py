@@ -1,0 +1,87 @@
+"""Ranges in pyproject.toml, pins in constraints.txt, and what each platform is asked to install."""
+
+import sys
+from importlib.metadata import PackageNotFoundError, distribution
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+from tests.house.project import PYPROJECT, ROOT
+
+BASE = [Requirement(line) for line in PYPROJECT["project"]["dependencies"]]
+EXTRAS = {
+    name: [Requirement(line) for line in lines] for name, lines in PYPROJECT["project"]["optional-dependencies"].items()
+}
+ALL = BASE + [requirement for requirements in EXTRAS.values() for requirement in requirements]
+PINS = {
+    canonicalize_name(name): Version(version)
+    for name, version in (
+        line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if line and line[0] != "#"
+    )
+}
+
+# the values that pip's markers take on each platform
+PLATFORMS = {
+    "linux": {"platform_system": "Linux", "platform_machine": "x86_64", "sys_platform": "linux", "os_name": "posix"},
+    "linux-arm": {"platform_system": "Linux", "platform_machine": "aarch64", "sys_platform": "linux"},
+    "macos": {"platform_system": "Darwin", "platform_machine": "arm64", "sys_platform": "darwin", "os_name": "posix"},
+    "windows": {"platform_system": "Windows", "platform_machine": "AMD64", "sys_platform": "win32", "os_name": "nt"},
+}
+
+
+def wanted(platform: str, python: str) -> set[str]:
+    values = {**PLATFORMS[platform], "python_version": python, "python_full_version": f"{python}.0", "extra": ""}
+    return {canonicalize_name(r.name) for r in ALL if r.marker is None or r.marker.evaluate(values)}
+
+
+@pytest.mark.parametrize("python", ["3.11", "3.12"])
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_triton_and_cuda_are_asked_for_on_linux_only(platform: str, python: str) -> None:
+    device_parts = {"triton", "cuda-core", "cuda-pathfinder"}
+    assert wanted(platform, python) & device_parts == (device_parts if platform == "linux" else set())
+    assert {"torch", "numpy", "torchvision", "scipy"} <= wanted(platform, python)
+
+
+def test_the_base_is_the_operator_alone() -> None:
+    assert {canonicalize_name(r.name) for r in BASE} == {"numpy", "torch", "triton", "cuda-core", "cuda-pathfinder"}
+    assert set(EXTRAS) == {"train", "dev"}
+
+
+def test_pins_lie_in_the_ranges() -> None:
+    outside = [str(r) for r in ALL if PINS.get(canonicalize_name(r.name)) not in r.specifier]
+    assert outside == [], "not pinned in constraints.txt, or pinned outside its range"
+
+
+@pytest.fixture(scope="module")
+def closure() -> set[str]:
+    """Every distribution that the requirements bring, direct and indirect, as far as it is installed here."""
+    seen: set[tuple[str, str]] = set()
+    queue = [(requirement, "") for requirement in ALL]
+    while queue:
+        requirement, extra = queue.pop()
+        if requirement.marker and not requirement.marker.evaluate({"extra": extra}):
+            continue
+        try:
+            requires = distribution(requirement.name).requires or []
+        except PackageNotFoundError:
+            continue
+        for wanted_extra in ["", *requirement.extras]:
+            key = (canonicalize_name(requirement.name), wanted_extra)
+            if key not in seen:
+                seen.add(key)
+                queue += [(Requirement(line), wanted_extra) for line in requires]
+    return {name for name, _ in seen}
+
+
+def test_everything_installed_is_pinned(closure: set[str]) -> None:
+    assert closure >= {"torch", "numpy", "pytest", "pluggy"}
+    assert closure - set(PINS) == set()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the CUDA pins are only asked for on Linux")
+def test_nothing_is_pinned_in_vain(closure: set[str]) -> None:
+    if any(canonicalize_name(r.name) not in closure for r in ALL):
+        pytest.skip("part of the requirements is not installed here, so their own requirements are unknown")
+    assert set(PINS) - closure == set()

@@ -1,0 +1,86 @@
+"""The package list in pyproject.toml, the folders on disk, and the arrows between them."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.house.project import FOLDERS, ROOT, SETUPTOOLS, modules
+
+# who may import whom: a folder sees itself and what stands to its right in bench explain -> train -> models -> kernels
+SEES = {
+    "kernels": {"kernels"},
+    "models": {"models", "kernels"},
+    "train": {"train", "models", "kernels"},
+    "bench": {"bench", "train", "models", "kernels"},
+    "explain": {"explain", "train", "models", "kernels"},
+}
+
+
+def folders_with_code() -> set[str]:
+    tops = [*SEES, "msdeform"]
+    return {str(file.parent.relative_to(ROOT)) for top in tops for file in (ROOT / top).rglob("*.py")}
+
+
+def test_packages_are_the_folders_on_disk() -> None:
+    assert sorted(SETUPTOOLS["packages"]) == sorted(FOLDERS)
+    assert folders_with_code() == set(FOLDERS.values())
+    for package, folder in FOLDERS.items():
+        assert package == "msdeform" or package == "msdeform." + folder.replace("/", "."), (package, folder)
+
+
+def test_only_the_bridge_has_an_init() -> None:
+    inits = [file for folder in FOLDERS.values() for file in (ROOT / folder).glob("__init__.py")]
+    assert inits == [ROOT / "msdeform" / "__init__.py"]
+    assert not (ROOT / "conftest.py").exists()
+    assert not list((ROOT / "tests").rglob("__init__.py"))
+
+
+def imported(module: str, file: Path) -> Iterator[str]:
+    """Every absolute module name that a file imports, wherever in the file the statement stands."""
+    parents = module.split(".") if file.stem == "__init__" else module.split(".")[:-1]
+    for node in ast.walk(ast.parse(file.read_text(), str(file))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = parents[: len(parents) - node.level + 1] if node.level else []
+            prefix = ".".join([*base, *([node.module] if node.module else [])])
+            yield from (f"{prefix}.{alias.name}" for alias in node.names)
+
+
+def strays(module: str, file: Path) -> list[str]:
+    """What a module imports against the arrows.
+
+    Of the bridge itself folders may use `__version__`, and an entry point (`__main__`) the command it stands for.
+    """
+    allowed = SEES[module.split(".")[1]] | {"__version__"} | ({"cli"} if module.endswith(".__main__") else set())
+    names = [name.split(".") for name in imported(module, file)]
+    return [".".join(name) for name in names if name[0] == "msdeform" and (name[1:2] or [""])[0] not in allowed]
+
+
+@pytest.mark.parametrize("module", [name for name in modules() if name.split(".")[1:2] and name.split(".")[1] in SEES])
+def test_imports_follow_the_arrows(module: str) -> None:
+    assert strays(module, modules()[module]) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "line", "caught"),
+    [
+        ("msdeform.kernels.api", "from ..models.attention import MSDeformAttn", True),
+        ("msdeform.kernels.triton.ops", "from ... import models", True),
+        ("msdeform.models.zoo", "def f():\n    from ..train import data", True),
+        ("msdeform.models.zoo", "import msdeform.bench.cases", True),
+        ("msdeform.models.zoo", "from .. import create_model", True),
+        ("msdeform.models.zoo", "from ..kernels.api import ms_deform_attn", False),
+        ("msdeform.kernels.triton.ops", "from ..registry import Backend", False),
+        ("msdeform.train.loop", "from ..cli import main", True),
+        ("msdeform.train.loop", "import msdeform", True),
+        ("msdeform.train.__main__", "from ..cli import main", False),
+        ("msdeform.bench.provenance", "from .. import __version__", False),
+    ],
+)
+def test_the_arrow_test_catches(tmp_path: Path, module: str, line: str, caught: bool) -> None:
+    file = tmp_path / "module.py"
+    file.write_text(line)
+    assert bool(strays(module, file)) is caught
