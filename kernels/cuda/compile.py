@@ -1,7 +1,7 @@
 """From CUDA C++ to a kernel that can be launched: NVRTC through cuda.core, and a cache of what it made.
 
 NVRTC and the CUDA headers arrive with PyTorch's own dependencies, so nothing is built at installation and nothing
-depends on PyTorch's version. Compilation needs no GPU. A cubin takes about half a second and is kept in
+depends on PyTorch's version. Compilation needs no GPU. A cubin takes about half a second, and is kept in
 ``$MSDEFORM_CACHE``, or ``$XDG_CACHE_HOME/msdeform``, or ``~/.cache/msdeform``.
 
 Importing this module costs neither torch nor cuda.core.
@@ -150,7 +150,8 @@ def _compile(arch: str, options: dict[str, Any]) -> bytes:
         program = Program(SOURCE.read_text(), "c++", ProgramOptions(include_path=[headers], **options))
         return bytes(program.compile("cubin").code)
     except Exception as error:  # the classes differ between releases of cuda.core; the log is in the message
-        raise RuntimeError(f"cuda backend: NVRTC failed for {arch}: {error}") from error
+        log = str(error).rstrip("\0\n")
+        raise RuntimeError(f"cuda backend: NVRTC failed for {arch}: {log}") from error
 
 
 def _cache_path(arch: str, dtypes: Dtypes, options: dict[str, Any]) -> Path:

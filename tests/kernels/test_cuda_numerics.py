@@ -290,6 +290,7 @@ def test_a_nan_weight(device: str) -> None:
         ((5, 7), (3, 1)),  # too few
         ((5, 7), (0, 2)),
         ((-5, -7), (3, 2)),
+        ((1 << 20, 1 << 20), (3, 2)),  # reading there would end the process
         ((1 << 40, 1 << 40), (3, 2)),
         ((1 << 62, 4), (3, 2)),  # the product overflows
     ],
