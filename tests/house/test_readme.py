@@ -1,0 +1,56 @@
+"""What README promises: its Python runs as it stands, its commands exist and take the flags it gives them."""
+
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+import msdeform
+from msdeform.cli import COMMANDS
+from tests.house.project import ROOT
+
+README = (ROOT / "README.md").read_text()
+PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+SHELL = "\n".join(re.findall(r"```sh\n(.*?)```", README, re.DOTALL))
+
+
+def run(*arguments: str) -> str:
+    command = [sys.executable, *arguments]
+    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    return answer.stdout
+
+
+def test_the_python_blocks_run_in_order() -> None:
+    assert len(PYTHON) >= 4
+    assert "torch.Size([1, 300, 3]) torch.Size([1, 300, 4])" in run("-c", "\n".join(PYTHON))
+
+
+def uses() -> list[tuple[str, tuple[str, ...]]]:
+    """Every use of the command in a shell block: its name and the flags given."""
+    found = []
+    for line in SHELL.replace("python -m msdeform.train", "msdeform train").splitlines():
+        words = shlex.split(line, comments=True)
+        if words and words[0].split("/")[-1] == "msdeform":
+            name = " ".join(words[1:3]) if " ".join(words[1:3]) in COMMANDS else words[1]
+            found.append((name, tuple(word for word in words if word.startswith("--"))))
+    return found
+
+
+def test_each_command_is_in_the_readme() -> None:
+    assert {name for name, _ in uses()} >= {"info", "verify", "train", "eval", "predict", "data synth"}
+
+
+@pytest.mark.parametrize(("name", "flags"), uses(), ids=lambda part: part if isinstance(part, str) else "")
+def test_each_command_takes_its_flags(name: str, flags: tuple[str, ...]) -> None:
+    assert name in COMMANDS
+    text = run("-c", "import sys; from msdeform.cli import main; sys.exit(main())", *name.split(), "--help")
+    for flag in flags:
+        assert re.search(rf"{flag}\b", text), flag
+
+
+def test_the_version_is_the_same_everywhere() -> None:
+    citation = (ROOT / "CITATION.cff").read_text()
+    assert re.search(r"^version: (.+)$", citation, re.MULTILINE)[1] == msdeform.__version__
