@@ -123,7 +123,7 @@ def load_trained(path: Path, device: torch.device, attn_backend: str = "auto") -
     from .build import rebuild_model
 
     state = load_checkpoint(path)
-    model, backend = rebuild_model(state["model_name"], state["model_config"], device, attn_backend)
+    model, backend = rebuild_model(state["model_config"], device, attn_backend)
     load_model_state(model, state["model"], path)
     return Trained(
         model=model.eval(),
