@@ -13,7 +13,11 @@ def mask_polygons(mask: np.ndarray) -> list[list[float]]:
         One flat list [x0, y0, x1, y1, ...] for each part, along pixel corners, so that a mask without holes is given
         back to the pixel. COCO polygons know no holes: those are left out (filled).
     """
-    padded = np.pad(mask, 1)
+    if not mask.any():
+        return []
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    top, left = int(rows[0]), int(columns[0])
+    padded = np.pad(mask[top : rows[-1] + 1, left : columns[-1] + 1], 1)
     # a border edge is directed so that the inside lies on its right: start corner -> end corners
     ends: dict[tuple[int, int], list[tuple[int, int]]] = {}
     steps = {"top": (-1, 0), "bottom": (1, 0), "left": (0, -1), "right": (0, 1)}
@@ -26,8 +30,9 @@ def mask_polygons(mask: np.ndarray) -> list[list[float]]:
     for side, (dy, dx) in steps.items():
         neighbour = np.roll(padded, (-dy, -dx), axis=(0, 1))
         (ax, ay), (bx, by) = corners[side]
-        for y, x in np.argwhere(padded & ~neighbour) - 1:
-            ends.setdefault((int(x) + ax, int(y) + ay), []).append((int(x) + bx, int(y) + by))
+        edges = np.argwhere(padded & ~neighbour) + [top - 1, left - 1]
+        for y, x in edges.tolist():
+            ends.setdefault((x + ax, y + ay), []).append((x + bx, y + by))
     return [[float(number) for corner in loop for number in corner] for loop in _loops(ends) if _signed_area(loop) > 0]
 
 

@@ -1,0 +1,141 @@
+"""``msdeform predict``: detections in image files, as pictures and in COCO's results format."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import tyro
+from PIL import Image
+from torch import Tensor
+
+from ..models.postprocess import post_process
+from .checkpoint import Trained, load_trained
+from .coco import read_image
+from .commandline import parse, progress_bar
+from .config import AttnBackend, choose_device
+from .drawing import Box, draw_boxes, save_picture
+from .evaluate import coco_results, evaluating
+from .files import write_json
+from .transforms import F, Size, normalise
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """Detect objects in images."""
+
+    images: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Image files, and folders of them."""
+    checkpoint: Path
+    """A checkpoint, or a run's folder for its newest."""
+    confidence: float = 0.5
+    """Least score of a detection that is kept."""
+    out: Path = Path("predictions")
+    """Folder for the pictures and predictions.json."""
+    image_size: int | None = None
+    """Longest side in pixels; what the model was trained with when not given."""
+    attn_backend: AttnBackend = "auto"
+    """Implementation of the deformable attention."""
+    device: str = "auto"
+    """auto (CUDA where there is one), cpu, cuda, cuda:1, ..."""
+    progress: bool = True
+    """Show a progress bar."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.confidence <= 1:
+            raise ValueError(f"confidence: expected a number from 0 to 1, got {self.confidence}")
+        if self.image_size is not None and self.image_size < 32:
+            raise ValueError(f"image-size: expected at least 32, got {self.image_size}")
+
+
+def find_images(paths: tuple[Path, ...]) -> list[Path]:
+    """The files named, and the images in the folders named, each once, in order.
+
+    Raises:
+        FileNotFoundError: a path does not exist, or a folder holds no image.
+        ValueError: no path at all.
+    """
+    if not paths:
+        raise ValueError("images: expected at least one image file or folder, got none")
+    files: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            inside = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
+            if not inside:
+                raise FileNotFoundError(f"folder {path} holds no image ({', '.join(SUFFIXES)})")
+            files += inside
+        elif path.is_file():
+            files.append(path)
+        else:
+            raise FileNotFoundError(f"image {path} does not exist")
+    return list(dict.fromkeys(files))
+
+
+def image_ids(files: list[Path]) -> list[int]:
+    """COCO's id where every file is named by it (000000000139.jpg), else 1, 2, ..."""
+    if all(file.stem.isdecimal() for file in files) and len({int(file.stem) for file in files}) == len(files):
+        return [int(file.stem) for file in files]
+    return list(range(1, len(files) + 1))
+
+
+def detect_one(trained: Trained, image: Tensor, size: Size) -> dict[str, Tensor]:
+    """Detections in one image (3, H, W) uint8: ``scores``, ``labels`` and ``boxes`` (xyxy in its pixels), best first."""
+    height, width = image.shape[-2:]
+    resized = F.resize(image, list(size.fit(height, width)), antialias=True)
+    with evaluating(trained.model):
+        outputs = trained.model([normalise(resized.to(trained.device))])
+        found = post_process(outputs, torch.tensor([[height, width]], device=trained.device))[0]
+    return {key: value.cpu() for key, value in found.items()}
+
+
+def boxes_of(found: dict[str, Tensor], names: list[str]) -> Iterator[Box]:
+    """Detections as boxes to draw, the least certain first so that the most certain lies on top."""
+    for score, label, xyxy in zip(*(found[key].flip(0).tolist() for key in ("scores", "labels", "boxes")), strict=True):
+        yield Box(tuple(xyxy), label, f"{names[label]} {score:.2f}")
+
+
+def confident(found: dict[str, Tensor], confidence: float) -> dict[str, Tensor]:
+    """The detections that score at least ``confidence``."""
+    keep = found["scores"] >= confidence
+    return {key: value[keep] for key, value in found.items()}
+
+
+def predict(options: PredictOptions) -> list[dict[str, Any]]:
+    """Draws and writes the detections in every image.
+
+    Returns:
+        COCO results with the data set's own category ids, and the ``file_name`` beside each ``image_id``.
+
+    Raises:
+        FileNotFoundError, ValueError: an image, folder or checkpoint is missing or unreadable; nothing is written
+            for that image or those after it, and no predictions.json.
+    """
+    files = find_images(options.images)
+    trained = load_trained(options.checkpoint, choose_device(options.device), options.attn_backend)
+    size = trained.options.input.size if options.image_size is None else Size(options.image_size, options.image_size)
+    names = [category.name for category in trained.categories]
+    category_ids = [category.id for category in trained.categories]
+    results: list[dict[str, Any]] = []
+    repeated = len({file.stem for file in files}) < len(files)
+    with progress_bar("detecting", len(files), shown=options.progress) as advance:
+        for number, (file, image_id) in enumerate(zip(files, image_ids(files), strict=True), start=1):
+            image = read_image(file)
+            found = confident(detect_one(trained, image, size), options.confidence)
+            results += [{**result, "file_name": file.name} for result in coco_results(image_id, found, category_ids)]
+            picture = draw_boxes(Image.fromarray(image.permute(1, 2, 0).numpy()), list(boxes_of(found, names)))
+            name = f"{number:05d}-{file.stem}" if repeated else file.stem
+            save_picture(picture, options.out / f"{name}.jpg")
+            advance()
+    write_json(options.out / "predictions.json", results)
+    return results
+
+
+def main(argv: list[str] | None = None) -> int:
+    """``msdeform predict``."""
+    options = parse(PredictOptions, argv, "msdeform predict")
+    results = predict(options)
+    print(f"{len(results)} detections of at least {options.confidence}: pictures and predictions.json in {options.out}")
+    return 0
