@@ -1,0 +1,170 @@
+"""Compile the kernels for a GPU that is not there, and read what the compiler made of them.
+
+Registers, spills and instructions come from the machine code itself, through the disassemblers in Triton's own wheel.
+Cannot share a process with Triton's interpreter.
+"""
+
+import math
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from . import launch
+from .backward import backward_kernel
+from .forward import forward_kernel
+
+NUM_WARPS = 4
+_POINTERS = {
+    torch.float64: "*fp64",
+    torch.float32: "*fp32",
+    torch.float16: "*fp16",
+    torch.bfloat16: "*bf16",
+    torch.int64: "*i64",
+}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """One kernel compiled for one architecture."""
+
+    arch: int
+    registers: int
+    spills: int
+    """bytes of local memory per thread"""
+    shared: int
+    """bytes of shared memory per program"""
+    block_q: int
+    """queries of one program"""
+    opcodes: Counter[str] = field(repr=False)
+    """instructions of one warp by full opcode, as executed: those in a loop times its trips"""
+
+    def count(self, pattern: str) -> int:
+        """Executed instructions whose opcode matches a regular expression from its beginning."""
+        return sum(n for opcode, n in self.opcodes.items() if re.match(pattern, opcode))
+
+    @property
+    def instructions(self) -> int:
+        return self.opcodes.total() - self.count("NOP")
+
+    @property
+    def per_query(self) -> float:
+        """Warp instructions for one (query, head)."""
+        return self.instructions * NUM_WARPS / self.block_q
+
+
+def compile_kernel(
+    kind: str,
+    arch: int,
+    *,
+    dtype: torch.dtype = torch.float32,
+    small_dtype: torch.dtype | None = None,
+    D: int = 32,
+    L: int = 4,
+    P: int = 4,
+    fused: bool = True,
+    coordinates: int = 2,
+    wide: bool = False,
+    needs: tuple[bool, bool, bool, bool] = (True, False, True, True),
+) -> Machine:
+    """Compile ``forward`` or ``backward`` for sm_``arch`` as a call with these parameters would.
+
+    Args:
+        kind: ``forward`` or ``backward``.
+        arch: compute capability times ten, such as 90.
+        dtype: of value and output.
+        small_dtype: of locations or offsets and weights or logits; float32 (float64 for float64) if None.
+        needs: gradients of value, references, points and weights, for ``backward``.
+    """
+    if small_dtype is None:
+        small_dtype = torch.float64 if dtype is torch.float64 else torch.float32
+    compute = torch.float64 if torch.float64 in (dtype, small_dtype) else torch.float32
+    kernel = {"forward": forward_kernel, "backward": backward_kernel}[kind]
+    # a published encoder's call; its strides decide which arguments are known to be multiples of 16
+    B, Q, H = 2, 17821, 8
+    value = torch.empty(B, Q, H, D, dtype=dtype, device="meta")
+    references = torch.empty(B, Q, L, coordinates, dtype=small_dtype, device="meta") if fused else None
+    points = torch.empty(B, Q, H, L, P, 2, dtype=small_dtype, device="meta")
+    weights = torch.empty(B, Q, H, L, P, dtype=small_dtype, device="meta")
+    strides = {"value": value, "points": points, "weights": weights, "references": references}
+    strides["grad_output"] = torch.empty(B, Q, H * D, device="meta")
+    meta = launch.meta_parameters(value, references, points, weights)
+    meta["WIDE"] = wide
+    if kind == "backward":
+        meta = launch.backward_parameters(meta, needs)
+    pointer = {"levels_ptr": torch.int64, "value_ptr": dtype, "output_ptr": dtype, "grad_output_ptr": dtype}
+    pointer |= {"grad_value_ptr": compute, "grad_references_ptr": compute}
+    signature: dict[str, str] = {}
+    constants: dict[str, Any] = dict(meta)
+    attributes = {}
+    for index, name in enumerate(kernel.arg_names):
+        if name in meta:
+            signature[name] = "constexpr"
+        elif name == "references_ptr" and not fused:
+            signature[name], constants[name] = "constexpr", None
+        elif name.endswith("_ptr"):
+            signature[name] = _POINTERS[pointer.get(name, small_dtype)]
+            attributes[(index,)] = [["tt.divisibility", 16]]
+        else:
+            signature[name] = "i64" if wide and "stride" in name else "i32"
+            tensor, _, axis = name.partition("_stride_")
+            if axis and strides[tensor] is not None:
+                position = {"b": 0, "s": 1, "q": 1, "h": 2, "l": 2}[axis]
+                if strides[tensor].stride(position) % 16 == 0:
+                    attributes[(index,)] = [["tt.divisibility", 16]]
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
+    compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options={"num_warps": NUM_WARPS})
+    return inspect_cubin(compiled.asm["cubin"], arch, meta["BLOCK_Q"], trips=(L, P if meta["UNROLL"] == 1 else 1))
+
+
+def inspect_cubin(cubin: bytes, arch: int, block_q: int = 1, trips: tuple[int, ...] = ()) -> Machine:
+    """Resources and opcodes of a cubin with one kernel.
+
+    Args:
+        trips: how often a loop at each depth of nesting runs; the outermost first, deeper ones than given once.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "kernel.cubin")
+        path.write_bytes(cubin)
+        usage = _run("cuobjdump", "-res-usage", str(path))
+        listing = _run("nvdisasm", "-c", str(path))
+    numbers = {key: int(number) for key, number in re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", usage)}
+    opcodes = _executed(listing, trips)
+    spills = numbers.get("STACK", 0) + numbers.get("LOCAL", 0)
+    return Machine(arch, numbers["REG"], spills, numbers.get("SHARED", 0), block_q, opcodes)
+
+
+def _executed(listing: str, trips: tuple[int, ...]) -> Counter[str]:
+    """Opcodes of a disassembly, each times the trips of the loops around it. A loop is a branch to an earlier label
+    (the branch to itself that pads the end of a kernel is none)."""
+    instructions: list[str] = []
+    labels: dict[str, int] = {}
+    loops: list[tuple[int, int]] = []
+    for line in listing.splitlines():
+        if label := re.match(r"(\.L_\w+):", line.strip()):
+            labels[label[1]] = len(instructions)
+        elif found := re.search(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Za-z0-9_.]*)", line):
+            target = re.search(r"`\((\.L_\w+)\)", line)
+            begin = labels.get(target[1]) if target and found[1].startswith("BRA") else None
+            if begin is not None and begin < len(instructions):
+                loops.append((begin, len(instructions)))
+            instructions.append(found[1])
+    opcodes: Counter[str] = Counter()
+    for position, opcode in enumerate(instructions):
+        # several branches back to one label are one loop
+        depth = len({begin for begin, end in loops if begin <= position <= end})
+        opcodes[opcode] += math.prod(trips[:depth])
+    return opcodes
+
+
+def _run(tool: str, *arguments: str) -> str:
+    binary = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / tool
+    return subprocess.run([binary, *arguments], check=True, capture_output=True, text=True).stdout

@@ -1,0 +1,244 @@
+"""From tensors to kernel launches: block sizes, strides, output buffers. One launch a call, two for a 16-bit backward.
+
+``levels`` is an int64 tensor (L, 2) on the device, read by the kernels; nothing here copies from or to the host.
+"""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..registry import interpreting
+from .backward import backward_kernel
+from .forward import forward_kernel
+
+_INT32_LIMIT = 2**31
+
+
+def forward(value: Tensor, levels: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
+    """ms_deform_attn: (B, S, H, D), (L, 2), (B, Q, H, L, P, 2), (B, Q, H, L, P) -> (B, Q, H*D)."""
+    return _forward(value, levels, None, locations, weights)
+
+
+def backward(
+    grad_output: Tensor, value: Tensor, levels: Tensor, locations: Tensor, weights: Tensor, needs: tuple[bool, ...]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of value, locations and weights, each in its input's dtype; empty where not needed."""
+    need_value, need_points, need_weights = needs
+    grad_value, _, grad_points, grad_weights = _backward(
+        grad_output, value, levels, None, locations, weights, (need_value, False, need_points, need_weights)
+    )
+    return grad_value, grad_points, grad_weights
+
+
+def fused_forward(value: Tensor, levels: Tensor, references: Tensor, offsets: Tensor, logits: Tensor) -> Tensor:
+    """fused_ms_deform_attn: references (B, Q, L, 2 or 4), offsets and logits as locations and weights above."""
+    return _forward(value, levels, references, offsets, logits)
+
+
+def fused_backward(
+    grad_output: Tensor,
+    value: Tensor,
+    levels: Tensor,
+    references: Tensor,
+    offsets: Tensor,
+    logits: Tensor,
+    needs: tuple[bool, bool, bool, bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of value, references, offsets and logits, each in its input's dtype; empty where not needed."""
+    return _backward(grad_output, value, levels, references, offsets, logits, needs)
+
+
+def _forward(value: Tensor, levels: Tensor, references: Tensor | None, points: Tensor, weights: Tensor) -> Tensor:
+    B, S, H, D = value.shape
+    Q = points.shape[1]
+    output = value.new_empty(B, Q, H * D, dtype=stored_dtype(value))
+    if output.numel() == 0:
+        return output.to(value.dtype)
+    value, references, points, weights = _dense_rows(value, references, points, weights)
+    meta = meta_parameters(value, references, points, weights)
+    with device_of(value):
+        forward_kernel[grid(B, H, Q, meta)](
+            value,
+            levels,
+            points,
+            weights,
+            references,
+            output,
+            S,
+            Q,
+            H,
+            *value.stride()[:3],
+            *points.stride()[:3],
+            *weights.stride()[:3],
+            *(references.stride()[:3] if references is not None else (0, 0, 0)),
+            **meta,
+        )
+    return output.to(value.dtype)
+
+
+def _backward(
+    grad_output: Tensor,
+    value: Tensor,
+    levels: Tensor,
+    references: Tensor | None,
+    points: Tensor,
+    weights: Tensor,
+    needs: tuple[bool, bool, bool, bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    B, S, H, D = value.shape
+    Q, L = points.shape[1], points.shape[3]
+    need_value, need_references, need_points, need_weights = needs
+    if need_value:
+        _refuse_if_deterministic()
+    compute = compute_dtype(value, references, points, weights)
+    # reductions in float32 whatever the dtype, rounded once at the end: repeated 16-bit adds lose percents
+    grad_value = value.new_zeros((B, S, H, D) if need_value else 0, dtype=compute)
+    grad_points = points.new_empty(points.shape if need_points else 0, dtype=stored_dtype(points))
+    grad_weights = weights.new_empty(weights.shape if need_weights else 0, dtype=stored_dtype(weights))
+    coordinates = 2 if references is None else references.shape[-1]
+    shares = value.new_empty((B, Q, H, L, coordinates) if need_references else 0, dtype=compute)
+    if B * Q > 0:
+        value, references, points, weights = _dense_rows(value, references, points, weights)
+        if grad_output.stride(-1) != 1:  # what sum().backward() gives: every stride zero
+            grad_output = grad_output.contiguous()
+        meta = backward_parameters(meta_parameters(value, references, points, weights), needs)
+        with device_of(value):
+            backward_kernel[grid(B, H, Q, meta)](
+                grad_output,
+                value,
+                levels,
+                points,
+                weights,
+                references,
+                grad_value,
+                grad_points,
+                grad_weights,
+                shares,
+                S,
+                Q,
+                H,
+                *grad_output.stride()[:2],
+                *value.stride()[:3],
+                *points.stride()[:3],
+                *weights.stride()[:3],
+                *(references.stride()[:3] if references is not None else (0, 0, 0)),
+                **meta,
+            )
+    grad_references = value.new_empty(0)
+    if references is not None and need_references:
+        grad_references = shares.sum(2).to(references.dtype)
+    return (
+        grad_value.to(value.dtype),
+        grad_references,
+        grad_points.to(points.dtype),
+        grad_weights.to(weights.dtype),
+    )
+
+
+def meta_parameters(value: Tensor, references: Tensor | None, points: Tensor, weights: Tensor) -> dict[str, Any]:
+    """The compile-time parameters of a call; heights, widths, S and Q are none of them, so that an image of another
+    size compiles nothing."""
+    _, Q, H, L, P, _ = points.shape
+    D = value.shape[3]
+    double = compute_dtype(value, references, points, weights) is torch.float64
+    wide = max(_span(t) for t in (value, points, weights)) >= _INT32_LIMIT or value.shape[1] * H * D >= _INT32_LIMIT
+    block_d = triton.next_power_of_2(D)
+    # the points of a level are unrolled, levels are not: 16 points unrolled are 100 kB of backward code, and compile
+    # in half a minute where four take a few seconds
+    unroll = P if P <= 4 and block_d == D and D <= 64 else 1
+    if interpreting():  # its cost is per program and per operation, whatever their size
+        block_q = triton.next_power_of_2(Q)
+    else:
+        block_q = max(1, min(64, (512 if double else 1024) // block_d))
+    return {
+        "D": D,
+        "L": L,
+        "P": P,
+        "FUSED": references is not None,
+        "BOXES": references is not None and references.shape[-1] == 4,
+        "COMPUTE": tl.float64 if double else tl.float32,
+        "WIDE": wide,
+        "UNROLL": unroll,
+        "BLOCK_Q": block_q,
+        "BLOCK_D": block_d,
+        "BLOCK_LP": max(triton.next_power_of_2(L * P), block_d),
+    }
+
+
+def backward_parameters(meta: dict[str, Any], needs: tuple[bool, bool, bool, bool]) -> dict[str, Any]:
+    """The backward's compile-time parameters beyond the forward's.
+
+    The small gradients of a query are collected in register tiles, as wide as the channels where they fit: then the
+    tiles share one register layout, and nothing passes through shared memory.
+    """
+    block_2lp = max(triton.next_power_of_2(2 * meta["L"] * meta["P"]), meta["BLOCK_D"])
+    names = ("NEED_VALUE", "NEED_REFERENCES", "NEED_POINTS", "NEED_WEIGHTS")
+    block_q = meta["BLOCK_Q"]
+    if not interpreting():
+        block_q = max(1, min(block_q, 4096 // block_2lp))
+    return meta | dict(zip(names, needs, strict=True)) | {
+        "BLOCK_Q": block_q,
+        "BLOCK_2LP": block_2lp,
+    }
+
+
+def compute_dtype(*tensors: Tensor | None) -> torch.dtype:
+    """float64 if any input is, else float32."""
+    return torch.float64 if any(t is not None and t.dtype is torch.float64 for t in tensors) else torch.float32
+
+
+def stored_dtype(tensor: Tensor) -> torch.dtype:
+    """The dtype a kernel stores for a result of ``tensor``'s dtype: that one; float32 for bfloat16 in the interpreter,
+    whose conversion truncates where the device rounds to nearest."""
+    return torch.float32 if interpreting() and tensor.dtype is torch.bfloat16 else tensor.dtype
+
+
+def grid(B: int, H: int, Q: int, meta: dict[str, Any]) -> tuple[int]:
+    """Query blocks run fastest, then heads, then the batch: neighbours in time share a head's pixels in the cache."""
+    return (B * H * triton.cdiv(Q, meta["BLOCK_Q"]),)
+
+
+def device_of(value: Tensor) -> Any:
+    """Launch on value's device; Triton launches on the current one."""
+    return torch.cuda.device_of(value)
+
+
+def _dense_rows(
+    value: Tensor, references: Tensor | None, points: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+    """The kernels take any stride of batch, pixel, query and head; what lies inside one row has to be dense."""
+    if value.stride(3) != 1:
+        value = value.contiguous()
+    L, P = points.shape[3:5]
+    if points.stride()[3:] != (2 * P, 2, 1):
+        points = points.contiguous()
+    if weights.stride()[3:] != (P, 1):
+        weights = weights.contiguous()
+    if references is not None and references.stride(3) != 1:
+        references = references.contiguous()
+    return value, references, points, weights
+
+
+def _span(tensor: Tensor) -> int:
+    """Elements from the first to the last of one batch entry and one head, as the kernels' offsets count them."""
+    sizes, strides = tensor.shape[1:], tensor.stride()[1:]
+    return 1 + sum((size - 1) * abs(stride) for size, stride in zip(sizes, strides, strict=True))
+
+
+def _refuse_if_deterministic() -> None:
+    """PyTorch's convention for an operation without a deterministic implementation."""
+    if not torch.are_deterministic_algorithms_enabled():
+        return
+    message = (
+        "the gradient of value in the triton backend of multi-scale deformable attention adds atomically and has no "
+        "deterministic implementation, but torch.use_deterministic_algorithms(True) is set"
+    )
+    if torch.is_deterministic_algorithms_warn_only_enabled():
+        import warnings
+
+        warnings.warn(message, stacklevel=2)
+        return
+    raise RuntimeError(message)

@@ -1,0 +1,60 @@
+"""Bilinear sampling of one point by a tile of queries: the arithmetic that forward and backward share.
+
+    pixel x = location * w - 0.5 (align_corners=False); the four neighbours are floor(x), floor(x)+1 in each direction,
+    weighted by their distance; a neighbour outside the level is skipped.
+
+Everything here works on vectors [BLOCK_Q], one element per query; a tile's lanes along the channels repeat it.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def level_total(levels_ptr, L: tl.constexpr, S):
+    """Whether the level sizes add up to S, each at least 1; the kernels turn sizes that don't into NaN, not into reads
+    outside the tensor. Sizes are compared with S before they are multiplied, so that nothing overflows."""
+    total = tl.zeros((), tl.int64)
+    fits = total == 0
+    for level in range(L):
+        h = tl.load(levels_ptr + 2 * level)
+        w = tl.load(levels_ptr + 2 * level + 1)
+        fits = fits & (h >= 1) & (w >= 1) & (h <= S) & (w <= S)
+        total += h * w
+    return fits & (total == S)
+
+
+@triton.jit
+def settle(x, extent):
+    """Move a far coordinate to just outside the level, where the sample is zero, before it becomes an integer. NaN
+    stays NaN."""
+    x = tl.where(x < -2.0, -2.0, x)
+    return tl.where(x > extent + 1.0, extent + 1.0, x)
+
+
+@triton.jit
+def neighbours(x, y, w, h, start, in_range):
+    """The four neighbours of settled pixel coordinates x, y in a level of w x h pixels beginning at ``start``.
+
+    Returns (index of the upper left one among the S pixels, four masks: upper left, upper right, lower left, lower
+    right, fx, fy). The index has the integer type of ``start``; the others are at +1, +w and +w+1.
+    """
+    floor_x = tl.floor(x)
+    floor_y = tl.floor(y)
+    # a comparison with NaN is false: only then is the conversion to an integer defined
+    column = tl.where(floor_x >= -2.0, floor_x, -2.0).to(tl.int32)
+    row = tl.where(floor_y >= -2.0, floor_y, -2.0).to(tl.int32)
+    left = (column >= 0) & (column < w) & in_range
+    right = (column >= -1) & (column < w - 1) & in_range
+    upper = (row >= 0) & (row < h)
+    lower = (row >= -1) & (row < h - 1)
+    pixel = start + (row * w + column)
+    return pixel, upper & left, upper & right, lower & left, lower & right, x - floor_x, y - floor_y
+
+
+@triton.jit
+def row_logits(rows, in_range, COUNT: tl.constexpr, WIDTH: tl.constexpr, COMPUTE: tl.constexpr):
+    """COUNT logits of each row as a tile [BLOCK_Q, WIDTH], minus infinity beyond them. WIDTH is that of the channels
+    where COUNT fits, so that a row's reduction lies in the registers where the channels' lanes want it."""
+    k = tl.arange(0, WIDTH)[None, :]
+    return tl.load(rows[:, None] + k, mask=in_range[:, None] & (k < COUNT), other=float("-inf")).to(COMPUTE)
