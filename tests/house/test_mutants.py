@@ -18,7 +18,7 @@ TOY = {
     ("ambiguous", "(x: int)", "(y: int)", "test_toy.py"): ("ERROR", "holds the old text 2 times, expected once"),
     ("same", "return 2 * x", "return 2 * x", "test_toy.py"): ("ERROR", "old and new text are the same"),
     ("no test", "return 2 * x", "return x", "test_gone.py"): ("ERROR", "test_gone.py does not exist"),
-    ("no python", "return 2 * x", "return (", "test_toy.py"): ("ERROR", "1 error"),
+    ("no python", "return 2 * x", "return (", "test_toy.py"): ("ERROR", "ERROR test_toy.py"),
     ("red anyway", "return 2 * x", "return x", "test_red.py"): ("ERROR", "before any mutation"),
     ("unselected", "return 2 * x", "return x", "test_toy.py -k nothing"): ("ERROR", "before any mutation"),
 }

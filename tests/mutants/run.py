@@ -86,15 +86,17 @@ def run_tests(tree: Path, tests: str, interpreter: bool) -> subprocess.Completed
     return subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, check=False)
 
 
-def last_line(answer: subprocess.CompletedProcess[str]) -> str:
-    return ((answer.stdout + answer.stderr).strip().splitlines() or ["no output"])[-1]
+def gist(answer: subprocess.CompletedProcess[str]) -> str:
+    """The line of pytest's output that says most: the first failure, or the last line."""
+    lines = (answer.stdout + answer.stderr).strip().splitlines() or ["no output"]
+    return next((line for line in lines if line.startswith(("FAILED", "ERROR"))), lines[-1])
 
 
 def why_not_green(tree: Path, tests: str, interpreter: bool) -> str | None:
     """Why the tests prove nothing in the unbroken tree, or None where at least one runs and all pass."""
     answer = run_tests(tree, tests, interpreter)
     if answer.returncode != 0 or " passed" not in answer.stdout:
-        return f"before any mutation, `pytest {tests}` said: {last_line(answer)}"
+        return f"before any mutation, `pytest {tests}` said: {gist(answer)}"
     return None
 
 
@@ -113,7 +115,7 @@ def attempt(mutation: Mutation, tree: Path) -> Outcome:
         1: "killed",
     }  # pytest: 0 all passed, 1 tests failed, others: no test ran
     verdict = verdicts.get(answer.returncode, "ERROR")
-    return Outcome(mutation, verdict, time.monotonic() - start, "" if verdict == "killed" else last_line(answer))
+    return Outcome(mutation, verdict, time.monotonic() - start, "" if verdict == "killed" else gist(answer))
 
 
 def run_all(mutations: Sequence[Mutation], root: Path, jobs: int) -> list[Outcome]:
