@@ -72,7 +72,8 @@ class MSDeformAttn(nn.Module):
         input_level_start_index  (L,), computed from the shapes if left out
         input_padding_mask     (B, S), bool, True where padded: the value is zero there
 
-        Returns (B, Q, d_model). Raises ValueError naming the argument whose shape is wrong.
+        Returns (B, Q, d_model). Raises ValueError naming the argument whose shape is wrong, and TypeError for a mask
+        that is not bool.
         """
         self._check(query, reference_points, input_flatten, input_padding_mask)
         value = self.value_proj(input_flatten)
@@ -105,6 +106,8 @@ class MSDeformAttn(nn.Module):
             raise ValueError(
                 f"input_padding_mask: expected (B={inputs.shape[0]}, S={inputs.shape[1]}), got {tuple(mask.shape)}"
             )
+        if mask is not None and mask.dtype != torch.bool:
+            raise TypeError(f"input_padding_mask: expected bool, True where padded, got {mask.dtype}")
 
     def extra_repr(self) -> str:
         return (

@@ -71,10 +71,7 @@ def create_model(
     """
     if name not in MODELS:
         raise ValueError(f"name: expected one of {', '.join(list_models())}, got {name!r}")
-    fields = [field.name for field in dataclasses.fields(DeformableDetrConfig)]
-    for key in overrides:
-        if key not in fields:
-            raise ValueError(f"{key}: not a field of the model's configuration, which has {', '.join(fields)}")
+    _check_fields(overrides)
     if backbone_weights is not None:
         overrides.setdefault("backbone_frozen", True)
     config = dataclasses.replace(MODELS[name], num_classes=num_classes, **overrides)
@@ -85,8 +82,12 @@ def create_model(
 
 
 def build_model(config: DeformableDetrConfig | dict[str, Any], *, attn_backend: str = "auto") -> DeformableDetr:
-    """The randomly initialised detector that `config` describes, or its ``dataclasses.asdict`` (from a checkpoint)."""
+    """The randomly initialised detector that `config` describes, or its ``dataclasses.asdict`` (from a checkpoint).
+
+    Raises ValueError for a dict with a field that the configuration does not have, or a value that does not fit.
+    """
     if isinstance(config, dict):
+        _check_fields(config)
         config = DeformableDetrConfig(**config)
     return DeformableDetr(config, attn_backend=attn_backend)
 
@@ -95,3 +96,10 @@ def create_criterion(config_or_model: DeformableDetrConfig | nn.Module) -> SetCr
     """The losses of a detector, or of its configuration, with the published weights."""
     config = config_or_model.config if isinstance(config_or_model, nn.Module) else config_or_model
     return SetCriterion(aux_layers=config.dec_layers - 1 if config.aux_loss else 0, two_stage=config.two_stage)
+
+
+def _check_fields(fields: dict[str, Any]) -> None:
+    known = [field.name for field in dataclasses.fields(DeformableDetrConfig)]
+    for name in fields:
+        if name not in known:
+            raise ValueError(f"{name}: not a field of the model's configuration, which has {', '.join(known)}")
