@@ -1,0 +1,80 @@
+"""Where a number comes from: what is written beside every result, so that a row stands by itself."""
+
+import datetime
+import importlib.metadata
+import os
+import platform
+import shlex
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_ROOT = Path(__file__).resolve().parent.parent
+
+
+def provenance(device: torch.device, command: list[str]) -> dict[str, Any]:
+    """Commit, machine, versions, date and command, as JSON-serialisable values; None where something is unknown."""
+    commit, dirty = _commit()
+    return {
+        "commit": commit,
+        "dirty": dirty,
+        "device": device_name(device),
+        "driver": _driver(device),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "triton": _version("triton"),
+        "deformops": _version("deformops"),
+        "python": platform.python_version(),
+        "host_cpu": host_cpu(),
+        "host_threads": torch.get_num_threads(),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": shlex.join(command),
+    }
+
+
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def host_cpu() -> str:
+    """The processor's name, and how many of its threads this process may use."""
+    name = platform.processor() or platform.machine()
+    information = Path("/proc/cpuinfo")
+    if information.is_file():
+        names = [line.split(":", 1)[1].strip() for line in information.read_text().splitlines() if "model name" in line]
+        name = names[0] if names else name
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{name}, {usable} threads"
+
+
+def _commit() -> tuple[str | None, bool | None]:
+    """The checkout's commit, and whether tracked files differ from it; results being appended do not count."""
+    commit = _output(["git", "-C", str(_ROOT), "rev-parse", "HEAD"])
+    status = ["git", "-C", str(_ROOT), "status", "--porcelain", "--untracked-files=no", "--", ".", ":!bench/results"]
+    changes = _output(status)
+    return commit, None if commit is None or changes is None else bool(changes)
+
+
+def _driver(device: torch.device) -> str | None:
+    if device.type != "cuda":
+        return None
+    answer = _output(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"])
+    return answer.splitlines()[0] if answer else None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _output(command: list[str]) -> str | None:
+    """What a command prints, or None where it is missing or fails."""
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout.strip() if answer.returncode == 0 else None

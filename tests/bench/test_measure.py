@@ -1,0 +1,58 @@
+"""Medians, spread and the number of calls; what a GPU measures is proved on a GPU."""
+
+import time
+
+import pytest
+import torch
+from msdeform.bench import measure
+
+CPU = torch.device("cpu")
+
+
+def test_median_and_spread() -> None:
+    timing = measure._summary([5.0, 1.0, 2.0, 3.0, 4.0, 6.0], None)
+    assert (timing.median_us, timing.p20_us, timing.p80_us, timing.calls) == (3.5, 2.0, 5.0, 6)
+
+
+def test_a_slow_call_is_timed_ten_times_and_measured_right() -> None:
+    seen: list[int] = []
+
+    def call(i: int) -> None:
+        seen.append(i)
+        time.sleep(0.004)
+
+    timing = measure.time_call(call, CPU, seconds=0.0)
+    assert timing.calls == 10
+    assert seen == [0, 1, 2, *range(10)]  # the warm-up, then the calls
+    assert 4000 <= timing.p20_us <= timing.median_us <= timing.p80_us < 100_000
+    assert timing.dispatch_us is None
+
+
+def test_a_fast_call_stops_at_two_hundred() -> None:
+    assert measure.time_call(lambda i: None, CPU, seconds=60.0).calls == 200
+
+
+def test_a_cpu_needs_one_set_and_tells_no_memory() -> None:
+    assert measure.sets_past_cache([torch.empty(10)], CPU) == 1
+    assert measure.peak_memory_mb(lambda i: None, CPU) is None
+
+
+def test_sets_exceed_the_cache_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Properties:
+        L2_cache_size = 4000
+
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Properties)
+    cuda = torch.device("cuda")
+    assert measure.sets_past_cache([torch.empty(500), torch.empty(250)], cuda) == 3  # 3,000 bytes a set
+    assert measure.sets_past_cache([torch.empty(5000)], cuda) == 2
+    assert measure.sets_past_cache([torch.empty(1)], cuda) == 8
+
+
+@pytest.mark.gpu
+def test_time_on_the_device() -> None:
+    device = torch.device("cuda", torch.cuda.current_device())
+    matrix = torch.randn(4096, 4096, device=device)
+    one = measure.time_call(lambda i: matrix @ matrix, device, seconds=0.1)
+    two = measure.time_call(lambda i: matrix @ (matrix @ matrix), device, seconds=0.1)
+    assert 1.5 < two.median_us / one.median_us < 2.5
+    assert measure.peak_memory_mb(lambda i: matrix + 1, device) == pytest.approx(67.1, abs=3)
