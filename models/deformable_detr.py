@@ -4,7 +4,6 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -78,10 +77,10 @@ class BoxHead(nn.Module):
 
     def __init__(self, hidden_dim: int) -> None:
         super().__init__()
-        widths = (hidden_dim, hidden_dim, hidden_dim, 4)
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
-        nn.init.zeros_(self.layers[-1].weight)
-        nn.init.zeros_(self.layers[-1].bias)
+        first, second, last = (nn.Linear(hidden_dim, out) for out in (hidden_dim, hidden_dim, 4))
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.layers = nn.ModuleList([first, second, last])
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers[:-1]:
@@ -121,24 +120,24 @@ class DeformableDetr(nn.Module):
             # position, then content
             self.query_embed = nn.Embedding(config.num_queries, 2 * width)
         # a sequence of one: the official names count the sine position, which has no weights, as its second
-        self.backbone = nn.Sequential(Backbone(config.backbone, min(levels, 3), frozen=config.backbone_frozen))
-        self.input_proj = _projections(self.backbone[0].channels, levels, width)
+        backbone = Backbone(config.backbone, min(levels, 3), frozen=config.backbone_frozen)
+        self.backbone = nn.Sequential(backbone)
+        self.input_proj = _projections(backbone.channels, levels, width)
 
     def _build_heads(self) -> None:
         config = self.config
-        class_head = nn.Linear(config.hidden_dim, config.num_classes)
-        nn.init.constant_(class_head.bias, -math.log((1 - PRIOR) / PRIOR))
-        box_head = BoxHead(config.hidden_dim)
+        # layers that refine have heads of their own, others share one; in two stages the last is the encoder's
         heads = config.dec_layers + int(config.two_stage)
+        class_head, box_head = nn.Linear(config.hidden_dim, config.num_classes), BoxHead(config.hidden_dim)
+        nn.init.constant_(class_head.bias, -math.log((1 - PRIOR) / PRIOR))
+        class_heads, box_heads = [class_head] * heads, [box_head] * heads
         if config.with_box_refine:
-            self.class_embed = nn.ModuleList(copy.deepcopy(class_head) for _ in range(heads))
-            self.bbox_embed = nn.ModuleList(copy.deepcopy(box_head) for _ in range(heads))
-        else:
-            self.class_embed = nn.ModuleList([class_head] * heads)
-            self.bbox_embed = nn.ModuleList([box_head] * heads)
+            class_heads = [copy.deepcopy(head) for head in class_heads]
+            box_heads = [copy.deepcopy(head) for head in box_heads]
         if not config.two_stage:
             # learned references have no size: boxes start at sigmoid(-2) = 0.12 of the image
-            nn.init.constant_(self.bbox_embed[0].layers[-1].bias[2:], -2.0)
+            nn.init.constant_(box_heads[0].get_parameter("layers.2.bias")[2:], -2.0)
+        self.class_embed, self.bbox_embed = nn.ModuleList(class_heads), nn.ModuleList(box_heads)
         # official checkpoints carry these heads under a second name
         if config.with_box_refine:
             self.transformer.decoder.bbox_embed = self.bbox_embed
@@ -178,13 +177,13 @@ class DeformableDetr(nn.Module):
 
 def _projections(channels: Sequence[int], levels: int, width: int) -> nn.ModuleList:
     """A 1x1 convolution for each map of the backbone, then 3x3 ones of stride 2 for the coarser levels."""
-    convolutions: list[nn.Module] = [nn.Conv2d(c, width, 1) for c in channels]
+    convolutions = [nn.Conv2d(c, width, 1) for c in channels]
     for level in range(len(channels), levels):
         source = channels[-1] if level == len(channels) else width
         convolutions.append(nn.Conv2d(source, width, 3, stride=2, padding=1))
     for convolution in convolutions:
         nn.init.xavier_uniform_(convolution.weight)
-        nn.init.zeros_(convolution.bias)
+        nn.init.zeros_(convolution.get_parameter("bias"))
     # 32 groups as published, but fewer where a group would have less than 4 channels: one channel on a map of one
     # pixel would be normalised to nothing
     groups = math.gcd(32, width // 4)

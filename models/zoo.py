@@ -2,11 +2,9 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from torch import nn
-
-from .backbone import load_backbone_weights
+from .backbone import Backbone, load_backbone_weights
 from .criterion import SetCriterion
 from .deformable_detr import DeformableDetr, DeformableDetrConfig
 
@@ -77,7 +75,7 @@ def create_model(
     config = dataclasses.replace(MODELS[name], num_classes=num_classes, **overrides)
     model = build_model(config, attn_backend=attn_backend)
     if backbone_weights is not None:
-        load_backbone_weights(model.backbone[0], config.backbone, backbone_weights)
+        load_backbone_weights(cast(Backbone, model.backbone[0]), config.backbone, backbone_weights)
     return model
 
 
@@ -92,9 +90,9 @@ def build_model(config: DeformableDetrConfig | dict[str, Any], *, attn_backend: 
     return DeformableDetr(config, attn_backend=attn_backend)
 
 
-def create_criterion(config_or_model: DeformableDetrConfig | nn.Module) -> SetCriterion:
+def create_criterion(config_or_model: DeformableDetrConfig | DeformableDetr) -> SetCriterion:
     """The losses of a detector, or of its configuration, with the published weights."""
-    config = config_or_model.config if isinstance(config_or_model, nn.Module) else config_or_model
+    config = config_or_model.config if isinstance(config_or_model, DeformableDetr) else config_or_model
     return SetCriterion(aux_layers=config.dec_layers - 1 if config.aux_loss else 0, two_stage=config.two_stage)
 
 
