@@ -45,6 +45,7 @@ def host_kernels(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., nvrt
             options = ["-std=c++17", "-O1", "-shared", "-fPIC", f"-I{SHIM}"]
             subprocess.run([compiler, *options, *flags, *sources], check=True)
             loaded = ctypes.CDLL(str(library))
+            loaded.run_forward.library = loaded
             built[dtypes] = nvrtc.Kernels(loaded.run_forward, loaded.run_backward)
         return built[dtypes]
 
@@ -214,22 +215,53 @@ def test_reads_nothing_beyond_value(device: str) -> None:
     assert all(t.isfinite().all() for t in (output, *gradients))
 
 
-def test_addresses_past_two_to_the_31(device: str, tmp_path: Path) -> None:
-    if device == "cuda":
-        pytest.skip("proved on the host, where a sparse file stands in for the memory")
-    stride = 1 << 30  # the last pixel lies 5 * 2**30 elements in
-    sparse = np.memmap(tmp_path / "value", np.float16, mode="w+", shape=(5 * stride + 64,))
-    value = torch.from_numpy(sparse).as_strided((1, 6, 1, 4), (0, stride, 0, 1))
-    _, levels, locations, weights = make(device, ((2, 3),), B=1, H=1, D=4, dtypes=(F16, F32, F32))
-    value.copy_(torch.randn(1, 6, 1, 4))
-    compact = value.clone(memory_format=torch.contiguous_format)
-    assert torch.equal(
-        launch.forward(value, levels, locations, weights), launch.forward(compact, levels, locations, weights)
-    )
-    grad_output = torch.ones(1, 5, 4, dtype=F16)
-    _, *far = launch.backward(grad_output, value, levels, locations, weights, (False, True, True))
-    _, *near = launch.backward(grad_output, compact, levels, locations, weights, (False, True, True))
-    assert all(torch.equal(a, b) for a, b in zip(far, near, strict=True))
+@pytest.mark.parametrize(
+    ("sizes", "stride"),
+    [
+        (((2, 3),), 1 << 30),  # far apart in memory: the last pixel lies 5 * 2**30 elements in
+        (((50_000, 50_001),), 1),  # more pixels than 31 bits count
+    ],
+)
+def test_addresses_past_two_to_the_31(
+    host_kernels: Callable[..., nvrtc.Kernels],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    sizes: contract.Sizes,
+    stride: int,
+) -> None:
+    """On the host alone: a sparse file stands in for the memory."""
+    monkeypatch.setattr(launch, "kernels", host_kernels)
+    monkeypatch.setattr(launch, "_launch", emulate)
+    ((h, w),) = sizes
+    S, last = h * w, torch.tensor([w - 1.25, h - 1.25])
+    sparse = np.memmap(tmp_path / "value", np.float16, mode="w+", shape=((S - 1) * stride + 1,))
+    far = torch.from_numpy(sparse).as_strided((1, S, 1, 1), (0, stride, 0, 1))
+    near = torch.tensor([1.0, 2.0, 3.0, 4.0], dtype=torch.float16)
+    far[0, -w - 2, 0], far[0, -w - 1, 0], far[0, -2, 0], far[0, -1, 0] = near[:, None]
+    # the same corner of a level of 2x2 pixels; float64 locations, because float32 has no fractions there
+    compact, small = near.view(1, 4, 1, 1), torch.tensor([0.75, 0.75])
+    results = []
+    for value, levels, pixel, size in (
+        (far, torch.tensor(sizes), last, torch.tensor([w, h])),
+        (compact, torch.tensor([[2, 2]]), small, torch.tensor([2, 2])),
+    ):
+        locations = ((pixel.double() + 0.5) / size).view(1, 1, 1, 1, 1, 2)
+        weights = torch.ones(1, 1, 1, 1, 1)
+        output = launch.forward(value, levels, locations, weights)
+        needs = (False, True, True)
+        _, grad_locations, grad_weights = launch.backward(output, value, levels, locations, weights, needs)
+        results.append((output, grad_locations / size, grad_weights))
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other)
+    assert results[0][0].item() == 3.25
+
+
+def test_division_of_row_numbers(host_kernels: Callable[..., nvrtc.Kernels]) -> None:
+    library = host_kernels(None, nvrtc.Dtypes("float32", "float32", "float32")).forward.library
+    answer = (ctypes.c_int64 * 2)()
+    for a, b in ((7, 3), (2**31 - 1, 8), (2**31, 8), (5 * 2**31 + 7, 300), (2**40, 2**33 + 1)):
+        library.run_divide(ctypes.c_int64(a), ctypes.c_int64(b), answer)
+        assert tuple(answer) == divmod(a, b)
 
 
 @pytest.mark.parametrize("coordinate", [0, 1])

@@ -162,3 +162,9 @@ extern "C" void run_forward(const int64_t* arguments, int64_t count, int64_t gri
 extern "C" void run_backward(const int64_t* arguments, int64_t count, int64_t grid, unsigned x, unsigned y) {
     run(msda_backward, arguments, count, grid, x, y);
 }
+
+extern "C" void run_divide(int64_t a, int64_t b, int64_t* answer) {
+    long long remainder;
+    answer[0] = divide(a, b, remainder);
+    answer[1] = remainder;
+}
