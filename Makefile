@@ -37,7 +37,7 @@ check: $(READY)  ## lint, formatting and types
 	$(BIN)/ruff format --check .
 	@rm -rf build/types build/lib build/bdist.*
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --target build/types .
-	cd build/types && $(abspath $(BIN))/python -m mypy --config-file $(CURDIR)/pyproject.toml -p msdeform
+	cd build/types && $(abspath $(BIN))/python -m mypy --config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/.mypy_cache -p msdeform
 
 bench: $(READY)  ## time operator and module on every backend that runs here
 	$(BIN)/python -m msdeform.bench
