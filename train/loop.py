@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..models.matcher import NonFiniteCostError
 from ..models.zoo import create_criterion
@@ -105,6 +105,7 @@ class Training:
         self.optimizer.zero_grad(set_to_none=True)
         # one number for all micro-batches makes their losses add up to the whole batch's
         num_boxes = float(max(1, sum(len(target["labels"]) for _, target in samples)))
+        averages = _running_averages(self.model)
         sums: dict[str, float] = {}
         try:
             for start in range(0, len(samples), optim.micro_batch):
@@ -120,6 +121,8 @@ class Training:
             self.nonfinite_in_a_row = 0
         else:
             self.optimizer.zero_grad(set_to_none=True)
+            for buffer, saved in averages:  # the forward pass has moved them already
+                buffer.copy_(saved)
             self.nonfinite_in_a_row += 1
         self.scheduler.step()
         self.steps_done += 1
@@ -167,6 +170,12 @@ class Training:
         self.steps_done = state["step"]
         self.nonfinite_in_a_row = state["nonfinite_in_a_row"]
         set_random_state(state["random_state"])
+
+
+def _running_averages(model: nn.Module) -> list[tuple[Tensor, Tensor]]:
+    """The buffers of trainable batch norms, each with a copy; frozen norms never change."""
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    return [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers()]
 
 
 def run_steps(options: TrainOptions, n: int) -> list[float]:
@@ -296,7 +305,7 @@ def _introduce(training: Training, validation: Any, out: Path, log: RunLog, bar:
     options = training.options
     parameters = sum(parameter.numel() for parameter in training.model.parameters())
     bar.say(
-        f"{options.model.model}: {parameters / 1e6:.1f} M parameters, "
+        f"{options.model.model}: {parameters:,} parameters, "
         f"{training.backend} attention on {training.device}, {options.optim.precision}"
     )
     bar.say(

@@ -30,7 +30,7 @@ def mask_polygons(mask: np.ndarray) -> list[list[float]]:
     for side, (dy, dx) in steps.items():
         neighbour = np.roll(padded, (-dy, -dx), axis=(0, 1))
         (ax, ay), (bx, by) = corners[side]
-        edges = np.argwhere(padded & ~neighbour) + [top - 1, left - 1]
+        edges = np.argwhere(padded & ~neighbour) + np.array([top - 1, left - 1])
         for y, x in edges.tolist():
             ends.setdefault((x + ax, y + ay), []).append((x + bx, y + by))
     return [[float(number) for corner in loop for number in corner] for loop in _loops(ends) if _signed_area(loop) > 0]

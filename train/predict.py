@@ -82,7 +82,7 @@ def image_ids(files: list[Path]) -> list[int]:
 
 
 def detect_one(trained: Trained, image: Tensor, size: Size) -> dict[str, Tensor]:
-    """Detections in one image (3, H, W) uint8: ``scores``, ``labels`` and ``boxes`` (xyxy in its pixels), best first."""
+    """Detections in an image (3, H, W) uint8: ``scores``, ``labels``, ``boxes`` (xyxy in its pixels), best first."""
     height, width = image.shape[-2:]
     resized = F.resize(image, list(size.fit(height, width)), antialias=True)
     with evaluating(trained.model):

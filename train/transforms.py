@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torchvision import tv_tensors
-from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from .coco import Sample, Target
@@ -76,7 +75,13 @@ class RandomSizes:
         top, left = _draw(image.shape[-2] - height + 1), _draw(image.shape[-1] - width + 1)
         image = F.crop(image, top, left, height, width)
         boxes = F.clamp_bounding_boxes(F.crop(target["boxes"], top, left, height, width))
-        image, target = v2.SanitizeBoundingBoxes(min_size=1e-3)(image, {**target, "boxes": boxes})
+        # what the crop cut away keeps no box, as published; one that it only cut keeps what is left
+        left_over = (boxes[:, 2:] > boxes[:, :2]).all(1)
+        target = {
+            **target,
+            "labels": target["labels"][left_over],
+            "boxes": tv_tensors.wrap(boxes[left_over], like=boxes),
+        }
         return self.direct[_draw(len(self.direct))](image, target)
 
     def _crop_side(self, side: int) -> int:
