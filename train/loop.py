@@ -38,7 +38,7 @@ from .data import batches_per_epoch, to_device, training_data, training_loader, 
 from .evaluate import autocast, coco_metrics, detect, evaluating
 from .files import atomic_file
 from .log import Display, RunLog, display
-from .optim import make_optimizer, make_scheduler
+from .optim import Schedule, make_optimizer, rate_at
 
 
 class Training:
@@ -70,7 +70,7 @@ class Training:
 
         self.steps_per_epoch = batches_per_epoch(len(self.data), optim.batch_size)
         self.total_steps = min(optim.epochs * self.steps_per_epoch, optim.max_steps or sys.maxsize)
-        self.scheduler = make_scheduler(self.optimizer, optim, self.steps_per_epoch, self.total_steps)
+        self.schedule = Schedule(self.optimizer, rate_at(optim, self.steps_per_epoch, self.total_steps))
         self.steps_done = 0
         self.nonfinite_in_a_row = 0
         if resume is not None:
@@ -102,6 +102,7 @@ class Training:
         """
         optim = self.options.optim
         self.model.train()
+        self.schedule.set(self.steps_done)
         self.optimizer.zero_grad(set_to_none=True)
         # one number for all micro-batches makes their losses add up to the whole batch's
         num_boxes = float(max(1, sum(len(target["labels"]) for _, target in samples)))
@@ -124,7 +125,6 @@ class Training:
             for buffer, saved in averages:  # the forward pass has moved them already
                 buffer.copy_(saved)
             self.nonfinite_in_a_row += 1
-        self.scheduler.step()
         self.steps_done += 1
         return {**sums, "grad_norm": float(norm), "finite": float(finite)}
 
@@ -149,7 +149,6 @@ class Training:
             "categories": category_list(self.data.annotations.categories),
             "attn_backend": self.backend,
             "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
             "step": self.steps_done,
             "epoch": self.epoch,
             "nonfinite_in_a_row": self.nonfinite_in_a_row,
@@ -166,7 +165,6 @@ class Training:
             raise ValueError(f"{run} was trained on other classes; --init-from takes its weights for new data")
         load_model_state(self.model, state["model"], run)
         self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
         self.steps_done = state["step"]
         self.nonfinite_in_a_row = state["nonfinite_in_a_row"]
         set_random_state(state["random_state"])

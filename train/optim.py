@@ -38,7 +38,8 @@ def make_optimizer(model: nn.Module, options: Optim, *, backbone_trained: bool) 
     if backbone is None:
         backbone = options.lr / 10 if backbone_trained else options.lr
     groups = parameter_groups(model, options.lr, backbone, options.lr * options.lr_factor_offsets)
-    return torch.optim.AdamW(groups, lr=options.lr, weight_decay=options.weight_decay)
+    # one pass over the parameters instead of a dozen: on a small net a sixth of the step
+    return torch.optim.AdamW(groups, lr=options.lr, weight_decay=options.weight_decay, fused=True)
 
 
 def rate_at(options: Optim, steps_per_epoch: int, total_steps: int) -> Callable[[int], float]:
@@ -56,8 +57,15 @@ def rate_at(options: Optim, steps_per_epoch: int, total_steps: int) -> Callable[
     return factor
 
 
-def make_scheduler(
-    optimizer: torch.optim.Optimizer, options: Optim, steps_per_epoch: int, total_steps: int
-) -> torch.optim.lr_scheduler.LambdaLR:
-    """To be stepped once after every optimizer step."""
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, rate_at(options, steps_per_epoch, total_steps))
+class Schedule:
+    """Sets every group's rate; a function of the step alone, so that there is nothing in it to save."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, factor: Callable[[int], float]) -> None:
+        self._optimizer = optimizer
+        self._rates = [group["lr"] for group in optimizer.param_groups]
+        self._factor = factor
+
+    def set(self, steps_done: int) -> None:
+        """The rates of the next step."""
+        for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate * self._factor(steps_done)
