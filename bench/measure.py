@@ -63,7 +63,7 @@ def peak_memory_mb(call: Callable[[int], object], device: torch.device) -> float
 
 
 def _time_on_cpu(call: Callable[[int], object], seconds: float) -> Timing:
-    times = []
+    times: list[float] = []
     end = time.perf_counter() + seconds
     while len(times) < _LEAST or (len(times) < _MOST and time.perf_counter() < end):
         start = time.perf_counter()

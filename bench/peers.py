@@ -62,6 +62,8 @@ def _backend(name: str, device: torch.device) -> Peer:
 
 def _compiled_reference() -> Peer:
     reference = _backend("reference", torch.device("cpu"))
+    assert reference.plain is not None
+    assert reference.fused is not None
     return Peer("reference-compiled", plain=torch.compile(reference.plain), fused=torch.compile(reference.fused))
 
 

@@ -5,7 +5,7 @@ every gradient, by the project's criterion (:mod:`msdeform.kernels.tolerances`).
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -28,9 +28,9 @@ class Workload:
     """What one implementation does on one case: a function of leaves that want gradients."""
 
     run: Callable[..., Tensor]
-    leaves: list[tuple[Tensor, ...]]
+    leaves: Sequence[tuple[Tensor, ...]]
     """one tuple of inputs for each set"""
-    upstream: list[Tensor]
+    upstream: Sequence[Tensor]
     """gradient of each set's output"""
     parameters: tuple[Tensor, ...] = ()
     """more tensors whose gradients the backward computes"""
@@ -50,7 +50,7 @@ def operator(case: Case, peer: Peer, sets: list[OperatorInputs], fused: bool) ->
     assert function is not None
 
     def run(value: Tensor, *rest: Tensor) -> Tensor:
-        return function(value, case.sizes, *rest)  # type: ignore[call-arg]  # two or three, as the function takes
+        return function(value, case.sizes, *rest)
 
     leaves = [_leaves(inputs, fused) for inputs in sets]
     return Workload(run, leaves, [inputs.grad_output for inputs in sets])

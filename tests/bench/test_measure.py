@@ -1,5 +1,6 @@
 """Medians, spread and the number of calls; what a GPU measures is proved on a GPU."""
 
+import contextlib
 import time
 
 import pytest
@@ -46,6 +47,31 @@ def test_sets_exceed_the_cache_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     assert measure.sets_past_cache([torch.empty(500), torch.empty(250)], cuda) == 3  # 3,000 bytes a set
     assert measure.sets_past_cache([torch.empty(5000)], cuda) == 2
     assert measure.sets_past_cache([torch.empty(1)], cuda) == 8
+
+
+def test_the_order_of_work_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stand-in for the device: each call between its own two events, batches behind a wait, then the median."""
+    log: list[str] = []
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            log.append("event")
+
+        def elapsed_time(self, other: "Event") -> float:
+            return 0.25  # milliseconds
+
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: log.append("synchronize"))
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: log.append("wait" if isinstance(cycles, int) else "?"))
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    timing = measure.time_call(lambda i: log.append("call"), torch.device("cuda"), seconds=0.0)
+    assert (timing.median_us, timing.calls) == (250.0, 10)
+    assert timing.dispatch_us is not None
+    batch = ["wait", *["event", "call", "event"] * 5, "synchronize"]
+    assert log == [*["call"] * 3, "synchronize", *["call"] * 10, "synchronize", *batch, *batch]
 
 
 @pytest.mark.gpu

@@ -1,5 +1,6 @@
 """The CUDA source compiles without a GPU, to machine code that spills nothing; the cache; why it cannot run."""
 
+import contextlib
 import importlib.machinery
 import logging
 import re
@@ -12,6 +13,7 @@ from types import ModuleType
 import pytest
 import torch
 from msdeform.kernels.cuda import compile as nvrtc
+from msdeform.kernels.cuda import launch
 from msdeform.kernels.cuda.compile import Dtypes
 
 ARCHITECTURES = ("sm_80", "sm_89", "sm_90", "sm_100", "sm_120")
@@ -191,6 +193,32 @@ def test_why_cuda_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
     assert nvrtc.unavailable() == "no CUDA device was found"
     monkeypatch.setattr(torch.version, "cuda", None)
     assert nvrtc.unavailable() == "this PyTorch was built without CUDA"
+
+
+@needs_compiler
+def test_what_reaches_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stand-in for the launch itself: cuda.core takes the grid, the block and 64-bit arguments that it gets."""
+    import cuda.core
+
+    seen = []
+    monkeypatch.setattr(cuda.core, "launch", lambda *arguments: seen.append(arguments))
+    monkeypatch.setattr(launch, "kernels", lambda device, dtypes: nvrtc.Kernels("forward", "backward"))
+    monkeypatch.setattr(launch, "_bind_context", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: "stream")
+    value, levels = torch.randn(2, 6, 3, 32), torch.tensor([[2, 3]])
+    locations, weights = torch.rand(2, 5, 3, 1, 4, 2), torch.rand(2, 5, 3, 1, 4)
+    output = launch.forward(value, levels, locations, weights)
+    launch.backward(output, value, levels, locations, weights, (True, False, True))
+    (stream, forward, kernel, *arguments), (_, backward, _, *more) = seen
+    assert (stream, kernel) == ("stream", "forward")
+    assert forward.grid[0] == 4  # 30 rows, 8 to a block of 256 threads
+    assert tuple(forward.block) == (32, 8, 1)
+    assert arguments[5:] == [30, 5, 6, 3, 32, 1, 4, *value.stride()]
+    assert backward.grid[0] == 8  # 4 to a block of 128
+    assert tuple(backward.block) == (32, 4, 1)
+    assert more[6] == 0  # no gradient of the locations
+    assert all(type(argument) is int for argument in (*arguments, *more))
 
 
 class _Intercept:
