@@ -131,9 +131,7 @@ def _cuda_refuses(inputs: Inputs) -> str | None:
 BACKENDS: dict[str, Backend] = {
     backend.name: backend
     for backend in (
-        Backend(
-            "reference", 0, "grid_sample in plain PyTorch", _always_available, _never, _never, _load_reference
-        ),
+        Backend("reference", 0, "grid_sample in plain PyTorch", _always_available, _never, _never, _load_reference),
         Backend(
             "triton",
             20,

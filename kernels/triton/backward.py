@@ -87,7 +87,11 @@ def backward_kernel(
     # row of (b, q, h) in the contiguous outputs
     output_row = (b * Q + q) * H + h_index
     g = tl.load(
-        grad_output_ptr + b * grad_output_stride_b + h_index * D + (q_offset * grad_output_stride_q)[:, None] + d[None, :],
+        grad_output_ptr
+        + b * grad_output_stride_b
+        + h_index * D
+        + (q_offset * grad_output_stride_q)[:, None]
+        + d[None, :],
         mask=in_q[:, None] & in_d,
         other=0.0,
     ).to(COMPUTE)  # [BLOCK_Q, BLOCK_D]

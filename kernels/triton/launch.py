@@ -150,9 +150,12 @@ def meta_parameters(value: Tensor, references: Tensor | None, points: Tensor, we
     # in half a minute where four take a few seconds
     unroll = P if P <= 4 and block_d == D and D <= 64 else 1
     if interpreting():  # its cost is per program and per operation, whatever their size
-        block_q = triton.next_power_of_2(Q)
+        # at least 2: its atomic_add reads a mask that is broadcast from one row of one element wrongly
+        block_q = max(2, triton.next_power_of_2(Q))
     else:
-        block_q = max(1, min(64, (512 if double else 1024) // block_d))
+        # elements of a tile over 4 warps: 16 bytes of value a lane, and enough of them in flight, without spilling
+        elements = {torch.float64: 512, torch.float32: 1024}.get(value.dtype, 2048)
+        block_q = max(1, min(64, (512 if double else elements) // block_d))
     return {
         "D": D,
         "L": L,
@@ -177,12 +180,17 @@ def backward_parameters(meta: dict[str, Any], needs: tuple[bool, bool, bool, boo
     block_2lp = max(triton.next_power_of_2(2 * meta["L"] * meta["P"]), meta["BLOCK_D"])
     names = ("NEED_VALUE", "NEED_REFERENCES", "NEED_POINTS", "NEED_WEIGHTS")
     block_q = meta["BLOCK_Q"]
-    if not interpreting():
-        block_q = max(1, min(block_q, 4096 // block_2lp))
-    return meta | dict(zip(names, needs, strict=True)) | {
-        "BLOCK_Q": block_q,
-        "BLOCK_2LP": block_2lp,
-    }
+    if not interpreting():  # a quarter to a half of the forward's tile: 96 registers a thread at D=32 instead of 203
+        elements = 256 if meta["COMPUTE"] == tl.float64 else 512
+        block_q = max(1, min(block_q, elements // meta["BLOCK_D"], 4096 // block_2lp))
+    return (
+        meta
+        | dict(zip(names, needs, strict=True))
+        | {
+            "BLOCK_Q": block_q,
+            "BLOCK_2LP": block_2lp,
+        }
+    )
 
 
 def compute_dtype(*tensors: Tensor | None) -> torch.dtype:

@@ -1,0 +1,259 @@
+"""``msdeform verify``: cross-check every backend that runs here, forward and each gradient, against the truth.
+
+The truth is the reference in float64 on the same inputs; the bounds are those of :mod:`.tolerances`. The tests and the
+benchmarks check through the same functions.
+"""
+
+import argparse
+import math
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import registry
+from .api import fused_ms_deform_attn, ms_deform_attn
+from .contract import Sizes
+from .tolerances import Comparison, compare
+
+DTYPES = {"float64": torch.float64, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call to check: shapes as in :mod:`.contract`, dtypes, and which function."""
+
+    B: int = 2
+    Q: int = 20
+    H: int = 2
+    D: int = 32
+    P: int = 4
+    sizes: Sizes = ((8, 10), (4, 5))
+    dtype: torch.dtype = torch.float32
+    """of value and output"""
+    small_dtype: torch.dtype | None = None
+    """of locations or offsets, weights or logits, and references; float32 (float64 with float64) if None"""
+    coordinates: int | None = 2
+    """2 or 4: the fused function with points or boxes; None: ms_deform_attn"""
+    spread: float = 3.0
+    """standard deviation, in pixels, of the samples around their reference"""
+    seed: int = 0
+
+    @property
+    def S(self) -> int:
+        return sum(h * w for h, w in self.sizes)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        if self.coordinates is None:
+            return ("value", "sampling_locations", "attention_weights")
+        return ("value", "reference_points", "sampling_offsets", "attention_logits")
+
+    def describe(self) -> str:
+        call = "ms_deform_attn" if self.coordinates is None else f"fused, {self.coordinates} coordinates"
+        levels = " ".join(f"{h}x{w}" for h, w in self.sizes)
+        return f"{call}; B={self.B} Q={self.Q} H={self.H} D={self.D} P={self.P} levels {levels}"
+
+
+def make_inputs(case: Case, device: torch.device | str = "cpu") -> tuple[Tensor, ...]:
+    """Random tensors for a case, in the order of ``case.names``.
+
+    No sample lies within a hundredth of a pixel of an integer coordinate: there the interpolation has a kink, and a
+    location's gradient depends on which side rounding puts it.
+    """
+    generator = torch.Generator().manual_seed(case.seed)
+    B, Q, H, L, P = case.B, case.Q, case.H, len(case.sizes), case.P
+    small = case.small_dtype or (torch.float64 if case.dtype is torch.float64 else torch.float32)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    value = normal(B, case.S, H, case.D).to(case.dtype)
+    logits = normal(B, Q, H, L, P)
+    centres = torch.rand(B, Q, L, 2, generator=generator, dtype=torch.float64)
+    extent = torch.tensor([(w, h) for h, w in case.sizes], dtype=torch.float64)[None, None, None, :, None]
+    if case.coordinates is None:
+        weights = logits.flatten(3).softmax(-1).view(logits.shape).to(small)
+
+        def draw() -> Tensor:
+            return (centres[:, :, None, :, None] + case.spread * normal(B, Q, H, L, P, 2) / extent).to(small)
+
+        locations = _away_from_kinks(draw, lambda points: points.double() * extent - 0.5)
+        return tuple(t.to(device) for t in (value, locations, weights))
+
+    references = centres
+    if case.coordinates == 4:
+        references = torch.cat([centres, 0.2 + 0.3 * torch.rand(centres.shape, generator=generator).double()], -1)
+    references = references.to(small)
+    wide = references.double()[:, :, None, :, None]
+    step = torch.ones_like(extent) if case.coordinates == 2 else extent * wide[..., 2:] * 0.5 / P
+    scale = case.spread if case.coordinates == 2 else P * 0.5
+
+    def draw_offsets() -> Tensor:
+        return (scale * normal(B, Q, H, L, P, 2)).to(small)
+
+    offsets = _away_from_kinks(draw_offsets, lambda points: wide[..., :2] * extent + points.double() * step - 0.5)
+    return tuple(t.to(device) for t in (value, references, offsets, logits.to(small)))
+
+
+def _away_from_kinks(draw: Callable[[], Tensor], pixels: Callable[[Tensor], Tensor]) -> Tensor:
+    points = draw()
+    for _ in range(200):
+        coordinates = pixels(points)
+        near = (coordinates - coordinates.round()).abs() < 0.01
+        if not near.any():
+            return points
+        points = torch.where(near, draw(), points)
+    raise RuntimeError("no samples away from integer pixels were found in 200 draws")
+
+
+def evaluate(
+    case: Case, tensors: Sequence[Tensor], grad_output: Tensor, backend: str, spatial_shapes: object = None
+) -> dict[str, Tensor]:
+    """Output and gradients of one call by name: ``output`` and ``case.names``."""
+    leaves = [t.detach().requires_grad_() for t in tensors]
+    call = ms_deform_attn if case.coordinates is None else fused_ms_deform_attn
+    shapes = case.sizes if spatial_shapes is None else spatial_shapes
+    output = call(leaves[0], shapes, *leaves[1:], backend=backend)  # type: ignore[arg-type, operator]
+    gradients = torch.autograd.grad(output, leaves, grad_output.to(output.dtype))
+    return {"output": output.detach(), **dict(zip(case.names, gradients, strict=True))}
+
+
+class Finding(NamedTuple):
+    """One quantity of one case on one backend, held against the truth."""
+
+    backend: str
+    quantity: str
+    comparison: Comparison
+
+
+def check_case(case: Case, backends: Sequence[str], device: torch.device | str) -> Iterator[Finding]:
+    """Output and every gradient of each backend against the float64 reference."""
+    tensors = make_inputs(case, device)
+    generator = torch.Generator().manual_seed(case.seed + 1)
+    shape = (case.B, case.Q, case.H * case.D)
+    grad_output = torch.randn(shape, generator=generator).to(device, case.dtype)
+    truth = evaluate(case, [t.double() for t in tensors], grad_output.double(), "reference")
+    double = any(t.dtype is torch.float64 for t in tensors)
+    for backend in backends:
+        results = evaluate(case, tensors, grad_output, backend)
+        for name, result in results.items():
+            if result.dtype is not (case.dtype if name == "output" else tensors[case.names.index(name)].dtype):
+                raise RuntimeError(f"backend {backend!r} returned {name} in {result.dtype}")
+            compute = torch.float64 if double else torch.float32
+            comparison = compare(result, truth[name], compute, gradient=name != "output")
+            yield Finding(backend, "output" if name == "output" else f"grad {name}", comparison)
+
+
+def default_cases(device_type: str) -> list[Case]:
+    """What ``msdeform verify`` checks unless told otherwise: both functions, four dtypes, a few odd shapes."""
+    base = Case() if device_type == "cuda" else Case(B=1, Q=9, H=1)
+    encoder: Sizes = ((25, 34), (13, 17), (7, 9), (4, 5))
+    cases = [replace(base, coordinates=c, dtype=d) for c in (None, 2, 4) for d in DTYPES.values()]
+    cases += [replace(base, D=d, P=3, sizes=((3, 7), (1, 1)), coordinates=c) for d, c in ((30, 2), (1, None), (71, 4))]
+    if device_type == "cuda":
+        cases += [
+            Case(B=2, Q=sum(h * w for h, w in encoder), H=8, sizes=encoder, dtype=d, coordinates=c)
+            for c in (None, 2, 4)
+            for d in (torch.float32, torch.bfloat16)
+        ]
+    return cases
+
+
+def run(cases: Sequence[Case], backends: Sequence[str], device: torch.device | str) -> bool:
+    """Print the table of errors beside their bounds; returns whether every one holds."""
+    ok = True
+    for case in cases:
+        print(f"\n{case.describe()}; value {_name(case.dtype)}")
+        print(f"  {'backend':<10} {'quantity':<24} {'error':>10} {'bound':>10} {'error/bound':>12}")
+        for backend, quantity, comparison in check_case(case, backends, device):
+            ratio = comparison.error / comparison.bound if comparison.bound else math.nan
+            mark = "" if comparison.ok else "   BREACH"
+            print(
+                f"  {backend:<10} {quantity:<24} {comparison.error:>10.2e} {comparison.bound:>10.2e} {ratio:>12.3f}{mark}"
+            )
+            ok = ok and comparison.ok
+    return ok
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns 0 if every error is within its bound, 1 if one is not, 2 for wrong arguments."""
+    parser = argparse.ArgumentParser(
+        prog="msdeform verify",
+        description="Check output and every gradient of each backend that runs here against the float64 reference. "
+        "Without a GPU, TRITON_INTERPRET=1 runs the Triton kernels in Triton's interpreter. "
+        "Any shape option replaces the default list of cases.",
+    )
+    parser.add_argument("--backend", action="append", metavar="NAME", help="only this one (repeatable)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", choices=DTYPES, help="of value; every dtype by default")
+    parser.add_argument("--levels", metavar="HxW,HxW", help="level sizes, such as 100x134,50x67,25x34,13x17")
+    for option, text in (
+        ("batch", "B"),
+        ("queries", "Q"),
+        ("heads", "H"),
+        ("channels", "D, per head"),
+        ("points", "P, per level"),
+    ):
+        parser.add_argument(f"--{option}", type=int, metavar=text[0], help=text)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(argv)
+
+    device = torch.device(options.device)
+    chosen: dict[str, object] = {"seed": options.seed}
+    names = {"batch": "B", "queries": "Q", "heads": "H", "channels": "D", "points": "P"}
+    chosen |= {field: getattr(options, o) for o, field in names.items() if getattr(options, o) is not None}
+    if options.levels:
+        chosen["sizes"] = _parse_levels(options.levels)
+    for field, number in chosen.items():
+        if field in names.values() and number < 1:  # type: ignore[operator]
+            raise ValueError(f"{field}: expected at least 1, got {number}")
+    if set(chosen) - {"seed"}:
+        dtypes = [DTYPES[options.dtype]] if options.dtype else list(DTYPES.values())
+        base = Case() if device.type == "cuda" else Case(B=1, Q=9, H=1)
+        cases = [
+            replace(base, coordinates=c, dtype=d, **chosen)  # type: ignore[arg-type]
+            for c in (None, 2, 4)
+            for d in dtypes
+        ]
+    else:
+        cases = [replace(case, seed=options.seed) for case in default_cases(device.type)]
+        if options.dtype:
+            cases = [case for case in cases if case.dtype is DTYPES[options.dtype]]
+
+    backends = []
+    for verdict in registry.report(registry.example_inputs(device)):
+        if options.backend and verdict.name not in [registry.check_name(name) for name in options.backend]:
+            continue
+        if verdict.reason is None:
+            backends.append(verdict.name)
+        elif options.backend:
+            raise registry.BackendUnavailable(f"backend {verdict.name!r} cannot run here: {verdict.reason}")
+        else:
+            print(f"{verdict.name}: not checked: {verdict.reason}")
+    ok = run(cases, backends, device)
+    print(
+        f"\n{'every error is within its bound' if ok else 'BREACH: an error exceeds its bound'}: {', '.join(backends)}"
+    )
+    return 0 if ok else 1
+
+
+def _parse_levels(text: str) -> Sizes:
+    try:
+        sizes = tuple((int(h), int(w)) for h, w in (pair.lower().split("x") for pair in text.split(",")))
+    except ValueError:
+        raise ValueError(f"--levels: expected sizes such as 8x10,4x5, got {text!r}") from None
+    if any(h < 1 or w < 1 for h, w in sizes):
+        raise ValueError(f"--levels: expected sizes of at least 1, got {text!r}")
+    return sizes
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,116 @@
+"""Which backend runs: precedence, no silent fallback, every reason."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import msdeform
+from msdeform.kernels import registry
+from msdeform.kernels.contract import Inputs
+from msdeform.kernels.registry import AUTO, BACKENDS, BackendUnavailable, example_inputs
+
+
+def test_argument_before_setting_before_auto(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(registry._availability, "triton", None)
+    on_gpu = example_inputs("cuda")
+    monkeypatch.setitem(registry._availability, "cuda", None)
+    with msdeform.use_backend("cuda"):
+        assert registry.resolve(on_gpu) == "cuda"
+        assert registry.resolve(on_gpu, "reference") == "reference"
+        with msdeform.use_backend("reference"):
+            assert registry.resolve(on_gpu) == "reference"
+        assert registry.resolve(on_gpu) == "cuda"
+    assert registry.current_setting() == AUTO
+
+
+def test_auto_takes_the_highest_rank_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in BACKENDS:
+        monkeypatch.setitem(registry._availability, name, None)
+    monkeypatch.setattr(registry, "_INTERPRETING", False)
+    assert registry.resolve(example_inputs("cuda"), AUTO) == "triton"
+    assert registry.resolve(example_inputs("cpu"), AUTO) == "reference"
+    monkeypatch.setitem(registry._availability, "triton", "a reason")
+    assert registry.resolve(example_inputs("cuda"), AUTO) == "cuda"
+
+
+def test_auto_never_takes_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(registry._availability, "triton", None)
+    monkeypatch.setattr(registry, "_INTERPRETING", True)
+    assert registry.resolve(example_inputs("cpu"), AUTO) == "reference"
+    assert registry.resolve(example_inputs("cpu"), "triton") == "triton"
+
+
+def test_auto_that_finds_none_gives_every_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in BACKENDS:
+        monkeypatch.setitem(registry._availability, name, f"reason of {name}")
+    with pytest.raises(BackendUnavailable, match="no backend can run fused.*B=1, Q=17821") as caught:
+        registry.resolve(example_inputs("cpu"), AUTO)
+    assert all(f"{name}: reason of {name}" in str(caught.value) for name in BACKENDS)
+
+
+def test_a_named_backend_never_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(registry._availability, "triton", "no such device")
+    with (
+        msdeform.use_backend("triton"),
+        pytest.raises(BackendUnavailable, match="backend 'triton' cannot run .*: no such device"),
+    ):
+        registry.resolve(example_inputs("cpu"))
+
+
+def test_not_installed_and_broken_are_different_reasons(caplog: pytest.LogCaptureFixture) -> None:
+    missing = ModuleNotFoundError("No module named 'triton'", name="triton")
+    assert registry.import_failure("Triton", "triton", missing) == "Triton is not installed"
+    assert not caplog.records
+    broken = ImportError("libcuda.so.1: cannot open")
+    assert registry.import_failure("Triton", "triton", broken) == (
+        "Triton is installed but fails to import: ImportError: libcuda.so.1: cannot open"
+    )
+    assert len(caplog.records) == 1
+
+
+def test_use_backend_refuses_unknown_names_and_leaves_the_setting() -> None:
+    with pytest.raises(ValueError, match="did you mean 'reference'"):
+        msdeform.use_backend("referense")
+    assert registry.current_setting() == AUTO
+
+
+def test_the_setting_is_restored_after_an_exception() -> None:
+    with pytest.raises(KeyError), msdeform.use_backend("reference"):
+        raise KeyError
+    assert registry.current_setting() == AUTO
+
+
+@pytest.mark.parametrize(("value", "expected"), [("reference", "reference"), ("", "auto")])
+def test_the_environment_is_read_at_import(value: str, expected: str) -> None:
+    code = "from msdeform.kernels import registry; print(registry.current_setting())"
+    environment = os.environ | {"MSDEFORM_BACKEND": value}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == expected
+
+
+def test_a_misspelt_environment_is_named() -> None:
+    environment = os.environ | {"MSDEFORM_BACKEND": "cudda"}
+    code = "from msdeform.kernels import registry"
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert "MSDEFORM_BACKEND: backend: expected one of auto, reference, triton, cuda, got 'cudda'" in done.stderr
+
+
+def test_the_registry_imports_neither_triton_nor_cuda() -> None:
+    code = (
+        "import sys; import msdeform.kernels.registry; print([m for m in ('triton', 'cuda.core') if m in sys.modules])"
+    )
+    # torch itself may bring Triton: what counts is what this module adds to it
+    bare = "import sys; import torch; print([m for m in ('triton', 'cuda.core') if m in sys.modules])"
+    ours, torchs = (
+        subprocess.run([sys.executable, "-c", c], capture_output=True, text=True, check=True).stdout
+        for c in (code, bare)
+    )
+    assert ours == torchs
+
+
+def test_inputs_describe_themselves() -> None:
+    inputs = Inputs(1, 2, 3, 4, 5, 6, 7, torch.bfloat16, torch.float32, "cuda", False)
+    assert inputs.describe() == "ms_deform_attn of bfloat16 on cuda, B=1, Q=2, S=3, H=4, D=5, L=6, P=7"
