@@ -64,3 +64,12 @@ def test_kinks_are_few_and_found() -> None:
     assert on_kinks(case, locations).float().mean() < 0.01
     locations[0, 3, 1, 2, 0, 0] = 2.5 / case.sizes[2][1]  # the centre of pixel 2
     assert on_kinks(case, locations)[0, 3, 1, 2, 0, 0]
+
+
+def test_encoder_queries_lie_within_a_quarter_of_a_pixel_of_their_centres() -> None:
+    case = QUICK[0]
+    centres, extents = pixel_grid(case.sizes)
+    references = make_inputs(case, torch.float32, CPU, seed=0).reference_points[0, :, 0]
+    off = ((references - centres) / extents).abs()
+    assert 0.2 < off.max() < 0.2501
+    assert off.mean() == pytest.approx(0.125, abs=0.02)  # on the centres themselves, whole offsets would meet kinks

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from msdeform.bench import gpu
+from msdeform.bench import gpu, workloads
 from msdeform.bench.cases import Case
 from msdeform.bench.peers import Peer
+from msdeform.kernels.tolerances import Comparison, compare
 from torch import Tensor
 
 from msdeform import fused_ms_deform_attn, ms_deform_attn
@@ -126,6 +127,20 @@ def test_a_peer_that_raises_is_reported(run: Callable[..., tuple[int, list[dict[
     assert status == 0
     assert rows[0]["failure"] == "KeyError: 'no such kernel\\nand more'"
     assert rows[-1]["median_us"] is not None
+
+
+def test_gradients_alone_have_the_wider_bound(
+    run: Callable[..., tuple[int, list[dict[str, Any]]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[bool] = []
+
+    def record(result: Tensor, truth: Tensor, compute: torch.dtype, *, gradient: bool) -> Comparison:
+        seen.append(gradient)
+        return compare(result, truth, compute, gradient=gradient)
+
+    monkeypatch.setattr(workloads, "compare", record)
+    run(variant("reference"))
+    assert seen == [False, True, True, True, False, True, True, True, True]  # plain, then fused
 
 
 def test_out_of_memory_is_a_row(
