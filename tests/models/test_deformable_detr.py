@@ -105,6 +105,10 @@ def test_initial_values(refine, two_stage):
             bound = math.sqrt(6 / sum(parameter.shape))
             assert 0.85 * bound < parameter.abs().max() <= bound, name
     assert 0.7 < model.transformer.level_embed.std() < 1.3
+    for module in model.modules():
+        if isinstance(module, MSDeformAttn):
+            assert not module.sampling_offsets.weight.any()
+            assert not module.attention_weights.weight.any()
     for head in model.class_embed:
         torch.testing.assert_close(head.bias, torch.full((7,), -math.log(99)))
     for i, head in enumerate(model.bbox_embed):

@@ -1,7 +1,9 @@
 import pytest
 import torch
+from msdeform.models.attention import MSDeformAttn
 from msdeform.models.deformable_detr import BoxHead
-from msdeform.models.deformable_transformer import DeformableTransformer
+from msdeform.models.deformable_transformer import DecoderLayer, DeformableTransformer, EncoderLayer
+from msdeform.models.geometry import Levels
 from msdeform.models.position import sine_of_pixels
 from torch import nn
 
@@ -114,11 +116,57 @@ def test_two_stages_take_the_best_proposals_by_class_zero():
     assert not seen[0].requires_grad
 
 
+def test_pixels_that_cannot_propose_are_blank():
+    run, *_ = build(refine=True, two_stage=True)
+    decoded = run(*pad(*maps_of((4, 6), (2, 3)), ((5, 6), (2, 3))))
+    # the first level's last row is padding
+    scores, boxes = decoded.encoder_logits[0], decoded.encoder_boxes[0]
+    torch.testing.assert_close(scores[24:30], scores[24:25].expand(6, -1), rtol=0, atol=0)
+    assert (boxes[24:30] == 1).all()
+    assert len(scores[:24].unique(dim=0)) == 24
+
+
 def test_two_stages_cap_the_queries_at_the_pixels():
     run, *_ = build(refine=True, two_stage=True, queries=50)
     decoded = run(*maps_of((2, 3), (1, 2)))
     assert decoded.boxes[-1].shape == (1, 8, 4)
     assert decoded.boxes[-1].isfinite().all()
+
+
+@pytest.fixture
+def layer_input():
+    torch.manual_seed(0)
+    mask = torch.zeros(2, 10, dtype=torch.bool)
+    mask[1, [3, 7, 9]] = True
+    levels = Levels(((2, 4), (1, 2)), torch.ones(2, 2, 2), mask)
+    return torch.randn(2, 5, WIDTH), torch.randn(2, 5, WIDTH), torch.rand(2, 5, 2, 2), torch.randn(2, 10, WIDTH), levels
+
+
+def randomise(layer):
+    for parameter in layer.parameters():
+        parameter.data += 0.3 * torch.randn_like(parameter)
+    return layer
+
+
+def test_an_encoder_layer_spelled_out(layer_input):
+    _, _, _, memory, levels = layer_input
+    position, reference = torch.randn_like(memory), torch.rand(2, 10, 2, 2)
+    layer = randomise(EncoderLayer(MSDeformAttn(WIDTH, 2, 2, 2, backend="reference"), 32, 0.0))
+    attended = layer.self_attn(memory + position, reference, memory, levels.shapes, None, levels.mask)
+    x = layer.norm1(memory + attended)
+    x = layer.norm2(x + layer.linear2(layer.linear1(x).clamp(min=0)))
+    torch.testing.assert_close(layer(memory, position, reference, levels), x)
+
+
+def test_a_decoder_layer_spelled_out(layer_input):
+    x, position, reference, memory, levels = layer_input
+    layer = randomise(DecoderLayer(MSDeformAttn(WIDTH, 2, 2, 2, backend="reference"), 32, 0.0))
+    output = layer(x, position, reference, memory, levels)
+    query = x + position
+    x = layer.norm2(x + layer.self_attn(query, query, x)[0])
+    x = layer.norm1(x + layer.cross_attn(x + position, reference, memory, levels.shapes, None, levels.mask))
+    x = layer.norm3(x + layer.linear2(layer.linear1(x).clamp(min=0)))
+    torch.testing.assert_close(output, x, atol=1e-5, rtol=1e-5)
 
 
 def test_position_enters_queries_not_values():
