@@ -88,7 +88,7 @@ def _unknown_command(words: list[str]) -> str:
     if group:  # `msdeform data`, or `msdeform data syth`
         after = f"got '{' '.join(words[:2])}'" if len(words) > 1 else "got nothing after it"
         return f"'{typed}' is followed by {' or '.join(name.split()[1] for name in group)}; {after}"
-    near = difflib.get_close_matches(typed, {*COMMANDS, *(name.split()[-1] for name in COMMANDS)}, n=3, cutoff=0.5)
+    near = difflib.get_close_matches(typed, {*COMMANDS, *(name.split()[-1] for name in COMMANDS)}, n=3, cutoff=0.6)
     near = [next(name for name in COMMANDS if word in (name, name.split()[-1])) for word in near]
     advice = f"did you mean {' or '.join(dict.fromkeys(near))}?" if near else "msdeform --help lists the commands"
     return f"unknown command '{typed}'; {advice}"

@@ -5,8 +5,8 @@ it is plain values and tensors: it loads with ``weights_only=True`` and so runs 
 """
 
 import dataclasses
-import pickle
 import random
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         try:
             return _load_file(file)
         except ValueError as error:
-            print(f"passing over {file}: {error}")
+            print(f"passing over {file}: {error}", file=sys.stderr)
     raise ValueError(f"no checkpoint in {path} is whole")
 
 
@@ -81,11 +81,15 @@ def _load_file(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"checkpoint {path} does not exist")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError, OSError) as error:
-        raise ValueError(f"checkpoint {path} is damaged or not a checkpoint: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # reading a damaged file raises nearly anything
+        raise ValueError(f"checkpoint {path} is damaged or not a checkpoint: {_first_line(error)}") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise ValueError(f"{path} was not written by `msdeform train`; expected a file with format {FORMAT!r}")
     return state
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).split("\n")[0] or type(error).__name__
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
@@ -194,8 +198,8 @@ def _weights_of(path: Path) -> dict[str, Tensor]:
         # the official code keeps its command line beside the weights
         with torch.serialization.safe_globals([argparse.Namespace]):
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError, OSError) as error:
-        raise ValueError(f"checkpoint {path} is damaged or not a checkpoint: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # reading a damaged file raises nearly anything
+        raise ValueError(f"checkpoint {path} is damaged or not a checkpoint: {_first_line(error)}") from error
     weights = state.get("model", state) if isinstance(state, dict) else None
     if not isinstance(weights, dict) or not all(isinstance(tensor, Tensor) for tensor in weights.values()):
         raise ValueError(f"checkpoint {path}: expected a state dict, bare or under the key 'model'")

@@ -97,6 +97,7 @@ def coco_metrics(
     Returns:
         AP, AP50, ... in [0, 1]; -1 where nothing of that size is annotated.
     """
+    results = [dict(result) for result in results]  # both libraries add fields of their own
     evaluator = _faster(annotations, results) if engine == "faster" else _pycocotools(annotations, results)
     evaluator.params.imgIds = sorted(image_ids)
     with _quiet():
