@@ -64,5 +64,5 @@ $(READY): pyproject.toml constraints.txt
 	fi; \
 	echo "== making $(VENV) with $$found (Python $$version); the first time downloads PyTorch and takes some minutes"; \
 	$$found -m venv $(VENV); \
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,dev]'; \
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,dev]'; \
 	touch $@
