@@ -214,10 +214,8 @@ def _check_levels(
         on_device = spatial_shapes.device == value.device and value.device.type != "cpu"
         if on_device or torch.compiler.is_compiling():
             return spatial_shapes, ()
-        pairs = spatial_shapes.tolist()
-    else:
-        pairs = spatial_shapes
-    sizes = tuple((_as_int(h), _as_int(w)) for h, w in pairs)
+        spatial_shapes = spatial_shapes.tolist()
+    sizes = tuple((_as_int(h), _as_int(w)) for h, w in spatial_shapes)
     total = 0
     starts = []
     for h, w in sizes:

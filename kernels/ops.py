@@ -1,15 +1,15 @@
 """How a backend's forward and backward become PyTorch operators.
 
-:func:`register` takes four plain functions and defines four operators in ``torch.ops.msdeform``: forward and backward
-of both public functions, each with a fake implementation (shapes without data, for ``torch.compile`` and export), and
-autograd that saves nothing but the inputs and binds each backward to its own forward's backend.
+:func:`register` takes two plain functions, forward and backward, and defines two operators in ``torch.ops.msdeform``,
+each with a fake implementation (shapes without data, for ``torch.compile`` and export), and autograd that saves nothing
+but the inputs and binds each backward to its own forward's backend.
 
 Autograd sits on the Autograd dispatch key as one ``autograd.Function``: measured over a bare Function, forward /
 forward+backward, that costs 8 / 13 us a call where ``torch.library.custom_op`` costs 19 / 42.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,33 +33,32 @@ _levels_cache: dict[tuple[tuple[int, ...], torch.device], Tensor] = {}
 _LEVELS_CACHED = 4096
 
 
-class Functions(NamedTuple):
-    """What a backend implements. ``levels`` is an int64 tensor (L, 2) of (h, w) on value's device; gradients come in
-    their inputs' dtypes, and empty where ``needs`` says they are not wanted."""
-
-    forward: Callable[..., Tensor]
-    """(value, levels, locations, weights) -> (B, Q, H*D)"""
-    backward: Callable[..., tuple[Tensor, ...]]
-    """(grad_output, value, levels, locations, weights, needs) -> gradients of value, locations, weights"""
-    fused_forward: Callable[..., Tensor] | None = None
-    """(value, levels, references, offsets, logits) -> (B, Q, H*D)"""
-    fused_backward: Callable[..., tuple[Tensor, ...]] | None = None
-    """(grad_output, value, levels, references, offsets, logits, needs) -> gradients of the four tensors"""
+Implementation = Callable[..., Tensor]
 
 
-def register(backend: str, functions: Functions) -> tuple[Callable[..., Tensor], Callable[..., Tensor] | None]:
-    """Define the operators of a backend; returns its two implementations as the registry calls them.
+def register(name: str, forward: Callable[..., Tensor], backward: Callable[..., tuple[Tensor, ...]]) -> Implementation:
+    """Define the operators of ``ms_deform_attn`` on a backend, ``torch.ops.msdeform.{name}_forward`` and ``_backward``.
 
-    The second is None for a backend without fused functions of its own.
+    Args:
+        name: of the backend.
+        forward: (value, levels, locations, weights) -> (B, Q, H*D).
+        backward: (grad_output, value, levels, locations, weights, needs) -> gradients of value, locations, weights.
+
+    Returns:
+        The implementation as the registry calls it. ``levels`` is an int64 tensor (L, 2) of (h, w) on value's device;
+        gradients come in their inputs' dtypes, and empty where ``needs`` says they are not wanted.
     """
-    plain = _register_pair(f"{backend}", functions.forward, functions.backward)
-    fused = None
-    if functions.fused_forward is not None and functions.fused_backward is not None:
-        fused = _register_pair(f"{backend}_fused", functions.fused_forward, functions.fused_backward)
-    return _implementation(plain), None if fused is None else _implementation(fused)
+    return _implementation(_register_pair(name, "{0}", forward, backward))
 
 
-def _implementation(op: Any) -> Callable[..., Tensor]:
+def register_fused(
+    name: str, forward: Callable[..., Tensor], backward: Callable[..., tuple[Tensor, ...]]
+) -> Implementation:
+    """The same for ``fused_ms_deform_attn``: (locations, weights) become (references, offsets, logits)."""
+    return _implementation(_register_pair(f"{name}_fused", "{0}_fused", forward, backward))
+
+
+def _implementation(op: Any) -> Implementation:
     def run(inputs: Inputs, value: Tensor, shapes: Tensor | None, sizes: Sizes, *tensors: Tensor) -> Tensor:
         flat = [size for pair in sizes for size in pair]
         return op(value, *tensors, shapes, flat)
@@ -67,8 +66,9 @@ def _implementation(op: Any) -> Callable[..., Tensor]:
     return run
 
 
-def _register_pair(name: str, forward: Callable[..., Tensor], backward: Callable[..., tuple[Tensor, ...]]) -> Any:
-    kind = "{0}_fused" if name.endswith("_fused") else "{0}"
+def _register_pair(
+    name: str, kind: str, forward: Callable[..., Tensor], backward: Callable[..., tuple[Tensor, ...]]
+) -> Any:
     _LIBRARY.define(f"{name}_forward{_SCHEMAS[kind + '_forward']}")
     _LIBRARY.define(f"{name}_backward{_SCHEMAS[kind + '_backward']}")
     forward_op = getattr(torch.ops.msdeform, f"{name}_forward").default
@@ -76,11 +76,11 @@ def _register_pair(name: str, forward: Callable[..., Tensor], backward: Callable
 
     def forward_device(value: Tensor, *rest: Any) -> Tensor:
         *tensors, shapes, sizes = rest
-        return forward(value, _levels(shapes, sizes, value.device), *tensors)
+        return forward(value, levels_on(value.device, shapes, sizes), *tensors)
 
     def backward_device(grad_output: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, ...]:
         *tensors, shapes, sizes, needs = rest
-        return backward(grad_output, value, _levels(shapes, sizes, value.device), *tensors, tuple(needs))
+        return backward(grad_output, value, levels_on(value.device, shapes, sizes), *tensors, tuple(needs))
 
     def forward_fake(value: Tensor, *rest: Any) -> Tensor:
         B, _, H, D = value.shape
@@ -141,8 +141,8 @@ def _register_pair(name: str, forward: Callable[..., Tensor], backward: Callable
     return forward_op
 
 
-def _levels(shapes: Tensor | None, sizes: list[int], device: torch.device) -> Tensor:
-    """Level sizes as an int64 tensor (L, 2) on ``device``."""
+def levels_on(device: torch.device, shapes: Tensor | None, sizes: Sequence[int]) -> Tensor:
+    """Level sizes as an int64 tensor (L, 2) on ``device``, from a tensor there or from (h, w, h, w, ...)."""
     if shapes is not None:
         return shapes.to(torch.int64).contiguous()
     key = (tuple(sizes), device)

@@ -178,7 +178,7 @@ def _setting_from_environment() -> str:
 _setting = _setting_from_environment()
 
 
-class use_backend:  # noqa: N801  # reads as the function it is used as
+class use_backend:
     """Choose the backend of this process: ``use_backend("triton")``, or for a block, ``with use_backend("triton"):``.
 
     A call's own ``backend=`` goes before it. The setting is process-wide, not per thread. A backward pass always runs

@@ -110,14 +110,11 @@ def _away_from_kinks(draw: Callable[[], Tensor], pixels: Callable[[Tensor], Tens
     raise RuntimeError("no samples away from integer pixels were found in 200 draws")
 
 
-def evaluate(
-    case: Case, tensors: Sequence[Tensor], grad_output: Tensor, backend: str, spatial_shapes: object = None
-) -> dict[str, Tensor]:
+def evaluate(case: Case, tensors: Sequence[Tensor], grad_output: Tensor, backend: str) -> dict[str, Tensor]:
     """Output and gradients of one call by name: ``output`` and ``case.names``."""
     leaves = [t.detach().requires_grad_() for t in tensors]
-    call = ms_deform_attn if case.coordinates is None else fused_ms_deform_attn
-    shapes = case.sizes if spatial_shapes is None else spatial_shapes
-    output = call(leaves[0], shapes, *leaves[1:], backend=backend)  # type: ignore[arg-type, operator]
+    call: Callable[..., Tensor] = ms_deform_attn if case.coordinates is None else fused_ms_deform_attn
+    output = call(leaves[0], case.sizes, *leaves[1:], backend=backend)
     gradients = torch.autograd.grad(output, leaves, grad_output.to(output.dtype))
     return {"output": output.detach(), **dict(zip(case.names, gradients, strict=True))}
 
@@ -172,9 +169,8 @@ def run(cases: Sequence[Case], backends: Sequence[str], device: torch.device | s
         for backend, quantity, comparison in check_case(case, backends, device):
             ratio = comparison.error / comparison.bound if comparison.bound else math.nan
             mark = "" if comparison.ok else "   BREACH"
-            print(
-                f"  {backend:<10} {quantity:<24} {comparison.error:>10.2e} {comparison.bound:>10.2e} {ratio:>12.3f}{mark}"
-            )
+            error, bound = comparison
+            print(f"  {backend:<10} {quantity:<24} {error:>10.2e} {bound:>10.2e} {ratio:>12.3f}{mark}")
             ok = ok and comparison.ok
     return ok
 

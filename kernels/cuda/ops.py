@@ -4,15 +4,14 @@ The kernels implement ``ms_deform_attn`` alone, as the operator they are a compa
 composed here: locations and softmax in PyTorch, which differentiates them, around the same kernels.
 """
 
-import torch
 from torch import Tensor
 
 from ..contract import Inputs, Sizes
-from ..ops import Functions, register
+from ..ops import levels_on, register
 from ..reference import locate
 from .launch import backward, forward
 
-ms_deform_attn, _ = register("cuda", Functions(forward, backward))
+ms_deform_attn = register("cuda", forward, backward)
 
 
 def fused_ms_deform_attn(
@@ -26,7 +25,7 @@ def fused_ms_deform_attn(
 ) -> Tensor:
     """Locations and softmax, then ``ms_deform_attn``; level sizes that are on the device stay there."""
     compute = inputs.compute_dtype
-    levels = torch.tensor(sizes, device=value.device) if shapes is None else shapes
+    levels = levels_on(value.device, shapes, [size for pair in sizes for size in pair])
     extent = levels.flip(-1).to(compute)  # (h, w) -> (w, h)
     locations = locate(reference_points.to(compute), sampling_offsets.to(compute), extent)
     weights = attention_logits.to(compute).flatten(3).softmax(-1).view(attention_logits.shape)

@@ -4,11 +4,15 @@ Registers, spills and instructions come from the machine code itself, through th
 Cannot share a process with Triton's interpreter.
 """
 
+import argparse
+import json
 import math
 import re
 import subprocess
+import sys
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +27,16 @@ from .backward import backward_kernel
 from .forward import forward_kernel
 
 NUM_WARPS = 4
+TABLE = Path(__file__).with_name("instructions.json")
+"""what the main kernels cost on sm_90, committed so that a regression is seen"""
+
+# the published encoder's call: D=32, L=P=4, fused, points as references; references of an encoder need no gradient
+MAIN: dict[str, dict[str, Any]] = {
+    f"{kind} {call} {str(dtype).removeprefix('torch.')}": {"kind": kind, "dtype": dtype, "fused": call == "fused"}
+    for kind in ("forward", "backward")
+    for call in ("fused", "plain")
+    for dtype in (torch.float32, torch.bfloat16, torch.float16)
+}
 _POINTERS = {
     torch.float64: "*fp64",
     torch.float32: "*fp32",
@@ -116,13 +130,27 @@ def compile_kernel(
         else:
             signature[name] = "i64" if wide and "stride" in name else "i32"
             tensor, _, axis = name.partition("_stride_")
-            if axis and strides[tensor] is not None:
-                position = {"b": 0, "s": 1, "q": 1, "h": 2, "l": 2}[axis]
-                if strides[tensor].stride(position) % 16 == 0:
-                    attributes[(index,)] = [["tt.divisibility", 16]]
+            example = strides.get(tensor)
+            if example is not None and example.stride({"b": 0, "s": 1, "q": 1, "h": 2, "l": 2}[axis]) % 16 == 0:
+                attributes[(index,)] = [["tt.divisibility", 16]]
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
-    compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options={"num_warps": NUM_WARPS})
+    options = {"num_warps": NUM_WARPS} | (launch.backward_options(value) if kind == "backward" else {})
+    compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
     return inspect_cubin(compiled.asm["cubin"], arch, meta["BLOCK_Q"], trips=(L, P if meta["UNROLL"] == 1 else 1))
+
+
+def row(name: str, machine: Machine) -> dict[str, Any]:
+    """A row of the committed table."""
+    return {
+        "kernel": name,
+        "arch": machine.arch,
+        "instructions_per_query_and_head": round(machine.per_query, 1),
+        "registers": machine.registers,
+        "spilled_bytes": machine.spills,
+        "shared_bytes": machine.shared,
+        "barriers": machine.count("BAR"),
+        "queries_per_program": machine.block_q,
+    }
 
 
 def inspect_cubin(cubin: bytes, arch: int, block_q: int = 1, trips: tuple[int, ...] = ()) -> Machine:
@@ -168,3 +196,24 @@ def _executed(listing: str, trips: tuple[int, ...]) -> Counter[str]:
 def _run(tool: str, *arguments: str) -> str:
     binary = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / tool
     return subprocess.run([binary, *arguments], check=True, capture_output=True, text=True).stdout
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print, and on request write, the committed table."""
+    parser = argparse.ArgumentParser(prog="python -m msdeform.kernels.triton.aot", description=main.__doc__)
+    parser.add_argument("--arch", type=int, default=90, help="compute capability times ten (default: 90)")
+    parser.add_argument("--write", action="store_true", help=f"write {TABLE.name}, which the tests compare with")
+    options = parser.parse_args(argv)
+    if options.write and options.arch != 90:
+        parser.error("--write: the committed table is of --arch 90")
+    rows = []
+    for name, parameters in MAIN.items():
+        rows.append(row(name, compile_kernel(arch=options.arch, **parameters)))
+        print(json.dumps(rows[-1]), flush=True)
+    if options.write:
+        TABLE.write_text("[\n" + ",\n".join(f"  {json.dumps(row)}" for row in rows) + "\n]\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -126,6 +126,7 @@ def _backward(
                 *weights.stride()[:3],
                 *(references.stride()[:3] if references is not None else (0, 0, 0)),
                 **meta,
+                **backward_options(value),
             )
     grad_references = value.new_empty(0)
     if references is not None and need_references:
@@ -193,6 +194,12 @@ def backward_parameters(meta: dict[str, Any], needs: tuple[bool, bool, bool, boo
     )
 
 
+def backward_options(value: Tensor) -> dict[str, int]:
+    """Compiler options of a backward. For 16-bit values ptxas aims at 96 registers and spills one to get there on some
+    architectures; a stated limit takes that aim away."""
+    return {"maxnreg": 128} if value.dtype.itemsize == 2 and value.shape[3] <= 64 else {}
+
+
 def compute_dtype(*tensors: Tensor | None) -> torch.dtype:
     """float64 if any input is, else float32."""
     return torch.float64 if any(t is not None and t.dtype is torch.float64 for t in tensors) else torch.float32
@@ -220,7 +227,7 @@ def _dense_rows(
     """The kernels take any stride of batch, pixel, query and head; what lies inside one row has to be dense."""
     if value.stride(3) != 1:
         value = value.contiguous()
-    L, P = points.shape[3:5]
+    P = points.shape[4]
     if points.stride()[3:] != (2 * P, 2, 1):
         points = points.contiguous()
     if weights.stride()[3:] != (P, 1):

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from msdeform.kernels.compat import MSDeformAttnFunction, MultiScaleDeformableAttnFunction
 
 from msdeform import ms_deform_attn
+from msdeform.kernels.compat import MSDeformAttnFunction, MultiScaleDeformableAttnFunction
 
 SHAPES = torch.tensor([[4, 5], [2, 3]])
 STARTS = torch.tensor([0, 20])

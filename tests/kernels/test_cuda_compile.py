@@ -12,6 +12,7 @@ from types import ModuleType
 
 import pytest
 import torch
+
 from msdeform.kernels.cuda import compile as nvrtc
 from msdeform.kernels.cuda import launch
 from msdeform.kernels.cuda.compile import Dtypes

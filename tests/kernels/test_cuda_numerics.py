@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+
 from msdeform.kernels import contract, reference
 from msdeform.kernels.cuda import compile as nvrtc
 from msdeform.kernels.cuda import launch
 from msdeform.kernels.tolerances import compare
-from torch import Tensor
 
 F64, F32, F16, BF16 = torch.float64, torch.float32, torch.float16, torch.bfloat16
 SHIM = Path(__file__).parent / "cuda_on_host"

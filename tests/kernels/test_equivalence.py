@@ -127,7 +127,7 @@ def test_empty_calls(where: tuple[str, str], coordinates: int | None, B: int, Q:
 @pytest.mark.parametrize("where", ALL)
 @pytest.mark.parametrize("coordinates", FUNCTIONS)
 def test_strided_inputs(where: tuple[str, str], coordinates: int | None) -> None:
-    """Views that a model passes: a slice of a joint projection, a transposed value, expanded references and gradient."""
+    """Views that a model passes: slices of a joint projection, a transposed value, an expanded gradient."""
     backend, device = where
     case = replace(BASE, B=2, D=8, coordinates=coordinates)
     dense = make_inputs(case, device)

@@ -1,0 +1,251 @@
+"""The backends as PyTorch operators: opcheck, compile, export, autocast, graphs, determinism, second derivatives."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import msdeform
+from msdeform.kernels import registry
+from msdeform.kernels.api import fused_ms_deform_attn, ms_deform_attn
+from msdeform.kernels.verify import Case, make_inputs
+from tests.kernels.backends import ALL, CUDA, OPERATORS, TRITON
+
+PLAIN = Case(B=1, Q=3, H=2, D=4, P=2, sizes=((3, 4), (2, 2)), coordinates=None)
+FUSED = Case(B=1, Q=3, H=2, D=4, P=2, sizes=((3, 4), (2, 2)), coordinates=4)
+FLAT = [size for pair in PLAIN.sizes for size in pair]
+
+
+def function(case: Case, backend: str | None = None) -> Callable[..., Tensor]:
+    call: Any = ms_deform_attn if case.coordinates is None else fused_ms_deform_attn
+    return lambda value, *rest: call(value, case.sizes, *rest, backend=backend)
+
+
+@pytest.mark.parametrize("where", OPERATORS)
+@pytest.mark.parametrize("case", [PLAIN, FUSED], ids=["plain", "fused"])
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+@pytest.mark.parametrize("on_device", [False, True], ids=["ints", "tensor"])
+def test_opcheck(where: tuple[str, str], case: Case, direction: str, on_device: bool) -> None:
+    backend, device = where
+    if backend == "cuda" and case is FUSED:
+        pytest.skip("the CUDA backend composes its fused function from PyTorch's operators")
+    tensors = [t.requires_grad_(direction == "forward") for t in make_inputs(case, device)]
+    levels: list[Any] = [torch.tensor(case.sizes, device=device), []] if on_device else [None, FLAT]
+    arguments = [*tensors, *levels]
+    if direction == "backward":
+        grad_output = torch.randn(case.B, case.Q, case.H * case.D, device=device)
+        arguments = [grad_output, *arguments, [True] * len(tensors)]
+    registry.implementation(backend, case is FUSED)  # defines the operators
+    name = f"{backend}_{'fused_' if case is FUSED else ''}{direction}"
+    torch.library.opcheck(getattr(torch.ops.msdeform, name).default, arguments)
+
+
+@pytest.mark.parametrize("where", TRITON)
+@pytest.mark.parametrize("coordinates", [None, 2, 4])
+def test_gradcheck_on_the_kernels(where: tuple[str, str], coordinates: int | None) -> None:
+    backend, device = where
+    case = Case(B=1, Q=2, H=1, D=2, P=2, sizes=((2, 3), (1, 2)), dtype=torch.float64, coordinates=coordinates)
+    tensors = [t.requires_grad_() for t in make_inputs(case, device)]
+    # atomic additions in another order differ in the last bit
+    assert torch.autograd.gradcheck(function(case, backend), tensors, nondet_tol=1e-12, fast_mode=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", [*TRITON, *CUDA])
+@pytest.mark.parametrize("coordinates", [None, 2, 4])
+def test_full_gradcheck_on_the_kernels(where: tuple[str, str], coordinates: int | None) -> None:
+    backend, device = where
+    case = Case(B=1, Q=1, H=1, D=2, P=2, sizes=((2, 3), (1, 2)), dtype=torch.float64, coordinates=coordinates)
+    tensors = [t.requires_grad_() for t in make_inputs(case, device)]
+    assert torch.autograd.gradcheck(function(case, backend), tensors, nondet_tol=1e-12)
+
+
+@pytest.mark.parametrize("where", ALL)
+@pytest.mark.parametrize("case", [PLAIN, FUSED], ids=["plain", "fused"])
+def test_compiles_into_one_graph(where: tuple[str, str], case: Case) -> None:
+    backend, device = where
+    tensors = [t.requires_grad_() for t in make_inputs(case, device)]
+    eager = function(case, backend)
+    torch._dynamo.reset()
+    compiled = torch.compile(eager, fullgraph=True, backend="inductor" if device == "cuda" else "aot_eager")
+    want, got = eager(*tensors), compiled(*tensors)
+    torch.testing.assert_close(got, want)
+    g = torch.randn_like(want)
+    for a, b in zip(torch.autograd.grad(got, tensors, g), torch.autograd.grad(want, tensors, g), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("where", OPERATORS)
+def test_compiles_with_sizes_as_a_tensor(where: tuple[str, str]) -> None:
+    backend, device = where
+    value, *rest = make_inputs(PLAIN, device)
+    shapes = torch.tensor(PLAIN.sizes, device=device)
+    torch._dynamo.reset()
+    compiled = torch.compile(
+        lambda value, shapes, *rest: ms_deform_attn(value, shapes, *rest, backend=backend),
+        fullgraph=True,
+        backend="aot_eager",
+    )
+    torch.testing.assert_close(compiled(value, shapes, *rest), function(PLAIN, backend)(value, *rest))
+
+
+def test_the_setting_is_seen_by_compiled_code() -> None:
+    tensors = make_inputs(PLAIN)
+    torch._dynamo.reset()
+    compiled = torch.compile(function(PLAIN), fullgraph=True, backend="aot_eager")
+    compiled(*tensors)
+    if torch.cuda.is_available():
+        pytest.skip("a CPU tensor is refused by another route where there is a GPU")
+    with msdeform.use_backend("cuda"), pytest.raises(Exception, match="backend 'cuda' cannot run"):
+        compiled(*tensors)
+
+
+@pytest.mark.parametrize("where", ALL)
+@pytest.mark.parametrize("case", [PLAIN, FUSED], ids=["plain", "fused"])
+def test_exports(where: tuple[str, str], case: Case) -> None:
+    backend, device = where
+
+    class Module(torch.nn.Module):
+        def forward(self, *tensors: Tensor) -> Tensor:
+            return function(case, backend)(*tensors)
+
+    tensors = make_inputs(case, device)
+    program = torch.export.export(Module(), tensors)
+    torch.testing.assert_close(program.module()(*tensors), Module()(*tensors))
+    if backend == "triton":
+        targets = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
+        assert any("msdeform.triton" in target for target in targets), targets
+
+
+@pytest.mark.parametrize("where", OPERATORS)
+def test_a_backward_runs_on_its_forwards_backend(where: tuple[str, str]) -> None:
+    backend, device = where
+    tensors = [t.requires_grad_() for t in make_inputs(PLAIN, device)]
+    with msdeform.use_backend(backend):
+        output = function(PLAIN)(*tensors)
+    with msdeform.use_backend("reference"):
+        assert f"{backend}_forward" in type(output.grad_fn).__name__ or "Attention" in type(output.grad_fn).__name__
+        want = torch.autograd.grad(function(PLAIN)(*tensors), tensors, torch.ones_like(output))
+        got = torch.autograd.grad(output, tensors, torch.ones_like(output))
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("where", OPERATORS)
+def test_only_inputs_are_saved_for_backward(where: tuple[str, str]) -> None:
+    backend, device = where
+    if backend == "cuda":
+        pytest.skip("the CUDA backend composes its fused function from PyTorch's operators")
+    tensors = [t.requires_grad_() for t in make_inputs(FUSED, device)]
+    saved: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        saved.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        function(FUSED, backend)(*tensors)
+    assert {t.data_ptr() for t in saved} == {t.data_ptr() for t in tensors}
+
+
+@pytest.mark.parametrize("where", OPERATORS)
+def test_a_second_derivative_is_refused_in_a_sentence(where: tuple[str, str]) -> None:
+    backend, device = where
+    tensors = [t.requires_grad_() for t in make_inputs(PLAIN, device)]
+    output = function(PLAIN, backend)(*tensors)
+    first = torch.autograd.grad(output.square().sum(), tensors, create_graph=True)
+    with pytest.raises(RuntimeError, match="has no second derivative"):
+        first[0].sum().backward()
+
+
+@pytest.mark.parametrize("where", OPERATORS)
+def test_determinism_is_refused_as_pytorch_does(where: tuple[str, str]) -> None:
+    backend, device = where
+    tensors = [t.requires_grad_() for t in make_inputs(PLAIN, device)]
+    output = function(PLAIN, backend)(*tensors)
+    previous = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    try:
+        torch.use_deterministic_algorithms(True)
+        with pytest.raises(RuntimeError, match="deterministic implementation|use_deterministic_algorithms"):
+            output.sum().backward(retain_graph=True)
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        with pytest.warns(UserWarning, match="deterministic"):
+            output.sum().backward(retain_graph=True)
+        torch.use_deterministic_algorithms(True)
+        function(PLAIN, backend)(tensors[0].detach(), *tensors[1:]).sum().backward()
+        assert tensors[1].grad is not None, "without a gradient of value nothing is added atomically"
+    finally:
+        torch.use_deterministic_algorithms(previous[0], warn_only=previous[1])
+
+
+@pytest.mark.parametrize("where", ALL)
+def test_autocast_mixes_dtypes(where: tuple[str, str]) -> None:
+    """Under autocast a module's projections give bfloat16 while its references stay float32."""
+    backend, device = where
+    module = msdeform.MSDeformAttn(d_model=16, n_levels=2, n_heads=2, n_points=2, backend=backend).to(device)
+    torch.nn.init.normal_(module.sampling_offsets.weight, std=0.1)
+    sizes = ((3, 4), (2, 2))
+    generator = torch.Generator().manual_seed(0)
+    query = torch.randn(1, 5, 16, generator=generator).to(device)
+    memory = torch.randn(1, 16, 16, generator=generator).to(device)
+    references = torch.rand(1, 5, 2, 2, generator=generator).to(device)
+    full = module(query, references, memory, sizes)
+    with torch.autocast(device, dtype=torch.bfloat16):
+        low = module(query, references, memory, sizes)
+    assert low.dtype is torch.bfloat16
+    torch.testing.assert_close(low.float(), full, rtol=0.1, atol=0.1)
+    low.float().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in module.parameters())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", ["triton", "cuda"])
+@pytest.mark.parametrize("case", [PLAIN, FUSED], ids=["plain", "fused"])
+@pytest.mark.parametrize("as_tensor", [False, True])
+def test_cuda_graph_capture(backend: str, case: Case, as_tensor: bool) -> None:
+    """Forward and backward in one captured graph, replayed on new numbers; sizes as ints or as a device tensor."""
+    tensors = [t.requires_grad_() for t in make_inputs(case, "cuda")]
+    shapes = torch.tensor(case.sizes, device="cuda") if as_tensor else case.sizes
+    call: Any = ms_deform_attn if case.coordinates is None else fused_ms_deform_attn
+    grad_output = torch.randn(case.B, case.Q, case.H * case.D, device="cuda")
+
+    def step() -> tuple[Tensor, ...]:
+        output = call(tensors[0], shapes, *tensors[1:], backend=backend)
+        return output, *torch.autograd.grad(output, tensors, grad_output)
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    with torch.no_grad():
+        tensors[0].normal_()
+    graph.replay()
+    for got, want in zip(captured, step(), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", ["triton", "cuda"])
+def test_no_synchronisation_with_device_sizes(backend: str) -> None:
+    tensors = [t.requires_grad_() for t in make_inputs(FUSED, "cuda")]
+    shapes = torch.tensor(FUSED.sizes, device="cuda")
+    grad_output = torch.ones(FUSED.B, FUSED.Q, FUSED.H * FUSED.D, device="cuda")
+
+    def step() -> None:
+        output = fused_ms_deform_attn(tensors[0], shapes, *tensors[1:], backend=backend)
+        torch.autograd.grad(output, tensors, grad_output)
+
+    step()
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
