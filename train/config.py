@@ -131,8 +131,8 @@ class Optim:
     """Steps over which the rates rise linearly from zero."""
     seed: int = 42
     """Of weights, order, augmentation and dropout."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16 runs the model under autocast; losses stay in float32."""
+    precision: Literal["fp32", "bf16", "fp64"] = "fp32"
+    """bf16 runs the model under autocast, losses in float32; fp64 is for comparing backends."""
     max_nonfinite: int = 5
     """Give up after so many steps in a row whose loss or gradient was not finite; each is skipped."""
 

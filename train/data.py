@@ -82,9 +82,11 @@ def evaluation_loader(data: CocoDetection, batch_size: int, workers: int) -> Dat
     )
 
 
-def to_device(samples: list[Sample], device: torch.device) -> tuple[list[Tensor], list[dict[str, Any]]]:
-    """Images, normalised, and targets, with their tensors on ``device``; bytes travel, floats are made there."""
-    images = [normalise(image.to(device, non_blocking=True)) for image, _ in samples]
+def to_device(
+    samples: list[Sample], device: torch.device, dtype: torch.dtype = torch.float32
+) -> tuple[list[Tensor], list[dict[str, Any]]]:
+    """Images, normalised, in ``dtype``, and targets, all on ``device``; bytes travel, floats are made there."""
+    images = [normalise(image.to(device, non_blocking=True)).to(dtype) for image, _ in samples]
     targets = [
         {key: value.to(device) if isinstance(value, Tensor) else value for key, value in target.items()}
         for _, target in samples

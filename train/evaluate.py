@@ -61,9 +61,10 @@ def detect(
     """
     results: list[dict[str, Any]] = []
     ids = [category.id for category in data.annotations.categories]
+    dtype = next((parameter.dtype for parameter in model.parameters()), torch.float32)
     with evaluating(model), autocast(device, precision):
         for samples in evaluation_loader(data, batch_size, workers):
-            images, targets = to_device(samples, device)
+            images, targets = to_device(samples, device, dtype)
             sizes = torch.tensor([target["size"] for target in targets], device=device)
             for target, found in zip(targets, post_process(model(images), sizes), strict=True):
                 results += coco_results(target["image_id"], found, ids)

@@ -62,6 +62,8 @@ class Training:
         torch.manual_seed(optim.seed)
         categories = self.data.annotations.categories
         self.model, self.backend, self.backbone_trained = new_model(options.model, len(categories), self.device)
+        if optim.precision == "fp64":
+            self.model.double()
         self.fresh: list[str] = []  # what --init-from left as it was
         if options.model.init_from is not None and resume is None:
             self.fresh = init_from(self.model, options.model.init_from)
@@ -130,7 +132,7 @@ class Training:
 
     def _backward(self, samples: list[Sample], num_boxes: float, share: float) -> dict[str, float]:
         """Adds the gradients of some images; ``share`` is their part of the batch, for what is an average."""
-        images, targets = to_device(samples, self.device)
+        images, targets = to_device(samples, self.device, next(self.model.parameters()).dtype)
         with autocast(self.device, self.options.optim.precision):
             outputs = self.model(images)
         losses = self.criterion(outputs, targets, num_boxes=num_boxes)

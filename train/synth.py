@@ -11,10 +11,9 @@ Image i of a split depends on (seed, split, i) alone, so a larger set starts wit
 import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-import tyro
 from PIL import Image
 
 from .commandline import parse, progress_bar
@@ -46,7 +45,8 @@ class SynthOptions:
     """Number of classes, 1 to 8: disc, square, triangle, star, cross, heart, arrow, crescent."""
     seed: int = 0
     """Same seed, same data."""
-    progress: Annotated[bool, tyro.conf.Suppress] = True
+    progress: bool = True
+    """Show a progress bar."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.classes <= len(CLASSES):
@@ -111,8 +111,8 @@ def make_scene(rng: np.random.Generator, size: int, n_classes: int) -> Scene:
 
 def _drop(rng: np.random.Generator, outline: Array, size: int, crowd: int) -> tuple[Array, tuple[slice, slice]]:
     """A shape of random size, turn and place, wholly inside the image: its coverage, and the window of it."""
-    largest = size * (0.36 if crowd <= 3 else 0.25)
-    radius = float(np.exp(rng.uniform(np.log(max(MIN_EXTENT * 0.75, 0.055 * size)), np.log(largest))))
+    largest = size * (0.36 if crowd <= 3 else 0.27)
+    radius = float(np.exp(rng.uniform(np.log(max(MIN_EXTENT * 0.75, 0.072 * size)), np.log(largest))))
     polygon = place(outline, np.zeros(2), radius, float(np.exp(rng.uniform(-0.35, 0.35))), float(rng.uniform(-25, 25)))
     low, high = polygon.min(0), polygon.max(0)
     room = size - (high - low)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from msdeform.train.config import Input, Model, Optim, Run, Source, TrainOptions
 from msdeform.train.synth import SynthOptions, make_dataset
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from msdeform.models.zoo import create_model
 from msdeform.train import checkpoint
 from msdeform.train.checkpoint import init_from, load_checkpoint, load_model_state, load_trained, save_checkpoint

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
 from msdeform.train.coco import Annotations, BadImageError, Category, CocoDetection, read_image
 from msdeform.train.transforms import Compose, ToModel, training_transform
 from msdeform.train.transforms import Size as ImageSize
-from PIL import Image
-from torch.utils.data import DataLoader
 
 Write = Callable[..., Path]
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
 from msdeform.train.coco import Annotations, CocoDetection
 from msdeform.train.evaluate import METRICS, coco_metrics, coco_results, detect
 from msdeform.train.transforms import Size, evaluation_transform

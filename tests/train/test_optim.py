@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from msdeform.models.zoo import create_model
 from msdeform.train.config import Optim
 from msdeform.train.optim import make_optimizer, rate_at

@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
-from msdeform.train.outlines import mask_polygons
 from pycocotools import mask as coco_mask
 from scipy.ndimage import binary_fill_holes
+
+from msdeform.train.outlines import mask_polygons
 
 
 def filled(polygons: list[list[float]], height: int, width: int) -> np.ndarray:

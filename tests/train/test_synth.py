@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
+from pycocotools.coco import COCO
+
 from msdeform.train import synth
 from msdeform.train.shapes import CLASSES, coverage, place
 from msdeform.train.synth import MAX_OBJECTS, MIN_EXTENT, SynthOptions, annotate, make_dataset, make_scene
-from PIL import Image
-from pycocotools.coco import COCO
 
 
 def digest(folder: Path) -> dict[str, str]:

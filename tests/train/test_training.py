@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+
+from msdeform.kernels import registry
 from msdeform.train import checkpoint, loop
 from msdeform.train.checkpoint import checkpoints_in, load_checkpoint, load_trained
 from msdeform.train.config import Source, TrainOptions
@@ -97,6 +99,40 @@ def test_micro_batches_add_up_to_the_batch(changed: Change) -> None:
         assert result["loss_giou"] == pytest.approx(gradients[0][0]["loss_giou"], rel=1e-5)
         for name, grad in grads.items():
             torch.testing.assert_close(grad, gradients[0][1][name], rtol=1e-3, atol=1e-6, msg=name)
+
+
+class SlightlyWrong(torch.autograd.Function):
+    """The identity, with a gradient 1% too large."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        return gradient * 1.01
+
+
+# the fused function's arguments: inputs, value, shapes, sizes, reference points, offsets, logits
+@pytest.mark.parametrize("argument", [1, 5, 6])
+def test_losses_in_float64_tell_a_gradient_one_per_cent_off(
+    changed: Change, monkeypatch: pytest.MonkeyPatch, argument: int
+) -> None:
+    """What test_interpreter.py relies on, shown on the reference because it is quick."""
+    options = changed(precision="fp64", override=(), schedule="constant", augment="none", epochs=9)
+    expected = run_steps(options, 20)
+    assert run_steps(options, 20) == expected
+    plain, fused = registry.implementation("reference", False), registry.implementation("reference", True)
+
+    def wrong(*arguments: Any) -> torch.Tensor:
+        changed_arguments = list(arguments)
+        changed_arguments[argument] = SlightlyWrong.apply(arguments[argument])
+        return fused(*changed_arguments)
+
+    monkeypatch.setitem(registry._loaded, "reference", (plain, wrong))
+    off = run_steps(options, 20)
+    assert off[0] == expected[0]
+    assert off[-1] != pytest.approx(expected[-1], rel=1e-7)
 
 
 def test_the_order_of_an_epoch_can_be_entered_anywhere() -> None:

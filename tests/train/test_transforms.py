@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from torchvision import tv_tensors
+
 from msdeform.train.coco import Sample
 from msdeform.train.transforms import (
     Flip,
@@ -12,7 +14,6 @@ from msdeform.train.transforms import (
     normalise,
     training_transform,
 )
-from torchvision import tv_tensors
 
 
 def painted(height: int, width: int, *boxes: tuple[int, int, int, int]) -> Sample:
