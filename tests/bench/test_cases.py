@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from msdeform.bench.cases import FULL, QUICK, Case, make_inputs, on_kinks, pixel_grid
 
 from msdeform import fused_ms_deform_attn, ms_deform_attn
+from msdeform.bench.cases import FULL, QUICK, Case, make_inputs, on_kinks, pixel_grid
 
 CPU = torch.device("cpu")
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+
+from msdeform import fused_ms_deform_attn, ms_deform_attn
 from msdeform.bench import gpu, workloads
 from msdeform.bench.cases import Case
 from msdeform.bench.peers import Peer
 from msdeform.kernels.tolerances import Comparison, compare
-from torch import Tensor
-
-from msdeform import fused_ms_deform_attn, ms_deform_attn
 
 SMALL = (Case("small", ((6, 5), (3, 2)), B=1, Q=7, H=2, D=4),)
 ARGUMENTS = ["--quick", "--seconds", "0", "--dtypes", "float32", "--no-verify", "--no-tests"]

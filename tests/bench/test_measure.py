@@ -5,6 +5,7 @@ import time
 
 import pytest
 import torch
+
 from msdeform.bench import measure
 
 CPU = torch.device("cpu")

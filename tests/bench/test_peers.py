@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+
+from msdeform import fused_ms_deform_attn, ms_deform_attn
 from msdeform.bench import peers as module
 from msdeform.bench.cases import Case, make_inputs
 from msdeform.bench.peers import peers
 from msdeform.kernels import registry
-from torch import Tensor
-
-from msdeform import fused_ms_deform_attn, ms_deform_attn
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 CASE = Case("small", ((6, 5), (3, 2)), B=2, Q=7, H=2, D=4)

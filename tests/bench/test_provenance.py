@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from msdeform.bench import provenance as module
 from msdeform.bench.provenance import provenance
 

@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+
 from msdeform.kernels.registry import use_backend
 from msdeform.models.attention import MSDeformAttn
 

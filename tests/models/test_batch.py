@@ -1,5 +1,6 @@
 import pytest
 import torch
+
 from msdeform.models.batch import pad_images
 
 

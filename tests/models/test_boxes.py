@@ -1,5 +1,6 @@
 import pytest
 import torch
+
 from msdeform.models.boxes import cxcywh_to_xyxy, generalized_iou, xyxy_to_cxcywh
 
 

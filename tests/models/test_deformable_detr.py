@@ -4,12 +4,13 @@ import math
 
 import pytest
 import torch
-from msdeform.models.attention import MSDeformAttn
-from msdeform.models.batch import pad_images
-from msdeform.models.zoo import create_criterion, create_model
 from torch import nn
 from torchvision.models import resnet50
 from torchvision.ops import FrozenBatchNorm2d
+
+from msdeform.models.attention import MSDeformAttn
+from msdeform.models.batch import pad_images
+from msdeform.models.zoo import create_criterion, create_model
 
 
 def official_names(*, levels, refine, two_stage, layers=6):

@@ -1,11 +1,12 @@
 import pytest
 import torch
+from torch import nn
+
 from msdeform.models.attention import MSDeformAttn
 from msdeform.models.deformable_detr import BoxHead
 from msdeform.models.deformable_transformer import DecoderLayer, DeformableTransformer, EncoderLayer
 from msdeform.models.geometry import Levels
 from msdeform.models.position import sine_of_pixels
-from torch import nn
 
 WIDTH, QUERIES, LAYERS, CLASSES = 16, 5, 2, 3
 

@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+
 from msdeform.models.geometry import (
     Levels,
     encoder_reference_points,

@@ -3,6 +3,7 @@ import math
 
 import pytest
 import torch
+
 from msdeform.models.boxes import cxcywh_to_xyxy, generalized_iou
 from msdeform.models.matcher import HungarianMatcher, NonFiniteCostError
 

@@ -1,6 +1,7 @@
 import math
 
 import torch
+
 from msdeform.models.position import sine_of_boxes, sine_of_pixels
 
 

@@ -5,8 +5,9 @@ from urllib.error import URLError
 import pytest
 import torch
 import torchvision
-from msdeform.models.zoo import build_model, create_criterion, create_model, list_models
 from safetensors.torch import save_file
+
+from msdeform.models.zoo import build_model, create_criterion, create_model, list_models
 
 
 def test_models_are_listed_by_name():
