@@ -33,19 +33,18 @@ def ms_deform_attn(
     compute = inputs.compute_dtype
     # (B, S, H, D) -> (B*H, D, S): one image per head
     maps = value.to(compute).permute(0, 2, 3, 1).reshape(B * H, D, inputs.S)
-    locations = sampling_locations.to(compute)
     weights = attention_weights.to(compute)
-    output = maps.new_zeros(B * H, D, Q)
+    grid, poison = _grid(sampling_locations.to(compute), sizes)
+    # zero, or NaN for each (query, head) with a NaN location: (B*H, 1, Q)
+    output = (weights * poison).sum((3, 4)).transpose(1, 2).reshape(B * H, 1, Q)
     start = 0
     for level, (h, w) in enumerate(sizes):
         level_map = maps[:, :, start : start + h * w].reshape(B * H, D, h, w)
-        grid, poison = _grid(locations[:, :, :, level], h, w)  # (B, Q, H, P, 2), (B, Q, H, P)
         sampled = F.grid_sample(
-            level_map, _per_head(grid), mode="bilinear", padding_mode="zeros", align_corners=False
+            level_map, _per_head(grid[:, :, :, level]), mode="bilinear", padding_mode="zeros", align_corners=False
         )  # (B*H, D, Q, P)
-        sampled = sampled + _per_head(poison)[:, None]
         level_weights = _per_head(weights[:, :, :, level])  # (B*H, Q, P)
-        output = output + torch.einsum("ndqp,nqp->ndq", sampled, level_weights)
+        output = output + (sampled * level_weights[:, None]).sum(-1)
         start += h * w
     return output.reshape(B, H, D, Q).permute(0, 3, 1, 2).reshape(B, Q, H * D).to(value.dtype)
 
@@ -87,20 +86,20 @@ def host_sizes(shapes: Tensor, S: int) -> Sizes:
     return sizes
 
 
-def _grid(locations: Tensor, h: int, w: int) -> tuple[Tensor, Tensor]:
-    """grid_sample's grid for locations (..., 2), and an addend (...) that is NaN where a location is NaN.
+def _grid(locations: Tensor, sizes: Sizes) -> tuple[Tensor, Tensor]:
+    """grid_sample's grid for locations (B, Q, H, L, P, 2), and an addend (B, Q, H, L, P): zero, or NaN where a location
+    is NaN.
 
     grid_sample's own answer for infinite coordinates is NaN and its gradients at NaN differ by code path, so both are
     settled before it: a location more than two pixels outside is moved to there, where the sample is zero and the
     clamp's gradient is zero; a NaN is moved there too, and its NaN travels in the addend, gradient included.
     """
-    extent = torch.tensor([w, h], dtype=locations.dtype, device=locations.device)
+    extent = torch.tensor([(w, h) for h, w in sizes], dtype=locations.dtype, device=locations.device)
+    margin = (2.0 / extent)[:, None]  # two pixels beyond the border in normalised units, (L, 1, 2)
     nan = locations.isnan()
-    # two pixels beyond the border in normalised units
-    margin = 2.0 / extent
     settled = torch.where(nan, -margin, locations.clamp(-margin, 1 + margin))
-    factor = torch.zeros_like(locations[..., 0]).masked_fill(nan.any(-1), float("nan"))
     # the product's gradient is NaN where the factor is, and zero elsewhere
+    factor = torch.zeros_like(settled[..., 0]).masked_fill(nan.any(-1), float("nan"))
     poison = torch.where(nan, locations, settled).sum(-1) * factor
     return 2 * settled - 1, poison
 
