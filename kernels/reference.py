@@ -62,7 +62,7 @@ def fused_ms_deform_attn(
     if shapes is not None:
         sizes = host_sizes(shapes, inputs.S)
     compute = inputs.compute_dtype
-    extent = torch.tensor([(w, h) for h, w in sizes], dtype=compute, device=value.device)
+    extent = extents(sizes, value.device, compute)
     locations = locate(reference_points.to(compute), sampling_offsets.to(compute), extent)
     weights = attention_logits.to(compute).flatten(3).softmax(-1).view(attention_logits.shape)
     return ms_deform_attn(inputs, value, None, sizes, locations, weights)
@@ -76,6 +76,11 @@ def locate(reference_points: Tensor, sampling_offsets: Tensor, extent: Tensor) -
     P = sampling_offsets.shape[4]
     centre, size = reference_points[:, :, None, :, None, :2], reference_points[:, :, None, :, None, 2:]
     return centre + sampling_offsets / P * size * 0.5
+
+
+def extents(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """(w, h) of each level, (L, 2): the order of coordinates, which is not the order of sizes."""
+    return torch.tensor([(w, h) for h, w in sizes], dtype=dtype, device=device)
 
 
 def host_sizes(shapes: Tensor, S: int) -> Sizes:
@@ -94,7 +99,7 @@ def _grid(locations: Tensor, sizes: Sizes) -> tuple[Tensor, Tensor]:
     settled before it: a location more than two pixels outside is moved to there, where the sample is zero and the
     clamp's gradient is zero; a NaN is moved there too, and its NaN travels in the addend, gradient included.
     """
-    extent = torch.tensor([(w, h) for h, w in sizes], dtype=locations.dtype, device=locations.device)
+    extent = extents(sizes, locations.device, locations.dtype)
     margin = (2.0 / extent)[:, None]  # two pixels beyond the border in normalised units, (L, 1, 2)
     nan = locations.isnan()
     settled = torch.where(nan, -margin, locations.clamp(-margin, 1 + margin))
