@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from ..kernels import registry
+from ..models.deformable_detr import DeformableDetr
 from ..models.zoo import build_model, create_model
 from .config import Model
 
@@ -22,7 +22,7 @@ def settle_backend(device: torch.device, attn_backend: str) -> str:
     return registry.resolve_for(device, backend=None if attn_backend == "auto" else attn_backend)
 
 
-def new_model(options: Model, num_classes: int, device: torch.device) -> tuple[nn.Module, str, bool]:
+def new_model(options: Model, num_classes: int, device: torch.device) -> tuple[DeformableDetr, str, bool]:
     """Makes the model that the options name.
 
     Returns:
@@ -58,7 +58,7 @@ def backbone_weights(options: Model) -> str | Path | None:
     return Path(options.backbone_weights)
 
 
-def rebuild_model(config: dict[str, Any], device: torch.device, attn_backend: str) -> tuple[nn.Module, str]:
+def rebuild_model(config: dict[str, Any], device: torch.device, attn_backend: str) -> tuple[DeformableDetr, str]:
     """The model of a checkpoint, without its weights, and its backend."""
     backend = settle_backend(device, attn_backend)
     return build_model(config, attn_backend=backend).to(device), backend
@@ -82,6 +82,6 @@ def parse_overrides(words: tuple[str, ...]) -> dict[str, Any]:
     return overrides
 
 
-def config_of(model: nn.Module) -> dict[str, Any]:
+def config_of(model: DeformableDetr) -> dict[str, Any]:
     """A model's configuration as plain values."""
-    return dataclasses.asdict(model.config)  # type: ignore[arg-type]
+    return dataclasses.asdict(model.config)

@@ -72,7 +72,7 @@ class Input:
     cache: bool = False
     """Keep decoded images in memory (sets --workers 0); for data sets of some thousand small images."""
     overfit: int = 0
-    """Train on, and evaluate on, the first N training images without augmentation: does the set-up learn at all?"""
+    """Train and evaluate on the first N training images, not augmented, 20 passes an epoch: does it learn at all?"""
 
     def __post_init__(self) -> None:
         _at_least("image-size", self.image_size, 32)

@@ -12,6 +12,9 @@ from .coco import Annotations, Category, CocoDetection, Sample
 from .config import Input, Source
 from .transforms import evaluation_transform, normalise, training_transform
 
+# an epoch of so few images is over in a step; evaluation and checkpoints come once an epoch
+OVERFIT_PASSES = 20
+
 
 class EpochOrder(Sampler[list[int]]):
     """Batches of one epoch, from ``start`` on; the order is a function of (seed, epoch), so any place can be resumed.
@@ -37,10 +40,10 @@ def batches_per_epoch(n_images: int, batch_size: int) -> int:
 
 
 def training_data(source: Source, options: Input, seed: int) -> CocoDetection:
-    """The training images; with ``overfit``, the first so many that have boxes."""
+    """The training images; with ``overfit``, the first so many that have boxes, OVERFIT_PASSES times an epoch."""
     images, annotations = source.split("train")
     packed = Annotations.load(annotations)
-    subset = _overfit_rows(packed, options.overfit) if options.overfit else None
+    subset = _overfit_rows(packed, options.overfit) * OVERFIT_PASSES if options.overfit else None
     transform = training_transform("none" if options.overfit else options.augment, options.size)
     data = CocoDetection(images, packed, transform, seed=seed, cache=options.cache, subset=subset)
     if len(data) == 0:

@@ -70,7 +70,8 @@ class Training:
         self.criterion = create_criterion(self.model)
         self.optimizer = make_optimizer(self.model, optim, backbone_trained=self.backbone_trained)
 
-        self.steps_per_epoch = batches_per_epoch(len(self.data), optim.batch_size)
+        self.batch_size = min(optim.batch_size, options.input.overfit or optim.batch_size)
+        self.steps_per_epoch = batches_per_epoch(len(self.data), self.batch_size)
         self.total_steps = min(optim.epochs * self.steps_per_epoch, optim.max_steps or sys.maxsize)
         self.schedule = Schedule(self.optimizer, rate_at(optim, self.steps_per_epoch, self.total_steps))
         self.steps_done = 0
@@ -91,7 +92,7 @@ class Training:
         """What is left of the current epoch."""
         start = self.steps_done % self.steps_per_epoch
         left = self.total_steps - self.steps_done
-        loader = training_loader(self.data, self.options.optim.batch_size, self.workers, self.epoch, start)
+        loader = training_loader(self.data, self.batch_size, self.workers, self.epoch, start)
         for _, samples in zip(range(left), loader, strict=False):
             yield samples
 
@@ -309,9 +310,9 @@ def _introduce(training: Training, validation: Any, out: Path, log: RunLog, bar:
         f"{training.backend} attention on {training.device}, {options.optim.precision}"
     )
     bar.say(
-        f"{len(training.data)} training and {len(validation)} validation images, "
+        f"{len(set(training.data.rows))} training and {len(validation)} validation images, "
         f"{len(training.data.annotations.categories)} classes; {training.total_steps} steps of "
-        f"{min(options.optim.batch_size, len(training.data))} images; results in {out}"
+        f"{min(training.batch_size, len(training.data))} images; results in {out}"
     )
     for line in training.data.annotations.dropped.sentences():
         bar.say(f"{training.data.annotations.path.name}: {line}")
@@ -341,7 +342,7 @@ def main(argv: list[str] | None = None) -> int:
     resume = peek.parse_known_args(words)[0].resume
     default = None if resume is None else from_plain(TrainOptions, load_checkpoint(resume)["options"])
     options = parse(TrainOptions, words, "msdeform train", default)
-    if options.run.eval:
+    if options.run.eval and options.run.resume is not None:
         training = Training(options, load_checkpoint(options.run.resume))
         validation = validation_data(options.source, options.input, training.data.annotations.categories)
         with evaluating(training.model):

@@ -230,12 +230,17 @@ def test_a_skipped_step_leaves_the_running_averages_of_batch_norm(changed: Chang
         assert torch.equal(buffer, before[name]), name
 
 
-def test_overfitting_trains_and_evaluates_on_the_same_images(changed: Change, tmp_path: Path) -> None:
-    options = changed(overfit=3, batch_size=3, epochs=1, out=tmp_path / "run")
+def test_overfitting_trains_and_evaluates_on_the_same_images(changed: Change) -> None:
+    options = changed(overfit=3, batch_size=8)
     training = Training(options)
-    assert len(training.data) == 3
     validation = loop.validation_data(options.source, options.input, training.data.annotations.categories)
-    assert validation.image_ids == training.data.image_ids
+    assert len(validation) == 3
+    assert set(training.data.image_ids) == set(validation.image_ids)
+    # 20 passes in batches of 3, the images there are
+    assert training.steps_per_epoch == 20
+    first, second = (training.data[row] for row in (0, 3))
+    assert first[1]["image_id"] == second[1]["image_id"]
+    assert torch.equal(first[0], second[0])  # not augmented
     with pytest.raises(ValueError, match="overfit: expected 99 images with boxes"):
         Training(changed(overfit=99))
 
