@@ -18,7 +18,7 @@ class MSDeformAttnFunction:
     """Stands in for the official extension's autograd function (Deformable-DETR, ``models/ops/functions``)."""
 
     @staticmethod
-    def apply(  # noqa: PLR0917  # their order, not ours
+    def apply(  # their order, not ours
         value: Tensor,
         value_spatial_shapes: Tensor,
         value_level_start_index: Tensor,

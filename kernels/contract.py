@@ -19,7 +19,8 @@ Numbers that are not finite, the same in every backend:
 - an infinite location lies outside the level: its sample is zero, and so are its gradients;
 - a sample reads exactly those of its four neighbours that lie inside the level, and multiplies as IEEE arithmetic
   does: a neighbour that is infinite gives NaN where its bilinear coefficient is zero;
-- weights and logits that are NaN or infinite follow IEEE arithmetic and softmax.
+- a weight that is NaN gives NaN, an infinite one a result that is not finite (infinite or NaN: which, depends on the
+  order of multiplication); logits follow softmax, where minus infinity is a weight of zero.
 """
 
 from collections.abc import Sequence

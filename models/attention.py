@@ -56,7 +56,7 @@ class MSDeformAttn(nn.Module):
                 nn.init.xavier_uniform_(projection.weight)
                 projection.bias.zero_()
 
-    def forward(  # noqa: PLR0917  # the official order, which callers use
+    def forward(  # the official order, which callers use
         self,
         query: Tensor,
         reference_points: Tensor,

@@ -52,7 +52,7 @@ def forward(value: Tensor, levels: Tensor, sampling_locations: Tensor, attention
     return output
 
 
-def backward(  # noqa: PLR0917  # the operator has the arguments it has
+def backward(  # the operator has the arguments it has
     grad_output: Tensor,
     value: Tensor,
     levels: Tensor,
