@@ -44,7 +44,7 @@ def _loops(ends: dict[tuple[int, int], list[tuple[int, int]]]) -> list[list[tupl
         while True:
             choices = ends[here]
             # where two parts touch at a corner, turn right: they stay two parts
-            onward = min(choices, key=lambda to: _turn(heading, (to[0] - here[0], to[1] - here[1])))
+            onward = choices[0] if len(choices) == 1 else _rightmost(here, heading, choices)
             choices.remove(onward)
             if not choices:
                 del ends[here]
@@ -58,9 +58,10 @@ def _loops(ends: dict[tuple[int, int], list[tuple[int, int]]]) -> list[list[tupl
     return loops
 
 
-def _turn(before: tuple[int, int], after: tuple[int, int]) -> int:
-    """-1 for a right turn (y points down), 0 for straight on, 1 for a left turn."""
-    return -(before[0] * after[1] - before[1] * after[0])
+def _rightmost(here: tuple[int, int], heading: tuple[int, int], choices: list[tuple[int, int]]) -> tuple[int, int]:
+    """The corner that lies furthest to the right of where the walk is heading."""
+    # the cross product is positive for a right turn, because y points down
+    return max(choices, key=lambda to: heading[0] * (to[1] - here[1]) - heading[1] * (to[0] - here[0]))
 
 
 def _signed_area(loop: list[tuple[int, int]]) -> float:

@@ -99,5 +99,5 @@ def coverage(polygon: Array, height: int, width: int) -> tuple[Array, tuple[slic
     # pillow's coordinates are pixel centres
     corners = (polygon - low) * SUPERSAMPLING - 0.5
     ImageDraw.Draw(canvas).polygon([(float(x), float(y)) for x, y in corners], fill=255)
-    fine = np.asarray(canvas, dtype=np.float32).reshape(h, SUPERSAMPLING, w, SUPERSAMPLING)
-    return fine.mean((1, 3)) / 255.0, (slice(low[1], low[1] + h), slice(low[0], low[0] + w))
+    alpha = np.asarray(canvas.reduce(SUPERSAMPLING), dtype=np.float32) / 255.0
+    return alpha, (slice(low[1], low[1] + h), slice(low[0], low[0] + w))

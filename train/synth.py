@@ -9,9 +9,14 @@ Image i of a split depends on (seed, split, i) alone, so a larger set starts wit
 """
 
 import io
+import multiprocessing
+import signal
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -22,6 +27,7 @@ from .outlines import mask_polygons
 from .shapes import CLASSES, DISTRACTORS, coverage, place
 
 Array = np.ndarray
+T = TypeVar("T")
 
 MAX_OBJECTS = 10
 MIN_VISIBLE = 0.5
@@ -45,6 +51,8 @@ class SynthOptions:
     """Number of classes, 1 to 8: disc, square, triangle, star, cross, heart, arrow, crescent."""
     seed: int = 0
     """Same seed, same data."""
+    workers: int = 2
+    """Processes that draw; their number changes nothing in the files."""
     progress: bool = True
     """Show a progress bar."""
 
@@ -55,6 +63,8 @@ class SynthOptions:
             raise ValueError(f"size: expected at least 64 pixels, got {self.size}")
         if self.train < 1 or self.val < 1:
             raise ValueError(f"train and val: expected at least 1 image each, got {self.train} and {self.val}")
+        if self.workers < 1:
+            raise ValueError(f"workers: expected at least 1, got {self.workers}")
         if self.seed < 0:
             raise ValueError(f"seed: expected 0 or more, got {self.seed}")
 
@@ -221,24 +231,45 @@ def annotate(scene: Scene, image_id: int, first_id: int) -> list[dict[str, Any]]
     return annotations
 
 
+def _draw(options: SynthOptions, offset: int, index: int) -> tuple[bytes, list[dict[str, Any]]]:
+    """One image as a JPEG, and its annotations, whose ids count from 1."""
+    scene = make_scene(np.random.default_rng([options.seed, offset, index]), options.size, options.classes)
+    encoded = io.BytesIO()
+    Image.fromarray(scene.pixels).save(encoded, "JPEG", quality=92)
+    return encoded.getvalue(), annotate(scene, offset + index + 1, first_id=1)
+
+
+def _in_order(draw: Callable[[int], T], count: int, workers: int) -> Iterator[T]:
+    """``draw`` of 0, 1, ..., by several processes."""
+    if workers == 1:
+        yield from map(draw, range(count))
+        return
+    # Ctrl-C is for the parent to handle
+    ignore = (signal.SIGINT, signal.SIG_IGN)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, initializer=signal.signal, initargs=ignore) as pool:
+        try:
+            yield from pool.map(draw, range(count), chunksize=8)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
 def _write_split(options: SynthOptions, folder: Path, split: str, count: int, offset: int) -> None:
-    """One folder of images and its annotation file; image and annotation ids start after ``offset`` images."""
+    """One folder of images and its annotation file; image ids start after ``offset``."""
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     (folder / split).mkdir()
+    # a process more must have something to do in the second it takes to start
+    workers = options.workers if count >= 100 else 1
     with progress_bar(f"drawing {split}", count, shown=options.progress) as advance:
-        for index in range(count):
-            rng = np.random.default_rng([options.seed, offset, index])
-            scene = make_scene(rng, options.size, options.classes)
+        for index, (jpeg, found) in enumerate(_in_order(partial(_draw, options, offset), count, workers)):
             image_id = offset + index + 1
             name = f"{image_id:012d}.jpg"
-            encoded = io.BytesIO()
-            Image.fromarray(scene.pixels).save(encoded, "JPEG", quality=92)
-            (folder / split / name).write_bytes(encoded.getvalue())
+            (folder / split / name).write_bytes(jpeg)
             images.append(
                 {"id": image_id, "file_name": name, "width": options.size, "height": options.size, "license": 1}
             )
-            annotations += annotate(scene, image_id, first_id=len(annotations) + 1)
+            annotations += [{**annotation, "id": len(annotations) + annotation["id"]} for annotation in found]
             advance()
     names = list(CLASSES)[: options.classes]
     content = {
