@@ -1,6 +1,7 @@
 """Detectors by name."""
 
 import dataclasses
+import difflib
 from pathlib import Path
 from typing import Any, cast
 
@@ -68,7 +69,9 @@ def create_model(
     ConnectionError for weights that are not there, don't fit or can't be downloaded.
     """
     if name not in MODELS:
-        raise ValueError(f"name: expected one of {', '.join(list_models())}, got {name!r}")
+        near = difflib.get_close_matches(str(name), list_models(), n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"name: expected one of {', '.join(list_models())}, got {name!r}{hint}")
     _check_fields(overrides)
     if backbone_weights is not None:
         overrides.setdefault("backbone_frozen", True)
