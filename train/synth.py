@@ -3,11 +3,13 @@
 One image: a textured background, unlabelled clutter, then 1 to 10 shapes drawn one over the other. A shape hides at
 most half of any shape below it. As in COCO an annotation describes what is visible: ``segmentation``, ``area`` and
 ``bbox`` are those of the visible pixels, and ``visible_fraction`` (our own field) says what part of the shape that is.
-Colour, size, turn and texture are drawn independently of the class: only the outline tells it.
+Size, turn and texture are drawn independently of the class; its colour tends to a hue of its own, with a spread in
+which neighbouring classes overlap, while clutter and backgrounds take any colour: outline and colour together tell it.
 
 Image i of a split depends on (seed, split, i) alone, so a larger set starts with the smaller one.
 """
 
+import colorsys
 import io
 import multiprocessing
 import signal
@@ -109,7 +111,7 @@ def make_scene(rng: np.random.Generator, size: int, n_classes: int) -> Scene:
         inside = alpha >= 0.5
         if not _may_cover(owner[window], inside, owner, areas):
             continue
-        _paint(rng, canvas[window], alpha)
+        _paint(rng, canvas[window], alpha, partial(_class_colour, rng, label / n_classes))
         owner[window][inside] = len(labels)
         areas.append(int(inside.sum()))
         labels.append(label)
@@ -147,6 +149,12 @@ def _may_cover(under: Array, inside: Array, owner: Array, areas: list[int]) -> b
 
 def _colour(rng: np.random.Generator) -> Array:
     return rng.uniform(0, 255, 3)
+
+
+def _class_colour(rng: np.random.Generator, hue: float) -> Array:
+    """A colour of about a hue in [0, 1), with a spread of 25 degrees of the colour circle."""
+    colour = colorsys.hsv_to_rgb((hue + rng.normal(0, 0.07)) % 1, rng.uniform(0.5, 1), rng.uniform(0.45, 1))
+    return 255 * np.asarray(colour)
 
 
 def _background(rng: np.random.Generator, size: int) -> Array:
@@ -191,13 +199,13 @@ def _draw_clutter(rng: np.random.Generator, canvas: Array) -> None:
     if (polygon.max(0) <= 0).any() or (polygon.min(0) >= size).any():
         return
     alpha, window = coverage(polygon, size, size)
-    _paint(rng, canvas[window], alpha)
+    _paint(rng, canvas[window], alpha, partial(_colour, rng))
 
 
-def _paint(rng: np.random.Generator, patch: Array, alpha: Array) -> None:
-    """Mixes a fill of one random colour, shaded or striped, into ``patch``; it stands out from what is there."""
+def _paint(rng: np.random.Generator, patch: Array, alpha: Array, draw_colour: Callable[[], Array]) -> None:
+    """Mixes a fill of one drawn colour, shaded or striped, into ``patch``; it stands out from what is there."""
     around = patch.reshape(-1, 3).mean(0)
-    colour = max((_colour(rng) for _ in range(3)), key=lambda c: float(np.abs(c - around).sum()))
+    colour = max((draw_colour() for _ in range(3)), key=lambda c: float(np.abs(c - around).sum()))
     height, width = alpha.shape
     y, x = np.mgrid[0:height, 0:width]
     angle = rng.uniform(0, 2 * np.pi)
