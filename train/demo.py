@@ -41,7 +41,7 @@ class DemoOptions:
     """Held-out images to evaluate on."""
     epochs: int = 8
     """Passes over the training images."""
-    size: int = 128
+    size: int = 96
     """Width and height of an image, in pixels."""
     seed: int = 0
     """Of data and training."""
@@ -63,10 +63,10 @@ def training_options(options: DemoOptions, data: Path, out: Path) -> TrainOption
             epochs=options.epochs,
             batch_size=8,
             micro_batch=8,
-            lr=1e-3,
-            lr_factor_offsets=1.0,
+            lr=2e-3,
+            lr_factor_offsets=0.5,
             schedule="cosine",
-            warmup_steps=50,
+            warmup_steps=100,
             seed=options.seed,
         ),
         run=Run(out=out, device=options.device, eval_every=2),

@@ -18,7 +18,7 @@ def _ring(radii: list[float], start: float = -90.0) -> Array:
     return np.stack([np.cos(angles), np.sin(angles)], axis=1) * np.asarray(radii)[:, None]
 
 
-def _cross(arm: float = 0.36) -> Array:
+def _cross(arm: float = 0.3) -> Array:
     quarter = np.array([[arm, -1.0], [arm, -arm], [1.0, -arm]])
     turns = [np.array([[0, -1], [1, 0]]) for _ in range(3)]
     parts = [quarter]
@@ -51,7 +51,7 @@ CLASSES: dict[str, Array] = {
     "disc": _ring([1.0] * 40),
     "square": _ring([1.0] * 4, start=-45.0),
     "triangle": _ring([1.0] * 3),
-    "star": _ring([1.0, 0.42] * 5),
+    "star": _ring([1.0, 0.4] * 5),
     "cross": _cross(),
     "heart": _heart(),
     "arrow": _arrow(),

@@ -124,8 +124,8 @@ def make_scene(rng: np.random.Generator, size: int, n_classes: int) -> Scene:
 def _drop(rng: np.random.Generator, outline: Array, size: int, crowd: int) -> tuple[Array, tuple[slice, slice]]:
     """A shape of random size, turn and place, wholly inside the image: its coverage, and the window of it."""
     largest = size * (0.36 if crowd <= 3 else 0.27)
-    radius = float(np.exp(rng.uniform(np.log(max(MIN_EXTENT * 0.75, 0.072 * size)), np.log(largest))))
-    polygon = place(outline, np.zeros(2), radius, float(np.exp(rng.uniform(-0.35, 0.35))), float(rng.uniform(-25, 25)))
+    radius = float(np.exp(rng.uniform(np.log(max(MIN_EXTENT * 0.75, 0.085 * size)), np.log(largest))))
+    polygon = place(outline, np.zeros(2), radius, float(np.exp(rng.uniform(-0.2, 0.2))), float(rng.uniform(-15, 15)))
     low, high = polygon.min(0), polygon.max(0)
     room = size - (high - low)
     if (room <= 0).any():
@@ -210,8 +210,8 @@ def _paint(rng: np.random.Generator, patch: Array, alpha: Array, draw_colour: Ca
     y, x = np.mgrid[0:height, 0:width]
     angle = rng.uniform(0, 2 * np.pi)
     along = (x * np.cos(angle) + y * np.sin(angle)) / max(height, width)
-    if rng.random() < 0.3:
-        shade = 0.82 + 0.18 * np.sign(np.sin(along * 2 * np.pi * rng.uniform(2, 5)))
+    if rng.random() < 0.2:
+        shade = 0.85 + 0.15 * np.sign(np.sin(along * 2 * np.pi * rng.uniform(2, 5)))
     else:
         shade = 1.0 + rng.uniform(0, 0.35) * (along - along.mean())
     fill = np.clip(colour * shade[..., None], 0, 255)

@@ -68,7 +68,7 @@ def test_scenes_have_the_promised_variety(scenes: list[synth.Scene]) -> None:
     assert {label for scene in scenes for label in scene.labels} == set(range(5))
     boxes = [note["bbox"] for scene in scenes for note in annotate(scene, 1, 1)]
     extents = np.sqrt([w * h for _, _, w, h in boxes])
-    assert extents.max() > 5 * extents.min()
+    assert extents.max() > 4 * extents.min()
     visible = np.array([fraction for scene in scenes for fraction in scene.visible])
     assert visible.min() >= 0.5
     assert (visible < 0.75).mean() > 0.05  # occlusion happens
