@@ -39,7 +39,7 @@ class DemoOptions:
     """Images to train on."""
     val_images: int = 150
     """Held-out images to evaluate on."""
-    epochs: int = 8
+    epochs: int = 7
     """Passes over the training images."""
     size: int = 96
     """Width and height of an image, in pixels."""
