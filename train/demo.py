@@ -105,7 +105,7 @@ def demo(options: DemoOptions) -> dict[str, float]:
 
 
 def predictions_beside_truth(trained: Trained, data: CocoDetection, count: int) -> Image.Image:
-    """The first ``count`` images twice: with their annotations, and with the detections that score DRAWN_SCORE or more."""
+    """The first ``count`` images twice: with their annotations, and with the detections of DRAWN_SCORE or more."""
     names = [category.name for category in trained.categories]
     annotations = data.annotations
     rows = []
