@@ -66,6 +66,15 @@ def test_the_annotations_themselves_score_one_and_nothing_scores_zero(shapes: Pa
         assert metrics["AP"] == metrics["AP50"] == 0
 
 
+def test_images_that_were_not_asked_for_do_not_count(shapes: Path) -> None:
+    path = shapes / "annotations" / "instances_train2017.json"
+    content = json.loads(path.read_text())
+    ids = [image["id"] for image in content["images"]][:3]
+    perfect = [{**annotation, "score": 1.0} for annotation in content["annotations"] if annotation["image_id"] in ids]
+    for engine in ("faster", "pycocotools"):
+        assert coco_metrics(path, perfect, ids, engine)["AP"] == pytest.approx(1.0)
+
+
 def test_files_that_lack_area_and_crowd_are_measured(annotation_file: Any) -> None:
     path = annotation_file({})
     content = json.loads(path.read_text())
