@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 
+from ..kernels.arguments import Parser
 from . import workloads
 from .cases import FULL, QUICK, Case, make_inputs
 from .measure import Timing, peak_memory_mb, sets_past_cache, time_call
@@ -76,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m msdeform.bench.gpu", description=__doc__.split("\n\n")[0])
+    parser = Parser(prog="python -m msdeform.bench.gpu", description=__doc__.split("\n\n")[0])
     parser.add_argument("--quick", action="store_true", help="small shapes; the default where there is no GPU")
     parser.add_argument("--out", type=Path, help="folder for the rows (default: bench/results; none in reduced form)")
     parser.add_argument("--dtypes", nargs="+", choices=_DTYPES, default=["float32", "bfloat16"])

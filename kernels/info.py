@@ -1,6 +1,5 @@
 """``msdeform info``: every backend, whether it runs here, why not, and what ``auto`` would take."""
 
-import argparse
 import platform
 import sys
 from collections.abc import Sequence
@@ -9,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 from . import registry
+from .arguments import Parser
 from .contract import Inputs
 from .verify import DTYPES
 
@@ -42,7 +42,7 @@ def describe(inputs: Inputs) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="msdeform info",
         description="Show each backend of the operator: does it run here, why not, and which one auto would take for "
         "a call (the published encoder's unless told otherwise).",

@@ -4,7 +4,6 @@ The truth is the reference in float64 on the same inputs; the bounds are those o
 benchmarks check through the same functions.
 """
 
-import argparse
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from . import registry
 from .api import fused_ms_deform_attn, ms_deform_attn
+from .arguments import Parser
 from .contract import Sizes
 from .tolerances import Comparison, compare
 
@@ -177,7 +177,7 @@ def run(cases: Sequence[Case], backends: Sequence[str], device: torch.device | s
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns 0 if every error is within its bound, 1 if one is not, 2 for wrong arguments."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="msdeform verify",
         description="Check output and every gradient of each backend that runs here against the float64 reference. "
         "Without a GPU, TRITON_INTERPRET=1 runs the Triton kernels in Triton's interpreter. "

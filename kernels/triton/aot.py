@@ -4,7 +4,6 @@ Registers, spills and instructions come from the machine code itself, through th
 Cannot share a process with Triton's interpreter.
 """
 
-import argparse
 import json
 import math
 import re
@@ -22,6 +21,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from ..arguments import Parser
 from . import launch
 from .backward import backward_kernel
 from .forward import forward_kernel
@@ -200,7 +200,7 @@ def _run(tool: str, *arguments: str) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print, and on request write, the committed table."""
-    parser = argparse.ArgumentParser(prog="python -m msdeform.kernels.triton.aot", description=main.__doc__)
+    parser = Parser(prog="python -m msdeform.kernels.triton.aot", description=main.__doc__)
     parser.add_argument("--arch", type=int, default=90, help="compute capability times ten (default: 90)")
     parser.add_argument("--write", action="store_true", help=f"write {TABLE.name}, which the tests compare with")
     options = parser.parse_args(argv)

@@ -29,7 +29,8 @@ def test_the_python_blocks_run_in_order() -> None:
 def uses() -> list[tuple[str, tuple[str, ...]]]:
     """Every use of the command in a shell block: its name and the flags given."""
     found = []
-    for line in SHELL.replace("python -m msdeform.train", "msdeform train").splitlines():
+    shell = SHELL.replace("\\\n", " ").replace("python -m msdeform.train", "msdeform train")
+    for line in shell.splitlines():
         words = shlex.split(line, comments=True)
         if words and words[0].split("/")[-1] == "msdeform":
             name = " ".join(words[1:3]) if " ".join(words[1:3]) in COMMANDS else words[1]

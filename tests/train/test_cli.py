@@ -73,6 +73,15 @@ def test_a_misspelt_command_is_answered_with_the_nearest(
         (["eval", "--checkpont", "x"], "msdeform eval: unknown option --checkpont; did you mean --checkpoint?"),
         (["predict", "a.jpg", "--confidance=1"], "msdeform predict: unknown option --confidance; did you mean --conf"),
         (["data", "synth", "--sed", "1"], "msdeform data synth: unknown option --sed; did you mean --seed"),
+        (
+            ["info", "--dtyp", "float32", "--divice", "cpu"],
+            "msdeform info: unknown option --divice cpu; did you mean --device",
+        ),
+        (
+            ["verify", "--level", "4x4", "--chanels", "3"],
+            "msdeform verify: unknown option --chanels 3; did you mean --channels",
+        ),
+        (["bench", "--qick"], "python -m msdeform.bench.gpu: unknown option --qick; did you mean --quick"),
         (["demo", "--zzzzzz"], "msdeform demo: unknown option --zzzzzz; msdeform demo --help lists the options"),
     ],
 )
