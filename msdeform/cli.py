@@ -35,6 +35,7 @@ COMMANDS = {
     "predict": Command("train.predict", "detect objects in images: pictures with boxes, and COCO-results JSON"),
     "data synth": Command("train.synth", "make a synthetic COCO-format data set"),
     "bench": Command("bench.gpu", "measure the operator's backends, after checking that they are correct"),
+    "table": Command("bench.table", "the detectors' published size and FLOPs, and ours counted beside them"),
     "demo": Command("train.demo", "make data, train a small detector, evaluate it and draw what it finds"),
     "version": Command("cli", "print the version", "print_version"),
 }

@@ -22,7 +22,18 @@ def test_help_lists_every_command_in_a_line_each() -> None:
     lines = help_text().splitlines()
     for name, command in COMMANDS.items():
         assert [line for line in lines if line.startswith(f"  {name} ") and line.endswith(command.summary)]
-    assert {"info", "verify", "train", "eval", "predict", "data synth", "bench", "demo", "version"} == COMMANDS.keys()
+    assert {
+        "info",
+        "verify",
+        "train",
+        "eval",
+        "predict",
+        "data synth",
+        "bench",
+        "table",
+        "demo",
+        "version",
+    } == COMMANDS.keys()
     assert max(map(len, lines)) <= 110
 
 
@@ -127,8 +138,11 @@ def small(shapes: Path, tmp_path: Path) -> Small:
     ("change", "sentence"),
     [
         (["--data", "nowhere"], "data directory nowhere does not exist"),
-        (["--model", "deformable_detr_r5"], "got 'deformable_detr_r5'"),
-        (["--override", "num_querys=3"], "num_querys: not a field of the model's configuration"),
+        (
+            ["--model", "deformable_detr_r5"],
+            "no model is called 'deformable_detr_r5'; did you mean deformable_detr_r50",
+        ),
+        (["--override", "num_querys=3"], "num_querys: not a field of the configuration of deformable_detr"),
         (["--override", "num_queries"], "override: expected NAME=VALUE, such as num_queries=100, got 'num_queries'"),
         (["--device", "cuda:9"], "device: cuda:9 is not there"),
         (["--device", "toaster"], "device: expected auto, cpu, cuda or cuda:N, got 'toaster'"),
