@@ -8,23 +8,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
-from torchvision.transforms.v2 import functional as F
+
+from ..models.images import BadImageError
+from ..models.images import read_image as read_any_image
 
 # a target before batching: boxes are tv_tensors (N, 4) xyxy in pixels, or, after transforms, what models/ expects
 Target = dict[str, Any]
 Sample = tuple[Tensor, Target]
-
-
-class BadImageError(ValueError):
-    """An image that cannot be read, told in one sentence, also when a worker process of a DataLoader met it."""
-
-    def __init__(self, message: str) -> None:
-        # a DataLoader raises the worker's error again with the worker's whole traceback as its message
-        super().__init__(message.strip().rsplit(f"{type(self).__name__}: ", 1)[-1])
 
 
 @dataclass(frozen=True)
@@ -295,19 +288,11 @@ def _mix(seed: int, epoch: int, index: int) -> int:
 
 
 def read_image(path: Path) -> Tensor:
-    """Decodes an image file to (3, H, W) uint8 RGB.
-
-    The orientation tag of cameras is not applied: COCO's boxes are in the file's own pixels.
+    """Decodes an image file to (3, H, W) uint8 RGB, as `models.images.read_image` does but for its orientation tag.
 
     Raises:
         FileNotFoundError: no such file.
         BadImageError: not an image, or a truncated one.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"image {path} does not exist")
-    try:
-        with Image.open(path) as file:
-            return F.pil_to_tensor(file.convert("RGB"))
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        # pillow's own sentence already names the file when it knows no format for it
-        raise BadImageError(f"image {path} cannot be decoded: {error}") from error
+    # COCO's boxes, widths and heights are those of the file's own pixels, whatever way up a viewer shows them
+    return read_any_image(path, oriented=False)

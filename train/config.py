@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 
-from .transforms import Size
+from ..models.images import Size
 
 T = TypeVar("T")
 

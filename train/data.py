@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
+from ..models.images import normalise
 from .coco import Annotations, Category, CocoDetection, Sample
 from .config import Input, Source
-from .transforms import evaluation_transform, normalise, training_transform
+from .transforms import evaluation_transform, training_transform
 
 # an epoch of so few images is over in a step; evaluation and checkpoints come once an epoch
 OVERFIT_PASSES = 20

@@ -22,7 +22,7 @@ from .evaluate import coco_metrics, detect
 from .files import write_json
 from .loop import train
 from .plot import plot_run
-from .predict import boxes_of, confident, detect_one
+from .predict import boxes_of
 from .synth import SynthOptions, make_dataset
 
 # the mini model's tensors are too small to share out among many cores
@@ -119,8 +119,8 @@ def predictions_beside_truth(trained: Trained, data: CocoDetection, count: int) 
             Box(tuple(box), label, names[label])
             for box, label in zip(annotations.boxes[span].tolist(), annotations.labels[span].tolist(), strict=True)
         ]
-        found = confident(detect_one(trained, pixels, trained.options.input.size), DRAWN_SCORE)
-        rows.append((draw_boxes(image, truth, magnify), draw_boxes(image, list(boxes_of(found, names)), magnify)))
+        found = trained.model.predict(pixels, confidence=DRAWN_SCORE)
+        rows.append((draw_boxes(image, truth, magnify), draw_boxes(image, boxes_of(found), magnify)))
     return side_by_side(rows, ("ground truth", "prediction"), columns=3)
 
 

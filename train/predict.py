@@ -1,24 +1,20 @@
 """``msdeform predict``: detections in image files, as pictures and in COCO's results format."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import tyro
 from PIL import Image
-from torch import Tensor
 
-from ..models.postprocess import post_process
-from .checkpoint import Trained, load_trained
-from .coco import read_image
+from ..models.images import read_image
+from ..models.predictor import Detections
+from .checkpoint import load_trained
 from .commandline import parse, progress_bar
 from .config import AttnBackend, choose_device
 from .drawing import Box, draw_boxes, save_picture
-from .evaluate import coco_results, evaluating
+from .evaluate import coco_results
 from .files import write_json
-from .transforms import F, Size, normalise
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
@@ -81,33 +77,19 @@ def image_ids(files: list[Path]) -> list[int]:
     return list(range(1, len(files) + 1))
 
 
-def detect_one(trained: Trained, image: Tensor, size: Size) -> dict[str, Tensor]:
-    """Detections in an image (3, H, W) uint8: ``scores``, ``labels``, ``boxes`` (xyxy in its pixels), best first."""
-    height, width = image.shape[-2:]
-    resized = F.resize(image, list(size.fit(height, width)), antialias=True)
-    with evaluating(trained.model):
-        outputs = trained.model([normalise(resized.to(trained.device))])
-        found = post_process(outputs, torch.tensor([[height, width]], device=trained.device))[0]
-    return {key: value.cpu() for key, value in found.items()}
-
-
-def boxes_of(found: dict[str, Tensor], names: list[str]) -> Iterator[Box]:
+def boxes_of(found: Detections) -> list[Box]:
     """Detections as boxes to draw, the least certain first so that the most certain lies on top."""
-    for score, label, xyxy in zip(*(found[key].flip(0).tolist() for key in ("scores", "labels", "boxes")), strict=True):
-        yield Box(tuple(xyxy), label, f"{names[label]} {score:.2f}")
-
-
-def confident(found: dict[str, Tensor], confidence: float) -> dict[str, Tensor]:
-    """The detections that score at least ``confidence``."""
-    keep = found["scores"] >= confidence
-    return {key: value[keep] for key, value in found.items()}
+    columns = (found.boxes.tolist(), found.labels.tolist(), found.names, found.scores.tolist())
+    boxes = [Box(tuple(box), label, f"{name} {score:.2f}") for box, label, name, score in zip(*columns, strict=True)]
+    return boxes[::-1]
 
 
 def predict(options: PredictOptions) -> list[dict[str, Any]]:
-    """Draws and writes the detections in every image.
+    """Draws and writes what ``model.predict`` finds in every image, upright as viewers show it.
 
     Returns:
-        COCO results with the data set's own category ids, and the ``file_name`` beside each ``image_id``.
+        COCO results with the data set's own category ids, and the ``file_name`` beside each ``image_id``. Boxes of a
+        file with an orientation tag are in the pixels of its picture; COCO's own annotations ignore that tag.
 
     Raises:
         FileNotFoundError, ValueError: an image, folder or checkpoint is missing or unreadable; nothing is written
@@ -115,17 +97,16 @@ def predict(options: PredictOptions) -> list[dict[str, Any]]:
     """
     files = find_images(options.images)
     trained = load_trained(options.checkpoint, choose_device(options.device), options.attn_backend)
-    size = trained.options.input.size if options.image_size is None else Size(options.image_size, options.image_size)
-    names = [category.name for category in trained.categories]
     category_ids = [category.id for category in trained.categories]
     results: list[dict[str, Any]] = []
     repeated = len({file.stem for file in files}) < len(files)
     with progress_bar("detecting", len(files), shown=options.progress) as advance:
         for number, (file, image_id) in enumerate(zip(files, image_ids(files), strict=True), start=1):
             image = read_image(file)
-            found = confident(detect_one(trained, image, size), options.confidence)
-            results += [{**result, "file_name": file.name} for result in coco_results(image_id, found, category_ids)]
-            picture = draw_boxes(Image.fromarray(image.permute(1, 2, 0).numpy()), list(boxes_of(found, names)))
+            found = trained.model.predict(image, confidence=options.confidence, size=options.image_size)
+            plain = {"scores": found.scores, "labels": found.labels, "boxes": found.boxes}
+            results += [{**result, "file_name": file.name} for result in coco_results(image_id, plain, category_ids)]
+            picture = draw_boxes(Image.fromarray(image.permute(1, 2, 0).numpy()), boxes_of(found))
             name = f"{number:05d}-{file.stem}" if repeated else file.stem
             save_picture(picture, options.out / f"{name}.jpg")
             advance()

@@ -5,43 +5,13 @@ shorter side to one of 480, 512, ..., 800, else a resize to 400, 500 or 600, a c
 resize; the longer side at most 1333. Evaluation resizes to 800 and 1333. Other sizes scale all of these alike.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
+from ..models.images import Size
 from .coco import Sample, Target
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-
-
-@dataclass(frozen=True)
-class Size:
-    """To what size images are brought: the shorter side to ``short`` unless the longer would exceed ``longest``."""
-
-    short: int = 800
-    longest: int = 1333
-
-    def fit(self, height: int, width: int) -> tuple[int, int]:
-        """The size an image of (height, width) is resized to, rounded as the official code rounds.
-
-        (torchvision's own Resize(size, max_size) rounds the other side differently on 3% of COCO's images.)
-        """
-        low, high = min(height, width), max(height, width)
-        short = self.short
-        if high / low * short > self.longest:
-            short = round(self.longest * low / high)
-        if low == short:
-            return height, width
-        long = int(short * high / low)
-        return (short, long) if height <= width else (long, short)
-
-    def scaled(self, pixels: int) -> int:
-        """What ``pixels`` of the published recipe, made for 800, are at this size."""
-        return max(1, round(pixels * self.short / 800))
 
 
 class Resize:
@@ -133,13 +103,6 @@ def training_transform(augment: str, size: Size) -> Compose:
 def evaluation_transform(size: Size) -> Compose:
     """One size, nothing random."""
     return Compose(Resize(size), ToModel())
-
-
-def normalise(image: Tensor) -> Tensor:
-    """(3, H, W) uint8 to float32 with ImageNet's mean and standard deviation, on the image's own device."""
-    mean = torch.tensor(IMAGENET_MEAN, device=image.device).view(3, 1, 1)
-    std = torch.tensor(IMAGENET_STD, device=image.device).view(3, 1, 1)
-    return (image.float() / 255 - mean) / std
 
 
 def _draw(n: int) -> int:

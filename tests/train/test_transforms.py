@@ -4,14 +4,13 @@ import pytest
 import torch
 from torchvision import tv_tensors
 
+from msdeform.models.images import Size
 from msdeform.train.coco import Sample
 from msdeform.train.transforms import (
     Flip,
     RandomSizes,
     Resize,
-    Size,
     evaluation_transform,
-    normalise,
     training_transform,
 )
 
@@ -34,26 +33,6 @@ def seen(channel: torch.Tensor) -> list[float]:
     """The box around the bright pixels."""
     ys, xs = torch.nonzero(channel > 127, as_tuple=True)
     return [float(xs.min()), float(ys.min()), float(xs.max()) + 1, float(ys.max()) + 1]
-
-
-@pytest.mark.parametrize(
-    ("height", "width", "expected"),
-    [
-        (480, 640, (800, 1066)),  # int(800 * 640 / 480), not rounded
-        (640, 480, (1066, 800)),
-        (500, 375, (1066, 800)),
-        (300, 900, (444, 1332)),  # the longer side binds: the shorter is rounded first
-        (800, 900, (800, 900)),
-        (426, 640, (800, 1201)),  # val2017's image 139, whose speed the published table measured
-    ],
-)
-def test_sizes_are_rounded_as_published(height: int, width: int, expected: tuple[int, int]) -> None:
-    assert Size().fit(height, width) == expected
-
-
-def test_an_image_size_binds_the_longer_side() -> None:
-    assert Size(128, 128).fit(100, 200) == (64, 128)
-    assert Size(128, 128).fit(128, 128) == (128, 128)
 
 
 def test_flip_and_resize_move_boxes_with_the_pixels() -> None:
@@ -104,10 +83,3 @@ def test_transforms_end_in_normalised_boxes_of_what_is_left() -> None:
         assert type(image) is torch.Tensor
         assert type(target["boxes"]) is torch.Tensor
         torch.testing.assert_close(target["boxes"], torch.tensor([[0.5, 0.5, 0.5, 0.5]]))
-
-
-def test_normalised_images_have_imagenets_scale() -> None:
-    image = torch.tensor([0, 255], dtype=torch.uint8).view(1, 1, 2).expand(3, 1, 2)
-    low, high = normalise(image)[0, 0].tolist()
-    assert low == pytest.approx(-0.485 / 0.229)
-    assert high == pytest.approx((1 - 0.485) / 0.229)

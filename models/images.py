@@ -1,0 +1,224 @@
+"""From whatever holds an image to what a detector takes: read, resize, normalise.
+
+One copy of each, for training, evaluation and prediction alike, so that a model meets the pixels it was trained on.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import ExifTags, Image
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
+
+ImageLike = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+# what brings an image with this orientation tag upright
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class BadImageError(ValueError):
+    """An image that cannot be read, told in one sentence, also when a worker process of a DataLoader met it."""
+
+    def __init__(self, message: str) -> None:
+        # a DataLoader raises the worker's error again with the worker's whole traceback as its message
+        super().__init__(message.strip().rsplit(f"{type(self).__name__}: ", 1)[-1])
+
+
+def read_image(image: ImageLike, *, name: str = "image", oriented: bool = True) -> Tensor:
+    """An image as RGB (3, H, W) uint8, whatever holds it.
+
+    Grey becomes three equal channels, palettes their colours, CMYK what Pillow makes of it. Alpha is dropped, not
+    composited, as the official code's ``convert("RGB")`` does. 16 bits are scaled to 8 (65535 to 255), not clipped.
+    Of several frames or pages the first is taken.
+
+    Args:
+        image: the path of a file; a PIL image; an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4); or a tensor
+            (1, H, W), (3, H, W) or (4, H, W), which stays on its device. Arrays and tensors hold RGB, in uint8, uint16,
+            or floats from 0 to 1.
+        name: what errors call an image that has no path.
+        oriented: bring a file or PIL image upright, as viewers show it, where the camera's EXIF tag says how.
+            (Pillow does that to TIFF files by itself.)
+
+    Raises:
+        FileNotFoundError: no such file.
+        BadImageError: a file that is not an image, or a truncated one; a wrong shape, dtype or range.
+        TypeError: none of these types.
+    """
+    if isinstance(image, str | os.PathLike):
+        return _from_file(Path(image), oriented)
+    if isinstance(image, Image.Image):
+        return _from_pillow(image, name, oriented)
+    if isinstance(image, np.ndarray):
+        return _from_array(image, name)
+    if isinstance(image, Tensor):
+        return _from_tensor(image, name)
+    raise TypeError(
+        f"{name}: expected a path, a PIL image, an array (H, W, 3) or a tensor (3, H, W), got {type(image).__name__}"
+    )
+
+
+def _from_file(path: Path, oriented: bool) -> Tensor:
+    if path.is_dir():
+        raise FileNotFoundError(f"image {path} is a folder, expected a file")
+    if not path.is_file():
+        raise FileNotFoundError(f"image {path} does not exist")
+    try:
+        with Image.open(path) as file:
+            return _from_pillow(file, f"image {path}", oriented)
+    except BadImageError:
+        raise
+    except Exception as error:  # as below
+        raise _undecodable(f"image {path}", error) from error
+
+
+def _from_pillow(image: Image.Image, name: str, oriented: bool) -> Tensor:
+    if 0 in image.size:
+        raise BadImageError(f"{name}: expected at least one pixel, got {image.width} wide and {image.height} high")
+    try:
+        image.load()  # before the tag is read: a PNG may hold it behind its pixels, a TIFF is turned by loading
+        turn = _UPRIGHT.get(_orientation(image)) if oriented else None
+        if turn is not None:
+            image = image.transpose(turn)
+        if image.mode not in ("I", "F") and not image.mode.startswith("I;16"):
+            return F.pil_to_tensor(image.convert("RGB"))
+        # what convert would clip at 255
+        wide = np.asarray(image)
+    except Exception as error:  # pillow's decoders raise nearly anything on a damaged file
+        raise _undecodable(name, error) from error
+    if image.mode == "I":
+        # how older Pillow opens 16-bit files
+        if wide.min() < 0 or wide.max() > 65535:
+            raise BadImageError(
+                f"{name}: expected 16-bit pixels, from 0 to 65535, got {wide.min()} to {wide.max()} in mode I"
+            )
+        wide = wide.astype(np.uint16)
+    return _from_array(wide, name)
+
+
+def _undecodable(name: str, error: Exception) -> BadImageError:
+    # pillow's own sentence already names the file when it knows no format for it
+    first_line = str(error).strip().split("\n")[0]
+    return BadImageError(f"{name} cannot be decoded: {first_line or type(error).__name__}")
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # a damaged tag is no reason to lose the picture: viewers, too, show it as it lies
+        return 1
+
+
+def _from_array(array: np.ndarray, name: str) -> Tensor:
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)) or array.size == 0:
+        hint = ""
+        if array.ndim == 4:
+            hint = "; several images are passed as a list"
+        elif array.ndim == 3 and array.shape[0] in (1, 3, 4) and array.size:
+            hint = "; channels come last in an array, first in a tensor"
+        raise BadImageError(
+            f"{name}: expected an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), got {array.shape}{hint}"
+        )
+    if not (array.dtype == np.uint8 or array.dtype.newbyteorder("=") == np.uint16 or array.dtype.kind == "f"):
+        raise BadImageError(f"{name}: expected uint8, uint16, or floats from 0 to 1, got {array.dtype}")
+    if array.dtype.kind == "f":
+        _check_range(name, float(array.min()), float(array.max()))
+    if array.ndim == 2:
+        array = array[..., None]
+    array = array[..., :3]
+    if array.dtype.kind == "f":
+        array = np.rint(array.astype(np.float32) * 255).astype(np.uint8)
+    elif array.dtype != np.uint8:
+        array = _eight_bits(array.astype(np.uint32)).astype(np.uint8)
+    # a copy: what comes in may be read-only, or a view of another's memory with strides that torch does not take
+    pixels = torch.from_numpy(np.array(array.transpose(2, 0, 1), order="C"))
+    return _three_channels(pixels)
+
+
+def _from_tensor(image: Tensor, name: str) -> Tensor:
+    if image.dim() != 3 or image.shape[0] not in (1, 3, 4) or 0 in image.shape:
+        hint = ""
+        if image.dim() == 4:
+            hint = "; several images are passed as a list"
+        elif image.dim() == 3 and image.shape[2] in (1, 3, 4):
+            hint = "; channels come first in a tensor, last in an array"
+        raise BadImageError(
+            f"{name}: expected a tensor (1, H, W), (3, H, W) or (4, H, W), got {tuple(image.shape)}{hint}"
+        )
+    if not (image.dtype in (torch.uint8, torch.uint16) or image.is_floating_point()):
+        raise BadImageError(f"{name}: expected uint8, uint16, or floats from 0 to 1, got {image.dtype}")
+    pixels = image.detach()
+    if pixels.is_floating_point():
+        # two numbers at once: each read is a wait for the device
+        _check_range(name, *torch.stack(pixels.aminmax()).tolist())
+        pixels = (pixels[:3].float() * 255).round().to(torch.uint8)
+    elif pixels.dtype == torch.uint16:
+        # torch has little arithmetic on uint16
+        pixels = _eight_bits(pixels[:3].to(torch.int32)).to(torch.uint8)
+    return _three_channels(pixels[:3])
+
+
+def _check_range(name: str, low: float, high: float) -> None:
+    # written so that NaN fails
+    if not (low >= 0 and high <= 1):
+        raise BadImageError(
+            f"{name}: expected floats from 0 to 1 (not normalised by mean and deviation), got {low:g} to {high:g}"
+        )
+
+
+def _eight_bits(sixteen: Any) -> Any:
+    """16-bit values, in an array or tensor of wider integers, to the nearest of 8 bits: 257 k to k."""
+    return (sixteen + 128) // 257
+
+
+def _three_channels(pixels: Tensor) -> Tensor:
+    return pixels.expand(3, -1, -1).contiguous() if pixels.shape[0] == 1 else pixels
+
+
+@dataclass(frozen=True)
+class Size:
+    """To what size images are brought: the shorter side to ``short`` unless the longer would exceed ``longest``."""
+
+    short: int = 800
+    longest: int = 1333
+
+    def fit(self, height: int, width: int) -> tuple[int, int]:
+        """The size an image of (height, width) is resized to, rounded as the official code rounds.
+
+        (torchvision's own Resize(size, max_size) rounds the other side differently on 3% of COCO's images. Rounding
+        the shorter side first, the longer of a very thin image can come out above ``longest``, as in the official
+        code, which ends at no pixels at all where this ends at one.)
+        """
+        low, high = min(height, width), max(height, width)
+        short = self.short
+        if high / low * short > self.longest:
+            short = max(1, round(self.longest * low / high))
+        if low == short:
+            return height, width
+        long = int(short * high / low)
+        return (short, long) if height <= width else (long, short)
+
+    def scaled(self, pixels: int) -> int:
+        """What ``pixels`` of the published recipe, made for 800, are at this size."""
+        return max(1, round(pixels * self.short / 800))
+
+
+def normalise(image: Tensor) -> Tensor:
+    """(3, H, W) uint8 to float32 with ImageNet's mean and standard deviation, on the image's own device."""
+    mean = torch.tensor(IMAGENET_MEAN, device=image.device).view(3, 1, 1)
+    std = torch.tensor(IMAGENET_STD, device=image.device).view(3, 1, 1)
+    return (image.float() / 255 - mean) / std
