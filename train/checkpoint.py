@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..models.detector import Detector
+from ..models.formats import TRAINING_FORMAT, WEIGHTS_FILE, Source, check_fit, read_source, source_of
 from .coco import Category
 from .config import TrainOptions, from_plain
 from .files import atomic_file
-
-FORMAT = "msdeform-checkpoint-1"
 
 # parameters that depend on the data's classes and the number of queries, and may be made anew by --init-from
 HEADS = ("class_embed", "query_embed")
@@ -53,7 +53,7 @@ def set_random_state(state: dict[str, Any]) -> None:
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Writes ``state`` to ``path``, whole or not at all."""
     with atomic_file(path) as file:
-        torch.save({"format": FORMAT, **state}, file)
+        torch.save({"format": TRAINING_FORMAT, **state}, file)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -83,8 +83,8 @@ def _load_file(path: Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # reading a damaged file raises nearly anything
         raise ValueError(f"checkpoint {path} is damaged or not a checkpoint: {_first_line(error)}") from error
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise ValueError(f"{path} was not written by `msdeform train`; expected a file with format {FORMAT!r}")
+    if not isinstance(state, dict) or state.get("format") != TRAINING_FORMAT:
+        raise ValueError(f"{path} was not written by `msdeform train`; expected a file with format {TRAINING_FORMAT!r}")
     return state
 
 
@@ -107,7 +107,7 @@ def remove_old(folder: Path, keep: int) -> None:
 class Trained:
     """A model out of a checkpoint, ready to detect."""
 
-    model: nn.Module
+    model: Detector
     name: str
     categories: list[Category]
     options: TrainOptions
@@ -129,11 +129,14 @@ def load_trained(path: Path, device: torch.device, attn_backend: str = "auto") -
     state = load_checkpoint(path)
     model, backend = rebuild_model(state["model_config"], device, attn_backend)
     load_model_state(model, state["model"], path)
+    categories = [Category(**category) for category in state["categories"]]
+    options = from_plain(TrainOptions, state["options"])
+    model.categories, model.input_size = [category.name for category in categories], options.input.size
     return Trained(
         model=model.eval(),
         name=state["model_name"],
-        categories=[Category(**category) for category in state["categories"]],
-        options=from_plain(TrainOptions, state["options"]),
+        categories=categories,
+        options=options,
         attn_backend=backend,
         device=device,
         step=state["step"],
@@ -146,31 +149,46 @@ def load_model_state(model: nn.Module, weights: dict[str, Tensor], path: Path) -
     Raises:
         ValueError: they are another model's.
     """
-    own = model.state_dict()
-    differing = [name for name in own.keys() & weights.keys() if own[name].shape != weights[name].shape]
-    odd = sorted(differing) + sorted(own.keys() ^ weights.keys())
-    if odd:
-        raise ValueError(f"{path} is a checkpoint of another model: {len(odd)} parameters differ, the first {odd[0]}")
+    check_fit(model.state_dict(), weights, path)
     model.load_state_dict(weights)
 
 
-def init_from(model: nn.Module, path: Path) -> list[str]:
-    """Loads the weights of a checkpoint as a start for other data; leaves heads that do not fit as they are.
+@dataclass(frozen=True)
+class Start:
+    """What a model took of weights in another file."""
+
+    source: Path
+    format: str
+    """``official``, ``huggingface``, ``msdeform`` or ``training``."""
+    loaded: list[str]
+    fresh: list[str]
+    """Parameters that kept their fresh initialisation."""
+    ignored: list[str]
+    """Names in the file that the model has no use for: other shapes, other parts, no weights at all."""
+
+    def sentences(self) -> list[str]:
+        lines = [f"{len(self.loaded)} tensors loaded from {self.source} ({self.format} format)"]
+        for what, names in (("initialised anew", self.fresh), ("ignored", self.ignored)):
+            if names:
+                lines.append(f"{len(names)} {what}: {', '.join(names)}")
+        return lines
+
+
+def init_from(model: nn.Module, path: Path) -> Start:
+    """Loads weights as a start for other data; leaves heads that do not fit as they are.
 
     Args:
-        path: a checkpoint of ours, a file with a state dict (bare, or under ``model`` as the official code saves it),
-            or a safetensors file.
-
-    Returns:
-        The parameters that kept their fresh initialisation.
+        path: weights in any format that `formats.read_source` reads, or a run's folder for its newest checkpoint.
 
     Raises:
         FileNotFoundError, ValueError: no such file; or anything but heads differs.
     """
-    weights = _weights_of(path)
-    own = model.state_dict()
+    source = read_any(path)
+    weights, own = source.weights, model.state_dict()
     fitting = {name: tensor for name, tensor in weights.items() if name in own and own[name].shape == tensor.shape}
     fresh = sorted(own.keys() - fitting.keys())
+    # frozen norms count no batches; the count only matters to norms without a momentum, which no model here has
+    fresh = [name for name in fresh if not name.endswith("num_batches_tracked")]
     wrong = [name for name in fresh if not any(head in name for head in HEADS)]
     if wrong:
         name = wrong[0]
@@ -180,30 +198,19 @@ def init_from(model: nn.Module, path: Path) -> list[str]:
             f"the first {name}: expected {tuple(own[name].shape)}, got {came}"
         )
     model.load_state_dict(fitting, strict=False)
-    return fresh
+    ignored = sorted([*source.ignored, *(weights.keys() - fitting.keys())])
+    return Start(path, source.format, sorted(fitting), fresh, ignored)
 
 
-def _weights_of(path: Path) -> dict[str, Tensor]:
-    if path.is_dir():
-        return load_checkpoint(path)["model"]
-    if not path.is_file():
-        raise FileNotFoundError(f"checkpoint {path} does not exist")
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
+def read_any(path: Path) -> Source:
+    """Weights in any format, and of a run's folder its newest whole checkpoint.
 
-        return load_file(path)
-    import argparse
-
-    try:
-        # the official code keeps its command line beside the weights
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # reading a damaged file raises nearly anything
-        raise ValueError(f"checkpoint {path} is damaged or not a checkpoint: {_first_line(error)}") from error
-    weights = state.get("model", state) if isinstance(state, dict) else None
-    if not isinstance(weights, dict) or not all(isinstance(tensor, Tensor) for tensor in weights.values()):
-        raise ValueError(f"checkpoint {path}: expected a state dict, bare or under the key 'model'")
-    return weights
+    Raises:
+        FileNotFoundError, ValueError: as `formats.read_source` and `load_checkpoint`.
+    """
+    if path.is_dir() and checkpoints_in(path) and not (path / WEIGHTS_FILE).exists():
+        return source_of(load_checkpoint(path), path)
+    return read_source(path)
 
 
 def category_list(categories: list[Category]) -> list[dict[str, Any]]:

@@ -102,8 +102,10 @@ def test_init_from_takes_all_but_heads_that_do_not_fit(tmp_path: Path, form: str
         save_file({name: tensor.clone() for name, tensor in state.items()}, path)
     else:
         torch.save(state if form == "bare" else {"model": state, "args": argparse.Namespace(lr=1), "epoch": 3}, path)
-    fresh = init_from(model, path)
-    assert fresh == ["class_embed.0.bias", "class_embed.0.weight"]
+    start = init_from(model, path)
+    fresh = ["class_embed.0.bias", "class_embed.0.weight"]
+    assert start.fresh == start.ignored == fresh
+    assert sorted([*start.loaded, *fresh]) == sorted(state)
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, state[name]) == (name not in fresh)
 

@@ -1,0 +1,238 @@
+"""Weights in the formats that exist in the world, read under the official names, and written.
+
+========== ============================================================================ =========================
+format     on disk                                                                      written by
+========== ============================================================================ =========================
+official   a .pth file: ``{model, args, ...}``, or a bare state dict                      the official code
+huggingface a folder: config.json and model.safetensors; or one such file                 transformers
+msdeform   a folder: config.json and model.safetensors                                  `save_msdeform`, the Hub
+training   a .pt file: weights, configuration, classes and all that a run needs to go on  ``msdeform train``
+========== ============================================================================ =========================
+
+Ours is a folder, not one file with its configuration inside, because the Hub, transformers and their tools all look
+for exactly these two names, and the configuration stays readable and editable without a program.
+"""
+
+import argparse
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .convert import family_of, from_huggingface, is_huggingface, to_huggingface
+from .convert_config import config_from_args, config_from_huggingface, config_to_huggingface, hf_backbone
+from .files import atomic_file
+
+FORMAT = "msdeform-model-1"
+TRAINING_FORMAT = "msdeform-checkpoint-1"
+
+WEIGHTS_FILE = "model.safetensors"
+CONFIG_FILE = "config.json"
+
+# what a profiler left in the official code's checkpoints
+_COUNTERS = ("total_params", "total_ops")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Weights as they were found."""
+
+    path: Path
+    format: str
+    """``official``, ``huggingface``, ``msdeform`` or ``training``."""
+    weights: dict[str, Tensor]
+    """By official names; on the CPU."""
+    config: dict[str, Any] | None = None
+    """The detector's, as `zoo.build_model` takes it, where the source has one."""
+    categories: list[str] | None = None
+    """Names of the classes, where the source has them."""
+    ignored: list[str] = field(default_factory=list)
+    """Names in the source that are no weights."""
+
+    @property
+    def family(self) -> str:
+        return family_of(self.weights)
+
+    @property
+    def backbone_frozen(self) -> bool:
+        """Are the batch norms constants? Those that learn count their batches."""
+        return not any(name.endswith("num_batches_tracked") for name in self.weights)
+
+
+def read_source(path: Path) -> Source:
+    """Reads weights in any of the formats; what format they are in is told by their content.
+
+    Raises:
+        FileNotFoundError: there is no such file, or nothing in the folder.
+        ValueError: it is damaged, or no detector's; one sentence, which names the file.
+    """
+    if path.is_dir():
+        if not (path / WEIGHTS_FILE).is_file():
+            raise FileNotFoundError(f"{path}: expected a folder with {WEIGHTS_FILE} and {CONFIG_FILE}, found neither")
+        return _read_safetensors(path / WEIGHTS_FILE, path)
+    if not path.is_file():
+        raise FileNotFoundError(f"checkpoint {path} does not exist")
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path, path)
+    try:
+        # the official code keeps its command line beside the weights
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # reading a damaged file raises nearly anything
+        raise ValueError(f"checkpoint {path} is damaged or not a checkpoint: {_first_line(error)}") from error
+    return source_of(state, path)
+
+
+def source_of(state: Any, path: Path) -> Source:
+    """What `torch.load` gave, as a source; ``path`` is where it came from. Raises ValueError as `read_source`."""
+    if isinstance(state, dict) and state.get("format") == TRAINING_FORMAT:
+        categories = [str(category["name"]) for category in state.get("categories", [])]
+        config = {"family": "deformable_detr", **state["model_config"]}  # the first versions had one family
+        return Source(path, "training", state["model"], config, categories or None)
+    content = state.get("model", state) if isinstance(state, dict) else None
+    if not isinstance(content, dict) or not all(isinstance(tensor, Tensor) for tensor in content.values()):
+        raise ValueError(f"checkpoint {path}: expected a state dict, bare or under the key 'model'")
+    args = state.get("args")
+    return _source(content, path, None, vars(args) if isinstance(args, argparse.Namespace) else None)
+
+
+def config_of_source(source: Source, config: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The configuration of a source's detector: its own, or else ``config``, with the classes that the weights have.
+
+    Raises ValueError if there is neither.
+    """
+    found = source.config if source.config is not None else config
+    if found is None:
+        raise ValueError(f"{source.path} says nothing of its detector's structure; name the model it is of")
+    return {**found, "num_classes": _classes(source.weights, found), "backbone_frozen": source.backbone_frozen}
+
+
+def check_fit(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], path: Path) -> None:
+    """Raises ValueError naming the first of the weights that a model, whose state dict is `own`, has otherwise."""
+    differing = [name for name in own.keys() & weights.keys() if own[name].shape != weights[name].shape]
+    odd = sorted(differing) + sorted(own.keys() ^ weights.keys())
+    if odd:
+        name = odd[0]
+        expected, came = (tuple(side[name].shape) if name in side else "nothing" for side in (own, weights))
+        raise ValueError(
+            f"{path} is a checkpoint of another model: {len(odd)} parameters differ, the first {name}: "
+            f"expected {expected}, got {came}"
+        )
+
+
+def save_official(path: Path, weights: Mapping[str, Tensor], config: Mapping[str, Any] | None = None) -> None:
+    """Writes what the official code's ``--resume`` and ``torch.hub`` read, whole or not at all."""
+    state: dict[str, Any] = {"model": _plain(weights)}
+    if config is not None:
+        state["args"] = argparse.Namespace(**{name: value for name, value in config.items() if name != "family"})
+    with atomic_file(path) as file:
+        torch.save(state, file)
+
+
+def save_huggingface(
+    folder: Path, weights: Mapping[str, Tensor], config: Mapping[str, Any], categories: list[str] | None = None
+) -> None:
+    """Writes what transformers' ``from_pretrained`` reads. Raises ValueError for a detector that it does not have."""
+    theirs = config_to_huggingface(config, categories)
+    renamed = to_huggingface(weights, backbone=hf_backbone(config["backbone"]))
+    _save_folder(folder, renamed, theirs)
+
+
+def save_msdeform(
+    folder: Path, weights: Mapping[str, Tensor], config: Mapping[str, Any], categories: list[str] | None = None
+) -> None:
+    """Writes weights by official names, and the configuration that rebuilds their detector."""
+    _save_folder(folder, dict(weights), {"format": FORMAT, "model": dict(config), "categories": categories})
+
+
+def _save_folder(folder: Path, weights: dict[str, Tensor], config: dict[str, Any]) -> None:
+    from safetensors.torch import save
+
+    # without its configuration a folder is not taken for a model, so none is half of one
+    (folder / CONFIG_FILE).unlink(missing_ok=True)
+    with atomic_file(folder / WEIGHTS_FILE) as file:
+        file.write(save(_plain(weights), metadata={"format": "pt"}))
+    with atomic_file(folder / CONFIG_FILE) as file:
+        file.write((json.dumps(config, indent=2) + "\n").encode())
+
+
+def _plain(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of their own memory: safetensors takes no two names of one, and no part of a larger one."""
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()}
+
+
+def _read_safetensors(file: Path, path: Path) -> Source:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        weights = load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"checkpoint {file} is damaged or not a checkpoint: {_first_line(error)}") from error
+    # of a lone file, its neighbour counts only where both have the names that belong together
+    beside = file.with_name(CONFIG_FILE)
+    config = _read_config(beside) if file.name == WEIGHTS_FILE and beside.is_file() else None
+    return _source(weights, path, config, None)
+
+
+def _read_config(file: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file} cannot be read as JSON: {error}") from error
+    if not isinstance(config, dict) or not (config.get("format") == FORMAT or "model_type" in config):
+        raise ValueError(
+            f"{file}: expected a configuration with format {FORMAT!r}, or of transformers with a model_type"
+        )
+    return config
+
+
+def _source(
+    content: dict[str, Tensor], path: Path, config: dict[str, Any] | None, args: dict[str, Any] | None
+) -> Source:
+    """Weights by whichever names, and the config.json or command line beside them."""
+    ignored = sorted(name for name in content if name.endswith(_COUNTERS))
+    weights = {name: tensor for name, tensor in content.items() if not name.endswith(_COUNTERS)}
+    if config is not None and config.get("format") == FORMAT:
+        return Source(path, "msdeform", weights, config["model"], config.get("categories"), ignored)
+    try:
+        if is_huggingface(weights):
+            refine = None if config is None else config.get("with_box_refine")
+            weights = from_huggingface(weights, with_box_refine=refine)
+            ours = None if config is None else config_from_huggingface(config)
+            return Source(path, "huggingface", weights, ours, _labels(config), ignored)
+        if config is not None:
+            raise ValueError(f"{CONFIG_FILE} is of transformers, but the weights' names are not")
+        family = family_of(weights)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return Source(path, "official", weights, None if args is None else config_from_args(args, family), None, ignored)
+
+
+def _labels(config: dict[str, Any] | None) -> list[str] | None:
+    """Names of the classes out of a config.json of transformers, in order, unless they are its placeholders."""
+    labels = (config or {}).get("id2label") or {}
+    names = [str(labels[key]) for key in sorted(labels, key=int)]
+    return None if not names or names[0].startswith("LABEL_") else names
+
+
+def _classes(weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> int:
+    """How many classes the head has; one more row of a softmax stands for no object."""
+    rows = {
+        "deformable_detr": "class_embed.0.weight",
+        "detr": "class_embed.weight",
+        "detr_demo": "linear_class.weight",
+        "faster_rcnn": "detector.roi_heads.box_predictor.cls_score.weight",
+    }[config["family"]]
+    if rows not in weights:
+        raise ValueError(f"weights: expected {rows} of {config['family']}, not found")
+    own = config["family"] == "deformable_detr" or bool(config.get("focal"))
+    return len(weights[rows]) - (0 if own else 1)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).split("\n")[0] or type(error).__name__
