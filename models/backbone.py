@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torchvision
@@ -28,15 +29,21 @@ SLIM: dict[str, tuple[tuple[int, int], ...]] = {
 BACKBONES = (*TORCHVISION, *SLIM)
 
 
+def dilates(name: str) -> bool:
+    """Can the last stage be dilated instead of strided? torchvision's bottleneck blocks can, basic blocks cannot."""
+    return name in ("resnet50", "resnet101")
+
+
 class Backbone(nn.Module):
     """The last `n_maps` stage outputs of a ResNet, finest first.
 
     `body` holds the ResNet's own children under their torchvision names (``conv1``, ``bn1``, ``layer1``, ...), without
     pooling and classifier. With `frozen`, every norm is a ``FrozenBatchNorm2d``, and ``conv1`` and ``layer1`` take no
-    gradient. ``channels`` lists the width of each output. Raises ValueError for an unknown name.
+    gradient. With `dilation` the last stage keeps the stride of the one before and is dilated (DC5). ``channels`` lists
+    the width of each output. Raises ValueError for an unknown name.
     """
 
-    def __init__(self, name: str, n_maps: int = 3, *, frozen: bool = False) -> None:
+    def __init__(self, name: str, n_maps: int = 3, *, frozen: bool = False, dilation: bool = False) -> None:
         super().__init__()
         if name not in BACKBONES:
             raise ValueError(f"backbone: expected one of {', '.join(BACKBONES)}, got {name!r}")
@@ -44,7 +51,8 @@ class Backbone(nn.Module):
         if name in SLIM:
             self.body = _slim_resnet(SLIM[name], norm)
         else:
-            resnet = torchvision.models.get_model(name, weights=None, norm_layer=norm)
+            dilated: dict[str, Any] = {"replace_stride_with_dilation": [False, False, True]} if dilation else {}
+            resnet = torchvision.models.get_model(name, weights=None, norm_layer=norm, **dilated)
             self.body = nn.Sequential(
                 OrderedDict((key, child) for key, child in resnet.named_children() if key not in ("avgpool", "fc"))
             )
@@ -65,8 +73,8 @@ class Backbone(nn.Module):
         return maps
 
 
-def load_backbone_weights(backbone: Backbone, name: str, weights: str | Path) -> None:
-    """Fill `backbone` with ``"imagenet"`` weights from torchvision, or with a local file's.
+def load_backbone_weights(body: nn.Module, name: str, weights: str | Path) -> None:
+    """Fill the `body` of a backbone with ``"imagenet"`` weights from torchvision, or with a local file's.
 
     A file is what torchvision publishes, a state dict by ``torch.save`` (or ``.safetensors``), whose classifier is
     ignored. Raises FileNotFoundError for a missing file, ValueError for one that does not fit or a name without
@@ -75,7 +83,7 @@ def load_backbone_weights(backbone: Backbone, name: str, weights: str | Path) ->
     state = _published(name) if weights == "imagenet" else _read(Path(weights))
     state = {key: tensor for key, tensor in state.items() if not key.startswith("fc.")}
     try:
-        backbone.body.load_state_dict(state)
+        body.load_state_dict(state)
     except RuntimeError as error:
         reason = str(error).split("\n\t", 1)[-1]
         raise ValueError(f"backbone_weights: {weights} does not hold the weights of {name}: {reason}") from None

@@ -3,7 +3,11 @@
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+Images = Sequence[Tensor] | tuple[Tensor, Tensor] | Tensor
+"""What a detector takes: images (3, h, w) of any sizes; a padded batch and its mask; or a batch without padding."""
 
 
 def pad_images(images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -36,3 +40,33 @@ def pad_images(images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         batch[i, :, :h, :w] = image
         mask[i, :h, :w] = False
     return batch, mask
+
+
+def as_batch(images: Images, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Any form of `Images` as a batch (B, 3, H, W) of `dtype` and a mask (B, H, W), bool, True where padded.
+
+    Raises ValueError for anything else.
+    """
+    if isinstance(images, Tensor):
+        if images.dim() != 4:
+            raise ValueError(f"images: expected (B, 3, H, W) or a list of (3, h, w), got {tuple(images.shape)}")
+        batch, mask = images, images.new_zeros((len(images), *images.shape[2:]), dtype=torch.bool)
+    elif isinstance(images, tuple) and len(images) == 2 and images[0].dim() == 4:
+        batch, mask = images
+        if mask.dtype != torch.bool or mask.shape != (len(batch), *batch.shape[2:]):
+            raise ValueError(
+                f"mask: expected bool {(len(batch), *batch.shape[2:])} like images, got {mask.dtype} "
+                f"{tuple(mask.shape)}"
+            )
+    else:
+        batch, mask = pad_images(images)
+    if batch.shape[1] != 3:
+        raise ValueError(f"images: expected 3 channels, got {batch.shape[1]}")
+    if not batch.dtype.is_floating_point:
+        raise ValueError(f"images: expected normalised images of a float dtype, got {batch.dtype}")
+    return batch.to(dtype), mask
+
+
+def shrink_mask(mask: Tensor, size: Sequence[int]) -> Tensor:
+    """The padding mask (B, H, W) at another resolution, nearest pixel."""
+    return F.interpolate(mask[None].float(), size=tuple(size))[0].bool()

@@ -1,4 +1,4 @@
-"""The losses of Deformable DETR: focal classification, L1 and generalised IoU, at every layer."""
+"""The losses of both families: classification, focal or softmax, L1 and generalised IoU, at every layer."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +13,11 @@ from .matcher import HungarianMatcher, Matches, Target
 
 
 class SetCriterion(nn.Module):
-    """Match predictions to boxes at every layer, and measure each pair (Zhu et al. 2021, section 4 and appendix A.4).
+    """Match predictions to boxes at every layer, and measure each pair.
+
+    With `focal`, classes are independent sigmoids under a focal loss (Zhu et al. 2021, section 4 and appendix A.4);
+    without, they are one softmax whose last class, no object, weighs `no_object_weight` (Carion et al. 2020, section
+    3.1).
 
     ``weight_dict`` holds the weight of each loss in the sum to be minimised; other entries of the result
     (``class_error``, ``cardinality_error``) are for the log. Names carry the official suffixes: none for the last
@@ -27,14 +31,19 @@ class SetCriterion(nn.Module):
         aux_layers: int,
         two_stage: bool,
         matcher: HungarianMatcher | None = None,
-        weights: tuple[float, float, float] = (2.0, 5.0, 2.0),
+        weights: tuple[float, float, float] | None = None,
+        focal: bool = True,
         alpha: float = 0.25,
         gamma: float = 2.0,
+        no_object_weight: float = 0.1,
     ) -> None:
-        """`weights` are those of loss_ce, loss_bbox and loss_giou; `aux_layers` counts the layers before the last."""
+        """`weights` are those of loss_ce, loss_bbox and loss_giou, and the matcher's; `aux_layers` counts the layers
+        before the last. The published weights are 2, 5, 2 with focal loss, and 1, 5, 2 with softmax.
+        """
         super().__init__()
-        self.matcher = HungarianMatcher(alpha=alpha, gamma=gamma) if matcher is None else matcher
-        self.alpha, self.gamma = alpha, gamma
+        weights = weights or (2.0 if focal else 1.0, 5.0, 2.0)
+        self.matcher = matcher or HungarianMatcher(*weights, alpha=alpha, gamma=gamma, focal=focal)
+        self.focal, self.alpha, self.gamma, self.no_object_weight = focal, alpha, gamma, no_object_weight
         names = ("loss_ce", "loss_bbox", "loss_giou")
         suffixes = ["", *(f"_{i}" for i in range(aux_layers)), *(["_enc"] if two_stage else [])]
         self.weight_dict = {
@@ -42,35 +51,45 @@ class SetCriterion(nn.Module):
         }
 
     def forward(
-        self, outputs: dict[str, Any], targets: Sequence[Target], num_boxes: float | Tensor | None = None
+        self,
+        outputs: dict[str, Any],
+        targets: Sequence[Target],
+        *,
+        batch: Sequence[Target] | None = None,
+        num_boxes: float | Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Losses of the model's `outputs` against B targets, each a dict on the outputs' device.
 
         A target has ``labels`` (N,), int64, and ``boxes`` (N, 4), cxcywh normalised to the unpadded image; N may be 0.
-        ``image_id`` and ``annotation_ids`` (N,), if there, appear in error messages. `num_boxes` normalises the
-        losses: the batch's number of boxes, or 1 if there are none, unless given (several processes or micro-batches
-        pass their average).
+        ``image_id`` and ``annotation_ids`` (N,), if there, appear in error messages.
+
+        `batch` holds the targets of the whole batch where `targets` are a part of it: losses then are shares of the
+        whole's, and add up to it. Losses are divided by the number of boxes in the batch, at least 1, or by
+        `num_boxes` if given (several processes pass their average); the softmax loss is a mean over queries, as
+        weighted.
 
         Computed in at least float32, whatever autocast says. Every output takes part even without targets, so the
         backward pass reaches the same parameters on every batch. Raises ValueError for targets that don't fit, and
         `matcher.NonFiniteCostError`.
         """
         _check_targets(targets, len(outputs["pred_logits"]))
+        batch = targets if batch is None else batch
         if num_boxes is None:
-            num_boxes = max(sum(len(target["labels"]) for target in targets), 1)
+            num_boxes = max(sum(len(target["labels"]) for target in batch), 1)
         layers = [*outputs.get("aux_outputs", []), outputs]
         with torch.autocast(outputs["pred_logits"].device.type, enabled=False):
             suffixes = [f"_{i}" for i in range(len(layers) - 1)] + [""]
-            losses = self._measure(layers, targets, num_boxes, suffixes)
+            losses = self._measure(layers, targets, batch, num_boxes, suffixes)
             if "enc_outputs" in outputs:
                 binary = [{**target, "labels": torch.zeros_like(target["labels"])} for target in targets]
-                losses |= self._measure([outputs["enc_outputs"]], binary, num_boxes, ["_enc"])
+                losses |= self._measure([outputs["enc_outputs"]], binary, batch, num_boxes, ["_enc"])
         return losses
 
     def _measure(
         self,
         layers: Sequence[dict[str, Tensor]],
         targets: Sequence[Target],
+        batch: Sequence[Target],
         num_boxes: float | Tensor,
         suffixes: Sequence[str],
     ) -> dict[str, Tensor]:
@@ -90,10 +109,14 @@ class SetCriterion(nn.Module):
         overlap = generalized_iou(cxcywh_to_xyxy(chosen), cxcywh_to_xyxy(wanted))
         per_layer = logits.new_zeros(len(layers))
         measures = {
-            "loss_ce": self._focal(logits, matches, labels).sum((1, 2, 3)) / num_boxes,
+            "loss_ce": (
+                self._focal(logits, matches, labels).sum((1, 2, 3)) / num_boxes
+                if self.focal
+                else self._cross_entropy(logits, matches, labels).sum((1, 2)) / self._weight_of_queries(logits, batch)
+            ),
             "loss_bbox": per_layer.index_add(0, matches.layer, distance) / num_boxes,
             "loss_giou": per_layer.index_add(0, matches.layer, 1 - overlap) / num_boxes,
-            "cardinality_error": _cardinality_error(logits, counts),
+            "cardinality_error": _cardinality_error(logits, counts, self.focal),
         }
         losses = {name + suffix: values[i] for name, values in measures.items() for i, suffix in enumerate(suffixes)}
         if suffixes[-1] == "":
@@ -110,6 +133,20 @@ class SetCriterion(nn.Module):
         balance = self.alpha * wanted + (1 - self.alpha) * (1 - wanted)
         return balance * miss**self.gamma * entropy
 
+    def _cross_entropy(self, logits: Tensor, matches: Matches, labels: Tensor) -> Tensor:
+        """Weighted cross entropy of every (layer, image, query), whose class is no object unless it is matched."""
+        no_object = logits.shape[-1] - 1
+        wanted = torch.full(logits.shape[:3], no_object, device=logits.device)
+        wanted[matches.layer, matches.image, matches.query] = labels
+        entropy = F.cross_entropy(logits.flatten(0, 2), wanted.flatten(), reduction="none").view(wanted.shape)
+        return torch.ones_like(entropy).masked_fill(wanted == no_object, self.no_object_weight) * entropy
+
+    def _weight_of_queries(self, logits: Tensor, batch: Sequence[Target]) -> float:
+        """What the weights of all queries of the batch sum to: every box takes one, as far as there are enough."""
+        queries = logits.shape[2]
+        matched = sum(min(len(target["labels"]), queries) for target in batch)
+        return matched + self.no_object_weight * (len(batch) * queries - matched)
+
 
 @torch.no_grad()
 def _class_error(logits: Tensor, matches: Matches, labels: Tensor) -> Tensor:
@@ -121,12 +158,14 @@ def _class_error(logits: Tensor, matches: Matches, labels: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _cardinality_error(logits: Tensor, counts: list[int]) -> Tensor:
-    """(K,): how far the number of queries with a class over 0.5 is from that of boxes, averaged over the images.
+def _cardinality_error(logits: Tensor, counts: list[int], focal: bool) -> Tensor:
+    """(K,): how far the number of queries that found an object is from that of boxes, averaged over the images.
 
-    The official code counts queries whose best class is not the last, which means something for softmax only.
+    Of a softmax, those whose best class is not the last. The official code counts the same of sigmoids, where the
+    last means nothing; here it is those with a class over 0.5.
     """
-    found = (logits.amax(-1) > 0).sum(-1)
+    taken = logits.amax(-1) > 0 if focal else logits.argmax(-1) != logits.shape[-1] - 1
+    found = taken.sum(-1)
     return (found - torch.tensor(counts, device=logits.device)).abs().to(logits.dtype).mean(-1)
 
 

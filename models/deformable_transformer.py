@@ -2,6 +2,9 @@
 
 Every cross-attention, and the encoder's self-attention, is multi-scale deformable attention; queries attend to each
 other with ordinary attention. Position is added to queries and keys at every layer, never to values.
+
+Norms stand after each sum, as published, or with `pre_norm` before each attention and feed-forward network, and once
+more at the end of the encoder and of the decoder.
 """
 
 from collections.abc import Sequence
@@ -19,7 +22,9 @@ from .position import sine_of_boxes
 class EncoderLayer(nn.Module):
     """Deformable self-attention over all levels, then a feed-forward network, each with dropout, sum and norm."""
 
-    def __init__(self, attention: MSDeformAttn, dim_feedforward: int, dropout: float) -> None:
+    def __init__(
+        self, attention: MSDeformAttn, dim_feedforward: int, dropout: float, *, pre_norm: bool = False
+    ) -> None:
         super().__init__()
         d_model = attention.d_model
         self.self_attn = attention
@@ -28,22 +33,32 @@ class EncoderLayer(nn.Module):
         self.linear2 = nn.Linear(dim_feedforward, d_model)
         self.norm2 = nn.LayerNorm(d_model)
         self.dropout = nn.Dropout(dropout)
+        self.pre_norm = pre_norm
 
     def forward(self, x: Tensor, position: Tensor, reference: Tensor, levels: Levels) -> Tensor:
         """x, position (B, S, C), reference (B, S, L, 2); returns (B, S, C)."""
-        attended = self.self_attn(x + position, reference, x, levels.shapes, input_padding_mask=levels.mask)
-        x = self.norm1(x + self.dropout(attended))
-        hidden = self.dropout(F.relu(self.linear1(x)))
-        return self.norm2(x + self.dropout(self.linear2(hidden)))
+        if self.pre_norm:
+            x = x + self.dropout(self._attend(self.norm1(x), position, reference, levels))
+            return x + self.dropout(self._feed(self.norm2(x)))
+        x = self.norm1(x + self.dropout(self._attend(x, position, reference, levels)))
+        return self.norm2(x + self.dropout(self._feed(x)))
+
+    def _attend(self, x: Tensor, position: Tensor, reference: Tensor, levels: Levels) -> Tensor:
+        return self.self_attn(x + position, reference, x, levels.shapes, input_padding_mask=levels.mask)
+
+    def _feed(self, x: Tensor) -> Tensor:
+        return self.linear2(self.dropout(F.relu(self.linear1(x))))
 
 
 class DecoderLayer(nn.Module):
     """Self-attention of the queries, deformable attention to the encoder's memory, feed-forward network.
 
-    By the official names ``norm2`` follows self-attention and ``norm1`` follows cross-attention.
+    By the official names ``norm2`` belongs to self-attention and ``norm1`` to cross-attention.
     """
 
-    def __init__(self, attention: MSDeformAttn, dim_feedforward: int, dropout: float) -> None:
+    def __init__(
+        self, attention: MSDeformAttn, dim_feedforward: int, dropout: float, *, pre_norm: bool = False
+    ) -> None:
         super().__init__()
         d_model = attention.d_model
         self.cross_attn = attention
@@ -54,31 +69,43 @@ class DecoderLayer(nn.Module):
         self.linear2 = nn.Linear(dim_feedforward, d_model)
         self.norm3 = nn.LayerNorm(d_model)
         self.dropout = nn.Dropout(dropout)
+        self.pre_norm = pre_norm
 
     def forward(self, x: Tensor, position: Tensor, reference: Tensor, memory: Tensor, levels: Levels) -> Tensor:
         """x, position (B, Q, C), reference (B, Q, L, 2 or 4), memory (B, S, C); returns (B, Q, C)."""
+        if self.pre_norm:
+            x = x + self.dropout(self._attend(self.norm2(x), position))
+            x = x + self.dropout(self._look(self.norm1(x), position, reference, memory, levels))
+            return x + self.dropout(self._feed(self.norm3(x)))
+        x = self.norm2(x + self.dropout(self._attend(x, position)))
+        x = self.norm1(x + self.dropout(self._look(x, position, reference, memory, levels)))
+        return self.norm3(x + self.dropout(self._feed(x)))
+
+    def _attend(self, x: Tensor, position: Tensor) -> Tensor:
         query = x + position
-        attended = self.self_attn(query, query, x, need_weights=False)[0]
-        x = self.norm2(x + self.dropout(attended))
-        attended = self.cross_attn(x + position, reference, memory, levels.shapes, input_padding_mask=levels.mask)
-        x = self.norm1(x + self.dropout(attended))
-        hidden = self.dropout(F.relu(self.linear1(x)))
-        return self.norm3(x + self.dropout(self.linear2(hidden)))
+        return self.self_attn(query, query, x, need_weights=False)[0]
+
+    def _look(self, x: Tensor, position: Tensor, reference: Tensor, memory: Tensor, levels: Levels) -> Tensor:
+        return self.cross_attn(x + position, reference, memory, levels.shapes, input_padding_mask=levels.mask)
+
+    def _feed(self, x: Tensor) -> Tensor:
+        return self.linear2(self.dropout(F.relu(self.linear1(x))))
 
 
 class Encoder(nn.Module):
-    """The encoder's layers, under their official names."""
+    """The encoder's layers, under their official names, and a last norm if there is one."""
 
-    def __init__(self, layers: Sequence[EncoderLayer]) -> None:
+    def __init__(self, layers: Sequence[EncoderLayer], norm: nn.Module | None = None) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
+        self.norm = norm
 
     def forward(self, x: Tensor, position: Tensor, levels: Levels) -> Tensor:
         """x, position (B, S, C); returns the memory (B, S, C)."""
         reference = encoder_reference_points(levels)
         for layer in self.layers:
             x = layer(x, position, reference, levels)
-        return x
+        return x if self.norm is None else self.norm(x)
 
 
 class Decoder(nn.Module):
@@ -87,9 +114,10 @@ class Decoder(nn.Module):
     With `refine`, a layer's boxes, detached, are the next layer's references (iterative box refinement).
     """
 
-    def __init__(self, layers: Sequence[DecoderLayer], *, refine: bool) -> None:
+    def __init__(self, layers: Sequence[DecoderLayer], *, refine: bool, norm: nn.Module | None = None) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
+        self.norm = norm
         self.refine = refine
 
     def forward(
@@ -114,8 +142,8 @@ class Decoder(nn.Module):
             x = layer(x, position, reference[:, :, None] * scale[:, None], memory, levels)
             shift = inverse_sigmoid(reference)
             shift = F.pad(shift, (0, 4 - shift.shape[-1]))
-            hidden.append(x)
-            boxes.append((widen(head(x)) + shift).sigmoid())
+            hidden.append(x if self.norm is None else self.norm(x))
+            boxes.append((widen(head(hidden[-1])) + shift).sigmoid())
             if self.refine:
                 reference = boxes[-1].detach()
         return hidden, boxes
@@ -154,7 +182,8 @@ class DeformableTransformer(nn.Module):
         dec_n_points: int,
         with_box_refine: bool,
         two_stage: bool,
-        attn_backend: str,
+        pre_norm: bool = False,
+        attn_backend: str = "auto",
     ) -> None:
         super().__init__()
 
@@ -162,12 +191,18 @@ class DeformableTransformer(nn.Module):
             return MSDeformAttn(hidden_dim, num_levels, nheads, points, backend=attn_backend)
 
         self.hidden_dim, self.num_queries, self.two_stage = hidden_dim, num_queries, two_stage
+
+        def norm() -> nn.LayerNorm | None:
+            return nn.LayerNorm(hidden_dim) if pre_norm else None
+
+        rest = (dim_feedforward, dropout)
         self.encoder = Encoder(
-            [EncoderLayer(attention(enc_n_points), dim_feedforward, dropout) for _ in range(enc_layers)]
+            [EncoderLayer(attention(enc_n_points), *rest, pre_norm=pre_norm) for _ in range(enc_layers)], norm()
         )
         self.decoder = Decoder(
-            [DecoderLayer(attention(dec_n_points), dim_feedforward, dropout) for _ in range(dec_layers)],
+            [DecoderLayer(attention(dec_n_points), *rest, pre_norm=pre_norm) for _ in range(dec_layers)],
             refine=with_box_refine,
+            norm=norm(),
         )
         self.level_embed = nn.Parameter(torch.empty(num_levels, hidden_dim))
         if two_stage:
@@ -209,7 +244,7 @@ class DeformableTransformer(nn.Module):
         position = torch.cat([sine + self.level_embed[level] for level, sine in enumerate(positions)], dim=1)
         levels = Levels(
             shapes=tuple((level.shape[2], level.shape[3]) for level in maps),
-            ratios=valid_ratios(masks).to(widen(x).dtype),
+            ratios=valid_ratios(masks, widen(x).dtype),
             mask=torch.cat([level.flatten(1) for level in masks], dim=1),
         )
         memory = self.encoder(x, position, levels)

@@ -33,15 +33,15 @@ def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
     return torch.log(x.clamp(min=eps) / (1 - x).clamp(min=eps))
 
 
-def valid_ratios(masks: Sequence[Tensor]) -> Tensor:
-    """The unpadded share of each level's width and height: (B, L, 2), xy, float32, from L masks (B, h, w).
+def valid_ratios(masks: Sequence[Tensor], dtype: torch.dtype = torch.float32) -> Tensor:
+    """The unpadded share of each level's width and height: (B, L, 2), xy, of `dtype`, from L masks (B, h, w).
 
     The first row and the first column tell, since padding is at the right and at the bottom.
     """
     ratios = []
     for mask in masks:
-        width = (~mask[:, 0, :]).float().mean(1)
-        height = (~mask[:, :, 0]).float().mean(1)
+        width = (~mask[:, 0, :]).to(dtype).mean(1)
+        height = (~mask[:, :, 0]).to(dtype).mean(1)
         ratios.append(torch.stack([width, height], dim=-1))
     return torch.stack(ratios, dim=1)
 

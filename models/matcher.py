@@ -1,4 +1,4 @@
-"""Bipartite matching of predictions to boxes (Carion et al. 2020, equation 1), with focal class costs."""
+"""Bipartite matching of predictions to boxes (Carion et al. 2020, equation 1), with focal or softmax class costs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,8 +30,9 @@ class Matches:
 class HungarianMatcher:
     """The assignment of least cost, each box to one query, with weights of the three costs and the focal parameters.
 
-    The class cost is the change of the focal loss when the query takes the box's class; the others are the L1
-    distance of cxcywh boxes and minus their generalised IoU.
+    With `focal` the class cost is the change of the focal loss when the query takes the box's class; without, it is
+    minus the class's softmax probability, the last class being no object. The others are the L1 distance of cxcywh
+    boxes and minus their generalised IoU.
     """
 
     cost_class: float = 2.0
@@ -39,6 +40,7 @@ class HungarianMatcher:
     cost_giou: float = 2.0
     alpha: float = 0.25
     gamma: float = 2.0
+    focal: bool = True
 
     @torch.no_grad()
     def __call__(self, logits: Tensor, boxes: Tensor, targets: Sequence[Target]) -> Matches:
@@ -47,10 +49,11 @@ class HungarianMatcher:
         logits (K, B, Q, C) and boxes (K, B, Q, 4) cxcywh are at least float32; each of the B targets has ``labels``
         (N,) and ``boxes`` (N, 4). Of more boxes than queries, the Q cheapest to match are matched.
 
-        Raises ValueError for a label outside [0, C), naming the target's ``image_id`` and the annotation, and
-        NonFiniteCostError if a cost is not finite.
+        Raises ValueError for a label that is not one of the classes, naming the target's ``image_id`` and the
+        annotation, and NonFiniteCostError if a cost is not finite.
         """
         K, B, Q, C = logits.shape
+        C -= not self.focal  # the last of a softmax is no object
         counts = [len(target["labels"]) for target in targets]
         most = max(counts, default=0)
         labels = _pad([target["labels"].long() for target in targets], most)  # (B, T)
@@ -78,10 +81,14 @@ class HungarianMatcher:
     def costs(self, logits: Tensor, boxes: Tensor, labels: Tensor, wanted: Tensor) -> Tensor:
         """logits (K, B, Q, C), boxes (K, B, Q, 4), labels (B, T) within [0, C), wanted (B, T, 4); (K, B, Q, T)."""
         K, _, Q, _ = logits.shape
-        probability = logits.sigmoid()
-        taken = self.alpha * (1 - probability) ** self.gamma * -(probability + 1e-8).log()
-        left = (1 - self.alpha) * probability**self.gamma * -(1 - probability + 1e-8).log()
-        by_class = (taken - left).gather(-1, labels[None, :, None].expand(K, -1, Q, -1))
+        if self.focal:
+            probability = logits.sigmoid()
+            taken = self.alpha * (1 - probability) ** self.gamma * -(probability + 1e-8).log()
+            left = (1 - self.alpha) * probability**self.gamma * -(1 - probability + 1e-8).log()
+            of_class = taken - left
+        else:
+            of_class = -logits.softmax(-1)
+        by_class = of_class.gather(-1, labels[None, :, None].expand(K, -1, Q, -1))
         by_distance = torch.cdist(boxes, wanted.expand(K, -1, -1, -1), p=1)
         by_overlap = -generalized_iou(cxcywh_to_xyxy(boxes)[..., None, :], cxcywh_to_xyxy(wanted)[:, None])
         return self.cost_class * by_class + self.cost_bbox * by_distance + self.cost_giou * by_overlap

@@ -1,6 +1,5 @@
 """Models for training: made anew by name, or again from a checkpoint, on a device and with a backend settled."""
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -8,8 +7,9 @@ from typing import Any
 import torch
 
 from ..kernels import registry
-from ..models.deformable_detr import DeformableDetr
-from ..models.zoo import build_model, create_model
+from ..models.backbone import TORCHVISION
+from ..models.detector import Detector
+from ..models.zoo import build_model, config_of, create_model
 from .config import Model
 
 
@@ -22,7 +22,7 @@ def settle_backend(device: torch.device, attn_backend: str) -> str:
     return registry.resolve_for(device, backend=None if attn_backend == "auto" else attn_backend)
 
 
-def new_model(options: Model, num_classes: int, device: torch.device) -> tuple[DeformableDetr, str, bool]:
+def new_model(options: Model, num_classes: int, device: torch.device) -> tuple[Detector, str, bool]:
     """Makes the model that the options name.
 
     Returns:
@@ -50,7 +50,7 @@ def backbone_weights(options: Model) -> str | Path | None:
     A model that starts from a checkpoint (``--init-from``) needs no other weights.
     """
     if options.backbone_weights == "auto":
-        return "imagenet" if "_r50" in options.model and options.init_from is None else None
+        return "imagenet" if config_of(options.model).backbone in TORCHVISION and options.init_from is None else None
     if options.backbone_weights == "none":
         return None
     if options.backbone_weights == "imagenet":
@@ -58,7 +58,7 @@ def backbone_weights(options: Model) -> str | Path | None:
     return Path(options.backbone_weights)
 
 
-def rebuild_model(config: dict[str, Any], device: torch.device, attn_backend: str) -> tuple[DeformableDetr, str]:
+def rebuild_model(config: dict[str, Any], device: torch.device, attn_backend: str) -> tuple[Detector, str]:
     """The model of a checkpoint, without its weights, and its backend."""
     backend = settle_backend(device, attn_backend)
     return build_model(config, attn_backend=backend).to(device), backend
@@ -80,8 +80,3 @@ def parse_overrides(words: tuple[str, ...]) -> dict[str, Any]:
         except ValueError:
             overrides[name] = value
     return overrides
-
-
-def config_of(model: DeformableDetr) -> dict[str, Any]:
-    """A model's configuration as plain values."""
-    return dataclasses.asdict(model.config)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from ..models.postprocess import post_process
+from ..models.detector import Detector
 from .checkpoint import load_trained
 from .coco import CocoDetection
 from .commandline import parse, progress_bar
@@ -46,7 +46,7 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
 
 
 def detect(
-    model: nn.Module,
+    model: Detector,
     data: CocoDetection,
     device: torch.device,
     *,
@@ -66,7 +66,7 @@ def detect(
         for samples in evaluation_loader(data, batch_size, workers):
             images, targets = to_device(samples, device, dtype)
             sizes = torch.tensor([target["size"] for target in targets], device=device)
-            for target, found in zip(targets, post_process(model(images), sizes), strict=True):
+            for target, found in zip(targets, model.post_process(model(images), sizes), strict=True):
                 results += coco_results(target["image_id"], found, ids)
                 advance()
     return results

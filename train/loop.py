@@ -17,10 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..models.matcher import NonFiniteCostError
-from ..models.zoo import create_criterion
-from .build import config_of, new_model
+from ..models.matcher import NonFiniteCostError, Target
+from ..models.zoo import create_criterion, plain_config
+from .build import new_model
 from .checkpoint import (
+    Start,
     category_list,
     checkpoints_in,
     init_from,
@@ -64,9 +65,9 @@ class Training:
         self.model, self.backend, self.backbone_trained = new_model(options.model, len(categories), self.device)
         if optim.precision == "fp64":
             self.model.double()
-        self.fresh: list[str] = []  # what --init-from left as it was
+        self.start: Start | None = None  # what --init-from gave
         if options.model.init_from is not None and resume is None:
-            self.fresh = init_from(self.model, options.model.init_from)
+            self.start = init_from(self.model, options.model.init_from)
         self.criterion = create_criterion(self.model)
         self.optimizer = make_optimizer(self.model, optim, backbone_trained=self.backbone_trained)
 
@@ -107,14 +108,14 @@ class Training:
         self.model.train()
         self.schedule.set(self.steps_done)
         self.optimizer.zero_grad(set_to_none=True)
-        # one number for all micro-batches makes their losses add up to the whole batch's
-        num_boxes = float(max(1, sum(len(target["labels"]) for _, target in samples)))
+        # known to every micro-batch, so that their losses add up to the whole batch's
+        batch = [target for _, target in samples]
         averages = _running_averages(self.model)
         sums: dict[str, float] = {}
         try:
             for start in range(0, len(samples), optim.micro_batch):
                 part = samples[start : start + optim.micro_batch]
-                for name, value in self._backward(part, num_boxes, len(part) / len(samples)).items():
+                for name, value in self._backward(part, batch).items():
                     sums[name] = sums.get(name, 0.0) + value
         except NonFiniteCostError:
             sums["loss"] = float("nan")
@@ -131,15 +132,16 @@ class Training:
         self.steps_done += 1
         return {**sums, "grad_norm": float(norm), "finite": float(finite)}
 
-    def _backward(self, samples: list[Sample], num_boxes: float, share: float) -> dict[str, float]:
-        """Adds the gradients of some images; ``share`` is their part of the batch, for what is an average."""
+    def _backward(self, samples: list[Sample], batch: list[Target]) -> dict[str, float]:
+        """Adds the gradients of some images of a batch, of which ``batch`` holds all targets."""
         images, targets = to_device(samples, self.device, next(self.model.parameters()).dtype)
         with autocast(self.device, self.options.optim.precision):
             outputs = self.model(images)
-        losses = self.criterion(outputs, targets, num_boxes=num_boxes)
+        losses = self.criterion(outputs, targets, batch=batch)
         weights = self.criterion.weight_dict
         total: Tensor = sum((losses[name] * weight for name, weight in weights.items()), torch.zeros(()))
         total.backward()
+        share = len(samples) / len(batch)  # of what is logged as an average
         terms = {name: float(value.detach()) * (1.0 if name in weights else share) for name, value in losses.items()}
         return {"loss": float(total.detach()), **terms}
 
@@ -148,7 +150,7 @@ class Training:
         return {
             "model": self.model.state_dict(),
             "model_name": self.options.model.model,
-            "model_config": config_of(self.model),
+            "model_config": plain_config(self.model),
             "categories": category_list(self.data.annotations.categories),
             "attn_backend": self.backend,
             "optimizer": self.optimizer.state_dict(),
@@ -316,8 +318,8 @@ def _introduce(training: Training, validation: Any, out: Path, log: RunLog, bar:
     )
     for line in training.data.annotations.dropped.sentences():
         bar.say(f"{training.data.annotations.path.name}: {line}")
-    if training.fresh:
-        bar.say(f"initialised anew, not from {options.model.init_from}: {', '.join(training.fresh)}")
+    for line in training.start.sentences() if training.start else ():
+        bar.say(line)
     log.write(
         "start" if training.steps_done == 0 else "resume",
         step=training.steps_done,
@@ -329,7 +331,8 @@ def _introduce(training: Training, validation: Any, out: Path, log: RunLog, bar:
             "crowd": training.data.annotations.dropped.crowd,
             "degenerate": training.data.annotations.dropped.degenerate,
         },
-        fresh=training.fresh,
+        fresh=training.start.fresh if training.start else [],
+        ignored=training.start.ignored if training.start else [],
         options=to_plain(options),
     )
 

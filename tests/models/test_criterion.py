@@ -32,8 +32,8 @@ def example(counts, dtype=torch.float64):
     return outputs, targets
 
 
-def criterion():
-    return SetCriterion(aux_layers=2, two_stage=True)
+def criterion(*, focal=True):
+    return SetCriterion(aux_layers=2, two_stage=True, focal=focal)
 
 
 def leaves(outputs):
@@ -113,6 +113,68 @@ def test_the_number_of_boxes_can_be_given():
     own, given = criterion()(outputs, targets), criterion()(outputs, targets, num_boxes=8.0)
     for name in criterion().weight_dict:
         torch.testing.assert_close(own[name] * 4, given[name] * 8)
+
+
+@pytest.mark.parametrize("focal", [True, False])
+def test_parts_of_a_batch_add_up_to_the_whole(focal):
+    counts = (3, 0, 8, 2)  # one image with more boxes than queries
+    outputs, targets = example(counts)
+    one = criterion(focal=focal)
+    for target in targets:  # a softmax keeps the last class for no object
+        target["labels"].clamp_(max=C - 2)
+    whole = one(outputs, targets)
+
+    def part(tree, rows):
+        if isinstance(tree, dict):
+            return {name: part(branch, rows) for name, branch in tree.items()}
+        return [part(branch, rows) for branch in tree] if isinstance(tree, list) else tree[rows]
+
+    rows = [slice(0, 1), slice(1, 4)]
+    parts = [one(part(outputs, r), targets[r], batch=targets) for r in rows]
+    for name in one.weight_dict:
+        torch.testing.assert_close(sum(p[name] for p in parts), whole[name], rtol=1e-12, atol=0)
+
+
+def literal_cross_entropy(output, targets, matcher, no_object_weight=0.1):
+    """Weighted mean over all queries of -log p of the wanted class, one query at a time (DETR's softmax loss)."""
+    logits, boxes = output["pred_logits"].detach(), output["pred_boxes"].detach()
+    matches = matcher(logits[None], boxes[None], targets)
+    wanted = {
+        (i, q): int(targets[i]["labels"][b])
+        for i, q, b in zip(matches.image.tolist(), matches.query.tolist(), matches.box.tolist(), strict=True)
+    }
+    total = weight = 0.0
+    for image, rows in enumerate(logits.tolist()):
+        for query, scores in enumerate(rows):
+            label = wanted.get((image, query), len(scores) - 1)
+            w = no_object_weight if label == len(scores) - 1 else 1.0
+            total += w * (math.log(sum(math.exp(s) for s in scores)) - scores[label])
+            weight += w
+    return total / weight
+
+
+@pytest.mark.parametrize("counts", [(3, 1, 0), (0, 0), (8, 2)], ids=["mixed", "none", "more boxes than queries"])
+def test_softmax_loss_matches_a_literal_loop(counts):
+    outputs, targets = example(counts)
+    for target in targets:  # the last class is no object
+        target["labels"].clamp_(max=outputs["pred_logits"].shape[-1] - 2)
+    one = SetCriterion(aux_layers=2, two_stage=False, focal=False)
+    assert one.weight_dict["loss_ce"] == one.matcher.cost_class == 1.0
+    del outputs["enc_outputs"]
+    losses = one(outputs, targets)
+    for suffix, output in [("", outputs), *((f"_{i}", aux) for i, aux in enumerate(outputs["aux_outputs"]))]:
+        expected = literal_cross_entropy(output, targets, one.matcher)
+        assert losses["loss_ce" + suffix].item() == pytest.approx(expected, rel=1e-9)
+    found = outputs["pred_logits"].argmax(-1) < outputs["pred_logits"].shape[-1] - 1
+    expected = sum(abs(int(row.sum()) - n) for row, n in zip(found, counts, strict=True)) / len(counts)
+    assert losses["cardinality_error"].item() == pytest.approx(expected)
+
+
+def test_softmax_takes_no_label_of_no_object():
+    outputs, targets = example((1,))
+    targets[0]["labels"].fill_(outputs["pred_logits"].shape[-1] - 1)
+    with pytest.raises(ValueError, match=f"labels: expected classes 0 to {C - 2}, got {C - 1}"):
+        SetCriterion(aux_layers=2, two_stage=False, focal=False)(outputs, targets)
 
 
 def test_what_is_logged():

@@ -165,7 +165,7 @@ def test_the_fourth_level_comes_from_the_raw_last_stage():
     model = create_model("deformable_detr_tiny", num_feature_levels=5)
     assert [project[0].in_channels for project in model.input_proj] == [16, 16, 32, 32, 32]
     seen = {}
-    model.backbone.register_forward_hook(lambda _, __, maps: seen.update(last=maps[-1]))
+    model.backbone[0].register_forward_hook(lambda _, __, maps: seen.update(last=maps[-1]))
     model.input_proj[3].register_forward_pre_hook(lambda _, arguments: seen.update(fourth=arguments[0]))
     model(torch.randn(2, 3, 64, 64))
     assert seen["fourth"] is seen["last"]
@@ -306,7 +306,7 @@ def test_every_attention_module_holds_the_backend():
         ({"enc_layers": -1}, "enc_layers: expected at least 0, got -1"),
         ({"dropout": 1.5}, r"dropout: expected a probability in \[0, 1\), got 1.5"),
         ({"backbone": "resnet51"}, "backbone: expected one of resnet18, .*, got 'resnet51'"),
-        ({"queries": 3}, "queries: not a field of the model's configuration, which has num_classes, "),
+        ({"queries": 3}, "queries: not a field of the configuration of deformable_detr, which has num_classes, "),
     ],
 )
 def test_bad_configurations(overrides, sentence):

@@ -7,19 +7,59 @@ import torch
 import torchvision
 from safetensors.torch import save_file
 
-from msdeform.models.zoo import build_model, create_criterion, create_model, list_models
+from msdeform.models.zoo import build_model, config_of, create_criterion, create_model, list_models, plain_config
+
+PUBLISHED = {
+    "fasterrcnn_resnet50_fpn": 41.76,
+    "detr_r50": 41.52,
+    "detr_r50_dc5": 41.52,
+    "detr_r50_dc5_plus": 41.58,
+    "detr_demo": 41.41,
+    "deformable_detr_r50_single_scale": 34.07,
+    "deformable_detr_r50_single_scale_dc5": 34.07,
+    "deformable_detr_r50": 40.07,
+    "deformable_detr_r50_dc5": 40.07,
+    "deformable_detr_r50_refine": 40.85,
+    "deformable_detr_r50_two_stage": 41.18,
+}
 
 
 def test_models_are_listed_by_name():
-    assert list_models() == [
-        "deformable_detr_mini",
-        "deformable_detr_r50",
-        "deformable_detr_r50_refine",
-        "deformable_detr_r50_two_stage",
-        "deformable_detr_tiny",
-    ]
-    with pytest.raises(ValueError, match=r"name: expected one of deformable_detr_mini, .*, got 'detr'"):
-        create_model("detr")
+    names = list_models()
+    assert names == sorted(names)
+    assert set(names) > PUBLISHED.keys()
+    for name in PUBLISHED:
+        other = {"detr_demo": "detr_demo_r101"}.get(name, name.replace("r50", "r101").replace("resnet50", "resnet101"))
+        assert config_of(other) == dataclasses.replace(config_of(name), backbone="resnet101")
+    with pytest.raises(ValueError, match=r"name: no model is called 'detr_r5'; did you mean detr_r50 or "):
+        create_model("detr_r5")
+    with pytest.raises(ValueError, match=r"no model is called 'yolo'; expected one of deformable_detr_mini, "):
+        create_model("yolo")
+
+
+@pytest.mark.parametrize(("name", "millions"), PUBLISHED.items())
+def test_sizes_are_the_published_ones(name, millions):
+    with torch.device("meta"):
+        model = create_model(name, backbone_frozen=True)
+    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, abs=0.005)
+
+
+@pytest.mark.parametrize("name", ["detr_tiny", "deformable_detr_tiny", "fasterrcnn_tiny"])
+def test_a_model_of_any_family_is_rebuilt_from_json(name):
+    model = create_model(name, num_classes=3)
+    again = build_model(json.loads(json.dumps(plain_config(model))))
+    assert again.config == model.config
+    again.load_state_dict(model.state_dict())
+    with pytest.raises(ValueError, match="family: expected one of deformable_detr, detr, detr_demo, faster_rcnn, got"):
+        build_model({"family": "yolo"})
+
+
+def test_a_model_built_by_hand_has_no_description():
+    model = create_model("detr_tiny")
+    model.config = None
+    for function in (plain_config, create_criterion):
+        with pytest.raises(ValueError, match="got one built from parts by hand"):
+            function(model)
 
 
 def test_overrides_are_fields_of_the_configuration():

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from msdeform.models.detector import Detector
+from msdeform.models.images import Size
 from msdeform.train.coco import Annotations, CocoDetection
 from msdeform.train.evaluate import METRICS, coco_metrics, coco_results, detect
-from msdeform.train.transforms import Size, evaluation_transform
+from msdeform.train.transforms import evaluation_transform
 
 
 def noisy(path: Path, seed: int) -> tuple[list[dict[str, Any]], list[int]]:
@@ -96,7 +98,7 @@ def test_detections_carry_the_data_sets_category_ids() -> None:
     ]
 
 
-class Oracle(torch.nn.Module):
+class Oracle(Detector):
     """A detector that knows the annotations: one query for each box, in the order of the images."""
 
     def __init__(self, data: CocoDetection) -> None:

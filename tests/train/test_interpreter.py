@@ -16,7 +16,7 @@ from msdeform.train.loop import run_steps
 pytestmark = pytest.mark.interpreter
 
 STEPS = 20
-BOUND = 1e-8
+BOUND = 1e-10
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,130 @@
+"""Faster R-CNN with a feature pyramid: torchvision's, behind the interface of the other detectors, as a baseline.
+
+Its losses need the images' features and proposals, so in training the model returns those, and `FasterRcnnCriterion`
+does the rest. It finds its own detections (non-maximum suppression), so post-processing only scales them.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection import FasterRCNN
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.models.detection.image_list import ImageList
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+
+from .backbone import Backbone
+from .batch import Images, as_batch
+from .boxes import cxcywh_to_xyxy
+from .detector import Detector
+from .matcher import NonFiniteCostError, Target
+
+LOSSES = ("loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg")
+# images are padded to a multiple of the coarsest stride, as torchvision pads them
+STRIDE = 32
+
+
+class FasterRcnn(Detector):
+    """torchvision's `FasterRCNN`, whose parameters keep torchvision's names under ``detector``.
+
+    Labels are those of the data, from 0; torchvision's, which count from 1, stay inside.
+    """
+
+    def __init__(self, backbone: Backbone, *, num_classes: int) -> None:
+        super().__init__()
+        layers = {stage: str(i) for i, stage in enumerate(backbone.stages)}
+        pyramid = BackboneWithFPN(backbone.body, layers, list(backbone.channels), 256, LastLevelMaxPool())
+        self.detector = FasterRCNN(pyramid, num_classes + 1)
+        self.num_classes = num_classes
+
+    def forward(self, images: Images) -> dict[str, Any]:
+        """In evaluation, ``detections``: for each image ``boxes`` (n, 4) xyxy, normalised, ``labels``, ``scores``.
+
+        In training, what the criterion goes on from.
+        """
+        batch, mask = as_batch(images, self.dtype)
+        sizes = [(int(rows), int(columns)) for rows, columns in _sizes(mask).tolist()]
+        height, width = (-side % STRIDE for side in batch.shape[-2:])
+        padded = ImageList(nn.functional.pad(batch, (0, width, 0, height)), sizes)
+        features = self.detector.backbone(padded.tensors)
+        if self.training:
+            return {"images": padded, "features": features, "detector": self.detector, "num_classes": self.num_classes}
+        proposals, _ = self.detector.rpn(padded, features)
+        found, _ = self.detector.roi_heads(features, proposals, sizes)
+        return {
+            "detections": [
+                {
+                    "boxes": one["boxes"] / one["boxes"].new_tensor([width, height, width, height]),
+                    "labels": one["labels"] - 1,
+                    "scores": one["scores"],
+                }
+                for one, (height, width) in zip(found, sizes, strict=True)
+            ]
+        }
+
+    def post_process(self, outputs: dict[str, Any], target_sizes: Tensor, top_k: int = 100) -> list[dict[str, Tensor]]:
+        """The best `top_k` detections of each image, in pixels, best first; `target_sizes` (B, 2), height and width."""
+        found = []
+        for one, (height, width) in zip(outputs["detections"], target_sizes.tolist(), strict=True):
+            scores, order = one["scores"].sort(descending=True)
+            order = order[:top_k]
+            boxes = one["boxes"][order] * one["boxes"].new_tensor([width, height, width, height])
+            found.append({"scores": scores[:top_k], "labels": one["labels"][order], "boxes": boxes})
+        return found
+
+
+def _sizes(mask: Tensor) -> Tensor:
+    """(B, 2): height and width of the unpadded part of each image."""
+    return torch.stack([(~mask[:, :, 0]).sum(1), (~mask[:, 0]).sum(1)], dim=1)
+
+
+class FasterRcnnCriterion(nn.Module):
+    """torchvision's four losses, all of weight 1, of what `FasterRcnn` returned in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight_dict = dict.fromkeys(LOSSES, 1.0)
+
+    def forward(
+        self,
+        outputs: dict[str, Any],
+        targets: Sequence[Target],
+        *,
+        batch: Sequence[Target] | None = None,
+        num_boxes: float | Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Losses against B targets, as `SetCriterion` takes them.
+
+        They are means over sampled anchors and boxes, so a part of a `batch` counts by its share of the images;
+        `num_boxes` plays no role. Raises ValueError for a model in evaluation and for labels outside its classes, and
+        `matcher.NonFiniteCostError` for a loss that is not finite.
+        """
+        if "detector" not in outputs:
+            raise ValueError("outputs: expected those of the model in training mode, got detections")
+        classes = outputs["num_classes"]
+        for i, target in enumerate(targets):
+            wrong = target["labels"][(target["labels"] < 0) | (target["labels"] >= classes)]
+            if len(wrong):
+                raise ValueError(f"targets[{i}]: expected labels 0 to {classes - 1}, got {int(wrong[0])}")
+        detector, images, features = outputs["detector"], outputs["images"], outputs["features"]
+        wanted = [
+            {"boxes": self._in_pixels(target, size), "labels": target["labels"].long() + 1}
+            for target, size in zip(targets, images.image_sizes, strict=True)
+        ]
+        proposals, from_anchors = detector.rpn(images, features, wanted)
+        _, from_boxes = detector.roi_heads(features, proposals, images.image_sizes, wanted)
+        share = len(targets) / len(targets if batch is None else batch)
+        losses = {name: loss * share for name, loss in (from_anchors | from_boxes).items()}
+        if not all(bool(loss.isfinite()) for loss in losses.values()):
+            raise NonFiniteCostError(f"losses: expected finite numbers, got {_numbers(losses)}")
+        return losses
+
+    @staticmethod
+    def _in_pixels(target: Target, size: tuple[int, int]) -> Tensor:
+        boxes = target["boxes"]
+        return cxcywh_to_xyxy(boxes) * boxes.new_tensor([size[1], size[0], size[1], size[0]])
+
+
+def _numbers(losses: dict[str, Tensor]) -> str:
+    return ", ".join(f"{name} {float(loss):.3g}" for name, loss in losses.items())

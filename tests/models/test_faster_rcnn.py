@@ -1,0 +1,89 @@
+import copy
+
+import pytest
+import torch
+from torchvision.models.detection import fasterrcnn_resnet50_fpn
+
+from msdeform.models.matcher import NonFiniteCostError
+from msdeform.models.zoo import create_criterion, create_model
+
+
+def tiny():
+    torch.manual_seed(0)
+    return create_model("fasterrcnn_tiny", num_classes=3)
+
+
+TARGETS = [
+    {"labels": torch.tensor([0, 2]), "boxes": torch.tensor([[0.5, 0.5, 0.4, 0.6], [0.3, 0.4, 0.2, 0.2]])},
+    {"labels": torch.zeros(0, dtype=torch.int64), "boxes": torch.zeros(0, 4)},
+]
+IMAGES = [torch.rand(3, 96, 128), torch.rand(3, 64, 100)]
+
+
+def test_it_is_torchvisions_own():
+    ours = create_model("fasterrcnn_resnet50_fpn", num_classes=90)
+    torch.manual_seed(0)
+    theirs = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None)
+    theirs_norm = {n for n in theirs.state_dict() if not n.endswith("num_batches_tracked")}
+    assert {n for n in ours.detector.state_dict() if not n.endswith("num_batches_tracked")} == theirs_norm
+    frozen = create_model("fasterrcnn_resnet50_fpn", num_classes=90, backbone_frozen=True)
+    weights = {k: v for k, v in theirs.state_dict().items() if not k.endswith("num_batches_tracked")}
+    frozen.detector.load_state_dict(weights)
+    # the same numbers as torchvision's, given images that need neither resizing nor normalising
+    theirs.backbone.load_state_dict(frozen.detector.backbone.state_dict(), strict=False)
+    theirs.transform = copy.deepcopy(theirs.transform)
+    theirs.transform.image_mean, theirs.transform.image_std = [0.0] * 3, [1.0] * 3
+    theirs.transform.resize = lambda image, target: (image, target)
+    images = [torch.rand(3, 96, 128), torch.rand(3, 64, 100)]
+    with torch.no_grad():
+        expected = theirs.eval()(images)
+        found = frozen.eval()(images)
+        results = frozen.post_process(found, torch.tensor([[96, 128], [64, 100]]))
+    for result, wanted in zip(results, expected, strict=True):
+        torch.testing.assert_close(result["boxes"], wanted["boxes"], rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(result["scores"], wanted["scores"])
+        assert torch.equal(result["labels"] + 1, wanted["labels"])
+
+
+def test_losses_reach_every_parameter_that_is_not_frozen():
+    model, criterion = tiny().train(), create_criterion("fasterrcnn_tiny")
+    losses = criterion(model(IMAGES), TARGETS)
+    assert losses.keys() == criterion.weight_dict.keys()
+    sum(losses.values()).backward()
+    assert [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
+def test_a_part_of_a_batch_counts_by_its_images():
+    model, criterion = tiny().train(), create_criterion("fasterrcnn_tiny")
+    outputs = model(IMAGES)
+    torch.manual_seed(1)
+    alone = criterion(outputs, TARGETS)
+    torch.manual_seed(1)
+    half = criterion(outputs, TARGETS, batch=TARGETS * 2)
+    for name, loss in alone.items():
+        torch.testing.assert_close(half[name], loss / 2)
+
+
+def test_mistakes_are_named():
+    model, criterion = tiny(), create_criterion("fasterrcnn_tiny")
+    with pytest.raises(ValueError, match="outputs: expected those of the model in training mode"):
+        criterion(model.eval()(IMAGES), TARGETS)
+    outputs = model.train()(IMAGES)
+    with pytest.raises(ValueError, match=r"targets\[0\]: expected labels 0 to 2, got 3"):
+        criterion(outputs, [{**TARGETS[0], "labels": torch.tensor([0, 3])}, TARGETS[1]])
+    with torch.no_grad():
+        next(model.detector.rpn.parameters()).fill_(float("nan"))
+    with pytest.raises((NonFiniteCostError, ValueError)):
+        criterion(model(IMAGES), TARGETS)
+
+
+def test_detections_are_in_pixels_of_the_original_best_first():
+    model = tiny().eval()
+    with torch.no_grad():
+        outputs = model(IMAGES)
+    found = model.post_process(outputs, torch.tensor([[192, 256], [64, 100]]), top_k=5)
+    assert len(found) == 2
+    for one in found:
+        assert one["scores"].tolist() == sorted(one["scores"].tolist(), reverse=True)
+        assert len(one["scores"]) <= 5
+        assert one["boxes"].shape == (len(one["scores"]), 4)
