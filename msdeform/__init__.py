@@ -21,10 +21,11 @@ if _TYPE_CHECKING:
     from .kernels.api import fused_ms_deform_attn, ms_deform_attn
     from .kernels.registry import use_backend
     from .models.attention import MSDeformAttn
-    from .models.zoo import create_model, list_models
+    from .models.zoo import create_criterion, create_model, list_models
 
 _public = {
     "MSDeformAttn": "models.attention",
+    "create_criterion": "models.zoo",
     "create_model": "models.zoo",
     "fused_ms_deform_attn": "kernels.api",
     "list_models": "models.zoo",
@@ -34,6 +35,7 @@ _public = {
 
 __all__ = [
     "MSDeformAttn",
+    "create_criterion",
     "create_model",
     "fused_ms_deform_attn",
     "list_models",

@@ -120,7 +120,7 @@ def test_a_mean_counts_each_size_as_often_as_it_occurs() -> None:
 
 
 @pytest.mark.parametrize("name", ["detr_tiny", "detr_demo", "deformable_detr_tiny", "fasterrcnn_tiny"])
-def test_a_gradient_and_a_backend_change_no_count(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_norms_a_gradient_and_a_backend_change_no_count(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = flops.count(name, Counter([(64, 96)])).multiply_adds
     monkeypatch.setattr(registry, "_setting", "triton")
     with flops.counting_backend(), torch.device("meta"):
