@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from .boxes import cxcywh_to_xyxy, generalized_iou
 from .geometry import widen
-from .matcher import HungarianMatcher, Matches, Target
+from .matcher import HungarianMatcher, Matches
+from .targets import Target, check_shapes
 
 
 class SetCriterion(nn.Module):
@@ -72,7 +73,7 @@ class SetCriterion(nn.Module):
         backward pass reaches the same parameters on every batch. Raises ValueError for targets that don't fit, and
         `matcher.NonFiniteCostError`.
         """
-        _check_targets(targets, len(outputs["pred_logits"]))
+        check_shapes(targets, len(outputs["pred_logits"]))
         batch = targets if batch is None else batch
         if num_boxes is None:
             num_boxes = max(sum(len(target["labels"]) for target in batch), 1)
@@ -167,17 +168,3 @@ def _cardinality_error(logits: Tensor, counts: list[int], focal: bool) -> Tensor
     taken = logits.amax(-1) > 0 if focal else logits.argmax(-1) != logits.shape[-1] - 1
     found = taken.sum(-1)
     return (found - torch.tensor(counts, device=logits.device)).abs().to(logits.dtype).mean(-1)
-
-
-def _check_targets(targets: Sequence[Target], batch: int) -> None:
-    if len(targets) != batch:
-        raise ValueError(f"targets: expected {batch}, one an image, got {len(targets)}")
-    for i, target in enumerate(targets):
-        missing = {"labels", "boxes"} - target.keys()
-        if missing:
-            raise ValueError(f"targets[{i}]: expected labels and boxes, got no {' and no '.join(sorted(missing))}")
-        labels, boxes = target["labels"], target["boxes"]
-        if labels.dim() != 1 or labels.dtype.is_floating_point:
-            raise ValueError(f"targets[{i}]: expected integer labels (N,), got {labels.dtype} {tuple(labels.shape)}")
-        if boxes.shape != (len(labels), 4):
-            raise ValueError(f"targets[{i}]: expected boxes (N={len(labels)}, 4), got {tuple(boxes.shape)}")

@@ -4,7 +4,7 @@ Its losses need the images' features and proposals, so in training the model ret
 does the rest. It finds its own detections (non-maximum suppression), so post-processing only scales them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,9 @@ from .backbone import Backbone
 from .batch import Images, as_batch
 from .boxes import cxcywh_to_xyxy
 from .detector import Detector
-from .matcher import NonFiniteCostError, Target
+from .geometry import widen
+from .matcher import NonFiniteCostError
+from .targets import Target, check_shapes, check_values, pack_values, pad_targets
 
 LOSSES = ("loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg")
 # images are padded to a multiple of the coarsest stride, as torchvision pads them
@@ -36,6 +38,9 @@ class FasterRcnn(Detector):
         layers = {stage: str(i) for i, stage in enumerate(backbone.stages)}
         pyramid = BackboneWithFPN(backbone.body, layers, list(backbone.channels), 256, LastLevelMaxPool())
         self.detector = FasterRCNN(pyramid, num_classes + 1)
+        for head in (self.detector.rpn.head, self.detector.roi_heads.box_head, self.detector.roi_heads.box_predictor):
+            head.register_forward_pre_hook(_to_own_dtype)
+            head.register_forward_hook(_widened)
         self.num_classes = num_classes
 
     def forward(self, images: Images) -> dict[str, Any]:
@@ -47,7 +52,7 @@ class FasterRcnn(Detector):
         sizes = [(int(rows), int(columns)) for rows, columns in _sizes(mask).tolist()]
         height, width = (-side % STRIDE for side in batch.shape[-2:])
         padded = ImageList(nn.functional.pad(batch, (0, width, 0, height)), sizes)
-        features = self.detector.backbone(padded.tensors)
+        features = _each(widen, self.detector.backbone(padded.tensors))
         if self.training:
             return {"images": padded, "features": features, "detector": self.detector, "num_classes": self.num_classes}
         proposals, _ = self.detector.rpn(padded, features)
@@ -74,6 +79,26 @@ class FasterRcnn(Detector):
         return found
 
 
+def _each(change: Callable[[Tensor], Tensor], tree: Any) -> Any:
+    """`change` of every tensor in nested lists, tuples and dicts."""
+    if isinstance(tree, Tensor):
+        return change(tree)
+    if isinstance(tree, dict):
+        return {key: _each(change, branch) for key, branch in tree.items()}
+    return type(tree)(_each(change, branch) for branch in tree)
+
+
+# boxes, and what is sampled and suppressed by them, are at least float32: torchvision has no suppression of 16-bit
+# boxes on every device, and an anchor at 1001 pixels would be at 1000. Layers with weights compute in those' dtype.
+def _to_own_dtype(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    dtype = next(module.parameters()).dtype
+    return _each(lambda x: x.to(dtype), arguments)
+
+
+def _widened(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> Any:
+    return _each(widen, output)
+
+
 def _sizes(mask: Tensor) -> Tensor:
     """(B, 2): height and width of the unpadded part of each image."""
     return torch.stack([(~mask[:, :, 0]).sum(1), (~mask[:, 0]).sum(1)], dim=1)
@@ -97,19 +122,17 @@ class FasterRcnnCriterion(nn.Module):
         """Losses against B targets, as `SetCriterion` takes them.
 
         They are means over sampled anchors and boxes, so a part of a `batch` counts by its share of the images;
-        `num_boxes` plays no role. Raises ValueError for a model in evaluation and for labels outside its classes, and
+        `num_boxes` plays no role. Raises ValueError for a model in evaluation and for targets that don't fit, and
         `matcher.NonFiniteCostError` for a loss that is not finite.
         """
         if "detector" not in outputs:
             raise ValueError("outputs: expected those of the model in training mode, got detections")
-        classes = outputs["num_classes"]
-        for i, target in enumerate(targets):
-            wrong = target["labels"][(target["labels"] < 0) | (target["labels"] >= classes)]
-            if len(wrong):
-                raise ValueError(f"targets[{i}]: expected labels 0 to {classes - 1}, got {int(wrong[0])}")
+        check_shapes(targets, len(outputs["images"].image_sizes))
+        check_values(pack_values(*pad_targets(targets, torch.float32)).cpu(), targets, outputs["num_classes"])
         detector, images, features = outputs["detector"], outputs["images"], outputs["features"]
+        dtype = next(iter(features.values())).dtype
         wanted = [
-            {"boxes": self._in_pixels(target, size), "labels": target["labels"].long() + 1}
+            {"boxes": self._in_pixels(target, size).to(dtype), "labels": target["labels"].long() + 1}
             for target, size in zip(targets, images.image_sizes, strict=True)
         ]
         proposals, from_anchors = detector.rpn(images, features, wanted)
@@ -122,9 +145,9 @@ class FasterRcnnCriterion(nn.Module):
 
     @staticmethod
     def _in_pixels(target: Target, size: tuple[int, int]) -> Tensor:
-        boxes = target["boxes"]
+        boxes = widen(target["boxes"])
         return cxcywh_to_xyxy(boxes) * boxes.new_tensor([size[1], size[0], size[1], size[0]])
 
 
 def _numbers(losses: dict[str, Tensor]) -> str:
-    return ", ".join(f"{name} {float(loss):.3g}" for name, loss in losses.items())
+    return ", ".join(f"{name} {loss.item():.3g}" for name, loss in losses.items())

@@ -8,8 +8,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from .boxes import cxcywh_to_xyxy, generalized_iou
-
-Target = dict[str, Tensor]
+from .targets import Target, check_values, image_name, pack_values, pad_targets
 
 
 class NonFiniteCostError(ValueError):
@@ -49,21 +48,18 @@ class HungarianMatcher:
         logits (K, B, Q, C) and boxes (K, B, Q, 4) cxcywh are at least float32; each of the B targets has ``labels``
         (N,) and ``boxes`` (N, 4). Of more boxes than queries, the Q cheapest to match are matched.
 
-        Raises ValueError for a label that is not one of the classes, naming the target's ``image_id`` and the
-        annotation, and NonFiniteCostError if a cost is not finite.
+        Raises ValueError as `targets.check_values`, and NonFiniteCostError if a cost is not finite.
         """
-        K, B, Q, C = logits.shape
+        K, _, _, C = logits.shape
         C -= not self.focal  # the last of a softmax is no object
         counts = [len(target["labels"]) for target in targets]
-        most = max(counts, default=0)
-        labels = _pad([target["labels"].long() for target in targets], most)  # (B, T)
-        wanted = _pad([target["boxes"].to(boxes.dtype) for target in targets], most)  # (B, T, 4)
+        labels, wanted = pad_targets(targets, boxes.dtype)  # (B, T), (B, T, 4)
         costs = self.costs(logits, boxes, labels.clamp(0, C - 1), wanted)
 
-        # labels travel with the costs: one transfer, and no check that stalls the device before it
-        packed = torch.cat([costs.flatten(), labels.flatten().to(costs.dtype)]).cpu()
-        cost_host = packed[: costs.numel()].view(K, B, Q, most)
-        _check_labels(packed[costs.numel() :].view(B, most).tolist(), counts, C, targets)
+        # labels and boxes travel with the costs: one transfer, and no check that stalls the device before it
+        packed = torch.cat([costs.flatten(), pack_values(labels, wanted).to(costs.dtype)]).cpu()
+        cost_host = packed[: costs.numel()].view(costs.shape)
+        check_values(packed[costs.numel() :], targets, C)
 
         rows: list[list[int]] = [[], [], [], []]
         for layer in range(K):
@@ -94,31 +90,6 @@ class HungarianMatcher:
         return self.cost_class * by_class + self.cost_bbox * by_distance + self.cost_giou * by_overlap
 
 
-def _pad(rows: Sequence[Tensor], length: int) -> Tensor:
-    """Tensors (n_i, ...) as one (len(rows), length, ...), zero beyond each."""
-    padded = rows[0].new_zeros(len(rows), length, *rows[0].shape[1:])
-    for i, row in enumerate(rows):
-        padded[i, : len(row)] = row
-    return padded
-
-
-def _check_labels(labels: list[list[float]], counts: list[int], classes: int, targets: Sequence[Target]) -> None:
-    for image, count in enumerate(counts):
-        for i, label in enumerate(labels[image][:count]):
-            if not 0 <= label < classes:
-                ids = targets[image].get("annotation_ids")
-                annotation = f"index {i}" if ids is None else f"id {int(ids[i])}"
-                raise ValueError(
-                    f"labels: expected classes 0 to {classes - 1}, got {int(label)} in "
-                    f"{_name(image, targets[image])}, annotation {annotation}"
-                )
-
-
-def _name(image: int, target: Target) -> str:
-    known = f" (image_id {int(target['image_id'])})" if "image_id" in target else ""
-    return f"image {image} of the batch{known}"
-
-
 def _describe(layer: int, image: int, logits: Tensor, boxes: Tensor, targets: Sequence[Target]) -> str:
     tensors = {"pred_logits": logits[layer, image], "pred_boxes": boxes[layer, image], **targets[image]}
     bad = [
@@ -127,6 +98,6 @@ def _describe(layer: int, image: int, logits: Tensor, boxes: Tensor, targets: Se
         if isinstance(tensor, Tensor) and (count := int((~tensor.isfinite()).sum()))
     ]
     return (
-        f"matching costs: expected finite numbers, got NaN or infinity for {_name(image, targets[image])}, "
+        f"matching costs: expected finite numbers, got NaN or infinity for {image_name(image, targets[image])}, "
         f"layer {layer}: {'; '.join(bad) or 'finite predictions overflow'}"
     )

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..models.matcher import NonFiniteCostError, Target
+from ..models.matcher import NonFiniteCostError
+from ..models.targets import Target
 from ..models.zoo import create_criterion, plain_config
 from .build import new_model
 from .checkpoint import (

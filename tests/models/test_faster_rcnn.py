@@ -10,7 +10,11 @@ from msdeform.models.zoo import create_criterion, create_model
 
 def tiny():
     torch.manual_seed(0)
-    return create_model("fasterrcnn_tiny", num_classes=3)
+    model = create_model("fasterrcnn_tiny", num_classes=3)
+    # the second stage's layers are torchvision's own, and wide: fewer boxes for them
+    model.detector.roi_heads.fg_bg_sampler.batch_size_per_image = 16
+    model.detector.rpn._post_nms_top_n = {"training": 50, "testing": 50}
+    return model
 
 
 TARGETS = [
@@ -64,13 +68,38 @@ def test_a_part_of_a_batch_counts_by_its_images():
         torch.testing.assert_close(half[name], loss / 2)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_any_float_dtype(dtype):
+    """Boxes stay at least float32: there is no suppression of 16-bit boxes on a CPU."""
+    model = tiny().eval()
+    images = [torch.rand(3, 32, 64), torch.rand(3, 32, 32)]
+    sizes = torch.tensor([[32, 64], [32, 32]])
+    with torch.no_grad():
+        expected = model.post_process(model(images), sizes)[0]
+        found = model.to(dtype).post_process(model(images), sizes)[0]
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    assert found["boxes"].dtype == found["scores"].dtype == wide
+    assert len(found["boxes"]) == pytest.approx(len(expected["boxes"]), abs=8)
+    assert found["scores"][0].item() == pytest.approx(expected["scores"][0].item(), abs=0.02)
+    if dtype != torch.float16:  # a backward pass in float16 takes a CPU half a minute
+        losses = create_criterion(model)(model.train()(images), TARGETS)
+        assert {loss.dtype for loss in losses.values()} <= {torch.float32, wide}  # torchvision's own, of objectness
+        sum(losses.values()).backward()
+        assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
 def test_mistakes_are_named():
     model, criterion = tiny(), create_criterion("fasterrcnn_tiny")
     with pytest.raises(ValueError, match="outputs: expected those of the model in training mode"):
         criterion(model.eval()(IMAGES), TARGETS)
     outputs = model.train()(IMAGES)
-    with pytest.raises(ValueError, match=r"targets\[0\]: expected labels 0 to 2, got 3"):
-        criterion(outputs, [{**TARGETS[0], "labels": torch.tensor([0, 3])}, TARGETS[1]])
+    wrong = {**TARGETS[0], "labels": torch.tensor([0, 3]), "image_id": 139}
+    with pytest.raises(ValueError, match=r"labels: .* 0 to 2, got 3 in image 0 of .* \(image_id 139\), .* index 1"):
+        criterion(outputs, [wrong, TARGETS[1]])
+    with pytest.raises(ValueError, match=r"boxes: .* shares of the image, .*, got \(50, 50, 40, 60\) in image 0"):
+        criterion(outputs, [{**TARGETS[0], "boxes": TARGETS[0]["boxes"] * 100}, TARGETS[1]])
+    with pytest.raises(ValueError, match="targets: expected 2, one an image, got 1"):
+        criterion(outputs, TARGETS[:1])
     with torch.no_grad():
         next(model.detector.rpn.parameters()).fill_(float("nan"))
     with pytest.raises((NonFiniteCostError, ValueError)):
