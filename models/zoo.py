@@ -259,8 +259,8 @@ def _detr_demo(config: DetrDemoConfig) -> DetrDemo:
         config.dropout,
         batch_first=True,
     )
-    # nested tensors would drop the padded rows, which the decoder's mask counts
-    transformer.encoder.enable_nested_tensor = False
+    # torch's nested tensors are a prototype, of which it warns on every padded batch
+    transformer.encoder.use_nested_tensor = False
     return DetrDemo(_backbone(config, 1), transformer, num_classes=config.num_classes, num_queries=config.num_queries)
 
 

@@ -1,4 +1,5 @@
 import math
+import warnings
 
 import pytest
 import torch
@@ -254,7 +255,8 @@ def test_the_demo_is_the_listing():
     torch.testing.assert_close(outputs["pred_boxes"], model.linear_bbox(h).sigmoid(), rtol=1e-10, atol=1e-10)
     assert set(create_criterion("detr_demo").weight_dict) == {"loss_ce", "loss_bbox", "loss_giou"}
     # beside a larger image, whose padding is masked: only the convolutions see it
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("error")  # torch's nested tensors would warn
         pair = model([image[0], torch.randn(3, 96, 128, dtype=torch.float64)])
     assert pair["pred_logits"].shape == (2, 100, 5)
 
