@@ -8,6 +8,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from msdeform.models.detr_transformer import Attentions, DetrTransformer
 from msdeform.models.position import LearnedPosition, sine_of_pixels
 from msdeform.models.zoo import create_criterion, create_model
+from tests.models.literal import detr_transformer
 
 
 def official_names():
@@ -55,60 +56,6 @@ def tiny(**overrides):
     return model
 
 
-def softmax_attention(attention, query, key, value, padded):
-    """Multi-head attention from its definition, one head, one query at a time: (n, C) each, `padded` (keys,)."""
-    width, heads = attention.embed_dim, attention.num_heads
-    size = width // heads
-    parts = zip(attention.in_proj_weight.split(width), attention.in_proj_bias.split(width), strict=True)
-    q, k, v = (x @ weight.T + bias for x, (weight, bias) in zip((query, key, value), parts, strict=True))
-    rows = []
-    for i in range(len(q)):
-        heads_out = []
-        for h in range(heads):
-            channels = slice(h * size, (h + 1) * size)
-            seen = [j for j in range(len(k)) if not padded[j]]
-            scores = [math.exp(float(q[i, channels] @ k[j, channels]) / math.sqrt(size)) for j in seen]
-            heads_out.append(sum(s / sum(scores) * v[j, channels] for s, j in zip(scores, seen, strict=True)))
-        rows.append(torch.cat(heads_out))
-    return torch.stack(rows) @ attention.out_proj.weight.T + attention.out_proj.bias
-
-
-def literal_transformer(transformer, pixels, padded, position, query_embed):
-    """DETR's transformer for one image (Carion et al. 2020, figure 10): pixels, position (S, C), query_embed (Q, C)."""
-
-    def feed(layer, x):
-        return layer.linear2(layer.linear1(x).clamp(min=0))
-
-    x = pixels
-    for layer in transformer.encoder.layers:
-        if layer.pre_norm:
-            n = layer.norm1(x)
-            x = x + softmax_attention(layer.self_attn, n + position, n + position, n, padded)
-            x = x + feed(layer, layer.norm2(x))
-        else:
-            x = layer.norm1(x + softmax_attention(layer.self_attn, x + position, x + position, x, padded))
-            x = layer.norm2(x + feed(layer, x))
-    memory = x if transformer.encoder.norm is None else transformer.encoder.norm(x)
-    x = torch.zeros_like(query_embed)
-    nothing = [False] * len(x)
-    hidden = []
-    for layer in transformer.decoder.layers:
-        if layer.pre_norm:
-            n = layer.norm1(x)
-            x = x + softmax_attention(layer.self_attn, n + query_embed, n + query_embed, n, nothing)
-            n = layer.norm2(x)
-            x = x + softmax_attention(layer.multihead_attn, n + query_embed, memory + position, memory, padded)
-            x = x + feed(layer, layer.norm3(x))
-        else:
-            x = layer.norm1(x + softmax_attention(layer.self_attn, x + query_embed, x + query_embed, x, nothing))
-            x = layer.norm2(
-                x + softmax_attention(layer.multihead_attn, x + query_embed, memory + position, memory, padded)
-            )
-            x = layer.norm3(x + feed(layer, x))
-        hidden.append(transformer.decoder.norm(x))
-    return hidden
-
-
 def transformer_and_input(*, pre_norm, layers=2):
     torch.manual_seed(0)
     transformer = DetrTransformer(
@@ -128,7 +75,7 @@ def test_the_transformer_is_its_literal_self(pre_norm):
     transformer, x, mask, position, query_embed = transformer_and_input(pre_norm=pre_norm)
     hidden = transformer(x, mask, position, query_embed)
     for image in range(2):
-        expected = literal_transformer(
+        expected = detr_transformer(
             transformer, x[image].flatten(1).T, mask[image].flatten().tolist(), position[image], query_embed
         )
         for layer, wanted in zip(hidden, expected, strict=True):

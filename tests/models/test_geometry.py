@@ -26,7 +26,7 @@ def levels():
             mask[image, : sizes[level][0], : sizes[level][1]] = False
         masks.append(mask)
     flat = torch.cat([mask.flatten(1) for mask in masks], dim=1)
-    return Levels(SHAPES, valid_ratios(masks).double(), flat)
+    return Levels(SHAPES, valid_ratios(masks, torch.float64), flat)
 
 
 def pixels(image):
@@ -40,7 +40,7 @@ def test_valid_ratios(levels):
     for image, sizes in enumerate(VALID):
         for level, (h, w) in enumerate(sizes):
             expected = [w / SHAPES[level][1], h / SHAPES[level][0]]
-            assert levels.ratios[image, level].tolist() == pytest.approx(expected)
+            assert levels.ratios[image, level].tolist() == pytest.approx(expected, rel=1e-12)
 
 
 def test_encoder_reference_points(levels):
@@ -51,7 +51,7 @@ def test_encoder_reference_points(levels):
             for level, (h, w) in enumerate(SHAPES):
                 share_x, share_y = (j + 0.5) / valid_w, (i + 0.5) / valid_h
                 expected = [share_x * VALID[image][level][1] / w, share_y * VALID[image][level][0] / h]
-                assert points[image, s, level].tolist() == pytest.approx(expected, rel=1e-6)
+                assert points[image, s, level].tolist() == pytest.approx(expected, rel=1e-12)
 
 
 def test_proposals(levels):
@@ -64,7 +64,7 @@ def test_proposals(levels):
             assert bool(usable[image, s]) == expected
             seen.add(expected)
             if expected:
-                assert logits[image, s].tolist() == pytest.approx([math.log(x / (1 - x)) for x in box], rel=1e-6)
+                assert logits[image, s].tolist() == pytest.approx([math.log(x / (1 - x)) for x in box], rel=1e-12)
             else:
                 assert (logits[image, s] == float("inf")).all()
     assert seen == {True, False}

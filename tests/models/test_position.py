@@ -16,13 +16,13 @@ def test_pixels_of_a_padded_map():
     height, width, valid_height, valid_width, channels = 3, 4, 2, 3, 8
     mask = torch.ones(1, height, width, dtype=torch.bool)
     mask[0, :valid_height, :valid_width] = False
-    sines = sine_of_pixels(mask, 2 * channels).view(height, width, 2 * channels)
+    sines = sine_of_pixels(mask, 2 * channels, dtype=torch.float64).view(height, width, 2 * channels)
     assert sines.isfinite().all()
     for i in range(valid_height):
         for j in range(valid_width):
             y, x = (i + 0.5) / (valid_height + 1e-6), (j + 0.5) / (valid_width + 1e-6)
-            expected = torch.tensor(literal_sine(y, channels) + literal_sine(x, channels))
-            torch.testing.assert_close(sines[i, j], expected, atol=1e-5, rtol=0)
+            expected = torch.tensor(literal_sine(y, channels) + literal_sine(x, channels), dtype=torch.float64)
+            torch.testing.assert_close(sines[i, j], expected, atol=1e-12, rtol=0)
 
 
 def test_positions_do_not_depend_on_padding():
