@@ -88,6 +88,7 @@ def compile_kernel(
     coordinates: int = 2,
     wide: bool = False,
     needs: tuple[bool, bool, bool, bool] = (True, False, True, True),
+    fallback: bool = True,
 ) -> Machine:
     """Compile ``forward`` or ``backward`` for sm_``arch`` as a call with these parameters would.
 
@@ -97,6 +98,7 @@ def compile_kernel(
         dtype: of value and output.
         small_dtype: of locations or offsets and weights or logits; float32 (float64 for float64) if None.
         needs: gradients of value, references, points and weights, for ``backward``.
+        fallback: whether ``forward`` holds the way with masks, too, which runs at numbers that are not finite only.
     """
     if small_dtype is None:
         small_dtype = torch.float64 if dtype is torch.float64 else torch.float32
@@ -110,10 +112,13 @@ def compile_kernel(
     weights = torch.empty(B, Q, H, L, P, dtype=small_dtype, device="meta")
     strides = {"value": value, "points": points, "weights": weights, "references": references}
     strides["grad_output"] = torch.empty(B, Q, H * D, device="meta")
-    meta = launch.meta_parameters(value, references, points, weights)
-    meta["WIDE"] = wide
-    if kind == "backward":
+    if kind == "forward":
+        meta = launch.forward_parameters(value, references, points, weights) | {"FALLBACK": fallback}
+        trips = (-(-L * P // meta["CHUNK"]),)
+    else:
+        meta = launch.meta_parameters(value, references, points, weights) | {"WIDE": wide}
         meta = launch.backward_parameters(meta, needs)
+        trips = (L, P if meta["UNROLL"] == 1 else 1)
     pointer = {"levels_ptr": torch.int64, "value_ptr": dtype, "output_ptr": dtype, "grad_output_ptr": dtype}
     pointer |= {"grad_value_ptr": compute, "grad_references_ptr": compute}
     signature: dict[str, str] = {}
@@ -134,22 +139,30 @@ def compile_kernel(
             if example is not None and example.stride({"b": 0, "s": 1, "q": 1, "h": 2, "l": 2}[axis]) % 16 == 0:
                 attributes[(index,)] = [["tt.divisibility", 16]]
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
-    options = {"num_warps": NUM_WARPS} | (launch.backward_options(value) if kind == "backward" else {})
+    own = launch.backward_options(value) if kind == "backward" else launch.forward_options(value, arch)
+    options = {"num_warps": NUM_WARPS} | own
     compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
-    return inspect_cubin(compiled.asm["cubin"], arch, meta["BLOCK_Q"], trips=(L, P if meta["UNROLL"] == 1 else 1))
+    return inspect_cubin(compiled.asm["cubin"], arch, meta["BLOCK_Q"], trips)
 
 
-def row(name: str, machine: Machine) -> dict[str, Any]:
+def compile_main(name: str, arch: int) -> tuple[Machine, Machine]:
+    """A kernel of `MAIN`: whole, and what of it runs on finite numbers, whose instructions are what a call costs."""
+    parameters = MAIN[name]
+    whole = compile_kernel(arch=arch, **parameters)
+    return whole, compile_kernel(arch=arch, fallback=False, **parameters) if parameters["kind"] == "forward" else whole
+
+
+def row(name: str, whole: Machine, executed: Machine) -> dict[str, Any]:
     """A row of the committed table."""
     return {
         "kernel": name,
-        "arch": machine.arch,
-        "instructions_per_query_and_head": round(machine.per_query, 1),
-        "registers": machine.registers,
-        "spilled_bytes": machine.spills,
-        "shared_bytes": machine.shared,
-        "barriers": machine.count("BAR"),
-        "queries_per_program": machine.block_q,
+        "arch": whole.arch,
+        "instructions_per_query_and_head": round(executed.per_query, 1),
+        "registers": whole.registers,
+        "spilled_bytes": whole.spills,
+        "shared_bytes": whole.shared,
+        "barriers": executed.count("BAR"),
+        "queries_per_program": whole.block_q,
     }
 
 
@@ -207,8 +220,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.write and options.arch != 90:
         parser.error("--write: the committed table is of --arch 90")
     rows = []
-    for name, parameters in MAIN.items():
-        rows.append(row(name, compile_kernel(arch=options.arch, **parameters)))
+    for name in MAIN:
+        rows.append(row(name, *compile_main(name, options.arch)))
         print(json.dumps(rows[-1]), flush=True)
     if options.write:
         TABLE.write_text("[\n" + ",\n".join(f"  {json.dumps(row)}" for row in rows) + "\n]\n")

@@ -16,7 +16,7 @@ a query, which are kept in a register tile [BLOCK_Q, L*P].
 import triton
 import triton.language as tl
 
-from .sampling import level_total, neighbours, row_logits, settle
+from .sampling import check_levels, neighbours, row_logits, settle
 
 
 @triton.jit(do_not_specialize=["S", "Q"])
@@ -109,7 +109,7 @@ def backward_kernel(
         k2 = tl.arange(0, BLOCK_2LP)[None, :]
         slopes = tl.zeros([BLOCK_Q, BLOCK_2LP], COMPUTE)
 
-    consistent = level_total(levels_ptr, L, S)
+    consistent, _ = check_levels(levels_ptr, L, S)
     start = tl.zeros((), tl.int64)
     for level in range(L):
         h64 = tl.load(levels_ptr + 2 * level)

@@ -1,16 +1,26 @@
 """Forward: output[b, q, h, :] = sum over l, p of weight * bilinear(value[b, level l, h, :], location).
 
-Work: one program per (batch, head, BLOCK_Q queries); a tile [BLOCK_Q, BLOCK_D] accumulates in registers.
+Work: one program per (BLOCK_Q queries, head, batch). The LANES threads that share a query read VEC neighbouring
+channels each, 16 bytes; a tile [LANES, BLOCK_Q, VEC] accumulates in registers.
 Reads: per point two coordinates and a weight (or offset and logit), and four rows of D channels. Writes: D channels.
 Bound: instruction issue and L1, not HBM: neighbouring queries of an encoder sample neighbouring pixels.
-Idea: locations and softmax inside the kernel as in DCNv4's operator; a query's softmax needs one pass for its maximum,
-after which numerator and denominator accumulate together (as in FlashAttention), so no weight is ever stored.
+Ideas:
+- A point's index and coefficients are the same for all channels, so a query's lanes share them out: lane i computes
+  those of point i of a chunk of points, in a tile [LANES, BLOCK_Q], and every point is then handed to all lanes by
+  a warp shuffle (`tl.gather`) of five numbers: the pixel's index and four coefficients. The tile is laid out so that
+  its rows are the lanes; Triton then needs nothing but the shuffles.
+- No masks: the sample is moved into the level, and coefficients that fall off as hats, max(0, 1 - |distance|), are
+  those of bilinear interpolation with zeros outside. A neighbour outside the level is thus read as some pixel inside,
+  times zero. Where that differs, at numbers that are not finite, the result is not finite; then the program starts
+  again and does it with masks, as it does for levels that are one pixel wide or high.
+- Locations and softmax inside the kernel, as in DCNv4's operator: the maximum first, then numerator and denominator
+  together, so no weight is ever stored.
 """
 
 import triton
 import triton.language as tl
 
-from .sampling import level_total, neighbours, row_logits, settle
+from .sampling import check_levels, clamp, hat, levels_of, neighbours, settle
 
 
 @triton.jit(do_not_specialize=["S", "Q"])
@@ -25,7 +35,6 @@ def forward_kernel(
     Q,
     H,
     value_stride_b,
-    value_stride_s,
     value_stride_h,
     points_stride_b,
     points_stride_q,
@@ -36,106 +45,281 @@ def forward_kernel(
     references_stride_b,
     references_stride_q,
     references_stride_l,
+    STRIDE: tl.constexpr,  # from a pixel of value to the next
     D: tl.constexpr,
     L: tl.constexpr,
     P: tl.constexpr,
     FUSED: tl.constexpr,
     BOXES: tl.constexpr,  # references are cxcywh
     COMPUTE: tl.constexpr,  # float32, or float64
-    WIDE: tl.constexpr,  # 64-bit offsets
-    UNROLL: tl.constexpr,
+    PAIRS: tl.constexpr,  # bfloat16 value that may be read two channels at a time
     BLOCK_Q: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_LP: tl.constexpr,
+    LANES: tl.constexpr,
+    VEC: tl.constexpr,
+    CHUNK: tl.constexpr,  # points that lanes share out at a time, at most LANES
+    FALLBACK: tl.constexpr,  # False leaves out the way with masks, to count what usually runs
 ):
-    query_blocks = tl.cdiv(Q, BLOCK_Q)
-    program = tl.program_id(0)
-    bh = program // query_blocks
-    b = (bh // H).to(tl.int64)
-    h_index = bh % H
-    q = (program % query_blocks) * BLOCK_Q + tl.arange(0, BLOCK_Q)  # [BLOCK_Q]
-    d = tl.arange(0, BLOCK_D)
-    in_q = q < Q
-    if WIDE:
-        q_offset = q.to(tl.int64)
-    else:
-        q_offset = q
+    h = tl.program_id(1)
+    b = tl.program_id(2).to(tl.int64)
+    # queries beyond the last repeat it, and store the same once more: no mask to keep
+    q = tl.minimum(tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q), Q - 1)
+    head = h.to(tl.int64)
+    value_ptr += b * value_stride_b + head * value_stride_h
+    points_ptr += b * points_stride_b + head * points_stride_h
+    weights_ptr += b * weights_stride_b + head * weights_stride_h
+    if FUSED:
+        references_ptr += b * references_stride_b
 
-    value_ptr += b * value_stride_b + h_index.to(tl.int64) * value_stride_h
-    points_ptr += b * points_stride_b + h_index.to(tl.int64) * points_stride_h
-    weights_ptr += b * weights_stride_b + h_index.to(tl.int64) * weights_stride_h
-    points_row = points_ptr + q_offset * points_stride_q
-    weights_row = weights_ptr + q_offset * weights_stride_q
+    consistent, regular = check_levels(levels_ptr, L, S)
+    result = tl.zeros([LANES, BLOCK_Q, VEC], COMPUTE)
+    if regular:
+        result = _sample(
+            value_ptr,
+            levels_ptr,
+            points_ptr,
+            weights_ptr,
+            references_ptr,
+            q,
+            points_stride_q,
+            weights_stride_q,
+            references_stride_q,
+            references_stride_l,
+            consistent,
+            STRIDE,
+            D,
+            L,
+            P,
+            FUSED,
+            BOXES,
+            COMPUTE,
+            PAIRS,
+            False,
+            BLOCK_Q,
+            LANES,
+            VEC,
+            CHUNK,
+        )
+    # zero times a number that is not finite is NaN
+    finite = tl.sum(tl.sum(tl.sum(result * 0.0, axis=2), axis=0), axis=0) == 0.0
+    if not (regular & finite):
+        if FALLBACK:
+            result = _sample(
+                value_ptr,
+                levels_ptr,
+                points_ptr,
+                weights_ptr,
+                references_ptr,
+                q,
+                points_stride_q,
+                weights_stride_q,
+                references_stride_q,
+                references_stride_l,
+                consistent,
+                STRIDE,
+                D,
+                L,
+                P,
+                FUSED,
+                BOXES,
+                COMPUTE,
+                False,
+                True,
+                BLOCK_Q,
+                LANES,
+                VEC,
+                CHUNK,
+            )
+        else:
+            result += float("nan")
+
+    d = (tl.arange(0, LANES)[:, None] * VEC + tl.arange(0, VEC)[None, :])[:, None, :]
+    target = output_ptr + ((b * Q + q) * (H * D) + h * D)[None, :, None] + d
+    tl.store(target, result.to(output_ptr.dtype.element_ty), mask=d < D)
+
+
+@triton.jit
+def _sample(
+    value_ptr,
+    levels_ptr,
+    points_ptr,
+    weights_ptr,
+    references_ptr,
+    q,
+    points_stride_q,
+    weights_stride_q,
+    references_stride_q,
+    references_stride_l,
+    consistent,
+    STRIDE: tl.constexpr,
+    D: tl.constexpr,
+    L: tl.constexpr,
+    P: tl.constexpr,
+    FUSED: tl.constexpr,
+    BOXES: tl.constexpr,
+    COMPUTE: tl.constexpr,
+    PAIRS: tl.constexpr,
+    MASKS: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    LANES: tl.constexpr,
+    VEC: tl.constexpr,
+    CHUNK: tl.constexpr,
+):
+    """The samples' weighted sum, a tile [LANES, BLOCK_Q, VEC]; with MASKS exact for any input, else only if finite."""
+    CHUNKS: tl.constexpr = (L * P + CHUNK - 1) // CHUNK
+    lane = tl.arange(0, LANES)
+    d = (lane[:, None] * VEC + tl.arange(0, VEC)[None, :])[:, None, :]
+    base = value_ptr + d
+    total = tl.zeros([BLOCK_Q], COMPUTE)
+    if PAIRS:
+        # bfloat16 is the upper half of float32: one instruction widens a channel, in pairs of 32 bits
+        HALF: tl.constexpr = VEC // 2
+        pair = (lane[:, None] * HALF + tl.arange(0, HALF)[None, :])[:, None, :]
+        pair_base = value_ptr.to(tl.pointer_type(tl.int32)) + pair
+        even = tl.zeros([LANES, BLOCK_Q, HALF], COMPUTE)
+        odd = tl.zeros([LANES, BLOCK_Q, HALF], COMPUTE)
+    else:
+        result = tl.zeros([LANES, BLOCK_Q, VEC], COMPUTE)
 
     if FUSED:
-        references_row = references_ptr + b * references_stride_b + q_offset * references_stride_q
-        peak = tl.max(row_logits(weights_row, in_q, L * P, BLOCK_LP, COMPUTE), axis=1)
-        total = tl.zeros([BLOCK_Q], COMPUTE)
+        peak = tl.full([BLOCK_Q], float("-inf"), COMPUTE)
+        for chunk in range(CHUNKS):
+            logits = _weights(
+                weights_ptr, q, weights_stride_q, chunk * CHUNK + lane % CHUNK, L * P, CHUNK, float("-inf"), COMPUTE
+            )
+            peak = tl.maximum(peak, tl.max(logits, axis=0))
 
-    consistent = level_total(levels_ptr, L, S)
-    accumulator = tl.zeros([BLOCK_Q, BLOCK_D], COMPUTE)
-    start = tl.zeros((), tl.int64)
-    for level in range(L):
-        h64 = tl.load(levels_ptr + 2 * level)
-        w64 = tl.load(levels_ptr + 2 * level + 1)
-        h = h64.to(tl.int32)
-        w = w64.to(tl.int32)
-        # inconsistent sizes make every coordinate NaN, and NaN reads nothing
-        extent_x = tl.where(consistent, w.to(COMPUTE), float("nan"))
-        extent_y = tl.where(consistent, h.to(COMPUTE), float("nan"))
-        if WIDE:
-            level_start = start
-        else:
-            level_start = start.to(tl.int32)
-        below = w.to(level_start.dtype) * value_stride_s
+    for chunk in range(CHUNKS):
+        k = chunk * CHUNK + lane % CHUNK
+        weight = _weights(weights_ptr, q, weights_stride_q, k, L * P, CHUNK, float("-inf") if FUSED else 0.0, COMPUTE)
         if FUSED:
-            reference = references_row + level * references_stride_l
-            base_x = tl.load(reference, mask=in_q, other=0.0).to(COMPUTE) * extent_x - 0.5
-            base_y = tl.load(reference + 1, mask=in_q, other=0.0).to(COMPUTE) * extent_y - 0.5
+            weight = tl.exp(weight - peak[None, :])
+            total += tl.sum(weight, axis=0) * (CHUNK / LANES)  # lanes beyond the chunk repeat it
+        safe = tl.minimum(k, L * P - 1)
+        w, h, start = levels_of(levels_ptr, safe // P, L, LANES)
+        extent_x = w.to(COMPUTE)[:, None]
+        extent_y = h.to(COMPUTE)[:, None]
+        if MASKS:
+            # inconsistent sizes make every coordinate NaN, and NaN reads nothing
+            extent_x = tl.where(consistent, extent_x, float("nan"))
+            extent_y = tl.where(consistent, extent_y, float("nan"))
+        points = (points_ptr + q.to(tl.int64) * points_stride_q)[None, :] + 2 * safe[:, None]
+        x = tl.load(points).to(COMPUTE)
+        y = tl.load(points + 1).to(COMPUTE)
+        if FUSED:
+            reference = (references_ptr + q.to(tl.int64) * references_stride_q)[None, :] + (
+                safe // P * references_stride_l
+            )[:, None]
             if BOXES:
-                step_x = tl.load(reference + 2, mask=in_q, other=0.0).to(COMPUTE) * (extent_x * (0.5 / P))
-                step_y = tl.load(reference + 3, mask=in_q, other=0.0).to(COMPUTE) * (extent_y * (0.5 / P))
-        for point in tl.range(P, loop_unroll_factor=UNROLL):
-            index = level * P + point
-            x = tl.load(points_row + 2 * index, mask=in_q, other=0.0).to(COMPUTE)
-            y = tl.load(points_row + 2 * index + 1, mask=in_q, other=0.0).to(COMPUTE)
-            weight = tl.load(weights_row + index, mask=in_q, other=0.0).to(COMPUTE)
-            if FUSED:
-                weight = tl.exp(weight - peak)
-                total += weight
-                if BOXES:
-                    x = base_x + x * step_x
-                    y = base_y + y * step_y
-                else:
-                    x = base_x + x
-                    y = base_y + y
-            else:
-                x = x * extent_x - 0.5
-                y = y * extent_y - 0.5
+                x *= tl.load(reference + 2).to(COMPUTE) * (extent_x * (0.5 / P))
+                y *= tl.load(reference + 3).to(COMPUTE) * (extent_y * (0.5 / P))
+            x += tl.load(reference).to(COMPUTE) * extent_x - 0.5
+            y += tl.load(reference + 1).to(COMPUTE) * extent_y - 0.5
+        else:
+            x = x * extent_x - 0.5
+            y = y * extent_y - 0.5
+
+        # [LANES, BLOCK_Q]: this lane's point of every query
+        if MASKS:
             x = settle(x, extent_x)
             y = settle(y, extent_y)
-            pixel, in00, in01, in10, in11, fx, fy = neighbours(x, y, w, h, level_start, in_q)
-            corner = value_ptr + (pixel * value_stride_s)[:, None] + d[None, :]
-            if BLOCK_D == D:
-                v00 = tl.load(corner, mask=in00[:, None], other=0.0).to(COMPUTE)
-                v01 = tl.load(corner + value_stride_s, mask=in01[:, None], other=0.0).to(COMPUTE)
-                v10 = tl.load(corner + below, mask=in10[:, None], other=0.0).to(COMPUTE)
-                v11 = tl.load(corner + below + value_stride_s, mask=in11[:, None], other=0.0).to(COMPUTE)
-            else:
-                in_d = (d < D)[None, :]
-                v00 = tl.load(corner, mask=in00[:, None] & in_d, other=0.0).to(COMPUTE)
-                v01 = tl.load(corner + value_stride_s, mask=in01[:, None] & in_d, other=0.0).to(COMPUTE)
-                v10 = tl.load(corner + below, mask=in10[:, None] & in_d, other=0.0).to(COMPUTE)
-                v11 = tl.load(corner + below + value_stride_s, mask=in11[:, None] & in_d, other=0.0).to(COMPUTE)
+            in_range = (k < L * P)[:, None]
+            pixel, in00, in01, in10, in11, fx, fy = neighbours(x, y, w[:, None], h[:, None], start[:, None], in_range)
             right = weight * fx
             left = weight - right
-            accumulator += (left - left * fy)[:, None] * v00
-            accumulator += (right - right * fy)[:, None] * v01
-            accumulator += (left * fy)[:, None] * v10
-            accumulator += (right * fy)[:, None] * v11
-        start += h64 * w64
-    if FUSED:
-        accumulator = accumulator / total[:, None]
+            lower_right = right * fy
+            lower_left = left * fy
+            upper_right = right - lower_right
+            upper_left = left - lower_left
+        else:
+            column = clamp(tl.floor(x), extent_x - 2.0)
+            row = clamp(tl.floor(y), extent_y - 2.0)
+            pixel = start[:, None] + row.to(tl.int32) * w[:, None] + column.to(tl.int32)
+            left = weight * hat(x - column)
+            right = weight * hat(x - column - 1.0)
+            upper = hat(y - row)
+            lower = hat(y - row - 1.0)
+            upper_left = left * upper
+            upper_right = right * upper
+            lower_left = left * lower
+            lower_right = right * lower
 
-    row = output_ptr + (b * Q + q)[:, None] * (H * D) + h_index * D + d[None, :]
-    tl.store(row, accumulator.to(output_ptr.dtype.element_ty), mask=in_q[:, None] & (d < D)[None, :])
+        for i in tl.range(CHUNK, loop_unroll_factor=CHUNK if LANES * VEC == D and not MASKS else 1):
+            point = tl.minimum(chunk * CHUNK + i, L * P - 1)
+            # the same level for the whole tile, so its width is read once
+            below = tl.load(levels_ptr + 2 * (point // P) + 1)
+            of_i = tl.full([LANES, BLOCK_Q], 0, tl.int32) + i
+            offset = tl.gather(pixel, of_i, 0).to(tl.int64)[:, :, None]
+            c00 = tl.gather(upper_left, of_i, 0)[:, :, None]
+            c01 = tl.gather(upper_right, of_i, 0)[:, :, None]
+            c10 = tl.gather(lower_left, of_i, 0)[:, :, None]
+            c11 = tl.gather(lower_right, of_i, 0)[:, :, None]
+            if PAIRS:
+                upper_ptr = pair_base + offset * (STRIDE // 2)
+                lower_ptr = pair_base + below * (STRIDE // 2) + offset * (STRIDE // 2)
+                even, odd = _add_pairs(even, odd, c00, upper_ptr)
+                even, odd = _add_pairs(even, odd, c01, upper_ptr + STRIDE // 2)
+                even, odd = _add_pairs(even, odd, c10, lower_ptr)
+                even, odd = _add_pairs(even, odd, c11, lower_ptr + STRIDE // 2)
+            else:
+                upper_ptr = base + offset * STRIDE
+                lower_ptr = base + below * STRIDE + offset * STRIDE
+                if MASKS:
+                    m00 = _picked(in00, of_i) & (d < D)
+                    m01 = _picked(in01, of_i) & (d < D)
+                    m10 = _picked(in10, of_i) & (d < D)
+                    m11 = _picked(in11, of_i) & (d < D)
+                    result += c00 * tl.load(upper_ptr, mask=m00, other=0.0).to(COMPUTE)
+                    result += c01 * tl.load(upper_ptr + STRIDE, mask=m01, other=0.0).to(COMPUTE)
+                    result += c10 * tl.load(lower_ptr, mask=m10, other=0.0).to(COMPUTE)
+                    result += c11 * tl.load(lower_ptr + STRIDE, mask=m11, other=0.0).to(COMPUTE)
+                elif LANES * VEC == D:
+                    result += c00 * tl.load(upper_ptr).to(COMPUTE)
+                    result += c01 * tl.load(upper_ptr + STRIDE).to(COMPUTE)
+                    result += c10 * tl.load(lower_ptr).to(COMPUTE)
+                    result += c11 * tl.load(lower_ptr + STRIDE).to(COMPUTE)
+                else:
+                    result += c00 * tl.load(upper_ptr, mask=d < D, other=0.0).to(COMPUTE)
+                    result += c01 * tl.load(upper_ptr + STRIDE, mask=d < D, other=0.0).to(COMPUTE)
+                    result += c10 * tl.load(lower_ptr, mask=d < D, other=0.0).to(COMPUTE)
+                    result += c11 * tl.load(lower_ptr + STRIDE, mask=d < D, other=0.0).to(COMPUTE)
+    if PAIRS:
+        result = tl.interleave(even, odd)
+    if FUSED:
+        result *= (1.0 / total)[None, :, None]
+    return result
+
+
+@triton.jit
+def _weights(
+    weights_ptr,
+    q,
+    weights_stride_q,
+    k,
+    COUNT: tl.constexpr,
+    CHUNK: tl.constexpr,
+    beyond: tl.constexpr,
+    COMPUTE: tl.constexpr,
+):
+    """Entries k of each query's row as a tile [LANES, BLOCK_Q], ``beyond`` where k is none of COUNT."""
+    # contiguity would have Triton read several of a query's weights with one thread, and then move them to their lanes
+    row = weights_ptr + q.to(tl.int64) * weights_stride_q
+    address = row[None, :] + tl.max_contiguous(tl.minimum(k, COUNT - 1), [1])[:, None]
+    weight = tl.load(address).to(COMPUTE)
+    if COUNT % CHUNK != 0:
+        weight = tl.where((k < COUNT)[:, None], weight, beyond)
+    return weight
+
+
+@triton.jit
+def _add_pairs(even, odd, coefficient, pointers):
+    """Add ``coefficient`` times pairs of bfloat16 channels, read as 32-bit integers; the lower half is the even one."""
+    both = tl.load(pointers)
+    even += coefficient * (both << 16).to(tl.float32, bitcast=True)
+    odd += coefficient * (both & -65536).to(tl.float32, bitcast=True)
+    return even, odd
+
+
+@triton.jit
+def _picked(mask, of_i):
+    """The point's entry of a mask [LANES, BLOCK_Q], for every lane and channel."""
+    return (tl.gather(mask.to(tl.int32), of_i, 0) != 0)[:, :, None]

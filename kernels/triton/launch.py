@@ -15,6 +15,7 @@ from .backward import backward_kernel
 from .forward import forward_kernel
 
 _INT32_LIMIT = 2**31
+_MOST_PROGRAMS = 65535  # along the second and third axis of a grid
 
 
 def forward(value: Tensor, levels: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
@@ -58,24 +59,28 @@ def _forward(value: Tensor, levels: Tensor, references: Tensor | None, points: T
     if output.numel() == 0:
         return output.to(value.dtype)
     value, references, points, weights = _dense_rows(value, references, points, weights)
-    meta = meta_parameters(value, references, points, weights)
+    meta = forward_parameters(value, references, points, weights)
     with device_of(value):
-        forward_kernel[grid(B, H, Q, meta)](
-            value,
-            levels,
-            points,
-            weights,
-            references,
-            output,
-            S,
-            Q,
-            H,
-            *value.stride()[:3],
-            *points.stride()[:3],
-            *weights.stride()[:3],
-            *(references.stride()[:3] if references is not None else (0, 0, 0)),
-            **meta,
-        )
+        for b in range(0, B, _MOST_PROGRAMS):  # one launch, but for a batch that no grid holds
+            part = slice(b, b + _MOST_PROGRAMS)
+            forward_kernel[triton.cdiv(Q, meta["BLOCK_Q"]), H, min(B - b, _MOST_PROGRAMS)](
+                value[part],
+                levels,
+                points[part],
+                weights[part],
+                references[part] if references is not None else None,
+                output[part],
+                S,
+                Q,
+                H,
+                value.stride(0),
+                value.stride(2),
+                *points.stride()[:3],
+                *weights.stride()[:3],
+                *(references.stride()[:3] if references is not None else (0, 0, 0)),
+                **meta,
+                **forward_options(value, _arch(value.device)),
+            )
     return output.to(value.dtype)
 
 
@@ -139,6 +144,50 @@ def _backward(
     )
 
 
+def forward_parameters(value: Tensor, references: Tensor | None, points: Tensor, weights: Tensor) -> dict[str, Any]:
+    """The forward's compile-time parameters; heights, widths, S and Q are none of them, so that an image of another
+    size compiles nothing."""
+    _, Q, _, L, P, _ = points.shape
+    D = value.shape[3]
+    double = compute_dtype(value, references, points, weights) is torch.float64
+    block_d = triton.next_power_of_2(D)
+    # a lane reads 16 bytes, and a query's lanes lie in one warp
+    vec = max(min(16 // value.dtype.itemsize, block_d), block_d // 32)
+    lanes = block_d // vec
+    if interpreting():  # its cost is per program and per operation, whatever their size
+        block_q = triton.next_power_of_2(Q)
+    else:  # elements of a tile over 4 warps: enough of them in flight, without spilling
+        elements = 512 if double else {torch.float32: 1024}.get(value.dtype, 2048)
+        block_q = max(1, min(64, elements // block_d))
+    return {
+        "STRIDE": value.stride(1),
+        "D": D,
+        "L": L,
+        "P": P,
+        "FUSED": references is not None,
+        "BOXES": references is not None and references.shape[-1] == 4,
+        "COMPUTE": tl.float64 if double else tl.float32,
+        "PAIRS": value.dtype is torch.bfloat16 and not double and D == block_d >= 2 and _readable_in_pairs(value),
+        "BLOCK_Q": block_q,
+        "LANES": lanes,
+        "VEC": vec,
+        "CHUNK": _chunk(L * P, lanes),
+        "FALLBACK": True,
+    }
+
+
+def _chunk(points: int, lanes: int) -> int:
+    """How many points lanes share out at a time: a power of two that leaves few lanes and few turns idle. A point costs
+    about 28 instructions, a chunk 50."""
+    sizes = [2**i for i in range(lanes.bit_length())]
+    return min(sizes, key=lambda size: (28 * size + 50) * -(-points // size))
+
+
+def _readable_in_pairs(value: Tensor) -> bool:
+    """Whether every row begins at a multiple of 4 bytes."""
+    return all(stride % 2 == 0 for stride in value.stride()[:3]) and value.storage_offset() % 2 == 0
+
+
 def meta_parameters(value: Tensor, references: Tensor | None, points: Tensor, weights: Tensor) -> dict[str, Any]:
     """The compile-time parameters of a call; heights, widths, S and Q are none of them, so that an image of another
     size compiles nothing."""
@@ -194,6 +243,16 @@ def backward_parameters(meta: dict[str, Any], needs: tuple[bool, bool, bool, boo
     )
 
 
+def forward_options(value: Tensor, arch: int) -> dict[str, int]:
+    """Compiler options of a forward on sm_``arch``. ptxas takes as many registers as it may, to have loads in flight,
+    and puts a number or two that lie idle for long into local memory; with these limits it doesn't."""
+    if value.dtype.itemsize > 4 or value.shape[3] > 64:
+        return {}
+    if value.dtype.itemsize == 2:
+        return {"maxnreg": 128}
+    return {"maxnreg": 116 if arch in (89, 120) else 104}
+
+
 def backward_options(value: Tensor) -> dict[str, int]:
     """Compiler options of a backward. For 16-bit values ptxas aims at 96 registers and spills one to get there on some
     architectures; a stated limit takes that aim away."""
@@ -214,6 +273,14 @@ def stored_dtype(tensor: Tensor) -> torch.dtype:
 def grid(B: int, H: int, Q: int, meta: dict[str, Any]) -> tuple[int]:
     """Query blocks run fastest, then heads, then the batch: neighbours in time share a head's pixels in the cache."""
     return (B * H * triton.cdiv(Q, meta["BLOCK_Q"]),)
+
+
+def _arch(device: torch.device) -> int:
+    """Compute capability times ten; 0 for a CPU, in the interpreter."""
+    if device.type != "cuda":
+        return 0
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
 
 
 def device_of(value: Tensor) -> Any:

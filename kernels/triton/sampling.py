@@ -11,17 +11,46 @@ import triton.language as tl
 
 
 @triton.jit
-def level_total(levels_ptr, L: tl.constexpr, S):
-    """Whether the level sizes add up to S, each at least 1; the kernels turn sizes that don't into NaN, not into reads
-    outside the tensor. Sizes are compared with S before they are multiplied, so that nothing overflows."""
+def check_levels(levels_ptr, L: tl.constexpr, S):
+    """Whether the level sizes add up to S, each at least 1; and whether in addition each is at least 2, and a float32
+    counts its pixels. The kernels turn sizes that don't add up into NaN, not into reads outside the tensor."""
     total = tl.zeros((), tl.int64)
-    fits = total == 0
-    for level in range(L):
+    least = tl.zeros((), tl.int64) + S
+    most = tl.zeros((), tl.int64)
+    for level in tl.static_range(L):
         h = tl.load(levels_ptr + 2 * level)
         w = tl.load(levels_ptr + 2 * level + 1)
-        fits = fits & (h >= 1) & (w >= 1) & (h <= S) & (w <= S)
+        least = tl.minimum(least, tl.minimum(h, w))
+        most = tl.maximum(most, tl.maximum(h, w))
         total += h * w
-    return fits & (total == S)
+    # sizes within [1, S] have products within int64; of others the sum means nothing, and is not asked
+    consistent = (least >= 1) & (most <= S) & (total == S)
+    return consistent, consistent & (least >= 2) & (most <= 16777216)
+
+
+@triton.jit
+def levels_of(levels_ptr, level, L: tl.constexpr, LANES: tl.constexpr):
+    """Width, height and first pixel of the levels ``level`` [LANES], each int32 [LANES]."""
+    start = tl.zeros([LANES], tl.int32)
+    for l in tl.static_range(L - 1):
+        size = tl.load(levels_ptr + 2 * l).to(tl.int32) * tl.load(levels_ptr + 2 * l + 1).to(tl.int32)
+        start += tl.where(level > l, size, 0)
+    h = tl.load(levels_ptr + 2 * level).to(tl.int32)
+    w = tl.load(levels_ptr + 2 * level + 1).to(tl.int32)
+    return w, h, start
+
+
+@triton.jit
+def clamp(x, last):
+    """Move x into [0, last]; NaN becomes 0, so that an integer can be made of it."""
+    x = tl.where(x > 0.0, x, 0.0)
+    return tl.where(x < last, x, last)
+
+
+@triton.jit
+def hat(distance):
+    """The bilinear coefficient of a pixel at this distance in one direction: zero from one pixel on. NaN stays NaN."""
+    return tl.maximum(1.0 - tl.abs(distance), 0.0, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit

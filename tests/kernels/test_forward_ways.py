@@ -1,0 +1,68 @@
+"""The Triton forward has two ways: without masks where all is regular and finite, with masks elsewhere. Each alone."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from msdeform.kernels.api import fused_ms_deform_attn, ms_deform_attn
+from msdeform.kernels.tolerances import compare
+from msdeform.kernels.verify import Case, make_inputs
+from tests.kernels.backends import TRITON
+
+BASE = Case(B=1, Q=5, H=2, D=8, P=2, sizes=((5, 6), (2, 3)))
+CASES = {
+    "D=8": BASE,
+    "D=1": replace(BASE, D=1),
+    "D=32": replace(BASE, D=32, H=1),
+    "D=30": replace(BASE, D=30, H=1),
+    "fewer lanes than points": replace(BASE, D=4, P=4),
+    "three levels of four": replace(BASE, D=32, H=1, P=4, sizes=((5, 6), (2, 3), (2, 2))),
+    "L*P=9": replace(BASE, D=32, H=1, P=3, sizes=((5, 6), (2, 3), (2, 2))),
+    "mostly outside": replace(BASE, spread=12.0),
+}
+
+
+@pytest.fixture
+def without_fallback(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What takes the way with masks becomes NaN instead."""
+    from msdeform.kernels.triton import launch
+
+    parameters = launch.forward_parameters
+
+    def fast_only(*tensors: Any) -> dict[str, Any]:
+        return parameters(*tensors) | {"FALLBACK": False}
+
+    monkeypatch.setattr(launch, "forward_parameters", fast_only)
+
+
+def assert_forward_within_bounds(case: Case, where: tuple[str, str]) -> None:
+    backend, device = where
+    tensors = make_inputs(case, device)
+    function = ms_deform_attn if case.coordinates is None else fused_ms_deform_attn
+    with torch.no_grad():
+        output = function(tensors[0], case.sizes, *tensors[1:], backend=backend)
+        truth = function(tensors[0].double(), case.sizes, *(t.double() for t in tensors[1:]), backend="reference")
+    assert compare(output, truth, torch.float32, gradient=False).ok, case.describe()
+
+
+@pytest.mark.usefixtures("without_fallback")
+@pytest.mark.parametrize("coordinates", [None, 2, 4], ids=["plain", "points", "boxes"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("where", TRITON)
+def test_without_masks(where: tuple[str, str], name: str, dtype: torch.dtype, coordinates: int | None) -> None:
+    assert_forward_within_bounds(replace(CASES[name], dtype=dtype, coordinates=coordinates), where)
+
+
+@pytest.mark.parametrize("coordinates", [None, 2, 4], ids=["plain", "points", "boxes"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("where", TRITON)
+def test_with_masks(where: tuple[str, str], name: str, dtype: torch.dtype, coordinates: int | None) -> None:
+    """A level of one pixel sends the whole call that way."""
+    case = CASES[name]
+    assert_forward_within_bounds(
+        replace(case, dtype=dtype, coordinates=coordinates, sizes=(*case.sizes, (1, 1))), where
+    )
