@@ -1,4 +1,21 @@
-"""Images of different sizes in one batch: padded at the right and at the bottom, with a mask that says where."""
+"""Images of different sizes in one batch: padded at the right and at the bottom, with a mask that says where.
+
+Attention reads no padded pixel, and reference points, proposals and sines are relative to the unpadded part. Learned
+positions are those of the row and the column, wherever the image ends. Still an image in a padded batch gives not quite
+what it gives alone, here as in the published architectures. Padding leaks in evaluation
+
+- through the mask: a map's is that of the nearest input pixel, so a map may gain a row or a column of padding where the
+  padded size is no multiple of the coarsest stride;
+- through the backbone: alone, convolutions and pooling find zeros beyond the border; in a batch, what the layers before
+  made of the padding;
+- in Deformable DETR, through the GroupNorm of every level, whose mean and variance are over the padding too;
+- through the 3x3 projections of stride 2, which read a row or a column of padding where the map before has an odd
+  number of its own;
+- in two stages, through the choice of queries: padded pixels compete with the score of an empty memory;
+
+and not otherwise: tests/models/test_padding.py closes each of these. In training, batch norm that is not frozen counts
+the padding as well, and so do the losses of the encoder in two stages, as background.
+"""
 
 from collections.abc import Sequence
 
