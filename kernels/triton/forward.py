@@ -243,7 +243,10 @@ def _sample(
             lower_left = left * lower
             lower_right = right * lower
 
-        for i in tl.range(CHUNK, loop_unroll_factor=CHUNK if LANES * VEC == D and not MASKS else 1):
+        # more than 8 points unrolled take longer to compile than they are worth
+        for i in tl.range(
+            CHUNK, loop_unroll_factor=min(CHUNK, 8 if D <= 64 else 4) if LANES * VEC == D and not MASKS else 1
+        ):
             point = tl.minimum(chunk * CHUNK + i, L * P - 1)
             # the same level for the whole tile, so its width is read once
             below = tl.load(levels_ptr + 2 * (point // P) + 1)
