@@ -1,6 +1,8 @@
 """Where a number comes from: what is written beside every result, so that a row stands by itself."""
 
 import datetime
+import functools
+import hashlib
 import importlib.metadata
 import os
 import platform
@@ -12,26 +14,47 @@ from typing import Any
 import torch
 
 _ROOT = Path(__file__).resolve().parent.parent
+# what decides a measurement: the implementations, and the files here that say what is run and how it is timed
+_MEASURED = ("kernels/**/*.py", "kernels/**/*.cu", "models/*.py", "bench/cases.py", "bench/measure.py")
+_MEASURED += ("bench/workloads.py", "bench/peers.py", "bench/speed.py")
+PEERS = ("deformops", "mmcv", "DCNv4", "MultiScaleDeformableAttention", "transformers")
 
 
 def provenance(device: torch.device, command: list[str]) -> dict[str, Any]:
-    """Commit, machine, versions, date and command, as JSON-serialisable values; None where something is unknown."""
+    """Commit, machine, versions, date and command, as JSON-serialisable values; None where something is unknown.
+
+    ``clocks`` are those of the multiprocessors, the memory, and the highest of the former, as found; ``host_load`` is
+    how many threads wanted to run in the last minute, this program's among them.
+    """
     commit, dirty = _commit()
     return {
         "commit": commit,
         "dirty": dirty,
+        "code": code(),
         "device": device_name(device),
-        "driver": _driver(device),
+        "driver": _smi(device, "driver_version"),
+        "clocks": _smi(device, "clocks.sm,clocks.mem,clocks.max.sm"),
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
         "triton": _version("triton"),
-        "deformops": _version("deformops"),
+        "peers": {name: version for name in PEERS if (version := _version(name)) is not None},
         "python": platform.python_version(),
         "host_cpu": host_cpu(),
         "host_threads": torch.get_num_threads(),
+        "host_load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": shlex.join(command),
     }
+
+
+@functools.cache
+def code() -> str:
+    """Digest of the sources that decide a measurement: the same in a checkout and in an installed package."""
+    digest = hashlib.sha256()
+    for pattern in _MEASURED:
+        for file in sorted(_ROOT.glob(pattern)):
+            digest.update(file.relative_to(_ROOT).as_posix().encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def device_name(device: torch.device) -> str:
@@ -57,10 +80,10 @@ def _commit() -> tuple[str | None, bool | None]:
     return commit, None if commit is None or changes is None else bool(changes)
 
 
-def _driver(device: torch.device) -> str | None:
+def _smi(device: torch.device, query: str) -> str | None:
     if device.type != "cuda":
         return None
-    answer = _output(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"])
+    answer = _output(["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"])
     return answer.splitlines()[0] if answer else None
 
 
