@@ -1,7 +1,7 @@
-"""``python -m msdeform.bench``: the benchmark of :mod:`.gpu`, without its verify table and tests."""
+"""``python -m msdeform.bench`` is ``msdeform bench``."""
 
 import sys
 
-from .gpu import main
+from .operators import main
 
-sys.exit(main(["--no-verify", "--no-tests", *sys.argv[1:]]))
+sys.exit(main())

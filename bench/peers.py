@@ -1,24 +1,31 @@
 """The implementations that are measured, ours and others', in one form.
 
-A peer offers either function of the operator with our arguments. What it lacks is composed for it from PyTorch, as its
-users would have to.
+A peer offers either function of the operator with our arguments. Where it has no fused one, locations and softmax are
+computed for it in PyTorch, as its users would, and are part of its time; such rows say so. None of the peers' code is
+here: each is used where it can be imported, and otherwise says how to get it.
 """
 
 import importlib
 import importlib.util
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..kernels import registry
 from ..kernels.api import fused_ms_deform_attn, ms_deform_attn
 from ..kernels.contract import Sizes
-from ..kernels.reference import locate
+from ..kernels.reference import extents, locate
+from .cases import nearest
 
 Operator = Callable[[Tensor, Sizes, Tensor, Tensor], Tensor]
 FusedOperator = Callable[[Tensor, Sizes, Tensor, Tensor, Tensor], Tensor]
+
+_IM2COL_STEP = 64  # what models pass; the batch has to be a multiple of it, or smaller
 
 
 @dataclass(frozen=True)
@@ -29,19 +36,26 @@ class Peer:
     reason: str | None = None
     """why it cannot be measured here, and how to get it; None where it can"""
     plain: Operator | None = None
-    """(value, sizes, sampling_locations, attention_weights) -> (B, Q, H*D)"""
+    """(value, sizes, sampling_locations, attention_weights) -> (B, Q, H*D); None where it has no such function"""
     fused: FusedOperator | None = None
     """(value, sizes, reference_points, sampling_offsets, attention_logits) -> (B, Q, H*D)"""
+    composed: str | None = None
+    """what PyTorch computes for it in the fused call"""
     ours: bool = False
     """a backend of this project: one that fails its check fails the run"""
 
 
-def peers(device: torch.device, *, compiled: bool = False) -> list[Peer]:
-    """Every implementation, the reference first; `compiled` adds the reference under ``torch.compile``."""
-    found = [_backend("reference", device)]
-    if compiled:
-        found.append(_compiled_reference())
-    return [*found, _backend("triton", device), _backend("cuda", device), *_deformops(device)]
+def find(name: str, device: torch.device) -> Peer:
+    """A peer by name, or by ``MODULE:FUNCTION``, a function of yours that takes a device and returns a `Peer`.
+
+    Raises ValueError for a name that is not known, with the nearest that there are.
+    """
+    if ":" in name:
+        module, _, function = name.partition(":")
+        return getattr(importlib.import_module(module), function)(device)
+    if name not in PEERS:
+        raise ValueError(nearest("backend", name, list(PEERS)))
+    return PEERS[name](device)
 
 
 def _backend(name: str, device: torch.device) -> Peer:
@@ -60,48 +74,224 @@ def _backend(name: str, device: torch.device) -> Peer:
     return Peer(name, plain=plain, fused=fused, ours=True)
 
 
-def _compiled_reference() -> Peer:
-    reference = _backend("reference", torch.device("cpu"))
-    assert reference.plain is not None
-    assert reference.fused is not None
-    return Peer("reference-compiled", plain=torch.compile(reference.plain), fused=torch.compile(reference.fused))
+def _composed(name: str, plain: Operator) -> Peer:
+    """A peer that has the plain function alone."""
+    extent = _Extents()
+
+    def fused(value: Tensor, sizes: Sizes, references: Tensor, offsets: Tensor, logits: Tensor) -> Tensor:
+        locations = locate(references, offsets.float(), extent(sizes, value.device))
+        weights = logits.flatten(3).softmax(-1).view(logits.shape)
+        return plain(value, sizes, locations, weights)
+
+    return Peer(name, plain=plain, fused=fused, composed="locations and softmax")
 
 
-def _deformops(device: torch.device) -> list[Peer]:
-    """deformops 3 (github.com/tue-p8n/deformops): weights in value's dtype, softmax inside, locations outside.
+class _Extents:
+    """(w, h) of the levels on a device: a model makes them once per image size, so they cost a call nothing."""
 
-    Twice: as it comes, and told to accumulate grad_value in float32, which it leaves off on Hopper.
-    """
-    name = "deformops"
-    if importlib.util.find_spec(name) is None:
-        return [Peer(name, "not installed (pip install deformops; it needs Python 3.12 or 3.13)")]
-    try:
-        msda = importlib.import_module("deformops.registry").msda
-    except Exception as error:  # a broken installation raises whatever it likes
-        return [Peer(name, f"installed but fails to import: {type(error).__name__}: {error}")]
-    if device.type != "cuda":
-        return [Peer(name, "its kernels need a CUDA device; on a CPU it is eager PyTorch, too")]
+    def __init__(self) -> None:
+        self.made: dict[tuple[Sizes, torch.device], Tensor] = {}
 
-    tables: dict[Sizes, tuple[Tensor, Tensor, Tensor]] = {}
+    def __call__(self, sizes: Sizes, device: torch.device) -> Tensor:
+        if (sizes, device) not in self.made:
+            self.made[sizes, device] = extents(sizes, device, torch.float32)
+        return self.made[sizes, device]
 
-    def table(sizes: Sizes, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(h, w), starts, and (w, h) as floats, on value's device: a model makes them once per image size."""
-        if sizes not in tables:
-            shapes = torch.tensor(sizes, device=value.device)
+
+class _Tables:
+    """(h, w) of the levels and where each begins, as tensors on a device; made once, as above."""
+
+    def __init__(self) -> None:
+        self.made: dict[tuple[Sizes, torch.device], tuple[Tensor, Tensor]] = {}
+
+    def __call__(self, sizes: Sizes, device: torch.device) -> tuple[Tensor, Tensor]:
+        if (sizes, device) not in self.made:
+            shapes = torch.tensor(sizes, device=device)
             pixels = shapes.prod(1)
-            tables[sizes] = shapes, pixels.cumsum(0) - pixels, shapes.flip(1).float()
-        return tables[sizes]
+            self.made[sizes, device] = shapes, pixels.cumsum(0) - pixels
+        return self.made[sizes, device]
 
-    def peer(name: str, **options: bool) -> Peer:
-        def plain(value: Tensor, sizes: Sizes, locations: Tensor, weights: Tensor) -> Tensor:
-            shapes, starts, _ = table(sizes, value)
-            return msda(value, shapes, starts, locations, weights, **options)
 
-        def fused(value: Tensor, sizes: Sizes, references: Tensor, offsets: Tensor, logits: Tensor) -> Tensor:
-            shapes, starts, extent = table(sizes, value)
-            locations = locate(references, offsets.float(), extent)
-            return msda(value, shapes, starts, locations, logits, method="softmax", **options)
+def _core(device: torch.device) -> Peer:
+    """What the official repository calls its core: the sum over levels of a weighted grid_sample, and no more. It
+    promises nothing for numbers that are not finite, and computes in value's dtype."""
 
-        return Peer(name, plain=plain, fused=fused)
+    def plain(value: Tensor, sizes: Sizes, locations: Tensor, weights: Tensor) -> Tensor:
+        B, _, H, D = value.shape
+        Q = locations.shape[1]
+        grid, maps = 2 * locations.to(value.dtype) - 1, value.permute(0, 2, 3, 1).flatten(0, 1)  # (B*H, D, S)
+        output = maps.new_zeros(B * H, D, Q)
+        for level, part in enumerate(maps.split([h * w for h, w in sizes], -1)):
+            points = grid[:, :, :, level].transpose(1, 2).flatten(0, 1)  # (B*H, Q, P, 2)
+            sampled = F.grid_sample(part.unflatten(-1, sizes[level]), points, align_corners=False)  # (B*H, D, Q, P)
+            output = output + (sampled * weights[:, :, :, level].transpose(1, 2).flatten(0, 1)[:, None]).sum(-1)
+        return output.view(B, H * D, Q).transpose(1, 2)
 
-    return [peer(name), peer(f"{name}-fp32acc", fp32acc=True)]
+    return _composed("core", plain)
+
+
+def _compiled(name: str, device: torch.device) -> Peer:
+    """A peer of PyTorch's operators under torch.compile, whole graphs only."""
+    peer = find(name, device)
+    assert peer.plain is not None
+    assert peer.fused is not None
+    return Peer(
+        f"{name}-compiled",
+        plain=torch.compile(peer.plain, fullgraph=True, dynamic=False),
+        fused=torch.compile(peer.fused, fullgraph=True, dynamic=False),
+    )
+
+
+def _imported(name: str, module: str, how: str) -> Any:
+    """A module, or the `Peer` that says why there is none."""
+    package = module.partition(".")[0]
+    if importlib.util.find_spec(package) is None:
+        return Peer(name, f"not installed ({how})")
+    try:
+        return importlib.import_module(module)
+    except Exception as error:  # a broken installation raises whatever it likes
+        return Peer(name, f"installed but fails to import: {type(error).__name__}: {error}")
+
+
+def _needs_cuda(name: str, device: torch.device) -> Peer | None:
+    return None if device.type == "cuda" else Peer(name, "its kernels need a CUDA device")
+
+
+def _deformops(name: str, device: torch.device, **options: bool) -> Peer:
+    """deformops 3 (github.com/tue-p8n/deformops): weights in value's dtype, softmax inside, locations outside."""
+    how = "pip install deformops; it needs Python 3.12 or 3.13"
+    if sys.version_info < (3, 12):
+        how += f", and this is {sys.version_info[0]}.{sys.version_info[1]}"
+    found = _imported(name, "deformops.registry", how)
+    if isinstance(found, Peer):
+        return found
+    msda, tables, extent = found.msda, _Tables(), _Extents()
+
+    def plain(value: Tensor, sizes: Sizes, locations: Tensor, weights: Tensor) -> Tensor:
+        return msda(value, *tables(sizes, value.device), locations, weights, **options)
+
+    def fused(value: Tensor, sizes: Sizes, references: Tensor, offsets: Tensor, logits: Tensor) -> Tensor:
+        locations = locate(references, offsets.float(), extent(sizes, value.device))
+        return msda(value, *tables(sizes, value.device), locations, logits, method="softmax", **options)
+
+    # on a CPU it is eager PyTorch
+    return _needs_cuda(name, device) or Peer(name, plain=plain, fused=fused, composed="locations")
+
+
+def _official(device: torch.device) -> Peer:
+    """The extension of Deformable-DETR, as its ``models/ops/setup.py`` builds it: float32 and float64."""
+    name, how = "official", "python setup.py install in models/ops of github.com/fundamentalvision/Deformable-DETR"
+    extension = _imported(name, "MultiScaleDeformableAttention", f"{how}; it needs nvcc")
+    if isinstance(extension, Peer):
+        return extension
+
+    class Attention(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *tensors: Tensor) -> Tensor:
+            ctx.save_for_backward(*tensors)
+            return extension.ms_deform_attn_forward(*tensors, _step(tensors[0]))
+
+        @staticmethod
+        def backward(ctx: Any, *gradients: Tensor) -> Any:
+            tensors = ctx.saved_tensors
+            value, locations, weights = extension.ms_deform_attn_backward(
+                *tensors, gradients[0].contiguous(), _step(tensors[0])
+            )
+            return value, None, None, locations, weights
+
+    tables = _Tables()
+
+    def plain(value: Tensor, sizes: Sizes, locations: Tensor, weights: Tensor) -> Tensor:
+        return Attention.apply(value, *tables(sizes, value.device), locations, weights)
+
+    return _needs_cuda(name, device) or _composed(name, plain)
+
+
+def _step(value: Tensor) -> int:
+    """The most images that the extension takes at once, of which the batch has to be a multiple."""
+    B = value.shape[0]
+    return next(step for step in range(min(B, _IM2COL_STEP), 0, -1) if B % step == 0)
+
+
+def _mmcv(device: torch.device) -> Peer:
+    """mmcv.ops (github.com/open-mmlab/mmcv): locations and weights are cast to value's dtype."""
+    found = _imported("mmcv", "mmcv.ops.multi_scale_deform_attn", "pip install openmim && mim install mmcv")
+    if isinstance(found, Peer):
+        return found
+    function, tables = found.MultiScaleDeformableAttnFunction, _Tables()
+
+    def plain(value: Tensor, sizes: Sizes, locations: Tensor, weights: Tensor) -> Tensor:
+        return function.apply(value, *tables(sizes, value.device), locations, weights, _step(value))
+
+    return _needs_cuda("mmcv", device) or _composed("mmcv", plain)
+
+
+def _dcnv4(device: torch.device) -> Peer:
+    """FlashDeformAttn of DCNv4 (github.com/OpenGVLab/DCNv4): softmax inside, locations and logits in one float16
+    tensor, which is how its own module calls it; it cannot take weights."""
+    found = _imported("dcnv4", "DCNv4.functions", "pip install DCNv4; it needs nvcc")
+    if isinstance(found, Peer):
+        return found
+    function, tables, extent = found.FlashDeformAttnFunction, _Tables(), _Extents()
+
+    def fused(value: Tensor, sizes: Sizes, references: Tensor, offsets: Tensor, logits: Tensor) -> Tensor:
+        locations = locate(references, offsets.float(), extent(sizes, value.device))
+        both = torch.cat([locations.flatten(3).half(), logits.flatten(3).half()], -1)
+        shapes, starts = tables(sizes, value.device)
+        return function.apply(value, shapes, starts, both, _step(value), logits.shape[-1])
+
+    return _needs_cuda("dcnv4", device) or Peer("dcnv4", fused=fused, composed="locations")
+
+
+def _transformers(device: torch.device) -> Peer:
+    """The layer inside transformers' Deformable DETR; without its kernels hub, a grid_sample of PyTorch."""
+    name, module = "transformers", "transformers.models.deformable_detr.modeling_deformable_detr"
+    found = _imported(name, module, "pip install transformers")
+    if isinstance(found, Peer):
+        return found
+    layer, tables = found.MultiScaleDeformableAttention(), _Tables()
+
+    def plain(value: Tensor, sizes: Sizes, locations: Tensor, weights: Tensor) -> Tensor:
+        shapes, starts = tables(sizes, value.device)
+        return layer(value, shapes, list(sizes), starts, locations, weights, _step(value))
+
+    return _composed(name, plain)
+
+
+OURS = ("reference", "triton", "cuda")
+# what the others are imported from
+_PACKAGES = {
+    "deformops": "deformops",
+    "deformops-fp32acc": "deformops",
+    "official": "MultiScaleDeformableAttention",
+    "mmcv": "mmcv",
+    "dcnv4": "DCNv4",
+    "transformers": "transformers",
+}
+
+
+def absent(name: str, device: torch.device) -> str | None:
+    """Why a peer is not here, as far as can be told without importing it; None for one that may be."""
+    package = _PACKAGES.get(name)
+    if name in OURS or (package is not None and importlib.util.find_spec(package) is None):
+        return find(name, device).reason
+    return None
+
+
+# in the order of the tables; the first is the usual baseline
+PEERS: dict[str, Callable[[torch.device], Peer]] = {
+    "reference": lambda device: _backend("reference", device),
+    "triton": lambda device: _backend("triton", device),
+    "cuda": lambda device: _backend("cuda", device),
+    "deformops": lambda device: _deformops("deformops", device),
+    # it leaves float32 accumulation of grad_value off on Hopper unless told
+    "deformops-fp32acc": lambda device: _deformops("deformops-fp32acc", device, fp32acc=True),
+    "official": _official,
+    "mmcv": _mmcv,
+    "dcnv4": _dcnv4,
+    "transformers": _transformers,
+    "core": _core,
+    "reference-compiled": lambda device: _compiled("reference", device),
+    "core-compiled": lambda device: _compiled("core", device),
+}
+COMPILED = tuple(name for name in PEERS if name.endswith("-compiled"))

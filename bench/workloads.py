@@ -38,6 +38,10 @@ class Workload:
     def forward(self, i: int) -> Tensor:
         return self.run(*self.leaves[i % len(self.leaves)])
 
+    def both(self, i: int) -> tuple[Tensor, ...]:
+        """A forward and its backward."""
+        return self.gradients(i, self.forward(i))
+
     def gradients(self, i: int, output: Tensor, *, keep: bool = False) -> tuple[Tensor, ...]:
         """Gradients of the leaves and parameters for ``output = forward(i)``; `keep` to call it again."""
         i %= len(self.leaves)
@@ -65,7 +69,7 @@ def module(case: Case, peer: Peer, sets: list[OperatorInputs], dtype: torch.dtyp
     """The whole attention module; its queries are as wide as its values."""
     torch.manual_seed(0)
     width = case.H * case.D
-    module = MSDeformAttn(width, len(case.sizes), case.H, case.P, backend=peer.name).to(device, dtype)
+    module = MSDeformAttn(width, case.L, case.H, case.P, backend=peer.name).to(device, dtype)
 
     def run(query: Tensor, flat: Tensor) -> Tensor:
         return module(query, references, flat, case.sizes)
@@ -120,11 +124,16 @@ def check(work: Workload, truth: Truth) -> dict[str, Check]:
             keep = ~truth.ignored[name] if name in truth.ignored else ...
             comparisons[name] = compare(results[name][keep], true[keep], compute, gradient=name != "output")
     except Exception as error:  # a peer may fail in any way, and the others are still to be measured
-        message = str(error).strip().splitlines() or [""]
-        failed = Check(None, None, f"{type(error).__name__}: {message[0]}")
+        failed = Check(None, None, sentence(error))
         return {"forward": failed, "backward": failed}
     output_comparison = comparisons.pop("output")
     return {"forward": _verdict({"output": output_comparison}), "backward": _verdict(comparisons)}
+
+
+def sentence(error: Exception) -> str:
+    """An error in a line."""
+    message = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {message[0]}"
 
 
 def _verdict(comparisons: dict[str, Comparison]) -> Check:

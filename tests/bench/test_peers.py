@@ -1,4 +1,4 @@
-"""Implementations in one form; deformops through a stand-in with its signature."""
+"""Implementations in one form; those that are not here through stand-ins with their signatures."""
 
 import importlib.machinery
 import sys
@@ -12,33 +12,140 @@ from torch import Tensor
 from msdeform import fused_ms_deform_attn, ms_deform_attn
 from msdeform.bench import peers as module
 from msdeform.bench.cases import Case, make_inputs
-from msdeform.bench.peers import peers
+from msdeform.bench.peers import find
 from msdeform.kernels import registry
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 CASE = Case("small", ((6, 5), (3, 2)), B=2, Q=7, H=2, D=4)
 
 
-def by_name(device: torch.device, **options: bool) -> dict[str, module.Peer]:
-    return {peer.name: peer for peer in peers(device, **options)}
+def test_others_say_why_not() -> None:
+    assert find("reference", CPU).reason is None
+    assert "CUDA" in (find("cuda", CPU).reason or "")
+    assert find("triton", CPU).reason
+    assert next(iter(module.PEERS)) == "reference"
+    assert set(module.COMPILED) == {"reference-compiled", "core-compiled"}
 
 
-def test_reference_comes_first_and_others_say_why_not() -> None:
-    found = by_name(CPU, compiled=True)
-    assert list(found)[:2] == ["reference", "reference-compiled"]
-    assert found["reference"].reason is None
-    assert "CUDA" in (found["cuda"].reason or "")
-    assert found["triton"].reason
+def test_an_unknown_peer_names_the_nearest() -> None:
+    with pytest.raises(ValueError, match="no backend is called 'tritn'; did you mean triton"):
+        find("tritn", CPU)
 
 
 def test_the_interpreter_is_never_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "interpreting", lambda: True)
-    assert "interpreter is never timed" in (by_name(CPU)["triton"].reason or "")
+    assert "interpreter is never timed" in (find("triton", CPU).reason or "")
 
 
-def test_missing_deformops_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [
+        ("deformops", "pip install deformops"),
+        ("deformops-fp32acc", "pip install deformops"),
+        ("official", "python setup.py install in models/ops"),
+        ("mmcv", "mim install mmcv"),
+        ("dcnv4", "pip install DCNv4"),
+        ("transformers", "pip install transformers"),
+    ],
+)
+def test_a_missing_peer_says_how_to_get_it(name: str, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
-    assert "pip install deformops" in (by_name(CPU)["deformops"].reason or "")
+    assert how in (module.absent(name, CPU) or "")
+    assert how in (find(name, CPU).reason or "")
+
+
+def plain_and_fused() -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    inputs = make_inputs(CASE, torch.float32, CPU, seed=0)
+    plain = (inputs.value, CASE.sizes, inputs.sampling_locations, inputs.attention_weights)
+    return plain, (inputs.value, CASE.sizes, *inputs[1:4])
+
+
+@pytest.mark.parametrize("name", ["reference", "core", "transformers"])
+def test_peers_of_a_cpu_agree(name: str) -> None:
+    plain, fused = plain_and_fused()
+    peer = find(name, CPU)
+    assert peer.plain is not None
+    assert peer.fused is not None
+    torch.testing.assert_close(peer.plain(*plain), ms_deform_attn(*plain))
+    torch.testing.assert_close(peer.fused(*fused), fused_ms_deform_attn(*fused))
+    # who has no fused call is charged for what stands in for it
+    assert peer.composed == (None if name == "reference" else "locations and softmax")
+
+
+def stand_in(monkeypatch: pytest.MonkeyPatch, name: str, **members: Any) -> None:
+    """A package of someone else's, as far as a test wants it."""
+    parts = name.split(".")
+    for i in range(1, len(parts) + 1):
+        package = ModuleType(".".join(parts[:i]))
+        package.__spec__ = importlib.machinery.ModuleSpec(package.__name__, None)
+        monkeypatch.setitem(sys.modules, package.__name__, package)
+    for member, value in members.items():
+        setattr(package, member, value)
+
+
+def answer(value: Tensor, shapes: Tensor, starts: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
+    assert starts.tolist() == [0, 30]
+    return ms_deform_attn(value, shapes, locations.to(torch.float32), weights, backend="reference")
+
+
+@pytest.mark.parametrize("name", ["official", "mmcv"])
+def test_the_extension_is_called_as_it_wants(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through stand-ins with their signatures, answered by our reference, gradients included."""
+    monkeypatch.setattr(module, "_needs_cuda", lambda *_: None)
+    steps = []
+
+    def forward(*arguments: Any) -> Tensor:
+        *tensors, step = arguments
+        steps.append(step)
+        return answer(*tensors)
+
+    def backward(*arguments: Any) -> Any:
+        value, shapes, starts, locations, weights, gradient, _ = arguments
+        leaves = [tensor.detach().requires_grad_() for tensor in (value, locations, weights)]
+        with torch.enable_grad():
+            output = answer(leaves[0], shapes, starts, *leaves[1:])
+        return torch.autograd.grad(output, leaves, gradient)
+
+    if name == "official":
+        functions = {"ms_deform_attn_forward": forward, "ms_deform_attn_backward": backward}
+        stand_in(monkeypatch, "MultiScaleDeformableAttention", **functions)
+    else:
+        function = SimpleNamespace(apply=forward)
+        stand_in(monkeypatch, "mmcv.ops.multi_scale_deform_attn", MultiScaleDeformableAttnFunction=function)
+    peer = find(name, CUDA)
+    plain, fused = plain_and_fused()
+    assert peer.plain is not None
+    assert peer.fused is not None
+    torch.testing.assert_close(peer.plain(*plain), ms_deform_attn(*plain))
+    torch.testing.assert_close(peer.fused(*fused), fused_ms_deform_attn(*fused))
+    assert steps == [2, 2]  # the whole batch of two
+    value = plain[0].requires_grad_()
+    (got,) = torch.autograd.grad(peer.plain(value, *plain[1:]).sum(), value)
+    (expected,) = torch.autograd.grad(ms_deform_attn(value, *plain[1:]).sum(), value)
+    torch.testing.assert_close(got, expected)
+
+
+def test_dcnv4_takes_logits_beside_locations_and_no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_needs_cuda", lambda *_: None)
+    L, P = len(CASE.sizes), CASE.P
+
+    def apply(value: Tensor, shapes: Tensor, starts: Tensor, both: Tensor, step: int, points: int) -> Tensor:
+        assert both.dtype is torch.float16
+        assert points == P
+        locations = both[..., : 2 * L * P].unflatten(-1, (L, P, 2))
+        weights = both[..., 2 * L * P :].float().softmax(-1).unflatten(-1, (L, P))
+        return answer(value, shapes, starts, locations, weights)
+
+    stand_in(monkeypatch, "DCNv4.functions", FlashDeformAttnFunction=SimpleNamespace(apply=apply))
+    peer = find("dcnv4", CUDA)
+    assert peer.plain is None
+    assert peer.fused is not None
+    _, fused = plain_and_fused()
+    torch.testing.assert_close(peer.fused(*fused), fused_ms_deform_attn(*fused), atol=0.02, rtol=0)
+
+
+def test_the_step_divides_the_batch() -> None:
+    assert [module._step(torch.empty(B, 1)) for B in (1, 2, 64, 65, 96, 67)] == [1, 2, 64, 13, 48, 1]
 
 
 @pytest.fixture
@@ -56,26 +163,15 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
             weights = weights.flatten(3).softmax(-1).view_as(weights)
         return ms_deform_attn(value, shapes, locations, weights, backend="reference")
 
-    package, inner = ModuleType("deformops"), ModuleType("deformops.registry")
-    package.__spec__ = importlib.machinery.ModuleSpec("deformops", None)
-    inner.msda = msda  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "deformops", package)
-    monkeypatch.setitem(sys.modules, "deformops.registry", inner)
+    stand_in(monkeypatch, "deformops.registry", msda=msda)
+    monkeypatch.setattr(module, "_needs_cuda", lambda *_: None)
     return seen
 
 
 def test_deformops_is_called_as_it_wants(calls: list[dict[str, Any]]) -> None:
-    inputs = SimpleNamespace(**make_inputs(CASE, torch.float32, CPU, seed=0)._asdict())
-    plain_inputs = (inputs.value, CASE.sizes, inputs.sampling_locations, inputs.attention_weights)
-    fused_inputs = (
-        inputs.value,
-        CASE.sizes,
-        inputs.reference_points,
-        inputs.sampling_offsets,
-        inputs.attention_logits,
-    )
-    first, second = module._deformops(CUDA)
-    for peer in (first, second):
+    plain_inputs, fused_inputs = plain_and_fused()
+    for peer in (find("deformops", CUDA), find("deformops-fp32acc", CUDA)):
+        assert peer.composed == "locations"
         assert peer.plain is not None
         assert peer.fused is not None
         torch.testing.assert_close(peer.plain(*plain_inputs), ms_deform_attn(*plain_inputs))
@@ -84,10 +180,6 @@ def test_deformops_is_called_as_it_wants(calls: list[dict[str, Any]]) -> None:
 
 
 def test_a_broken_deformops_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    package = ModuleType("deformops")
-    package.__spec__ = importlib.machinery.ModuleSpec("deformops", None)
-    monkeypatch.setitem(sys.modules, "deformops", package)
+    stand_in(monkeypatch, "deformops")
     monkeypatch.setitem(sys.modules, "deformops.registry", None)
-    (peer,) = module._deformops(CUDA)
-    assert peer.reason is not None
-    assert peer.reason.startswith("installed but fails to import")
+    assert (find("deformops", CUDA).reason or "").startswith("installed but fails to import")

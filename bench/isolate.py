@@ -1,0 +1,95 @@
+"""Other people's code in a process of its own: one that crashes or hangs ends itself, and not the run.
+
+The child gets a request as JSON on its standard input and answers with lines of JSON on a pipe of its own, so that what
+it prints is no answer. Each answer has to come within a limit; the child is killed, with all its children, when one
+does not.
+"""
+
+import contextlib
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from typing import IO, Any
+
+Message = dict[str, Any]
+
+
+class ChildFailed(Exception):
+    """A child crashed, or did not answer in time; the message says which."""
+
+
+def answers(module: str, request: Message, *, start_limit: float, limit: float) -> Iterator[Message]:
+    """What ``python -m module FD`` answers to a request, one by one.
+
+    Args:
+        module: reads the request from standard input, and writes lines of JSON to the file descriptor FD.
+        start_limit: seconds until the first answer.
+        limit: seconds until each of the others, and until it ends after the last.
+
+    Raises:
+        ChildFailed: it ended with an error, or a limit passed.
+    """
+    reading, writing = os.pipe()
+    with tempfile.TemporaryFile("w+") as errors, os.fdopen(reading) as pipe:
+        child = subprocess.Popen(
+            [sys.executable, "-m", module, str(writing)],
+            stdin=subprocess.PIPE,
+            stdout=errors,
+            stderr=errors,
+            pass_fds=[writing],
+            start_new_session=True,
+            text=True,
+        )
+        os.close(writing)
+        try:
+            yield from _talk(child, pipe, json.dumps(request), start_limit, limit)
+            if child.returncode != 0:
+                raise ChildFailed(f"{_ended(child.returncode)}{_last_line(errors)}")
+        finally:
+            if child.poll() is None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(child.pid, signal.SIGKILL)  # its own session: nobody else's processes
+                child.wait()
+
+
+def _talk(
+    child: "subprocess.Popen[str]", pipe: IO[str], request: str, start_limit: float, limit: float
+) -> Iterator[Message]:
+    assert child.stdin is not None
+    with contextlib.suppress(BrokenPipeError):  # one that crashed before it read
+        child.stdin.write(request)
+        child.stdin.close()
+    lines: queue.Queue[str | None] = queue.Queue()
+
+    def read() -> None:
+        for line in pipe:
+            lines.put(line)
+        lines.put(None)
+
+    threading.Thread(target=read, daemon=True).start()
+    allowed = start_limit
+    try:
+        while (line := lines.get(timeout=allowed)) is not None:
+            yield json.loads(line)
+            allowed = limit
+        child.wait(allowed)
+    except (queue.Empty, subprocess.TimeoutExpired):
+        raise ChildFailed(f"no answer within {allowed:g} s: stopped") from None
+
+
+def _ended(status: int) -> str:
+    if status < 0:
+        return f"crashed with signal {-status} ({signal.Signals(-status).name})"
+    return f"ended with status {status}"
+
+
+def _last_line(errors: IO[str]) -> str:
+    errors.seek(0)
+    lines = [line.strip() for line in errors.read().splitlines() if line.strip()]
+    return f": {lines[-1]}" if lines else ""

@@ -1,0 +1,103 @@
+"""What there is to measure: a job is done in one go and gives a row for each of its keys."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import ClassVar
+
+import torch
+
+from . import bounds, cases
+from .measure import Ratio, Timing
+from .records import Row
+from .workloads import Check
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+FUNCTIONS = ("ms_deform_attn", "fused_ms_deform_attn", "MSDeformAttn")
+FUSED = FUNCTIONS[1:]
+DIRECTIONS = ("forward", "backward", "both")
+NO_BACKEND = "none"
+"""of a model without deformable attention"""
+
+_TIMING = tuple(field.name for field in fields(Timing))
+_RATIO = tuple(field.name for field in fields(Ratio))
+
+
+@dataclass(frozen=True)
+class Operator:
+    """One function of one implementation on one case: a row for each direction."""
+
+    kind: ClassVar[str] = "operator"
+
+    case: str
+    locations: cases.Locations
+    dtype: str
+    function: str
+    backend: str
+
+    def cells(self) -> list[tuple[object, ...]]:
+        """As of :func:`.records.key`, one for each row."""
+        lead = (self.kind, self.case, self.locations, self.dtype, self.function)
+        return [(*lead, direction, self.backend) for direction in DIRECTIONS]
+
+    def unmeasured(self, failure: str | None) -> list[Row]:
+        """Its rows without numbers."""
+        case = cases.find(self.case, self.locations)
+        shape = {"B": case.B, "Q": case.queries, "S": case.S, "H": case.H, "D": case.D, "L": case.L, "P": case.P}
+        numbers = dict.fromkeys((*Check._fields, *_TIMING, *_RATIO, "baseline", "peak_mb", "saved_mb", "composed"))
+        row = {"kind": self.kind, **asdict(self), "ours": False, "shape": shape, **numbers, **bounds.UNKNOWN}
+        return [{**row, "direction": direction, "failure": failure} for direction in DIRECTIONS]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A detector's speed."""
+
+    kind: ClassVar[str] = "model"
+
+    model: str
+    method: str
+    backend: str
+    dtype: str
+    mode: str
+    """eager or compiled"""
+    batch: int
+
+    def cells(self) -> list[tuple[object, ...]]:
+        return [(self.kind, self.model, self.method, self.backend, self.dtype, self.mode, self.batch)]
+
+    def unmeasured(self, failure: str | None) -> list[Row]:
+        numbers = dict.fromkeys((*_TIMING, "image", "fps", "peak_mb"))
+        return [{"kind": self.kind, **asdict(self), **numbers, "failure": failure}]
+
+
+@dataclass(frozen=True)
+class Training:
+    """Training steps of a detector."""
+
+    kind: ClassVar[str] = "training"
+
+    model: str
+    method: str
+    backend: str
+    dtype: str
+    """bfloat16: autocast"""
+    batch: int
+
+    def cells(self) -> list[tuple[object, ...]]:
+        return [(self.kind, self.model, self.method, self.backend, self.dtype, self.batch)]
+
+    def unmeasured(self, failure: str | None) -> list[Row]:
+        numbers = dict.fromkeys((*_TIMING, "image", "images_per_second", "hours_per_epoch", "peak_mb"))
+        return [{"kind": self.kind, **asdict(self), **numbers, "failure": failure}]
+
+
+Job = Operator | Model | Training
+KINDS: dict[str, type[Job]] = {kind.kind: kind for kind in (Operator, Model, Training)}
+
+
+def groups(jobs: Sequence[Job]) -> list[list[Job]]:
+    """Jobs that share a process: those of one backend, the operator's apart from the detectors', in order."""
+    found: dict[tuple[bool, str], list[Job]] = {}
+    for job in jobs:
+        found.setdefault((job.kind == Operator.kind, job.backend), []).append(job)
+    return list(found.values())

@@ -1,0 +1,177 @@
+"""Runs jobs in processes of their own, within a time, and keeps their rows."""
+
+import contextlib
+import datetime
+import re
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from . import peers, records
+from .isolate import ChildFailed, answers
+from .jobs import Job, groups
+from .records import Row
+
+_START_LIMIT = 180.0  # seconds to import torch and a peer, on a busy machine
+_MOST_CRASHES = 3  # of one process's jobs, after which the others are given up
+_WORKER = "msdeform.bench.worker"
+
+
+@dataclass
+class Settings:
+    """How jobs are measured."""
+
+    device: torch.device
+    baseline: str | None = "reference"
+    """what the operator's implementations alternate with"""
+    seconds: float = 0.3
+    """about how long each measurement lasts"""
+    limit: float = 120.0
+    """seconds that one row may take, compilation and check included"""
+    deadline: float = float("inf")
+    """of time.monotonic(): no job begins after it"""
+    threads: int = 1
+    """of a CPU"""
+
+
+def usual_device() -> torch.device:
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+class Book:
+    """Where rows go: to a file as they come, if there is a folder for them, and to the report at the end."""
+
+    def __init__(self, out: Path | None, source: Row, *, again: bool = False) -> None:
+        """`source` is the provenance of every row. Cells that the folder holds from the same code and device are not
+        measured again, unless `again`."""
+        self.source = source
+        self.rows: list[Row] = []
+        self.skipped: list[str] = []
+        self.already = 0
+        self.path = None if out is None else out / _file_name(source["device"])
+        self._recorded: set[tuple[object, ...]] = set()
+        if out is not None and out.is_dir() and not again:
+            found = records.read(out)
+            self.skipped += found.broken
+            self._recorded = records.done(found.rows, source)
+
+    def has(self, *keys: tuple[object, ...]) -> bool:
+        return all(key in self._recorded for key in keys)
+
+    def add(self, row: Row) -> None:
+        """Keep a row, with its provenance."""
+        row = {**row, **self.source, "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")}
+        self.rows.append(row)
+        failure = row.get("failure") or (row["reason"] if row["kind"] == "missing" else None)
+        if failure is not None:
+            self.skipped.append(f"{', '.join(str(part) for part in records.key(row)[1:])}: {failure}")
+        if self.path is not None and not self.has(records.key(row)):
+            records.append(self.path, [row])
+
+    def new(self, jobs: Iterable[Job]) -> list[Job]:
+        """Those with a key that is not recorded yet; the others are counted."""
+        jobs = list(jobs)
+        new = [job for job in jobs if not self.has(*job.cells())]
+        self.already += sum(len(job.cells()) for job in jobs) - sum(len(job.cells()) for job in new)
+        return new
+
+    def report(self) -> None:
+        """Print where the rows are, and what was not measured."""
+        if self.already:
+            print(f"{self.already} cells were recorded already, of this code on this device (--again measures them)")
+        if self.path is None:
+            print("no rows were kept (--out DIR keeps them)")
+        elif self.rows:
+            shown = self.path
+            with contextlib.suppress(ValueError):
+                shown = self.path.resolve().relative_to(Path.cwd())
+            print(f"{len(self.rows)} rows appended to {shown}")
+        if self.skipped:
+            print("\nskipped or failed")
+            print("\n".join(f"  {line}" for line in dict.fromkeys(self.skipped)))
+        print()
+
+
+def measure(jobs: Sequence[Job], settings: Settings, book: Book) -> int:
+    """Measure what is not recorded yet, in order; returns how many jobs the deadline left."""
+    return sum(_measure_group(group, settings, book) for group in groups(book.new(jobs)))
+
+
+def _measure_group(jobs: list[Job], settings: Settings, book: Book) -> int:
+    """Jobs of one implementation, in as many processes as it takes; returns how many the deadline left."""
+    backend = jobs[0].backend
+    reason = peers.absent(backend, settings.device)
+    if reason is not None:
+        book.add({"kind": "missing", "backend": backend, "reason": reason})
+        return 0
+    crashes = 0
+    while jobs:
+        if time.monotonic() >= settings.deadline:
+            return len(jobs)
+        request = {
+            "backend": backend,
+            "baseline": settings.baseline,
+            "device": str(settings.device),
+            "seconds": settings.seconds,
+            "threads": settings.threads,
+            "jobs": [{"kind": job.kind, **asdict(job)} for job in jobs],
+        }
+        begun, missing = -1, set()
+        try:
+            for answer in answers(_WORKER, request, start_limit=_START_LIMIT, limit=settings.limit):
+                if "missing" in answer:
+                    book.add({"kind": "missing", "backend": backend, "reason": answer["missing"]})
+                    return 0
+                if "begin" in answer:
+                    if time.monotonic() >= settings.deadline:
+                        return len(jobs) - answer["begin"]
+                    begun = answer["begin"]
+                    missing = set(jobs[begun].cells())
+                else:
+                    missing.discard(records.key(answer["row"]))
+                    book.add(answer["row"])
+                    print(".", end="", flush=True, file=sys.stderr)
+            return 0
+        except ChildFailed as error:
+            failure = str(error)
+        crashes += 1
+        if begun >= 0:
+            _fail(jobs[begun : begun + 1], failure, missing, book)
+        jobs = jobs[begun + 1 :]
+        if begun < 0 or crashes == _MOST_CRASHES:  # it will not do better with the others
+            _fail(jobs, f"given up: {failure}", {key for job in jobs for key in job.cells()}, book)
+            return 0
+    return 0
+
+
+def _fail(jobs: Iterable[Job], failure: str, missing: set[tuple[object, ...]], book: Book) -> None:
+    for job in jobs:
+        for row in job.unmeasured(failure):
+            if records.key(row) in missing:
+                book.add(row)
+
+
+def folder(out: Path | None, *, keep: bool) -> Path | None:
+    """Where rows are kept: the folder named, that of the checkout, or none."""
+    if out is not None or not keep:
+        return out
+    root = records.RESULTS.parent.parent
+    return records.RESULTS if (root / ".git").exists() else Path("msdeform-results")
+
+
+def public(arguments: list[str]) -> list[str]:
+    """The command line without --out: a place on someone's disk is no part of a result."""
+    kept = list(arguments)
+    while "--out" in kept:
+        at = kept.index("--out")
+        del kept[at : at + 2]
+    return [argument for argument in kept if not argument.startswith("--out=")]
+
+
+def _file_name(device: str) -> str:
+    name = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
+    return f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}-{name}.jsonl"
