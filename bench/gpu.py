@@ -1,243 +1,202 @@
-"""``make gpu``: on a machine with a GPU, correctness first, then a quick benchmark; under ten minutes.
+"""``make gpu``: all that a machine with a GPU has to say, in runs of under ten minutes, the most important first.
 
-    python -m msdeform.bench.gpu            # everything; rows appended to bench/results/
+    python -m msdeform.bench.gpu            # go on where the last run stopped; rows appended to bench/results/
     python -m msdeform.bench.gpu --quick    # small shapes, on a CPU too; the default where there is no GPU
 
-It runs the verify table of every backend, the tests marked ``gpu`` (in a checkout), and then measures both functions of
-the operator and the attention module, forward and backward, at the encoder's and the decoder's shapes. Every
-implementation is first held against float64 on the very inputs it is timed on; one that fails gets no speed. Rows are
-JSON lines with their provenance; the table is printed last, after what was skipped and why.
-
-Forward is timed under ``no_grad``; backward is the gradient of every input, after a forward that is not timed.
+Correctness first: the verify table of every backend, and the tests marked ``gpu`` (in a checkout). Then the operator
+with its peers, the detectors, what takes the time inside them, training steps, and at last what has to be compiled.
+What is recorded already, of this code on this device, is not done again: run it until nothing is left. It needs nothing
+but this project; peers that are installed are measured too, and the others named.
 """
 
 import argparse
 import contextlib
-import datetime
 import importlib.util
-import json
-import re
+import io
 import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import asdict, fields
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from ..kernels.arguments import Parser
-from . import workloads
-from .cases import FULL, QUICK, Case, make_inputs
-from .measure import Timing, peak_memory_mb, sets_past_cache, time_call
-from .peers import Peer, peers
+from . import cases, jobs, peers, profile, table
+from .operators import plan
 from .provenance import device_name, provenance
-from .workloads import Check, Workload
+from .published import MODELS
+from .records import Row
+from .runner import Book, Settings, folder, measure, public, usual_device
+from .tables import operator_table
 
 _ROOT = Path(__file__).resolve().parent.parent
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
-_TEST_SECONDS = 240
+_TEST_SECONDS = 300
+_MAIN = ("encoder-800x1066-b2", "decoder-800x1066")
+_MAIN_MODEL = "deformable_detr_r50"
 
-# what a speed is of, whichever backend has it
-_KEY = ("case", "dtype", "function", "direction")
 
-Row = dict[str, Any]
+class Run:
+    """One run: its settings, its book, and what went wrong."""
+
+    def __init__(self, settings: Settings, book: Book, *, quick: bool) -> None:
+        self.settings, self.book, self.quick = settings, book, quick
+        self.failures: list[str] = []
+        self.left: list[str] = []
+
+    def once(self, stage: str, act: Callable[[], str | None]) -> None:
+        """Do something that passes or fails, unless it is recorded that it passed."""
+        if self.book.has(("stage", stage)):
+            print(f"{stage}: passed before, with this code on this device")
+            return
+        if time.monotonic() >= self.settings.deadline:
+            self.left.append(stage)
+            return
+        print(f"== {stage}", flush=True)
+        failure = act()
+        if failure is None:
+            self.book.add({"kind": "stage", "stage": stage})
+        else:
+            self.failures.append(failure)
+
+    def measure(self, stage: str, planned: list[jobs.Job]) -> None:
+        """Measure what is not recorded yet, as long as there is time."""
+        print(f"== {stage}", flush=True)
+        left = measure(planned, self.settings, self.book)
+        print(file=sys.stderr)
+        if left:
+            self.left.append(f"{stage}: {left} measurements")
+
+    def profile(self, what: str, backend: str) -> None:
+        """Record where the time of a model goes."""
+        if self.book.has(("profile", what, backend)) or peers.absent(backend, self.settings.device) is not None:
+            return
+        if time.monotonic() >= self.settings.deadline:
+            self.left.append(f"profile of {what}, {backend}")
+            return
+        print(f"== profile of {what}, {backend}", flush=True)
+        row = profile.profile(what, backend, self.settings.device)
+        self.book.add(row)
+        print(profile.text(row))
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run it; returns 1 if verification, a test, or the check of one of our own backends failed."""
     arguments = sys.argv[1:] if argv is None else argv
     options = _parse(arguments)
-    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    device = usual_device()
     quick = options.quick or device.type == "cpu"
     print(f"device: {device_name(device)}{' (reduced form)' if quick else ''}")
-    skipped = [] if device.type == "cuda" else ["speeds on a GPU: torch finds no CUDA device here"]
+    source = provenance(device, ["python", "-m", "msdeform.bench.gpu", *public(arguments)])
+    book = Book(folder(options.out, keep=not quick), source, again=options.again)
+    if device.type != "cuda":
+        book.skipped.append("speeds on a GPU: torch finds no CUDA device here")
+    deadline = time.monotonic() + 60 * options.minutes
+    settings = Settings(device, seconds=options.seconds, deadline=deadline, threads=torch.get_num_threads())
+    run = Run(settings, book, quick=quick)
 
-    failures = []
     if not options.no_verify:
-        failures += _verify(skipped)
+        run.once("msdeform verify", _verify)
     if not options.no_tests:
-        failures += _gpu_tests(device, skipped)
+        _gpu_tests(run)
+    (_reduced if quick else _full)(run)
 
-    source = provenance(device, ["python", "-m", "msdeform.bench.gpu", *_public(arguments)])
-    found = peers(device, compiled=options.compiled)
-    skipped += [f"{peer.name}: {peer.reason}" for peer in found if peer.reason is not None]
-    cases = QUICK if quick else FULL
-    rows = []
-    for row in _measure_all(cases, options.dtypes, [p for p in found if p.reason is None], device, options.seconds):
-        rows.append({**row, **source})
-        print(".", end="", flush=True)
-        if row["failure"] is not None:
-            where = ", ".join(row[key] for key in ("backend", *_KEY))
-            (failures if row["ours"] else skipped).append(f"{where}: {row['failure']}")
-    print()
-    _keep(rows, options.out, device, quick)
-    _report(rows, list(dict.fromkeys(skipped)), failures)
-    return 1 if failures else 0
+    book.report()
+    rows = [row for row in book.rows if row["kind"] == "operator"]
+    print(operator_table(rows))
+    measured = [row for row in book.rows if row["kind"] in ("model", "training")]
+    if measured:
+        print(f"\n{table.speed_table(measured)}")
+    run.failures += [_wrong(row) for row in rows if row["ours"] and row["failure"] is not None]
+    for title, lines in (("FAILED", run.failures), ("left for the next run of this command", run.left)):
+        if lines:
+            print("\n".join(["", title, *(f"  {line}" for line in lines)]))
+    return 1 if run.failures else 0
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = Parser(prog="python -m msdeform.bench.gpu", description=__doc__.split("\n\n")[0])
     parser.add_argument("--quick", action="store_true", help="small shapes; the default where there is no GPU")
+    parser.add_argument("--minutes", type=float, default=9.0, help="nothing is begun after so long (default: 9)")
     parser.add_argument("--out", type=Path, help="folder for the rows (default: bench/results; none in reduced form)")
-    parser.add_argument("--dtypes", nargs="+", choices=_DTYPES, default=["float32", "bfloat16"])
-    parser.add_argument("--seconds", type=float, default=0.3, help="about how long each measurement lasts")
-    parser.add_argument("--compiled", action="store_true", help="measure the reference under torch.compile, too")
+    parser.add_argument(
+        "--seconds", type=float, default=0.3, help="about how long each measurement of the operator lasts"
+    )
+    parser.add_argument("--again", action="store_true", help="do what is recorded already, too")
     parser.add_argument("--no-verify", action="store_true", help="leave out the verify table")
     parser.add_argument("--no-tests", action="store_true", help="leave out the tests marked gpu")
     return parser.parse_args(arguments)
 
 
-def _public(arguments: list[str]) -> list[str]:
-    """The command line without --out: a place on someone's disk is no part of a result."""
-    kept = list(arguments)
-    while "--out" in kept:
-        at = kept.index("--out")
-        del kept[at : at + 2]
-    return [argument for argument in kept if not argument.startswith("--out=")]
+def _full(run: Run) -> None:
+    """Everything, the most important first."""
+    eager = [name for name in peers.PEERS if name not in peers.COMPILED]
+    both, every = ["float32", "bfloat16"], ["float32", "bfloat16", "float16"]
+    run.measure("operator, main cases", [*plan(_MAIN, ["grid"], both, eager)])
+    speeds = table.plan_models(MODELS, peers.OURS, both, (1, 4), ("eager",), reduced=False)
+    run.measure("detectors, published method", [job for job in speeds if job.method == "published"])
+    for backend in ("triton", "cuda", "reference"):
+        run.profile(_MAIN_MODEL, backend)
+    run.measure("operator, other cases", [*plan(cases.FULL, ["grid"], every, eager)])
+    run.measure("operator, uniform locations", [*plan(_MAIN, ["uniform"], both, eager, jobs.FUNCTIONS[:2])])
+    run.measure("detectors, end to end", [*speeds])
+    run.measure("training steps", [*table.plan_training(MODELS, peers.OURS, both, (2, 4), reduced=False)])
+    run.measure("operator, compiled", [*plan(_MAIN, ["grid"], both, peers.COMPILED)])
+    compiled = table.plan_models(MODELS, peers.OURS, both, (1, 4), ("compiled",), reduced=False)
+    run.measure("detectors, compiled", [job for job in compiled if job.method == "published"])
 
 
-def _verify(skipped: list[str]) -> list[str]:
+def _reduced(run: Run) -> None:
+    """A little of everything, at small sizes; of the peers only what PyTorch runs anywhere."""
+    named = [name for name in peers.PEERS if name not in (*peers.COMPILED, "transformers")]
+    run.measure("operator, reduced", [*plan(cases.REDUCED, ["grid"], ["float32"], named)])
+    ours = ("reference",) if run.settings.device.type == "cpu" else peers.OURS
+    tiny = table.REDUCED_MODELS[:1]
+    models = table.plan_models(tiny, ours, ["float32"], (1,), ("eager",), reduced=True)
+    training = table.plan_training(tiny, ours, ["float32"], (2,), reduced=True)
+    run.measure("detectors and training steps, reduced", [*models, *training])
+    run.profile(tiny[0], "reference")
+
+
+def _wrong(row: Row) -> str:
+    return f"{row['backend']}, {row['case']}, {row['dtype']}, {row['function']}, {row['direction']}: {row['failure']}"
+
+
+def _verify() -> str | None:
     """Print the verify table; returns what failed."""
-    if importlib.util.find_spec(".verify", f"{__package__.rpartition('.')[0]}.kernels") is None:
-        skipped.append("the verify table: msdeform.kernels.verify is missing")
-        return []
     from ..kernels import verify
 
-    print("\nverify", flush=True)
-    return [] if verify.main([]) == 0 else ["msdeform verify"]
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        status = verify.main([])
+    lines = printed.getvalue().strip().splitlines()
+    # every number of it where one is wrong
+    print("\n".join(lines if status else lines[-1:]))
+    return None if status == 0 else "msdeform verify"
 
 
-def _gpu_tests(device: torch.device, skipped: list[str]) -> list[str]:
-    """Run the tests that need the device; returns what failed."""
+def _gpu_tests(run: Run) -> None:
+    """Run the tests that need the device."""
     reason = None
-    if device.type != "cuda":
+    if run.settings.device.type != "cuda":
         reason = "torch finds no CUDA device"
     elif not (_ROOT / "tests").is_dir():
         reason = "this is no checkout: an installed package has no tests"
     elif importlib.util.find_spec("pytest") is None:
         reason = "pytest is not installed"
     if reason is not None:
-        skipped.append(f"tests marked gpu: {reason}")
-        return []
-    print("\npytest -m gpu", flush=True)
-    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q"]
-    try:
-        status = subprocess.run(command, cwd=_ROOT, timeout=_TEST_SECONDS, check=False).returncode
-    except subprocess.TimeoutExpired:
-        return [f"pytest -m gpu: not done after {_TEST_SECONDS} s"]
-    return [] if status == 0 else [f"pytest -m gpu: exit status {status}"]
+        run.book.skipped.append(f"tests marked gpu: {reason}")
+        return
 
+    def act() -> str | None:
+        command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "tests"]
+        try:
+            status = subprocess.run(command, cwd=_ROOT, timeout=_TEST_SECONDS, check=False).returncode
+        except subprocess.TimeoutExpired:
+            return f"pytest -m gpu: not done after {_TEST_SECONDS} s"
+        return None if status == 0 else f"pytest -m gpu: exit status {status}"
 
-def _measure_all(
-    cases: tuple[Case, ...], dtypes: list[str], found: list[Peer], device: torch.device, seconds: float
-) -> Iterator[Row]:
-    for case in cases:
-        for name in dtypes:
-            dtype = _DTYPES[name]
-            first = make_inputs(case, dtype, device, seed=0)
-            others = [make_inputs(case, dtype, device, seed) for seed in range(1, sets_past_cache(first, device))]
-            sets = [first, *others]
-            about = {"case": case.name, "dtype": name, "shape": asdict(case)}
-            for fused in (False, True):
-                correct = workloads.truth(case, first, fused)
-                for peer in found:
-                    row = {**about, "backend": peer.name, "ours": peer.ours}
-                    work = workloads.operator(case, peer, sets, fused)
-                    checks = workloads.check(work, correct)
-                    function = "fused_ms_deform_attn" if fused else "ms_deform_attn"
-                    yield from _measure({**row, "function": function}, work, checks, device, seconds)
-                    if fused and peer.ours and not case.uniform:
-                        module = workloads.module(case, peer, sets, dtype, device)
-                        # the check is its operator's, at this shape and dtype
-                        yield from _measure({**row, "function": "MSDeformAttn"}, module, checks, device, seconds)
-
-
-def _measure(row: Row, work: Workload, checks: dict[str, Check], device: torch.device, seconds: float) -> Iterator[Row]:
-    """Measure both directions; one that failed its check gets no speed."""
-    for direction, measure in (("forward", _time_forward), ("backward", _time_backward)):
-        timing, peak, check = None, None, checks[direction]
-        if check.failure is None:
-            try:
-                timing, peak = measure(work, device, seconds)
-            except torch.OutOfMemoryError:
-                check = check._replace(failure="out of memory")
-        numbers = dict.fromkeys(field.name for field in fields(Timing)) if timing is None else asdict(timing)
-        yield {**row, "direction": direction, **check._asdict(), **numbers, "peak_mb": peak}
-
-
-def _time_forward(work: Workload, device: torch.device, seconds: float) -> tuple[Timing, float | None]:
-    with torch.no_grad():
-        return time_call(work.forward, device, seconds), peak_memory_mb(work.forward, device)
-
-
-def _time_backward(work: Workload, device: torch.device, seconds: float) -> tuple[Timing, float | None]:
-    """Memory is that of a forward and its backward, which is what a training step needs."""
-    outputs = [work.forward(i) for i in range(len(work.leaves))]
-    timing = time_call(lambda i: work.gradients(i, outputs[i % len(outputs)], keep=True), device, seconds)
-    outputs.clear()
-    return timing, peak_memory_mb(lambda i: work.gradients(i, work.forward(i)), device)
-
-
-def _keep(rows: list[Row], out: Path | None, device: torch.device, quick: bool) -> None:
-    """Append the rows to a file of the day and device. The reduced form is no result, and kept only where named."""
-    if out is None:
-        if quick:
-            print("\nreduced form: no rows were kept (--out DIR keeps them)")
-            return
-        out = _ROOT / "bench" / "results" if (_ROOT / ".git").exists() else Path("msdeform-results")
-    out.mkdir(parents=True, exist_ok=True)
-    name = re.sub(r"[^a-z0-9]+", "-", device_name(device).lower()).strip("-")
-    path = out / f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}-{name}.jsonl"
-    with path.open("a") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
-    shown = path
-    with contextlib.suppress(ValueError):
-        shown = path.resolve().relative_to(Path.cwd())
-    print(f"\n{len(rows)} rows appended to {shown}")
-
-
-def _report(rows: list[Row], skipped: list[str], failures: list[str]) -> None:
-    for title, lines in (("skipped", skipped), ("FAILED", failures)):
-        if lines:
-            print(f"\n{title}")
-            print("\n".join(f"  {line}" for line in lines))
-    print()
-    print(table(rows))
-
-
-def table(rows: list[Row]) -> str:
-    """Rows as aligned text: time in microseconds, and how many times faster than the reference."""
-    header = ("case", "dtype", "function", "direction", "backend", "us", "p20-p80", "dispatch us", "peak MB", "speed")
-    lines = [header]
-    reference = {_key(row): row["median_us"] for row in rows if row["backend"] == "reference"}
-    for row in rows:
-        lead = (*_key(row), row["backend"])
-        if row["median_us"] is None:
-            lines.append((*lead, "none", "-", "-", "-", row["failure"].split(":")[0]))
-            continue
-        base = reference.get(_key(row))
-        lines.append(
-            (
-                *lead,
-                f"{row['median_us']:.1f}",
-                f"{row['p20_us']:.1f}-{row['p80_us']:.1f}",
-                "-" if row["dispatch_us"] is None else f"{row['dispatch_us']:.1f}",
-                "-" if row["peak_mb"] is None else f"{row['peak_mb']:.1f}",
-                "-" if base is None else f"{base / row['median_us']:.2f}x",
-            )
-        )
-    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(w) if i < 5 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in lines
-    )
-
-
-def _key(row: Row) -> tuple[str, ...]:
-    return tuple(row[key] for key in _KEY)
+    run.once("pytest -m gpu", act)
 
 
 if __name__ == "__main__":

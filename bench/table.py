@@ -1,95 +1,139 @@
-"""``msdeform table --flops``: the published size and cost of each detector beside ours, counted in the same way.
+"""``msdeform table``: what the published table says of each detector, and ours beside it.
 
-The published column is that of Zhu et al. 2021, tables 1 and 2.
+    msdeform table --flops       # parameters and multiply-adds, counted in the same way
+    msdeform table --speed       # images a second by the published method, and end to end
+    msdeform table --training    # images a second, hours an epoch, memory of training steps
+
+Speeds need a GPU: on a CPU a reduced form runs a tiny detector on a small image, which is no result of the method.
 """
 
-import difflib
+import argparse
 import sys
 from collections import Counter
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..kernels.arguments import Parser
-from ..models.zoo import list_models
-from ..train.files import write_json
-from . import flops
+from . import flops, jobs, peers, speed
 from .provenance import provenance
+from .published import MODELS, check_model, published_as
+from .records import Row
+from .runner import Book, Settings, folder, measure, public, usual_device
+from .tables import aligned, number
 
-
-@dataclass(frozen=True)
-class Published:
-    """A row as published."""
-
-    title: str
-    parameters_m: int
-    """millions"""
-    flops_g: int
-    """1e9 multiply-adds"""
-
-
-PUBLISHED: dict[str, Published] = {
-    "fasterrcnn_resnet50_fpn": Published("Faster R-CNN + FPN", 42, 180),
-    "detr_r50": Published("DETR", 41, 86),
-    "detr_r50_dc5": Published("DETR-DC5", 41, 187),
-    "detr_r50_dc5_plus": Published("DETR-DC5+", 41, 187),
-    "deformable_detr_r50_single_scale": Published("Deformable DETR, single scale", 34, 78),
-    "deformable_detr_r50_single_scale_dc5": Published("Deformable DETR, single scale, DC5", 34, 128),
-    "deformable_detr_r50": Published("Deformable DETR", 40, 173),
-    "deformable_detr_r50_refine": Published("+ iterative bounding box refinement", 41, 173),
-    "deformable_detr_r50_two_stage": Published("++ two-stage", 41, 173),
-}
-
-Row = dict[str, Any]
+REDUCED_MODELS = ("deformable_detr_tiny", "detr_tiny")
+_LIMIT = 300.0  # seconds for a row: building a model and compiling it take most of them
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Counts and prints; returns the exit status."""
+    """Counts or measures, and prints; returns the exit status."""
     arguments = sys.argv[1:] if argv is None else argv
-    parser = Parser(prog="msdeform table", description="Published numbers of the detectors, and ours beside them.")
-    parser.add_argument("--flops", action="store_true", help="parameters, and multiply-adds of an image")
-    parser.add_argument("--models", nargs="+", metavar="NAME", help="of msdeform.list_models(); default: the published")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there, too")
-    options = parser.parse_args(arguments)
-    if not options.flops:
-        parser.error("expected the table to print, --flops, got none")
-    if options.json is not None and options.json.is_dir():
-        parser.error(f"--json: expected a file, got the folder {options.json}")
-    names = list(dict.fromkeys(PUBLISHED if options.models is None else options.models))
-    for name in names:
-        if name not in list_models():
-            near = difflib.get_close_matches(name, list_models(), n=2)
-            hint = f"did you mean {' or '.join(near)}?" if near else f"expected some of {', '.join(list_models())}"
-            parser.error(f"--models: no model is called {name!r}; {hint}")
-
-    sizes = flops.published_sizes()
-    counted = {}
-    for i, name in enumerate(names, 1):
-        print(f"counting {name} at {len(sizes)} sizes ({i} of {len(names)})", file=sys.stderr, flush=True)
-        counted[name] = flops.count(name, sizes)
-    rows = [row(name, count) for name, count in counted.items()]
-    notes = convention(sizes, {count.proposals for count in counted.values()} - {None})
-    print("\n".join([table(rows), "", *notes]))
-    if options.json is not None:
-        command = ["msdeform", "table", "--flops", "--models", *names]
-        write_json(options.json, {"rows": rows, "notes": notes, "provenance": provenance(torch.device("cpu"), command)})
+    options = _parse(arguments)
+    device = usual_device()
+    command = ["msdeform", "table", *public(arguments)]
+    if options.flops:
+        book = Book(options.out, provenance(torch.device("cpu"), command), again=True)
+        print(_count(options.models or MODELS, book))
+        return 0
+    reduced = options.reduced or device.type == "cpu"
+    names = options.models or (REDUCED_MODELS if reduced else MODELS)
+    settings = Settings(device, limit=_LIMIT, threads=torch.get_num_threads())
+    book = Book(folder(options.out, keep=not reduced), provenance(device, command), again=options.again)
+    planned: Sequence[jobs.Job]
+    if options.speed:
+        modes = ("eager", "compiled") if options.compiled else ("eager",)
+        planned = plan_models(names, options.backends, options.dtypes, options.batch or (1, 4), modes, reduced=reduced)
+    else:
+        planned = plan_training(names, options.backends, options.dtypes, options.batch or (2, 4), reduced=reduced)
+    measure(planned, settings, book)
+    print(file=sys.stderr)
+    book.report()
+    print(speed_table([row for row in book.rows if row["kind"] == planned[0].kind]))
     return 0
 
 
-def row(name: str, counted: flops.Count) -> Row:
-    """A row of the table as JSON values; the published ones are None for a model that was not."""
-    published = PUBLISHED.get(name)
-    return {
-        "model": name,
-        "published_as": None if published is None else published.title,
-        "published_parameters_m": None if published is None else published.parameters_m,
-        "parameters": counted.parameters,
-        "published_flops_g": None if published is None else published.flops_g,
-        "multiply_adds": counted.multiply_adds,
-    }
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    parser = Parser(prog="msdeform table", description="Published numbers of the detectors, and ours beside them.")
+    parser.add_argument("--flops", action="store_true", help="parameters, and multiply-adds of an image")
+    parser.add_argument("--speed", action="store_true", help="images a second, forward and end to end")
+    parser.add_argument("--training", action="store_true", help="images a second of training steps")
+    parser.add_argument("--models", nargs="+", metavar="NAME", help="of msdeform.list_models(); default: the published")
+    parser.add_argument("--backends", nargs="+", choices=peers.OURS, default=list(peers.OURS))
+    parser.add_argument("--dtypes", nargs="+", choices=("float32", "bfloat16"), default=["float32", "bfloat16"])
+    parser.add_argument("--batch", nargs="+", type=int, metavar="N", help="default: 1 and 4, in training 2 and 4")
+    parser.add_argument("--compiled", action="store_true", help="under torch.compile, too")
+    parser.add_argument("--reduced", action="store_true", help="a tiny detector, a small image; the default on a CPU")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the rows")
+    parser.add_argument("--again", action="store_true", help="measure cells that are recorded already, too")
+    options = parser.parse_args(arguments)
+    if sum((options.flops, options.speed, options.training)) != 1:
+        parser.error("expected one table to print, --flops, --speed or --training")
+    if options.out is not None and options.out.is_file():
+        parser.error(f"--out: expected a folder, got the file {options.out}")
+    if options.batch and min(options.batch) < 1:
+        parser.error(f"--batch: expected at least 1, got {min(options.batch)}")
+    for name in options.models or ():
+        try:
+            check_model(name)
+        except ValueError as error:
+            parser.error(f"--models: {error}")
+    return options
+
+
+def _backends(model: str, backends: Iterable[str]) -> Iterable[str]:
+    return backends if speed.uses_attention(model) else (jobs.NO_BACKEND,)
+
+
+def plan_models(
+    models: Iterable[str],
+    backends: Sequence[str],
+    dtypes: Sequence[str],
+    batches: Sequence[int],
+    modes: Sequence[str],
+    *,
+    reduced: bool,
+) -> list[jobs.Model]:
+    """A job for each combination; those by the published method first, those under torch.compile last."""
+    before = speed.REDUCED if reduced else ""
+    return [
+        jobs.Model(model, before + method, backend, dtype, mode, batch)
+        for mode in modes
+        for method in speed.METHODS
+        for dtype in dtypes
+        for batch in batches
+        for model in models
+        for backend in _backends(model, backends)
+    ]
+
+
+def plan_training(
+    models: Iterable[str], backends: Sequence[str], dtypes: Sequence[str], batches: Sequence[int], *, reduced: bool
+) -> list[jobs.Training]:
+    """A job for each combination."""
+    method = (speed.REDUCED if reduced else "") + speed.TRAINING
+    return [
+        jobs.Training(model, method, backend, dtype, batch)
+        for dtype in dtypes
+        for batch in batches
+        for model in models
+        for backend in _backends(model, backends)
+    ]
+
+
+def _count(names: Iterable[str], book: Book) -> str:
+    """Counts models, adds their rows to the book, and returns the table with its convention."""
+    names, sizes = list(dict.fromkeys(names)), flops.published_sizes()
+    proposals: set[int | None] = set()
+    for i, name in enumerate(names, 1):
+        print(f"counting {name} at {len(sizes)} sizes ({i} of {len(names)})", file=sys.stderr, flush=True)
+        counted = flops.count(name, sizes)
+        proposals.add(counted.proposals)
+        numbers = {"parameters": counted.parameters, "multiply_adds": counted.multiply_adds}
+        book.add({"kind": "flops", "model": name, **numbers, "proposals": counted.proposals})
+    return "\n".join([table(book.rows), "", *convention(sizes, proposals - {None})])
 
 
 def convention(sizes: Counter[tuple[int, int]], proposals: Collection[int | None] = ()) -> list[str]:
@@ -111,31 +155,57 @@ def convention(sizes: Counter[tuple[int, int]], proposals: Collection[int | None
     return notes
 
 
-def table(rows: list[Row]) -> str:
-    """Rows as aligned text."""
+def table(rows: Iterable[Row]) -> str:
+    """Rows of counts as aligned text."""
     lines = [
         ("", "", "params M", "", "FLOPs G", ""),
         ("model", "published as", "published", "counted", "published", "counted"),
     ]
     for one in rows:
+        published = published_as(one["model"])
         lines.append(
             (
                 one["model"],
-                one["published_as"] or "-",
-                _text(one["published_parameters_m"]),
+                "-" if published is None else published.title,
+                "-" if published is None else str(published.parameters_m),
                 f"{one['parameters'] / 1e6:.2f}",
-                _text(one["published_flops_g"]),
+                "-" if published is None else str(published.flops_g),
                 f"{one['multiply_adds'] / 1e9:.1f}",
             )
         )
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    )
+    return aligned(lines, 2)
 
 
-def _text(number: int | None) -> str:
-    return "-" if number is None else str(number)
+def speed_table(rows: Iterable[Row]) -> str:
+    """Rows of speeds as aligned text, the published figure beside those of its method."""
+    lines: list[tuple[str, ...]] = [
+        ("model", "method", "backend", "dtype", "mode", "batch", "images/s", "V100", "hours/epoch", "peak MB", "image")
+    ]
+    for row in rows:
+        lead = (row["model"], row["method"], row["backend"], row["dtype"], row.get("mode", "-"), str(row["batch"]))
+        if row["failure"] is not None:
+            lines.append((*lead, "failed", *"---", row["failure"].split(":")[0]))
+            continue
+        lines.append(
+            (
+                *lead,
+                number(row.get("fps", row.get("images_per_second"))),
+                _published_fps(row),
+                number(row.get("hours_per_epoch")),
+                number(row["peak_mb"]),
+                "x".join(map(str, row["image"])),
+            )
+        )
+    return aligned(lines, 5)
+
+
+def _published_fps(row: dict[str, Any]) -> str:
+    """The published figure that a row may be held against: of the published method and nothing else."""
+    published = published_as(row["model"])
+    if published is None or row["method"] != "published":
+        return "-"
+    return {1: f"{published.fps}", 4: f"{published.fps_4}"}.get(row["batch"], "-")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
