@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from .configs import Config
+from .hub import HubDetector
 from .postprocess import post_process
-from .predictor import Predictor
 
 
-class Detector(Predictor):
+class Detector(HubDetector):
     """Base of the detectors.
 
     ``model(images)`` takes a list of normalised images (3, h, w) of any sizes, or the pair of images (B, 3, H, W) and

@@ -6,7 +6,8 @@ format     on disk                                                              
 official   a .pth file: ``{model, args, ...}``, or a bare state dict                      the official code
 huggingface a folder: config.json and model.safetensors; or one such file                 transformers
 msdeform   a folder: config.json and model.safetensors                                  `save_msdeform`, the Hub
-training   a .pt file: weights, configuration, classes and all that a run needs to go on  ``msdeform train``
+training   a .pt file: weights, configuration, classes and all that a run needs to go on; ``msdeform train``
+           or a run's folder, for the newest whole one in it
 ========== ============================================================================ =========================
 
 Ours is a folder, not one file with its configuration inside, because the Hub, transformers and their tools all look
@@ -15,10 +16,11 @@ for exactly these two names, and the configuration stays readable and editable w
 
 import argparse
 import json
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,6 +28,9 @@ from torch import Tensor
 from .convert import family_of, from_huggingface, is_huggingface, to_huggingface
 from .convert_config import config_from_args, config_from_huggingface, config_to_huggingface, hf_backbone
 from .files import atomic_file
+from .images import Size
+
+T = TypeVar("T")
 
 FORMAT = "msdeform-model-1"
 TRAINING_FORMAT = "msdeform-checkpoint-1"
@@ -50,8 +55,12 @@ class Source:
     """The detector's, as `zoo.build_model` takes it, where the source has one."""
     categories: list[str] | None = None
     """Names of the classes, where the source has them."""
+    input_size: Size | None = None
+    """What images were resized to in training, where the source says so."""
     ignored: list[str] = field(default_factory=list)
     """Names in the source that are no weights."""
+    training: dict[str, Any] | None = None
+    """The whole checkpoint, of ``msdeform train``."""
 
     @property
     def family(self) -> str:
@@ -71,9 +80,14 @@ def read_source(path: Path) -> Source:
         ValueError: it is damaged, or no detector's; one sentence, which names the file.
     """
     if path.is_dir():
-        if not (path / WEIGHTS_FILE).is_file():
-            raise FileNotFoundError(f"{path}: expected a folder with {WEIGHTS_FILE} and {CONFIG_FILE}, found neither")
-        return _read_safetensors(path / WEIGHTS_FILE, path)
+        if (path / WEIGHTS_FILE).is_file():
+            return _read_safetensors(path / WEIGHTS_FILE, path)
+        if checkpoints_in(path):
+            return newest_whole(path, read_source)
+        raise FileNotFoundError(
+            f"{path}: expected a folder with {WEIGHTS_FILE} and {CONFIG_FILE}, or a run's with checkpoint-*.pt, "
+            "found neither"
+        )
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint {path} does not exist")
     if path.suffix == ".safetensors":
@@ -87,12 +101,35 @@ def read_source(path: Path) -> Source:
     return source_of(state, path)
 
 
+def checkpoints_in(folder: Path) -> list[Path]:
+    """The checkpoints of a run, oldest first."""
+    return sorted(folder.glob("checkpoint-*.pt"))
+
+
+def newest_whole(folder: Path, read: Callable[[Path], T]) -> T:
+    """What ``read`` makes of the newest checkpoint of a run that is not damaged; older ones than that aren't opened.
+
+    Raises FileNotFoundError for a folder without any, ValueError if ``read`` refuses them all.
+    """
+    files = checkpoints_in(folder)
+    if not files:
+        raise FileNotFoundError(f"{folder} holds no checkpoint (checkpoint-*.pt)")
+    for file in reversed(files):
+        try:
+            return read(file)
+        except ValueError as error:
+            print(f"passing over {file}: {error}", file=sys.stderr)
+    raise ValueError(f"no checkpoint in {folder} is whole")
+
+
 def source_of(state: Any, path: Path) -> Source:
     """What `torch.load` gave, as a source; ``path`` is where it came from. Raises ValueError as `read_source`."""
     if isinstance(state, dict) and state.get("format") == TRAINING_FORMAT:
         categories = [str(category["name"]) for category in state.get("categories", [])]
         config = {"family": "deformable_detr", **state["model_config"]}  # the first versions had one family
-        return Source(path, "training", state["model"], config, categories or None)
+        longest = state.get("options", {}).get("input", {}).get("image_size")
+        size = None if longest is None else Size(longest, longest)
+        return Source(path, "training", state["model"], config, categories or None, size, training=state)
     content = state.get("model", state) if isinstance(state, dict) else None
     if not isinstance(content, dict) or not all(isinstance(tensor, Tensor) for tensor in content.values()):
         raise ValueError(f"checkpoint {path}: expected a state dict, bare or under the key 'model'")
@@ -107,7 +144,7 @@ def config_of_source(source: Source, config: dict[str, Any] | None = None) -> di
     """
     found = source.config if source.config is not None else config
     if found is None:
-        raise ValueError(f"{source.path} says nothing of its detector's structure; name the model it is of")
+        raise ValueError(f"{source.path} says nothing of its {source.family}'s structure; name the model it is of")
     return {**found, "num_classes": _classes(source.weights, found), "backbone_frozen": source.backbone_frozen}
 
 
@@ -143,10 +180,16 @@ def save_huggingface(
 
 
 def save_msdeform(
-    folder: Path, weights: Mapping[str, Tensor], config: Mapping[str, Any], categories: list[str] | None = None
+    folder: Path,
+    weights: Mapping[str, Tensor],
+    config: Mapping[str, Any],
+    categories: list[str] | None = None,
+    input_size: Size | None = None,
 ) -> None:
     """Writes weights by official names, and the configuration that rebuilds their detector."""
-    _save_folder(folder, dict(weights), {"format": FORMAT, "model": dict(config), "categories": categories})
+    size = None if input_size is None else [input_size.short, input_size.longest]
+    described = {"format": FORMAT, "model": dict(config), "categories": categories, "input_size": size}
+    _save_folder(folder, dict(weights), described)
 
 
 def _save_folder(folder: Path, weights: dict[str, Tensor], config: dict[str, Any]) -> None:
@@ -184,7 +227,8 @@ def _read_config(file: Path) -> dict[str, Any]:
         config = json.loads(file.read_text())
     except (OSError, ValueError) as error:
         raise ValueError(f"{file} cannot be read as JSON: {error}") from error
-    if not isinstance(config, dict) or not (config.get("format") == FORMAT or "model_type" in config):
+    ours = isinstance(config, dict) and config.get("format") == FORMAT and isinstance(config.get("model"), dict)
+    if not ours and not (isinstance(config, dict) and "model_type" in config):
         raise ValueError(
             f"{file}: expected a configuration with format {FORMAT!r}, or of transformers with a model_type"
         )
@@ -198,26 +242,31 @@ def _source(
     ignored = sorted(name for name in content if name.endswith(_COUNTERS))
     weights = {name: tensor for name, tensor in content.items() if not name.endswith(_COUNTERS)}
     if config is not None and config.get("format") == FORMAT:
-        return Source(path, "msdeform", weights, config["model"], config.get("categories"), ignored)
+        size = config.get("input_size")
+        fitted = None if size is None else Size(*size)
+        return Source(path, "msdeform", weights, config["model"], config.get("categories"), fitted, ignored)
     try:
         if is_huggingface(weights):
             refine = None if config is None else config.get("with_box_refine")
             weights = from_huggingface(weights, with_box_refine=refine)
             ours = None if config is None else config_from_huggingface(config)
-            return Source(path, "huggingface", weights, ours, _labels(config), ignored)
+            return Source(path, "huggingface", weights, ours, _labels(config), ignored=ignored)
         if config is not None:
             raise ValueError(f"{CONFIG_FILE} is of transformers, but the weights' names are not")
         family = family_of(weights)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    return Source(path, "official", weights, None if args is None else config_from_args(args, family), None, ignored)
+    known = None if args is None else config_from_args(args, family)
+    return Source(path, "official", weights, known, ignored=ignored)
 
 
 def _labels(config: dict[str, Any] | None) -> list[str] | None:
-    """Names of the classes out of a config.json of transformers, in order, unless they are its placeholders."""
-    labels = (config or {}).get("id2label") or {}
-    names = [str(labels[key]) for key in sorted(labels, key=int)]
-    return None if not names or names[0].startswith("LABEL_") else names
+    """Names of the classes out of a config.json of transformers, by label, unless they are its placeholders."""
+    labels = {int(key): str(name) for key, name in ((config or {}).get("id2label") or {}).items()}
+    if not labels or all(name == f"LABEL_{label}" for label, name in labels.items()):
+        return None
+    # a label without a name has its number's
+    return [labels.get(label, str(label)) for label in range(max(labels) + 1)]
 
 
 def _classes(weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> int:

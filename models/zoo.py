@@ -108,10 +108,16 @@ def create_model(
     *,
     num_classes: int = 91,
     attn_backend: str = "auto",
+    pretrained: bool | str | Path = False,
     backbone_weights: str | Path | None = None,
     **overrides: Any,
 ) -> Detector:
-    """A detector by name, randomly initialised but for its backbone.
+    """A detector by name, randomly initialised but for its backbone, or with its published weights.
+
+    `pretrained` True takes the weights that its authors trained on COCO (`published`: downloaded once, each file held
+    against its hash); a path takes those of a local file or folder in any format (`formats`). Their classes are
+    COCO's 91 category ids; for another `num_classes` or `num_queries`, heads that do not fit keep their random
+    initialisation, and everything else is loaded.
 
     `backbone_weights` is None (random, nothing frozen), ``"imagenet"`` (torchvision's, downloaded once) or a file of
     a state dict; with weights, batch norm, stem and first stage are frozen, as published. `overrides` are fields of
@@ -123,12 +129,33 @@ def create_model(
     """
     base = config_of(name)
     _check_fields(type(base), overrides)
+    if pretrained is not False:
+        if backbone_weights is not None:
+            raise ValueError("backbone_weights: expected None beside pretrained, whose weights have a backbone")
+        return _pretrained(base, name, pretrained, num_classes, attn_backend, overrides)
     if backbone_weights is not None:
         overrides.setdefault("backbone_frozen", True)
     config = dataclasses.replace(base, num_classes=num_classes, **overrides)
     model = build_model(config, attn_backend=attn_backend)
     if backbone_weights is not None:
         load_backbone_weights(_body(model), config.backbone, backbone_weights)
+    return model
+
+
+def _pretrained(
+    base: Config, name: str, weights: str | Path | bool, num_classes: int, attn_backend: str, overrides: dict[str, Any]
+) -> Detector:
+    # these build models themselves
+    from .formats import read_source
+    from .loading import start_from
+    from .published import coco_names, fetch
+
+    source = read_source(fetch(name) if isinstance(weights, bool) else Path(weights))
+    overrides.setdefault("backbone_frozen", source.backbone_frozen)
+    model = build_model(dataclasses.replace(base, num_classes=num_classes, **overrides), attn_backend=attn_backend)
+    start = start_from(model, source)
+    if not any("class" in name for name in start.fresh):
+        model.categories = source.categories or (coco_names() if num_classes == len(coco_names()) else None)
     return model
 
 
@@ -153,12 +180,12 @@ def build_model(config: Config | dict[str, Any], *, attn_backend: str = "auto") 
     return model
 
 
-def plain_config(model: Detector) -> dict[str, Any]:
-    """A model's configuration as JSON's values, with its ``family``; `build_model` takes it.
+def plain_config(model: Detector | Config) -> dict[str, Any]:
+    """A model's configuration, or that itself, as JSON's values, with its ``family``; `build_model` takes it.
 
     Raises ValueError for a model built from parts by hand, which has none.
     """
-    config = _known_config(model)
+    config = _known_config(model) if isinstance(model, Detector) else model
     return {"family": config.family, **dataclasses.asdict(config)}
 
 
@@ -282,3 +309,7 @@ def _check_fields(kind: type[Config], fields: dict[str, Any]) -> None:
             raise ValueError(
                 f"{name}: not a field of the configuration of {kind.family}, which has {', '.join(known)}{hint}"
             )
+    for field in dataclasses.fields(kind):
+        value, usual = fields.get(field.name, field.default), type(field.default)
+        if type(value) is not usual and not (usual is float and type(value) is int):
+            raise ValueError(f"{field.name}: expected {usual.__name__}, got {value!r}")

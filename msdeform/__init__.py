@@ -21,14 +21,18 @@ if _TYPE_CHECKING:
     from .kernels.api import fused_ms_deform_attn, ms_deform_attn
     from .kernels.registry import use_backend
     from .models.attention import MSDeformAttn
+    from .models.hub import from_pretrained
+    from .models.loading import load_model
     from .models.zoo import create_criterion, create_model, list_models
 
 _public = {
     "MSDeformAttn": "models.attention",
     "create_criterion": "models.zoo",
     "create_model": "models.zoo",
+    "from_pretrained": "models.hub",
     "fused_ms_deform_attn": "kernels.api",
     "list_models": "models.zoo",
+    "load_model": "models.loading",
     "ms_deform_attn": "kernels.api",
     "use_backend": "kernels.registry",
 }
@@ -37,8 +41,10 @@ __all__ = [
     "MSDeformAttn",
     "create_criterion",
     "create_model",
+    "from_pretrained",
     "fused_ms_deform_attn",
     "list_models",
+    "load_model",
     "ms_deform_attn",
     "use_backend",
 ]

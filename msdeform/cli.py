@@ -33,6 +33,7 @@ COMMANDS = {
     "train": Command("train.loop", "train a detector on a COCO-format data set"),
     "eval": Command("train.evaluate", "COCO metrics of a checkpoint"),
     "predict": Command("train.predict", "detect objects in images: pictures with boxes, and COCO-results JSON"),
+    "convert": Command("models.conversion", "convert weights: official, Hugging Face's, our own, a run's checkpoint"),
     "data synth": Command("train.synth", "make a synthetic COCO-format data set"),
     "bench": Command("bench.gpu", "measure the operator's backends, after checking that they are correct"),
     "table": Command("bench.table", "the detectors' published size and FLOPs, and ours counted beside them"),

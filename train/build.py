@@ -1,4 +1,4 @@
-"""Models for training: made anew by name, or again from a checkpoint, on a device and with a backend settled."""
+"""Models for training: made anew by name, on a device and with a backend settled."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ import torch
 from ..kernels import registry
 from ..models.backbone import TORCHVISION
 from ..models.detector import Detector
-from ..models.zoo import build_model, config_of, create_model
+from ..models.zoo import config_of, create_model
 from .config import Model
 
 
@@ -56,12 +56,6 @@ def backbone_weights(options: Model) -> str | Path | None:
     if options.backbone_weights == "imagenet":
         return "imagenet"
     return Path(options.backbone_weights)
-
-
-def rebuild_model(config: dict[str, Any], device: torch.device, attn_backend: str) -> tuple[Detector, str]:
-    """The model of a checkpoint, without its weights, and its backend."""
-    backend = settle_backend(device, attn_backend)
-    return build_model(config, attn_backend=backend).to(device), backend
 
 
 def parse_overrides(words: tuple[str, ...]) -> dict[str, Any]:

@@ -6,7 +6,6 @@ it is plain values and tensors: it loads with ``weights_only=True`` and so runs 
 
 import dataclasses
 import random
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from ..models.detector import Detector
-from ..models.formats import TRAINING_FORMAT, WEIGHTS_FILE, Source, check_fit, read_source, source_of
+from ..models.formats import TRAINING_FORMAT, check_fit, checkpoints_in, newest_whole, read_source
+from ..models.loading import model_of_source
 from .coco import Category
 from .config import TrainOptions, from_plain
 from .files import atomic_file
-
-# parameters that depend on the data's classes and the number of queries, and may be made anew by --init-from
-HEADS = ("class_embed", "query_embed")
 
 
 def random_state() -> dict[str, Any]:
@@ -63,17 +60,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         FileNotFoundError: there is none.
         ValueError: the file is not a checkpoint of ours, or is damaged.
     """
-    if not path.is_dir():
-        return _load_file(path)
-    files = checkpoints_in(path)
-    if not files:
-        raise FileNotFoundError(f"{path} holds no checkpoint (checkpoint-*.pt)")
-    for file in reversed(files):
-        try:
-            return _load_file(file)
-        except ValueError as error:
-            print(f"passing over {file}: {error}", file=sys.stderr)
-    raise ValueError(f"no checkpoint in {path} is whole")
+    return newest_whole(path, _load_file) if path.is_dir() else _load_file(path)
 
 
 def _load_file(path: Path) -> dict[str, Any]:
@@ -92,11 +79,6 @@ def _first_line(error: Exception) -> str:
     return str(error).split("\n")[0] or type(error).__name__
 
 
-def checkpoints_in(folder: Path) -> list[Path]:
-    """The checkpoints of a run, oldest first."""
-    return sorted(folder.glob("checkpoint-*.pt"))
-
-
 def remove_old(folder: Path, keep: int) -> None:
     """Leaves the newest ``keep`` checkpoints of a run."""
     for file in checkpoints_in(folder)[:-keep]:
@@ -110,37 +92,48 @@ class Trained:
     model: Detector
     name: str
     categories: list[Category]
+    """By label: of a run, its data set's; else numbered as the labels, with the names that are known."""
     options: TrainOptions
     attn_backend: str
     """Resolved for ``device``."""
     device: torch.device
-    step: int
+    step: int | None
+    """Of the run; None for weights that ``msdeform train`` did not write."""
 
 
-def load_trained(path: Path, device: torch.device, attn_backend: str = "auto") -> Trained:
-    """Rebuilds the model of a checkpoint, in evaluation mode.
+def load_trained(path: Path, device: torch.device, attn_backend: str = "auto", name: str | None = None) -> Trained:
+    """Rebuilds the model of a checkpoint in any format (`models.formats`), in evaluation mode.
+
+    Args:
+        path: the checkpoint, or a run's folder for its newest whole one.
+        device: where the model will be.
+        attn_backend: implementation of the deformable attention.
+        name: of `list_models`, for weights without a description beside them.
 
     Raises:
-        FileNotFoundError, ValueError: as load_checkpoint.
+        FileNotFoundError, ValueError: as models.loading.load_model.
         BackendUnavailable: the named backend cannot run on ``device``.
     """
-    from .build import rebuild_model
+    from .build import settle_backend
 
-    state = load_checkpoint(path)
-    model, backend = rebuild_model(state["model_config"], device, attn_backend)
-    load_model_state(model, state["model"], path)
+    source = read_source(path)
+    backend = settle_backend(device, attn_backend)
+    model = model_of_source(source, attn_backend=backend, name=name).to(device)
+    state = source.training
+    if state is None:
+        names = model.categories or [str(label) for label in range(num_classes(model))]
+        categories = [Category(label, own) for label, own in enumerate(names)]
+        return Trained(model, name or path.name, categories, TrainOptions(), backend, device, None)
     categories = [Category(**category) for category in state["categories"]]
     options = from_plain(TrainOptions, state["options"])
     model.categories, model.input_size = [category.name for category in categories], options.input.size
-    return Trained(
-        model=model.eval(),
-        name=state["model_name"],
-        categories=categories,
-        options=options,
-        attn_backend=backend,
-        device=device,
-        step=state["step"],
-    )
+    return Trained(model, state["model_name"], categories, options, backend, device, state["step"])
+
+
+def num_classes(model: Detector) -> int:
+    """Of a model that has a configuration."""
+    assert model.config is not None
+    return model.config.num_classes
 
 
 def load_model_state(model: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
@@ -151,66 +144,6 @@ def load_model_state(model: nn.Module, weights: dict[str, Tensor], path: Path) -
     """
     check_fit(model.state_dict(), weights, path)
     model.load_state_dict(weights)
-
-
-@dataclass(frozen=True)
-class Start:
-    """What a model took of weights in another file."""
-
-    source: Path
-    format: str
-    """``official``, ``huggingface``, ``msdeform`` or ``training``."""
-    loaded: list[str]
-    fresh: list[str]
-    """Parameters that kept their fresh initialisation."""
-    ignored: list[str]
-    """Names in the file that the model has no use for: other shapes, other parts, no weights at all."""
-
-    def sentences(self) -> list[str]:
-        lines = [f"{len(self.loaded)} tensors loaded from {self.source} ({self.format} format)"]
-        for what, names in (("initialised anew", self.fresh), ("ignored", self.ignored)):
-            if names:
-                lines.append(f"{len(names)} {what}: {', '.join(names)}")
-        return lines
-
-
-def init_from(model: nn.Module, path: Path) -> Start:
-    """Loads weights as a start for other data; leaves heads that do not fit as they are.
-
-    Args:
-        path: weights in any format that `formats.read_source` reads, or a run's folder for its newest checkpoint.
-
-    Raises:
-        FileNotFoundError, ValueError: no such file; or anything but heads differs.
-    """
-    source = read_any(path)
-    weights, own = source.weights, model.state_dict()
-    fitting = {name: tensor for name, tensor in weights.items() if name in own and own[name].shape == tensor.shape}
-    fresh = sorted(own.keys() - fitting.keys())
-    # frozen norms count no batches; the count only matters to norms without a momentum, which no model here has
-    fresh = [name for name in fresh if not name.endswith("num_batches_tracked")]
-    wrong = [name for name in fresh if not any(head in name for head in HEADS)]
-    if wrong:
-        name = wrong[0]
-        came = tuple(weights[name].shape) if name in weights else "nothing"
-        raise ValueError(
-            f"{path} is a checkpoint of another model: {len(wrong)} parameters beside the heads do not fit, "
-            f"the first {name}: expected {tuple(own[name].shape)}, got {came}"
-        )
-    model.load_state_dict(fitting, strict=False)
-    ignored = sorted([*source.ignored, *(weights.keys() - fitting.keys())])
-    return Start(path, source.format, sorted(fitting), fresh, ignored)
-
-
-def read_any(path: Path) -> Source:
-    """Weights in any format, and of a run's folder its newest whole checkpoint.
-
-    Raises:
-        FileNotFoundError, ValueError: as `formats.read_source` and `load_checkpoint`.
-    """
-    if path.is_dir() and checkpoints_in(path) and not (path / WEIGHTS_FILE).exists():
-        return source_of(load_checkpoint(path), path)
-    return read_source(path)
 
 
 def category_list(categories: list[Category]) -> list[dict[str, Any]]:

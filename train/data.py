@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
-from ..models.images import normalise
+from ..models.images import Size, normalise
 from .coco import Annotations, Category, CocoDetection, Sample
 from .config import Input, Source
 from .transforms import evaluation_transform, training_transform
@@ -52,12 +52,18 @@ def training_data(source: Source, options: Input, seed: int) -> CocoDetection:
     return data
 
 
-def validation_data(source: Source, options: Input, categories: list[Category]) -> CocoDetection:
-    """The validation images (with ``overfit``, the very images trained on), whose classes must be the model's."""
+def validation_data(
+    source: Source, options: Input, categories: list[Category] | None, size: Size | None = None
+) -> CocoDetection:
+    """The validation images (with ``overfit``, the very images trained on), whose classes must be the model's.
+
+    Without ``categories``, they are the file's own; ``size``, when given, stands instead of the options'.
+    """
     images, annotations = source.split("train" if options.overfit else "val")
     packed = Annotations.load(annotations, categories)
     subset = _overfit_rows(packed, options.overfit) if options.overfit else None
-    return CocoDetection(images, packed, evaluation_transform(options.size), cache=options.cache, subset=subset)
+    transform = evaluation_transform(size or options.size)
+    return CocoDetection(images, packed, transform, cache=options.cache, subset=subset)
 
 
 def _overfit_rows(annotations: Annotations, count: int) -> list[int]:

@@ -3,7 +3,7 @@
 import contextlib
 import io
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from ..models.detector import Detector
-from .checkpoint import load_trained
-from .coco import CocoDetection
+from .checkpoint import Trained, load_trained, num_classes
+from .coco import Category, CocoDetection
 from .commandline import parse, progress_bar
 from .config import AttnBackend, Input, Source, choose_device
 from .data import evaluation_loader, to_device, validation_data
@@ -53,14 +53,16 @@ def detect(
     batch_size: int = 1,
     workers: int = 0,
     precision: str = "fp32",
+    category_ids: Sequence[int | None] | None = None,
     advance: Callable[[], None] = lambda: None,
 ) -> list[dict[str, Any]]:
     """A model's detections as COCO results: image_id, category_id (the file's own), bbox xywh in pixels, score.
 
-    The best 100 of every image, unfiltered. ``advance`` is called after every image.
+    The best 100 of every image, unfiltered. ``category_ids`` are those of the model's labels, None for a label that
+    is not in the data; by default a label is the category at this place. ``advance`` is called after every image.
     """
     results: list[dict[str, Any]] = []
-    ids = [category.id for category in data.annotations.categories]
+    ids = [category.id for category in data.annotations.categories] if category_ids is None else category_ids
     dtype = next((parameter.dtype for parameter in model.parameters()), torch.float32)
     with evaluating(model), autocast(device, precision):
         for samples in evaluation_loader(data, batch_size, workers):
@@ -72,8 +74,10 @@ def detect(
     return results
 
 
-def coco_results(image_id: int, found: dict[str, torch.Tensor], category_ids: list[int]) -> list[dict[str, Any]]:
-    """One image's detections, as post_process gives them, in COCO's results format."""
+def coco_results(
+    image_id: int, found: dict[str, torch.Tensor], category_ids: Sequence[int | None]
+) -> list[dict[str, Any]]:
+    """One image's detections, as post_process gives them, in COCO's results format; none of a label without an id."""
     boxes = found["boxes"].double().cpu()
     boxes[:, 2:] -= boxes[:, :2]
     return [
@@ -81,7 +85,33 @@ def coco_results(image_id: int, found: dict[str, torch.Tensor], category_ids: li
         for label, box, score in zip(
             found["labels"].tolist(), boxes.tolist(), found["scores"].double().tolist(), strict=True
         )
+        if category_ids[label] is not None
     ]
+
+
+def match_categories(trained: Trained, data: list[Category]) -> list[int | None]:
+    """The data's category id of each label of weights that ``msdeform train`` did not write; None where it has none.
+
+    By name where the weights have names. Else a label is a place among the data's categories if there are as many,
+    or, as the official code has it, a category id itself.
+
+    Raises:
+        ValueError: the data has a class that the model lacks.
+    """
+    names, count = trained.model.categories, num_classes(trained.model)
+    if names is not None:
+        missing = [category.name for category in data if category.name not in names]
+        if missing:
+            raise ValueError(
+                f"{trained.name} has no class '{missing[0]}'; it lacks {len(missing)} of the data's {len(data)} classes"
+            )
+        ids = {category.name: category.id for category in data}
+        return [ids.get(name) for name in names]
+    if count == len(data):
+        return [category.id for category in data]
+    if count > max(category.id for category in data):
+        return list(range(count))
+    raise ValueError(f"{trained.name} has {count} classes without names, and the data has {len(data)} others")
 
 
 def coco_metrics(
@@ -156,12 +186,14 @@ class EvalOptions:
     """COCO metrics of a checkpoint."""
 
     checkpoint: Path
-    """A checkpoint, or a run's folder for its newest."""
+    """A run's checkpoint, or its folder for the newest; or official, Hugging Face's or converted weights."""
     source: Source = field(default_factory=Source)
     batch_size: int = 1
     """1 is the published protocol; larger is faster, and padding then moves AP in the third digit."""
     image_size: int | None = None
     """Longest side in pixels; what the model was trained with when not given."""
+    model: str | None = None
+    """A name of msdeform.list_models(): what weights without a description are of."""
     attn_backend: AttnBackend = "auto"
     """Implementation of the deformable attention."""
     device: str = "auto"
@@ -181,10 +213,13 @@ class EvalOptions:
 def main(argv: list[str] | None = None) -> int:
     """``msdeform eval``."""
     options = parse(EvalOptions, argv, "msdeform eval")
-    trained = load_trained(options.checkpoint, choose_device(options.device), options.attn_backend)
-    size = options.image_size or trained.options.input.image_size
-    data = validation_data(options.source, Input(image_size=size), trained.categories)
-    print(f"{trained.name} at step {trained.step}, {trained.attn_backend} on {trained.device}, {len(data)} images")
+    trained = load_trained(options.checkpoint, choose_device(options.device), options.attn_backend, options.model)
+    size = trained.model.input_size if options.image_size is None else Input(image_size=options.image_size).size
+    known = None if trained.step is None else trained.categories
+    data = validation_data(options.source, Input(), known, size)
+    ids = match_categories(trained, data.annotations.categories) if known is None else None
+    step = "" if trained.step is None else f" at step {trained.step}"
+    print(f"{trained.name}{step}, {trained.attn_backend} on {trained.device}, {len(data)} images")
     with progress_bar("detecting", len(data), shown=options.progress) as advance:
         results = detect(
             trained.model,
@@ -193,6 +228,7 @@ def main(argv: list[str] | None = None) -> int:
             batch_size=options.batch_size,
             workers=min(options.workers, os.cpu_count() or 1),
             precision=options.precision,
+            category_ids=ids,
             advance=advance,
         )
     metrics = coco_metrics(data.annotations.path, results, data.image_ids, options.coco_eval)

@@ -17,15 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..models.formats import checkpoints_in
+from ..models.loading import Start, init_from
 from ..models.matcher import NonFiniteCostError
 from ..models.targets import Target
 from ..models.zoo import create_criterion, plain_config
 from .build import new_model
 from .checkpoint import (
-    Start,
     category_list,
-    checkpoints_in,
-    init_from,
     load_checkpoint,
     load_model_state,
     random_state,

@@ -26,13 +26,15 @@ class PredictOptions:
     images: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Image files, and folders of them."""
     checkpoint: Path
-    """A checkpoint, or a run's folder for its newest."""
+    """A run's checkpoint, or its folder for the newest; or official, Hugging Face's or converted weights."""
     confidence: float = 0.5
     """Least score of a detection that is kept."""
     out: Path = Path("predictions")
     """Folder for the pictures and predictions.json."""
     image_size: int | None = None
     """Longest side in pixels; what the model was trained with when not given."""
+    model: str | None = None
+    """A name of msdeform.list_models(): what weights without a description are of."""
     attn_backend: AttnBackend = "auto"
     """Implementation of the deformable attention."""
     device: str = "auto"
@@ -96,7 +98,7 @@ def predict(options: PredictOptions) -> list[dict[str, Any]]:
             for that image or those after it, and no predictions.json.
     """
     files = find_images(options.images)
-    trained = load_trained(options.checkpoint, choose_device(options.device), options.attn_backend)
+    trained = load_trained(options.checkpoint, choose_device(options.device), options.attn_backend, options.model)
     category_ids = [category.id for category in trained.categories]
     results: list[dict[str, Any]] = []
     repeated = len({file.stem for file in files}) < len(files)

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 
+from msdeform.models.loading import init_from
 from msdeform.models.zoo import create_model
 from msdeform.train import checkpoint
-from msdeform.train.checkpoint import init_from, load_checkpoint, load_model_state, load_trained, save_checkpoint
+from msdeform.train.checkpoint import load_checkpoint, load_model_state, load_trained, save_checkpoint
 from msdeform.train.config import TrainOptions, from_plain, to_plain
 from msdeform.train.files import atomic_file
 from msdeform.train.loop import Training

@@ -28,6 +28,7 @@ def test_help_lists_every_command_in_a_line_each() -> None:
         "train",
         "eval",
         "predict",
+        "convert",
         "data synth",
         "bench",
         "table",

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from msdeform.kernels import registry
+from msdeform.models.formats import checkpoints_in
 from msdeform.train import checkpoint, loop
-from msdeform.train.checkpoint import checkpoints_in, load_checkpoint, load_trained
+from msdeform.train.checkpoint import load_checkpoint, load_trained
 from msdeform.train.config import Source, TrainOptions
 from msdeform.train.data import EpochOrder
 from msdeform.train.log import read_log

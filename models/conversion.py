@@ -1,0 +1,108 @@
+"""``msdeform convert``: weights of a detector from any format into another.
+
+Nothing is computed: names are changed, and tensors that another format joins or parts are joined or parted.
+"""
+
+import argparse
+import shutil
+import sys
+from pathlib import Path
+
+from ..kernels.arguments import Parser
+from .formats import Source, check_fit, read_source, save_huggingface, save_msdeform, save_official
+from .loading import settle_config
+from .zoo import build_model
+
+FORMATS = ("official", "huggingface", "msdeform")
+
+_HELP = """
+formats of SRC, told by its content:
+  official      a .pth of the official code of DETR or Deformable DETR: {model, args, ...}, or a bare state dict
+  huggingface   a folder with transformers' config.json and model.safetensors, or one such .safetensors file
+  msdeform      a folder with our config.json and model.safetensors (save_pretrained writes it)
+  training      a checkpoint of msdeform train, or a run's folder for its newest whole one
+
+what DST will be, and hold:
+  official      one file: weights and the model's settings; no names of classes
+  huggingface   a folder that transformers' from_pretrained reads; DETR and Deformable DETR alone
+  msdeform      a folder that msdeform.load_model reads, and msdeform eval, predict and train --init-from
+
+examples:
+  msdeform convert runs/mine mine --to msdeform
+  msdeform convert detr-r50-e632da11.pth detr --to huggingface --model detr_r50
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """``msdeform convert``; returns the exit status."""
+    options = _parse(sys.argv[1:] if argv is None else argv)
+    source = convert(options.src, options.dst, options.to, options.model)
+    print(f"{len(source.weights)} tensors from {source.path} ({source.format}) to {options.dst} ({options.to})")
+    counts = sum(name.endswith("num_batches_tracked") for name in source.weights)
+    if options.to == "huggingface" and counts:
+        print(f"left out {counts} counts of batches: there, batch norms are constants")
+    if source.ignored:
+        print(f"left out {len(source.ignored)} that are no weights: {', '.join(source.ignored)}")
+    if options.to == "official" and source.categories is not None:
+        print(f"left out the names of {len(source.categories)} classes, which this format has no place for")
+    return 0
+
+
+def convert(src: Path, dst: Path, to: str, model: str | None = None) -> Source:
+    """Writes the weights at `src` to `dst`, whole or not at all, and returns them as they were read.
+
+    Args:
+        src: weights in any format that `formats.read_source` reads.
+        dst: a file for ``official``, else a folder; must not exist, or be an empty folder.
+        to: ``official``, ``huggingface`` or ``msdeform``.
+        model: of `list_models`, what the weights are of, where nothing beside them says so.
+
+    Raises:
+        FileExistsError: there is something at `dst`.
+        FileNotFoundError: there is nothing at `src`.
+        ValueError: `src` is damaged, of no detector or of another one than `model`, or `to` has no such detector.
+    """
+    if to not in FORMATS:
+        raise ValueError(f"to: expected one of {', '.join(FORMATS)}, got {to!r}")
+    if dst.exists() and not (to != "official" and dst.is_dir() and not any(dst.iterdir())):
+        raise FileExistsError(f"{dst} exists; name a place where nothing is yet")
+    source = read_source(src)
+    config = settle_config(source, model)
+    # weights that don't make the detector would only be found out by those who load the result
+    check_fit(build_model(config, attn_backend="reference").state_dict(), source.weights, src)
+    if to == "official":
+        save_official(dst, source.weights, config)
+        return source
+    # beside it under another name, then renamed: no half of a folder is left where the whole should be
+    dst.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = dst.with_name(f".{dst.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        if to == "huggingface":
+            save_huggingface(unfinished, source.weights, config, source.categories)
+        else:
+            save_msdeform(unfinished, source.weights, config, source.categories, source.input_size)
+        if dst.exists():
+            dst.rmdir()
+        unfinished.rename(dst)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return source
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    parser = Parser(
+        prog="msdeform convert",
+        description="Convert a detector's weights from any format into another.",
+        epilog=_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("src", type=Path, metavar="SRC", help="weights in any of the formats below")
+    parser.add_argument("dst", type=Path, metavar="DST", help="what to write; must not exist yet")
+    parser.add_argument("--to", required=True, choices=FORMATS, help="format to write")
+    parser.add_argument(
+        "--model",
+        metavar="NAME",
+        help="of msdeform.list_models(): what the weights are of, where SRC does not say so itself",
+    )
+    return parser.parse_args(arguments)
