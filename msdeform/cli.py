@@ -35,8 +35,14 @@ COMMANDS = {
     "predict": Command("train.predict", "detect objects in images: pictures with boxes, and COCO-results JSON"),
     "convert": Command("models.conversion", "convert weights: official, Hugging Face's, our own, a run's checkpoint"),
     "data synth": Command("train.synth", "make a synthetic COCO-format data set"),
-    "bench": Command("bench.gpu", "measure the operator's backends, after checking that they are correct"),
-    "table": Command("bench.table", "the detectors' published size and FLOPs, and ours counted beside them"),
+    "bench": Command("bench.operators", "time the operator's backends and their peers, after checking them"),
+    "bench compare": Command("bench.compare", "what became slower between two commits, machines or backends"),
+    "bench instructions": Command(
+        "bench.instructions", "count the instructions of the compiled kernels; no GPU needed"
+    ),
+    "bench render": Command("bench.render", "draw the documentation's tables and plots anew from the recorded rows"),
+    "bench roofline": Command("bench.roofline", "draw recorded speeds under what the device could do"),
+    "table": Command("bench.table", "the detectors' published size, FLOPs and speed, and ours beside them"),
     "demo": Command("train.demo", "make data, train a small detector, evaluate it and draw what it finds"),
     "version": Command("cli", "print the version", "print_version"),
 }
@@ -121,6 +127,8 @@ def main(argv: list[str] | None = None) -> int:
     if found is None:
         return _usage_error(_unknown_command(words))
     name, rest = found
+    if rest and not rest[0].startswith("-") and any(other.startswith(f"{name} ") for other in COMMANDS):
+        return _usage_error(_unknown_command([name, rest[0]]))  # `msdeform bench comapre`
     # read by OpenMP when torch is loaded: a thread that waits its turn by spinning takes the core from the one it
     # waits for; a small model on two cores, one of them busy, trained eight times slower (0.9 against 7.4 images/s)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

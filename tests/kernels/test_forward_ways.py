@@ -66,3 +66,22 @@ def test_with_masks(where: tuple[str, str], name: str, dtype: torch.dtype, coord
     assert_forward_within_bounds(
         replace(case, dtype=dtype, coordinates=coordinates, sizes=(*case.sizes, (1, 1))), where
     )
+
+
+@pytest.mark.parametrize("number", [float("inf"), float("nan")])
+@pytest.mark.parametrize("where", TRITON)
+def test_a_pixel_that_no_sample_reaches_may_be_anything(where: tuple[str, str], number: float) -> None:
+    """Without masks a sample outside reads the nearest pixel inside, times zero."""
+    backend, device = where
+    sizes = ((3, 4), (2, 2))
+    value = torch.randn(1, 16, 1, 8, generator=torch.Generator().manual_seed(0))
+    value[0, 1] = value[0, 5] = number  # the second column of the first level, but for its last row
+    x = [-2.0, -0.2, 0.0, 0.125, 0.2, 0.5, 1.4]  # far outside, outside, on borders, inside, outside
+    locations = torch.tensor([(at, 0.3) for at in x]).view(1, len(x), 1, 1, 1, 2).expand(-1, -1, -1, 2, 2, -1)
+    weights = torch.full((1, len(x), 1, 2, 2), 0.25)
+    arguments = [tensor.to(device) for tensor in (value, locations, weights)]
+    output, truth = (
+        ms_deform_attn(arguments[0], sizes, *arguments[1:], backend=name) for name in (backend, "reference")
+    )
+    assert truth.isfinite().all(-1).flatten().tolist() == [True, True, True, False, False, False, True]
+    torch.testing.assert_close(output, truth, equal_nan=True)

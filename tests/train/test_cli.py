@@ -31,6 +31,10 @@ def test_help_lists_every_command_in_a_line_each() -> None:
         "convert",
         "data synth",
         "bench",
+        "bench compare",
+        "bench instructions",
+        "bench render",
+        "bench roofline",
         "table",
         "demo",
         "version",
@@ -68,6 +72,10 @@ def test_every_command_is_where_it_is_said_to_be(name: str) -> None:
         (["data"], "'data' is followed by synth; got nothing after it"),
         (["data", "snyth"], "'data' is followed by synth; got 'data snyth'"),
         (["qqq"], "unknown command 'qqq'; msdeform --help lists the commands"),
+        (
+            ["bench", "comapre", "a"],
+            "'bench' is followed by compare or instructions or render or roofline; got 'bench comapre'",
+        ),
         (["version", "now"], "version: takes no arguments, got now"),
     ],
 )
@@ -93,7 +101,7 @@ def test_a_misspelt_command_is_answered_with_the_nearest(
             ["verify", "--level", "4x4", "--chanels", "3"],
             "msdeform verify: unknown option --chanels 3; did you mean --channels",
         ),
-        (["bench", "--qick"], "python -m msdeform.bench.gpu: unknown option --qick; did you mean --quick"),
+        (["bench", "--qick"], "msdeform bench: unknown option --qick; did you mean --quick"),
         (["demo", "--zzzzzz"], "msdeform demo: unknown option --zzzzzz; msdeform demo --help lists the options"),
     ],
 )

@@ -1,0 +1,268 @@
+"""``msdeform bench render``: every table and plot of the documentation, drawn anew from the recorded rows.
+
+A file of Markdown says where: between ``<!-- rendered NAME -->`` and ``<!-- end of NAME -->`` stands what
+:data:`BLOCKS` makes of the rows, and nothing that a hand wrote. ``--check`` changes nothing, and names what is not up
+to date.
+"""
+
+import re
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from ..kernels.arguments import Parser
+from ..models.files import atomic_file
+from . import claims, plots, records, roofline
+from .cases import nearest
+from .published import PUBLISHED
+from .records import Records, Row
+from .tables import Line, markdown, number
+
+ROOT = records.RESULTS.parent.parent
+_BLOCK = re.compile(r"(<!-- rendered ([\w-]+) -->\n)(.*?)(<!-- end of \2 -->)", re.DOTALL)
+_NONE = "No such row is recorded yet."
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Writes, or with --check compares; returns 1 where something was not up to date."""
+    parser = Parser(prog="msdeform bench render", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--check", action="store_true", help="change nothing; status 1 if something is not up to date")
+    parser.add_argument("--root", type=Path, default=ROOT, metavar="DIR", help="of README.md and docs/")
+    parser.add_argument("--results", nargs="+", type=Path, default=[records.RESULTS], metavar="PATH")
+    options = parser.parse_args(sys.argv[1:] if argv is None else argv)
+    found = records.read(*options.results)
+    for sentence in found.broken:
+        print(sentence, file=sys.stderr)
+    stale = {path: content for path, content in rendered(options.root, found).items() if not _same(path, content)}
+    for path, content in stale.items():
+        print(f"{path.relative_to(options.root)} {'differs from its rows' if options.check else 'rendered'}")
+        if not options.check:
+            with atomic_file(path) as file:
+                file.write(content())
+    if not stale:
+        print("every table and plot is that of its rows")
+    return 1 if stale and options.check else 0
+
+
+Content = Callable[[], bytes]
+
+
+def rendered(root: Path, found: Records) -> dict[Path, Content]:
+    """What each file of the documentation, and each plot that it shows, has to hold."""
+    files: dict[Path, Content] = {}
+    for path in [root / "README.md", *sorted((root / "docs").glob("*.md"))]:
+        text = path.read_text()
+        plotted: list[Plot] = []
+
+        def fill(block: re.Match[str], plotted: list["Plot"] = plotted) -> str:
+            if block[2] not in BLOCKS:
+                raise ValueError(nearest("rendered block", block[2], list(BLOCKS)))
+            return f"{block[1]}{BLOCKS[block[2]](found, plotted).strip()}\n{block[4]}"
+
+        new = _BLOCK.sub(fill, text).encode()
+        files[path] = lambda new=new: new  # type: ignore[misc]
+        for plot in plotted:
+            files[path.parent / plot.path] = plot
+    return files
+
+
+class Plot:
+    """A plot that a page shows: its file, what its rows digest to, and how to draw it."""
+
+    def __init__(self, path: str, digest: str, draw: Callable[[], object]) -> None:
+        self.path, self.digest, self.draw = path, digest, draw
+
+    def __call__(self) -> bytes:
+        return plots.svg(self.draw(), self.digest)
+
+
+def _same(path: Path, content: Content) -> bool:
+    if not path.is_file():
+        return False
+    if isinstance(content, Plot):  # not drawn to be compared: another matplotlib draws the same rows otherwise
+        return f"rows {content.digest}" in path.read_text()
+    return path.read_bytes() == content()
+
+
+def _machines(found: Records, kind: str) -> dict[str, list[Row]]:
+    """Rows of a kind by the machine they were measured on."""
+    machines: dict[str, Records] = {}
+    for row in found.rows:
+        if row["kind"] == kind:
+            name = row["device"] if row["device"] != "cpu" else f"CPU: {row['host_cpu']}"
+            machines.setdefault(name, Records()).rows.append(row)
+    return {name: machine.of(kind) for name, machine in machines.items()}
+
+
+def _from(rows: Iterable[Row]) -> str:
+    """The line below a table: where its rows come from."""
+    rows = list(rows)
+
+    def every(name: str) -> str:
+        return ", ".join(dict.fromkeys(str(row.get(name)) for row in rows))
+
+    commits = ", ".join(
+        dict.fromkeys(f"{str(row.get('commit'))[:7]}{' and changes' if row.get('dirty') else ''}" for row in rows)
+    )
+    loads = [row["host_load"] for row in rows if row.get("host_load") is not None]
+    load = f"; {min(loads)} to {max(loads)} threads wanted to run" if loads else ""
+    dates = sorted({str(row["date"])[:10] for row in rows})
+    threads = f"{every('host_threads')} threads" if every("device") == "cpu" else every("device")
+    return (
+        f"Measured {' to '.join(dict.fromkeys((dates[0], dates[-1])))} at commit {commits}; {threads}; "
+        f"torch {every('torch')}, Triton {every('triton')}{load}."
+    )
+
+
+def _operator(found: Records, plotted: list[Plot]) -> str:
+    parts = []
+    for machine, rows in _machines(found, "operator").items():
+        parts += [f"**{machine}**", markdown(claims.speeds(rows), 5)]
+        composed = {row["backend"]: row["composed"] for row in rows if row["composed"]}
+        notes = [f"`{name}`*: {what} in PyTorch are part of its time." for name, what in composed.items()]
+        parts.append(" ".join([*notes, *claims.fastest(rows), _from(rows)]))
+        shown = plots.speedups(rows)
+        for baseline in dict.fromkeys(row["baseline"] for row in shown):
+            mine = [row for row in shown if row["baseline"] == baseline]
+            name = re.sub(r"[^a-z0-9]+", "-", f"{machine} {baseline}".lower()).strip("-")
+            plot = Plot(
+                f"plots/speed-{name}.svg",
+                plots.speedup_digest(mine),
+                lambda mine=mine, baseline=baseline: plots.speedup(mine, baseline),  # type: ignore[misc]
+            )
+            plotted.append(plot)
+            parts.append(f"![times faster than {baseline}, {machine}]({plot.path})")
+    return "\n\n".join(parts) or _NONE
+
+
+def _claims(found: Records, _: list[Plot]) -> str:
+    missing = _machines(found, "missing")
+    parts = []
+    for machine, rows in _machines(found, "operator").items():
+        lines = claims.claims(rows, missing.get(machine, []))
+        parts += [f"**{machine}**", markdown(lines, len(lines[0]))]
+    return "\n\n".join(parts) or _NONE
+
+
+def _bounds(found: Records, plotted: list[Plot]) -> str:
+    parts = []
+    for machine, rows in _machines(found, "operator").items():
+        shown = plots.roofs(rows)
+        if shown:
+            name = re.sub(r"[^a-z0-9]+", "-", machine.lower()).strip("-")
+            plot = Plot(
+                f"plots/roofline-{name}.svg",
+                plots.roofline_digest(shown),
+                lambda shown=shown: plots.roofline(shown),  # type: ignore[misc]
+            )
+            plotted.append(plot)
+            parts += [f"**{machine}**", markdown(list(roofline.lines(shown)), 6), _from(shown)]
+            parts.append(f"![floors over measured times, {machine}]({plot.path})")
+    return "\n\n".join(parts) or "No row of a GPU is recorded yet, and only those have floors."
+
+
+def _instructions(found: Records, _: list[Plot]) -> str:
+    rows = found.of("instructions")
+    if not rows:
+        return _NONE
+    dtypes = list(dict.fromkeys(row["dtype"] for row in rows))
+    lines: list[Line] = [("implementation", "kernel", *dtypes)]
+    for name, kernel in dict.fromkeys((row["implementation"], row["kernel"]) for row in rows):
+        counts = {row["dtype"]: row for row in rows if (row["implementation"], row["kernel"]) == (name, kernel)}
+        cells = (
+            number(counts[dtype]["instructions_per_query_and_head"]) if dtype in counts else "not measured"
+            for dtype in dtypes
+        )
+        lines.append((name, kernel, *cells))
+    return "\n\n".join([markdown(lines, 2), *_against_official(rows), _from(rows)])
+
+
+def _against_official(rows: list[Row]) -> list[str]:
+    """Is our CUDA backend a fair stand-in for the official kernel? Within a tenth of its instructions it is."""
+    counts = {
+        (row["implementation"], row["kernel"], row["dtype"]): row["instructions_per_query_and_head"] for row in rows
+    }
+    sentences = []
+    for (name, kernel, dtype), official in counts.items():
+        ours = counts.get(("cuda", kernel, dtype))
+        if name == "official" and ours is not None:
+            more = ours / official - 1
+            verdict = "within" if abs(more) <= 0.1 else "not within"
+            sentences.append(f"{kernel}, {dtype}: {more:+.0%}, {verdict} 10%")
+    if not sentences:
+        return ["The official kernel's instructions were not measured."]
+    fair = all("not within" not in sentence for sentence in sentences)
+    rule = "" if fair else " So no ratio against `cuda` is one against the official operator."
+    return [f"`cuda` against the official kernel: {'; '.join(sentences)}.{rule}"]
+
+
+def _models(found: Records, _: list[Plot]) -> str:
+    counted = {row["model"]: row for row in found.of("flops")}
+    trained = {(row["model"], row["epochs"]): row for row in found.of("trained")}
+    head = ("", "epochs", "AP", "AP_S", "AP_M", "AP_L", "hours", "params M", "counted", "FLOPs G", "counted")
+    lines: list[Line] = [(*head, "V100 FPS", "batch 4", "our AP, AP_S, AP_M, AP_L")]
+    for row in PUBLISHED:
+        count = counted.get(row.model)
+        run = trained.get((row.model, row.epochs))
+        lines.append(
+            (
+                f"{row.title} (`{row.model}`)",
+                *map(str, (row.epochs, row.ap, row.ap_s, row.ap_m, row.ap_l, row.hours, row.parameters_m)),
+                "not counted" if count is None else f"{count['parameters'] / 1e6:.2f}",
+                str(row.flops_g),
+                "not counted" if count is None else f"{count['multiply_adds'] / 1e9:.1f}",
+                *map(str, (row.fps, row.fps_4)),
+                "not trained" if run is None else _run(run),
+            )
+        )
+    parts = [markdown(lines, 1)]
+    if counted:
+        parts.append(f"Counted by `msdeform table --flops`, which prints the convention. {_from(counted.values())}")
+    return "\n\n".join(parts)
+
+
+def _run(row: Row) -> str:
+    """A training run's AP, with links to its configuration, log and checkpoint."""
+    ap = ", ".join(f"{row[name]:.1f}" for name in ("ap", "ap_s", "ap_m", "ap_l"))
+    return f"{ap} ({', '.join(f'[{name}]({row[name]})' for name in ('config', 'log', 'checkpoint'))})"
+
+
+def _model_speeds(found: Records, _: list[Plot]) -> str:
+    return _speeds(found, "model", ("fps", "images/s"))
+
+
+def _training(found: Records, _: list[Plot]) -> str:
+    return _speeds(found, "training", ("images_per_second", "images/s"), ("hours_per_epoch", "hours/epoch"))
+
+
+def _speeds(found: Records, kind: str, *numbers: tuple[str, str]) -> str:
+    """A line for each detector and way of running it, by machine."""
+    names = [name for name in records.KEYS[kind] if name in ("model", "method", "backend", "dtype", "mode", "batch")]
+    parts = []
+    for machine, rows in _machines(found, kind).items():
+        # a reduced form shows that a command works, and is nobody's result
+        whole = [row for row in rows if not row["method"].startswith("reduced")]
+        lines: list[Line] = [(*names, *(title for _, title in numbers), "peak MB", "image")]
+        for row in whole:
+            lead = [str(row[name]) for name in names]
+            failed = row["failure"] is not None
+            image = "failed" if failed else "x".join(map(str, row["image"]))
+            lines.append((*lead, *(number(row[field]) for field, _ in numbers), number(row["peak_mb"]), image))
+        if whole:
+            parts += [f"**{machine}**", markdown(lines, len(names)), _from(whole)]
+    return "\n\n".join(parts) or _NONE
+
+
+BLOCKS: dict[str, Callable[[Records, list[Plot]], str]] = {
+    "operator": _operator,
+    "claims": _claims,
+    "bounds": _bounds,
+    "instructions": _instructions,
+    "models": _models,
+    "model-speeds": _model_speeds,
+    "training": _training,
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
