@@ -187,7 +187,7 @@ def sampling_trips(L: int, P: int, lanes: int = 32) -> Trips:
                 result.append(P // each if each == most else P % most // each)
             elif any(_points(inner) for inner in loop.inner):
                 result.append(L)
-            elif loop.count("SHFL"):
+            elif loop.count("SHFL") and not loop.inner:
                 result.append((lanes - 1).bit_length() // loop.count("SHFL"))
             else:  # one beside that over the levels checks their sizes
                 beside = any(_points(inner) for other in loops for inner in other.inner)

@@ -1,0 +1,45 @@
+"""The operator's micro-benchmarks through pytest-benchmark: ``pytest bench/ --benchmark-only``.
+
+The same cases, implementations and check as ``msdeform bench``, and pytest-benchmark's own timer, statistics and
+comparisons (``--benchmark-compare``). A call on a GPU is waited for, so its time includes the dispatch.
+"""
+
+from typing import Any
+
+import pytest
+import torch
+
+from msdeform.bench import peers, workloads
+from msdeform.bench.cases import REDUCED, find, make_inputs
+from msdeform.bench.runner import usual_device
+
+DEVICE = usual_device()
+CASES = REDUCED if DEVICE.type == "cpu" else ("encoder-800x1066-b2", "decoder-800x1066")
+BACKENDS = [name for name in peers.PEERS if name not in peers.COMPILED]
+
+
+@pytest.mark.parametrize("direction", ["forward", "both"])
+@pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("case_name", CASES)
+def test_operator(benchmark: Any, case_name: str, backend: str, fused: bool, direction: str) -> None:
+    reason = peers.absent(backend, DEVICE)
+    peer = None if reason is not None else peers.find(backend, DEVICE)
+    if peer is None or peer.reason is not None:
+        pytest.skip(f"{backend}: {reason if peer is None else peer.reason}")
+    if (peer.fused if fused else peer.plain) is None:
+        pytest.skip(f"{backend} has no such function")
+    case = find(case_name)
+    inputs = make_inputs(case, torch.float32, DEVICE, seed=0)
+    work = workloads.operator(case, peer, [inputs], fused)
+    for checked in workloads.check(work, workloads.truth(case, inputs, fused)).values():
+        assert checked.failure is None, f"{backend} gets no speed: {checked.failure}"
+
+    def call() -> None:
+        work.forward(0) if direction == "forward" else work.both(0)
+        if DEVICE.type == "cuda":
+            torch.cuda.synchronize(DEVICE)
+
+    benchmark.group = f"{case_name} {'fused' if fused else 'plain'} {direction}"
+    with torch.set_grad_enabled(direction != "forward"):
+        benchmark(call)
