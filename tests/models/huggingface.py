@@ -5,21 +5,49 @@ from typing import Any
 
 import pytest
 import torch
+import torchvision
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torchvision.models.resnet import Bottleneck, ResNet
 
 # what decides how the model is built; everything else is as small as it can be. transformers always makes 32 groups of
 # the projections' channels, we make groups of at least 4: a width of 128 has both
 WIDTH = 128
 SLIM = {"embedding_size": 8, "hidden_sizes": [8, 16, 16, 32], "depths": [1, 1, 1, 1], "layer_type": "basic"}
 
+# stages of a ResNet-50 with as many blocks as dilation can be told by: it is the second block of a stage that has it
+SHORT = (1, 1, 1, 2)
+
 VARIANTS: dict[str, dict[str, Any]] = {
     "single scale": {"num_feature_levels": 1},
+    "single scale, DC5": {"num_feature_levels": 1, "dilation": True},
     "multi-scale": {"num_feature_levels": 4},
     "refine": {"num_feature_levels": 4, "with_box_refine": True},
     "two-stage": {"num_feature_levels": 4, "with_box_refine": True, "two_stage": True},
     "detr": {},
+    "detr, DC5": {"dilation": True},
 }
+
+
+def dilated(variant: str) -> bool:
+    """Is its backbone timm's, as published? transformers' own ResNets don't dilate."""
+    return bool(VARIANTS[variant].get("dilation"))
+
+
+def shorten_resnet50(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes timm's and torchvision's ResNet-50 of `SHORT` stages, for tests that run it a hundred times."""
+    registry = pytest.importorskip("timm").models._registry
+    whole = registry.model_entrypoint("resnet50")
+    monkeypatch.setitem(
+        registry._model_entrypoints,
+        "resnet50",
+        lambda pretrained=False, **settings: whole(pretrained, layers=SHORT, **settings),
+    )
+    monkeypatch.setattr(
+        torchvision.models,
+        "get_model",
+        lambda name, weights=None, **settings: ResNet(Bottleneck, list(SHORT), **settings),
+    )
 
 
 def theirs(variant: str, **settings: Any) -> nn.Module:
@@ -47,10 +75,12 @@ def theirs(variant: str, **settings: Any) -> nn.Module:
         "num_labels": 5,
         **VARIANTS[variant],
     }
-    if "backbone" not in settings:
+    if dilated(variant):
+        shape |= {"backbone": "resnet50", "use_timm_backbone": True, "use_pretrained_backbone": False}
+    elif "backbone" not in settings:
         shape |= {"use_timm_backbone": False, "backbone_config": ResNetConfig(**SLIM, out_features=stages)}
     shape |= settings
-    if variant == "detr":
+    if variant.startswith("detr"):
         model: nn.Module = DetrForObjectDetection(DetrConfig(**shape))
     else:
         if shape.get("with_box_refine"):
@@ -61,7 +91,7 @@ def theirs(variant: str, **settings: Any) -> nn.Module:
         )
     model = model.double().eval()
     randomise(model)
-    if variant != "detr" and shape.get("with_box_refine"):
+    if not variant.startswith("detr") and shape.get("with_box_refine"):
         _tie_names(model)
     return model
 
