@@ -67,7 +67,7 @@ def softmax_attention(attention, query, key, value, padded):
         for h in range(heads):
             channels = slice(h * size, (h + 1) * size)
             seen = [j for j in range(len(k)) if not padded[j]]
-            scores = [math.exp(float(q[i, channels] @ k[j, channels]) / math.sqrt(size)) for j in seen]
+            scores = [math.exp((q[i, channels] @ k[j, channels]).item() / math.sqrt(size)) for j in seen]
             heads_out.append(sum(s / sum(scores) * v[j, channels] for s, j in zip(scores, seen, strict=True)))
         rows.append(torch.cat(heads_out))
     return torch.stack(rows) @ attention.out_proj.weight.T + attention.out_proj.bias

@@ -142,22 +142,6 @@ def test_both_families_take_either_norm_and_position(family, changes):
     assert names == []
 
 
-@pytest.mark.parametrize("name", ["detr_tiny", "deformable_detr_tiny", "detr_demo"])
-def test_images_of_any_float_dtype_and_form(name):
-    small = {"backbone": "resnet10_tiny", "hidden_dim": 32, "enc_layers": 1, "dec_layers": 1, "nheads": 2}
-    torch.manual_seed(0)
-    model = create_model(name, num_classes=4, **(small if name == "detr_demo" else {})).eval()
-    images = torch.randn(2, 3, 64, 96)
-    expected = model(images)["pred_boxes"]
-    for same in (list(images), (images, torch.zeros(2, 64, 96, dtype=torch.bool)), images.double()):
-        torch.testing.assert_close(model(same)["pred_boxes"], expected)
-    low = model.bfloat16()(images)
-    assert low["pred_logits"].dtype == torch.bfloat16
-    assert low["pred_boxes"].dtype == torch.float32
-    with pytest.raises(ValueError, match="images: expected normalised images of a float dtype, got torch.uint8"):
-        model(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
-
-
 def test_dc5_halves_the_last_stride_and_keeps_the_size():
     with torch.device("meta"):
         plain, dilated = (
