@@ -34,6 +34,7 @@ COMMANDS = {
     "eval": Command("train.evaluate", "COCO metrics of a checkpoint"),
     "predict": Command("train.predict", "detect objects in images: pictures with boxes, and COCO-results JSON"),
     "convert": Command("models.conversion", "convert weights: official, Hugging Face's, our own, a run's checkpoint"),
+    "export": Command("models.export", "write a detector as a torch.export program or in ONNX, and check its numbers"),
     "data synth": Command("train.synth", "make a synthetic COCO-format data set"),
     "bench": Command("bench.operators", "time the operator's backends and their peers, after checking them"),
     "bench compare": Command("bench.compare", "what became slower between two commits, machines or backends"),

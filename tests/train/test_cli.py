@@ -29,6 +29,7 @@ def test_help_lists_every_command_in_a_line_each() -> None:
         "eval",
         "predict",
         "convert",
+        "export",
         "data synth",
         "bench",
         "bench compare",

@@ -1,0 +1,262 @@
+"""``msdeform export``: a detector as a `torch.export` program or in ONNX, its numbers held against the model's.
+
+Images (B, 3, H, W) and a padding mask (B, H, W) in, class logits and boxes out, at one fixed size. The deformable
+attention is the reference's, `grid_sample` and sums: ONNX has it as the standard operator GridSample, so that nothing
+of ours is needed to run the file.
+
+Of Faster R-CNN only the part whose shapes do not depend on the image: pyramid and proposals. torchvision
+decides by the number of boxes that suppression is given how to go on, which is known only when the graph runs:
+`torch.export` refuses. Choosing, pooling and the box head stay outside.
+"""
+
+import argparse
+import io
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.rpn import concat_box_prediction_layers
+
+from ..kernels.arguments import Parser
+from .attention import MSDeformAttn
+from .detector import Detector
+from .faster_rcnn import STRIDE, FasterRcnn
+from .files import atomic_file
+from .loading import load_model
+from .zoo import MODELS, config_of, create_model
+
+SUFFIXES = (".onnx", ".pt2")
+# of the largest number: another order of the sums in a network of fifty layers
+TOLERANCE = 1e-3
+_OPSET = 18
+
+_HELP = """
+what OUT will be, and take and give:
+  .onnx   an ONNX file, opset 18, of standard operators; run it with onnxruntime and others
+  .pt2    a torch.export program: torch.export.load(OUT).module()(images, mask)
+
+  images  (B, 3, H, W) float32, normalised, of the one size given; mask (B, H, W) bool, True where padded
+  logits  (B, Q, classes), boxes (B, Q, 4), cxcywh, shares of the unpadded image: what model.post_process takes
+  Faster R-CNN takes images alone, and gives of every anchor objectness (B, A) and boxes (B, A, 4), xyxy in pixels,
+  and the pyramid's maps; suppression, pooling and the box head depend on the image and stay outside.
+
+examples:
+  msdeform export runs/mine mine.onnx --size 800x1216
+  msdeform export detr-r50-e632da11.pth detr.pt2 --model detr_r50
+"""
+
+
+class Exportable(nn.Module):
+    """A DETR from tensors to tensors: (images, mask) to (logits, boxes)."""
+
+    inputs = ("images", "mask")
+    outputs = ("logits", "boxes")
+
+    def __init__(self, model: Detector) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        found = self.model((images, mask))
+        return found["pred_logits"], found["pred_boxes"]
+
+
+class ExportableProposals(nn.Module):
+    """The part of Faster R-CNN before suppression: images to (objectness, boxes, pyramid maps)."""
+
+    inputs = ("images",)
+
+    def __init__(self, model: FasterRcnn) -> None:
+        super().__init__()
+        self.detector = model.detector
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        return ("objectness", "boxes", *(f"map_{level}" for level in range(5)))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        maps = list(self.detector.backbone(images).values())
+        rpn = self.detector.rpn
+        objectness, deltas = rpn.head(maps)
+        sizes = [(images.shape[2], images.shape[3])] * len(images)
+        anchors = rpn.anchor_generator(ImageList(images, sizes), maps)
+        scores, offsets = concat_box_prediction_layers(objectness, deltas)
+        boxes = rpn.box_coder.decode(offsets, anchors)
+        return scores.view(len(images), -1), boxes.view(len(images), -1, 4), *maps
+
+
+def exportable(model: Detector) -> Exportable | ExportableProposals:
+    """What of a detector can be exported, in evaluation mode.
+
+    Raises ValueError for a deformable attention on another backend than the reference, whose kernels no file can hold.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, MSDeformAttn) and module.backend != "reference":
+            raise ValueError(
+                f"model: expected attn_backend='reference', which is made of standard operators, "
+                f"got {module.backend!r} at {name}"
+            )
+    return (ExportableProposals(model) if isinstance(model, FasterRcnn) else Exportable(model)).eval()
+
+
+def example(model: Exportable | ExportableProposals, batch: int, size: tuple[int, int]) -> tuple[Tensor, ...]:
+    """Inputs to trace and check with: noise, the last quarter of every image's rows and columns padded."""
+    height, width = size
+    images = torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(0))
+    if isinstance(model, ExportableProposals):
+        return (images,)
+    mask = torch.zeros(batch, height, width, dtype=torch.bool)
+    mask[:, height - height // 4 :], mask[:, :, width - width // 4 :] = True, True
+    return images.masked_fill(mask[:, None], 0.0), mask
+
+
+def export(model: Detector, path: Path, *, size: tuple[int, int], batch: int = 1) -> float:
+    """Writes a detector to `path`, ``.onnx`` or ``.pt2`` by its name, whole or not at all.
+
+    What will be in the file is read and run first.
+
+    Returns:
+        The largest difference of its numbers from the model's, as a share of the largest of each output.
+
+    Raises:
+        ValueError: another suffix, size or backend than can be exported, or a difference over `TOLERANCE`.
+        ModuleNotFoundError: onnx, onnxscript or onnxruntime is missing, for ``.onnx``.
+    """
+    if path.suffix not in SUFFIXES:
+        raise ValueError(f"{path}: expected a name that ends in {' or '.join(SUFFIXES)}")
+    step = STRIDE if isinstance(model, FasterRcnn) else 1
+    if batch < 1 or min(size) < STRIDE or any(side % step for side in size):
+        kind = f"multiples of {STRIDE}" if step > 1 else f"at least {STRIDE} pixels"
+        raise ValueError(
+            f"size: expected a batch of at least 1 and sides of {kind}, got {batch} of {size[0]}x{size[1]}"
+        )
+    program = exportable(model.float().cpu())
+    inputs = example(program, batch, size)
+    with torch.no_grad():
+        wanted = program(*inputs)
+        exported = torch.export.export(program, inputs)
+        serialise = _onnx if path.suffix == ".onnx" else _program
+        content, came = serialise(program, exported, inputs)
+    difference = _difference(program, wanted, came)
+    with atomic_file(path) as file:
+        file.write(content)
+    return difference
+
+
+def _program(
+    program: Exportable | ExportableProposals,
+    exported: torch.export.ExportedProgram,
+    inputs: tuple[Tensor, ...],
+) -> tuple[bytes, list[Tensor]]:
+    """A ``.pt2`` file's content, and what it computes once read again."""
+    buffer = io.BytesIO()
+    torch.export.save(exported, buffer)
+    content = buffer.getvalue()
+    return content, list(torch.export.load(io.BytesIO(content)).module()(*inputs))
+
+
+def _onnx(
+    program: Exportable | ExportableProposals,
+    exported: torch.export.ExportedProgram,
+    inputs: tuple[Tensor, ...],
+) -> tuple[bytes, list[Tensor]]:
+    """An ``.onnx`` file's content, and what onnxruntime computes with it."""
+    import onnxruntime
+
+    with _quiet("onnxscript", "onnx_ir", "torch.onnx"):
+        made = torch.onnx.export(
+            exported,
+            dynamo=True,
+            opset_version=_OPSET,
+            verbose=False,
+            input_names=list(program.inputs),
+            output_names=list(program.outputs),
+        )
+    assert made is not None
+    content = made.model_proto.SerializeToString()
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    answers = session.run(None, {name: tensor.numpy() for name, tensor in zip(program.inputs, inputs, strict=True)})
+    return content, [torch.from_numpy(answer) for answer in answers]
+
+
+@contextmanager
+def _quiet(*loggers: str) -> Iterator[None]:
+    """The exporter warns of each operator that it did not fold."""
+    before = {name: logging.getLogger(name).level for name in loggers}
+    for name in loggers:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)
+
+
+def _difference(program: Exportable | ExportableProposals, wanted: tuple[Tensor, ...], came: list[Tensor]) -> float:
+    worst = 0.0
+    for name, one, other in zip(program.outputs, wanted, came, strict=True):
+        if one.shape != other.shape:
+            raise ValueError(f"{name}: the model gives {tuple(one.shape)}, the exported program {tuple(other.shape)}")
+        share = float((one - other).abs().max() / one.abs().max().clamp(min=1.0))
+        if not share <= TOLERANCE:
+            raise ValueError(
+                f"{name}: the exported program differs from the model by {share:.1e} of the largest number, more than "
+                f"{TOLERANCE:.0e}"
+            )
+        worst = max(worst, share)
+    return worst
+
+
+def main(argv: list[str] | None = None) -> int:
+    """``msdeform export``; returns the exit status."""
+    options = _parse(sys.argv[1:] if argv is None else argv)
+    model = _find(options.source, options.model)
+    try:
+        difference = export(model, options.out, size=options.size, batch=options.batch)
+    except ModuleNotFoundError as error:
+        if error.name not in ("onnx", "onnxscript", "onnxruntime"):
+            raise
+        raise ValueError(f"ONNX needs the package {error.name}: pip install onnx onnxscript onnxruntime") from None
+    shape = "x".join(map(str, (options.batch, 3, *options.size)))
+    print(f"wrote {options.out}: {', '.join(exportable(model).outputs)} of images {shape}")
+    print(f"largest difference from the model: {difference:.1e} of the largest number")
+    return 0
+
+
+def _find(source: str, name: str | None) -> Detector:
+    """A model by its name, randomly initialised, or out of a checkpoint."""
+    if source in MODELS and not Path(source).exists():
+        print(f"{source} is a name: the weights are random", file=sys.stderr)
+        return create_model(source, attn_backend="reference")
+    if not Path(source).exists() and not Path(source).suffix and len(Path(source).parts) == 1:
+        config_of(source)  # names the nearest
+    return load_model(source, attn_backend="reference", name=name)
+
+
+def _size(text: str) -> tuple[int, int]:
+    height, _, width = text.partition("x")
+    if not (height.isdecimal() and width.isdecimal()):
+        raise argparse.ArgumentTypeError(f"expected HxW in pixels, such as 800x1216, got {text}")
+    return int(height), int(width)
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    parser = Parser(
+        prog="msdeform export",
+        description="Write a detector as a torch.export program or in ONNX, and check its numbers.",
+        epilog=_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("source", metavar="NAME|CHECKPOINT", help="of msdeform.list_models(), or weights in any format")
+    parser.add_argument("out", type=Path, metavar="OUT", help="OUT.onnx or OUT.pt2")
+    parser.add_argument(
+        "--size", type=_size, default=(800, 1216), metavar="HxW", help="of the images; default 800x1216"
+    )
+    parser.add_argument("--batch", type=int, default=1, metavar="N", help="images at once; default 1")
+    parser.add_argument("--model", metavar="NAME", help="what the weights are of, where CHECKPOINT does not say so")
+    return parser.parse_args(arguments)

@@ -1,0 +1,140 @@
+"""Exported and compiled detectors give the model's numbers, whatever file they went through."""
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from msdeform.cli import main
+from msdeform.models import export as module
+from msdeform.models.detector import Detector
+from msdeform.models.export import Exportable, example, export
+from msdeform.models.zoo import create_model
+
+MISSING = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
+needs_onnx = pytest.mark.skipif(bool(MISSING), reason=f"needs {', '.join(MISSING)}: pip install")
+
+SLIM: dict[str, Any] = {
+    "backbone": "resnet10_tiny",
+    "hidden_dim": 32,
+    "nheads": 2,
+    "dim_feedforward": 64,
+    "enc_layers": 1,
+    "dec_layers": 2,
+    "num_queries": 10,
+}
+DEFORMABLE = {**SLIM, "attn_backend": "reference"}
+FAMILY: dict[str, tuple[str, dict[str, Any]]] = {
+    "detr": ("detr_tiny", {}),
+    "detr-learned-pre-norm": ("detr_tiny", {"position_embedding": "learned", "pre_norm": True}),
+    "detr-focal": ("detr_tiny", {"focal": True}),
+    "detr-demo": ("detr_demo", SLIM),
+    "single-scale": ("deformable_detr_r50_single_scale", DEFORMABLE),
+    "deformable": ("deformable_detr_r50", DEFORMABLE),
+    "refine": ("deformable_detr_r50_refine", DEFORMABLE),
+    "two-stage": ("deformable_detr_r50_two_stage", DEFORMABLE),
+}
+# bottleneck blocks alone can be dilated
+DILATED = {
+    "detr-dc5": ("detr_tiny", {"backbone": "resnet50", "dilation": True}),
+    "single-scale-dc5": (
+        "deformable_detr_r50_single_scale_dc5",
+        {**DEFORMABLE, "backbone": "resnet50"},
+    ),
+}
+SIZE = (64, 96)
+QUICK = ("detr", "two-stage")
+
+
+def detector(name: str) -> Detector:
+    torch.manual_seed(0)
+    called, fields = {**FAMILY, **DILATED, "faster-rcnn": ("fasterrcnn_tiny", {})}[name]
+    return create_model(called, num_classes=5, **fields).eval()
+
+
+def few_then_slow(names: tuple[str, ...]) -> list[Any]:
+    return [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
+EVERY = (*FAMILY, *DILATED, "faster-rcnn")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in (*QUICK, "faster-rcnn") else pytest.param(name, marks=pytest.mark.slow) for name in EVERY]
+)
+def test_a_program_gives_the_models_numbers(name: str, tmp_path: Path) -> None:
+    assert export(detector(name), tmp_path / "model.pt2", size=SIZE) < 1e-5
+
+
+@needs_onnx
+@pytest.mark.parametrize("name", few_then_slow(EVERY))
+def test_an_onnx_file_gives_the_models_numbers_and_has_standard_operators_alone(name: str, tmp_path: Path) -> None:
+    import onnx
+
+    path = tmp_path / "model.onnx"
+    assert export(detector(name), path, size=SIZE, batch=2) < 1e-4
+    made = onnx.load(path)
+    assert {node.domain for node in made.graph.node} <= {"", "ai.onnx"}
+    onnx.checker.check_model(made)
+
+
+@pytest.mark.parametrize("name", few_then_slow((*FAMILY, *DILATED)))
+def test_the_forward_compiles_in_one_piece(name: str) -> None:
+    torch.compiler.reset()
+    program = Exportable(detector(name)).eval()
+    inputs = example(program, 2, SIZE)
+    with torch.no_grad():
+        # the graph is what is in question: generated code is compared in tests/train/test_overfit.py
+        compiled = torch.compile(program, fullgraph=True, backend="aot_eager")
+        for came, wanted in zip(compiled(*inputs), program(*inputs), strict=True):
+            torch.testing.assert_close(came, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_numbers_that_differ_are_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    wrong = [torch.zeros(1, 10, 5 + 1), torch.zeros(1, 10, 4)]
+    monkeypatch.setattr(module, "_program", lambda program, exported, inputs: (b"", wrong))
+    with pytest.raises(ValueError, match="logits: the exported program differs from the model by"):
+        export(detector("detr"), tmp_path / "model.pt2", size=SIZE)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "sentence"),
+    [
+        (["detr_tiny", "out.bin"], 1, "out.bin: expected a name that ends in .onnx or .pt2"),
+        (["detr_tinny", "out.pt2"], 1, "no model is called 'detr_tinny'; did you mean detr_tiny"),
+        (["nowhere/model.pth", "out.pt2"], 1, "nowhere/model.pth does not exist"),
+        (["detr_tiny", "out.pt2", "--size", "16x64"], 1, "sides of at least 32 pixels, got 1 of 16x64"),
+        (["fasterrcnn_tiny", "out.pt2", "--size", "64x100"], 1, "sides of multiples of 32, got 1 of 64x100"),
+        (["detr_tiny", "out.pt2", "--batch", "0"], 1, "a batch of at least 1"),
+    ],
+)
+def test_a_wrong_word_gets_a_sentence_and_writes_nothing(
+    words: list[str],
+    status: int,
+    sentence: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["export", *words]) == status
+    assert sentence in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_backend_is_refused(tmp_path: Path) -> None:
+    model = create_model("deformable_detr_tiny", attn_backend="triton")
+    with pytest.raises(ValueError, match="expected attn_backend='reference'"):
+        export(model, tmp_path / "model.pt2", size=SIZE)
+
+
+def test_the_command_says_what_it_wrote(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "model.pt2"
+    assert main(["export", "detr_tiny", str(out), "--size", "64x64"]) == 0
+    said = capsys.readouterr().out
+    assert "logits, boxes of images 1x3x64x64" in said
+    assert "largest difference from the model: " in said
+    assert out.is_file()
