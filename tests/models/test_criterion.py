@@ -3,7 +3,6 @@ import math
 import pytest
 import torch
 
-from msdeform.models.boxes import cxcywh_to_xyxy, generalized_iou
 from msdeform.models.criterion import SetCriterion
 from msdeform.models.matcher import HungarianMatcher
 
@@ -41,6 +40,17 @@ def leaves(outputs):
     return [one[name] for one in layers for name in ("pred_logits", "pred_boxes")]
 
 
+def literal_giou(a, b):
+    """Generalised IoU of two cxcywh boxes: areas of rectangles between sorted edges."""
+    edges = [[(box[axis] - box[axis + 2] / 2, box[axis] + box[axis + 2] / 2) for axis in (0, 1)] for box in (a, b)]
+    overlap = hull = 1.0
+    for (low, high), (other_low, other_high) in zip(*edges, strict=True):
+        overlap *= max(min(high, other_high) - max(low, other_low), 0.0)
+        hull *= max(high, other_high) - min(low, other_low)
+    union = a[2] * a[3] + b[2] * b[3] - overlap
+    return overlap / union - (hull - union) / hull
+
+
 def literal_losses(outputs, targets):
     """The three losses of one layer, term by term, from Python floats."""
     matches = HungarianMatcher()(outputs["pred_logits"][None], outputs["pred_boxes"][None], targets)
@@ -62,8 +72,7 @@ def literal_losses(outputs, targets):
             if box is not None:
                 wanted = targets[image]["boxes"][box]
                 distance += sum(abs(a - b) for a, b in zip(boxes[query], wanted.tolist(), strict=True))
-                chosen = outputs["pred_boxes"][image, query].detach()
-                overlap += 1 - float(generalized_iou(cxcywh_to_xyxy(chosen), cxcywh_to_xyxy(wanted)))
+                overlap += 1 - literal_giou(boxes[query], wanted.tolist())
     # the published form: the mean over queries, summed over images and classes, times the number of queries
     queries = outputs["pred_logits"].shape[1]
     return focal / queries / num_boxes * queries, distance / num_boxes, overlap / num_boxes
@@ -193,11 +202,53 @@ def test_what_is_logged():
     assert criterion()(*example((0, 0)))["class_error"] == 0
 
 
-def test_low_precision_is_widened_even_under_autocast():
+class OnDevice(torch.Tensor):
+    """A tensor, and all made from it, as if on a device: what makes the host wait is counted or refused."""
+
+    transfers = 0
+
+    @classmethod
+    def __torch_function__(cls, function, types, arguments=(), settings=None):
+        name = getattr(function, "__name__", "")
+        if name in ("item", "tolist", "numpy", "nonzero", "__bool__", "__int__", "__float__", "__index__", "unique"):
+            raise AssertionError(f"{name} makes the host wait for the device")
+        if name == "cpu":
+            OnDevice.transfers += 1
+            return arguments[0].as_subclass(torch.Tensor)
+        if name == "__getitem__" and "bool" in str(arguments[1:]):
+            raise AssertionError("a mask as an index makes the host wait for the device")
+        return super().__torch_function__(function, types, arguments, settings or {})
+
+
+@pytest.mark.parametrize("focal", [True, False])
+@pytest.mark.parametrize("counts", [(3, 1, 0), (0, 0), (8, 2)], ids=["mixed", "none", "more boxes than queries"])
+def test_the_host_waits_once_for_all_decoder_layers(focal, counts):
+    """And once for the encoder, whose queries are other."""
+    outputs, targets = example(counts)
+    for target in targets:
+        target["labels"].clamp_(max=C - 2)
+    expected = criterion(focal=focal)(outputs, targets)
+
+    def moved(tree):
+        if isinstance(tree, dict):
+            return {name: moved(branch) for name, branch in tree.items()}
+        return [moved(branch) for branch in tree] if isinstance(tree, list) else tree.detach().as_subclass(OnDevice)
+
+    OnDevice.transfers = 0
+    losses = criterion(focal=focal)(moved(outputs), moved(targets))
+    assert OnDevice.transfers == 2
+    for name, loss in losses.items():
+        torch.testing.assert_close(loss.as_subclass(torch.Tensor), expected[name].detach())
+
+
+@pytest.mark.parametrize("focal", [True, False])
+def test_low_precision_is_widened_even_under_autocast(focal):
     outputs, targets = example((2, 1), torch.float32)
     low = {"pred_logits": outputs["pred_logits"].bfloat16(), "pred_boxes": outputs["pred_boxes"].bfloat16()}
     high = {name: tensor.float() for name, tensor in low.items()}
-    one = SetCriterion(aux_layers=0, two_stage=False)
+    for target in targets:
+        target["labels"].clamp_(max=C - 2)
+    one = SetCriterion(aux_layers=0, two_stage=False, focal=focal)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         losses = one(low, targets)
     expected = one(high, targets)
