@@ -252,9 +252,16 @@ def _count(backend: str, direction: str, dtype: str, fused: bool, case: Case, ar
         from ..kernels.triton import aot
 
         value = getattr(torch, dtype)
-        small = value if fused else torch.float32  # as cases.make_inputs has them
-        shape = {"D": case.D, "L": case.L, "P": case.P}
         # on finite numbers, which is what is timed
-        options: dict[str, Any] = {"dtype": value, "small_dtype": small, "fused": fused, "fallback": False}
-        return aot.compile_kernel(direction, arch, **options, **shape).per_query
+        return aot.compile_kernel(
+            direction,
+            arch,
+            dtype=value,
+            small_dtype=value if fused else torch.float32,  # as cases.make_inputs has them
+            D=case.D,
+            L=case.L,
+            P=case.P,
+            fused=fused,
+            fallback=False,
+        ).per_query
     return None

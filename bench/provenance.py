@@ -15,8 +15,10 @@ import torch
 
 _ROOT = Path(__file__).resolve().parent.parent
 # what decides a measurement: the implementations, and the files here that say what is run and how it is timed
-_MEASURED = ("kernels/**/*.py", "kernels/**/*.cu", "models/*.py", "bench/cases.py", "bench/measure.py")
-_MEASURED += ("bench/workloads.py", "bench/peers.py", "bench/speed.py")
+_MEASURED = (
+    *("kernels/**/*.py", "kernels/**/*.cu", "models/*.py"),
+    *("bench/cases.py", "bench/measure.py", "bench/workloads.py", "bench/peers.py", "bench/speed.py"),
+)
 PEERS = ("deformops", "mmcv", "DCNv4", "MultiScaleDeformableAttention", "transformers")
 
 

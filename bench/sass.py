@@ -122,7 +122,7 @@ def _loops(blocks: list[Block], reachable: set[int]) -> list[Loop]:
 
 def _nest(blocks: list[Block], loops: list[Loop]) -> list[Loop]:
     """The outermost loops, with the others inside them; `loops` come smallest first."""
-    outer = []
+    outer: list[Loop] = []
     for i, loop in enumerate(loops):
         parent = next((other for other in loops[i + 1 :] if loop.header in other.body), None)
         (outer if parent is None else parent.inner).append(loop)
