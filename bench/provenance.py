@@ -43,7 +43,7 @@ def provenance(device: torch.device, command: list[str]) -> dict[str, Any]:
         "python": platform.python_version(),
         "host_cpu": host_cpu(),
         "host_threads": torch.get_num_threads(),
-        "host_load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "host_load": host_load(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": shlex.join(command),
     }
@@ -61,6 +61,11 @@ def code() -> str:
 
 def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def host_load() -> float | None:
+    """How many threads wanted to run in the last minute, on average; None where the system does not tell."""
+    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
 
 
 def host_cpu() -> str:

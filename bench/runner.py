@@ -14,6 +14,7 @@ import torch
 from . import peers, records
 from .isolate import ChildFailed, answers
 from .jobs import Job, groups
+from .provenance import host_load
 from .records import Row
 
 _START_LIMIT = 180.0  # seconds to import torch and a peer, on a busy machine
@@ -63,8 +64,9 @@ class Book:
         return all(key in self._recorded for key in keys)
 
     def add(self, row: Row) -> None:
-        """Keep a row, with its provenance."""
+        """Keep a row, with its provenance, and with when it came and how busy the machine was then."""
         row = {**row, **self.source, "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")}
+        row["host_load"] = host_load()
         self.rows.append(row)
         failure = row.get("failure") or (row["reason"] if row["kind"] == "missing" else None)
         if failure is not None:
