@@ -1,9 +1,11 @@
 """What README promises: its Python runs as it stands, its commands exist and take the flags it gives them."""
 
+import os
 import re
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import msdeform
 from msdeform.cli import COMMANDS
@@ -14,16 +16,17 @@ PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 SHELL = "\n".join(re.findall(r"```sh\n(.*?)```", README, re.DOTALL))
 
 
-def run(*arguments: str) -> str:
-    command = [sys.executable, *arguments]
-    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+def run(*arguments: str, where: Path = ROOT) -> str:
+    command, environment = [sys.executable, *arguments], {**os.environ, "PYTHONPATH": str(ROOT)}
+    answer = subprocess.run(command, cwd=where, capture_output=True, text=True, check=False, env=environment)
     assert answer.returncode == 0, answer.stdout + answer.stderr
     return answer.stdout
 
 
-def test_the_python_blocks_run_in_order() -> None:
+def test_the_python_blocks_run_in_order(tmp_path: Path) -> None:
     assert len(PYTHON) >= 4
-    assert "torch.Size([1, 300, 3]) torch.Size([1, 300, 4])" in run("-c", "\n".join(PYTHON))
+    # elsewhere, as they write files
+    assert "torch.Size([1, 300, 3]) torch.Size([1, 300, 4])" in run("-c", "\n".join(PYTHON), where=tmp_path)
 
 
 def uses() -> list[tuple[str, tuple[str, ...]]]:
