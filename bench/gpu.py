@@ -117,7 +117,7 @@ def main(argv: list[str] | None = None) -> int:
 def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = Parser(prog="python -m msdeform.bench.gpu", description=__doc__.split("\n\n")[0])
     parser.add_argument("--quick", action="store_true", help="small shapes; the default where there is no GPU")
-    parser.add_argument("--minutes", type=float, default=9.0, help="nothing is begun after so long (default: 9)")
+    parser.add_argument("--minutes", type=float, default=8.0, help="nothing is begun after so long (default: 8)")
     parser.add_argument("--out", type=Path, help="folder for the rows (default: bench/results; none in reduced form)")
     parser.add_argument(
         "--seconds", type=float, default=0.3, help="about how long each measurement of the operator lasts"

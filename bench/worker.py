@@ -122,6 +122,8 @@ def main(argv: list[str] | None = None) -> int:
             out.write(json.dumps({"begin": index}) + "\n")
             for row in rows(KINDS[job.pop("kind")](**job)):
                 out.write(json.dumps({"row": row}) + "\n")
+                if "CUDA error" in (row["failure"] or ""):  # the device answers this process no more: another goes on
+                    raise SystemExit(row["failure"])
     return 0
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from msdeform.bench import bounds
+from msdeform.bench import bounds, instructions
 from msdeform.bench.cases import CASES, Case, make_inputs
 
 CPU = torch.device("cpu")
@@ -57,3 +57,32 @@ def test_an_unknown_instruction_count_bounds_nothing() -> None:
     row = bounds.floors(100.0, 1, 1.0, None, 1.0)
     assert row["issue_floor_us"] is row["of_issue_floor"] is row["bound_by"] is None
     assert set(row) | {"instructions_per_query_and_head"} == set(bounds.UNKNOWN)
+
+
+class Device:
+    """What torch says of an H200."""
+
+    major, minor, multi_processor_count, clock_rate = 9, 0, 132, 1_980_000
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_row_of_a_gpu(known: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def count(*_: object) -> float:
+        if not known:
+            raise RuntimeError("no compiler")
+        return 200.0
+
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Device)
+    monkeypatch.setattr(instructions, "per_query_and_head", count)
+    case = CASES["encoder-800x1066-b2"]
+    inputs = make_inputs(case, torch.float32, CPU, 0)
+    row = {"backend": "triton", "direction": "forward", "dtype": "float32", "median_us": 130.0}
+    found = bounds.of_row(row, case, inputs, False, 4.3e12, CPU)
+    assert found["traffic_floor_us"] == pytest.approx(29.7, abs=0.1)
+    if known:
+        # 200 * 285,136 (query, head) over 132 * 4 * 1.98 GHz
+        assert found["issue_floor_us"] == pytest.approx(54.5, abs=0.1)
+        assert found["bound_by"] == "instruction issue"
+    else:
+        assert found["issue_floor_us"] is found["bound_by"] is None
+        assert "no instruction count for triton: RuntimeError: no compiler" in capsys.readouterr().err

@@ -31,6 +31,13 @@ def crashes(device):
 def hangs(device):
     return peers.Peer("fakes:hangs", plain=lambda *tensors: time.sleep(1000))
 
+def breaks_the_device(device):
+    def plain(value, sizes, *rest):
+        if len(sizes) == 3:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return ms_deform_attn(value, sizes, *rest, backend="reference")
+    return peers.Peer("fakes:breaks_the_device", plain=plain)
+
 def exits(device):
     raise SystemExit("no licence found")
 """
@@ -67,6 +74,14 @@ def test_one_that_crashes_costs_its_cell_and_no_more(bench: Bench, capsys: pytes
     assert (
         "odd, grid, float32, ms_deform_attn, forward, fakes:crashes: crashed with signal 11" in capsys.readouterr().out
     )
+
+
+def test_one_that_breaks_the_device_leaves_it_to_another_process(bench: Bench) -> None:
+    _, rows = bench("--cases", "odd", "decoder-reduced", "--backends", "fakes:breaks_the_device")
+    failures = [row["failure"] for row in rows]
+    assert failures[0] == "RuntimeError: CUDA error: an illegal memory access was encountered"
+    assert failures[1] == f"ended with status 1: {failures[0]}"  # not tried in the broken process
+    assert failures[3:] == [None] * 3
 
 
 def test_one_that_hangs_is_stopped(bench: Bench) -> None:
