@@ -34,7 +34,7 @@ FAMILY: dict[str, tuple[str, dict[str, Any]]] = {
     "single-scale": ("deformable_detr_r50_single_scale", DEFORMABLE),
     "deformable": ("deformable_detr_r50", DEFORMABLE),
     "refine": ("deformable_detr_r50_refine", DEFORMABLE),
-    "two-stage": ("deformable_detr_r50_two_stage", DEFORMABLE),
+    "two-stage": ("deformable_detr_r50_two_stage", {**DEFORMABLE, "dec_layers": 1, "num_feature_levels": 2}),
 }
 # bottleneck blocks alone can be dilated
 DILATED = {
@@ -45,7 +45,6 @@ DILATED = {
     ),
 }
 SIZE = (64, 96)
-QUICK = ("detr", "two-stage")
 
 
 def detector(name: str) -> Detector:
@@ -54,22 +53,21 @@ def detector(name: str) -> Detector:
     return create_model(called, num_classes=5, **fields).eval()
 
 
-def few_then_slow(names: tuple[str, ...]) -> list[Any]:
-    return [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in names]
+def quick(names: tuple[str, ...], *few: str) -> list[Any]:
+    """`names`, but for a `few` slow: the exporter takes seconds for each."""
+    return [name if name in few else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 EVERY = (*FAMILY, *DILATED, "faster-rcnn")
 
 
-@pytest.mark.parametrize(
-    "name", [name if name in (*QUICK, "faster-rcnn") else pytest.param(name, marks=pytest.mark.slow) for name in EVERY]
-)
+@pytest.mark.parametrize("name", quick(EVERY, "detr", "faster-rcnn"))
 def test_a_program_gives_the_models_numbers(name: str, tmp_path: Path) -> None:
     assert export(detector(name), tmp_path / "model.pt2", size=SIZE) < 1e-5
 
 
 @needs_onnx
-@pytest.mark.parametrize("name", few_then_slow(EVERY))
+@pytest.mark.parametrize("name", quick(EVERY, "two-stage"))
 def test_an_onnx_file_gives_the_models_numbers_and_has_standard_operators_alone(name: str, tmp_path: Path) -> None:
     import onnx
 
@@ -80,7 +78,7 @@ def test_an_onnx_file_gives_the_models_numbers_and_has_standard_operators_alone(
     onnx.checker.check_model(made)
 
 
-@pytest.mark.parametrize("name", few_then_slow((*FAMILY, *DILATED)))
+@pytest.mark.parametrize("name", quick((*FAMILY, *DILATED), "two-stage"))
 def test_the_forward_compiles_in_one_piece(name: str) -> None:
     torch.compiler.reset()
     program = Exportable(detector(name)).eval()
