@@ -40,6 +40,8 @@ CONFIG_FILE = "config.json"
 
 # what a profiler left in the official code's checkpoints
 _COUNTERS = ("total_params", "total_ops")
+# transformers' norms are constants, but the published files keep some of the counts of those they were made from
+_HF_COUNTERS = (*_COUNTERS, "num_batches_tracked")
 
 
 @dataclass(frozen=True)
@@ -239,8 +241,9 @@ def _source(
     content: dict[str, Tensor], path: Path, config: dict[str, Any] | None, args: dict[str, Any] | None
 ) -> Source:
     """Weights by whichever names, and the config.json or command line beside them."""
-    ignored = sorted(name for name in content if name.endswith(_COUNTERS))
-    weights = {name: tensor for name, tensor in content.items() if not name.endswith(_COUNTERS)}
+    counters = _HF_COUNTERS if is_huggingface(content) else _COUNTERS
+    ignored = sorted(name for name in content if name.endswith(counters))
+    weights = {name: tensor for name, tensor in content.items() if not name.endswith(counters)}
     if config is not None and config.get("format") == FORMAT:
         size = config.get("input_size")
         fitted = None if size is None else Size(*size)

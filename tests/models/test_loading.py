@@ -167,6 +167,19 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path: Path) -> None:
         load_model(tmp_path / "x.pth")
 
 
+def test_counts_of_batches_in_published_files_thaw_no_norm(tmp_path: Path) -> None:
+    """Those of some norms, under the names that transformers itself passes over in its published files."""
+    model = detector("multi-scale")
+    folder = written(model, "huggingface", tmp_path)
+    count = "model.backbone.conv_encoder.model.layer2.0.downsample.1.num_batches_tracked"
+    save_file({**load_file(folder / "model.safetensors"), count: torch.tensor(0)}, folder / "model.safetensors")
+    found = load_model(folder, attn_backend="reference")
+    assert found.config == model.config
+    assert_same_outputs(found, model)
+    assert read_source(folder).ignored == [count]
+    assert init_from(detector("multi-scale"), folder).ignored == [count]
+
+
 def test_names_of_classes_keep_their_labels(tmp_path: Path) -> None:
     folder = written(detector("detr"), "huggingface", tmp_path)
     config = json.loads((folder / "config.json").read_text())
