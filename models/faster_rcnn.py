@@ -128,7 +128,9 @@ class FasterRcnnCriterion(nn.Module):
         if "detector" not in outputs:
             raise ValueError("outputs: expected those of the model in training mode, got detections")
         check_shapes(targets, len(outputs["images"].image_sizes))
-        check_values(pack_values(*pad_targets(targets, torch.float32)).cpu(), targets, outputs["num_classes"])
+        # regression is towards the logarithm of the sides
+        values = pack_values(*pad_targets(targets, torch.float32)).cpu()
+        check_values(values, targets, outputs["num_classes"], flat=False)
         detector, images, features = outputs["detector"], outputs["images"], outputs["features"]
         dtype = next(iter(features.values())).dtype
         wanted = [

@@ -40,11 +40,12 @@ def pack_values(labels: Tensor, boxes: Tensor) -> Tensor:
     return torch.cat([labels.flatten().to(boxes.dtype), boxes.flatten()])
 
 
-def check_values(packed: Tensor, targets: Sequence[Target], classes: int) -> None:
+def check_values(packed: Tensor, targets: Sequence[Target], classes: int, *, flat: bool = True) -> None:
     """Check what `pack_values` made of the `targets`, on the host.
 
     Raises ValueError for a label that is not one of the `classes`, and for a box that is not cxcywh in shares of the
-    image, naming the image and the annotation. A box that is not finite passes: the costs tell of it.
+    image, or unless `flat` has no width or no height; each names the image and the annotation. A box that is not
+    finite passes: the costs tell of it.
     """
     counts = [len(target["labels"]) for target in targets]
     most = max(counts, default=0)
@@ -59,11 +60,15 @@ def check_values(packed: Tensor, targets: Sequence[Target], classes: int) -> Non
                     f"{_annotation(targets, image, i)}"
                 )
             box = boxes[image][i]
-            if all(map(math.isfinite, box)) and not _is_normalised(box):
+            if not all(map(math.isfinite, box)):
+                continue
+            came = f"got ({', '.join(f'{x:g}' for x in box)}) in {_annotation(targets, image, i)}"
+            if not _is_normalised(box):
                 raise ValueError(
-                    "boxes: expected centre, width and height as shares of the image, from 0 to 1, got "
-                    f"({', '.join(f'{x:g}' for x in box)}) in {_annotation(targets, image, i)}"
+                    f"boxes: expected centre, width and height as shares of the image, from 0 to 1, {came}"
                 )
+            if not flat and min(box[2:]) == 0:
+                raise ValueError(f"boxes: expected a width and a height above 0, {came}")
 
 
 def image_name(image: int, target: Target) -> str:

@@ -97,7 +97,7 @@ def list_models() -> list[str]:
 def config_of(name: str) -> Config:
     """The configuration behind a name. Raises ValueError for an unknown one, with the nearest that there are."""
     if name not in MODELS:
-        near = difflib.get_close_matches(str(name), list_models(), n=3)
+        near = difflib.get_close_matches(str(name).lower().replace("-", "_"), list_models(), n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else f"expected one of {', '.join(list_models())}"
         raise ValueError(f"name: no model is called {name!r}; {hint}")
     return MODELS[name]

@@ -114,7 +114,7 @@ def compile_kernel(
     strides["grad_output"] = torch.empty(B, Q, H * D, device="meta")
     if kind == "forward":
         meta = launch.forward_parameters(value, references, points, weights) | {"FALLBACK": fallback}
-        trips = (-(-L * P // meta["CHUNK"]),)
+        trips: tuple[int, ...] = (-(-L * P // meta["CHUNK"]),)
     else:
         meta = launch.meta_parameters(value, references, points, weights) | {"WIDE": wide}
         meta = launch.backward_parameters(meta, needs)
