@@ -73,7 +73,7 @@ def softmax_attention(attention, query, key, value, padded):
     return torch.stack(rows) @ attention.out_proj.weight.T + attention.out_proj.bias
 
 
-def detr_transformer(transformer, pixels, padded, position, query_embed):
+def detr_transformer(transformer, pixels, padded, position, query_embed, *, pre_norm):
     """DETR's transformer for one image (Carion et al. 2020, figure 10): pixels, position (S, C), query_embed (Q, C)."""
 
     def rows(function, layer, x):
@@ -81,7 +81,7 @@ def detr_transformer(transformer, pixels, padded, position, query_embed):
 
     x = pixels
     for layer in transformer.encoder.layers:
-        if layer.pre_norm:
+        if pre_norm:
             n = rows(norm, layer.norm1, x)
             x = x + softmax_attention(layer.self_attn, n + position, n + position, n, padded)
             x = x + rows(feed, layer, rows(norm, layer.norm2, x))
@@ -94,7 +94,7 @@ def detr_transformer(transformer, pixels, padded, position, query_embed):
     nothing = [False] * len(x)
     hidden = []
     for layer in transformer.decoder.layers:
-        if layer.pre_norm:
+        if pre_norm:
             n = rows(norm, layer.norm1, x)
             x = x + softmax_attention(layer.self_attn, n + query_embed, n + query_embed, n, nothing)
             n = rows(norm, layer.norm2, x)
@@ -150,11 +150,12 @@ class DeformableImage:
 
     def __init__(self, model, maps, padding=0):
         self.model, self.transformer, self.padding = model, model.transformer, padding
+        self.config = model.config  # what was asked for, whatever the modules made of it
         self.sizes = [tuple(x.shape[1:]) for x in maps]
         self.keys = [(l, i, j) for l, (h, w) in enumerate(self.sizes) for i in range(h) for j in range(w)]
         self.centre = {(l, i, j): ((j + 0.5) / self.sizes[l][1], (i + 0.5) / self.sizes[l][0]) for l, i, j in self.keys}
         self.memory = self.encode({(l, i, j): maps[l][:, i, j] for l, i, j in self.keys})
-        queries, positions, references = self.propose() if self.transformer.two_stage else self.learned()
+        queries, positions, references = self.propose() if self.config.two_stage else self.learned()
         self.logits, self.boxes = self.decode(queries, positions, references)
 
     def levels(self, x):
@@ -171,13 +172,13 @@ class DeformableImage:
             for l, i, j in self.keys
         }
         for layer in self.transformer.encoder.layers:
-            seen = {key: norm(layer.norm1, x[key]) for key in x} if layer.pre_norm else x
+            seen = {key: norm(layer.norm1, x[key]) for key in x} if self.config.pre_norm else x
             levels = self.levels(seen)
             new = {}
             for key in self.keys:
                 attended = deformable_attention(layer.self_attn, seen[key] + position[key], self.centre[key], levels)
                 y = x[key] + attended
-                if layer.pre_norm:
+                if self.config.pre_norm:
                     new[key] = y + feed(layer, norm(layer.norm2, y))
                 else:
                     y = norm(layer.norm1, y)
@@ -232,7 +233,7 @@ class DeformableImage:
                     ]
                 )
 
-            if layer.pre_norm:
+            if self.config.pre_norm:
                 x = x + among(torch.stack([norm(layer.norm2, row) for row in x]))
                 x = x + across(torch.stack([norm(layer.norm1, row) for row in x]))
                 x = torch.stack([row + feed(layer, norm(layer.norm3, row)) for row in x])
@@ -248,6 +249,6 @@ class DeformableImage:
                 start = [logit(r) for r in reference] + [0.0] * (4 - len(reference))
                 boxes.append([sigmoid(s + r) for s, r in zip(shift, start, strict=True)])
             all_boxes.append(torch.tensor(boxes, dtype=torch.float64))
-            if decoder.refine:
+            if self.config.with_box_refine:
                 references = boxes
         return all_logits, all_boxes

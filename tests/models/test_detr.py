@@ -76,7 +76,12 @@ def test_the_transformer_is_its_literal_self(pre_norm):
     hidden = transformer(x, mask, position, query_embed)
     for image in range(2):
         expected = detr_transformer(
-            transformer, x[image].flatten(1).T, mask[image].flatten().tolist(), position[image], query_embed
+            transformer,
+            x[image].flatten(1).T,
+            mask[image].flatten().tolist(),
+            position[image],
+            query_embed,
+            pre_norm=pre_norm,
         )
         for layer, wanted in zip(hidden, expected, strict=True):
             torch.testing.assert_close(layer[image], wanted, rtol=1e-10, atol=1e-10)

@@ -57,6 +57,30 @@ def test_losses_reach_every_parameter_that_is_not_frozen():
     assert [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
 
 
+def test_losses_are_torchvisions_own():
+    """Whose labels count from 1, and whose boxes are corners in pixels."""
+    model, criterion = tiny().train(), create_criterion("fasterrcnn_tiny")
+    torch.manual_seed(1)
+    found = criterion(model(IMAGES), TARGETS)
+    wanted = [
+        {
+            # of the shares above, in an image 128 wide and 96 high
+            "boxes": torch.tensor([[38.4, 19.2, 89.6, 76.8], [25.6, 28.8, 51.2, 48.0]]),
+            "labels": torch.tensor([1, 3]),
+        },
+        {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)},
+    ]
+    theirs = model.detector
+    theirs.transform.image_mean, theirs.transform.image_std = [0.0] * 3, [1.0] * 3
+    theirs.transform.resize = lambda image, target: (image, target)
+    torch.manual_seed(1)
+    expected = theirs(IMAGES, wanted)
+    assert found.keys() == expected.keys()
+    for name, loss in expected.items():
+        assert loss > 0
+        torch.testing.assert_close(found[name], loss, rtol=1e-4, atol=1e-5)
+
+
 def test_a_part_of_a_batch_counts_by_its_images():
     model, criterion = tiny().train(), create_criterion("fasterrcnn_tiny")
     outputs = model(IMAGES)
@@ -98,6 +122,9 @@ def test_mistakes_are_named():
         criterion(outputs, [wrong, TARGETS[1]])
     with pytest.raises(ValueError, match=r"boxes: .* shares of the image, .*, got \(50, 50, 40, 60\) in image 0"):
         criterion(outputs, [{**TARGETS[0], "boxes": TARGETS[0]["boxes"] * 100}, TARGETS[1]])
+    flat = {**TARGETS[0], "boxes": torch.tensor([[0.5, 0.5, 0.4, 0.6], [0.3, 0.4, 0.2, 0.0]]), "image_id": 139}
+    with pytest.raises(ValueError, match=r"a height above 0, got \(0.3, 0.4, 0.2, 0\) in .* 139\), annotation index 1"):
+        criterion(outputs, [flat, TARGETS[1]])
     with pytest.raises(ValueError, match="targets: expected 2, one an image, got 1"):
         criterion(outputs, TARGETS[:1])
     with torch.no_grad():

@@ -104,7 +104,12 @@ def test_detr_is_its_equations(settings):
             ]
         )
         hidden = detr_transformer(
-            model.transformer, x.flatten(1).T, [False] * (height * width), position, model.query_embed.weight
+            model.transformer,
+            x.flatten(1).T,
+            [False] * (height * width),
+            position,
+            model.query_embed.weight,
+            pre_norm=model.config.pre_norm,
         )
         for layer, rows in zip([*outputs["aux_outputs"], outputs], hidden, strict=True):
             assert_close(layer["pred_logits"][image], torch.stack([linear(model.class_embed, r) for r in rows]))

@@ -33,6 +33,8 @@ def test_models_are_listed_by_name():
         assert config_of(other) == dataclasses.replace(config_of(name), backbone="resnet101")
     with pytest.raises(ValueError, match=r"name: no model is called 'detr_r5'; did you mean detr_r50 or "):
         create_model("detr_r5")
+    with pytest.raises(ValueError, match=r"no model is called 'Deformable-DETR'; did you mean deformable_detr_r50 or "):
+        create_model("Deformable-DETR")
     with pytest.raises(ValueError, match=r"no model is called 'yolo'; expected one of deformable_detr_mini, "):
         create_model("yolo")
 
