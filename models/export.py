@@ -4,28 +4,25 @@ Images (B, 3, H, W) and a padding mask (B, H, W) in, class logits and boxes out,
 attention is the reference's, `grid_sample` and sums: ONNX has it as the standard operator GridSample, so that nothing
 of ours is needed to run the file.
 
-Of Faster R-CNN only the part whose shapes do not depend on the image: pyramid and proposals. torchvision
-decides by the number of boxes that suppression is given how to go on, which is known only when the graph runs:
-`torch.export` refuses. Choosing, pooling and the box head stay outside.
+Faster R-CNN takes one image and the least score of a detection; how many it finds is known when the graph runs.
 """
 
 import argparse
 import io
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.detection.image_list import ImageList
-from torchvision.models.detection.rpn import concat_box_prediction_layers
 
 from ..kernels.arguments import Parser
 from .attention import MSDeformAttn
 from .detector import Detector
 from .faster_rcnn import STRIDE, FasterRcnn
+from .faster_rcnn_export import ExportableFasterRcnn
 from .files import atomic_file
 from .loading import load_model
 from .zoo import MODELS, config_of, create_model
@@ -42,8 +39,8 @@ what OUT will be, and take and give:
 
   images  (B, 3, H, W) float32, normalised, of the one size given; mask (B, H, W) bool, True where padded
   logits  (B, Q, classes), boxes (B, Q, 4), cxcywh, shares of the unpadded image: what model.post_process takes
-  Faster R-CNN takes images alone, and gives of every anchor objectness (B, A) and boxes (B, A, 4), xyxy in pixels,
-  and the pyramid's maps; suppression, pooling and the box head depend on the image and stay outside.
+  Faster R-CNN takes one image, all of it picture, and confidence () float32, the least score of a detection; it gives
+  boxes (n, 4), xyxy, shares of the image, labels (n,) int64 and scores (n,), best first, of the n that it finds.
 
 examples:
   msdeform export runs/mine mine.onnx --size 800x1216
@@ -65,33 +62,25 @@ class Exportable(nn.Module):
         found = self.model((images, mask))
         return found["pred_logits"], found["pred_boxes"]
 
+    def example(self, images: Tensor) -> tuple[Tensor, ...]:
+        """`images`, the last quarter of every one's rows and columns padded."""
+        height, width = images.shape[2:]
+        mask = torch.zeros(images.shape[0], height, width, dtype=torch.bool)
+        mask[:, height - height // 4 :], mask[:, :, width - width // 4 :] = True, True
+        return images.masked_fill(mask[:, None], 0.0), mask
 
-class ExportableProposals(nn.Module):
-    """The part of Faster R-CNN before suppression: images to (objectness, boxes, pyramid maps)."""
+    def expected(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """What the exported program is held against."""
+        outputs: tuple[Tensor, ...] = self(*inputs)
+        return outputs
 
-    inputs = ("images",)
-
-    def __init__(self, model: FasterRcnn) -> None:
-        super().__init__()
-        self.detector = model.detector
-
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        return ("objectness", "boxes", *(f"map_{level}" for level in range(5)))
-
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        maps = list(self.detector.backbone(images).values())
-        rpn = self.detector.rpn
-        objectness, deltas = rpn.head(maps)
-        sizes = [(images.shape[2], images.shape[3])] * len(images)
-        anchors = rpn.anchor_generator(ImageList(images, sizes), maps)
-        scores, offsets = concat_box_prediction_layers(objectness, deltas)
-        boxes = rpn.box_coder.decode(offsets, anchors)
-        return scores.view(len(images), -1), boxes.view(len(images), -1, 4), *maps
+    def paired(self, wanted: Sequence[Tensor], came: Sequence[Tensor]) -> list[Tensor]:
+        """`came`, in the order of `wanted`: queries keep theirs."""
+        return list(came)
 
 
-def exportable(model: Detector) -> Exportable | ExportableProposals:
-    """What of a detector can be exported, in evaluation mode.
+def exportable(model: Detector) -> Exportable | ExportableFasterRcnn:
+    """A detector as it can be exported, in evaluation mode.
 
     Raises ValueError for a deformable attention on another backend than the reference, whose kernels no file can hold.
     """
@@ -101,18 +90,12 @@ def exportable(model: Detector) -> Exportable | ExportableProposals:
                 f"model: expected attn_backend='reference', which is made of standard operators, "
                 f"got {module.backend!r} at {name}"
             )
-    return (ExportableProposals(model) if isinstance(model, FasterRcnn) else Exportable(model)).eval()
+    return (ExportableFasterRcnn(model) if isinstance(model, FasterRcnn) else Exportable(model)).eval()
 
 
-def example(model: Exportable | ExportableProposals, batch: int, size: tuple[int, int]) -> tuple[Tensor, ...]:
-    """Inputs to trace and check with: noise, the last quarter of every image's rows and columns padded."""
-    height, width = size
-    images = torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(0))
-    if isinstance(model, ExportableProposals):
-        return (images,)
-    mask = torch.zeros(batch, height, width, dtype=torch.bool)
-    mask[:, height - height // 4 :], mask[:, :, width - width // 4 :] = True, True
-    return images.masked_fill(mask[:, None], 0.0), mask
+def example(model: Exportable | ExportableFasterRcnn, batch: int, size: tuple[int, int]) -> tuple[Tensor, ...]:
+    """Inputs to trace and check with, of noise."""
+    return model.example(torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(0)))
 
 
 def export(model: Detector, path: Path, *, size: tuple[int, int], batch: int = 1) -> float:
@@ -130,6 +113,8 @@ def export(model: Detector, path: Path, *, size: tuple[int, int], batch: int = 1
     if path.suffix not in SUFFIXES:
         raise ValueError(f"{path}: expected a name that ends in {' or '.join(SUFFIXES)}")
     step = STRIDE if isinstance(model, FasterRcnn) else 1
+    if isinstance(model, FasterRcnn) and batch > 1:
+        raise ValueError(f"batch: expected 1 for Faster R-CNN, which finds as many as there are, got {batch}")
     if batch < 1 or min(size) < STRIDE or any(side % step for side in size):
         kind = f"multiples of {STRIDE}" if step > 1 else f"at least {STRIDE} pixels"
         raise ValueError(
@@ -138,18 +123,18 @@ def export(model: Detector, path: Path, *, size: tuple[int, int], batch: int = 1
     program = exportable(model.float().cpu())
     inputs = example(program, batch, size)
     with torch.no_grad():
-        wanted = program(*inputs)
+        wanted = program.expected(*inputs)
         exported = torch.export.export(program, inputs)
         serialise = _onnx if path.suffix == ".onnx" else _program
         content, came = serialise(program, exported, inputs)
-    difference = _difference(program, wanted, came)
+    difference = _difference(program, wanted, program.paired(wanted, came))
     with atomic_file(path) as file:
         file.write(content)
     return difference
 
 
 def _program(
-    program: Exportable | ExportableProposals,
+    program: Exportable | ExportableFasterRcnn,
     exported: torch.export.ExportedProgram,
     inputs: tuple[Tensor, ...],
 ) -> tuple[bytes, list[Tensor]]:
@@ -161,7 +146,7 @@ def _program(
 
 
 def _onnx(
-    program: Exportable | ExportableProposals,
+    program: Exportable | ExportableFasterRcnn,
     exported: torch.export.ExportedProgram,
     inputs: tuple[Tensor, ...],
 ) -> tuple[bytes, list[Tensor]]:
@@ -197,12 +182,12 @@ def _quiet(*loggers: str) -> Iterator[None]:
             logging.getLogger(name).setLevel(level)
 
 
-def _difference(program: Exportable | ExportableProposals, wanted: tuple[Tensor, ...], came: list[Tensor]) -> float:
+def _difference(program: Exportable | ExportableFasterRcnn, wanted: tuple[Tensor, ...], came: list[Tensor]) -> float:
     worst = 0.0
     for name, one, other in zip(program.outputs, wanted, came, strict=True):
         if one.shape != other.shape:
             raise ValueError(f"{name}: the model gives {tuple(one.shape)}, the exported program {tuple(other.shape)}")
-        share = float((one - other).abs().max() / one.abs().max().clamp(min=1.0))
+        share = float((one - other).abs().max() / one.abs().max().clamp(min=1))
         if not share <= TOLERANCE:
             raise ValueError(
                 f"{name}: the exported program differs from the model by {share:.1e} of the largest number, more than "
@@ -223,7 +208,8 @@ def main(argv: list[str] | None = None) -> int:
             raise
         raise ValueError(f"ONNX needs the package {error.name}: pip install onnx onnxscript onnxruntime") from None
     shape = "x".join(map(str, (options.batch, 3, *options.size)))
-    print(f"wrote {options.out}: {', '.join(exportable(model).outputs)} of images {shape}")
+    program = exportable(model)
+    print(f"wrote {options.out}: {', '.join(program.outputs)} of {', '.join(program.inputs)}, images {shape}")
     print(f"largest difference from the model: {difference:.1e} of the largest number")
     return 0
 
