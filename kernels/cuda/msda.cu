@@ -59,56 +59,57 @@ __device__ __forceinline__ Level read_level(const int64* levels, int64 l, int64 
     return level;
 }
 
-// Where a location falls on its level: the upper left of its four pixels, and the fractions beyond it.
+// Where a location falls on its level, in pixels from the centre of the first. `reached` where one of the four pixels
+// around it lies inside; elsewhere, far and infinite points among them, it samples zero, and a NaN location NaN.
 struct Point {
-    accumulate_t dx, dy;
-    int x, y;
-    bool undefined;  // a NaN location: it samples NaN, and no pixel is read
+    accumulate_t px, py;
+    bool reached;
 
     __device__ __forceinline__ Point(const location_t* location, const Level& level) {
-        const accumulate_t px = clamped(widen(location[0]) * level.width - accumulate_t(0.5), level.width);
-        const accumulate_t py = clamped(widen(location[1]) * level.height - accumulate_t(0.5), level.height);
-        undefined = px != px || py != py;
-        const accumulate_t left = undefined ? accumulate_t(-2) : floor(px);
-        const accumulate_t top = undefined ? accumulate_t(-2) : floor(py);
-        dx = px - left;
-        dy = py - top;
-        x = int(left);
-        y = int(top);
+        px = widen(location[0]) * level.width - accumulate_t(0.5);
+        py = widen(location[1]) * level.height - accumulate_t(0.5);
+        reached = px >= -1 && py >= -1 && px < level.width && py < level.height;
     }
 
-    // keeps infinities and far points in an int's range, just outside the level; a NaN passes through
-    static __device__ __forceinline__ accumulate_t clamped(accumulate_t at, int size) {
-        if (at < accumulate_t(-2)) return accumulate_t(-2);
-        if (at > accumulate_t(size) + 1) return accumulate_t(size) + 1;
-        return at;
+    __device__ __forceinline__ bool undefined() const { return px != px || py != py; }
+};
+
+// The four pixels around a point that is `reached`: which of them lie inside the level, where the first is, and the
+// point's distance from it. Pixels are `stride` bytes apart, rows of them `row` bytes.
+struct Corners {
+    accumulate_t dx, dy;
+    bool left, right, top, bottom;
+    int64 pixel;
+
+    __device__ __forceinline__ Corners(const Point& point, const Level& level) {
+        const int x = int(floor(point.px)), y = int(floor(point.py));
+        dx = point.px - x;
+        dy = point.py - y;
+        left = x >= 0;
+        right = x < level.width - 1;
+        top = y >= 0;
+        bottom = y < level.height - 1;
+        pixel = int64(y) * level.width + x;
     }
 };
 
-// The pixels around a point: which of them lie inside the level, and how far each is from the start of the level.
-struct Corners {
-    bool inside[4];   // upper left, upper right, lower left, lower right
-    int64 pixel;      // of the upper left one; meaningful only with an `inside`
-    int width;
+template <typename T>
+__device__ __forceinline__ T* at(T* start, int64 bytes) { return (T*)((char*)start + bytes); }
+template <typename T>
+__device__ __forceinline__ const T* at(const T* start, int64 bytes) { return (const T*)((const char*)start + bytes); }
 
-    __device__ __forceinline__ Corners(const Point& point, const Level& level) {
-        const bool left = point.x >= 0 && point.x < level.width, right = point.x >= -1 && point.x + 1 < level.width;
-        const bool top = point.y >= 0 && point.y < level.height, bottom = point.y >= -1 && point.y + 1 < level.height;
-        inside[0] = top && left;
-        inside[1] = top && right;
-        inside[2] = bottom && left;
-        inside[3] = bottom && right;
-        pixel = int64(point.y) * level.width + point.x;
-        width = level.width;
-    }
+// The values of the four pixels in one channel; one outside counts as zero and is not read.
+struct Values {
+    accumulate_t v00, v01, v10, v11;
 
-    __device__ __forceinline__ int64 operator[](int corner) const {
-        return pixel + (corner & 1) + (corner & 2 ? width : 0);
-    }
-
-    // a pixel outside counts as zero and is not read
-    __device__ __forceinline__ accumulate_t read(int corner, const value_t* plane, int64 stride) const {
-        return inside[corner] ? widen(plane[(*this)[corner] * stride]) : accumulate_t(0);
+    // `plane` is the channel's first pixel in the level
+    __device__ __forceinline__ Values(const Corners& c, const value_t* plane, int64 stride, int64 row) {
+        const value_t* first = at(plane, c.pixel * stride);
+        v00 = v01 = v10 = v11 = 0;
+        if (c.top && c.left) v00 = widen(*first);
+        if (c.top && c.right) v01 = widen(*at(first, stride));
+        if (c.bottom && c.left) v10 = widen(*at(first, row));
+        if (c.bottom && c.right) v11 = widen(*at(first, row + stride));
     }
 };
 
@@ -124,34 +125,47 @@ extern "C" __global__ void msda_forward(
     weights += row * L * P;
 
     const int64 d = threadIdx.x;
-    const value_t* channel = value + b * stride_b + h * stride_h + d * stride_d;
+    const value_t* plane = value + b * stride_b + h * stride_h + d * stride_d;
+    const int64 stride = stride_s * sizeof(value_t);
+    const int points = int(P);
     accumulate_t sum = 0;
     int64 start = 0;
     bool fits = true;
-    for (int64 l = 0; l < L; ++l) {
+    for (int l = 0; l < int(L); ++l) {
         const Level level = read_level(levels, l, start, S);
         fits = level.exists;
         if (!fits) break;
-        const value_t* plane = channel + start * stride_s;
-        for (int64 p = 0; p < P; ++p) {
-            const Point point(locations + (l * P + p) * 2, level);
-            const Corners corners(point, level);
-            const accumulate_t upper = corners.read(0, plane, stride_s) * (1 - point.dx)
-                                     + corners.read(1, plane, stride_s) * point.dx;
-            const accumulate_t lower = corners.read(2, plane, stride_s) * (1 - point.dx)
-                                     + corners.read(3, plane, stride_s) * point.dx;
-            // with an undefined point dx and dy are NaN, and so is the sum
-            sum += widen(weights[l * P + p]) * (upper * (1 - point.dy) + lower * point.dy);
+        const int64 below = level.width * stride;
+#pragma unroll 1
+        for (int p = 0; p < points; ++p, locations += 2, ++weights) {
+            const Point point(locations, level);
+            if (point.reached) {
+                const Corners c(point, level);
+                const Values v(c, plane, stride, below);
+                const accumulate_t upper = v.v00 * (1 - c.dx) + v.v01 * c.dx, lower = v.v10 * (1 - c.dx) + v.v11 * c.dx;
+                sum += widen(*weights) * (upper * (1 - c.dy) + lower * c.dy);
+            } else {
+                // zero, unless the location is NaN or the weight not finite
+                sum += widen(*weights) * (point.undefined() ? not_a_number() : accumulate_t(0));
+            }
         }
+        plane = at(plane, level.height * below);
         start += int64(level.height) * level.width;
     }
     store(output + row * D + d, fits && start == S ? sum : not_a_number());
 }
 
-// sum over the `lanes` (a power of two, at most 32) neighbouring threads of a group; every lane gets it
-__device__ __forceinline__ accumulate_t sum_over_group(accumulate_t x, int lanes, unsigned group) {
-    for (int offset = lanes / 2; offset > 0; offset /= 2) x += __shfl_xor_sync(group, x, offset, 32);
-    return x;
+// sums over the `lanes` (a power of two, at most 32) neighbouring threads of a group; every lane gets them
+__device__ __forceinline__ void sum_over_group(accumulate_t (&x)[3], int lanes, unsigned group) {
+    if (lanes == 32) {  // a mask that is known costs nothing; any other is compared first, in five instructions a step
+#pragma unroll
+        for (int offset = 16; offset > 0; offset /= 2)
+            for (int i = 0; i < 3; ++i) x[i] += __shfl_xor_sync(0xffffffffu, x[i], offset, 32);
+    } else {
+#pragma unroll 1
+        for (int offset = lanes / 2; offset > 0; offset /= 2)
+            for (int i = 0; i < 3; ++i) x[i] += __shfl_xor_sync(group, x[i], offset, 32);
+    }
 }
 
 // A null pointer in place of a gradient says that it is not needed.
@@ -164,7 +178,7 @@ extern "C" __global__ void msda_backward(
     if (row >= rows) return;                                         // a whole group leaves together
     int64 h, q;
     const int64 b = divide(divide(row, H, h), Q, q);
-    const int lane = threadIdx.x, lanes = blockDim.x;
+    const int lane = threadIdx.x, lanes = blockDim.x, channels = int(D), points = int(P);
     const unsigned first = (threadIdx.y * blockDim.x) % 32;
     const unsigned group = lanes == 32 ? 0xffffffffu : ((1u << lanes) - 1) << first;
     const bool sampled = grad_locations != nullptr || grad_weights != nullptr;
@@ -178,7 +192,7 @@ extern "C" __global__ void msda_backward(
 
     int64 total = 0;
     bool fits = true;
-    for (int64 l = 0; l < L && fits; ++l) {
+    for (int l = 0; l < int(L) && fits; ++l) {
         const Level level = read_level(levels, l, total, S);
         fits = level.exists;
         total += fits ? int64(level.height) * level.width : 0;
@@ -196,48 +210,54 @@ extern "C" __global__ void msda_backward(
         return;
     }
 
-    int64 start = 0;
-    for (int64 l = 0; l < L; ++l) {
-        const Level level = read_level(levels, l, start, S);
-        const value_t* plane = value + b * stride_b + h * stride_h + start * stride_s;
-        accumulate_t* grad_plane = grad_value ? grad_value + start * H * D : nullptr;
-        for (int64 p = 0; p < P; ++p) {
-            const int64 i = l * P + p;
+    const value_t* plane = value + b * stride_b + h * stride_h;
+    const int64 stride = stride_s * sizeof(value_t), grad_stride = H * D * sizeof(accumulate_t);
+    for (int l = 0; l < int(L); ++l) {
+        const int height = int(levels[2 * l]), width = int(levels[2 * l + 1]);
+        const Level level = {height, width, true};
+        const int64 below = width * stride, grad_below = width * grad_stride;
+#pragma unroll 1
+        for (int p = 0; p < points; ++p) {
+            const int i = l * points + p;
             const Point point(locations + 2 * i, level);
-            const Corners corners(point, level);
-            const accumulate_t weight = widen(weights[i]);
-            const accumulate_t share[4] = {(1 - point.dy) * (1 - point.dx), (1 - point.dy) * point.dx,
-                                           point.dy * (1 - point.dx), point.dy * point.dx};
-            accumulate_t by_weight = 0, by_x = 0, by_y = 0;
-            for (int64 d = lane; d < D; d += lanes) {
-                const accumulate_t grad = widen(grad_output[d]);
-                if (grad_plane) {
-                    for (int corner = 0; corner < 4; ++corner)
-                        if (corners.inside[corner])
-                            atomicAdd(grad_plane + corners[corner] * H * D + d, grad * weight * share[corner]);
+            accumulate_t by[3] = {0, 0, 0};  // of weight, x and y
+            if (point.reached) {
+                const Corners c(point, level);
+                const accumulate_t weight = widen(weights[i]);
+                const accumulate_t share00 = (1 - c.dy) * (1 - c.dx), share01 = (1 - c.dy) * c.dx;
+                const accumulate_t share10 = c.dy * (1 - c.dx), share11 = c.dy * c.dx;
+                for (int d = lane; d < channels; d += lanes) {
+                    const accumulate_t grad = widen(grad_output[d]);
+                    if (grad_value) {
+                        accumulate_t* pixel = at(grad_value + d, c.pixel * grad_stride);
+                        const accumulate_t part = grad * weight;
+                        if (c.top && c.left) atomicAdd(pixel, part * share00);
+                        if (c.top && c.right) atomicAdd(at(pixel, grad_stride), part * share01);
+                        if (c.bottom && c.left) atomicAdd(at(pixel, grad_below), part * share10);
+                        if (c.bottom && c.right) atomicAdd(at(pixel, grad_below + grad_stride), part * share11);
+                    }
+                    if (sampled) {
+                        const Values v(c, plane + d * stride_d, stride, below);
+                        by[0] += grad * (v.v00 * share00 + v.v01 * share01 + v.v10 * share10 + v.v11 * share11);
+                        by[1] += grad * ((v.v01 - v.v00) * (1 - c.dy) + (v.v11 - v.v10) * c.dy);
+                        by[2] += grad * ((v.v10 - v.v00) * (1 - c.dx) + (v.v11 - v.v01) * c.dx);
+                    }
                 }
-                if (sampled) {
-                    const accumulate_t v0 = corners.read(0, plane + d * stride_d, stride_s);
-                    const accumulate_t v1 = corners.read(1, plane + d * stride_d, stride_s);
-                    const accumulate_t v2 = corners.read(2, plane + d * stride_d, stride_s);
-                    const accumulate_t v3 = corners.read(3, plane + d * stride_d, stride_s);
-                    by_weight += grad * (v0 * share[0] + v1 * share[1] + v2 * share[2] + v3 * share[3]);
-                    by_x += grad * ((v1 - v0) * (1 - point.dy) + (v3 - v2) * point.dy);
-                    by_y += grad * ((v2 - v0) * (1 - point.dx) + (v3 - v1) * point.dx);
-                }
+                by[1] *= weight * width;
+                by[2] *= weight * height;
+            } else if (point.undefined()) {
+                by[0] = by[1] = by[2] = not_a_number();
             }
             if (!sampled) continue;
-            by_weight = sum_over_group(by_weight, lanes, group);
-            by_x = sum_over_group(by_x, lanes, group);
-            by_y = sum_over_group(by_y, lanes, group);
+            sum_over_group(by, lanes, group);
             if (lane != 0) continue;
-            if (grad_weights) store(grad_weights + i, by_weight);
+            if (grad_weights) store(grad_weights + i, by[0]);
             if (grad_locations) {
-                // an undefined point may have one good coordinate: both of its gradients are NaN all the same
-                store(grad_locations + 2 * i, point.undefined ? not_a_number() : weight * level.width * by_x);
-                store(grad_locations + 2 * i + 1, point.undefined ? not_a_number() : weight * level.height * by_y);
+                store(grad_locations + 2 * i, by[1]);
+                store(grad_locations + 2 * i + 1, by[2]);
             }
         }
-        start += int64(level.height) * level.width;
+        plane = at(plane, height * below);
+        if (grad_value) grad_value = at(grad_value, height * grad_below);
     }
 }
