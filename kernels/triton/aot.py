@@ -139,7 +139,7 @@ def compile_kernel(
             if example is not None and example.stride({"b": 0, "s": 1, "q": 1, "h": 2, "l": 2}[axis]) % 16 == 0:
                 attributes[(index,)] = [["tt.divisibility", 16]]
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
-    own = launch.backward_options(value) if kind == "backward" else launch.forward_options(value, arch)
+    own = launch.backward_options(value) if kind == "backward" else launch.forward_options(value)
     options = {"num_warps": NUM_WARPS} | own
     compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
     return inspect_cubin(compiled.asm["cubin"], arch, meta["BLOCK_Q"], trips)

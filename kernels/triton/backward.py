@@ -109,7 +109,7 @@ def backward_kernel(
         k2 = tl.arange(0, BLOCK_2LP)[None, :]
         slopes = tl.zeros([BLOCK_Q, BLOCK_2LP], COMPUTE)
 
-    consistent, _ = check_levels(levels_ptr, L, S)
+    consistent = check_levels(levels_ptr, L, S)
     start = tl.zeros((), tl.int64)
     for level in range(L):
         h64 = tl.load(levels_ptr + 2 * level)

@@ -20,7 +20,7 @@ Ideas:
 import triton
 import triton.language as tl
 
-from .sampling import check_levels, clamp, hat, levels_of, neighbours, settle
+from .sampling import check_levels, clamp, hat, levels_of, neighbours, regular_levels, settle
 
 
 @triton.jit(do_not_specialize=["S", "Q"])
@@ -70,7 +70,7 @@ def forward_kernel(
     if FUSED:
         references_ptr += b * references_stride_b
 
-    consistent, regular = check_levels(levels_ptr, L, S)
+    regular = regular_levels(levels_ptr, L, S)
     result = tl.zeros([LANES, BLOCK_Q, VEC], COMPUTE)
     if regular:
         result = _sample(
@@ -84,7 +84,7 @@ def forward_kernel(
             weights_stride_q,
             references_stride_q,
             references_stride_l,
-            consistent,
+            True,
             STRIDE,
             D,
             L,
@@ -114,7 +114,7 @@ def forward_kernel(
                 weights_stride_q,
                 references_stride_q,
                 references_stride_l,
-                consistent,
+                check_levels(levels_ptr, L, S),
                 STRIDE,
                 D,
                 L,
@@ -130,10 +130,11 @@ def forward_kernel(
                 CHUNK,
             )
         else:
-            result += float("nan")
+            tl.store(output_ptr, float("nan"))
 
     d = (tl.arange(0, LANES)[:, None] * VEC + tl.arange(0, VEC)[None, :])[:, None, :]
-    target = output_ptr + ((b * Q + q) * (H * D) + h * D)[None, :, None] + d
+    row = output_ptr + (b * Q * H + head) * D + q.to(tl.int64) * (H * D)
+    target = row[None, :, None] + d
     tl.store(target, result.to(output_ptr.dtype.element_ty), mask=d < D)
 
 
@@ -166,10 +167,11 @@ def _sample(
 ):
     """The samples' weighted sum, a tile [LANES, BLOCK_Q, VEC]; with MASKS exact for any input, else only if finite."""
     CHUNKS: tl.constexpr = (L * P + CHUNK - 1) // CHUNK
+    ONE_LEVEL: tl.constexpr = P % CHUNK == 0  # in every chunk
     lane = tl.arange(0, LANES)
     d = (lane[:, None] * VEC + tl.arange(0, VEC)[None, :])[:, None, :]
     base = value_ptr + d
-    total = tl.zeros([BLOCK_Q], COMPUTE)
+    total = tl.zeros([LANES, BLOCK_Q], COMPUTE)  # of what each lane weighed
     if PAIRS:
         # bfloat16 is the upper half of float32: one instruction widens a channel, in pairs of 32 bits
         HALF: tl.constexpr = VEC // 2
@@ -181,21 +183,33 @@ def _sample(
         result = tl.zeros([LANES, BLOCK_Q, VEC], COMPUTE)
 
     if FUSED:
-        peak = tl.full([BLOCK_Q], float("-inf"), COMPUTE)
+        peaks = tl.full([LANES, BLOCK_Q], float("-inf"), COMPUTE)
         for chunk in range(CHUNKS):
             logits = _weights(
                 weights_ptr, q, weights_stride_q, chunk * CHUNK + lane % CHUNK, L * P, CHUNK, float("-inf"), COMPUTE
             )
-            peak = tl.maximum(peak, tl.max(logits, axis=0))
+            peaks = tl.maximum(peaks, logits)
+        peak = tl.max(peaks, axis=0)
 
+    first = tl.zeros((), tl.int32)  # pixel of the level
     for chunk in range(CHUNKS):
         k = chunk * CHUNK + lane % CHUNK
         weight = _weights(weights_ptr, q, weights_stride_q, k, L * P, CHUNK, float("-inf") if FUSED else 0.0, COMPUTE)
         if FUSED:
             weight = tl.exp(weight - peak[None, :])
-            total += tl.sum(weight, axis=0) * (CHUNK / LANES)  # lanes beyond the chunk repeat it
+            total += weight
         safe = tl.minimum(k, L * P - 1)
-        w, h, start = levels_of(levels_ptr, safe // P, L, LANES)
+        if ONE_LEVEL:
+            level = chunk * CHUNK // P
+            width = tl.load(levels_ptr + 2 * level + 1)
+            height = tl.load(levels_ptr + 2 * level)
+            w = width.to(tl.int32) + tl.zeros([LANES], tl.int32)
+            h = height.to(tl.int32) + tl.zeros([LANES], tl.int32)
+            start = first + tl.zeros([LANES], tl.int32)
+            if (chunk + 1) * CHUNK % P == 0:
+                first += (width * height).to(tl.int32)
+        else:
+            w, h, start = levels_of(levels_ptr, safe // P, L, LANES)
         extent_x = w.to(COMPUTE)[:, None]
         extent_y = h.to(COMPUTE)[:, None]
         if MASKS:
@@ -249,7 +263,7 @@ def _sample(
         ):
             point = tl.minimum(chunk * CHUNK + i, L * P - 1)
             # the same level for the whole tile, so its width is read once
-            below = tl.load(levels_ptr + 2 * (point // P) + 1)
+            below = width if ONE_LEVEL else tl.load(levels_ptr + 2 * (point // P) + 1)
             of_i = tl.full([LANES, BLOCK_Q], 0, tl.int32) + i
             offset = tl.gather(pixel, of_i, 0).to(tl.int64)[:, :, None]
             c00 = tl.gather(upper_left, of_i, 0)[:, :, None]
@@ -288,7 +302,8 @@ def _sample(
     if PAIRS:
         result = tl.interleave(even, odd)
     if FUSED:
-        result *= (1.0 / total)[None, :, None]
+        # lanes beyond a chunk repeat it
+        result *= (1.0 / (tl.sum(total, axis=0) * (CHUNK / LANES)))[None, :, None]
     return result
 
 

@@ -79,7 +79,7 @@ def _forward(value: Tensor, levels: Tensor, references: Tensor | None, points: T
                 *weights.stride()[:3],
                 *(references.stride()[:3] if references is not None else (0, 0, 0)),
                 **meta,
-                **forward_options(value, _arch(value.device)),
+                **forward_options(value),
             )
     return output.to(value.dtype)
 
@@ -243,14 +243,12 @@ def backward_parameters(meta: dict[str, Any], needs: tuple[bool, bool, bool, boo
     )
 
 
-def forward_options(value: Tensor, arch: int) -> dict[str, int]:
-    """Compiler options of a forward on sm_``arch``. ptxas takes as many registers as it may, to have loads in flight,
-    and puts a number or two that lie idle for long into local memory; with these limits it doesn't."""
+def forward_options(value: Tensor) -> dict[str, int]:
+    """Compiler options of a forward. ptxas takes as many registers as it may, to have loads in flight, and puts a
+    number or two that lie idle for long into local memory; with these limits it doesn't."""
     if value.dtype.itemsize > 4 or value.shape[3] > 64:
         return {}
-    if value.dtype.itemsize == 2:
-        return {"maxnreg": 128}
-    return {"maxnreg": 116 if arch in (89, 120) else 104}
+    return {"maxnreg": 128 if value.dtype.itemsize == 2 else 116}
 
 
 def backward_options(value: Tensor) -> dict[str, int]:
@@ -273,14 +271,6 @@ def stored_dtype(tensor: Tensor) -> torch.dtype:
 def grid(B: int, H: int, Q: int, meta: dict[str, Any]) -> tuple[int]:
     """Query blocks run fastest, then heads, then the batch: neighbours in time share a head's pixels in the cache."""
     return (B * H * triton.cdiv(Q, meta["BLOCK_Q"]),)
-
-
-def _arch(device: torch.device) -> int:
-    """Compute capability times ten; 0 for a CPU, in the interpreter."""
-    if device.type != "cuda":
-        return 0
-    major, minor = torch.cuda.get_device_capability(device)
-    return 10 * major + minor
 
 
 def device_of(value: Tensor) -> Any:

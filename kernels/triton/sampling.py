@@ -12,8 +12,8 @@ import triton.language as tl
 
 @triton.jit
 def check_levels(levels_ptr, L: tl.constexpr, S):
-    """Whether the level sizes add up to S, each at least 1; and whether in addition each is at least 2, and a float32
-    counts its pixels. The kernels turn sizes that don't add up into NaN, not into reads outside the tensor."""
+    """Whether the level sizes add up to S, each at least 1. The kernels turn sizes that don't add up into NaN, not into
+    reads outside the tensor."""
     total = tl.zeros((), tl.int64)
     least = tl.zeros((), tl.int64) + S
     most = tl.zeros((), tl.int64)
@@ -24,8 +24,21 @@ def check_levels(levels_ptr, L: tl.constexpr, S):
         most = tl.maximum(most, tl.maximum(h, w))
         total += h * w
     # sizes within [1, S] have products within int64; of others the sum means nothing, and is not asked
-    consistent = (least >= 1) & (most <= S) & (total == S)
-    return consistent, consistent & (least >= 2) & (most <= 16777216)
+    return (least >= 1) & (most <= S) & (total == S)
+
+
+@triton.jit
+def regular_levels(levels_ptr, L: tl.constexpr, S):
+    """Whether the level sizes add up to S, each at least 2 and at most 2**23 + 1: a float32 counts their pixels."""
+    total = tl.zeros((), tl.int64)
+    excess = tl.zeros((), tl.int64)
+    for level in tl.static_range(L):
+        h = tl.load(levels_ptr + 2 * level)
+        w = tl.load(levels_ptr + 2 * level + 1)
+        # bits from the 23rd on are set in what is below zero or too large
+        excess |= (h - 2) | (w - 2)
+        total += h.to(tl.int32).to(tl.int64) * w.to(tl.int32).to(tl.int64)
+    return (excess >> 23 == 0) & (total == S)
 
 
 @triton.jit
