@@ -69,7 +69,7 @@ def test_points_cost_what_a_loop_over_them_costs() -> None:
         for name in ("encoder-800x1066-b2", "bevformer-like", "encoder-single-scale")
     ]
     four, eight, single = (count or 0 for count in counts)
-    assert 1.8 < eight / four < 2.0  # 8 points a level against 4
+    assert 1.7 < eight / four < 2.0  # 8 points a level against 4, and what comes once a level
     assert 0.25 < single / four < 0.4  # one level against four, and what comes before
     assert instructions.per_query_and_head("cuda", "forward", "float32", True, find("odd"), 90) is None
     assert instructions.per_query_and_head("core", "both", "float32", False, find("odd"), 90) is None
