@@ -90,6 +90,23 @@ def test_odd_shapes(where: tuple[str, str], coordinates: int | None, name: str) 
     assert_within_bounds(replace(ODD[name], coordinates=coordinates), where)
 
 
+@pytest.mark.parametrize("where", ALL)
+def test_logits_beyond_what_an_exponential_holds(where: tuple[str, str]) -> None:
+    """The largest first, last and within: what is subtracted before exp must be the largest of all points."""
+    backend, device = where
+    case = replace(BASE, Q=3, H=1, D=32, P=4, sizes=((5, 6), (2, 3), (2, 2)), coordinates=2)
+    *inputs, logits = make_inputs(case, device)
+    falling = torch.linspace(150.0, -150.0, 12, device=device)
+    inputs.append(torch.stack([falling, -falling, falling.roll(5)]).view_as(logits))
+
+    def run(backend: str, dtype: torch.dtype) -> list[Tensor]:
+        leaves = [tensor.detach().to(dtype).requires_grad_() for tensor in inputs]
+        output = fused_ms_deform_attn(leaves[0], case.sizes, *leaves[1:], backend=backend)
+        return [output.detach().double(), *(g.double() for g in torch.autograd.grad(output.sum(), leaves))]
+
+    torch.testing.assert_close(run(backend, torch.float32), run("reference", torch.float64), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("where", OPERATORS)
 @hypothesis.given(data=st.data())
 @hypothesis.settings(max_examples=8, deadline=None, derandomize=True)
