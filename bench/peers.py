@@ -9,7 +9,7 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -72,6 +72,27 @@ def _backend(name: str, device: torch.device) -> Peer:
         return fused_ms_deform_attn(value, sizes, references, offsets, logits, backend=name)
 
     return Peer(name, plain=plain, fused=fused, ours=True)
+
+
+def _deterministic(name: str, device: torch.device) -> Peer:
+    """A backend whose backward runs under ``torch.use_deterministic_algorithms(True)``; nothing else does."""
+    peer = _backend(name, device)
+    if peer.plain is None or peer.fused is None:
+        return replace(peer, name=f"{name}-deterministic")
+
+    def during_its_backward(output: Tensor) -> Tensor:
+        if output.grad_fn is not None:
+            output.grad_fn.register_prehook(lambda _: torch.use_deterministic_algorithms(True))
+            output.grad_fn.register_hook(lambda *_: torch.use_deterministic_algorithms(False))
+        return output
+
+    plain, fused = peer.plain, peer.fused
+    return Peer(
+        f"{name}-deterministic",
+        plain=lambda *arguments: during_its_backward(plain(*arguments)),
+        fused=lambda *arguments: during_its_backward(fused(*arguments)),
+        ours=True,
+    )
 
 
 def _composed(name: str, plain: Operator) -> Peer:
@@ -282,6 +303,7 @@ def absent(name: str, device: torch.device) -> str | None:
 PEERS: dict[str, Callable[[torch.device], Peer]] = {
     "reference": lambda device: _backend("reference", device),
     "triton": lambda device: _backend("triton", device),
+    "triton-deterministic": lambda device: _deterministic("triton", device),
     "cuda": lambda device: _backend("cuda", device),
     "deformops": lambda device: _deformops("deformops", device),
     # it leaves float32 accumulation of grad_value off on Hopper unless told

@@ -24,6 +24,7 @@ from triton.compiler import ASTSource
 from ..arguments import Parser
 from . import launch
 from .backward import backward_kernel
+from .deterministic import keys_kernel, pixels_kernel, runs_kernel
 from .forward import forward_kernel
 
 NUM_WARPS = 4
@@ -37,7 +38,15 @@ MAIN: dict[str, dict[str, Any]] = {
     for call in ("fused", "plain")
     for dtype in (torch.float32, torch.bfloat16, torch.float16)
 }
+_KERNELS = {
+    "forward": forward_kernel,
+    "backward": backward_kernel,
+    "keys": keys_kernel,
+    "runs": runs_kernel,
+    "pixels": pixels_kernel,
+}
 _POINTERS = {
+    torch.int32: "*i32",
     torch.float64: "*fp64",
     torch.float32: "*fp32",
     torch.float16: "*fp16",
@@ -90,10 +99,10 @@ def compile_kernel(
     needs: tuple[bool, bool, bool, bool] = (True, False, True, True),
     fallback: bool = True,
 ) -> Machine:
-    """Compile ``forward`` or ``backward`` for sm_``arch`` as a call with these parameters would.
+    """Compile a kernel for sm_``arch`` as a call with these parameters would.
 
     Args:
-        kind: ``forward`` or ``backward``.
+        kind: ``forward``, ``backward``, or one of the backward without atomics: ``keys``, ``runs``, ``pixels``.
         arch: compute capability times ten, such as 90.
         dtype: of value and output.
         small_dtype: of locations or offsets and weights or logits; float32 (float64 for float64) if None.
@@ -103,7 +112,7 @@ def compile_kernel(
     if small_dtype is None:
         small_dtype = torch.float64 if dtype is torch.float64 else torch.float32
     compute = torch.float64 if torch.float64 in (dtype, small_dtype) else torch.float32
-    kernel = {"forward": forward_kernel, "backward": backward_kernel}[kind]
+    kernel = _KERNELS[kind]
     # a published encoder's call; its strides decide which arguments are known to be multiples of 16
     B, Q, H = 2, 17821, 8
     value = torch.empty(B, Q, H, D, dtype=dtype, device="meta")
@@ -117,10 +126,16 @@ def compile_kernel(
         trips: tuple[int, ...] = (-(-L * P // meta["CHUNK"]),)
     else:
         meta = launch.meta_parameters(value, references, points, weights) | {"WIDE": wide}
-        meta = launch.backward_parameters(meta, needs)
-        trips = (L, P if meta["UNROLL"] == 1 else 1)
+        if kind == "backward":
+            meta = launch.backward_parameters(meta, needs)
+            trips = (L, P if meta["UNROLL"] == 1 else 1)
+        else:
+            meta = launch.in_order_parameters(meta)[kind]
+            trips = (meta.get("CHUNK", 1),)
     pointer = {"levels_ptr": torch.int64, "value_ptr": dtype, "output_ptr": dtype, "grad_output_ptr": dtype}
-    pointer |= {"grad_value_ptr": compute, "grad_references_ptr": compute}
+    pointer |= {"grad_value_ptr": compute if kind == "backward" else dtype, "grad_references_ptr": compute}
+    pointer |= {"keys_ptr": torch.int32, "order_ptr": torch.int64, "coefficients_ptr": compute, "sums_ptr": compute}
+    pointer |= {"firsts_ptr": torch.int32, "lasts_ptr": torch.int32}
     signature: dict[str, str] = {}
     constants: dict[str, Any] = dict(meta)
     attributes = {}
@@ -139,8 +154,8 @@ def compile_kernel(
             if example is not None and example.stride({"b": 0, "s": 1, "q": 1, "h": 2, "l": 2}[axis]) % 16 == 0:
                 attributes[(index,)] = [["tt.divisibility", 16]]
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
-    own = launch.backward_options(value) if kind == "backward" else launch.forward_options(value)
-    options = {"num_warps": NUM_WARPS} | own
+    own = {"forward": launch.forward_options, "backward": launch.backward_options}
+    options = {"num_warps": NUM_WARPS} | (own[kind](value) if kind in own else {})
     compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
     return inspect_cubin(compiled.asm["cubin"], arch, meta["BLOCK_Q"], trips)
 

@@ -1,4 +1,5 @@
-"""From tensors to kernel launches: block sizes, strides, output buffers. One launch a call, two for a 16-bit backward.
+"""From tensors to kernel launches: block sizes, strides, output buffers. One launch a call, two for a 16-bit backward;
+without atomics the gradient of value takes three and a sort.
 
 ``levels`` is an int64 tensor (L, 2) on the device, read by the kernels; nothing here copies from or to the host.
 """
@@ -12,10 +13,12 @@ from torch import Tensor
 
 from ..registry import interpreting
 from .backward import backward_kernel
+from .deterministic import keys_kernel, pixels_kernel, runs_kernel
 from .forward import forward_kernel
 
 _INT32_LIMIT = 2**31
 _MOST_PROGRAMS = 65535  # along the second and third axis of a grid
+_POINTS_AT_ONCE = 2**23
 
 
 def forward(value: Tensor, levels: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
@@ -96,11 +99,11 @@ def _backward(
     B, S, H, D = value.shape
     Q, L = points.shape[1], points.shape[3]
     need_value, need_references, need_points, need_weights = needs
-    if need_value:
-        _refuse_if_deterministic()
+    in_order = need_value and torch.are_deterministic_algorithms_enabled()
+    needs = (need_value and not in_order, need_references, need_points, need_weights)
     compute = compute_dtype(value, references, points, weights)
     # reductions in float32 whatever the dtype, rounded once at the end: repeated 16-bit adds lose percents
-    grad_value = value.new_zeros((B, S, H, D) if need_value else 0, dtype=compute)
+    grad_value = value.new_zeros((B, S, H, D) if needs[0] else 0, dtype=compute)
     grad_points = points.new_empty(points.shape if need_points else 0, dtype=stored_dtype(points))
     grad_weights = weights.new_empty(weights.shape if need_weights else 0, dtype=stored_dtype(weights))
     coordinates = 2 if references is None else references.shape[-1]
@@ -109,6 +112,11 @@ def _backward(
         value, references, points, weights = _dense_rows(value, references, points, weights)
         if grad_output.stride(-1) != 1:  # what sum().backward() gives: every stride zero
             grad_output = grad_output.contiguous()
+        if in_order:
+            grad_value = _grad_value_in_order(grad_output, value, levels, references, points, weights)
+    elif in_order:
+        grad_value = value.new_zeros(value.shape)
+    if B * Q > 0 and any(needs):
         meta = backward_parameters(meta_parameters(value, references, points, weights), needs)
         with device_of(value):
             backward_kernel[grid(B, H, Q, meta)](
@@ -142,6 +150,83 @@ def _backward(
         grad_points.to(points.dtype),
         grad_weights.to(weights.dtype),
     )
+
+
+def _grad_value_in_order(
+    grad_output: Tensor, value: Tensor, levels: Tensor, references: Tensor | None, points: Tensor, weights: Tensor
+) -> Tensor:
+    """The gradient of value (B, S, H, D) without atomics: three launches and a sort for as many samples as keep the
+    temporary memory, 100 to 150 bytes a point and four times value's, within bounds."""
+    B, S, H, D = value.shape
+    _, Q, _, L, P, _ = points.shape
+    N = Q * L * P
+    meta = in_order_parameters(meta_parameters(value, references, points, weights))
+    chunks = triton.cdiv(N, meta["runs"]["CHUNK"])
+    compute = compute_dtype(value, references, points, weights)
+    grad_value = value.new_empty(B, S, H, D, dtype=stored_dtype(value))
+    samples = max(1, min(_POINTS_AT_ONCE // (H * N), _MOST_PROGRAMS // H))
+    with device_of(value):
+        for begin in range(0, B, samples):
+            part = slice(begin, begin + samples)
+            rows = min(samples, B - begin) * H
+            # 16 keys for each pixel, and for none
+            key = torch.int32 if rows * (S + 1) * 16 < _INT32_LIMIT else torch.int64
+            keys = value.new_empty(rows * N, dtype=key)
+            coefficients = value.new_empty(rows * N, 4, dtype=compute)
+            keys_kernel[triton.cdiv(Q, meta["keys"]["BLOCK_Q"]), rows](
+                levels,
+                points[part],
+                weights[part],
+                references[part] if references is not None else None,
+                keys,
+                coefficients,
+                S,
+                Q,
+                H,
+                *points.stride()[:3],
+                *weights.stride()[:3],
+                *(references.stride()[:3] if references is not None else (0, 0, 0)),
+                **meta["keys"],
+            )
+            keys, order = keys.sort(stable=True)
+            sums = value.new_empty(rows, S + chunks, 4, D, dtype=compute)
+            firsts, lasts = levels.new_zeros(2, rows, S, dtype=torch.int32)
+            runs_kernel[triton.cdiv(chunks, meta["runs"]["BLOCK_Q"]), rows](
+                grad_output[part],
+                keys,
+                order,
+                coefficients,
+                sums,
+                firsts,
+                lasts,
+                S,
+                Q,
+                H,
+                *grad_output.stride()[:2],
+                **meta["runs"],
+            )
+            pixels_kernel[triton.cdiv(S, meta["pixels"]["BLOCK_Q"]), rows](
+                levels, sums, firsts, lasts, grad_value[part], S, H, chunks, **meta["pixels"]
+            )
+    return grad_value
+
+
+def in_order_parameters(meta: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The compile-time parameters of the three kernels that add without atomics, from a backward's."""
+    points = triton.next_power_of_2(meta["L"] * meta["P"])
+    if interpreting():  # its cost is per program and per operation, whatever their size
+        queries, rows, chunk = meta["BLOCK_Q"], 256, 4
+    else:
+        queries = max(1, 512 // points)
+        rows = max(1, (256 if meta["COMPUTE"] == tl.float64 else 512) // meta["BLOCK_D"])
+        chunk = 32
+    channels = {name: meta[name] for name in ("D", "COMPUTE", "BLOCK_D")}
+    return {
+        "keys": {name: meta[name] for name in ("L", "P", "FUSED", "BOXES", "COMPUTE")}
+        | {"BLOCK_Q": queries, "BLOCK_LP": points},
+        "runs": channels | {"LP": meta["L"] * meta["P"], "CHUNK": chunk, "BLOCK_Q": rows},
+        "pixels": channels | {"L": meta["L"], "BLOCK_Q": rows},
+    }
 
 
 def forward_parameters(value: Tensor, references: Tensor | None, points: Tensor, weights: Tensor) -> dict[str, Any]:
@@ -298,19 +383,3 @@ def _span(tensor: Tensor) -> int:
     """Elements from the first to the last of one batch entry and one head, as the kernels' offsets count them."""
     sizes, strides = tensor.shape[1:], tensor.stride()[1:]
     return 1 + sum((size - 1) * abs(stride) for size, stride in zip(sizes, strides, strict=True))
-
-
-def _refuse_if_deterministic() -> None:
-    """PyTorch's convention for an operation without a deterministic implementation."""
-    if not torch.are_deterministic_algorithms_enabled():
-        return
-    message = (
-        "the gradient of value in the triton backend of multi-scale deformable attention adds atomically and has no "
-        "deterministic implementation, but torch.use_deterministic_algorithms(True) is set"
-    )
-    if torch.is_deterministic_algorithms_warn_only_enabled():
-        import warnings
-
-        warnings.warn(message, stacklevel=2)
-        return
-    raise RuntimeError(message)

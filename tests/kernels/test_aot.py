@@ -116,6 +116,31 @@ def test_odd_shapes_compile_in_time(kind: str, parameters: dict[str, Any]) -> No
     assert compile_timed(kind=kind, arch=90, **parameters).instructions > 0
 
 
+IN_ORDER = [
+    pytest.param(kind, arch, dtype, marks=[pytest.mark.slow] if arch != 90 or dtype is not torch.float32 else [])
+    for kind in ("keys", "runs", "pixels")
+    for arch in (80, 89, 90, 100, 120)
+    for dtype in (torch.float32, torch.bfloat16)
+]
+
+
+@pytest.mark.parametrize(("kind", "arch", "dtype"), IN_ORDER)
+def test_the_backward_in_order_holds_no_atomics(kind: str, arch: int, dtype: torch.dtype) -> None:
+    machine = compile_timed(kind=kind, arch=arch, dtype=dtype)
+    assert machine.spills == 0
+    assert machine.count("ATOM|RED") == 0
+    if kind == "runs":
+        assert machine.count(r"STG\S*\.128") == 4 * 32, "a cell's four sums at each of 32 steps"
+        assert machine.count(r"LDG\S*\.128" if dtype is torch.float32 else r"LDG\S*\.64") >= 32, "a point's g"
+        assert machine.count("BAR") == 0, "rows don't wait for each other"
+
+
+@pytest.mark.parametrize("kind", ["keys", "runs", "pixels"])
+@pytest.mark.parametrize("parameters", [{"D": 71, "L": 3, "P": 3, "coordinates": 4}, {"D": 1, "L": 1, "P": 1}], ids=str)
+def test_odd_shapes_of_the_backward_in_order_compile_in_time(kind: str, parameters: dict[str, Any]) -> None:
+    assert compile_timed(kind=kind, arch=90, **parameters).spills == 0
+
+
 def test_loops_count_as_often_as_they_run() -> None:
     two, four = (
         aot.compile_kernel("forward", 90, L=levels, P=8, fused=False, fallback=False).count("LDG.E.128")

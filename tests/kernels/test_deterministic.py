@@ -1,0 +1,160 @@
+"""The gradient of value under torch.use_deterministic_algorithms(True): within the same bounds, and the same bits."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import hypothesis
+import hypothesis.strategies as st
+import pytest
+import torch
+from torch import Tensor
+
+from msdeform.kernels.api import fused_ms_deform_attn, ms_deform_attn
+from msdeform.kernels.verify import Case, make_inputs
+from tests.kernels.backends import TRITON
+from tests.kernels.test_equivalence import BASE, FUNCTIONS, ODD, assert_within_bounds, poisoned_memory
+
+__all__ = ["poisoned_memory"]  # a fixture: every uninitialised float is NaN here, too
+
+
+@pytest.fixture(autouse=True)
+def deterministic() -> Iterator[None]:
+    previous = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(previous[0], warn_only=previous[1])
+
+
+def gradient_of_value(case: Case, tensors: list[Tensor], backend: str = "triton") -> Tensor:
+    """For a grad_output of small whole numbers, which depends on nothing but its place in a sample."""
+    value = tensors[0].detach().requires_grad_()
+    function = ms_deform_attn if case.coordinates is None else fused_ms_deform_attn
+    output = function(value, case.sizes, *tensors[1:], backend=backend)
+    grad_output = torch.arange(output[0].numel(), device=value.device).view_as(output[0]) % 7 - 3.0
+    return torch.autograd.grad(output, value, grad_output.to(output.dtype).expand_as(output))[0]
+
+
+@pytest.mark.parametrize("where", TRITON)
+@pytest.mark.parametrize("name", ODD)
+def test_odd_shapes(where: tuple[str, str], name: str) -> None:
+    assert_within_bounds(replace(ODD[name], coordinates=None), where)
+
+
+@pytest.mark.parametrize("where", TRITON)
+@pytest.mark.parametrize("coordinates", FUNCTIONS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_dtypes(where: tuple[str, str], coordinates: int | None, dtype: torch.dtype) -> None:
+    assert_within_bounds(replace(BASE, D=32, dtype=dtype, coordinates=coordinates), where)
+
+
+@pytest.mark.parametrize("where", TRITON)
+@hypothesis.given(data=st.data())
+@hypothesis.settings(max_examples=4, deadline=None, derandomize=True)
+def test_drawn_shapes(where: tuple[str, str], data: st.DataObject) -> None:
+    level = st.tuples(st.integers(1, 6), st.integers(1, 6))
+    case = Case(
+        B=data.draw(st.integers(1, 3)),
+        Q=data.draw(st.integers(1, 60)),
+        H=data.draw(st.integers(1, 3)),
+        D=data.draw(st.integers(1, 40)),
+        P=data.draw(st.integers(1, 5)),
+        sizes=tuple(data.draw(st.lists(level, min_size=1, max_size=4))),
+        coordinates=data.draw(st.sampled_from(FUNCTIONS)),
+        spread=data.draw(st.sampled_from([0.5, 3.0, 20.0])),
+        seed=data.draw(st.integers(0, 99)),
+    )
+    assert_within_bounds(case, where)
+
+
+@pytest.mark.parametrize("where", TRITON)
+@pytest.mark.parametrize("at", [0.5, 0.01, 0.99])
+def test_a_cell_with_every_point_takes_many_chunks(where: tuple[str, str], at: float) -> None:
+    """In the middle, and in cells that lie partly outside the level, which its closing on itself must not mix."""
+    backend, device = where
+    case = replace(BASE, Q=50, H=1, P=4, sizes=((4, 4),), coordinates=None)
+    tensors = make_inputs(case, device)
+    tensors[1].fill_(at)
+    tensors[1][:, ::3, ..., 0] = 1.0 - at
+    tensors[1][:, ::7, ..., 1] = 1.0 - at
+    expected = gradient_of_value(case, [tensor.double() for tensor in tensors], "reference")
+    torch.testing.assert_close(gradient_of_value(case, tensors, backend).double(), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("where", TRITON)
+@pytest.mark.parametrize("at_once", [2**23, 1], ids=["together", "one by one"])
+def test_a_sample_has_the_same_bits_in_any_batch(
+    where: tuple[str, str], at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend, device = where
+    from msdeform.kernels.triton import launch
+
+    case = replace(BASE, B=3, Q=20, H=1, spread=1.0, coordinates=2)
+    tensors = make_inputs(case, device)
+    monkeypatch.setattr(launch, "_POINTS_AT_ONCE", at_once)
+    together = gradient_of_value(case, tensors, backend)
+    assert torch.equal(together, gradient_of_value(case, tensors, backend)), "again"
+    for sample in range(3):
+        alone = gradient_of_value(case, [tensor[sample : sample + 1] for tensor in tensors], backend)
+        assert torch.equal(together[sample : sample + 1], alone)
+    order = [2, 0, 1]
+    assert torch.equal(together[order], gradient_of_value(case, [tensor[order] for tensor in tensors], backend))
+
+
+@pytest.mark.parametrize("where", TRITON)
+def test_keys_beyond_32_bits(where: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    backend, device = where
+    from msdeform.kernels.triton import launch
+
+    case = replace(BASE, B=2, Q=20, H=1)
+    tensors = make_inputs(case, device)
+    narrow = gradient_of_value(case, tensors, backend)
+    monkeypatch.setattr(launch, "_INT32_LIMIT", 1)
+    assert torch.equal(narrow, gradient_of_value(case, tensors, backend))
+
+
+@pytest.mark.parametrize("where", TRITON)
+@pytest.mark.parametrize("number", [float("inf"), float("nan")])
+@pytest.mark.parametrize("argument", ["grad_output", "locations", "weights"])
+def test_numbers_that_are_not_finite_go_where_atomics_put_them(
+    where: tuple[str, str], number: float, argument: str
+) -> None:
+    backend, device = where
+    case = replace(BASE, Q=12, spread=4.0, coordinates=None)
+    value, locations, weights = make_inputs(case, device)
+    grad_output = torch.ones(1, case.Q, case.H * case.D, device=device)
+    locations[0, 5, 0, 0, 0] = torch.tensor([0.5 / 6, 1.0 - 0.5 / 5])  # a pixel's centre: coefficients of zero
+    {"grad_output": grad_output, "locations": locations, "weights": weights}[argument][0, 5].flatten()[0] = number
+    results = []
+    for determinism in (True, False):
+        torch.use_deterministic_algorithms(determinism)
+        leaf = value.detach().requires_grad_()
+        output = ms_deform_attn(leaf, case.sizes, locations, weights, backend=backend)
+        results.append(torch.autograd.grad(output, leaf, grad_output)[0])
+    if argument != "locations":
+        assert not results[0].isfinite().all()
+    assert results[0].isfinite().any()
+    torch.testing.assert_close(*results, equal_nan=True)
+
+
+@pytest.mark.parametrize("where", TRITON)
+def test_level_sizes_on_the_device_that_do_not_add_up_give_zero(where: tuple[str, str]) -> None:
+    backend, device = where
+    value, locations, weights = make_inputs(replace(BASE, coordinates=None), device)
+    shapes = torch.tensor([[5, 6], [200, 300]], device=device)
+    from msdeform.kernels.triton import launch
+
+    grad_output = torch.ones(1, BASE.Q, BASE.H * BASE.D, device=device)
+    gradients = launch.backward(grad_output, value, shapes, locations, weights, (True, True, True))
+    assert backend == "triton"
+    assert not gradients[0].any(), "no point is in a level"
+    assert gradients[1].isnan().all()
+
+
+@pytest.mark.parametrize("where", TRITON)
+def test_no_query_leaves_a_gradient_of_zero(where: tuple[str, str]) -> None:
+    backend, device = where
+    value, locations, weights = make_inputs(replace(BASE, coordinates=None), device)
+    leaf = value.detach().requires_grad_()
+    ms_deform_attn(leaf, BASE.sizes, locations[:, :0], weights[:, :0], backend=backend).sum().backward()
+    assert leaf.grad is not None
+    assert not leaf.grad.any()
