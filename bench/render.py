@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..kernels.arguments import Parser
 from ..models.files import atomic_file
-from . import claims, plots, records, roofline
+from . import claims, model, plots, records, roofline
 from .cases import nearest
 from .published import PUBLISHED
 from .records import Records, Row
@@ -177,6 +177,11 @@ def _instructions(found: Records, _: list[Plot]) -> str:
     return "\n\n".join([markdown(lines, 2), *_against_official(rows), _from(rows)])
 
 
+def _predicted(found: Records, _: list[Plot]) -> str:
+    lines = model.table(found)
+    return markdown(lines, 3) if len(lines) > 1 else _NONE
+
+
 def _against_official(rows: list[Row]) -> list[str]:
     """Is our CUDA backend a fair stand-in for the official kernel? Within a tenth of its instructions it is."""
     counts = {
@@ -258,6 +263,7 @@ BLOCKS: dict[str, Callable[[Records, list[Plot]], str]] = {
     "claims": _claims,
     "bounds": _bounds,
     "instructions": _instructions,
+    "predicted": _predicted,
     "models": _models,
     "model-speeds": _model_speeds,
     "training": _training,

@@ -41,6 +41,7 @@ COMMANDS = {
     "bench instructions": Command(
         "bench.instructions", "count the instructions of the compiled kernels; no GPU needed"
     ),
+    "bench model": Command("bench.model", "predict what bounds each kernel on an H200 from its instructions"),
     "bench render": Command("bench.render", "draw the documentation's tables and plots anew from the recorded rows"),
     "bench roofline": Command("bench.roofline", "draw recorded speeds under what the device could do"),
     "table": Command("bench.table", "the detectors' published size, FLOPs and speed, and ours beside them"),

@@ -167,6 +167,15 @@ def compile_main(name: str, arch: int) -> tuple[Machine, Machine]:
     return whole, compile_kernel(arch=arch, fallback=False, **parameters) if parameters["kind"] == "forward" else whole
 
 
+def in_order(arch: int, dtype: torch.dtype, *, fused: bool = True) -> tuple[list[Machine], float]:
+    """The kernels of a backward without atomics, and their warp instructions for one (query, head) where a query stands
+    at every pixel, as in an encoder. The sort between them is PyTorch's, and not counted."""
+    rest = compile_kernel("backward", arch, dtype=dtype, fused=fused, needs=(False, False, True, True))
+    keys, runs, pixels = (compile_kernel(kind, arch, dtype=dtype, fused=fused) for kind in ("keys", "runs", "pixels"))
+    chunk = launch.RUN
+    return [rest, keys, runs, pixels], rest.per_query + keys.per_query + runs.per_query * 16 / chunk + pixels.per_query
+
+
 def row(name: str, whole: Machine, executed: Machine) -> dict[str, Any]:
     """A row of the committed table."""
     return {

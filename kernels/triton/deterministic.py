@@ -3,15 +3,16 @@
 Three kernels and a sort, over points (q, k) of one batch entry and head, k counting levels and points:
 
 1. `keys_kernel`: each point's four products of weight and bilinear coefficient, and a key: its cell, and which of the
-   four neighbours lie inside the level. A stable sort of the keys puts the points of a cell side by side, by query.
+   four neighbours lie inside the level. A stable sort of the keys puts points of one key side by side, by query: a run.
 2. `runs_kernel`: a row of the tile walks CHUNK sorted points and adds their g = grad_output[b, q, h, :] up, times each
-   coefficient; when the cell ends, the four sums [4, D] are stored. A chunk that begins inside a cell stores that
-   cell's share apart, so that a crowded cell is many chunks' work.
+   coefficient; when the run ends, the sums [4, D] of the neighbours inside are stored. A chunk that begins inside a run
+   stores its share apart, so that a crowded cell is many chunks' work.
 3. `pixels_kernel`: a pixel is a corner of four cells, whose sums it adds in a fixed order, shares in theirs.
 
 A cell is named by its upper left pixel, and a level closes on itself: the cell left of the first column is also the one
-right of the last column. No sum mixes them, since the left corners of the one and the right corners of the other are
-outside the level. So there are as many cells as pixels, and sums have their place without the host knowing the levels.
+right of the last column. Their runs differ in the key and fill other corners' places, since the left corners of the one
+and the right corners of the other are outside the level. So there are as many cells as pixels, and the host need not
+know the levels.
 
 Reads: g once a point, by row. Writes: 4*D sums a cell that has points, and D a pixel. Every order of additions depends
 on the sample's points alone.
@@ -113,8 +114,8 @@ def runs_kernel(
     order_ptr,  # where each was before, among all
     coefficients_ptr,
     sums_ptr,  # (B, H, S + chunks, 4, D) of COMPUTE: of cells, then shares of chunks that begin inside a cell
-    firsts_ptr,  # (B, H, S), zeroed: 1 + the chunk in which the cell begins
-    lasts_ptr,  # (B, H, S): the chunk in which it ends
+    firsts_ptr,  # (B, H, S, 4), zeroed: 1 + the chunk in which the cell's points with this corner begin
+    lasts_ptr,  # (B, H, S, 4): the chunk in which they end
     S,
     Q,
     H,
@@ -134,17 +135,20 @@ def runs_kernel(
     chunks = tl.cdiv(N, CHUNK)
     chunk = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q)
     d = tl.arange(0, BLOCK_D)[None, :]
+    corner = tl.arange(0, 4)[None, :]
     keys_ptr += bh * N
     order_ptr += bh * N
     coefficients_ptr += 4 * bh * N
     grad_output_ptr += b * grad_output_stride_b + head * D
     sums_ptr += bh * (S + chunks) * (4 * D)
-    nowhere = bh * (S + 1) + S
+    firsts_ptr += bh * S * 4
+    lasts_ptr += bh * S * 4
+    first_cell = (bh * (S + 1)).to(keys_ptr.dtype.element_ty)
 
-    begin = chunk.to(tl.int64) * CHUNK
-    cell = tl.load(keys_ptr + begin - 1, mask=(begin > 0) & (begin < N), other=-1).to(tl.int64) >> 4
-    following = tl.load(keys_ptr + begin, mask=begin < N, other=-1).to(tl.int64)
-    continued = begin >= 0  # the cell began in an earlier chunk
+    begin = chunk * CHUNK
+    previous = tl.load(keys_ptr + begin - 1, mask=(begin > 0) & (begin < N), other=-1)
+    following = tl.load(keys_ptr + begin, mask=begin < N, other=-1)
+    continued = begin >= 0  # the run began in an earlier chunk
     sum00 = tl.zeros([BLOCK_Q, BLOCK_D], COMPUTE)
     sum01 = tl.zeros([BLOCK_Q, BLOCK_D], COMPUTE)
     sum10 = tl.zeros([BLOCK_Q, BLOCK_D], COMPUTE)
@@ -152,43 +156,33 @@ def runs_kernel(
     for step in range(CHUNK):
         at = begin + step
         key = following
-        following = tl.load(keys_ptr + at + 1, mask=at + 1 < N, other=-1).to(tl.int64)
-        new = key >> 4 != cell
-        cell = key >> 4
+        following = tl.load(keys_ptr + at + 1, mask=at + 1 < N, other=-1)
+        new = key != previous
+        previous = key
         continued = continued & (new == 0)
-        active = (at < N) & (cell < nowhere)
+        cell = ((key >> 4) - first_cell).to(tl.int32)
+        active = (at < N) & (cell < S)
         n = (tl.load(order_ptr + at, mask=active, other=bh * N) - bh * N).to(tl.int32)
-        g = tl.load(
-            grad_output_ptr + ((n // LP).to(tl.int64) * grad_output_stride_q)[:, None] + d,
-            mask=active[:, None] & (d < D),
-            other=0.0,
-        ).to(COMPUTE)
-        # a neighbour outside is not multiplied by zero, which infinity would show
-        in00 = active & (key & 1 != 0)
-        in01 = active & (key & 2 != 0)
-        in10 = active & (key & 4 != 0)
-        in11 = active & (key & 8 != 0)
+        row = grad_output_ptr + (n // LP).to(tl.int64) * grad_output_stride_q
+        g = tl.load(row[:, None] + d, mask=active[:, None] & (d < D), other=0.0).to(COMPUTE)
         coefficient = coefficients_ptr + 4 * n.to(tl.int64)
-        c00 = tl.load(coefficient, mask=in00, other=0.0)[:, None]
-        c01 = tl.load(coefficient + 1, mask=in01, other=0.0)[:, None]
-        c10 = tl.load(coefficient + 2, mask=in10, other=0.0)[:, None]
-        c11 = tl.load(coefficient + 3, mask=in11, other=0.0)[:, None]
         fresh = new[:, None]
-        sum00 = tl.where(fresh, 0.0, sum00) + tl.where(in00[:, None], c00 * g, 0.0)
-        sum01 = tl.where(fresh, 0.0, sum01) + tl.where(in01[:, None], c01 * g, 0.0)
-        sum10 = tl.where(fresh, 0.0, sum10) + tl.where(in10[:, None], c10 * g, 0.0)
-        sum11 = tl.where(fresh, 0.0, sum11) + tl.where(in11[:, None], c11 * g, 0.0)
-        pixel = cell - bh * (S + 1)
-        ends = active & (following >> 4 != cell)
+        sum00 = tl.where(fresh, 0.0, sum00) + tl.load(coefficient, mask=active, other=0.0)[:, None] * g
+        sum01 = tl.where(fresh, 0.0, sum01) + tl.load(coefficient + 1, mask=active, other=0.0)[:, None] * g
+        sum10 = tl.where(fresh, 0.0, sum10) + tl.load(coefficient + 2, mask=active, other=0.0)[:, None] * g
+        sum11 = tl.where(fresh, 0.0, sum11) + tl.load(coefficient + 3, mask=active, other=0.0)[:, None] * g
+        ends = active & (following != key)
         last = ends | (active & (step == CHUNK - 1))
-        place = sums_ptr + (tl.where(continued, S + chunk, pixel) * (4 * D))[:, None] + d
-        stored = last[:, None] & (d < D)
-        tl.store(place, sum00, mask=stored)
-        tl.store(place + D, sum01, mask=stored)
-        tl.store(place + 2 * D, sum10, mask=stored)
-        tl.store(place + 3 * D, sum11, mask=stored)
-        tl.store(firsts_ptr + bh * S + pixel, chunk + 1, mask=active & new)
-        tl.store(lasts_ptr + bh * S + pixel, chunk, mask=ends)
+        place = sums_ptr + (tl.where(continued, S + chunk, cell).to(tl.int64) * (4 * D))[:, None] + d
+        # a neighbour outside the level is left out, not multiplied by zero, which infinity would show
+        tl.store(place, sum00, mask=(last & (key & 1 != 0))[:, None] & (d < D))
+        tl.store(place + D, sum01, mask=(last & (key & 2 != 0))[:, None] & (d < D))
+        tl.store(place + 2 * D, sum10, mask=(last & (key & 4 != 0))[:, None] & (d < D))
+        tl.store(place + 3 * D, sum11, mask=(last & (key & 8 != 0))[:, None] & (d < D))
+        inside = (key[:, None] >> corner) & 1 != 0
+        slot = (cell * 4)[:, None] + corner
+        tl.store(firsts_ptr + slot, (chunk + 1)[:, None] + 0 * corner, mask=(active & new)[:, None] & inside)
+        tl.store(lasts_ptr + slot, chunk[:, None] + 0 * corner, mask=ends[:, None] & inside)
 
 
 @triton.jit(do_not_specialize=["S", "chunks"])
@@ -229,22 +223,42 @@ def pixels_kernel(
     above = tl.where(row == 0, height, row) - 1
     before = tl.where(column == 0, width, column) - 1
 
-    sums_ptr += bh * (S + chunks) * (4 * D)
-    result = tl.zeros([BLOCK_Q, BLOCK_D], COMPUTE)
-    for corner in tl.static_range(4):
-        # the cell of which this pixel is the upper left, upper right, lower left, lower right corner
-        cell = start + (above if corner >= 2 else row) * width + (before if corner % 2 else column)
-        first = tl.load(firsts_ptr + bh * S + cell, mask=there, other=0)
-        last = tl.load(lasts_ptr + bh * S + cell, mask=first > 0, other=-1)
-        place = sums_ptr + (cell.to(tl.int64) * (4 * D))[:, None] + (corner * D + d)
-        result += tl.load(place, mask=(first > 0)[:, None] & (d < D), other=0.0)
-        share = sums_ptr + ((S + first).to(tl.int64) * (4 * D))[:, None] + (corner * D + d)
-        shares = tl.where(first > 0, last + 1 - first, 0)
-        most = tl.max(shares, axis=0)
-        while most > 0:
-            result += tl.load(share, mask=(shares > 0)[:, None] & (d < D), other=0.0)
-            share += 4 * D
-            shares -= 1
-            most -= 1
+    # of which cells this pixel is the upper left, upper right, lower left and lower right corner
+    upper = start + row * width
+    lower = start + above * width
+    slot = firsts_ptr + bh * S * 4
+    end = lasts_ptr + bh * S * 4
+    first00 = tl.load(slot + (upper + column) * 4, mask=there, other=0)
+    first01 = tl.load(slot + (upper + before) * 4 + 1, mask=there, other=0)
+    first10 = tl.load(slot + (lower + column) * 4 + 2, mask=there, other=0)
+    first11 = tl.load(slot + (lower + before) * 4 + 3, mask=there, other=0)
+    # how many chunks later the run ends
+    more00 = tl.load(end + (upper + column) * 4, mask=first00 > 0, other=-1) + 1 - first00
+    more01 = tl.load(end + (upper + before) * 4 + 1, mask=first01 > 0, other=-1) + 1 - first01
+    more10 = tl.load(end + (lower + column) * 4 + 2, mask=first10 > 0, other=-1) + 1 - first10
+    more11 = tl.load(end + (lower + before) * 4 + 3, mask=first11 > 0, other=-1) + 1 - first11
+
+    sums_ptr += bh * (S + chunks) * (4 * D) + d
+    in_d = d < D
+    result = _sums(sums_ptr, upper + column, 0, first00 > 0, in_d, D)
+    result += _sums(sums_ptr, upper + before, 1, first01 > 0, in_d, D)
+    result += _sums(sums_ptr, lower + column, 2, first10 > 0, in_d, D)
+    result += _sums(sums_ptr, lower + before, 3, first11 > 0, in_d, D)
+    most = tl.max(tl.maximum(tl.maximum(more00, more01), tl.maximum(more10, more11)), axis=0)
+    later = tl.zeros((), tl.int32)
+    while later < most:
+        share = S + later
+        result += _sums(sums_ptr, share + first00, 0, later < more00, in_d, D)
+        result += _sums(sums_ptr, share + first01, 1, later < more01, in_d, D)
+        result += _sums(sums_ptr, share + first10, 2, later < more10, in_d, D)
+        result += _sums(sums_ptr, share + first11, 3, later < more11, in_d, D)
+        later += 1
     target = grad_value_ptr + (((bh // H) * S + pixel) * H + bh % H)[:, None] * D + d
-    tl.store(target, result.to(grad_value_ptr.dtype.element_ty), mask=(pixel < S)[:, None] & (d < D))
+    tl.store(target, result.to(grad_value_ptr.dtype.element_ty), mask=(pixel < S)[:, None] & in_d)
+
+
+@triton.jit
+def _sums(sums_ptr, place, CORNER: tl.constexpr, there, in_d, D: tl.constexpr):
+    """The sums [BLOCK_Q, BLOCK_D] of one corner at these places; zero where there are none."""
+    row = sums_ptr + (place.to(tl.int64) * (4 * D) + CORNER * D)[:, None]
+    return tl.load(row, mask=there[:, None] & in_d, other=0.0)

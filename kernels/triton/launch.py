@@ -18,6 +18,7 @@ from .forward import forward_kernel
 
 _INT32_LIMIT = 2**31
 _MOST_PROGRAMS = 65535  # along the second and third axis of a grid
+RUN = 32  # sorted points that one row of a tile adds up
 _POINTS_AT_ONCE = 2**23
 
 
@@ -190,7 +191,7 @@ def _grad_value_in_order(
             )
             keys, order = keys.sort(stable=True)
             sums = value.new_empty(rows, S + chunks, 4, D, dtype=compute)
-            firsts, lasts = levels.new_zeros(2, rows, S, dtype=torch.int32)
+            firsts, lasts = levels.new_zeros(2, rows, S, 4, dtype=torch.int32)
             runs_kernel[triton.cdiv(chunks, meta["runs"]["BLOCK_Q"]), rows](
                 grad_output[part],
                 keys,
@@ -219,7 +220,7 @@ def in_order_parameters(meta: dict[str, Any]) -> dict[str, dict[str, Any]]:
     else:
         queries = max(1, 512 // points)
         rows = max(1, (256 if meta["COMPUTE"] == tl.float64 else 512) // meta["BLOCK_D"])
-        chunk = 32
+        chunk = RUN
     channels = {name: meta[name] for name in ("D", "COMPUTE", "BLOCK_D")}
     return {
         "keys": {name: meta[name] for name in ("L", "P", "FUSED", "BOXES", "COMPUTE")}

@@ -1,0 +1,138 @@
+"""``msdeform bench model``: what should bound each kernel on an H200, from its counted instructions and moved bytes.
+
+    issue        warp instructions / (multiprocessors * 4 schedulers * clock)
+    L1           the four neighbours of every point, read through the first cache
+    L2           rows read at random from the second cache, where a kernel does that
+    reductions   float32 additions that atomics make in the second cache
+    memory       compulsory bytes / copy bandwidth; what a sort and sums in memory move besides
+
+The longest is a lower bound of the kernel's time, and its name says what to work on; a kernel's own latency is in none.
+It is a prediction, of the published encoder at batch 2, to be held against a GPU's rows; a rate marked as a guess was
+measured nowhere. Counts are those that ``msdeform bench instructions`` recorded.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ..kernels.arguments import Parser
+from . import records
+from .bounds import SCHEDULERS, compulsory_bytes
+from .cases import OperatorInputs, find
+from .records import Records, Row
+from .tables import Line, aligned, number
+
+CASE = "encoder-800x1066-b2"
+PARTS = ("issue", "L1", "L2", "reductions", "memory")
+_SORT_PASSES = 4  # of 8 bits each, over 32-bit keys with 64-bit places
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """What a machine does in a second."""
+
+    name: str
+    multiprocessors: int
+    clock: float
+    copy: float
+    """bytes, measured"""
+    l2: float
+    """bytes read, a guess"""
+    reductions: float
+    """bytes of float32 additions, a guess: 1.3 to 3 TB/s"""
+
+    @property
+    def issue(self) -> float:
+        return self.multiprocessors * SCHEDULERS * self.clock
+
+    @property
+    def l1(self) -> float:
+        return self.multiprocessors * 128 * self.clock
+
+
+H200 = Gpu("H200", multiprocessors=132, clock=1.755e9, copy=4.3e12, l2=5.5e12, reductions=2e12)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Prints a line for each kernel whose instructions are recorded, the fastest of its kind first."""
+    parser = Parser(prog="msdeform bench model", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--results", nargs="+", type=Path, default=[records.RESULTS], metavar="PATH")
+    options = parser.parse_args(sys.argv[1:] if argv is None else argv)
+    for path in options.results:
+        if not path.exists():
+            parser.error(f"--results: {path} does not exist")
+    lines = table(records.read(*options.results))
+    if len(lines) == 1:
+        print("no instructions are recorded: msdeform bench instructions --out", file=sys.stderr)
+        return 1
+    print(f"{CASE}, {H200.name}: microseconds, predicted\n")
+    print(aligned(lines, 3))
+    return 0
+
+
+def table(found: Records) -> list[Line]:
+    """A head, and a line for each recorded kernel: every part's microseconds, and which is the longest."""
+    lines: list[Line] = [("kernel", "dtype", "implementation", *PARTS, "at least", "bound by")]
+    rows = [(predicted(row), row) for row in found.of("instructions") if row["arch"] == 90]
+    for parts, row in sorted(rows, key=lambda pair: (_kind(pair[1]), pair[1]["dtype"], max(pair[0].values()))):
+        longest = max(parts, key=lambda name: parts[name])
+        kernel = (row["kernel"], row["dtype"], row["implementation"])
+        lines.append((*kernel, *(number(parts.get(name)) for name in PARTS), number(parts[longest]), longest))
+    return lines
+
+
+def _kind(row: Row) -> tuple[str, bool]:
+    return row["kernel"].split()[0], "fused" not in row["kernel"]
+
+
+def predicted(row: Row, gpu: Gpu = H200) -> dict[str, float]:
+    """Microseconds of each part of the time of a recorded kernel."""
+    case = find(CASE)
+    dtype = getattr(torch, row["dtype"])
+    backward, in_order = row["kernel"].startswith("backward"), "in order" in row["kernel"]
+    rows = case.B * case.queries * case.H
+    points = rows * case.L * case.P
+    row_bytes = case.D * dtype.itemsize
+    moved = compulsory_bytes(
+        case,
+        _meta_inputs(dtype),
+        fused="fused" in row["kernel"],
+        direction="backward" if backward else "forward",
+    )
+    seconds = {
+        "issue": row["instructions_per_query_and_head"] * rows / gpu.issue,
+        "L1": 4 * points * row_bytes / gpu.l1,
+    }
+    if in_order:
+        coefficients = points * 4 * 4
+        sums = 4 * case.B * case.S * case.H * case.D * 4
+        # grad_output and coefficients by place; keys, coefficients and sums written and read once
+        seconds["L2"] = (points * row_bytes + coefficients) / gpu.l2
+        moved += 2 * sums + coefficients + points * (2 * 4 + 8) + 2 * _SORT_PASSES * points * (4 + 8)
+    elif backward:
+        # deformops adds in value's dtype unless told otherwise; all others of the recorded ones in float32
+        narrow = row["implementation"] == "deformops" and "fp32acc" not in row["kernel"]
+        seconds["reductions"] = 4 * points * case.D * (dtype.itemsize if narrow else 4) / gpu.reductions
+    seconds["memory"] = moved / gpu.copy
+    return {name: 1e6 * value for name, value in seconds.items()}
+
+
+def _meta_inputs(dtype: torch.dtype) -> OperatorInputs:
+    """The case's inputs without their numbers."""
+    case = find(CASE)
+    B, Q, H, D, L, P = case.B, case.queries, case.H, case.D, case.L, case.P
+
+    def empty(*shape: int, dtype: torch.dtype = dtype) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    return OperatorInputs(
+        value=empty(B, case.S, H, D),
+        reference_points=empty(B, Q, L, 2, dtype=torch.float32),
+        sampling_offsets=empty(B, Q, H, L, P, 2),
+        attention_logits=empty(B, Q, H, L, P),
+        sampling_locations=empty(B, Q, H, L, P, 2, dtype=torch.float32),
+        attention_weights=empty(B, Q, H, L, P),
+        grad_output=empty(B, Q, H * D),
+    )
