@@ -131,7 +131,7 @@ def compile_kernel(
             trips = (L, P if meta["UNROLL"] == 1 else 1)
         else:
             meta = launch.in_order_parameters(meta)[kind]
-            trips = (meta.get("CHUNK", 1),)
+            trips = (meta["CHUNK"] // meta["UNROLL"],) if kind == "runs" else ()
     pointer = {"levels_ptr": torch.int64, "value_ptr": dtype, "output_ptr": dtype, "grad_output_ptr": dtype}
     pointer |= {"grad_value_ptr": compute if kind == "backward" else dtype, "grad_references_ptr": compute}
     pointer |= {"keys_ptr": torch.int32, "order_ptr": torch.int64, "coefficients_ptr": compute, "sums_ptr": compute}

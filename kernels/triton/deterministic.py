@@ -125,6 +125,7 @@ def runs_kernel(
     D: tl.constexpr,
     COMPUTE: tl.constexpr,
     CHUNK: tl.constexpr,
+    UNROLL: tl.constexpr,
     BLOCK_Q: tl.constexpr,  # chunks of a program
     BLOCK_D: tl.constexpr,
 ):
@@ -153,7 +154,7 @@ def runs_kernel(
     sum01 = tl.zeros([BLOCK_Q, BLOCK_D], COMPUTE)
     sum10 = tl.zeros([BLOCK_Q, BLOCK_D], COMPUTE)
     sum11 = tl.zeros([BLOCK_Q, BLOCK_D], COMPUTE)
-    for step in range(CHUNK):
+    for step in tl.range(CHUNK, loop_unroll_factor=UNROLL):
         at = begin + step
         key = following
         following = tl.load(keys_ptr + at + 1, mask=at + 1 < N, other=-1)

@@ -225,7 +225,7 @@ def in_order_parameters(meta: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {
         "keys": {name: meta[name] for name in ("L", "P", "FUSED", "BOXES", "COMPUTE")}
         | {"BLOCK_Q": queries, "BLOCK_LP": points},
-        "runs": channels | {"LP": meta["L"] * meta["P"], "CHUNK": chunk, "BLOCK_Q": rows},
+        "runs": channels | {"LP": meta["L"] * meta["P"], "CHUNK": chunk, "UNROLL": 4, "BLOCK_Q": rows},
         "pixels": channels | {"L": meta["L"], "BLOCK_Q": rows},
     }
 
