@@ -55,7 +55,12 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="small shapes; the default where there is no GPU")
     parser.add_argument("--compiled", action="store_true", help="torch.compile of reference and core, too")
     parser.add_argument("--seconds", type=float, default=0.3, help="about how long each measurement lasts")
-    parser.add_argument("--limit", type=float, default=120.0, help="seconds after which a peer is stopped")
+    parser.add_argument(
+        "--limit",
+        type=float,
+        default=120.0,
+        help="seconds after which a peer is stopped (compiling for a CPU takes minutes)",
+    )
     parser.add_argument("--threads", type=int, help="of a CPU (default: torch's)")
     parser.add_argument("--out", type=Path, help="folder for the rows (default: bench/results; none in reduced form)")
     parser.add_argument("--again", action="store_true", help="measure cells that are recorded already, too")

@@ -156,6 +156,8 @@ def _compiled(name: str, device: torch.device) -> Peer:
     peer = find(name, device)
     assert peer.plain is not None
     assert peer.fused is not None
+    # a backward is timed many times on one graph, which keeps its buffers then
+    importlib.import_module("torch._functorch.config").donated_buffer = False  # type: ignore[attr-defined]
     return Peer(
         f"{name}-compiled",
         plain=torch.compile(peer.plain, fullgraph=True, dynamic=False),
