@@ -39,7 +39,7 @@ class Gpu:
     multiprocessors: int
     clock: float
     copy: float
-    """bytes, measured"""
+    """bytes; told of another such machine, not measured here"""
     l2: float
     """bytes read, a guess"""
     reductions: float

@@ -100,7 +100,7 @@ def _backward(
     B, S, H, D = value.shape
     Q, L = points.shape[1], points.shape[3]
     need_value, need_references, need_points, need_weights = needs
-    in_order = need_value and torch.are_deterministic_algorithms_enabled()
+    in_order = need_value and B * Q > 0 and torch.are_deterministic_algorithms_enabled()
     needs = (need_value and not in_order, need_references, need_points, need_weights)
     compute = compute_dtype(value, references, points, weights)
     # reductions in float32 whatever the dtype, rounded once at the end: repeated 16-bit adds lose percents
@@ -115,8 +115,6 @@ def _backward(
             grad_output = grad_output.contiguous()
         if in_order:
             grad_value = _grad_value_in_order(grad_output, value, levels, references, points, weights)
-    elif in_order:
-        grad_value = value.new_zeros(value.shape)
     if B * Q > 0 and any(needs):
         meta = backward_parameters(meta_parameters(value, references, points, weights), needs)
         with device_of(value):

@@ -37,6 +37,36 @@ def test_the_interpreter_is_never_timed(monkeypatch: pytest.MonkeyPatch) -> None
     assert "interpreter is never timed" in (find("triton", CPU).reason or "")
 
 
+def test_determinism_is_asked_for_during_the_backward_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each call is one node of the graph in the Triton backend, and in this one."""
+    seen = []
+
+    class Doubled(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, value: torch.Tensor) -> torch.Tensor:
+            seen.append(torch.are_deterministic_algorithms_enabled())
+            return 2 * value
+
+        @staticmethod
+        def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+            seen.append(torch.are_deterministic_algorithms_enabled())
+            return 2 * gradients[0]
+
+    def run(value: torch.Tensor, *_: Any) -> torch.Tensor:
+        doubled: torch.Tensor = Doubled.apply(value)
+        return doubled
+
+    monkeypatch.setattr(module, "_backend", lambda name, device: module.Peer(name, plain=run, fused=run, ours=True))
+    peer = find("triton-deterministic", CPU)
+    assert peer.plain is not None
+    value = torch.ones(2, requires_grad=True)
+    peer.plain(value, (), value, value).sum().backward()
+    assert seen == [False, True]
+    assert not torch.are_deterministic_algorithms_enabled()
+    with torch.no_grad():
+        assert not peer.plain(value, (), value, value).requires_grad
+
+
 @pytest.mark.parametrize(
     ("name", "how"),
     [

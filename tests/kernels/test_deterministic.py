@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import hypothesis
-import hypothesis.strategies as st
 import pytest
 import torch
 from torch import Tensor
@@ -12,7 +11,7 @@ from torch import Tensor
 from msdeform.kernels.api import fused_ms_deform_attn, ms_deform_attn
 from msdeform.kernels.verify import Case, make_inputs
 from tests.kernels.backends import TRITON
-from tests.kernels.test_equivalence import BASE, FUNCTIONS, ODD, assert_within_bounds, poisoned_memory
+from tests.kernels.test_equivalence import BASE, FUNCTIONS, ODD, assert_within_bounds, cases, poisoned_memory
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have a deterministic implementation")
 __all__ = ["poisoned_memory"]  # a fixture: every uninitialised float is NaN here, too
@@ -50,21 +49,9 @@ def test_dtypes(where: tuple[str, str], coordinates: int | None, dtype: torch.dt
 
 
 @pytest.mark.parametrize("where", TRITON)
-@hypothesis.given(data=st.data())
+@hypothesis.given(case=cases())
 @hypothesis.settings(max_examples=4, deadline=None, derandomize=True)
-def test_drawn_shapes(where: tuple[str, str], data: st.DataObject) -> None:
-    level = st.tuples(st.integers(1, 6), st.integers(1, 6))
-    case = Case(
-        B=data.draw(st.integers(1, 3)),
-        Q=data.draw(st.integers(1, 60)),
-        H=data.draw(st.integers(1, 3)),
-        D=data.draw(st.integers(1, 40)),
-        P=data.draw(st.integers(1, 5)),
-        sizes=tuple(data.draw(st.lists(level, min_size=1, max_size=4))),
-        coordinates=data.draw(st.sampled_from(FUNCTIONS)),
-        spread=data.draw(st.sampled_from([0.5, 3.0, 20.0])),
-        seed=data.draw(st.integers(0, 99)),
-    )
+def test_drawn_shapes(where: tuple[str, str], case: Case) -> None:
     assert_within_bounds(case, where)
 
 
@@ -160,3 +147,29 @@ def test_no_query_leaves_a_gradient_of_zero(where: tuple[str, str]) -> None:
     ms_deform_attn(leaf, BASE.sizes, locations[:, :0], weights[:, :0], backend=backend).sum().backward()
     assert leaf.grad is not None
     assert not leaf.grad.any()
+
+
+@pytest.mark.parametrize("where", TRITON)
+@pytest.mark.parametrize("coordinates", FUNCTIONS)
+def test_hooks_of_the_last_node_hold_the_whole_backward(
+    where: tuple[str, str], coordinates: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There the benchmark asks for determinism, so that its other implementations are timed without."""
+    backend, device = where
+    from msdeform.kernels.triton import launch
+
+    calls = []
+    monkeypatch.setattr(
+        launch, "_grad_value_in_order", lambda *tensors: calls.append(1) or torch.zeros_like(tensors[1])
+    )
+    torch.use_deterministic_algorithms(False)
+    case = replace(BASE, coordinates=coordinates)
+    tensors = [tensor.requires_grad_() for tensor in make_inputs(case, device)]
+    function = ms_deform_attn if coordinates is None else fused_ms_deform_attn
+    output = function(tensors[0], case.sizes, *tensors[1:], backend=backend)
+    assert output.grad_fn is not None
+    output.grad_fn.register_prehook(lambda _: torch.use_deterministic_algorithms(True))
+    output.grad_fn.register_hook(lambda *_: torch.use_deterministic_algorithms(False))
+    torch.autograd.grad(output.sum(), tensors)
+    assert calls == [1]
+    assert not torch.are_deterministic_algorithms_enabled()

@@ -107,23 +107,28 @@ def test_logits_beyond_what_an_exponential_holds(where: tuple[str, str]) -> None
     torch.testing.assert_close(run(backend, torch.float32), run("reference", torch.float64), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("where", OPERATORS)
-@hypothesis.given(data=st.data())
-@hypothesis.settings(max_examples=8, deadline=None, derandomize=True)
-def test_drawn_shapes(where: tuple[str, str], data: st.DataObject) -> None:
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    """Calls of any small shape, dtype, function and spread of points."""
     level = st.tuples(st.integers(1, 9), st.integers(1, 9))
-    case = Case(
-        B=data.draw(st.integers(1, 2)),
-        Q=data.draw(st.integers(1, 40)),
-        H=data.draw(st.integers(1, 2)),
-        D=data.draw(st.integers(1, 80)),
-        P=data.draw(st.integers(1, 4)),
-        sizes=tuple(data.draw(st.lists(level, min_size=1, max_size=3))),
-        dtype=data.draw(st.sampled_from([torch.float64, torch.float32, torch.float16, torch.bfloat16])),
-        coordinates=data.draw(st.sampled_from(FUNCTIONS)),
-        spread=data.draw(st.sampled_from([0.5, 3.0, 20.0])),
-        seed=data.draw(st.integers(0, 99)),
+    return Case(
+        B=draw(st.integers(1, 2)),
+        Q=draw(st.integers(1, 40)),
+        H=draw(st.integers(1, 2)),
+        D=draw(st.integers(1, 80)),
+        P=draw(st.integers(1, 4)),
+        sizes=tuple(draw(st.lists(level, min_size=1, max_size=3))),
+        dtype=draw(st.sampled_from([torch.float64, torch.float32, torch.float16, torch.bfloat16])),
+        coordinates=draw(st.sampled_from(FUNCTIONS)),
+        spread=draw(st.sampled_from([0.5, 3.0, 20.0])),
+        seed=draw(st.integers(0, 99)),
     )
+
+
+@pytest.mark.parametrize("where", OPERATORS)
+@hypothesis.given(case=cases())
+@hypothesis.settings(max_examples=8, deadline=None, derandomize=True)
+def test_drawn_shapes(where: tuple[str, str], case: Case) -> None:
     assert_within_bounds(case, where)
 
 
