@@ -101,16 +101,17 @@ def _rows(options: argparse.Namespace) -> Iterator[Row]:
         }
     for dtype in ("float32", "bfloat16", "float16"):
         for call in ("fused", "plain"):
-            machines, count = aot.in_order(options.arch, getattr(torch, dtype), fused=call == "fused")
+            kernels = aot.in_order(options.arch, getattr(torch, dtype), fused=call == "fused")
             yield {
                 "kind": "instructions",
                 "implementation": "triton",
                 "kernel": f"backward {call}, in order",
                 "dtype": dtype,
                 "arch": options.arch,
-                "instructions_per_query_and_head": round(count, 1),
-                "registers": max(machine.registers for machine in machines),
-                "spilled_bytes": max(machine.spills for machine in machines),
+                "instructions_per_query_and_head": round(sum(count for _, count in kernels.values()), 1),
+                "registers": max(machine.registers for machine, _ in kernels.values()),
+                "spilled_bytes": max(machine.spills for machine, _ in kernels.values()),
+                "parts": {kind: round(count, 1) for kind, (_, count) in kernels.items()},
             }
         machine = _machine(nvrtc.cubin(f"sm_{options.arch}", nvrtc.Dtypes(dtype, "float32", "float32")))
         for direction, part in zip(_DIRECTIONS, (nvrtc.FORWARD, nvrtc.BACKWARD), strict=True):

@@ -76,21 +76,41 @@ def _backend(name: str, device: torch.device) -> Peer:
 
 def _deterministic(name: str, device: torch.device) -> Peer:
     """A backend whose backward runs under ``torch.use_deterministic_algorithms(True)``; nothing else does."""
-    peer = _backend(name, device)
-    if peer.plain is None or peer.fused is None:
-        return replace(peer, name=f"{name}-deterministic")
+    return _during_backward(
+        f"{name}-deterministic",
+        _backend(name, device),
+        lambda: torch.use_deterministic_algorithms(True),
+        lambda: torch.use_deterministic_algorithms(False),
+    )
 
-    def during_its_backward(output: Tensor) -> Tensor:
+
+def _atomics(device: torch.device) -> Peer:
+    """The Triton backend, whose backward makes the gradient of value with atomics however many points there are."""
+
+    def use(method: str) -> None:
+        from ..kernels.triton import launch
+
+        launch.backward_method = method
+
+    return _during_backward("triton-atomics", _backend("triton", device), lambda: use("atomics"), lambda: use("auto"))
+
+
+def _during_backward(name: str, peer: Peer, begin: Callable[[], None], end: Callable[[], None]) -> Peer:
+    """A peer whose backward, one node of the graph, runs between two actions."""
+    if peer.plain is None or peer.fused is None:
+        return replace(peer, name=name)
+
+    def hooked(output: Tensor) -> Tensor:
         if output.grad_fn is not None:
-            output.grad_fn.register_prehook(lambda _: torch.use_deterministic_algorithms(True))
-            output.grad_fn.register_hook(lambda *_: torch.use_deterministic_algorithms(False))
+            output.grad_fn.register_prehook(lambda _: begin())
+            output.grad_fn.register_hook(lambda *_: end())
         return output
 
     plain, fused = peer.plain, peer.fused
     return Peer(
-        f"{name}-deterministic",
-        plain=lambda *arguments: during_its_backward(plain(*arguments)),
-        fused=lambda *arguments: during_its_backward(fused(*arguments)),
+        name,
+        plain=lambda *arguments: hooked(plain(*arguments)),
+        fused=lambda *arguments: hooked(fused(*arguments)),
         ours=True,
     )
 
@@ -306,6 +326,7 @@ PEERS: dict[str, Callable[[torch.device], Peer]] = {
     "reference": lambda device: _backend("reference", device),
     "triton": lambda device: _backend("triton", device),
     "triton-deterministic": lambda device: _deterministic("triton", device),
+    "triton-atomics": _atomics,
     "cuda": lambda device: _backend("cuda", device),
     "deformops": lambda device: _deformops("deformops", device),
     # it leaves float32 accumulation of grad_value off on Hopper unless told

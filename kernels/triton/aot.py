@@ -24,7 +24,7 @@ from triton.compiler import ASTSource
 from ..arguments import Parser
 from . import launch
 from .backward import backward_kernel
-from .deterministic import keys_kernel, pixels_kernel, runs_kernel
+from .cells import cells_kernel, keys_kernel, pixels_kernel, points_kernel
 from .forward import forward_kernel
 
 NUM_WARPS = 4
@@ -42,9 +42,11 @@ _KERNELS = {
     "forward": forward_kernel,
     "backward": backward_kernel,
     "keys": keys_kernel,
-    "runs": runs_kernel,
+    "cells": cells_kernel,
     "pixels": pixels_kernel,
+    "points": points_kernel,
 }
+BY_CELL = ("keys", "cells", "pixels", "points")
 _POINTERS = {
     torch.int32: "*i32",
     torch.float64: "*fp64",
@@ -65,8 +67,10 @@ class Machine:
     """bytes of local memory per thread"""
     shared: int
     """bytes of shared memory per program"""
-    block_q: int
-    """queries of one program"""
+    block_q: float
+    """queries (of keys, points), pixels, or what their points come to (cells) of one program"""
+    warps: int
+    """of one program"""
     opcodes: Counter[str] = field(repr=False)
     """instructions of one warp by full opcode, as executed: those in a loop times its trips"""
 
@@ -81,7 +85,7 @@ class Machine:
     @property
     def per_query(self) -> float:
         """Warp instructions for one (query, head)."""
-        return self.instructions * NUM_WARPS / self.block_q
+        return self.instructions * self.warps / self.block_q
 
 
 def compile_kernel(
@@ -102,12 +106,14 @@ def compile_kernel(
     """Compile a kernel for sm_``arch`` as a call with these parameters would.
 
     Args:
-        kind: ``forward``, ``backward``, or one of the backward without atomics: ``keys``, ``runs``, ``pixels``.
+        kind: ``forward``, ``backward``, or one of the backward by cell: ``keys``, ``cells``, ``pixels``,
+            ``points``.
         arch: compute capability times ten, such as 90.
         dtype: of value and output.
         small_dtype: of locations or offsets and weights or logits; float32 (float64 for float64) if None.
         needs: gradients of value, references, points and weights, for ``backward``.
-        fallback: whether ``forward`` holds the way with masks, too, which runs at numbers that are not finite only.
+        fallback: whether ``forward`` holds the way with masks, too, which runs at numbers that are not finite only, and
+            ``cells`` what it does where a run ends.
     """
     if small_dtype is None:
         small_dtype = torch.float64 if dtype is torch.float64 else torch.float32
@@ -120,7 +126,7 @@ def compile_kernel(
     points = torch.empty(B, Q, H, L, P, 2, dtype=small_dtype, device="meta")
     weights = torch.empty(B, Q, H, L, P, dtype=small_dtype, device="meta")
     strides = {"value": value, "points": points, "weights": weights, "references": references}
-    strides["grad_output"] = torch.empty(B, Q, H * D, device="meta")
+    strides["grad_output"] = torch.empty(B, Q, H * D, dtype=dtype, device="meta")
     if kind == "forward":
         meta = launch.forward_parameters(value, references, points, weights) | {"FALLBACK": fallback}
         trips: tuple[int, ...] = (-(-L * P // meta["CHUNK"]),)
@@ -130,11 +136,13 @@ def compile_kernel(
             meta = launch.backward_parameters(meta, needs)
             trips = (L, P if meta["UNROLL"] == 1 else 1)
         else:
-            meta = launch.in_order_parameters(meta)[kind]
-            trips = (meta["CHUNK"] // meta["UNROLL"],) if kind == "runs" else ()
+            meta = launch.by_cell_parameters(strides["grad_output"], value, references, points, weights, needs)[kind]
+            trips = (meta["RUN"] // meta["SHARE"], max(1, meta["SHARE"] // 4)) if kind == "cells" else ()
+            if kind == "cells" and not fallback:
+                meta = meta | {"ENDS": False}
     pointer = {"levels_ptr": torch.int64, "value_ptr": dtype, "output_ptr": dtype, "grad_output_ptr": dtype}
     pointer |= {"grad_value_ptr": compute if kind == "backward" else dtype, "grad_references_ptr": compute}
-    pointer |= {"keys_ptr": torch.int32, "order_ptr": torch.int64, "coefficients_ptr": compute, "sums_ptr": compute}
+    pointer |= {"keys_ptr": torch.int32, "order_ptr": torch.int64, "records_ptr": compute, "sums_ptr": compute}
     pointer |= {"firsts_ptr": torch.int32, "lasts_ptr": torch.int32}
     signature: dict[str, str] = {}
     constants: dict[str, Any] = dict(meta)
@@ -155,9 +163,13 @@ def compile_kernel(
                 attributes[(index,)] = [["tt.divisibility", 16]]
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
     own = {"forward": launch.forward_options, "backward": launch.backward_options}
-    options = {"num_warps": NUM_WARPS} | (own[kind](value) if kind in own else {})
+    options = {"num_warps": NUM_WARPS} | (own[kind](value) if kind in own else launch.BY_CELL_OPTIONS.get(kind, {}))
     compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
-    return inspect_cubin(compiled.asm["cubin"], arch, meta["BLOCK_Q"], trips)
+    if kind == "cells":
+        queries: float = meta["WALKS"] * meta["RUN"] / (L * P)
+    else:
+        queries = meta["BLOCK_Q"]
+    return inspect_cubin(compiled.asm["cubin"], arch, queries, trips, options["num_warps"])
 
 
 def compile_main(name: str, arch: int) -> tuple[Machine, Machine]:
@@ -167,14 +179,27 @@ def compile_main(name: str, arch: int) -> tuple[Machine, Machine]:
     return whole, compile_kernel(arch=arch, fallback=False, **parameters) if parameters["kind"] == "forward" else whole
 
 
-def in_order(arch: int, dtype: torch.dtype, *, fused: bool = True) -> tuple[list[Machine], float]:
-    """The kernels of a backward without atomics, and their warp instructions for one (query, head) where a query stands
-    at every pixel, as in an encoder. The sort between them is PyTorch's, and not counted."""
-    rest = compile_kernel("backward", arch, dtype=dtype, fused=fused, needs=(False, False, True, True))
-    keys, runs, pixels = (compile_kernel(kind, arch, dtype=dtype, fused=fused) for kind in ("keys", "runs", "pixels"))
-    points = 4 * 4  # compile_kernel's L and P; a row of runs is a chunk of them
-    per_query = rest.per_query + keys.per_query + runs.per_query * points / launch.RUN + pixels.per_query
-    return [rest, keys, runs, pixels], per_query
+def in_order(arch: int, dtype: torch.dtype, *, fused: bool = True) -> dict[str, tuple[Machine, float]]:
+    """The kernels of a backward by cell, and each one's warp instructions for one (query, head) where a query stands at
+    every pixel, as in an encoder. The sort between them is PyTorch's, and not counted.
+
+    A step that ends a run takes more: as many do as if the points of the published encoder lay evenly.
+    """
+    counted = {}
+    for kind in BY_CELL:
+        machine = compile_kernel(kind, arch, dtype=dtype, fused=fused)
+        counted[kind] = machine, machine.per_query
+    machine, every_step = counted["cells"]
+    no_step = compile_kernel("cells", arch, dtype=dtype, fused=fused, fallback=False).per_query
+    counted["cells"] = machine, no_step + _steps_that_end_a_run(machine) * (every_step - no_step)
+    return counted
+
+
+def _steps_that_end_a_run(machine: Machine) -> float:
+    """The share of steps of the published encoder at which a run ends in one of the walks of a warp."""
+    levels, queries, points = (100 * 134, 50 * 67, 25 * 34, 13 * 17), 17821, 4
+    walks = machine.block_q * len(levels) * points / launch.RUN
+    return sum(1 - (1 - pixels / (queries * points)) ** walks for pixels in levels) / len(levels)
 
 
 def row(name: str, whole: Machine, executed: Machine) -> dict[str, Any]:
@@ -191,7 +216,9 @@ def row(name: str, whole: Machine, executed: Machine) -> dict[str, Any]:
     }
 
 
-def inspect_cubin(cubin: bytes, arch: int, block_q: int = 1, trips: tuple[int, ...] = ()) -> Machine:
+def inspect_cubin(
+    cubin: bytes, arch: int, block_q: float = 1, trips: tuple[int, ...] = (), warps: int = NUM_WARPS
+) -> Machine:
     """Resources and opcodes of a cubin with one kernel.
 
     Args:
@@ -205,7 +232,7 @@ def inspect_cubin(cubin: bytes, arch: int, block_q: int = 1, trips: tuple[int, .
     numbers = {key: int(number) for key, number in re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", usage)}
     opcodes = _executed(listing, trips)
     spills = numbers.get("STACK", 0) + numbers.get("LOCAL", 0)
-    return Machine(arch, numbers["REG"], spills, numbers.get("SHARED", 0), block_q, opcodes)
+    return Machine(arch, numbers["REG"], spills, numbers.get("SHARED", 0), block_q, warps, opcodes)
 
 
 def _executed(listing: str, trips: tuple[int, ...]) -> Counter[str]:

@@ -1,9 +1,12 @@
-"""From tensors to kernel launches: block sizes, strides, output buffers. One launch a call, two for a 16-bit backward;
-without atomics the gradient of value takes three and a sort.
+"""From tensors to kernel launches: block sizes, strides, output buffers.
+
+A forward is one launch. A backward with atomics is one, after zeros are filled in, and one more to round a 16-bit
+gradient; a backward by cell is four, zeros, and a sort of PyTorch's.
 
 ``levels`` is an int64 tensor (L, 2) on the device, read by the kernels; nothing here copies from or to the host.
 """
 
+import os
 from typing import Any
 
 import torch
@@ -13,13 +16,29 @@ from torch import Tensor
 
 from ..registry import interpreting
 from .backward import backward_kernel
-from .deterministic import keys_kernel, pixels_kernel, runs_kernel
+from .cells import cells_kernel, keys_kernel, pixels_kernel, points_kernel
 from .forward import forward_kernel
 
 _INT32_LIMIT = 2**31
 _MOST_PROGRAMS = 65535  # along the second and third axis of a grid
-RUN = 32  # sorted points that one row of a tile adds up
+_METHODS = ("auto", "cells", "atomics")
+CELLS_FROM = 2**18  # points, for "auto"
+RUN = 32  # sorted points of a walk
+BY_CELL_OPTIONS: dict[str, dict[str, int]] = {"cells": {"num_warps": 1}}
 _POINTS_AT_ONCE = 2**23
+
+
+def _method_from_environment() -> str:
+    method = os.environ.get("MSDEFORM_TRITON_BACKWARD") or "auto"
+    if method not in _METHODS:
+        raise ValueError(
+            f"MSDEFORM_TRITON_BACKWARD: expected {', '.join(_METHODS[:-1])} or {_METHODS[-1]}, got {method!r}"
+        )
+    return method
+
+
+backward_method = _method_from_environment()
+"""how the gradient of value is made where determinism does not decide: see `adds_by_cell`"""
 
 
 def forward(value: Tensor, levels: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
@@ -100,45 +119,32 @@ def _backward(
     B, S, H, D = value.shape
     Q, L = points.shape[1], points.shape[3]
     need_value, need_references, need_points, need_weights = needs
-    in_order = need_value and B * Q > 0 and torch.are_deterministic_algorithms_enabled()
-    needs = (need_value and not in_order, need_references, need_points, need_weights)
     compute = compute_dtype(value, references, points, weights)
-    # reductions in float32 whatever the dtype, rounded once at the end: repeated 16-bit adds lose percents
-    grad_value = value.new_zeros((B, S, H, D) if needs[0] else 0, dtype=compute)
-    grad_points = points.new_empty(points.shape if need_points else 0, dtype=stored_dtype(points))
-    grad_weights = weights.new_empty(weights.shape if need_weights else 0, dtype=stored_dtype(weights))
     coordinates = 2 if references is None else references.shape[-1]
     shares = value.new_empty((B, Q, H, L, coordinates) if need_references else 0, dtype=compute)
-    if B * Q > 0:
+    grad_points = points.new_empty(points.shape if need_points else 0, dtype=stored_dtype(points))
+    grad_weights = weights.new_empty(weights.shape if need_weights else 0, dtype=stored_dtype(weights))
+    by_cell = B * Q > 0 and need_value and adds_by_cell(points)
+    if by_cell:
+        grad_value = value.new_empty(B, S, H, D, dtype=stored_dtype(value))
+    else:
+        # reductions in float32 whatever the dtype, rounded once at the end: repeated 16-bit adds lose percents
+        grad_value = value.new_zeros((B, S, H, D) if need_value else 0, dtype=compute)
+    if B * Q > 0 and any(needs):
         value, references, points, weights = _dense_rows(value, references, points, weights)
         if grad_output.stride(-1) != 1:  # what sum().backward() gives: every stride zero
             grad_output = grad_output.contiguous()
-        if in_order:
-            grad_value = _grad_value_in_order(grad_output, value, levels, references, points, weights)
-    if B * Q > 0 and any(needs):
-        meta = backward_parameters(meta_parameters(value, references, points, weights), needs)
+        run = _backward_by_cell if by_cell else _backward_by_query
         with device_of(value):
-            backward_kernel[grid(B, H, Q, meta)](
+            run(
                 grad_output,
                 value,
                 levels,
+                references,
                 points,
                 weights,
-                references,
-                grad_value,
-                grad_points,
-                grad_weights,
-                shares,
-                S,
-                Q,
-                H,
-                *grad_output.stride()[:2],
-                *value.stride()[:3],
-                *points.stride()[:3],
-                *weights.stride()[:3],
-                *(references.stride()[:3] if references is not None else (0, 0, 0)),
-                **meta,
-                **backward_options(value),
+                (grad_value, shares, grad_points, grad_weights),
+                needs,
             )
     grad_references = value.new_empty(0)
     if references is not None and need_references:
@@ -151,80 +157,216 @@ def _backward(
     )
 
 
-def _grad_value_in_order(
-    grad_output: Tensor, value: Tensor, levels: Tensor, references: Tensor | None, points: Tensor, weights: Tensor
-) -> Tensor:
-    """The gradient of value (B, S, H, D) without atomics: three launches and a sort for as many samples as keep the
-    temporary memory, about 70 bytes a point and four times value's in float32, within bounds."""
+def adds_by_cell(points: Tensor) -> bool:
+    """Whether the gradient of value is summed by cell, in a fixed order, or by atomics, in one launch.
+
+    The rule: always where determinism is asked for, and from `CELLS_FROM` points on. By the model of
+    ``msdeform bench model`` a thousand points take 0.26 us by atomics and 0.08 us by cell, whose further launches and
+    sort take some 50 us more; no GPU has measured it yet.
+
+    Raises:
+        ValueError: determinism is asked for, and a sample's head has 2**31 points or more, which no sort here takes.
+    """
+    B, Q, H, L, P, _ = points.shape
+    if Q * L * P >= _INT32_LIMIT:
+        if torch.are_deterministic_algorithms_enabled():
+            raise ValueError(
+                "the triton backend has no deterministic backward for 2**31 points in a head, expected Q*L*P below "
+                f"that, got {Q}*{L}*{P}; split the queries, or set torch.use_deterministic_algorithms(False)"
+            )
+        return False
+    if torch.are_deterministic_algorithms_enabled() or backward_method == "cells":
+        return True
+    return backward_method == "auto" and B * Q * H * L * P >= CELLS_FROM
+
+
+def _backward_by_query(
+    grad_output: Tensor,
+    value: Tensor,
+    levels: Tensor,
+    references: Tensor | None,
+    points: Tensor,
+    weights: Tensor,
+    gradients: tuple[Tensor, Tensor, Tensor, Tensor],
+    needs: tuple[bool, bool, bool, bool],
+) -> None:
+    """One launch; the gradient of value by atomics, into zeros."""
+    B, S, H, _ = value.shape
+    Q = points.shape[1]
+    grad_value, shares, grad_points, grad_weights = gradients
+    meta = backward_parameters(meta_parameters(value, references, points, weights), needs)
+    backward_kernel[grid(B, H, Q, meta)](
+        grad_output,
+        value,
+        levels,
+        points,
+        weights,
+        references,
+        grad_value,
+        grad_points,
+        grad_weights,
+        shares,
+        S,
+        Q,
+        H,
+        *grad_output.stride()[:2],
+        *value.stride()[:3],
+        *points.stride()[:3],
+        *weights.stride()[:3],
+        *(references.stride()[:3] if references is not None else (0, 0, 0)),
+        **meta,
+        **backward_options(value),
+    )
+
+
+def _backward_by_cell(
+    grad_output: Tensor,
+    value: Tensor,
+    levels: Tensor,
+    references: Tensor | None,
+    points: Tensor,
+    weights: Tensor,
+    gradients: tuple[Tensor, Tensor, Tensor, Tensor],
+    needs: tuple[bool, bool, bool, bool],
+) -> None:
+    """Without atomics: up to four launches and a sort for as many samples as keep the temporary memory, about 60 bytes
+    a point and four times value's in float32, within bounds."""
     B, S, H, D = value.shape
     _, Q, _, L, P, _ = points.shape
     N = Q * L * P
-    meta = in_order_parameters(meta_parameters(value, references, points, weights))
-    chunks = triton.cdiv(N, meta["runs"]["CHUNK"])
+    meta = by_cell_parameters(grad_output, value, references, points, weights, needs)
+    walks = triton.cdiv(N, meta["cells"]["RUN"])
     compute = compute_dtype(value, references, points, weights)
-    grad_value = value.new_empty(B, S, H, D, dtype=stored_dtype(value))
+    references_strides = references.stride()[:3] if references is not None else (0, 0, 0)
     samples = max(1, min(_POINTS_AT_ONCE // (H * N), _MOST_PROGRAMS // H))
-    with device_of(value):
-        for begin in range(0, B, samples):
-            part = slice(begin, begin + samples)
-            rows = min(samples, B - begin) * H
-            # 16 keys for each pixel, and for none
-            key = torch.int32 if rows * (S + 1) * 16 < _INT32_LIMIT else torch.int64
-            keys = value.new_empty(rows * N, dtype=key)
-            coefficients = value.new_empty(rows * N, 4, dtype=compute)
-            keys_kernel[triton.cdiv(Q, meta["keys"]["BLOCK_Q"]), rows](
+    for begin in range(0, B, samples):
+        part = slice(begin, begin + samples)
+        grad_value, shares, grad_points, grad_weights = (
+            gradient[part] if needed else gradient for gradient, needed in zip(gradients, needs, strict=True)
+        )
+        part_references = references[part] if references is not None else None
+        rows = min(samples, B - begin) * H
+        # 16 keys for each pixel, and for none
+        key = torch.int32 if rows * (S + 1) * 16 < _INT32_LIMIT else torch.int64
+        keys = value.new_empty(rows * N, dtype=key)
+        records = value.new_empty(rows * N, 4, dtype=compute)
+        keys_kernel[triton.cdiv(Q, meta["keys"]["BLOCK_Q"]), rows](
+            levels,
+            points[part],
+            weights[part],
+            part_references,
+            keys,
+            records,
+            S,
+            Q,
+            H,
+            *points.stride()[:3],
+            *weights.stride()[:3],
+            *references_strides,
+            **meta["keys"],
+        )
+        keys, order = keys.sort(stable=True)
+        sums = value.new_empty(rows, S + walks, 4, D, dtype=compute)
+        firsts, lasts = levels.new_zeros(2, rows, S, 4, dtype=torch.int32)
+        cells_kernel[triton.cdiv(walks, meta["cells"]["WALKS"]), rows](
+            grad_output[part],
+            value[part],
+            levels,
+            keys,
+            order,
+            records,
+            sums,
+            firsts,
+            lasts,
+            S,
+            Q,
+            H,
+            grad_output.stride(0),
+            value.stride(0),
+            value.stride(2),
+            **meta["cells"],
+            **BY_CELL_OPTIONS["cells"],
+        )
+        pixels_kernel[triton.cdiv(S, meta["pixels"]["BLOCK_Q"]), rows](
+            levels, sums, firsts, lasts, grad_value, S, H, walks, **meta["pixels"]
+        )
+        if any(needs[1:]):
+            points_kernel[triton.cdiv(Q, meta["points"]["BLOCK_Q"]), rows](
                 levels,
                 points[part],
-                weights[part],
-                references[part] if references is not None else None,
-                keys,
-                coefficients,
+                part_references,
+                records,
+                grad_points,
+                grad_weights,
+                shares,
                 S,
                 Q,
                 H,
                 *points.stride()[:3],
-                *weights.stride()[:3],
-                *(references.stride()[:3] if references is not None else (0, 0, 0)),
-                **meta["keys"],
+                *references_strides,
+                **meta["points"],
             )
-            keys, order = keys.sort(stable=True)
-            sums = value.new_empty(rows, S + chunks, 4, D, dtype=compute)
-            firsts, lasts = levels.new_zeros(2, rows, S, 4, dtype=torch.int32)
-            runs_kernel[triton.cdiv(chunks, meta["runs"]["BLOCK_Q"]), rows](
-                grad_output[part],
-                keys,
-                order,
-                coefficients,
-                sums,
-                firsts,
-                lasts,
-                S,
-                Q,
-                H,
-                *grad_output.stride()[:2],
-                **meta["runs"],
-            )
-            pixels_kernel[triton.cdiv(S, meta["pixels"]["BLOCK_Q"]), rows](
-                levels, sums, firsts, lasts, grad_value[part], S, H, chunks, **meta["pixels"]
-            )
-    return grad_value
 
 
-def in_order_parameters(meta: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The compile-time parameters of the three kernels that add without atomics, from a backward's."""
-    points = triton.next_power_of_2(meta["L"] * meta["P"])
+def by_cell_parameters(
+    grad_output: Tensor,
+    value: Tensor,
+    references: Tensor | None,
+    points: Tensor,
+    weights: Tensor,
+    needs: tuple[bool, bool, bool, bool],
+) -> dict[str, dict[str, Any]]:
+    """The compile-time parameters of the four kernels that add by cell."""
+    _, _, _, L, P, _ = points.shape
+    D = value.shape[3]
+    compute = tl.float64 if compute_dtype(value, references, points, weights) is torch.float64 else tl.float32
+    block_d = triton.next_power_of_2(D)
+    block_lp = triton.next_power_of_2(L * P)
+    pairs = value.dtype.itemsize == 2 and D == block_d >= 2 and compute == tl.float32
+    pairs = pairs and all(t.dtype is value.dtype and _readable_in_pairs(t) for t in (value, grad_output))
+    # a lane reads 16 bytes of value, and adds up 16 bytes of float32 at a time
+    vec = max(min(16 // max(4, value.dtype.itemsize), block_d // 2 if pairs else block_d), block_d // 32)
+    lanes = block_d // (2 * vec if pairs else vec)
+    share = min(lanes, 8)
     if interpreting():  # its cost is per program and per operation, whatever their size
-        queries, rows, chunk = meta["BLOCK_Q"], 256, 4
+        queries, walks, pixels, run = triton.next_power_of_2(points.shape[1]), 256, 256, max(4, share)
     else:
-        queries = max(1, 512 // points)
-        rows = max(1, (256 if meta["COMPUTE"] == tl.float64 else 512) // meta["BLOCK_D"])
-        chunk = RUN
-    channels = {name: meta[name] for name in ("D", "COMPUTE", "BLOCK_D")}
+        queries = max(1, 512 // block_lp)
+        pixels = max(1, (256 if compute == tl.float64 else 512) // block_d)
+        # a warp, so that none waits for another where a run ends
+        walks = 32 // lanes
+        run = RUN
+    kind = {"L": L, "P": P, "FUSED": references is not None, "COMPUTE": compute}
+    kind["BOXES"] = references is not None and references.shape[-1] == 4
+    _, need_references, need_points, need_weights = needs
     return {
-        "keys": {name: meta[name] for name in ("L", "P", "FUSED", "BOXES", "COMPUTE")}
-        | {"BLOCK_Q": queries, "BLOCK_LP": points},
-        "runs": channels | {"LP": meta["L"] * meta["P"], "CHUNK": chunk, "UNROLL": 4, "BLOCK_Q": rows},
-        "pixels": channels | {"L": meta["L"], "BLOCK_Q": rows},
+        "keys": kind | {"BLOCK_Q": queries, "BLOCK_LP": block_lp},
+        "cells": {
+            "GRAD_STRIDE": grad_output.stride(1) // (1 + pairs),
+            "STRIDE": value.stride(1) // (1 + pairs),
+            "NEXT": value.stride(1) // (1 + pairs) if value.shape[1] > 1 else 0,
+            "L": L,
+            "P": P,
+            "D": D,
+            "COMPUTE": compute,
+            "NEED_SLOPES": any(needs[1:]),
+            "RUN": run,
+            "SHARE": share,
+            "WALKS": walks,
+            "LANES": lanes,
+            "VEC": vec,
+            "PAIRS": {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}[value.dtype] if pairs else None,
+            "ENDS": True,
+        },
+        "pixels": {"L": L, "D": D, "COMPUTE": compute, "BLOCK_Q": pixels, "BLOCK_D": block_d, "PAIRS": pairs},
+        "points": kind
+        | {
+            "NEED_POINTS": need_points,
+            "NEED_WEIGHTS": need_weights,
+            "NEED_REFERENCES": need_references,
+            "BLOCK_Q": queries,
+            "BLOCK_LP": block_lp,
+        },
     }
 
 
@@ -269,7 +411,7 @@ def _chunk(points: int, lanes: int) -> int:
 
 def _readable_in_pairs(value: Tensor) -> bool:
     """Whether every row begins at a multiple of 4 bytes."""
-    return all(stride % 2 == 0 for stride in value.stride()[:3]) and value.storage_offset() % 2 == 0
+    return all(stride % 2 == 0 for stride in value.stride()[:-1]) and value.storage_offset() % 2 == 0
 
 
 def meta_parameters(value: Tensor, references: Tensor | None, points: Tensor, weights: Tensor) -> dict[str, Any]:

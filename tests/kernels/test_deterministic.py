@@ -1,4 +1,4 @@
-"""The gradient of value under torch.use_deterministic_algorithms(True): within the same bounds, and the same bits."""
+"""The backward by cell, which torch.use_deterministic_algorithms(True) asks for: within bounds, and the same bits."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,6 +13,7 @@ from msdeform.kernels.verify import Case, make_inputs
 from tests.kernels.backends import TRITON
 from tests.kernels.test_equivalence import BASE, FUNCTIONS, ODD, assert_within_bounds, cases, poisoned_memory
 
+INF, NAN = float("inf"), float("nan")
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have a deterministic implementation")
 __all__ = ["poisoned_memory"]  # a fixture: every uninitialised float is NaN here, too
 
@@ -101,28 +102,95 @@ def test_keys_beyond_32_bits(where: tuple[str, str], monkeypatch: pytest.MonkeyP
     assert torch.equal(narrow, gradient_of_value(case, tensors, backend))
 
 
+def gradients(
+    case: Case, tensors: list[Tensor], grad_output: Tensor, backend: str, *, by_cell: bool
+) -> tuple[Tensor, ...]:
+    """Of every input, by cell or with atomics."""
+    torch.use_deterministic_algorithms(by_cell)
+    leaves = [tensor.detach().requires_grad_() for tensor in tensors]
+    function = ms_deform_attn if case.coordinates is None else fused_ms_deform_attn
+    return torch.autograd.grad(function(leaves[0], case.sizes, *leaves[1:], backend=backend), leaves, grad_output)
+
+
 @pytest.mark.parametrize("where", TRITON)
-@pytest.mark.parametrize("number", [float("inf"), float("nan")])
-@pytest.mark.parametrize("argument", ["grad_output", "locations", "weights"])
-def test_numbers_that_are_not_finite_go_where_atomics_put_them(
-    where: tuple[str, str], number: float, argument: str
+@pytest.mark.parametrize(
+    ("number", "coordinates"),
+    [(INF, None), (NAN, 2), *(pytest.param(*odd, marks=pytest.mark.slow) for odd in ((INF, 4), (NAN, None), (INF, 2)))],
+)
+def test_numbers_that_are_not_finite_reach_what_they_reach_with_atomics(
+    where: tuple[str, str], number: float, coordinates: int | None
 ) -> None:
+    """One at a time in every input, in the middle and where neighbours lie outside the level."""
     backend, device = where
-    case = replace(BASE, Q=12, spread=4.0, coordinates=None)
-    value, locations, weights = make_inputs(case, device)
+    case = replace(BASE, Q=24, H=1, D=4, P=2, sizes=((3, 4), (1, 5), (4, 1)), spread=3.0, coordinates=coordinates)
+    for argument in range(len(make_inputs(case, "cpu")) + 1):
+        tensors = make_inputs(case, device)
+        grad_output = torch.ones(1, case.Q, case.H * case.D, device=device)
+        broken = [*tensors, grad_output][argument]
+        broken.flatten()[:: max(3, broken.numel() // 4)] = number
+        both = (gradients(case, tensors, grad_output, backend, by_cell=way) for way in (True, False))
+        for index, (cell, atomics) in enumerate(zip(*both, strict=True)):
+            if argument == len(tensors) and index > 0:
+                # zero at a neighbour outside the level, which the other way multiplies by grad_output
+                assert not atomics[~cell.isfinite()].isfinite().any()
+                continue
+            torch.testing.assert_close(cell, atomics, equal_nan=True, msg=lambda m: f"{argument} in {index}: {m}")  # noqa: B023
+
+
+@pytest.mark.parametrize("where", TRITON)
+@pytest.mark.parametrize("needs", [(1, 0, 0, 0), (1, 1, 0, 0), (1, 0, 1, 0), (1, 0, 0, 1)], ids=str)
+def test_only_what_is_needed(where: tuple[str, str], needs: tuple[int, ...]) -> None:
+    backend, device = where
+    from msdeform.kernels.triton import launch
+
+    case = replace(BASE, coordinates=4)
+    value, *rest = make_inputs(case, device)
     grad_output = torch.ones(1, case.Q, case.H * case.D, device=device)
-    locations[0, 5, 0, 0, 0] = torch.tensor([0.5 / 6, 1.0 - 0.5 / 5])  # a pixel's centre: coefficients of zero
-    {"grad_output": grad_output, "locations": locations, "weights": weights}[argument][0, 5].flatten()[0] = number
-    results = []
-    for determinism in (True, False):
-        torch.use_deterministic_algorithms(determinism)
-        leaf = value.detach().requires_grad_()
-        output = ms_deform_attn(leaf, case.sizes, locations, weights, backend=backend)
-        results.append(torch.autograd.grad(output, leaf, grad_output)[0])
-    if argument != "locations":
-        assert not results[0].isfinite().all()
-    assert results[0].isfinite().any()
-    torch.testing.assert_close(*results, equal_nan=True)
+    levels = torch.tensor(case.sizes, device=device)
+    everything = launch.fused_backward(grad_output, value, levels, *rest, (True, True, True, True))
+    wanted = launch.fused_backward(grad_output, value, levels, *rest, tuple(bool(need) for need in needs))
+    assert backend == "triton"
+    for need, one, whole in zip(needs, wanted, everything, strict=True):
+        assert torch.equal(one, whole) if need else one.numel() == 0
+
+
+@pytest.mark.parametrize(
+    ("queries", "method", "determinism", "expected"),
+    [
+        (300, "auto", False, False),
+        (300, "auto", True, True),
+        (17821, "auto", False, True),
+        (17821, "atomics", False, False),
+        (17821, "atomics", True, True),
+        (300, "cells", False, True),
+    ],
+)
+def test_the_rule(
+    queries: int, method: str, determinism: bool, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from msdeform.kernels.triton import launch
+
+    monkeypatch.setattr(launch, "backward_method", method)
+    torch.use_deterministic_algorithms(determinism)
+    assert launch.adds_by_cell(torch.empty(2, queries, 8, 4, 4, 2, device="meta")) is expected
+
+
+def test_more_points_than_a_sort_takes() -> None:
+    from msdeform.kernels.triton import launch
+
+    points = torch.empty(1, 2**27, 1, 4, 4, 2, device="meta")
+    with pytest.raises(ValueError, match=r"expected Q\*L\*P below that, got 134217728\*4\*4; split the queries"):
+        launch.adds_by_cell(points)
+    torch.use_deterministic_algorithms(False)
+    assert not launch.adds_by_cell(points)
+
+
+def test_a_misspelt_method(monkeypatch: pytest.MonkeyPatch) -> None:
+    from msdeform.kernels.triton import launch
+
+    monkeypatch.setenv("MSDEFORM_TRITON_BACKWARD", "cell")
+    with pytest.raises(ValueError, match="MSDEFORM_TRITON_BACKWARD: expected auto, cells or atomics, got 'cell'"):
+        launch._method_from_environment()
 
 
 @pytest.mark.parametrize("where", TRITON)
@@ -159,9 +227,7 @@ def test_hooks_of_the_last_node_hold_the_whole_backward(
     from msdeform.kernels.triton import launch
 
     calls = []
-    monkeypatch.setattr(
-        launch, "_grad_value_in_order", lambda *tensors: calls.append(1) or torch.zeros_like(tensors[1])
-    )
+    monkeypatch.setattr(launch, "_backward_by_cell", lambda *tensors: calls.append(1) or torch.zeros_like(tensors[1]))
     torch.use_deterministic_algorithms(False)
     case = replace(BASE, coordinates=coordinates)
     tensors = [tensor.requires_grad_() for tensor in make_inputs(case, device)]
