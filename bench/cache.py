@@ -125,6 +125,8 @@ def simulated(looks: Sequence[Look], dtype: str, order: str, machine: Machine) -
     launches = [Launch(look, ORDERS[order], itemsize) for look in looks]
     counted = [count(launch, machine) for launch in launches]
     reads, hits, hits_half = (sum(numbers) for numbers in zip(*counted, strict=True))
+    if reads == 0:
+        raise ValueError(f"sample: expected more than {machine.sample}, as these multiprocessors got no program at all")
     bytes_read = sum(4 * look.points[..., 0].size * look.D * itemsize for look in looks)
     missed = bytes_read * (1 - hits / reads)
     lanes = sum(launch.blocks.size for launch in launches)

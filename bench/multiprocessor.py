@@ -113,7 +113,7 @@ def corners(points: Array, sizes: tuple[tuple[int, int], ...]) -> Array:
     first = start + row * w + column
     right, below = np.where(w > 1, 1, 0), np.where(h > 1, w, 0)
     four = np.stack([first, first + right, first + below, first + right + below], -1)
-    return four.reshape(*points.shape[:-3], -1, 4)
+    return four.reshape(*points.shape[:-3], points.shape[-3] * points.shape[-2], 4)
 
 
 def stream(rows: Array, row_bytes: int, resident: int) -> Array:
@@ -127,7 +127,7 @@ def stream(rows: Array, row_bytes: int, resident: int) -> Array:
     grouped = rows.reshape(count, block // reached, reached, points, 4).transpose(0, 3, 1, 4, 2)
     begins = np.arange(count)[:, None] * points // resident
     turn = np.argsort((begins + np.arange(points)).ravel(), kind="stable")
-    read = grouped.reshape(count * points, -1)[turn].ravel()
+    read = grouped.reshape(count * points, block * 4)[turn].ravel()
     return read[read != IDLE]
 
 

@@ -166,6 +166,16 @@ def test_times_are_those_of_the_missed_bytes() -> None:
     assert row["l2_bytes"] == pytest.approx(read * (1 - row["hit_rate"]))
 
 
+def test_a_launch_too_small_for_the_sample(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--case", "encoder-reduced", "--no-progress", "--sample", "1", "--dealt", "random"]
+    assert main(["bench", "cache", *words]) == 1
+    assert capsys.readouterr().err == (
+        "msdeform bench cache: sample: expected more than 1, as these multiprocessors got no program at all\n"
+    )
+    # dealt in turn the first has one, and those without count for nothing
+    assert main(["bench", "cache", *words[:3], "--sample", "132"]) == 0
+
+
 def test_rows_are_recorded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--case", "encoder-200x266", "--dtypes", "float32", "--orders", "rows", "tiles 8x4", "--no-progress"]
     assert main(["bench", "cache", *words, "--sample", "1", "--out", str(tmp_path)]) == 0
