@@ -1,4 +1,5 @@
-"""Plots of recorded rows: how much faster than the baseline, and how near to what the device could do.
+"""Plots of recorded rows: how much faster than the baseline, how near to what the device could do, and what a cache
+answers.
 
 A plot carries the digest of what it shows, so that a test can tell without drawing whether it is up to date.
 """
@@ -25,6 +26,7 @@ _COLOURS = (
     "#577590",
 )
 _SPEEDUP = ("backend", "ratio", "ratio_low", "ratio_high", *CELL)
+_CACHE = ("order", "locations", "dtype", "hit_rate")
 _ROOFLINE = ("backend", "median_us", "traffic_floor_us", "issue_floor_us", *CELL)
 
 
@@ -44,6 +46,10 @@ def speedup_digest(rows: Sequence[Row]) -> str:
 
 def roofline_digest(rows: Sequence[Row]) -> str:
     return digest(rows, _ROOFLINE)
+
+
+def cache_digest(rows: Sequence[Row]) -> str:
+    return digest(rows, _CACHE)
 
 
 def roofs(rows: Sequence[Row]) -> list[Row]:
@@ -96,19 +102,46 @@ def roofline(rows: Sequence[Row]) -> Any:
     return figure
 
 
+def cache(rows: Sequence[Row]) -> Any:
+    """A figure: a line for each order of queries, a dot for each distribution of locations and dtype."""
+    orders = list(dict.fromkeys(row["order"] for row in rows))
+    figure, axes = _axes(orders)
+    places = list(dict.fromkeys(row["locations"] for row in rows))
+    dtypes = list(dict.fromkeys(row["dtype"] for row in rows))
+    for place, dtype in dict.fromkeys((row["locations"], row["dtype"]) for row in rows):
+        mine = [row for row in rows if (row["locations"], row["dtype"]) == (place, dtype)]
+        axes.plot(
+            [100 * row["hit_rate"] for row in mine],
+            [orders.index(row["order"]) for row in mine],
+            "ox^s"[dtypes.index(dtype) % 4],
+            color=_COLOURS[places.index(place) % len(_COLOURS)],
+            label=f"{place}, {dtype}",
+            markersize=5,
+        )
+    axes.set_xlim(0, 100)
+    axes.set_xlabel("% of the rows read that the first cache holds, simulated")
+    axes.legend(loc="lower left", frameon=False)
+    return figure
+
+
 def _figure(rows: Sequence[Row]) -> tuple[Any, Any, list[tuple[Any, ...]]]:
+    cells = _cells(rows)
+    return *_axes([" ".join(str(part) for part in cell) for cell in cells]), cells
+
+
+def _axes(labels: Sequence[str]) -> tuple[Any, Any]:
+    """A figure with a line for each label."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    cells = _cells(rows)
-    figure, axes = plt.subplots(figsize=(9, 1.5 + 0.28 * len(cells)), layout="constrained")
-    axes.set_yticks(range(len(cells)), [" ".join(str(part) for part in cell) for cell in cells], fontsize=8)
+    figure, axes = plt.subplots(figsize=(9, 1.5 + 0.28 * len(labels)), layout="constrained")
+    axes.set_yticks(range(len(labels)), labels, fontsize=8)
     axes.invert_yaxis()
     axes.grid(axis="x", color="#dddddd", linewidth=0.6)
     axes.spines[["top", "right", "left"]].set_visible(False)
-    return figure, axes, cells
+    return figure, axes
 
 
 def svg(figure: Any, digest: str) -> bytes:

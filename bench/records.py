@@ -23,6 +23,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "model": ("model", "method", "backend", "dtype", "mode", "batch"),
     "training": ("model", "method", "backend", "dtype", "batch"),
     "instructions": ("implementation", "kernel", "dtype", "arch"),
+    "cache": ("case", "locations", "dtype", "order"),
     "trained": ("model", "epochs"),
     "profile": ("what", "backend"),
     "stage": ("stage",),

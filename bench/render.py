@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..kernels.arguments import Parser
 from ..models.files import atomic_file
-from . import claims, model, plots, records, roofline
+from . import cache, claims, model, plots, records, roofline
 from .cases import nearest
 from .published import PUBLISHED
 from .records import Records, Row
@@ -94,7 +94,7 @@ def _machines(found: Records, kind: str) -> dict[str, list[Row]]:
     return {name: machine.of(kind) for name, machine in machines.items()}
 
 
-def _from(rows: Iterable[Row]) -> str:
+def _from(rows: Iterable[Row], how: str = "Measured") -> str:
     """The line below a table: where its rows come from."""
     rows = list(rows)
 
@@ -109,7 +109,7 @@ def _from(rows: Iterable[Row]) -> str:
     dates = sorted({str(row["date"])[:10] for row in rows})
     threads = f"{every('host_threads')} threads" if every("device") == "cpu" else every("device")
     return (
-        f"Measured {' to '.join(dict.fromkeys((dates[0], dates[-1])))} at commit {commits}; {threads}; "
+        f"{how} {' to '.join(dict.fromkeys((dates[0], dates[-1])))} at commit {commits}; {threads}; "
         f"torch {every('torch')}, Triton {every('triton')}{load}."
     )
 
@@ -180,6 +180,16 @@ def _instructions(found: Records, _: list[Plot]) -> str:
 def _predicted(found: Records, _: list[Plot]) -> str:
     lines = model.table(found)
     return markdown(lines, 3) if len(lines) > 1 else _NONE
+
+
+def _cache(found: Records, plotted: list[Plot]) -> str:
+    rows = found.of("cache")
+    if not rows:
+        return _NONE
+    plot = Plot("plots/cache.svg", plots.cache_digest(rows), lambda: plots.cache(rows))
+    plotted.append(plot)
+    parts = [f"{cache.described(rows)}.", markdown(cache.table(rows), 4), _from(rows, "Simulated")]
+    return "\n\n".join([*parts, f"![hits of the first cache by order of queries]({plot.path})"])
 
 
 def _against_official(rows: list[Row]) -> list[str]:
@@ -264,6 +274,7 @@ BLOCKS: dict[str, Callable[[Records, list[Plot]], str]] = {
     "bounds": _bounds,
     "instructions": _instructions,
     "predicted": _predicted,
+    "cache": _cache,
     "models": _models,
     "model-speeds": _model_speeds,
     "training": _training,

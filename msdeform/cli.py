@@ -37,6 +37,7 @@ COMMANDS = {
     "export": Command("models.export", "write a detector as a torch.export program or in ONNX, and check its numbers"),
     "data synth": Command("train.synth", "make a synthetic COCO-format data set"),
     "bench": Command("bench.operators", "time the operator's backends and their peers, after checking them"),
+    "bench cache": Command("bench.cache", "simulate the first cache under orders of the queries; no GPU needed"),
     "bench compare": Command("bench.compare", "what became slower between two commits, machines or backends"),
     "bench instructions": Command(
         "bench.instructions", "count the instructions of the compiled kernels; no GPU needed"

@@ -26,6 +26,7 @@ CELLS_FROM = 2**18  # points, for "auto"
 RUN = 32  # sorted points of a walk
 BY_CELL_OPTIONS: dict[str, dict[str, int]] = {"cells": {"num_warps": 1}}
 _POINTS_AT_ONCE = 2**23
+_MOST_POINTS = 2**31  # of a head, for a walk counts them in 32 bits
 
 
 def _method_from_environment() -> str:
@@ -168,7 +169,7 @@ def adds_by_cell(points: Tensor) -> bool:
         ValueError: determinism is asked for, and a sample's head has 2**31 points or more, which no sort here takes.
     """
     B, Q, H, L, P, _ = points.shape
-    if Q * L * P >= _INT32_LIMIT:
+    if Q * L * P >= _MOST_POINTS:
         if torch.are_deterministic_algorithms_enabled():
             raise ValueError(
                 "the triton backend has no deterministic backward for 2**31 points in a head, expected Q*L*P below "
