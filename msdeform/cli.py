@@ -38,6 +38,7 @@ COMMANDS = {
     "data synth": Command("train.synth", "make a synthetic COCO-format data set"),
     "bench": Command("bench.operators", "time the operator's backends and their peers, after checking them"),
     "bench compare": Command("bench.compare", "what became slower between two commits, machines or backends"),
+    "bench dispatch": Command("bench.dispatch", "time what a call costs the host, in stages; no GPU needed"),
     "bench instructions": Command(
         "bench.instructions", "count the instructions of the compiled kernels; no GPU needed"
     ),

@@ -33,6 +33,7 @@ def test_help_lists_every_command_in_a_line_each() -> None:
         "data synth",
         "bench",
         "bench compare",
+        "bench dispatch",
         "bench instructions",
         "bench model",
         "bench render",
@@ -76,7 +77,8 @@ def test_every_command_is_where_it_is_said_to_be(name: str) -> None:
         (["qqq"], "unknown command 'qqq'; msdeform --help lists the commands"),
         (
             ["bench", "comapre", "a"],
-            "'bench' is followed by compare or instructions or model or render or roofline; got 'bench comapre'",
+            "'bench' is followed by compare or dispatch or instructions or model or render or roofline; "
+            "got 'bench comapre'",
         ),
         (["version", "now"], "version: takes no arguments, got now"),
     ],
