@@ -12,8 +12,8 @@ Each line adds to what the one above it does:
 The kernels themselves are replaced by nothing: what is left is Python, PyTorch's dispatcher and allocation, which a CPU
 shows as well as a GPU. On a GPU the last column is the wall time of a row of calls that do launch, which includes what
 Triton's own launcher takes. The levels are of a pixel or a few, since no part of this depends on their size, and the
-references need no gradient, as in a decoder that refines boxes. Stages alternate: whatever else the machine does slows
-all of them.
+references need no gradient, as in a decoder that refines boxes. Stages alternate in short turns: whatever else the machine
+does slows all of them, and interrupts few turns.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..kernels import contract, registry
+from ..kernels import contract, registry, seen
 from ..kernels.api import fused_ms_deform_attn, ms_deform_attn
 from ..kernels.arguments import Parser
 from .cases import Case, find, make_inputs
@@ -42,6 +42,7 @@ from .tables import Line, aligned, number
 CASE = "decoder-800x1066"
 STAGES = ("bare", "launch", "dispatcher", "checks", "registry", "function")
 DIRECTIONS = ("forward, no_grad", "forward", "forward+backward")
+_WARM_UP = 20
 _SIZES = ((4, 4), (2, 2), (1, 1), (1, 1))  # as many levels as the case has
 
 Call = Callable[[], object]
@@ -79,6 +80,7 @@ def without_kernels() -> Iterator[dict[str, Nothing]]:
             backend, unavailable=lambda: None, refuses=lambda _: None, auto_refuses=lambda _: None
         )
         registry._availability["triton"] = None
+        seen.forget()
         yield kernels
     finally:
         for name, kernel in real.items():
@@ -86,14 +88,15 @@ def without_kernels() -> Iterator[dict[str, Nothing]]:
         registry.BACKENDS["triton"] = backend
         registry._availability.clear()
         registry._availability.update(availability)
+        seen.forget()
 
 
 def main(argv: list[str] | None = None) -> int:
     """Measures, prints, and on request records."""
     arguments = sys.argv[1:] if argv is None else argv
     parser = Parser(prog="msdeform bench dispatch", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--rounds", type=int, default=60, help="how often the stages take turns (default: 60)")
-    parser.add_argument("--calls", type=int, default=50, help="of a stage in its turn (default: 50)")
+    parser.add_argument("--rounds", type=int, default=600, help="how often the stages take turns (default: 600)")
+    parser.add_argument("--calls", type=int, default=3, help="of a stage in its turn (default: 3)")
     parser.add_argument(
         "--out", type=Path, nargs="?", const=RESULTS, metavar="DIR", help="append the rows there (bench/results)"
     )
@@ -174,7 +177,7 @@ def alternate(calls: list[Call], rounds: int, times: int) -> list[list[float]]:
     """Microseconds of each call, once a round, from `times` calls in a row; no garbage is collected meanwhile."""
     taken: list[list[float]] = [[] for _ in calls]
     for call in calls:
-        for _ in range(times):
+        for _ in range(_WARM_UP):
             call()
     collecting = gc.isenabled()
     gc.disable()
