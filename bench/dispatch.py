@@ -12,8 +12,8 @@ Each line adds to what the one above it does:
 The kernels themselves are replaced by nothing: what is left is Python, PyTorch's dispatcher and allocation, which a CPU
 shows as well as a GPU. On a GPU the last column is the wall time of a row of calls that do launch, which includes what
 Triton's own launcher takes. The levels are of a pixel or a few, since no part of this depends on their size, and the
-references need no gradient, as in a decoder that refines boxes. Stages alternate in short turns: whatever else the machine
-does slows all of them, and interrupts few turns.
+references need no gradient, as in a decoder that refines boxes. Stages alternate in short turns: whatever else the
+machine does slows all of them, and interrupts few turns.
 """
 
 import contextlib
