@@ -22,6 +22,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "flops": ("model",),
     "model": ("model", "method", "backend", "dtype", "mode", "batch"),
     "training": ("model", "method", "backend", "dtype", "batch"),
+    "dispatch": ("case", "dtype", "function", "direction", "backend", "stage"),
     "instructions": ("implementation", "kernel", "dtype", "arch"),
     "cache": ("case", "locations", "dtype", "order"),
     "trained": ("model", "epochs"),

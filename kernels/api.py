@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
-from . import contract, registry
+from . import contract, registry, seen
 from .contract import SpatialShapes
 
 
@@ -45,10 +46,18 @@ def ms_deform_attn(
 
     What happens to numbers that are not finite is stated in :mod:`msdeform.kernels.contract`.
     """
+    tensors = (value, sampling_locations, attention_weights)
+    eager = not torch.compiler.is_compiling()
+    if eager:
+        direct = seen.find(False, backend, spatial_shapes, level_start_index, tensors)
+        if direct is not None:
+            return direct(spatial_shapes if isinstance(spatial_shapes, Tensor) else None, tensors)
     inputs, shapes, sizes = contract.check(
         value, spatial_shapes, sampling_locations, attention_weights, level_start_index
     )
     run = registry.implementation(registry.resolve(inputs, backend), False)
+    if eager:
+        seen.remember(False, backend, spatial_shapes, level_start_index, tensors, (inputs, shapes, sizes, run))
     return run(inputs, value, shapes, sizes, sampling_locations, attention_weights)
 
 
@@ -85,8 +94,16 @@ def fused_ms_deform_attn(
     Raises:
         TypeError, ValueError, BackendUnavailable: as :func:`ms_deform_attn`.
     """
+    tensors = (value, reference_points, sampling_offsets, attention_logits)
+    eager = not torch.compiler.is_compiling()
+    if eager:
+        direct = seen.find(True, backend, spatial_shapes, level_start_index, tensors)
+        if direct is not None:
+            return direct(spatial_shapes if isinstance(spatial_shapes, Tensor) else None, tensors)
     inputs, shapes, sizes = contract.check_fused(
         value, spatial_shapes, reference_points, sampling_offsets, attention_logits, level_start_index
     )
     run = registry.implementation(registry.resolve(inputs, backend), True)
+    if eager:
+        seen.remember(True, backend, spatial_shapes, level_start_index, tensors, (inputs, shapes, sizes, run))
     return run(inputs, value, shapes, sizes, reference_points, sampling_offsets, attention_logits)

@@ -5,15 +5,18 @@ each with a fake implementation (shapes without data, for ``torch.compile`` and 
 but the inputs and binds each backward to its own forward's backend.
 
 Autograd sits on the Autograd dispatch key as one ``autograd.Function``: measured over a bare Function, forward /
-forward+backward, that costs 8 / 13 us a call where ``torch.library.custom_op`` costs 19 / 42.
+forward+backward, that costs 8 / 13 us a call where ``torch.library.custom_op`` costs 19 / 42. Eager calls of plain
+tensors, of which :mod:`.seen` has kept one alike, go past the operator to a Function of their own; what either way
+costs, ``msdeform bench dispatch`` prints.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from . import seen
 from .contract import Inputs, Sizes
 
 _LIBRARY = torch.library.Library("msdeform", "FRAGMENT")
@@ -36,39 +39,111 @@ _LEVELS_CACHED = 4096
 Implementation = Callable[..., Tensor]
 
 
-def register(name: str, forward: Callable[..., Tensor], backward: Callable[..., tuple[Tensor, ...]]) -> Implementation:
+def register(
+    name: str,
+    forward: Callable[..., Tensor],
+    backward: Callable[..., tuple[Tensor, ...]],
+    plan: Callable[..., Callable[..., Tensor]] | None = None,
+) -> Implementation:
     """Define the operators of ``ms_deform_attn`` on a backend, ``torch.ops.msdeform.{name}_forward`` and ``_backward``.
 
     Args:
         name: of the backend.
         forward: (value, levels, locations, weights) -> (B, Q, H*D).
         backward: (grad_output, value, levels, locations, weights, needs) -> gradients of value, locations, weights.
+        plan: (value, locations, weights) -> a forward for all tensors like these, which need not be looked at again.
 
     Returns:
         The implementation as the registry calls it. ``levels`` is an int64 tensor (L, 2) of (h, w) on value's device;
         gradients come in their inputs' dtypes, and empty where ``needs`` says they are not wanted.
     """
-    return _implementation(_register_pair(name, "{0}", forward, backward))
+    return _implementation(name, "{0}", forward, backward, plan)
 
 
 def register_fused(
-    name: str, forward: Callable[..., Tensor], backward: Callable[..., tuple[Tensor, ...]]
+    name: str,
+    forward: Callable[..., Tensor],
+    backward: Callable[..., tuple[Tensor, ...]],
+    plan: Callable[..., Callable[..., Tensor]] | None = None,
 ) -> Implementation:
     """The same for ``fused_ms_deform_attn``: (locations, weights) become (references, offsets, logits)."""
-    return _implementation(_register_pair(f"{name}_fused", "{0}_fused", forward, backward))
+    return _implementation(f"{name}_fused", "{0}_fused", forward, backward, plan)
 
 
-def _implementation(op: Any) -> Implementation:
+def _implementation(
+    name: str,
+    kind: str,
+    forward: Callable[..., Tensor],
+    backward: Callable[..., tuple[Tensor, ...]],
+    plan: Callable[..., Callable[..., Tensor]] | None,
+) -> Implementation:
+    op, backward_op = _register_pair(name, kind, forward, backward)
+
     def run(inputs: Inputs, value: Tensor, shapes: Tensor | None, sizes: Sizes, *tensors: Tensor) -> Tensor:
         flat = [size for pair in sizes for size in pair]
         return op(value, *tensors, shapes, flat)
 
+    seen.provide(run, _prepare_direct(backward_op, forward, backward, plan))
     return run
+
+
+def _prepare_direct(
+    backward_op: Any,
+    forward: Callable[..., Tensor],
+    backward: Callable[..., tuple[Tensor, ...]],
+    plan: Callable[..., Callable[..., Tensor]] | None,
+) -> Callable[[Sizes, Tensor | None, tuple[Tensor, ...]], seen.Direct]:
+    """The way past PyTorch's dispatcher, for calls that :mod:`.seen` has found to be of plain tensors."""
+
+    class Prepared(NamedTuple):
+        launch: Callable[..., Tensor]
+        sizes: list[int]
+        levels: Tensor | None
+        """of sizes that are ints"""
+
+    class DirectAttention(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, prepared: Prepared, shapes: Tensor | None, value: Tensor, *rest: Tensor) -> Tensor:
+            launch, _, levels = ctx.prepared = prepared
+            # in the operator's order: a checkpoint that recomputes this call may go the other way, and compares them
+            ctx.save_for_backward(value, *rest, shapes)
+            return launch(value, levels_on(value.device, shapes, ()) if levels is None else levels, *rest)
+
+        @staticmethod
+        def backward(ctx: Any, grad_output: Tensor) -> Any:
+            value, *rest, shapes = ctx.saved_tensors
+            _, sizes, levels = ctx.prepared
+            needs = ctx.needs_input_grad[2:]
+            # a graph of the gradients is wanted, which the operator refuses in a sentence; or vmap, or a mode
+            if torch.is_grad_enabled() or not seen.plain(grad_output):
+                gradients = backward_op(grad_output, value, *rest, shapes, sizes, list(needs))
+            else:
+                if levels is None:
+                    levels = levels_on(value.device, shapes, ())
+                gradients = backward(grad_output, value, levels, *rest, needs)
+            return (None, None, *[g if n else None for g, n in zip(gradients, needs, strict=True)])
+
+    def prepare(sizes: Sizes, shapes: Tensor | None, tensors: tuple[Tensor, ...]) -> seen.Direct:
+        flat = [size for pair in sizes for size in pair]
+        levels = levels_on(tensors[0].device, None, flat) if shapes is None else None
+        launch = forward if plan is None else plan(*tensors)
+        # the guard compares requires_grad as it is where gradients are on, and takes it for False where they are off
+        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+            prepared, apply = Prepared(launch, flat, levels), DirectAttention.apply
+            return lambda shapes, tensors: apply(prepared, shapes, *tensors)
+
+        def run(shapes: Tensor | None, tensors: tuple[Tensor, ...]) -> Tensor:
+            value, *rest = tensors
+            return launch(value, levels_on(value.device, shapes, ()) if levels is None else levels, *rest)
+
+        return run
+
+    return prepare
 
 
 def _register_pair(
     name: str, kind: str, forward: Callable[..., Tensor], backward: Callable[..., tuple[Tensor, ...]]
-) -> Any:
+) -> tuple[Any, Any]:
     _LIBRARY.define(f"{name}_forward{_SCHEMAS[kind + '_forward']}")
     _LIBRARY.define(f"{name}_backward{_SCHEMAS[kind + '_backward']}")
     forward_op = getattr(torch.ops.msdeform, f"{name}_forward").default
@@ -138,12 +213,14 @@ def _register_pair(
             _LIBRARY.impl(qualified, device, key)
         torch.library.register_fake(qualified, fake, lib=_LIBRARY)
         _LIBRARY.impl(qualified, autograd, "Autograd")
-    return forward_op
+    return forward_op, backward_op
 
 
 def levels_on(device: torch.device, shapes: Tensor | None, sizes: Sequence[int]) -> Tensor:
     """Level sizes as an int64 tensor (L, 2) on ``device``, from a tensor there or from (h, w, h, w, ...)."""
     if shapes is not None:
+        if shapes.dtype is torch.int64 and shapes.is_contiguous():
+            return shapes
         return shapes.to(torch.int64).contiguous()
     key = (tuple(sizes), device)
     levels = _levels_cache.get(key)

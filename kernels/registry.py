@@ -85,13 +85,13 @@ def import_failure(package: str, module: str, error: Exception) -> str:
     return reason
 
 
+# read once: the variable has to be set before Triton is imported to have an effect there, too
+_INTERPRETING = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes")
+
+
 def interpreting() -> bool:
     """Whether Triton kernels run in Triton's interpreter in this process."""
-    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes")
-
-
-# read once: the variable has to be set before Triton is imported to have an effect there, too
-_INTERPRETING = interpreting()
+    return _INTERPRETING
 
 
 def _triton_unavailable() -> str | None:

@@ -39,6 +39,7 @@ COMMANDS = {
     "bench": Command("bench.operators", "time the operator's backends and their peers, after checking them"),
     "bench cache": Command("bench.cache", "simulate the first cache under orders of the queries; no GPU needed"),
     "bench compare": Command("bench.compare", "what became slower between two commits, machines or backends"),
+    "bench dispatch": Command("bench.dispatch", "time what a call costs the host, in stages; no GPU needed"),
     "bench instructions": Command(
         "bench.instructions", "count the instructions of the compiled kernels; no GPU needed"
     ),

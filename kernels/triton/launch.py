@@ -1,12 +1,13 @@
 """From tensors to kernel launches: block sizes, strides, output buffers.
 
 A forward is one launch. A backward with atomics is one, after zeros are filled in, and one more to round a 16-bit
-gradient; a backward by cell is four, zeros, and a sort of PyTorch's.
+gradient; a backward by cell is four, zeros, and a sort of PyTorch's. Gradients of references take one more, to add up.
 
 ``levels`` is an int64 tensor (L, 2) on the device, read by the kernels; nothing here copies from or to the host.
 """
 
 import os
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -38,6 +39,7 @@ def _method_from_environment() -> str:
     return method
 
 
+_HERE = nullcontext()
 backward_method = _method_from_environment()
 """how the gradient of value is made where determinism does not decide: see `adds_by_cell`"""
 
@@ -77,35 +79,42 @@ def fused_backward(
 
 
 def _forward(value: Tensor, levels: Tensor, references: Tensor | None, points: Tensor, weights: Tensor) -> Tensor:
-    B, S, H, D = value.shape
+    B, _, H, D = value.shape
     Q = points.shape[1]
     output = value.new_empty(B, Q, H * D, dtype=stored_dtype(value))
     if output.numel() == 0:
         return output.to(value.dtype)
     value, references, points, weights = _dense_rows(value, references, points, weights)
     meta = forward_parameters(value, references, points, weights)
+    numbers = forward_numbers(value, references, points, weights)
     with device_of(value):
         for b in range(0, B, _MOST_PROGRAMS):  # one launch, but for a batch that no grid holds
-            part = slice(b, b + _MOST_PROGRAMS)
-            forward_kernel[triton.cdiv(Q, meta["BLOCK_Q"]), H, min(B - b, _MOST_PROGRAMS)](
-                value[part],
-                levels,
-                points[part],
-                weights[part],
-                references[part] if references is not None else None,
-                output[part],
-                S,
-                Q,
-                H,
-                value.stride(0),
-                value.stride(2),
-                *points.stride()[:3],
-                *weights.stride()[:3],
-                *(references.stride()[:3] if references is not None else (0, 0, 0)),
-                **meta,
-                **forward_options(value),
+            tensors: tuple[Any, ...] = (value, points, weights, references, output)
+            if B > _MOST_PROGRAMS:
+                tensors = tuple(None if t is None else t[b : b + _MOST_PROGRAMS] for t in tensors)
+            forward_kernel[forward_grid(min(B - b, _MOST_PROGRAMS), H, Q, meta)](
+                tensors[0], levels, *tensors[1:], *numbers, **meta, **forward_options(value)
             )
     return output.to(value.dtype)
+
+
+def forward_grid(B: int, H: int, Q: int, meta: dict[str, Any]) -> tuple[int, int, int]:
+    """Programs of a forward."""
+    return -(-Q // meta["BLOCK_Q"]), H, B
+
+
+def forward_numbers(value: Tensor, references: Tensor | None, points: Tensor, weights: Tensor) -> tuple[int, ...]:
+    """What a forward is launched with beside its tensors: S, Q, H and strides."""
+    return (
+        value.shape[1],
+        points.shape[1],
+        value.shape[2],
+        value.stride(0),
+        value.stride(2),
+        *points.stride()[:3],
+        *weights.stride()[:3],
+        *(references.stride()[:3] if references is not None else (0, 0, 0)),
+    )
 
 
 def _backward(
@@ -377,12 +386,12 @@ def forward_parameters(value: Tensor, references: Tensor | None, points: Tensor,
     _, Q, _, L, P, _ = points.shape
     D = value.shape[3]
     double = compute_dtype(value, references, points, weights) is torch.float64
-    block_d = triton.next_power_of_2(D)
+    block_d = power_of_2(D)
     # a lane reads 16 bytes, and a query's lanes lie in one warp
     vec = max(min(16 // value.dtype.itemsize, block_d), block_d // 32)
     lanes = block_d // vec
     if interpreting():  # its cost is per program and per operation, whatever their size
-        block_q = triton.next_power_of_2(Q)
+        block_q = power_of_2(Q)
     else:  # elements of a tile over 4 warps: enough of them in flight, without spilling
         elements = 512 if double else {torch.float32: 1024}.get(value.dtype, 2048)
         block_q = max(1, min(64, elements // block_d))
@@ -421,14 +430,17 @@ def meta_parameters(value: Tensor, references: Tensor | None, points: Tensor, we
     _, Q, H, L, P, _ = points.shape
     D = value.shape[3]
     double = compute_dtype(value, references, points, weights) is torch.float64
-    wide = max(_span(t) for t in (value, points, weights)) >= _INT32_LIMIT or value.shape[1] * H * D >= _INT32_LIMIT
-    block_d = triton.next_power_of_2(D)
+    wide = value.shape[1] * H * D >= _INT32_LIMIT
+    for tensor in (value, points, weights):  # memory that is small is not walked far
+        if tensor.untyped_storage().nbytes() >= _INT32_LIMIT:
+            wide = wide or _span(tensor) >= _INT32_LIMIT
+    block_d = power_of_2(D)
     # the points of a level are unrolled, levels are not: 16 points unrolled are 100 kB of backward code, and compile
     # in half a minute where four take a few seconds
     unroll = P if P <= 4 and block_d == D and D <= 64 else 1
     if interpreting():  # its cost is per program and per operation, whatever their size
         # at least 2: its atomic_add reads a mask that is broadcast from one row of one element wrongly
-        block_q = max(2, triton.next_power_of_2(Q))
+        block_q = max(2, power_of_2(Q))
     else:
         # elements of a tile over 4 warps: 16 bytes of value a lane, and enough of them in flight, without spilling
         elements = {torch.float64: 512, torch.float32: 1024}.get(value.dtype, 2048)
@@ -444,7 +456,7 @@ def meta_parameters(value: Tensor, references: Tensor | None, points: Tensor, we
         "UNROLL": unroll,
         "BLOCK_Q": block_q,
         "BLOCK_D": block_d,
-        "BLOCK_LP": max(triton.next_power_of_2(L * P), block_d),
+        "BLOCK_LP": max(power_of_2(L * P), block_d),
     }
 
 
@@ -454,7 +466,7 @@ def backward_parameters(meta: dict[str, Any], needs: tuple[bool, bool, bool, boo
     The small gradients of a query are collected in register tiles, as wide as the channels where they fit: then the
     tiles share one register layout, and nothing passes through shared memory.
     """
-    block_2lp = max(triton.next_power_of_2(2 * meta["L"] * meta["P"]), meta["BLOCK_D"])
+    block_2lp = max(power_of_2(2 * meta["L"] * meta["P"]), meta["BLOCK_D"])
     names = ("NEED_VALUE", "NEED_REFERENCES", "NEED_POINTS", "NEED_WEIGHTS")
     block_q = meta["BLOCK_Q"]
     if not interpreting():  # a quarter to a half of the forward's tile: 96 registers a thread at D=32 instead of 203
@@ -486,7 +498,15 @@ def backward_options(value: Tensor) -> dict[str, int]:
 
 def compute_dtype(*tensors: Tensor | None) -> torch.dtype:
     """float64 if any input is, else float32."""
-    return torch.float64 if any(t is not None and t.dtype is torch.float64 for t in tensors) else torch.float32
+    for tensor in tensors:
+        if tensor is not None and tensor.dtype is torch.float64:
+            return torch.float64
+    return torch.float32
+
+
+def power_of_2(n: int) -> int:
+    """The least power of two that is no less than `n`; Triton's own takes as long as allocating a tensor."""
+    return 1 << (n - 1).bit_length()
 
 
 def stored_dtype(tensor: Tensor) -> torch.dtype:
@@ -497,12 +517,15 @@ def stored_dtype(tensor: Tensor) -> torch.dtype:
 
 def grid(B: int, H: int, Q: int, meta: dict[str, Any]) -> tuple[int]:
     """Query blocks run fastest, then heads, then the batch: neighbours in time share a head's pixels in the cache."""
-    return (B * H * triton.cdiv(Q, meta["BLOCK_Q"]),)
+    return (B * H * -(-Q // meta["BLOCK_Q"]),)
 
 
 def device_of(value: Tensor) -> Any:
     """Launch on value's device; Triton launches on the current one."""
-    return torch.cuda.device_of(value)
+    index = value.get_device()
+    if index < 0 or index == torch.cuda.current_device():  # as nearly always: entering a device takes longer
+        return _HERE
+    return torch.cuda.device(index)
 
 
 def _dense_rows(

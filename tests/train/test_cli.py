@@ -34,6 +34,7 @@ def test_help_lists_every_command_in_a_line_each() -> None:
         "bench",
         "bench cache",
         "bench compare",
+        "bench dispatch",
         "bench instructions",
         "bench model",
         "bench render",
@@ -77,7 +78,7 @@ def test_every_command_is_where_it_is_said_to_be(name: str) -> None:
         (["qqq"], "unknown command 'qqq'; msdeform --help lists the commands"),
         (
             ["bench", "comapre", "a"],
-            "'bench' is followed by cache or compare or instructions or model or render or roofline; "
+            "'bench' is followed by cache or compare or dispatch or instructions or model or render or roofline; "
             "got 'bench comapre'",
         ),
         (["version", "now"], "version: takes no arguments, got now"),
