@@ -35,6 +35,7 @@ _L, _P, _D = 4, 4, 32
 _B, _Q, _H = 2, 17821, 8  # the published encoder's call, whose strides a launch would specialise on
 _WARPS = 4  # of a Triton program, unless its launch says otherwise
 _BLOCK_Q = 32  # queries of a program of deformops
+_COUNTED = ("instructions_per_query_and_head", "registers", "spilled_bytes", "shared_bytes", "barriers")
 _DIRECTIONS = ("forward", "backward")
 _counted: dict[tuple[Any, ...], float | None] = {}
 
@@ -97,21 +98,18 @@ def _rows(options: argparse.Namespace) -> Iterator[Row]:
             "kernel": f"{kind} {call}",
             "dtype": dtype,
             "arch": options.arch,
-            **{key: counted[key] for key in ("instructions_per_query_and_head", "registers", "spilled_bytes")},
+            **{key: counted[key] for key in _COUNTED},
         }
     for dtype in ("float32", "bfloat16", "float16"):
         for call in ("fused", "plain"):
-            kernels = aot.in_order(options.arch, getattr(torch, dtype), fused=call == "fused")
+            counted = aot.by_cell_row(options.arch, getattr(torch, dtype), fused=call == "fused")
             yield {
                 "kind": "instructions",
                 "implementation": "triton",
                 "kernel": f"backward {call}, in order",
                 "dtype": dtype,
                 "arch": options.arch,
-                "instructions_per_query_and_head": round(sum(count for _, count in kernels.values()), 1),
-                "registers": max(machine.registers for machine, _ in kernels.values()),
-                "spilled_bytes": max(machine.spills for machine, _ in kernels.values()),
-                "parts": {kind: round(count, 1) for kind, (_, count) in kernels.items()},
+                **{key: counted[key] for key in (*_COUNTED, "parts")},
             }
         machine = _machine(nvrtc.cubin(f"sm_{options.arch}", nvrtc.Dtypes(dtype, "float32", "float32")))
         for direction, part in zip(_DIRECTIONS, (nvrtc.FORWARD, nvrtc.BACKWARD), strict=True):

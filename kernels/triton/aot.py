@@ -128,7 +128,7 @@ def compile_kernel(
     strides = {"value": value, "points": points, "weights": weights, "references": references}
     strides["grad_output"] = torch.empty(B, Q, H * D, dtype=dtype, device="meta")
     if kind == "forward":
-        meta = launch.forward_parameters(value, references, points, weights) | {"FALLBACK": fallback}
+        meta = launch.forward_parameters(value, references, points, weights) | {"FALLBACK": fallback, "WIDE": wide}
         trips: tuple[int, ...] = (-(-L * P // meta["CHUNK"]),)
     else:
         meta = launch.meta_parameters(value, references, points, weights) | {"WIDE": wide}
@@ -216,6 +216,22 @@ def row(name: str, whole: Machine, executed: Machine) -> dict[str, Any]:
     }
 
 
+def by_cell_row(arch: int, dtype: torch.dtype, *, fused: bool) -> dict[str, Any]:
+    """A row of the committed table for the kernels of a backward by cell together; the most of each resource."""
+    kernels = in_order(arch, dtype, fused=fused)
+    machines = [machine for machine, _ in kernels.values()]
+    return {
+        "kernel": f"by cell {'fused' if fused else 'plain'} {str(dtype).removeprefix('torch.')}",
+        "arch": arch,
+        "instructions_per_query_and_head": round(sum(count for _, count in kernels.values()), 1),
+        "parts": {kind: round(count, 1) for kind, (_, count) in kernels.items()},
+        "registers": max(machine.registers for machine in machines),
+        "spilled_bytes": max(machine.spills for machine in machines),
+        "shared_bytes": max(machine.shared for machine in machines),
+        "barriers": sum(machine.count("BAR") for machine in machines),
+    }
+
+
 def inspect_cubin(
     cubin: bytes, arch: int, block_q: float = 1, trips: tuple[int, ...] = (), warps: int = NUM_WARPS
 ) -> Machine:
@@ -275,6 +291,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in MAIN:
         rows.append(row(name, *compile_main(name, options.arch)))
         print(json.dumps(rows[-1]), flush=True)
+    for fused in (True, False):
+        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+            rows.append(by_cell_row(options.arch, dtype, fused=fused))
+            print(json.dumps(rows[-1]), flush=True)
     if options.write:
         TABLE.write_text("[\n" + ",\n".join(f"  {json.dumps(row)}" for row in rows) + "\n]\n")
     return 0

@@ -20,7 +20,7 @@ Ideas:
 import triton
 import triton.language as tl
 
-from .sampling import check_levels, clamp, hat, levels_of, neighbours, regular_levels, settle
+from .sampling import check_levels, clamp, hat, in_bands, levels_of, neighbours, regular_levels, settle
 
 
 @triton.jit(do_not_specialize=["S", "Q"])
@@ -57,20 +57,27 @@ def forward_kernel(
     LANES: tl.constexpr,
     VEC: tl.constexpr,
     CHUNK: tl.constexpr,  # points that lanes share out at a time, at most LANES
+    WIDE: tl.constexpr,  # offsets need 64 bits
+    BAND: tl.constexpr,  # rows of a band of queries, which are as many as the pixels; 0 walks them as they lie
     FALLBACK: tl.constexpr,  # False leaves out the way with masks, to count what usually runs
 ):
-    h = tl.program_id(1)
-    b = tl.program_id(2).to(tl.int64)
+    head = tl.program_id(1)
+    b = tl.program_id(2)
+    regular = regular_levels(levels_ptr, L, S)
     # queries beyond the last repeat it, and store the same once more: no mask to keep
     q = tl.minimum(tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q), Q - 1)
-    head = h.to(tl.int64)
+    if BAND > 0:
+        q = tl.where(regular, in_bands(levels_ptr, q, L, BAND), q)
+    if WIDE:
+        head = head.to(tl.int64)
+        b = b.to(tl.int64)
+        q = q.to(tl.int64)
     value_ptr += b * value_stride_b + head * value_stride_h
     points_ptr += b * points_stride_b + head * points_stride_h
     weights_ptr += b * weights_stride_b + head * weights_stride_h
     if FUSED:
         references_ptr += b * references_stride_b
 
-    regular = regular_levels(levels_ptr, L, S)
     result = tl.zeros([LANES, BLOCK_Q, VEC], COMPUTE)
     if regular:
         result = _sample(
@@ -133,8 +140,7 @@ def forward_kernel(
             tl.store(output_ptr, float("nan"))
 
     d = (tl.arange(0, LANES)[:, None] * VEC + tl.arange(0, VEC)[None, :])[:, None, :]
-    row = output_ptr + (b * Q * H + head) * D + q.to(tl.int64) * (H * D)
-    target = row[None, :, None] + d
+    target = output_ptr + (b * Q * (H * D) + head * D) + ((q * (H * D))[None, :, None] + d)
     tl.store(target, result.to(output_ptr.dtype.element_ty), mask=d < D)
 
 
@@ -216,18 +222,18 @@ def _sample(
             # inconsistent sizes make every coordinate NaN, and NaN reads nothing
             extent_x = tl.where(consistent, extent_x, float("nan"))
             extent_y = tl.where(consistent, extent_y, float("nan"))
-        points = (points_ptr + q.to(tl.int64) * points_stride_q)[None, :] + 2 * safe[:, None]
-        x = tl.load(points).to(COMPUTE)
-        y = tl.load(points + 1).to(COMPUTE)
+        x, y = _pair(points_ptr + ((q * points_stride_q)[None, :] + 2 * safe[:, None]), COMPUTE)
         if FUSED:
-            reference = (references_ptr + q.to(tl.int64) * references_stride_q)[None, :] + (
-                safe // P * references_stride_l
-            )[:, None]
+            reference = references_ptr + (
+                (q * references_stride_q)[None, :] + (safe // P * references_stride_l)[:, None]
+            )
             if BOXES:
-                x *= tl.load(reference + 2).to(COMPUTE) * (extent_x * (0.5 / P))
-                y *= tl.load(reference + 3).to(COMPUTE) * (extent_y * (0.5 / P))
-            x += tl.load(reference).to(COMPUTE) * extent_x - 0.5
-            y += tl.load(reference + 1).to(COMPUTE) * extent_y - 0.5
+                width_of_box, height_of_box = _pair(reference + 2, COMPUTE)
+                x *= width_of_box * (extent_x * (0.5 / P))
+                y *= height_of_box * (extent_y * (0.5 / P))
+            reference_x, reference_y = _pair(reference, COMPUTE)
+            x += reference_x * extent_x - 0.5
+            y += reference_y * extent_y - 0.5
         else:
             x = x * extent_x - 0.5
             y = y * extent_y - 0.5
@@ -320,12 +326,17 @@ def _weights(
 ):
     """Entries k of each query's row as a tile [LANES, BLOCK_Q], ``beyond`` where k is none of COUNT."""
     # contiguity would have Triton read several of a query's weights with one thread, and then move them to their lanes
-    row = weights_ptr + q.to(tl.int64) * weights_stride_q
-    address = row[None, :] + tl.max_contiguous(tl.minimum(k, COUNT - 1), [1])[:, None]
-    weight = tl.load(address).to(COMPUTE)
+    offset = (q * weights_stride_q)[None, :] + tl.max_contiguous(tl.minimum(k, COUNT - 1), [1])[:, None]
+    weight = tl.load(weights_ptr + offset).to(COMPUTE)
     if COUNT % CHUNK != 0:
         weight = tl.where((k < COUNT)[:, None], weight, beyond)
     return weight
+
+
+@triton.jit
+def _pair(pointers, COMPUTE: tl.constexpr):
+    """Two neighbouring numbers, as one load where their alignment is known."""
+    return tl.split(tl.load(pointers[:, :, None] + tl.arange(0, 2)[None, None, :]).to(COMPUTE))
 
 
 @triton.jit

@@ -25,6 +25,7 @@ _MOST_PROGRAMS = 65535  # along the second and third axis of a grid
 _METHODS = ("auto", "cells", "atomics")
 CELLS_FROM = 2**18  # points, for "auto"
 RUN = 32  # sorted points of a walk
+BAND = 8  # rows of an encoder's queries that are walked together: see `msdeform bench cache`
 BY_CELL_OPTIONS: dict[str, dict[str, int]] = {"cells": {"num_warps": 1}}
 _POINTS_AT_ONCE = 2**23
 _MOST_POINTS = 2**31  # of a head, for a walk counts them in 32 bits
@@ -408,6 +409,10 @@ def forward_parameters(value: Tensor, references: Tensor | None, points: Tensor,
         "LANES": lanes,
         "VEC": vec,
         "CHUNK": _chunk(L * P, lanes),
+        "WIDE": max(_whole_span(t) for t in (value, references, points, weights) if t is not None) >= _INT32_LIMIT
+        or value.shape[0] * Q * value.shape[2] * D >= _INT32_LIMIT,
+        # in 16 bits instructions take longer than the cache: the walk would cost more than it saves
+        "BAND": BAND if value.dtype is torch.float32 and Q == value.shape[1] < 2**20 else 0,
         "FALLBACK": True,
     }
 
@@ -542,6 +547,11 @@ def _dense_rows(
     if references is not None and references.stride(3) != 1:
         references = references.contiguous()
     return value, references, points, weights
+
+
+def _whole_span(tensor: Tensor) -> int:
+    """Elements from the first to the last."""
+    return 1 + sum((size - 1) * abs(stride) for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
 
 
 def _span(tensor: Tensor) -> int:

@@ -30,15 +30,42 @@ def check_levels(levels_ptr, L: tl.constexpr, S):
 @triton.jit
 def regular_levels(levels_ptr, L: tl.constexpr, S):
     """Whether the level sizes add up to S, each at least 2 and at most 2**23 + 1: a float32 counts their pixels."""
-    total = tl.zeros((), tl.int64)
-    excess = tl.zeros((), tl.int64)
+    total = tl.zeros((), tl.uint64)
+    excess = tl.zeros((), tl.int32)
     for level in tl.static_range(L):
-        h = tl.load(levels_ptr + 2 * level)
-        w = tl.load(levels_ptr + 2 * level + 1)
-        # bits from the 23rd on are set in what is below zero or too large
-        excess |= (h - 2) | (w - 2)
-        total += h.to(tl.int32).to(tl.int64) * w.to(tl.int32).to(tl.int64)
-    return (excess >> 23 == 0) & (total == S)
+        h64 = tl.load(levels_ptr + 2 * level)
+        w64 = tl.load(levels_ptr + 2 * level + 1)
+        h = h64.to(tl.int32)
+        w = w64.to(tl.int32)
+        # bits from the 23rd on are set in what is below zero or too large; beyond 32 bits none may be
+        excess |= ((h - 2) | (w - 2)) >> 23 | (h64 >> 32).to(tl.int32) | (w64 >> 32).to(tl.int32)
+        total += h.to(tl.uint32).to(tl.uint64) * w.to(tl.uint32).to(tl.uint64)
+    return (excess == 0) & (total.to(tl.int64) == S)
+
+
+@triton.jit
+def in_bands(levels_ptr, index, L: tl.constexpr, HIGH: tl.constexpr):
+    """The pixels [BLOCK_Q] that come at ``index`` when every level is walked in bands of HIGH rows, each column by
+    column. Exact for regular levels of fewer than 2**20 pixels together; others give any numbers."""
+    w = tl.load(levels_ptr + 1).to(tl.int32) + tl.zeros_like(index)
+    h = tl.load(levels_ptr).to(tl.int32) + tl.zeros_like(index)
+    start = tl.zeros_like(index)
+    begin = tl.load(levels_ptr).to(tl.int32) * tl.load(levels_ptr + 1).to(tl.int32)
+    for level in tl.static_range(1, L):
+        next_h = tl.load(levels_ptr + 2 * level).to(tl.int32)
+        next_w = tl.load(levels_ptr + 2 * level + 1).to(tl.int32)
+        on = index >= begin
+        w = tl.where(on, next_w, w)
+        h = tl.where(on, next_h, h)
+        start = tl.where(on, begin, start)
+        begin += next_h * next_w
+    place = index - start
+    # half a unit keeps a quotient away from the next integer, by more than a float32 errs below 2**20
+    band = tl.floor((place.to(tl.float32) + 0.5) / (HIGH * w).to(tl.float32)).to(tl.int32)
+    place -= band * (HIGH * w)
+    high = tl.minimum(HIGH, h - band * HIGH)
+    column = tl.floor((place.to(tl.float32) + 0.5) / high.to(tl.float32)).to(tl.int32)
+    return start + (band * HIGH + place - column * high) * w + column
 
 
 @triton.jit
@@ -56,8 +83,7 @@ def levels_of(levels_ptr, level, L: tl.constexpr, LANES: tl.constexpr):
 @triton.jit
 def clamp(x, last):
     """Move x into [0, last]; NaN becomes 0, so that an integer can be made of it."""
-    x = tl.where(x > 0.0, x, 0.0)
-    return tl.where(x < last, x, last)
+    return tl.minimum(tl.where(x > 0.0, x, 0.0), last)
 
 
 @triton.jit

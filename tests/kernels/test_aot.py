@@ -74,8 +74,11 @@ def test_main_shapes_on_sm_90_are_those_of_the_table(name: str) -> None:
     whole, executed = aot.compile_main(name, 90)
     for machine in (whole, executed):
         assert_good_machine_code(machine, parameters["kind"], parameters["dtype"])
-    row, committed = aot.row(name, whole, executed), COMMITTED[name]
-    count = "instructions_per_query_and_head"
+    assert_as_committed(aot.row(name, whole, executed))
+
+
+def assert_as_committed(row: dict[str, Any]) -> None:
+    committed, count = COMMITTED[row["kernel"]], "instructions_per_query_and_head"
     assert row[count] <= 1.02 * committed[count], "more instructions than the committed table has"
     assert row[count] >= 0.9 * committed[count], "far fewer: renew the table, so that the gain is kept"
     assert row["registers"] <= committed["registers"] + 8
@@ -135,6 +138,19 @@ def test_the_backward_by_cell_holds_no_atomics(kind: str, arch: int, dtype: torc
         assert machine.count(r"STG\S*\.128") == 4 * stores * 32 + parts, "four sums at each of 32 steps, and records"
         assert machine.count("BAR") == 0
         assert machine.shared == 0, "lanes hand numbers round by shuffles"
+
+
+@pytest.mark.parametrize("fused", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        torch.float32,
+        pytest.param(torch.bfloat16, marks=pytest.mark.slow),
+        pytest.param(torch.float16, marks=pytest.mark.slow),
+    ],
+)
+def test_the_backward_by_cell_on_sm_90_is_that_of_the_table(dtype: torch.dtype, fused: bool) -> None:
+    assert_as_committed(aot.by_cell_row(90, dtype, fused=fused))
 
 
 @pytest.mark.parametrize("kind", aot.BY_CELL)

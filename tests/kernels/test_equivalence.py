@@ -236,7 +236,10 @@ def test_offsets_beyond_two_to_the_31(where: tuple[str, str]) -> None:
 
 
 @pytest.mark.parametrize("where", OPERATORS)
-@pytest.mark.parametrize("sizes", [((4, 4), (2, 2)), ((7, 6), (2, 3)), ((-1, -30), (2, 3)), ((2**40, 2**40), (1, 1))])
+@pytest.mark.parametrize(
+    "sizes",
+    [((4, 4), (2, 2)), ((7, 6), (2, 3)), ((-1, -30), (2, 3)), ((2**40, 2**40), (1, 1)), ((5 + 2**32, 6), (2, 3))],
+)
 def test_device_sizes_that_do_not_add_up_give_nan_and_read_nothing_else(
     where: tuple[str, str], sizes: tuple[tuple[int, int], ...]
 ) -> None:

@@ -5,12 +5,18 @@ from typing import Any
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 
+from msdeform.bench import orders
 from msdeform.kernels.api import fused_ms_deform_attn, ms_deform_attn
 from msdeform.kernels.tolerances import compare
+from msdeform.kernels.triton.sampling import in_bands
 from msdeform.kernels.verify import Case, make_inputs
 from tests.kernels.backends import TRITON
+from tests.kernels.test_equivalence import poisoned_memory
 
+__all__ = ["poisoned_memory"]  # a fixture: every uninitialised float is NaN here
 BASE = Case(B=1, Q=5, H=2, D=8, P=2, sizes=((5, 6), (2, 3)))
 CASES = {
     "D=8": BASE,
@@ -85,3 +91,46 @@ def test_a_pixel_that_no_sample_reaches_may_be_anything(where: tuple[str, str], 
     )
     assert truth.isfinite().all(-1).flatten().tolist() == [True, True, True, False, False, False, True]
     torch.testing.assert_close(output, truth, equal_nan=True)
+
+
+@pytest.mark.parametrize("where", TRITON)
+@pytest.mark.parametrize(
+    "sizes", [((8, 12), (4, 6)), ((11, 5), (3, 2), (2, 7)), ((9, 2),), ((1, 5), (17, 3))], ids=lambda s: str(s)[:20]
+)
+def test_queries_at_the_pixels_are_walked_in_bands(where: tuple[str, str], sizes: tuple[tuple[int, int], ...]) -> None:
+    """Each of them once, which uninitialised numbers would show; where a level is one pixel high, as they lie."""
+    case = replace(BASE, H=1, sizes=sizes, Q=sum(h * w for h, w in sizes), coordinates=2)
+    from msdeform.kernels.triton import launch
+
+    value, *rest = make_inputs(case, "cpu")
+    assert launch.forward_parameters(value, rest[0], *rest[1:])["BAND"] == launch.BAND
+    assert launch.forward_parameters(value, rest[0][:, 1:], rest[1][:, 1:], rest[2][:, 1:])["BAND"] == 0
+    assert_forward_within_bounds(case, where)
+
+
+@triton.jit
+def _walk_in_bands(levels_ptr, output_ptr, begin, L: tl.constexpr, HIGH: tl.constexpr, BLOCK: tl.constexpr):
+    index = begin + tl.arange(0, BLOCK)
+    tl.store(output_ptr + tl.arange(0, BLOCK), in_bands(levels_ptr, index, L, HIGH))
+
+
+@pytest.mark.parametrize("where", TRITON)
+@pytest.mark.parametrize(
+    "sizes",
+    [((13, 17), (5, 3)), ((1023, 1021), (2, 2)), ((2, 500_001), (3, 9)), ((400_003, 2), (9, 9))],
+    ids=lambda s: str(s)[:20],
+)
+def test_the_walk_is_exact(where: tuple[str, str], sizes: tuple[tuple[int, int], ...]) -> None:
+    """To the largest levels for which it is used; and it is the one that ``msdeform bench cache`` simulates."""
+    device = where[1]
+    levels = torch.tensor(sizes, device=device)
+    expected, start = [], 0
+    for h, w in sizes:
+        expected.append(torch.from_numpy(orders.bands(8)(h, w)) + start)
+        start += h * w
+    count = 1 << 17
+    for begin in range(0, start, count):
+        found = torch.empty(count, dtype=torch.int32, device=device)
+        _walk_in_bands[(1,)](levels, found, begin, len(sizes), 8, count)
+        wanted = torch.cat(expected)[begin : begin + count]
+        torch.testing.assert_close(found[: len(wanted)].cpu().long(), wanted)
