@@ -71,9 +71,9 @@ def remember(
     key = _key(fused, backend, spatial_shapes, level_start_index)
     inputs, shapes, sizes, run = checked
     on_host = isinstance(spatial_shapes, Tensor) and shapes is None  # whose numbers were read, and may change
-    if key is None or on_host or not plain(*tensors):
-        return
     guarded = tensors if shapes is None else (*tensors, shapes)
+    if key is None or on_host or not plain(*guarded):
+        return
     passes = _guard(guarded)
     if passes is None:
         return

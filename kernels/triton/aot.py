@@ -12,7 +12,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from . import launch
 from .backward import backward_kernel
 from .cells import cells_kernel, keys_kernel, pixels_kernel, points_kernel
 from .forward import forward_kernel
+from .tuning import Choice
 
 NUM_WARPS = 4
 TABLE = Path(__file__).with_name("instructions.json")
@@ -69,10 +70,9 @@ class Machine:
     """bytes of shared memory per program"""
     block_q: float
     """queries (of keys, points), pixels, or what their points come to (cells) of one program"""
-    warps: int
-    """of one program"""
     opcodes: Counter[str] = field(repr=False)
     """instructions of one warp by full opcode, as executed: those in a loop times its trips"""
+    num_warps: int = NUM_WARPS
 
     def count(self, pattern: str) -> int:
         """Executed instructions whose opcode matches a regular expression from its beginning."""
@@ -85,7 +85,7 @@ class Machine:
     @property
     def per_query(self) -> float:
         """Warp instructions for one (query, head)."""
-        return self.instructions * self.warps / self.block_q
+        return self.instructions * self.num_warps / self.block_q
 
 
 def compile_kernel(
@@ -102,6 +102,8 @@ def compile_kernel(
     wide: bool = False,
     needs: tuple[bool, bool, bool, bool] = (True, False, True, True),
     fallback: bool = True,
+    queries: int = 17821,
+    choice: Choice | None = None,
 ) -> Machine:
     """Compile a kernel for sm_``arch`` as a call with these parameters would.
 
@@ -112,6 +114,8 @@ def compile_kernel(
         dtype: of value and output.
         small_dtype: of locations or offsets and weights or logits; float32 (float64 for float64) if None.
         needs: gradients of value, references, points and weights, for ``backward``.
+        queries: of a sample; whether they are a decoder's or an encoder's may decide how it is launched.
+        choice: how it is launched, ``forward`` and ``backward``; by the table or the rule if None.
         fallback: whether ``forward`` holds the way with masks, too, which runs at numbers that are not finite only, and
             ``cells`` what it does where a run ends.
     """
@@ -120,15 +124,16 @@ def compile_kernel(
     compute = torch.float64 if torch.float64 in (dtype, small_dtype) else torch.float32
     kernel = _KERNELS[kind]
     # a published encoder's call; its strides decide which arguments are known to be multiples of 16
-    B, Q, H = 2, 17821, 8
-    value = torch.empty(B, Q, H, D, dtype=dtype, device="meta")
+    B, S, Q, H = 2, 17821, queries, 8
+    value = torch.empty(B, S, H, D, dtype=dtype, device="meta")
     references = torch.empty(B, Q, L, coordinates, dtype=small_dtype, device="meta") if fused else None
     points = torch.empty(B, Q, H, L, P, 2, dtype=small_dtype, device="meta")
     weights = torch.empty(B, Q, H, L, P, dtype=small_dtype, device="meta")
     strides = {"value": value, "points": points, "weights": weights, "references": references}
     strides["grad_output"] = torch.empty(B, Q, H * D, dtype=dtype, device="meta")
     if kind == "forward":
-        meta = launch.forward_parameters(value, references, points, weights) | {"FALLBACK": fallback, "WIDE": wide}
+        meta = launch.forward_parameters(value, references, points, weights, arch)
+        meta |= {"FALLBACK": fallback, "WIDE": wide}
         trips: tuple[int, ...] = (-(-L * P // meta["CHUNK"]),)
     else:
         meta = launch.meta_parameters(value, references, points, weights) | {"WIDE": wide}
@@ -140,6 +145,8 @@ def compile_kernel(
             trips = (meta["RUN"] // meta["SHARE"], max(1, meta["SHARE"] // 4)) if kind == "cells" else ()
             if kind == "cells" and not fallback:
                 meta = meta | {"ENDS": False}
+    if choice is not None:
+        meta = meta | {"BLOCK_Q": choice.block_q}
     pointer = {"levels_ptr": torch.int64, "value_ptr": dtype, "output_ptr": dtype, "grad_output_ptr": dtype}
     pointer |= {"grad_value_ptr": compute if kind == "backward" else dtype, "grad_references_ptr": compute}
     pointer |= {"keys_ptr": torch.int32, "order_ptr": torch.int64, "records_ptr": compute, "sums_ptr": compute}
@@ -162,14 +169,19 @@ def compile_kernel(
             if example is not None and example.stride({"b": 0, "s": 1, "q": 1, "h": 2, "l": 2}[axis]) % 16 == 0:
                 attributes[(index,)] = [["tt.divisibility", 16]]
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
-    own = {"forward": launch.forward_options, "backward": launch.backward_options}
-    options = {"num_warps": NUM_WARPS} | (own[kind](value) if kind in own else launch.BY_CELL_OPTIONS.get(kind, {}))
-    compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
-    if kind == "cells":
-        queries: float = meta["WALKS"] * meta["RUN"] / (L * P)
+    options = {"num_warps": NUM_WARPS}
+    if choice is not None:
+        options |= choice.options
+    elif kind == "forward":
+        options |= launch.forward_options(value, points, arch)
+    elif kind == "backward":
+        options |= launch.backward_options(value)
     else:
-        queries = meta["BLOCK_Q"]
-    return inspect_cubin(compiled.asm["cubin"], arch, queries, trips, options["num_warps"])
+        options |= launch.BY_CELL_OPTIONS.get(kind, {})
+    compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+    of_program = meta["WALKS"] * meta["RUN"] / (L * P) if kind == "cells" else meta["BLOCK_Q"]
+    machine = inspect_cubin(compiled.asm["cubin"], arch, of_program, trips)
+    return replace(machine, num_warps=options["num_warps"])
 
 
 def compile_main(name: str, arch: int) -> tuple[Machine, Machine]:
@@ -232,9 +244,7 @@ def by_cell_row(arch: int, dtype: torch.dtype, *, fused: bool) -> dict[str, Any]
     }
 
 
-def inspect_cubin(
-    cubin: bytes, arch: int, block_q: float = 1, trips: tuple[int, ...] = (), warps: int = NUM_WARPS
-) -> Machine:
+def inspect_cubin(cubin: bytes, arch: int, block_q: float = 1, trips: tuple[int, ...] = ()) -> Machine:
     """Resources and opcodes of a cubin with one kernel.
 
     Args:
@@ -248,7 +258,7 @@ def inspect_cubin(
     numbers = {key: int(number) for key, number in re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", usage)}
     opcodes = _executed(listing, trips)
     spills = numbers.get("STACK", 0) + numbers.get("LOCAL", 0)
-    return Machine(arch, numbers["REG"], spills, numbers.get("SHARED", 0), block_q, warps, opcodes)
+    return Machine(arch, numbers["REG"], spills, numbers.get("SHARED", 0), block_q, opcodes)
 
 
 def _executed(listing: str, trips: tuple[int, ...]) -> Counter[str]:

@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..registry import interpreting
+from . import tuning
 from .backward import backward_kernel
 from .cells import cells_kernel, keys_kernel, pixels_kernel, points_kernel
 from .forward import forward_kernel
@@ -94,7 +95,7 @@ def _forward(value: Tensor, levels: Tensor, references: Tensor | None, points: T
             if B > _MOST_PROGRAMS:
                 tensors = tuple(None if t is None else t[b : b + _MOST_PROGRAMS] for t in tensors)
             forward_kernel[forward_grid(min(B - b, _MOST_PROGRAMS), H, Q, meta)](
-                tensors[0], levels, *tensors[1:], *numbers, **meta, **forward_options(value)
+                tensors[0], levels, *tensors[1:], *numbers, **meta, **forward_options(value, points)
             )
     return output.to(value.dtype)
 
@@ -381,9 +382,11 @@ def by_cell_parameters(
     }
 
 
-def forward_parameters(value: Tensor, references: Tensor | None, points: Tensor, weights: Tensor) -> dict[str, Any]:
-    """The forward's compile-time parameters; heights, widths, S and Q are none of them, so that an image of another
-    size compiles nothing."""
+def forward_parameters(
+    value: Tensor, references: Tensor | None, points: Tensor, weights: Tensor, arch: int | None = None
+) -> dict[str, Any]:
+    """The forward's compile-time parameters; heights, widths and S are none of them, and of Q only whether it is a
+    decoder's, so that an image of another size compiles nothing. `arch` is that of value's device if None."""
     _, Q, _, L, P, _ = points.shape
     D = value.shape[3]
     double = compute_dtype(value, references, points, weights) is torch.float64
@@ -393,6 +396,8 @@ def forward_parameters(value: Tensor, references: Tensor | None, points: Tensor,
     lanes = block_d // vec
     if interpreting():  # its cost is per program and per operation, whatever their size
         block_q = power_of_2(Q)
+    elif (tuned := None if double else tuning.find("forward", value, points, arch)) is not None:
+        block_q = tuned.block_q
     else:  # elements of a tile over 4 warps: enough of them in flight, without spilling
         elements = 512 if double else {torch.float32: 1024}.get(value.dtype, 2048)
         block_q = max(1, min(64, elements // block_d))
@@ -487,9 +492,12 @@ def backward_parameters(meta: dict[str, Any], needs: tuple[bool, bool, bool, boo
     )
 
 
-def forward_options(value: Tensor) -> dict[str, int]:
-    """Compiler options of a forward. ptxas takes as many registers as it may, to have loads in flight, and puts a
-    number or two that lie idle for long into local memory; with these limits it doesn't."""
+def forward_options(value: Tensor, points: Tensor, arch: int | None = None) -> dict[str, int]:
+    """Compiler options of a forward, from the table or by a rule. ptxas takes as many registers as it may, to have
+    loads in flight, and puts a number or two that lie idle for long into local memory; with these limits it doesn't."""
+    tuned = tuning.find("forward", value, points, arch)
+    if tuned is not None:
+        return tuned.options
     if value.dtype.itemsize > 4 or value.shape[3] > 64:
         return {}
     return {"maxnreg": 128 if value.dtype.itemsize == 2 else 116}

@@ -43,7 +43,7 @@ def _launches(
     meta = launch.forward_parameters(value, references, points, weights)
     grid = launch.forward_grid(B, H, Q, meta)
     numbers = launch.forward_numbers(value, references, points, weights)
-    parameters = {**meta, **launch.forward_options(value)}
+    parameters = {**meta, **launch.forward_options(value, points)}
     shape = (B, Q, H * D)
     pairs = meta["PAIRS"]
 

@@ -1,5 +1,7 @@
 """Calls like one that was seen before: which of them skip the checks, and that those get what the others get."""
 
+import gc
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -212,6 +214,17 @@ def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     for queries in (1, 2, 3):
         call((tensors[0], *(tensor[:, :queries].contiguous() for tensor in tensors[1:])), ((3, 8),))
     assert all(len(alike) <= 3 for alike in seen._seen.values())
+
+
+def test_no_tensor_is_kept_alive() -> None:
+    with without_kernels():
+        tensors = tuple(tensor.requires_grad_() for tensor in make_inputs(PLAIN))
+        outputs = [call(tensors) for _ in range(2)]
+        assert known(tensors)
+        held = [weakref.ref(tensor) for tensor in (*tensors, *outputs)]
+        del tensors, outputs
+        gc.collect()
+        assert [reference() for reference in held] == [None] * len(held)
 
 
 def test_without_pytorchs_guards_every_call_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
