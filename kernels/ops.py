@@ -44,6 +44,7 @@ def register(
     forward: Callable[..., Tensor],
     backward: Callable[..., tuple[Tensor, ...]],
     plan: Callable[..., Callable[..., Tensor]] | None = None,
+    plan_backward: Callable[..., Callable[..., Any]] | None = None,
 ) -> Implementation:
     """Define the operators of ``ms_deform_attn`` on a backend, ``torch.ops.msdeform.{name}_forward`` and ``_backward``.
 
@@ -57,7 +58,7 @@ def register(
         The implementation as the registry calls it. ``levels`` is an int64 tensor (L, 2) of (h, w) on value's device;
         gradients come in their inputs' dtypes, and empty where ``needs`` says they are not wanted.
     """
-    return _implementation(name, "{0}", forward, backward, plan)
+    return _implementation(name, "{0}", forward, backward, plan, plan_backward)
 
 
 def register_fused(
@@ -65,9 +66,10 @@ def register_fused(
     forward: Callable[..., Tensor],
     backward: Callable[..., tuple[Tensor, ...]],
     plan: Callable[..., Callable[..., Tensor]] | None = None,
+    plan_backward: Callable[..., Callable[..., Any]] | None = None,
 ) -> Implementation:
     """The same for ``fused_ms_deform_attn``: (locations, weights) become (references, offsets, logits)."""
-    return _implementation(f"{name}_fused", "{0}_fused", forward, backward, plan)
+    return _implementation(f"{name}_fused", "{0}_fused", forward, backward, plan, plan_backward)
 
 
 def _implementation(
@@ -76,6 +78,7 @@ def _implementation(
     forward: Callable[..., Tensor],
     backward: Callable[..., tuple[Tensor, ...]],
     plan: Callable[..., Callable[..., Tensor]] | None,
+    plan_backward: Callable[..., Callable[..., Any]] | None,
 ) -> Implementation:
     op, backward_op = _register_pair(name, kind, forward, backward)
 
@@ -83,7 +86,7 @@ def _implementation(
         flat = [size for pair in sizes for size in pair]
         return op(value, *tensors, shapes, flat)
 
-    seen.provide(run, _prepare_direct(backward_op, forward, backward, plan))
+    seen.provide(run, _prepare_direct(backward_op, forward, backward, plan, plan_backward))
     return run
 
 
@@ -92,6 +95,7 @@ def _prepare_direct(
     forward: Callable[..., Tensor],
     backward: Callable[..., tuple[Tensor, ...]],
     plan: Callable[..., Callable[..., Tensor]] | None,
+    plan_backward: Callable[..., Callable[..., Any]] | None,
 ) -> Callable[[Sizes, Tensor | None, tuple[Tensor, ...]], seen.Direct]:
     """The way past PyTorch's dispatcher, for calls that :mod:`.seen` has found to be of plain tensors."""
 
@@ -100,11 +104,13 @@ def _prepare_direct(
         sizes: list[int]
         levels: Tensor | None
         """of sizes that are ints"""
+        backwards: dict[tuple[Any, ...], Callable[..., Any]]
+        """by what is needed and the strides of grad_output"""
 
     class DirectAttention(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, prepared: Prepared, shapes: Tensor | None, value: Tensor, *rest: Tensor) -> Tensor:
-            launch, _, levels = ctx.prepared = prepared
+            launch, _, levels, _ = ctx.prepared = prepared
             # in the operator's order: a checkpoint that recomputes this call may go the other way, and compares them
             ctx.save_for_backward(value, *rest, shapes)
             return launch(value, levels_on(value.device, shapes, ()) if levels is None else levels, *rest)
@@ -112,7 +118,7 @@ def _prepare_direct(
         @staticmethod
         def backward(ctx: Any, grad_output: Tensor) -> Any:
             value, *rest, shapes = ctx.saved_tensors
-            _, sizes, levels = ctx.prepared
+            _, sizes, levels, backwards = ctx.prepared
             needs = ctx.needs_input_grad[2:]
             # a graph of the gradients is wanted, which the operator refuses in a sentence; or vmap, or a mode
             if torch.is_grad_enabled() or not seen.plain(grad_output):
@@ -120,7 +126,14 @@ def _prepare_direct(
             else:
                 if levels is None:
                     levels = levels_on(value.device, shapes, ())
-                gradients = backward(grad_output, value, levels, *rest, needs)
+                if plan_backward is None:
+                    gradients = backward(grad_output, value, levels, *rest, needs)
+                else:
+                    key = (needs, grad_output.stride(), torch.are_deterministic_algorithms_enabled())
+                    run = backwards.get(key)
+                    if run is None:
+                        run = backwards[key] = plan_backward(grad_output, value, *rest, needs)
+                    gradients = run(grad_output, value, levels, *rest)
             return (None, None, *[g if n else None for g, n in zip(gradients, needs, strict=True)])
 
     def prepare(sizes: Sizes, shapes: Tensor | None, tensors: tuple[Tensor, ...]) -> seen.Direct:
@@ -129,7 +142,7 @@ def _prepare_direct(
         launch = forward if plan is None else plan(*tensors)
         # the guard compares requires_grad as it is where gradients are on, and takes it for False where they are off
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
-            prepared, apply = Prepared(launch, flat, levels), DirectAttention.apply
+            prepared, apply = Prepared(launch, flat, levels, {}), DirectAttention.apply
             return lambda shapes, tensors: apply(prepared, shapes, *tensors)
 
         def run(shapes: Tensor | None, tensors: tuple[Tensor, ...]) -> Tensor:

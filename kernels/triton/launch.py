@@ -162,11 +162,15 @@ def _backward(
     if references is not None and need_references:
         grad_references = shares.sum(2).to(references.dtype)
     return (
-        grad_value.to(value.dtype),
+        _rounded(grad_value, value),
         grad_references,
-        grad_points.to(points.dtype),
-        grad_weights.to(weights.dtype),
+        _rounded(grad_points, points),
+        _rounded(grad_weights, weights),
     )
+
+
+def _rounded(gradient: Tensor, like: Tensor) -> Tensor:
+    return gradient if gradient.dtype is like.dtype else gradient.to(like.dtype)
 
 
 def adds_by_cell(points: Tensor) -> bool:
@@ -203,7 +207,7 @@ def _backward_by_query(
     needs: tuple[bool, bool, bool, bool],
 ) -> None:
     """One launch; the gradient of value by atomics, into zeros."""
-    B, S, H, _ = value.shape
+    B, _, H, _ = value.shape
     Q = points.shape[1]
     grad_value, shares, grad_points, grad_weights = gradients
     meta = backward_parameters(meta_parameters(value, references, points, weights), needs)
@@ -218,16 +222,25 @@ def _backward_by_query(
         grad_points,
         grad_weights,
         shares,
-        S,
-        Q,
-        H,
+        *backward_numbers(grad_output, value, references, points, weights),
+        **meta,
+        **backward_options(value),
+    )
+
+
+def backward_numbers(
+    grad_output: Tensor, value: Tensor, references: Tensor | None, points: Tensor, weights: Tensor
+) -> tuple[int, ...]:
+    """What a backward with atomics is launched with beside its tensors: S, Q, H and strides."""
+    return (
+        value.shape[1],
+        points.shape[1],
+        value.shape[2],
         *grad_output.stride()[:2],
         *value.stride()[:3],
         *points.stride()[:3],
         *weights.stride()[:3],
         *(references.stride()[:3] if references is not None else (0, 0, 0)),
-        **meta,
-        **backward_options(value),
     )
 
 

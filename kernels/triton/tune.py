@@ -103,17 +103,17 @@ def _counted(arches: Sequence[int], D: int, L: int, P: int, dtype: str) -> Itera
     for arch in arches:
         shape: dict[str, Any] = {"D": D, "L": L, "P": P, "dtype": getattr(torch, dtype)}
         usual = rule(D, L, P, shape["dtype"], arch)
-        counts = {
-            choice: aot.compile_kernel("forward", arch, fallback=False, choice=choice, **shape).per_query
-            for choice in candidates(usual)
-            if choice.num_warps == usual.num_warps  # so many times the tile on so many times the warps is the same
-        }
-        for queries in (DECODER, ENCODER):
+        for queries, Q in _QUERIES.items():
+            counts = {
+                choice: aot.compile_kernel("forward", arch, fallback=False, choice=choice, queries=Q, **shape).per_query
+                for choice in candidates(usual)
+                if choice.num_warps == usual.num_warps  # so many times the tile on so many times the warps is the same
+            }
             # few queries in larger tiles are fewer programs than a GPU has multiprocessors, which no count shows
             fit = [choice for choice in counts if queries == ENCODER or choice.block_q <= usual.block_q]
             fit.sort(key=lambda choice: counts[choice] * (1 - _GAIN if choice == usual else 1))
             for choice in fit:
-                whole = aot.compile_kernel("forward", arch, choice=choice, **shape)
+                whole = aot.compile_kernel("forward", arch, choice=choice, queries=Q, **shape)
                 if whole.spills == 0:
                     found = {
                         "instructions_per_query_and_head": round(counts[choice], 1),

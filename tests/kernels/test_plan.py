@@ -92,6 +92,82 @@ def test_a_prepared_launch_is_the_usual_one(name: str, monkeypatch: pytest.Monke
         assert other == recorder.launches[0]
 
 
+def within_queries(tensor: Tensor) -> Tensor:
+    """The same numbers with heads outermost in memory."""
+    return tensor.transpose(1, 2).contiguous().transpose(1, 2)
+
+
+NEEDS = [(True, True, True, True), (True, False, True, True), (False, False, False, True), (True, False, False, False)]
+
+
+@pytest.mark.parametrize("needs", NEEDS, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("coordinates", [None, 2, 4])
+def test_a_prepared_backward_is_the_usual_one(
+    coordinates: int | None, dtype: torch.dtype, needs: tuple[bool, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    value, *rest = make(coordinates, dtype)
+    *references, points, weights = rest
+    tensors = [value, *references, within_queries(points), within_queries(weights)]
+    needs = needs if coordinates else (needs[0], *needs[2:])
+    leaves = [tensor.requires_grad_(needed) for tensor, needed in zip(tensors, needs, strict=True)]
+    function: Any = fused_ms_deform_attn if coordinates else ms_deform_attn
+    launched: list[tuple[Any, ...]] = []
+
+    class Backward:
+        def __getitem__(self, grid: tuple[int, ...]) -> Any:
+            def run(*arguments: Any, **parameters: Any) -> None:
+                wanted = [argument for argument, needed in zip(arguments[6:10], asked, strict=True) if needed]
+                told = [(tensor.shape, tensor.stride(), tensor.dtype) for tensor in wanted]
+                inputs = [None if tensor is None else tensor.data_ptr() for tensor in arguments[1:6]]
+                launched.append((grid, inputs[:1] + inputs[2:], arguments[10:], told, parameters))
+
+            return run
+
+    plain = (needs[0], False, *needs[1:])
+    value_, references_, points_, weights_ = needs if coordinates else plain
+    asked = (value_, points_, weights_, references_)  # in the kernel's order
+    with without_kernels():
+        monkeypatch.setattr(launch, "backward_kernel", Backward())
+        for _ in range(3):  # checked; past the checks; prepared
+            output = function(leaves[0], SIZES, *leaves[1:])
+            given = [leaf for leaf in leaves if leaf.requires_grad]
+            gradients = torch.autograd.grad(output, given, torch.ones_like(output))
+            assert [g.shape for g in gradients] == [leaf.shape for leaf in given]
+            assert [g.dtype for g in gradients] == [leaf.dtype for leaf in given]
+        monkeypatch.undo()
+    assert len(launched) == 3
+    assert launched[0] == launched[1] == launched[2]
+
+
+def test_determinism_and_method_are_looked_at_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    value, *rest = make(2)
+    leaf = value.requires_grad_()
+    ways: list[str] = []
+    with without_kernels():
+        monkeypatch.setattr(launch, "_backward_by_cell", lambda *_: ways.append("cells"))
+        monkeypatch.setattr(launch, "_backward_by_query", lambda *_: ways.append("query"))
+
+        def run() -> None:
+            before = len(ways)
+            output = fused_ms_deform_attn(leaf, SIZES, *rest)
+            torch.autograd.grad(output, leaf, torch.ones_like(output))
+            if len(ways) == before:
+                ways.append("prepared")
+
+        for _ in range(2):
+            run()
+        monkeypatch.setattr(launch, "backward_method", "cells")
+        run()
+        monkeypatch.setattr(launch, "backward_method", "auto")
+        torch.use_deterministic_algorithms(True)
+        run()
+        torch.use_deterministic_algorithms(False)
+        run()
+        monkeypatch.undo()
+    assert ways == ["query", "prepared", "cells", "cells", "prepared"]
+
+
 def test_where_memory_begins_is_looked_at_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pairs of 16-bit channels are read where every row begins at 4 bytes; a guard does not see where that is."""
     value, *rest = make(2, torch.bfloat16)
