@@ -177,7 +177,7 @@ def adds_by_cell(points: Tensor) -> bool:
     """Whether the gradient of value is summed by cell, in a fixed order, or by atomics, in one launch.
 
     The rule: always where determinism is asked for, and from `CELLS_FROM` points on. By the model of
-    ``msdeform bench model`` a thousand points take 0.26 us by atomics and 0.08 us by cell, whose further launches and
+    ``msdeform bench model`` a thousand points take 0.26 us by atomics and 0.085 us by cell, whose further launches and
     sort take some 50 us more; no GPU has measured it yet.
 
     Raises:
