@@ -13,6 +13,8 @@ import argparse
 import contextlib
 import importlib.util
 import io
+import os
+import shutil
 import subprocess
 import sys
 import time
@@ -22,13 +24,13 @@ from pathlib import Path
 import torch
 
 from ..kernels.arguments import Parser
-from . import cases, jobs, peers, profile, table
+from . import cases, dispatch, jobs, peers, profile, table
 from .operators import plan
 from .provenance import device_name, provenance
 from .published import MODELS
 from .records import Row
 from .runner import Book, Settings, folder, measure, public, usual_device
-from .tables import operator_table
+from .tables import aligned, operator_table
 
 _ROOT = Path(__file__).resolve().parent.parent
 _TEST_SECONDS = 300
@@ -78,6 +80,20 @@ class Run:
         row = profile.profile(what, backend, self.settings.device)
         self.book.add(row)
         print(profile.text(row))
+
+    def dispatch(self, rounds: int) -> None:
+        """Record what a call costs the host, kernels left out, and its wall time with them."""
+        keys = ("dispatch", dispatch.CASE, "float32", "fused_ms_deform_attn", "forward", "triton", "function")
+        if self.book.has(keys) or peers.absent("triton", self.settings.device) is not None:
+            return
+        if time.monotonic() >= self.settings.deadline:
+            self.left.append("dispatch")
+            return
+        print("== dispatch: microseconds of the host", flush=True)
+        rows = dispatch.measure(self.settings.device, rounds, 3)
+        for row in rows:
+            self.book.add(row)
+        print(aligned(dispatch.table(rows), 3))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -133,6 +149,9 @@ def _full(run: Run) -> None:
     eager = [name for name in peers.PEERS if name not in peers.COMPILED]
     both, every = ["float32", "bfloat16"], ["float32", "bfloat16", "float16"]
     run.measure("operator, main cases", [*plan(_MAIN, ["grid"], both, eager)])
+    for backend in ("triton", "triton-atomics"):
+        run.profile(_MAIN[0], backend)
+    run.dispatch(200)
     speeds = table.plan_models(MODELS, peers.OURS, both, (1, 4), ("eager",), reduced=False)
     run.measure("detectors, published method", [job for job in speeds if job.method == "published"])
     for backend in ("triton", "cuda", "reference"):
@@ -140,10 +159,13 @@ def _full(run: Run) -> None:
     run.measure("operator, other cases", [*plan(cases.FULL, ["grid"], every, eager)])
     run.measure("operator, uniform locations", [*plan(_MAIN, ["uniform"], both, eager, jobs.FUNCTIONS[:2])])
     run.measure("detectors, end to end", [*speeds])
+    for backend in ("triton", "cuda", "reference"):
+        run.profile(_MAIN_MODEL + profile.STEP, backend)
     run.measure("training steps", [*table.plan_training(MODELS, peers.OURS, both, (2, 4), reduced=False)])
     run.measure("operator, compiled", [*plan(_MAIN, ["grid"], both, peers.COMPILED)])
     compiled = table.plan_models(MODELS, peers.OURS, both, (1, 4), ("compiled",), reduced=False)
     run.measure("detectors, compiled", [job for job in compiled if job.method == "published"])
+    _memcheck(run)
 
 
 def _reduced(run: Run) -> None:
@@ -155,7 +177,8 @@ def _reduced(run: Run) -> None:
     models = table.plan_models(tiny, ours, ["float32"], (1,), ("eager",), reduced=True)
     training = table.plan_training(tiny, ours, ["float32"], (2,), reduced=True)
     run.measure("detectors and training steps, reduced", [*models, *training])
-    run.profile(tiny[0], "reference")
+    for what in (tiny[0], tiny[0] + profile.STEP, cases.REDUCED[0]):
+        run.profile(what, "reference")
 
 
 def _wrong(row: Row) -> str:
@@ -197,6 +220,26 @@ def _gpu_tests(run: Run) -> None:
         return None if status == 0 else f"pytest -m gpu: exit status {status}"
 
     run.once("pytest -m gpu", act)
+
+
+def _memcheck(run: Run) -> None:
+    """Run the verify table under compute-sanitizer, which sees accesses beyond what was allocated."""
+    sanitizer = shutil.which("compute-sanitizer")
+    if sanitizer is None:
+        run.book.skipped.append("memcheck: compute-sanitizer is not installed (it comes with the CUDA toolkit)")
+        return
+
+    def act() -> str | None:
+        command = [sanitizer, "--tool", "memcheck", "--error-exitcode", "9", sys.executable, "-m", "msdeform", "verify"]
+        # PyTorch's cache of memory would hide an access to a neighbour's
+        environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+        try:
+            status = subprocess.run(command, cwd=_ROOT, env=environment, timeout=_TEST_SECONDS, check=False).returncode
+        except subprocess.TimeoutExpired:
+            return f"memcheck: not done after {_TEST_SECONDS} s"
+        return None if status == 0 else f"memcheck: exit status {status}"
+
+    run.once("memcheck", act)
 
 
 if __name__ == "__main__":

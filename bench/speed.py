@@ -91,7 +91,8 @@ def _model(job: jobs.Model, device: torch.device) -> Row:
     return {**asdict(summary(times)), "image": [height, width], "fps": job.batch / mean * 1e6, "peak_mb": peak}
 
 
-def _training(job: jobs.Training, device: torch.device) -> Row:
+def training_step(job: jobs.Training, device: torch.device) -> tuple[Callable[[int], object], list[int]]:
+    """A whole step of a job, and height and width of its images."""
     reduced = job.method.startswith(REDUCED)
     model, options = _create(job, device).train(), Optim()
     criterion = create_criterion(model)
@@ -115,11 +116,17 @@ def _training(job: jobs.Training, device: torch.device) -> Row:
         optimizer.zero_grad(set_to_none=True)
         return None
 
+    return step, [height, width]
+
+
+def _training(job: jobs.Training, device: torch.device) -> Row:
+    reduced = job.method.startswith(REDUCED)
+    step, image = training_step(job, device)
     times = _times(step, device, reduced=reduced)
     rate = job.batch / (sum(times) / len(times)) * 1e6
     # an epoch of small images is no epoch
     numbers = {"images_per_second": rate, "hours_per_epoch": None if reduced else _TRAINING_IMAGES / rate / 3600}
-    return {**asdict(summary(times)), "image": [height, width], **numbers, "peak_mb": peak_memory_mb(step, device)}
+    return {**asdict(summary(times)), "image": image, **numbers, "peak_mb": peak_memory_mb(step, device)}
 
 
 def _times(call: Callable[[int], object], device: torch.device, *, reduced: bool) -> list[float]:

@@ -28,6 +28,10 @@ def test_reduced_form_end_to_end(tmp_path: Path) -> None:
     assert all(row["median_us"] > 0 for row in measured)
     # none of it can be taken for a result of the published method
     assert all(row["method"].startswith("reduced ") for row in rows if row["kind"] in ("model", "training"))
+    profiles = {row["what"]: row for row in rows if row["kind"] == "profile"}
+    assert set(profiles) == {"deformable_detr_tiny", "deformable_detr_tiny, training step", "encoder-reduced"}
+    assert all(row["longest"] and row["total_us"] > 0 for row in profiles.values())
+    assert any("backward" in line["name"].lower() for line in profiles["encoder-reduced"]["longest"])
     missing = {row["backend"] for row in rows if row["kind"] == "missing"}
     assert missing >= {"triton", "cuda", "official"}
     for row in rows:
@@ -98,6 +102,23 @@ def test_what_passed_is_not_run_again_and_what_failed_is(tmp_path: Path) -> None
         run.once("msdeform verify", act)
         assert len(calls) == expected
     assert run.failures == []
+
+
+@pytest.mark.parametrize(("status", "failures"), [(0, []), (9, ["memcheck: exit status 9"])])
+def test_memcheck_runs_where_the_sanitizer_is(
+    status: int, failures: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = run_of(tmp_path)
+    monkeypatch.setattr(gpu.shutil, "which", lambda _: None)
+    gpu._memcheck(run)
+    assert "compute-sanitizer is not installed" in run.book.skipped[0]
+    sanitizer = tmp_path / "compute-sanitizer"
+    sanitizer.write_text(f"#!/bin/sh\necho $PYTORCH_NO_CUDA_MEMORY_CACHING $@ > {tmp_path}/words\nexit {status}\n")
+    sanitizer.chmod(0o755)
+    monkeypatch.setattr(gpu.shutil, "which", lambda _: str(sanitizer))
+    gpu._memcheck(run)
+    assert run.failures == failures
+    assert (tmp_path / "words").read_text().startswith("1 --tool memcheck --error-exitcode 9 ")
 
 
 def test_nothing_begins_after_the_deadline(planned: list[list[Job]], tmp_path: Path) -> None:

@@ -70,3 +70,8 @@ def test_without_recorded_instructions(tmp_path, capsys) -> None:  # type: ignor
     with pytest.raises(SystemExit):
         main(["bench", "model", "--results", str(tmp_path / "nowhere")])
     assert "nowhere does not exist" in capsys.readouterr().err
+
+
+def test_walks_are_as_long_as_the_launch_has_them() -> None:
+    launch = pytest.importorskip("msdeform.kernels.triton.launch")
+    assert model.RUN == launch.RUN

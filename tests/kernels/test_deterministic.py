@@ -11,7 +11,14 @@ from torch import Tensor
 from msdeform.kernels.api import fused_ms_deform_attn, ms_deform_attn
 from msdeform.kernels.verify import Case, make_inputs
 from tests.kernels.backends import TRITON
-from tests.kernels.test_equivalence import BASE, FUNCTIONS, ODD, assert_within_bounds, cases, poisoned_memory
+from tests.kernels.test_equivalence import (
+    BASE,
+    FUNCTIONS,
+    ODD,
+    assert_within_bounds,
+    cases,
+    poisoned_memory,
+)
 
 INF, NAN = float("inf"), float("nan")
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have a deterministic implementation")

@@ -35,6 +35,7 @@ ODD = {
     "L*P=15": replace(BASE, P=5, H=1, sizes=((3, 4), (2, 2), (1, 3))),
     "S larger than Q": replace(BASE, Q=3, H=1, sizes=((40, 50), (9, 8))),
     "S smaller than Q": replace(BASE, Q=70, H=1, sizes=((2, 2),)),
+    "one pixel": replace(BASE, sizes=((1, 1),), spread=0.4),
     "1x1 levels": replace(BASE, sizes=((1, 1), (1, 1)), spread=0.4),
     "rows and columns": replace(BASE, sizes=((1, 7), (6, 1))),
     "mostly outside": replace(BASE, spread=12.0),
@@ -210,19 +211,24 @@ def test_only_the_wanted_gradients_are_computed(where: tuple[str, str]) -> None:
         torch.testing.assert_close(leaves[wanted].grad, every[name], rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("where", OPERATORS)
-def test_offsets_beyond_two_to_the_31(where: tuple[str, str]) -> None:
-    """Elements further apart than 32 bits count: rows of a virtual tensor that is never touched in between."""
-    backend, device = where
+def far_apart(device: str) -> tuple[Tensor, Tensor]:
+    """Six pixels of 16 channels, and the same further apart than 32 bits count: rows of a virtual tensor that is never
+    touched in between."""
     stride = 2**29 + 16
-    sizes = ((2, 3),)
     dense = torch.randn(1, 6, 1, 16, generator=torch.Generator().manual_seed(0)).half().to(device)
     try:
         storage = torch.empty(6 * stride, dtype=torch.float16, device=device)
     except RuntimeError as error:
         pytest.skip(f"no 6 GiB of address space here: {error}")
     far = storage.as_strided(dense.shape, (6 * stride, stride, 16, 1))
-    far.copy_(dense)
+    return dense, far.copy_(dense)
+
+
+@pytest.mark.parametrize("where", OPERATORS)
+def test_offsets_beyond_two_to_the_31(where: tuple[str, str]) -> None:
+    backend, device = where
+    sizes = ((2, 3),)
+    dense, far = far_apart(device)
     locations = torch.rand(1, 4, 1, 1, 2, 2, generator=torch.Generator().manual_seed(1)).to(device)
     weights = torch.rand(1, 4, 1, 1, 2, generator=torch.Generator().manual_seed(2)).to(device)
     want = ms_deform_attn(dense, sizes, locations, weights, backend=backend)
