@@ -129,8 +129,9 @@ def compile_kernel(
     references = torch.empty(B, Q, L, coordinates, dtype=small_dtype, device="meta") if fused else None
     points = torch.empty(B, Q, H, L, P, 2, dtype=small_dtype, device="meta")
     weights = torch.empty(B, Q, H, L, P, dtype=small_dtype, device="meta")
+    grad_output = torch.empty(B, Q, H * D, dtype=dtype, device="meta")
     strides = {"value": value, "points": points, "weights": weights, "references": references}
-    strides["grad_output"] = torch.empty(B, Q, H * D, dtype=dtype, device="meta")
+    strides["grad_output"] = grad_output
     if kind == "forward":
         meta = launch.forward_parameters(value, references, points, weights, arch)
         meta |= {"FALLBACK": fallback, "WIDE": wide}
@@ -141,7 +142,7 @@ def compile_kernel(
             meta = launch.backward_parameters(meta, needs)
             trips = (L, P if meta["UNROLL"] == 1 else 1)
         else:
-            meta = launch.by_cell_parameters(strides["grad_output"], value, references, points, weights, needs)[kind]
+            meta = launch.by_cell_parameters(grad_output, value, references, points, weights, needs)[kind]
             trips = (meta["RUN"] // meta["SHARE"], max(1, meta["SHARE"] // 4)) if kind == "cells" else ()
             if kind == "cells" and not fallback:
                 meta = meta | {"ENDS": False}

@@ -100,8 +100,15 @@ def _backward_launch(
     B, S, H, D = value.shape
     Q, L = points.shape[1], points.shape[3]
 
-    def by_itself(*tensors: Tensor | None) -> tuple[Tensor, ...]:
-        return launch._backward(*tensors, needs)  # type: ignore[arg-type]
+    def by_itself(
+        grad_output: Tensor,
+        value: Tensor,
+        levels: Tensor,
+        references: Tensor | None,
+        points: Tensor,
+        weights: Tensor,
+    ) -> tuple[Tensor | None, ...]:
+        return launch._backward(grad_output, value, levels, references, points, weights, needs)
 
     need_value, need_references, need_points, need_weights = needs
     given = (value, references, points, weights)
