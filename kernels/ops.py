@@ -105,7 +105,7 @@ def _prepare_direct(
         levels: Tensor | None
         """of sizes that are ints"""
         backwards: dict[tuple[Any, ...], Callable[..., Any]]
-        """by what is needed and the strides of grad_output"""
+        """by what is needed and by strides"""
 
     class DirectAttention(torch.autograd.Function):
         @staticmethod
@@ -129,7 +129,9 @@ def _prepare_direct(
                 if plan_backward is None:
                     gradients = backward(grad_output, value, levels, *rest, needs)
                 else:
-                    key = (needs, grad_output.stride(), torch.are_deterministic_algorithms_enabled())
+                    # hooks on saved tensors may give back others: of the same numbers, but not of the same strides
+                    strides = [tensor.stride() for tensor in (grad_output, value, *rest)]
+                    key = (needs, torch.are_deterministic_algorithms_enabled(), *strides)
                     run = backwards.get(key)
                     if run is None:
                         run = backwards[key] = plan_backward(grad_output, value, *rest, needs)

@@ -20,7 +20,7 @@ and the right corners of the other are outside the level. So there are as many c
 know the levels.
 
 Reads: g, a record and four rows of value a point. Writes: a record a point, 4*D sums a cell that has points, and the
-gradients. Every order of additions depends on the sample's points alone.
+gradients. Every order of additions depends on the sample alone: its points, and how it lies in memory.
 """
 
 import triton
@@ -199,12 +199,14 @@ def cells_kernel(
         only_lower = (inside & 3 == 0) & (inside != 0)
         # the first pixel inside; a point that reaches none reads the first of all
         pixel = tl.where(inside != 0, cell, 0) - tl.where(only_right, w - 1, 0) - tl.where(only_lower, (h - 1) * w, 0)
+        below = pixel + tl.where(columns == 5, w, 0)
         # two neighbouring pixels are read of a row, which are a point's where both are inside. Where one is, the other
         # is whichever the tensor has, and left and right are swapped if need be
         swapped = tl.where(only_left, pixel > 0, only_right & (pixel < S - 1))
-        beyond = (only_left & swapped) | (only_right & (pixel == S - 1))
-        pixel -= tl.where(beyond, tl.minimum(S - 1, 1), 0)
-        below = pixel + tl.where(columns == 5, w, 0)
+        swapped_below = tl.where(only_left, below > 0, only_right & (below < S - 1))
+        one = tl.minimum(S - 1, 1)
+        pixel -= tl.where((only_left & swapped) | (only_right & (pixel == S - 1)), one, 0)
+        below -= tl.where((only_left & swapped_below) | (only_right & (below == S - 1)), one, 0)
         right = weight * fx
         left = weight - right
         lower_left = left * fy
@@ -272,7 +274,7 @@ def cells_kernel(
             s10 = _over_lanes(s10, lane, SHARE, LANES)
             s11 = _over_lanes(s11, lane, SHARE, LANES)
             s00, s01 = tl.where(swapped, s01, s00), tl.where(swapped, s00, s01)
-            s10, s11 = tl.where(swapped, s11, s10), tl.where(swapped, s10, s11)
+            s10, s11 = tl.where(swapped_below, s11, s10), tl.where(swapped_below, s10, s11)
             s00 = tl.where(inside & 1 != 0, s00, 0.0)
             s01 = tl.where(inside & 2 != 0, s01, 0.0)
             s10 = tl.where(inside & 4 != 0, s10, 0.0)

@@ -25,11 +25,13 @@ _INT32_LIMIT = 2**31
 _MOST_PROGRAMS = 65535  # along the second and third axis of a grid
 _METHODS = ("auto", "cells", "atomics")
 CELLS_FROM = 2**18  # points, for "auto"
+POINTS_PER_PIXEL = 2
 RUN = 32  # sorted points of a walk
 BAND = 8  # rows of an encoder's queries that are walked together: see `msdeform bench cache`
 BY_CELL_OPTIONS: dict[str, dict[str, int]] = {"cells": {"num_warps": 1}}
 _POINTS_AT_ONCE = 2**23
-_MOST_POINTS = 2**31  # of a head, for a walk counts them in 32 bits
+_SUMS_AT_ONCE = 2**30  # bytes
+_INT32_COUNT = 2**31  # what 32 bits count, of points and corners
 
 
 def _method_from_environment() -> str:
@@ -136,7 +138,7 @@ def _backward(
     shares = value.new_empty((B, Q, H, L, coordinates) if need_references else 0, dtype=compute)
     grad_points = points.new_empty(points.shape if need_points else 0, dtype=stored_dtype(points))
     grad_weights = weights.new_empty(weights.shape if need_weights else 0, dtype=stored_dtype(weights))
-    by_cell = B * Q > 0 and need_value and adds_by_cell(points)
+    by_cell = B * Q > 0 and need_value and adds_by_cell(value, points)
     if by_cell:
         grad_value = value.new_empty(B, S, H, D, dtype=stored_dtype(value))
     else:
@@ -173,27 +175,33 @@ def _rounded(gradient: Tensor, like: Tensor) -> Tensor:
     return gradient if gradient.dtype is like.dtype else gradient.to(like.dtype)
 
 
-def adds_by_cell(points: Tensor) -> bool:
+def adds_by_cell(value: Tensor, points: Tensor) -> bool:
     """Whether the gradient of value is summed by cell, in a fixed order, or by atomics, in one launch.
 
-    The rule: always where determinism is asked for, and from `CELLS_FROM` points on. By the model of
-    ``msdeform bench model`` a thousand points take 0.26 us by atomics and 0.085 us by cell, whose further launches and
-    sort take some 50 us more; no GPU has measured it yet.
+    The rule: always where determinism is asked for, else from `CELLS_FROM` points on that are at least
+    `POINTS_PER_PIXEL` for every pixel, as an encoder's are: a cell with one point has nothing to add up. By the model
+    of ``msdeform bench model`` a thousand points take 0.26 us by atomics and 0.085 us by cell, whose further launches
+    and sort take some 50 us more; no GPU has measured it yet.
 
     Raises:
-        ValueError: determinism is asked for, and a sample's head has 2**31 points or more, which no sort here takes.
+        ValueError: determinism is asked for, and a sample is larger than a sort or the kernels count.
     """
     B, Q, H, L, P, _ = points.shape
-    if Q * L * P >= _MOST_POINTS:
+    S = value.shape[1]
+    if S == 0:
+        return False
+    if max(H * Q * L * P, 4 * S) >= _INT32_COUNT:
         if torch.are_deterministic_algorithms_enabled():
             raise ValueError(
-                "the triton backend has no deterministic backward for 2**31 points in a head, expected Q*L*P below "
-                f"that, got {Q}*{L}*{P}; split the queries, or set torch.use_deterministic_algorithms(False)"
+                "the triton backend has no deterministic backward of a sample this large: expected H*Q*L*P and 4*S "
+                f"below 2**31, got {H}*{Q}*{L}*{P} and 4*{S}; split the queries, or set "
+                "torch.use_deterministic_algorithms(False)"
             )
         return False
     if torch.are_deterministic_algorithms_enabled() or backward_method == "cells":
         return True
-    return backward_method == "auto" and B * Q * H * L * P >= CELLS_FROM
+    dense = Q * L * P >= POINTS_PER_PIXEL * S
+    return backward_method == "auto" and dense and B * Q * H * L * P >= CELLS_FROM
 
 
 def _backward_by_query(
@@ -263,7 +271,8 @@ def _backward_by_cell(
     walks = triton.cdiv(N, meta["cells"]["RUN"])
     compute = compute_dtype(value, references, points, weights)
     references_strides = references.stride()[:3] if references is not None else (0, 0, 0)
-    samples = max(1, min(_POINTS_AT_ONCE // (H * N), _MOST_PROGRAMS // H))
+    sums_of_sample = H * (S + walks) * 4 * D * compute.itemsize
+    samples = max(1, min(_POINTS_AT_ONCE // (H * N), _SUMS_AT_ONCE // sums_of_sample, _MOST_PROGRAMS // H))
     for begin in range(0, B, samples):
         part = slice(begin, begin + samples)
         grad_value, shares, grad_points, grad_weights = (
@@ -429,8 +438,8 @@ def forward_parameters(
         "CHUNK": _chunk(L * P, lanes),
         "WIDE": max(_whole_span(t) for t in (value, references, points, weights) if t is not None) >= _INT32_LIMIT
         or value.shape[0] * Q * value.shape[2] * D >= _INT32_LIMIT,
-        # in 16 bits instructions take longer than the cache: the walk would cost more than it saves
-        "BAND": BAND if value.dtype is torch.float32 and Q == value.shape[1] < 2**20 else 0,
+        # in 16 bits, and at few points, instructions take longer than the cache: the walk would cost more than it saves
+        "BAND": BAND if value.dtype is torch.float32 and L * P >= 8 and Q == value.shape[1] < 2**20 else 0,
         "FALLBACK": True,
     }
 
@@ -444,7 +453,7 @@ def _chunk(points: int, lanes: int) -> int:
 
 def _readable_in_pairs(value: Tensor) -> bool:
     """Whether every row begins at a multiple of 4 bytes."""
-    return all(stride % 2 == 0 for stride in value.stride()[:-1]) and value.storage_offset() % 2 == 0
+    return all(stride % 2 == 0 for stride in value.stride()[:-1]) and value.data_ptr() % 4 == 0
 
 
 def meta_parameters(value: Tensor, references: Tensor | None, points: Tensor, weights: Tensor) -> dict[str, Any]:

@@ -32,8 +32,8 @@ def _launches(
 ) -> Callable[..., Tensor] | None:
     """The launch of tensors like these as it stands; None where one launch does not do, or something is copied first.
 
-    What a storage's offset decides is no property of a plan: a call whose pixels cannot be read in pairs when these can
-    is prepared by itself.
+    Where memory begins is no property of a plan: a call whose pixels cannot be read in pairs when these can is prepared
+    by itself.
     """
     B, _, H, D = value.shape
     Q = points.shape[1]
@@ -50,7 +50,7 @@ def _launches(
     pairs = meta["PAIRS"]
 
     def run(value: Tensor, levels: Tensor, references: Tensor | None, points: Tensor, weights: Tensor) -> Tensor:
-        if pairs and value.storage_offset() % 2:
+        if pairs and value.data_ptr() % 4:
             return launch._forward(value, levels, references, points, weights)
         output = value.new_empty(shape)
         with launch.device_of(value):
@@ -116,7 +116,7 @@ def _backward_launch(
     if copied or grad_output.stride(-1) != 1 or interpreting() or B * Q == 0 or not any(needs):
         return by_itself
     method = launch.backward_method
-    if need_value and launch.adds_by_cell(points):
+    if need_value and launch.adds_by_cell(value, points):
         return by_itself
     meta = launch.backward_parameters(launch.meta_parameters(value, references, points, weights), needs)
     parameters = {**meta, **launch.backward_options(value)}

@@ -1,5 +1,7 @@
 """The backward by cell, which torch.use_deterministic_algorithms(True) asks for: within bounds, and the same bits."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -162,34 +164,71 @@ def test_only_what_is_needed(where: tuple[str, str], needs: tuple[int, ...]) -> 
 
 
 @pytest.mark.parametrize(
-    ("queries", "method", "determinism", "expected"),
+    ("queries", "batch", "method", "determinism", "expected"),
     [
-        (300, "auto", False, False),
-        (300, "auto", True, True),
-        (17821, "auto", False, True),
-        (17821, "atomics", False, False),
-        (17821, "atomics", True, True),
-        (300, "cells", False, True),
+        (300, 2, "auto", False, False),
+        (300, 2, "auto", True, True),
+        (300, 64, "auto", False, False),  # many points, but few to a pixel
+        (17821, 2, "auto", False, True),
+        (17821, 2, "atomics", False, False),
+        (17821, 2, "atomics", True, True),
+        (300, 2, "cells", False, True),
     ],
 )
 def test_the_rule(
-    queries: int, method: str, determinism: bool, expected: bool, monkeypatch: pytest.MonkeyPatch
+    queries: int, batch: int, method: str, determinism: bool, expected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from msdeform.kernels.triton import launch
 
     monkeypatch.setattr(launch, "backward_method", method)
     torch.use_deterministic_algorithms(determinism)
-    assert launch.adds_by_cell(torch.empty(2, queries, 8, 4, 4, 2, device="meta")) is expected
+    value = torch.empty(batch, 17821, 8, 32, device="meta")
+    points = torch.empty(batch, queries, 8, 4, 4, 2, device="meta")
+    assert launch.adds_by_cell(value, points) is expected
+    assert not launch.adds_by_cell(value[:, :0], points), "nothing to read, and nothing to add to"
 
 
 def test_more_points_than_a_sort_takes() -> None:
     from msdeform.kernels.triton import launch
 
-    points = torch.empty(1, 2**27, 1, 4, 4, 2, device="meta")
-    with pytest.raises(ValueError, match=r"expected Q\*L\*P below that, got 134217728\*4\*4; split the queries"):
-        launch.adds_by_cell(points)
+    value = torch.empty(1, 5, 8, 4, device="meta")
+    points = torch.empty(1, 2**24, 8, 4, 4, 2, device="meta")
+    with pytest.raises(ValueError, match=r"below 2\*\*31, got 8\*16777216\*4\*4 and 4\*5; split the queries"):
+        launch.adds_by_cell(value, points)
     torch.use_deterministic_algorithms(False)
-    assert not launch.adds_by_cell(points)
+    assert not launch.adds_by_cell(value, points)
+
+
+NARROW = [((4, 1),), ((2, 1),), ((2, 2), (4, 1)), ((1, 4),), ((1, 1),), ((3, 2), (1, 2))]
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("sizes", NARROW, ids=str)
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="guards memory by mprotect")
+def test_nothing_is_read_beyond_value(sizes: tuple[tuple[int, int], ...]) -> None:
+    """Value lies between pages that cannot be read; points lie around every pixel and beyond each border."""
+    source = f"""
+import ctypes, mmap, os, torch
+torch.use_deterministic_algorithms(True)
+from msdeform.kernels.triton import launch
+S, page = {sum(h * w for h, w in sizes)}, mmap.PAGESIZE
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mmap.restype = ctypes.c_void_p
+base = libc.mmap(None, ctypes.c_size_t(3 * page), 3, 0x22, -1, ctypes.c_long(0))
+for guard in (base, base + 2 * page):
+    assert libc.mprotect(ctypes.c_void_p(guard), ctypes.c_size_t(page), 0) == 0
+for begin in (base + page, base + 2 * page - 16 * S):
+    memory = (ctypes.c_float * (4 * S)).from_address(begin)
+    value = torch.frombuffer(memory, dtype=torch.float32).view(1, S, 1, 4)
+    value.fill_(1.0)
+    y, x = torch.meshgrid(torch.linspace(-0.3, 1.3, 9), torch.linspace(-0.3, 1.3, 9), indexing="ij")
+    locations = torch.stack([x, y], -1).view(1, 81, 1, 1, 1, 2).expand(1, 81, 1, {len(sizes)}, 1, 2).contiguous()
+    weights = torch.ones(1, 81, 1, {len(sizes)}, 1)
+    launch.forward(value, torch.tensor({sizes}), locations, weights)
+    launch.backward(torch.ones(1, 81, 4), value, torch.tensor({sizes}), locations, weights, (True, True, True))
+"""
+    answer = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=False)
+    assert answer.returncode == 0, answer.stderr[-2000:]
 
 
 def test_a_misspelt_method(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -99,12 +99,13 @@ def test_a_pixel_that_no_sample_reaches_may_be_anything(where: tuple[str, str], 
 )
 def test_queries_at_the_pixels_are_walked_in_bands(where: tuple[str, str], sizes: tuple[tuple[int, int], ...]) -> None:
     """Each of them once, which uninitialised numbers would show; where a level is one pixel high, as they lie."""
-    case = replace(BASE, H=1, sizes=sizes, Q=sum(h * w for h, w in sizes), coordinates=2)
+    case = replace(BASE, H=1, P=8, sizes=sizes, Q=sum(h * w for h, w in sizes), coordinates=2)
     from msdeform.kernels.triton import launch
 
     value, *rest = make_inputs(case, "cpu")
     assert launch.forward_parameters(value, rest[0], *rest[1:])["BAND"] == launch.BAND
     assert launch.forward_parameters(value, rest[0][:, 1:], rest[1][:, 1:], rest[2][:, 1:])["BAND"] == 0
+    assert launch.forward_parameters(value.bfloat16(), rest[0], *rest[1:])["BAND"] == 0
     assert_forward_within_bounds(case, where)
 
 

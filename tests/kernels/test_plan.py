@@ -168,6 +168,32 @@ def test_determinism_and_method_are_looked_at_each_time(monkeypatch: pytest.Monk
     assert ways == ["query", "prepared", "cells", "cells", "prepared"]
 
 
+def unchanged(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def test_a_saved_tensor_may_come_back_with_other_strides(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From hooks that keep a copy, as torch.autograd.graph.save_on_cpu has them, in one of two calls alike."""
+    value, *rest = make(2)
+    strided = within_more(value).requires_grad_()
+    launched: list[tuple[Any, ...]] = []
+
+    class Backward:
+        def __getitem__(self, grid: tuple[int, ...]) -> Any:
+            return lambda *arguments, **_: launched.append((arguments[1].stride()[:3], arguments[15:18]))
+
+    with without_kernels():
+        monkeypatch.setattr(launch, "backward_kernel", Backward())
+        kept = [unchanged, unchanged, torch.Tensor.contiguous, unchanged]
+        for pack in kept:
+            with torch.autograd.graph.saved_tensors_hooks(pack, unchanged):
+                output = fused_ms_deform_attn(strided, SIZES, *rest)
+            torch.autograd.grad(output, strided, torch.ones_like(output))
+        monkeypatch.undo()
+    assert [strides == told for strides, told in launched] == [True] * 4
+    assert len({strides for strides, _ in launched}) == 2
+
+
 def test_where_memory_begins_is_looked_at_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pairs of 16-bit channels are read where every row begins at 4 bytes; a guard does not see where that is."""
     value, *rest = make(2, torch.bfloat16)
@@ -176,8 +202,14 @@ def test_where_memory_begins_is_looked_at_each_time(monkeypatch: pytest.MonkeyPa
         monkeypatch.setattr(launch, "forward_kernel", recorder)
         for offset in (0, 0, 2, 1, 0):
             fused_ms_deform_attn(at_offset(value, offset), SIZES, *rest)
+        # memory of others, which begins where they say
+        memory = bytearray(value.numel() * 2 + 2)
+        for offset in (0, 2):
+            shared = torch.frombuffer(memory, dtype=torch.bfloat16, count=value.numel(), offset=offset)
+            fused_ms_deform_attn(shared.view(value.shape), SIZES, *rest)
         monkeypatch.undo()
-    assert [parameters["PAIRS"] for _, _, parameters in recorder.launches] == [True, True, True, False, True]
+    pairs = [parameters["PAIRS"] for _, _, parameters in recorder.launches]
+    assert pairs == [True, True, True, False, True, True, False]
 
 
 def test_a_batch_that_no_grid_holds_is_several_launches(monkeypatch: pytest.MonkeyPatch) -> None:
