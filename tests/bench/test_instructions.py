@@ -3,6 +3,8 @@
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -121,3 +123,22 @@ def test_an_unknown_kernel_of_a_cubin(tmp_path: Path, capsys: pytest.CaptureFixt
     words = ["--cubin", str(file), "--implementation", "theirs", "--kernels", "forwards", "backward"]
     assert main(["bench", "instructions", *words]) == 1
     assert "expected a part of one of msda_backward, msda_forward, got 'forwards'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("encoder-800x1066-b2", ["keys", "cells", "pixels", "points"]), ("decoder-800x1066", ["backward"])],
+)
+def test_a_backward_counts_as_it_is_launched(name: str, expected: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    aot = pytest.importorskip("msdeform.kernels.triton.aot")
+    compiled = []
+
+    def ten(kind: str, arch: int, **_: Any) -> Any:
+        compiled.append(kind)
+        return SimpleNamespace(per_query=10.0)
+
+    monkeypatch.setattr(aot, "compile_kernel", ten)
+    monkeypatch.setattr(instructions, "_counted", {})
+    case = find(name)
+    assert instructions.per_query_and_head("triton", "backward", "float32", True, case, 90) == 10.0 * len(expected)
+    assert compiled == expected
