@@ -1,5 +1,6 @@
 """The backward by cell, which torch.use_deterministic_algorithms(True) asks for: within bounds, and the same bits."""
 
+import itertools
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -51,9 +52,19 @@ def test_odd_shapes(where: tuple[str, str], name: str) -> None:
     assert_within_bounds(replace(ODD[name], coordinates=None), where)
 
 
+DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
+QUICK = [(torch.float64, 4), (torch.float32, None), (torch.float32, 4), (torch.float16, None), (torch.bfloat16, 2)]
+
+
 @pytest.mark.parametrize("where", TRITON)
-@pytest.mark.parametrize("coordinates", FUNCTIONS)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "coordinates"),
+    [
+        pytest.param(*each, marks=[] if each in QUICK else [pytest.mark.slow])
+        for each in itertools.product(DTYPES, FUNCTIONS)
+    ],
+    ids=str,
+)
 def test_dtypes(where: tuple[str, str], coordinates: int | None, dtype: torch.dtype) -> None:
     assert_within_bounds(replace(BASE, D=32, dtype=dtype, coordinates=coordinates), where)
 
@@ -124,7 +135,7 @@ def gradients(
 @pytest.mark.parametrize("where", TRITON)
 @pytest.mark.parametrize(
     ("number", "coordinates"),
-    [(INF, None), (NAN, 2), *(pytest.param(*odd, marks=pytest.mark.slow) for odd in ((INF, 4), (NAN, None), (INF, 2)))],
+    [(NAN, 2), *(pytest.param(*odd, marks=pytest.mark.slow) for odd in ((INF, None), (INF, 4), (NAN, None), (INF, 2)))],
 )
 def test_numbers_that_are_not_finite_reach_what_they_reach_with_atomics(
     where: tuple[str, str], number: float, coordinates: int | None
@@ -203,7 +214,9 @@ NARROW = [((4, 1),), ((2, 1),), ((2, 2), (4, 1)), ((1, 4),), ((1, 1),), ((3, 2),
 
 
 @pytest.mark.interpreter
-@pytest.mark.parametrize("sizes", NARROW, ids=str)
+@pytest.mark.parametrize(
+    "sizes", [pytest.param(sizes, marks=[] if len(sizes) > 1 else [pytest.mark.slow]) for sizes in NARROW], ids=str
+)
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="guards memory by mprotect")
 def test_nothing_is_read_beyond_value(sizes: tuple[tuple[int, int], ...]) -> None:
     """Value lies between pages that cannot be read; points lie around every pixel and beyond each border."""
