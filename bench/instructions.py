@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from ..kernels.arguments import Parser
+from ..kernels.arguments import Parser, architecture
 from ..kernels.cuda import compile as nvrtc
 from . import sass
 from .cases import Case
@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = Parser(prog="msdeform bench instructions", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--arch", type=int, default=90, help="compute capability times ten (default: 90)")
+    parser.add_argument("--arch", type=architecture, default=90, help="compute capability times ten (default: 90)")
     parser.add_argument("--deformops", type=Path, metavar="FOLDER", help="that holds the package, unpacked")
     parser.add_argument("--cubin", type=Path, metavar="FILE", help="machine code with a thread for each channel")
     parser.add_argument("--implementation", metavar="NAME", help="whose the cubin is")

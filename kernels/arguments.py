@@ -5,6 +5,14 @@ import difflib
 from typing import NoReturn
 
 
+def architecture(text: str) -> int:
+    """A compute capability times ten, as an argument's type: what neither is one nor could be ends in a sentence, not
+    in the compiler."""
+    if not (text.isdecimal() and 70 <= int(text) <= 129):
+        raise argparse.ArgumentTypeError(f"expected a compute capability times ten, such as 80 or 90, got {text}")
+    return int(text)
+
+
 class Parser(argparse.ArgumentParser):
     """argparse's, except that an error is one sentence on stderr, with no usage before it; exit status 2."""
 

@@ -53,6 +53,7 @@ def register(
         forward: (value, levels, locations, weights) -> (B, Q, H*D).
         backward: (grad_output, value, levels, locations, weights, needs) -> gradients of value, locations, weights.
         plan: (value, locations, weights) -> a forward for all tensors like these, which need not be looked at again.
+        plan_backward: (grad_output, value, locations, weights, needs) -> the same of a backward, without ``needs``.
 
     Returns:
         The implementation as the registry calls it. ``levels`` is an int64 tensor (L, 2) of (h, w) on value's device;

@@ -21,7 +21,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from ..arguments import Parser
+from ..arguments import Parser, architecture
 from . import launch
 from .backward import backward_kernel
 from .cells import cells_kernel, keys_kernel, pixels_kernel, points_kernel
@@ -293,7 +293,7 @@ def _run(tool: str, *arguments: str) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Print, and on request write, the committed table."""
     parser = Parser(prog="python -m msdeform.kernels.triton.aot", description=main.__doc__)
-    parser.add_argument("--arch", type=int, default=90, help="compute capability times ten (default: 90)")
+    parser.add_argument("--arch", type=architecture, default=90, help="compute capability times ten (default: 90)")
     parser.add_argument("--write", action="store_true", help=f"write {TABLE.name}, which the tests compare with")
     options = parser.parse_args(argv)
     if options.write and options.arch != 90:

@@ -462,7 +462,7 @@ def meta_parameters(value: Tensor, references: Tensor | None, points: Tensor, we
     _, Q, H, L, P, _ = points.shape
     D = value.shape[3]
     double = compute_dtype(value, references, points, weights) is torch.float64
-    wide = value.shape[1] * H * D >= _INT32_LIMIT
+    wide = max(value.shape[1], Q) * H * D >= _INT32_LIMIT
     for tensor in (value, points, weights):  # memory that is small is not walked far
         if tensor.untyped_storage().nbytes() >= _INT32_LIMIT:
             wide = wide or _span(tensor) >= _INT32_LIMIT

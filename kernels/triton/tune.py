@@ -25,7 +25,7 @@ from torch import Tensor
 
 from .. import verify
 from ..api import fused_ms_deform_attn
-from ..arguments import Parser
+from ..arguments import Parser, architecture
 from ..tolerances import compare
 from . import launch, tuning
 from .tuning import DECODER, DTYPES, ENCODER, Choice
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print each row, and merge them into the table; rows of classes not measured stay."""
     parser = Parser(prog="python -m msdeform.kernels.triton.tune", description=__doc__.split("\n\n")[0])
     way = parser.add_mutually_exclusive_group(required=True)
-    way.add_argument("--arch", type=int, nargs="+", help="compute capabilities times ten, to compile for")
+    way.add_argument("--arch", type=architecture, nargs="+", help="compute capabilities times ten, to compile for")
     way.add_argument("--time", action="store_true", help="time candidates on this GPU")
     parser.add_argument("--heads", type=int, nargs="+", metavar="D", help="only these channels of a head")
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
@@ -195,7 +195,7 @@ def _row(
     kind: str, arch: int, D: int, L: int, P: int, dtype: str, queries: str, choice: Choice, by: str, found: Row
 ) -> Row:
     where = {"kind": kind, "arch": arch, "L": L, "P": P, "D": D, "dtype": dtype, "queries": queries}
-    chosen = {name: getattr(choice, name) for name in ("block_q", "num_warps", "maxnreg", "method")}
+    chosen = {name: getattr(choice, name) for name in ("block_q", "num_warps", "maxnreg")}
     versions = {"torch": torch.__version__, "triton": triton.__version__}
     return {**where, **chosen, "by": by, **found, **versions}
 

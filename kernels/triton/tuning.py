@@ -18,7 +18,7 @@ from torch import Tensor
 from ..registry import interpreting
 
 TABLE = Path(__file__).with_name("tuning.json")
-KINDS = ("forward", "backward")
+KINDS = ("forward",)  # the backward goes by the rule
 DTYPES = ("float32", "bfloat16", "float16")
 DECODER, ENCODER = "decoder", "encoder"
 MOST_OF_A_DECODER = 1024  # queries
@@ -36,8 +36,6 @@ class Choice:
     num_warps: int = 4
     maxnreg: int | None = None
     """registers of a thread that the compiler may take at most; None leaves it to the compiler"""
-    method: str | None = None
-    """which of several ways a backward takes; no kernel has any yet"""
 
     @property
     def options(self) -> dict[str, int]:
@@ -68,7 +66,7 @@ def read(path: Path = TABLE) -> dict[Key, Choice]:
             reason = "its class has a row already"
         if reason is not None:
             raise ValueError(f"{path.name}, row {number}: {reason}")
-        table[key(row)] = Choice(row["block_q"], row["num_warps"], row["maxnreg"], row["method"])
+        table[key(row)] = Choice(row["block_q"], row["num_warps"], row["maxnreg"])
     return table
 
 
@@ -84,7 +82,7 @@ def _wrong(row: Any) -> str | None:
         "block_q": tuple(2**i for i in range(8)),
         "num_warps": (1, 2, 4, 8, 16),
     }
-    for name in (*known, "arch", "L", "P", "D", "maxnreg", "method"):
+    for name in (*known, "arch", "L", "P", "D", "maxnreg"):
         if name not in row:
             return f"{name} is missing"
     for name, values in known.items():

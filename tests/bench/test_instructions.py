@@ -107,6 +107,7 @@ def test_our_triton_kernel_for_a_case() -> None:
     [
         (["--cubin", "none.cubin"], "--cubin: expected a file, with --implementation and --kernels beside it"),
         (["--deformops", "tests"], "--deformops: expected a folder with the package in it, got tests"),
+        (["--arch", "9"], "argument --arch: expected a compute capability times ten, such as 80 or 90, got 9"),
     ],
 )
 def test_slips(words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:

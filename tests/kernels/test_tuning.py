@@ -15,7 +15,7 @@ from msdeform.kernels.triton.tuning import Choice
 
 ROW: dict[str, Any] = {
     **{"kind": "forward", "arch": 90, "L": 4, "P": 4, "D": 32, "dtype": "float32", "queries": "decoder"},
-    **{"block_q": 8, "num_warps": 2, "maxnreg": 64, "method": None, "by": "instructions"},
+    **{"block_q": 8, "num_warps": 2, "maxnreg": 64, "by": "instructions"},
 }
 COMMITTED = json.loads(tuning.TABLE.read_text())
 
