@@ -200,12 +200,26 @@ def test_autocast_mixes_dtypes(where: tuple[str, str]) -> None:
     assert all(p.grad is not None and p.grad.isfinite().all() for p in module.parameters())
 
 
+WAYS = [("triton", "atomics"), ("triton", "cells"), ("cuda", None)]
+
+
+def take(method: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Triton backward by this method."""
+    if method is not None:
+        from msdeform.kernels.triton import launch
+
+        monkeypatch.setattr(launch, "backward_method", method)
+
+
 @pytest.mark.gpu
-@pytest.mark.parametrize("backend", ["triton", "cuda"])
+@pytest.mark.parametrize(("backend", "method"), WAYS)
 @pytest.mark.parametrize("case", [PLAIN, FUSED], ids=["plain", "fused"])
 @pytest.mark.parametrize("as_tensor", [False, True])
-def test_cuda_graph_capture(backend: str, case: Case, as_tensor: bool) -> None:
+def test_cuda_graph_capture(
+    backend: str, method: str | None, case: Case, as_tensor: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Forward and backward in one captured graph, replayed on new numbers; sizes as ints or as a device tensor."""
+    take(method, monkeypatch)
     tensors = [t.requires_grad_() for t in make_inputs(case, "cuda")]
     shapes = torch.tensor(case.sizes, device="cuda") if as_tensor else case.sizes
     call: Any = ms_deform_attn if case.coordinates is None else fused_ms_deform_attn
@@ -232,8 +246,11 @@ def test_cuda_graph_capture(backend: str, case: Case, as_tensor: bool) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("backend", ["triton", "cuda"])
-def test_no_synchronisation_with_device_sizes(backend: str) -> None:
+@pytest.mark.parametrize(("backend", "method"), WAYS)
+def test_no_synchronisation_with_device_sizes(
+    backend: str, method: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take(method, monkeypatch)
     tensors = [t.requires_grad_() for t in make_inputs(FUSED, "cuda")]
     shapes = torch.tensor(FUSED.sizes, device="cuda")
     grad_output = torch.ones(FUSED.B, FUSED.Q, FUSED.H * FUSED.D, device="cuda")
