@@ -6,6 +6,7 @@ Defaults are the published ones of Deformable DETR (Zhu et al. 2021, section 5 a
 import dataclasses
 import types
 import typing
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -24,7 +25,7 @@ class Source:
     """Where the images are. --data DIR stands for DIR/train2017, DIR/val2017 and DIR/annotations/instances_*.json."""
 
     data: Path | None = None
-    """A folder laid out as COCO's."""
+    """A folder laid out as COCO's, or the data.yaml of a YOLO data set, or a folder that holds one."""
     train_images: Path | None = None
     """Folder of the training images, instead of --data's."""
     train_annotations: Path | None = None
@@ -67,22 +68,38 @@ class Input:
     """Longest side in pixels, for small images or quick runs; published sizes (800, at most 1333) when not given."""
     augment: Literal["official", "flip", "none"] = "official"
     """official: flip, random sizes, random crops; flip: flip alone; none: every image as it is."""
-    workers: int = 2
-    """Processes that decode images; 0 decodes in the training process."""
-    cache: bool = False
-    """Keep decoded images in memory (sets --workers 0); for data sets of some thousand small images."""
+    bad_data: Literal["fatal", "skip"] = "fatal"
+    """What an unreadable image or a wrong annotation does: end the run, or be left out and listed once by its id."""
     overfit: int = 0
     """Train and evaluate on the first N training images, not augmented, 20 passes an epoch: does it learn at all?"""
 
     def __post_init__(self) -> None:
         _at_least("image-size", self.image_size, 32)
-        _at_least("workers", self.workers, 0)
         _at_least("overfit", self.overfit, 0)
 
     @property
     def size(self) -> Size:
         """What evaluation resizes to, and training's sizes derive from."""
         return Size() if self.image_size is None else Size(self.image_size, self.image_size)
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How images get from the disk to the model."""
+
+    workers: int = 2
+    """Processes that decode images, for each process that trains; 0 decodes in the training process."""
+    prefetch: int = 2
+    """Batches that each worker makes ahead."""
+    cache_images: Literal["none", "files", "pixels"] = "none"
+    """Keep images in memory, shared by the workers: files as they are on disk, or pixels, decoded. With several
+    processes on a machine each keeps, and draws from, its share."""
+    bucket: bool = False
+    """Batches of images of like shape, wide or tall, so that less of a batch is padding."""
+
+    def __post_init__(self) -> None:
+        _at_least("workers", self.workers, 0)
+        _at_least("prefetch", self.prefetch, 1)
 
 
 @dataclass(frozen=True)
@@ -98,21 +115,35 @@ class Model:
     backbone_weights: str = "auto"
     """imagenet (downloads), none, or a state dict file; auto: imagenet for published models, else none."""
     init_from: Path | None = None
-    """Start from the weights of this checkpoint; heads for other classes are made anew."""
+    """Start from the weights of this checkpoint; heads for other classes are made anew. published: the authors' own
+    weights of the model, downloaded."""
 
 
 @dataclass(frozen=True)
-class Optim:
-    """How it is trained."""
+class Batch:
+    """How long, and how many images at a time."""
 
     epochs: int = 50
     """Passes over the training images."""
     max_steps: int | None = None
     """Stop after so many optimizer steps, even within an epoch."""
-    batch_size: int = 32
-    """Images to an optimizer step (the published total)."""
-    micro_batch: int = 4
-    """Images on the device at once; gradients add up to those of a whole batch, exactly."""
+    total_batch_size: int = 32
+    """Images to an optimizer step, over all processes; the published total."""
+    batch_size: int = 2
+    """Images on a device at once, as published; gradients of several such batches add up to the total's, exactly."""
+    seed: int = 42
+    """Of weights, order, augmentation and dropout."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "max_steps", "total_batch_size", "batch_size"):
+            _at_least(name.replace("_", "-"), getattr(self, name), 1)
+        _at_least("seed", self.seed, 0)
+
+
+@dataclass(frozen=True)
+class Optim:
+    """AdamW, and what happens to gradients and weights around it."""
+
     lr: float = 2e-4
     """Learning rate of the transformer and the heads."""
     lr_backbone: float | None = None
@@ -123,67 +154,146 @@ class Optim:
     """AdamW's, on all parameters."""
     clip: float = 0.1
     """Largest norm of the gradient; 0 for no limit."""
-    schedule: Literal["step", "cosine", "constant"] = "step"
-    """step: a tenth from --lr-drop on; cosine: to zero over the run."""
-    lr_drop: int = 40
-    """Epoch of the step."""
-    warmup_steps: int = 0
-    """Steps over which the rates rise linearly from zero."""
-    seed: int = 42
-    """Of weights, order, augmentation and dropout."""
-    precision: Literal["fp32", "bf16", "fp64"] = "fp32"
-    """bf16 runs the model under autocast, losses in float32; fp64 is for comparing backends."""
-    max_nonfinite: int = 5
-    """Give up after so many steps in a row whose loss or gradient was not finite; each is skipped."""
+    ema: float | None = None
+    """Also keep an exponential moving average of the weights with this decay, such as 0.9997; it is what is evaluated,
+    and what other commands load."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "max_steps", "batch_size", "micro_batch", "max_nonfinite"):
-            _at_least(name.replace("_", "-"), getattr(self, name), 1)
-        for name in ("warmup_steps", "clip", "lr", "seed"):
+        for name in ("lr", "lr_backbone", "lr_factor_offsets", "weight_decay", "clip"):
+            _at_least(name.replace("_", "-"), getattr(self, name), 0)
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise ValueError(f"ema: expected a decay between 0 and 1, such as 0.9997, got {self.ema}")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The learning rates over the run."""
+
+    schedule: Literal["step", "cosine", "constant"] = "step"
+    """step: a tenth from --lr-drop on; cosine: to --lr-end over the run."""
+    lr_drop: int = 40
+    """Epoch of the step."""
+    lr_end: float = 0.0
+    """What is left of the rates at the end of cosine, as a factor."""
+    warmup_steps: int = 0
+    """Steps over which the rates rise linearly from zero."""
+
+    def __post_init__(self) -> None:
+        for name in ("lr_drop", "lr_end", "warmup_steps"):
             _at_least(name.replace("_", "-"), getattr(self, name), 0)
 
 
 @dataclass(frozen=True)
+class Compute:
+    """Where it runs, and how."""
+
+    device: str = "auto"
+    """auto (CUDA where there is one; with several processes, each its own), cpu, cuda, cuda:1, ..."""
+    precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"
+    """bf16 and fp16 run the model under autocast, locations and losses in float32; fp64 is for comparing backends."""
+    compile: bool = False
+    """Compile backbone and transformer with torch.compile; the first steps take minutes."""
+    channels_last: bool = False
+    """Run the backbone with channels as the last dimension in memory."""
+    checkpointing: Literal["none", "encoder", "all"] = "none"
+    """Compute activations of the encoder's layers, or of the decoder's too, again in the backward pass: less memory."""
+    deterministic: bool = False
+    """Only operations that give the same bits in every run; one that cannot says so."""
+    sync_bn: bool = False
+    """Statistics of batch norms that are not frozen over all processes (CUDA)."""
+    dist_backend: Literal["auto", "nccl", "gloo"] = "auto"
+    """What processes talk by: NCCL on CUDA, gloo elsewhere."""
+    timeout: float = 5.0
+    """Minutes after which processes that wait for another give up and say which; four times as many up to the first
+    step, and for an evaluation."""
+
+    def __post_init__(self) -> None:
+        if self.timeout <= 0:
+            raise ValueError(f"timeout: expected minutes above 0, got {self.timeout}")
+
+
+@dataclass(frozen=True)
 class Run:
-    """What is kept of it."""
+    """What is kept of it, and when it ends."""
 
     out: Path | None = None
     """Folder for checkpoints and logs; runs/MODEL-DATE when not given."""
     resume: Path | None = None
-    """Go on from a checkpoint, or from the newest whole one of a run's folder, with that run's settings."""
+    """Go on from a checkpoint, or from the newest whole one of a run's folder, with that run's settings. auto: from
+    --out's newest if it has one, else from the start."""
     eval: bool = False
     """With --resume: evaluate and stop."""
     checkpoint_every: int | None = None
     """Steps between checkpoints, beside the one after each epoch."""
     keep: int = 2
-    """Newest checkpoints to keep."""
+    """Newest checkpoints to keep; best.pt, of the highest AP, stays beside them."""
     eval_every: int = 1
     """Epochs between evaluations; the last epoch is always evaluated."""
-    log_every: int = 10
-    """Steps between lines in log.jsonl and points in TensorBoard."""
-    device: str = "auto"
-    """auto (CUDA where there is one), cpu, cuda, cuda:1, ..."""
-    tensorboard: bool = True
-    """Write TensorBoard files beside log.jsonl."""
-    progress: bool = True
-    """Show a progress bar."""
+    patience: int | None = None
+    """End after so many evaluations in a row without a higher AP."""
+    max_nonfinite: int = 5
+    """Give up after so many steps in a row whose loss or gradient was not finite; each is skipped."""
+    dry_steps: int = 2
+    """Steps on images of the largest size before the run, to estimate its time and memory; 0 for none."""
 
     def __post_init__(self) -> None:
-        for name in ("checkpoint_every", "keep", "eval_every", "log_every"):
+        for name in ("checkpoint_every", "keep", "eval_every", "patience", "max_nonfinite"):
             _at_least(name.replace("_", "-"), getattr(self, name), 1)
+        _at_least("dry-steps", self.dry_steps, 0)
         if self.eval and self.resume is None:
             raise ValueError("eval: expected --resume CHECKPOINT beside it, to say what to evaluate")
 
 
 @dataclass(frozen=True)
-class TrainOptions:
-    """Train a detector on a COCO-format data set."""
+class Seeing:
+    """What is shown of it."""
 
+    log_every: int = 10
+    """Steps between lines in log.jsonl and points in TensorBoard."""
+    tensorboard: bool = True
+    """Write TensorBoard files beside log.jsonl."""
+    wandb: str | None = None
+    """Also log to this project of Weights & Biases, if the package wandb is installed."""
+    pictures: int = 4
+    """Validation images drawn at every evaluation, predictions beside ground truth."""
+    progress: bool = True
+    """Show a progress bar."""
+    profile: int = 0
+    """Profile so many steps after the first three, print where their time goes, write a trace beside the log, stop."""
+
+    def __post_init__(self) -> None:
+        _at_least("log-every", self.log_every, 1)
+        _at_least("pictures", self.pictures, 0)
+        _at_least("profile", self.profile, 0)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Settings to start from, which every other flag changes."""
+
+    preset: str | None = None
+    """A published recipe, finetune or debug; --preset list tells them."""
+    config: Path | None = None
+    """A YAML or TOML file of settings; config.yaml of a run's folder repeats that run."""
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """Train a detector on a COCO- or YOLO-format data set.
+
+    Under torchrun or srun every process trains on its share; nothing else is needed."""
+
+    recipe: Recipe = field(default_factory=Recipe)
     source: Source = field(default_factory=Source)
     input: Input = field(default_factory=Input)
+    loading: Loading = field(default_factory=Loading)
     model: Model = field(default_factory=Model)
+    batch: Batch = field(default_factory=Batch)
     optim: Optim = field(default_factory=Optim)
+    schedule: Schedule = field(default_factory=Schedule)
+    compute: Compute = field(default_factory=Compute)
     run: Run = field(default_factory=Run)
+    seeing: Seeing = field(default_factory=Seeing)
 
 
 def _at_least(name: str, value: float | None, least: int) -> None:
@@ -224,18 +334,40 @@ def _plain(value: Any) -> Any:
 
 
 def from_plain(kind: type[T], plain: dict[str, Any]) -> T:
-    """The dataclass that to_plain was given; fields it lacks take their defaults, fields unknown are ignored."""
+    """The dataclass that to_plain was given; fields it lacks take their defaults, fields unknown are ignored.
+
+    A field is found in whichever group it is, as they have moved between groups.
+    """
+    flat = dict(flatten(plain))
+    if "micro_batch" in flat:  # until the second version of the settings
+        flat["total_batch_size"], flat["batch_size"] = flat["batch_size"], flat["micro_batch"]
+    if "cache" in flat:
+        flat["cache_images"] = "pixels" if flat["cache"] else "none"
+    return _from_flat(kind, flat)
+
+
+def flatten(plain: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The settings of all groups, which have no name twice."""
+    for name, value in plain.items():
+        if isinstance(value, dict):
+            yield from flatten(value)
+        else:
+            yield name, value
+
+
+def _from_flat(kind: type[T], flat: dict[str, Any]) -> T:
     hints = typing.get_type_hints(kind)
     values = {}
     for f in dataclasses.fields(typing.cast(Any, kind)):
-        if f.name in plain:
-            values[f.name] = _typed(hints[f.name], plain[f.name])
+        hint = hints[f.name]
+        if dataclasses.is_dataclass(hint):
+            values[f.name] = _from_flat(typing.cast(type, hint), flat)
+        elif f.name in flat:
+            values[f.name] = _typed(hint, flat[f.name])
     return kind(**values)
 
 
 def _typed(hint: Any, value: Any) -> Any:
-    if dataclasses.is_dataclass(hint):
-        return from_plain(typing.cast(type, hint), value)
     choices = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     if value is not None and Path in choices:
         return Path(value)

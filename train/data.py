@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from ..models.images import Size, normalise
 from .coco import Annotations, Category, CocoDetection, Sample
-from .config import Input, Source
+from .config import Input, Loading, Source
 from .transforms import evaluation_transform, training_transform
 
 # an epoch of so few images is over in a step; evaluation and checkpoints come once an epoch
@@ -40,13 +40,13 @@ def batches_per_epoch(n_images: int, batch_size: int) -> int:
     return max(1, n_images // batch_size)
 
 
-def training_data(source: Source, options: Input, seed: int) -> CocoDetection:
+def training_data(source: Source, options: Input, loading: Loading, seed: int) -> CocoDetection:
     """The training images; with ``overfit``, the first so many that have boxes, OVERFIT_PASSES times an epoch."""
     images, annotations = source.split("train")
     packed = Annotations.load(annotations)
     subset = _overfit_rows(packed, options.overfit) * OVERFIT_PASSES if options.overfit else None
     transform = training_transform("none" if options.overfit else options.augment, options.size)
-    data = CocoDetection(images, packed, transform, seed=seed, cache=options.cache, subset=subset)
+    data = CocoDetection(images, packed, transform, seed=seed, cache=loading.cache_images != "none", subset=subset)
     if len(data) == 0:
         raise ValueError(f"{annotations} lists no images")
     return data
@@ -63,7 +63,7 @@ def validation_data(
     packed = Annotations.load(annotations, categories)
     subset = _overfit_rows(packed, options.overfit) if options.overfit else None
     transform = evaluation_transform(size or options.size)
-    return CocoDetection(images, packed, transform, cache=options.cache, subset=subset)
+    return CocoDetection(images, packed, transform, subset=subset)
 
 
 def _overfit_rows(annotations: Annotations, count: int) -> list[int]:

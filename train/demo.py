@@ -15,7 +15,20 @@ from PIL import Image
 from .checkpoint import Trained, load_trained
 from .coco import CocoDetection, read_image
 from .commandline import parse
-from .config import AttnBackend, Input, Model, Optim, Run, Source, TrainOptions, choose_device
+from .config import (
+    AttnBackend,
+    Batch,
+    Compute,
+    Input,
+    Loading,
+    Model,
+    Optim,
+    Run,
+    Schedule,
+    Source,
+    TrainOptions,
+    choose_device,
+)
 from .data import validation_data
 from .drawing import Box, draw_boxes, save_picture, side_by_side
 from .evaluate import coco_metrics, detect
@@ -59,19 +72,14 @@ def training_options(options: DemoOptions, data: Path, out: Path) -> TrainOption
     """The recipe: for a small net from random weights, higher rates than published, warmed up and then cosine."""
     return TrainOptions(
         source=Source(data=data),
-        input=Input(image_size=options.size, augment="flip", cache=True),
+        input=Input(image_size=options.size, augment="flip"),
+        loading=Loading(workers=0, cache_images="pixels"),
         model=Model(model=options.model, attn_backend=options.attn_backend, backbone_weights="none"),
-        optim=Optim(
-            epochs=options.epochs,
-            batch_size=8,
-            micro_batch=8,
-            lr=2e-3,
-            lr_factor_offsets=0.5,
-            schedule="cosine",
-            warmup_steps=100,
-            seed=options.seed,
-        ),
-        run=Run(out=out, device=options.device, eval_every=2),
+        batch=Batch(epochs=options.epochs, total_batch_size=8, batch_size=8, seed=options.seed),
+        optim=Optim(lr=2e-3, lr_factor_offsets=0.5),
+        schedule=Schedule("cosine", warmup_steps=100),
+        compute=Compute(device=options.device),
+        run=Run(out=out, eval_every=2),
     )
 
 

@@ -39,7 +39,7 @@ from .data import batches_per_epoch, to_device, training_data, training_loader, 
 from .evaluate import autocast, coco_metrics, detect, evaluating
 from .files import atomic_file
 from .log import Display, RunLog, display
-from .optim import Schedule, make_optimizer, rate_at
+from .optim import Rates, make_optimizer, rate_at
 
 
 class Training:
@@ -55,15 +55,15 @@ class Training:
 
     def __init__(self, options: TrainOptions, resume: dict[str, Any] | None = None) -> None:
         self.options = options
-        optim = options.optim
-        self.device = choose_device(options.run.device)
-        self.data = training_data(options.source, options.input, optim.seed)
-        self.workers = 0 if options.input.cache else options.input.workers
+        optim, batch = options.optim, options.batch
+        self.device = choose_device(options.compute.device)
+        self.data = training_data(options.source, options.input, options.loading, batch.seed)
+        self.workers = 0 if options.loading.cache_images != "none" else options.loading.workers
 
-        torch.manual_seed(optim.seed)
+        torch.manual_seed(batch.seed)
         categories = self.data.annotations.categories
         self.model, self.backend, self.backbone_trained = new_model(options.model, len(categories), self.device)
-        if optim.precision == "fp64":
+        if options.compute.precision == "fp64":
             self.model.double()
         self.start: Start | None = None  # what --init-from gave
         if options.model.init_from is not None and resume is None:
@@ -71,10 +71,10 @@ class Training:
         self.criterion = create_criterion(self.model)
         self.optimizer = make_optimizer(self.model, optim, backbone_trained=self.backbone_trained)
 
-        self.batch_size = min(optim.batch_size, options.input.overfit or optim.batch_size)
+        self.batch_size = min(batch.total_batch_size, options.input.overfit or batch.total_batch_size)
         self.steps_per_epoch = batches_per_epoch(len(self.data), self.batch_size)
-        self.total_steps = min(optim.epochs * self.steps_per_epoch, optim.max_steps or sys.maxsize)
-        self.schedule = Schedule(self.optimizer, rate_at(optim, self.steps_per_epoch, self.total_steps))
+        self.total_steps = min(batch.epochs * self.steps_per_epoch, batch.max_steps or sys.maxsize)
+        self.schedule = Rates(self.optimizer, rate_at(options.schedule, self.steps_per_epoch, self.total_steps))
         self.steps_done = 0
         self.nonfinite_in_a_row = 0
         if resume is not None:
@@ -113,8 +113,8 @@ class Training:
         averages = _running_averages(self.model)
         sums: dict[str, float] = {}
         try:
-            for start in range(0, len(samples), optim.micro_batch):
-                part = samples[start : start + optim.micro_batch]
+            for start in range(0, len(samples), self.options.batch.batch_size):
+                part = samples[start : start + self.options.batch.batch_size]
                 for name, value in self._backward(part, batch).items():
                     sums[name] = sums.get(name, 0.0) + value
         except NonFiniteCostError:
@@ -135,7 +135,7 @@ class Training:
     def _backward(self, samples: list[Sample], batch: list[Target]) -> dict[str, float]:
         """Adds the gradients of some images of a batch, of which ``batch`` holds all targets."""
         images, targets = to_device(samples, self.device, next(self.model.parameters()).dtype)
-        with autocast(self.device, self.options.optim.precision):
+        with autocast(self.device, self.options.compute.precision):
             outputs = self.model(images)
         losses = self.criterion(outputs, targets, batch=batch)
         weights = self.criterion.weight_dict
@@ -195,14 +195,14 @@ def run_steps(options: TrainOptions, n: int) -> list[float]:
 
 def evaluate(training: Training, validation: Any) -> dict[str, float]:
     """COCO's metrics of the model as it stands."""
-    optim = training.options.optim
+    options = training.options
     results = detect(
         training.model,
         validation,
         training.device,
-        batch_size=optim.micro_batch,
+        batch_size=options.batch.batch_size,
         workers=training.workers,
-        precision=optim.precision,
+        precision=options.compute.precision,
     )
     return coco_metrics(validation.annotations.path, results, validation.image_ids)
 
@@ -222,8 +222,8 @@ def train(options: TrainOptions) -> Path:
     validation = validation_data(options.source, options.input, training.data.annotations.categories)
     out = _run_folder(options)
     with (
-        RunLog(out, tensorboard=options.run.tensorboard) as log,
-        display(training.steps_done, training.total_steps, shown=options.run.progress) as bar,
+        RunLog(out, tensorboard=options.seeing.tensorboard) as log,
+        display(training.steps_done, training.total_steps, shown=options.seeing.progress) as bar,
     ):
         _introduce(training, validation, out, log, bar)
         try:
@@ -244,19 +244,19 @@ def train(options: TrainOptions) -> Path:
 
 
 def _train_epoch(training: Training, out: Path, log: RunLog, bar: Display) -> None:
-    run, optim = training.options.run, training.options.optim
+    run, options = training.options.run, training.options
     epoch = training.epoch
     begun, images, losses = time.perf_counter(), 0, []
     for samples in training.batches():
         result = training.step(samples)
         images += len(samples)
         speed = images / (time.perf_counter() - begun)
-        bar.update(training.steps_done, f"{epoch + 1}/{optim.epochs}", result, speed)
+        bar.update(training.steps_done, f"{epoch + 1}/{options.batch.epochs}", result, speed)
         if not result["finite"]:
             _report_nonfinite(training, samples, out, log, bar)
         else:
             losses.append(result["loss"])
-        if training.steps_done % run.log_every == 0 or training.steps_done == 1:
+        if training.steps_done % options.seeing.log_every == 0 or training.steps_done == 1:
             rates = {f"lr_{group['name']}": group["lr"] for group in training.optimizer.param_groups}
             log.write("step", step=training.steps_done, epoch=epoch, **result, **rates, images_per_s=round(speed, 2))
         if run.checkpoint_every and training.steps_done % run.checkpoint_every == 0:
@@ -273,7 +273,7 @@ def _report_nonfinite(training: Training, samples: list[Sample], out: Path, log:
         torch.save({"samples": samples, "model": training.model.state_dict()}, file)
     log.write("nonfinite", step=training.steps_done, image_ids=ids, batch=batch.name)
     bar.say(f"step {training.steps_done}: loss or gradient not finite, step skipped; its batch is in {batch}")
-    if training.nonfinite_in_a_row >= training.options.optim.max_nonfinite:
+    if training.nonfinite_in_a_row >= training.options.run.max_nonfinite:
         raise RuntimeError(
             f"loss or gradient was not finite in {training.nonfinite_in_a_row} steps in a row, the last "
             f"{training.steps_done}; try a lower --lr or --precision fp32 (images {ids}, batch in {batch})"
@@ -309,7 +309,7 @@ def _introduce(training: Training, validation: Any, out: Path, log: RunLog, bar:
     parameters = sum(parameter.numel() for parameter in training.model.parameters())
     bar.say(
         f"{options.model.model}: {parameters:,} parameters, "
-        f"{training.backend} attention on {training.device}, {options.optim.precision}"
+        f"{training.backend} attention on {training.device}, {options.compute.precision}"
     )
     bar.say(
         f"{len(set(training.data.rows))} training and {len(validation)} validation images, "

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from .config import Optim
+from .config import Optim, Schedule
 
 
 def parameter_groups(model: nn.Module, lr: float, lr_backbone: float, lr_offsets: float) -> list[dict]:
@@ -42,14 +42,15 @@ def make_optimizer(model: nn.Module, options: Optim, *, backbone_trained: bool) 
     return torch.optim.AdamW(groups, lr=options.lr, weight_decay=options.weight_decay, fused=True)
 
 
-def rate_at(options: Optim, steps_per_epoch: int, total_steps: int) -> Callable[[int], float]:
+def rate_at(options: Schedule, steps_per_epoch: int, total_steps: int) -> Callable[[int], float]:
     """What every group's rate is multiplied by, as a function of the number of steps done."""
 
     def factor(step: int) -> float:
         warm = min(1.0, (step + 1) / options.warmup_steps) if options.warmup_steps else 1.0
         if options.schedule == "cosine":
             done = max(0, step - options.warmup_steps) / max(1, total_steps - options.warmup_steps)
-            return warm * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+            falling = 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+            return warm * (options.lr_end + (1 - options.lr_end) * falling)
         if options.schedule == "step" and step >= options.lr_drop * steps_per_epoch:
             return warm * 0.1
         return warm
@@ -57,7 +58,7 @@ def rate_at(options: Optim, steps_per_epoch: int, total_steps: int) -> Callable[
     return factor
 
 
-class Schedule:
+class Rates:
     """Sets every group's rate; a function of the step alone, so that there is nothing in it to save."""
 
     def __init__(self, optimizer: torch.optim.Optimizer, factor: Callable[[int], float]) -> None:

@@ -14,7 +14,7 @@ from msdeform.bench.looks import Look, drawn, mosaic, trained
 from msdeform.bench.multiprocessor import IDLE, Launch, Machine, block_queries, corners, count, stream, wave_bytes
 from msdeform.bench.orders import NOBODY, ORDERS
 from msdeform.cli import main
-from msdeform.train.config import Input, Model, Optim, Run, Source, TrainOptions
+from msdeform.train.config import Batch, Compute, Input, Loading, Model, Run, Seeing, Source, TrainOptions
 from msdeform.train.loop import train
 from msdeform.train.synth import SynthOptions, make_dataset
 from tests.conftest import INTERPRETING
@@ -198,10 +198,13 @@ def test_a_trained_encoder_is_followed(tmp_path: Path, capsys: pytest.CaptureFix
     train(
         TrainOptions(
             source=Source(data=data),
-            input=Input(image_size=64, augment="flip", workers=0),
+            input=Input(image_size=64, augment="flip"),
+            loading=Loading(workers=0),
             model=Model(model="deformable_detr_tiny", attn_backend="reference", backbone_weights="none"),
-            optim=Optim(batch_size=2, max_steps=1),
-            run=Run(out=run, device="cpu", tensorboard=False, progress=False),
+            batch=Batch(total_batch_size=2, max_steps=1),
+            compute=Compute(device="cpu"),
+            run=Run(out=run, dry_steps=0),
+            seeing=Seeing(tensorboard=False, progress=False),
         )
     )
     picture = next((data / "val2017").glob("*.jpg"))

@@ -9,7 +9,19 @@ from typing import Any
 import pytest
 import torch
 
-from msdeform.train.config import Input, Model, Optim, Run, Source, TrainOptions
+from msdeform.train.config import (
+    Batch,
+    Compute,
+    Input,
+    Loading,
+    Model,
+    Optim,
+    Run,
+    Schedule,
+    Seeing,
+    Source,
+    TrainOptions,
+)
 from msdeform.train.synth import SynthOptions, make_dataset
 
 
@@ -31,10 +43,15 @@ def options(shapes: Path, tmp_path: Path) -> TrainOptions:
     """Two epochs of four steps of two images, with the tiny model on the reference backend, with dropout."""
     return TrainOptions(
         source=Source(data=shapes),
-        input=Input(image_size=64, augment="official", workers=0),
+        input=Input(image_size=64, augment="official"),
+        loading=Loading(workers=0),
         model=Model("deformable_detr_tiny", ("dropout=0.1",), "reference", "none"),
-        optim=Optim(epochs=2, batch_size=2, micro_batch=2, lr=1e-3, schedule="cosine", warmup_steps=2),
-        run=Run(out=tmp_path / "run", device="cpu", tensorboard=False, progress=False, log_every=1),
+        batch=Batch(epochs=2, total_batch_size=2, batch_size=2),
+        optim=Optim(lr=1e-3),
+        schedule=Schedule("cosine", warmup_steps=2),
+        compute=Compute(device="cpu"),
+        run=Run(out=tmp_path / "run", dry_steps=0),
+        seeing=Seeing(tensorboard=False, progress=False, log_every=1, pictures=0),
     )
 
 

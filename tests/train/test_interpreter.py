@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from msdeform.models.zoo import create_model
-from msdeform.train.config import Input, Model, Optim, Run, Source, TrainOptions
+from msdeform.train.config import Batch, Compute, Input, Loading, Model, Optim, Run, Source, TrainOptions
 from msdeform.train.loop import run_steps
 
 pytestmark = pytest.mark.interpreter
@@ -40,10 +40,13 @@ def losses(data: Path, start: Path, backend: str) -> list[float]:
     return run_steps(
         TrainOptions(
             source=Source(data=data),
-            input=Input(image_size=64, augment="flip", workers=0, cache=True),
+            input=Input(image_size=64, augment="flip"),
+            loading=Loading(workers=0, cache_images="pixels"),
             model=Model("deformable_detr_tiny", (), backend, "none", init_from=start),
-            optim=Optim(batch_size=1, micro_batch=1, lr=1e-3, lr_factor_offsets=1.0, precision="fp64"),
-            run=Run(device="cpu"),
+            batch=Batch(total_batch_size=1, batch_size=1),
+            optim=Optim(lr=1e-3, lr_factor_offsets=1.0),
+            compute=Compute(device="cpu", precision="fp64"),
+            run=Run(dry_steps=0),
         ),
         STEPS,
     )

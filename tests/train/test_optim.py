@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from msdeform.models.zoo import create_model
-from msdeform.train.config import Optim
+from msdeform.train.config import Optim, Schedule
 from msdeform.train.optim import make_optimizer, rate_at
 
 
@@ -44,19 +44,19 @@ def test_frozen_parameters_are_in_no_group_and_an_untrained_backbone_learns_as_f
 
 
 def test_the_rate_drops_tenfold_at_the_published_epoch() -> None:
-    factor = rate_at(Optim(), steps_per_epoch=10, total_steps=500)
+    factor = rate_at(Schedule(), steps_per_epoch=10, total_steps=500)
     assert [factor(step) for step in (0, 399, 400, 499)] == [1.0, 1.0, 0.1, 0.1]
 
 
 def test_warm_up_and_cosine_meet_at_one_and_end_near_zero() -> None:
-    factor = rate_at(Optim(schedule="cosine", warmup_steps=10), steps_per_epoch=10, total_steps=100)
+    factor = rate_at(Schedule(schedule="cosine", warmup_steps=10), steps_per_epoch=10, total_steps=100)
     assert [factor(step) for step in (0, 4, 9, 10)] == pytest.approx([0.1, 0.5, 1.0, 1.0])
     assert factor(55) == pytest.approx(0.5)
     assert factor(99) < 0.001
-    assert rate_at(Optim(schedule="constant"), 10, 100)(99) == 1.0
+    assert rate_at(Schedule(schedule="constant"), 10, 100)(99) == 1.0
 
 
 def test_the_first_step_of_warm_up_learns() -> None:
     weight = torch.nn.Linear(1, 1)
-    optimizer = make_optimizer(weight, Optim(warmup_steps=5), backbone_trained=False)
-    assert rate_at(Optim(warmup_steps=5), 10, 100)(0) * optimizer.param_groups[0]["lr"] > 0
+    optimizer = make_optimizer(weight, Optim(), backbone_trained=False)
+    assert rate_at(Schedule(warmup_steps=5), 10, 100)(0) * optimizer.param_groups[0]["lr"] > 0

@@ -87,10 +87,10 @@ def test_run_steps_goes_through_epochs(changed: Change) -> None:
 
 def test_micro_batches_add_up_to_the_batch(changed: Change) -> None:
     # without dropout, and with norms that do not look at the batch
-    base = changed(augment="none", override=("dropout=0",), batch_size=4, lr=0.0)
+    base = changed(augment="none", override=("dropout=0",), total_batch_size=4, lr=0.0)
     gradients = []
     for micro_batch in (4, 2, 1):
-        training = Training(changed(base, micro_batch=micro_batch))
+        training = Training(changed(base, batch_size=micro_batch))
         training.model.train = lambda mode=True, model=training.model: torch.nn.Module.train(model, False)
         samples = next(training.batches())
         result = training.step(samples)
@@ -234,7 +234,7 @@ def test_a_skipped_step_leaves_the_running_averages_of_batch_norm(changed: Chang
 
 
 def test_overfitting_trains_and_evaluates_on_the_same_images(changed: Change) -> None:
-    options = changed(overfit=3, batch_size=8)
+    options = changed(overfit=3, total_batch_size=8)
     training = Training(options)
     validation = loop.validation_data(options.source, options.input, training.data.annotations.categories)
     assert len(validation) == 3
