@@ -51,7 +51,7 @@ def test_boxes_are_clipped_and_crowds_and_degenerate_ones_dropped_by_name(annota
         ),
         ({"bbox": [1, 2, 3]}, "annotation 1 of image 7: bbox is expected to be four finite numbers"),
         ({"bbox": [1, 2, float("nan"), 4]}, "four finite numbers"),
-        ({"category_id": 4}, "annotation 1 of image 7 has category 4, expected one of the file's: 3, 5"),
+        ({"category_id": 4}, "annotation 1 of image 7 has category 4, expected one of 3, 5"),
         ({"image_id": 8}, "annotation 1 is of image 8, which the file does not list"),
     ],
 )
@@ -69,7 +69,7 @@ def test_a_wrong_annotation_is_named(annotation_file: Write, annotation: dict[st
         ('{"images": [{"id": 1}], "categories": [{"id": 1, "name": "a"}], "annotations": []}', "image 1 lacks"),
         (
             '{"images": [], "categories": [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}], "annotations": []}',
-            "category id 1 is given to more than one category",
+            "category id 1 is given 2 times, expected once",
         ),
     ],
 )
@@ -88,9 +88,9 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_categories_of_a_model_must_be_the_files(annotation_file: Write) -> None:
     path = annotation_file({})
     assert Annotations.load(path, [Category(3, "dog")]).labels.tolist() == [0]
-    with pytest.raises(ValueError, match="category 3 is 'cow' in the checkpoint and 'dog' in this file"):
+    with pytest.raises(ValueError, match="category 3 is 'dog' here, but 'cow' in what the model is trained on"):
         Annotations.load(path, [Category(3, "cow"), Category(5, "cat")])
-    with pytest.raises(ValueError, match="category 9 is 'cow' in the checkpoint and absent in this file"):
+    with pytest.raises(ValueError, match="category 9 is absent here, but 'cow' in what the model is trained on"):
         Annotations.load(path, [Category(9, "cow")])
 
 

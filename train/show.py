@@ -1,0 +1,192 @@
+"""``msdeform data show``: the images as training sees them, with their boxes, and what is in the data set."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from ..models.boxes import cxcywh_to_xyxy
+from .coco import CocoDetection, Sample
+from .commandline import parse
+from .config import Input, Loading, Source
+from .data import training_data, validation_data
+from .drawing import Colour, class_colour, save_picture
+from .files import write_json
+from .statistics import draw_charts, print_table, statistics
+
+# pixels: the square that an image is brought to fit, and the strip below it that says which it is
+CELL, CAPTION, GAP = 440, 24, 8
+FONT_SIZE = 13
+
+Rectangle = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class ShowOptions:
+    """Draw images of a data set as training sees them, and tell what is in it."""
+
+    out: Path = Path("runs/data")
+    """Folder for images.png, statistics.png and statistics.json."""
+    source: Source = field(default_factory=Source)
+    input: Input = field(default_factory=Input)
+    split: Literal["train", "val"] = "train"
+    """Which images; those of val are not augmented."""
+    count: int = 12
+    """Images to draw."""
+    repeat: int = 1
+    """Times to draw each, augmented anew."""
+    seed: int = 42
+    """Which images, and their augmentation."""
+    progress: bool = True
+    """Show progress bars where images are many."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("count", 1), ("repeat", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}: expected at least {least}, got {getattr(self, name)}")
+
+
+def draw_sheet(data: CocoDetection, count: int, repeat: int, seed: int) -> Image.Image:
+    """``count`` images of the data set, drawn at random, ``repeat`` times each, in a grid."""
+    _, firsts = np.unique(data.rows, return_index=True)  # overfitting offers an image many times
+    items = np.sort(np.random.default_rng(seed).permutation(firsts)[:count]).tolist()
+    cells = []
+    for item in items:
+        for epoch in range(repeat):
+            data.epoch = epoch
+            cells.append(draw_cell(data, data[item]))
+    columns = repeat if repeat > 1 else max(1, round(math.sqrt(1.3 * len(cells))))
+    lines = -(-len(cells) // columns)
+    sheet = Image.new("RGB", (columns * (CELL + GAP) + GAP, lines * (CELL + CAPTION + GAP) + GAP), (255, 255, 255))
+    for place, cell in enumerate(cells):
+        y, x = divmod(place, columns)
+        sheet.paste(cell, (GAP + x * (CELL + GAP), GAP + y * (CELL + CAPTION + GAP)))
+    return sheet
+
+
+def draw_cell(data: CocoDetection, sample: Sample) -> Image.Image:
+    """One sample with its boxes, and below it the image's id, its size after augmentation and its number of boxes."""
+    pixels, target = sample
+    height, width = pixels.shape[-2:]
+    scale = CELL / max(height, width)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    # enlarged, pixels stay squares that can be counted
+    kernel = Image.Resampling.NEAREST if scale > 2 else Image.Resampling.LANCZOS
+    picture = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy()).resize(size, kernel)
+    boxes = (cxcywh_to_xyxy(target["boxes"]).numpy() * [*size, *size]).tolist()
+    labels = target["labels"].tolist()
+    names = [data.annotations.categories[label].name for label in labels]
+    nameless = draw_named_boxes(picture, boxes, labels, names)
+    cell = Image.new("RGB", (CELL, CELL + CAPTION), (236, 236, 236))
+    cell.paste(picture, ((CELL - size[0]) // 2, (CELL - size[1]) // 2))
+    draw = ImageDraw.Draw(cell)
+    draw.rectangle((0, CELL, CELL, CELL + CAPTION), fill=(255, 255, 255))
+    caption = f"image {target['image_id']}: {width} x {height}, {len(boxes)} box{'es' * (len(boxes) != 1)}"
+    if nameless:
+        caption += f", {nameless} without room for a name"
+    draw.text((2, CELL + 4), caption, fill=(0, 0, 0), font=ImageFont.load_default(FONT_SIZE))
+    return cell
+
+
+def draw_named_boxes(
+    picture: Image.Image, boxes: Sequence[Sequence[float]], labels: Sequence[int], names: Sequence[str]
+) -> int:
+    """Draws boxes, xyxy in pixels of the picture, and beside each its name where that covers no other name.
+
+    Returns:
+        How many boxes got no name.
+    """
+    draw = ImageDraw.Draw(picture)
+    font = ImageFont.load_default(FONT_SIZE)
+    for i in sorted(range(len(boxes)), key=lambda i: -_area(boxes[i])):
+        draw.rectangle(tuple(boxes[i]), outline=class_colour(labels[i]), width=2)
+    high = font.getbbox("Ágy")[3] + 2  # the same for every name
+    places = place_names(boxes, [draw.textlength(name, font=font) + 4 for name in names], high, picture.size)
+    for name, label, place in zip(names, labels, places, strict=True):
+        if place is not None:
+            colour = class_colour(label)
+            draw.rectangle(place, fill=colour)
+            draw.text((place[0] + 2, place[1]), name, fill=_readable_on(colour), font=font)
+    return places.count(None)
+
+
+def place_names(
+    boxes: Sequence[Sequence[float]], widths: Sequence[float], high: float, size: tuple[int, int]
+) -> list[Rectangle | None]:
+    """Where the name of each box goes, so that none covers another or leaves the picture; None where there is no room.
+
+    Args:
+        boxes: xyxy in pixels of the picture.
+        widths: of the names, in pixels.
+        high: the height of a name.
+        size: width and height of the picture.
+    """
+    found: list[Rectangle | None] = [None] * len(boxes)
+    for i in sorted(range(len(boxes)), key=lambda i: _area(boxes[i])):  # a small box has few places to name it at
+        places = _places(boxes[i], widths[i], high, size)
+        found[i] = next((place for place in places if not any(_overlap(place, other) for other in found)), None)
+    return found
+
+
+def _places(box: Sequence[float], wide: float, high: float, size: tuple[int, int]) -> list[Rectangle]:
+    """Where a name may stand, best first: above the box, within, below, and beside it; wholly in the picture."""
+    x0, y0, x1, y1 = box
+    corners = [
+        (x0, y0 - high),
+        (x1 - wide, y0 - high),
+        (x0, y0),
+        (x0, y1),
+        (x0, y1 - high),
+        (x1 - wide, y0),
+        (x1, y0),
+        (x0 - wide, y0),
+        (x1 - wide, y1 - high),
+    ]
+    edge = size[0] - wide - 1
+    pushed_in = [(min(max(x, 0.0), edge), y) for x, y in corners]
+    return [(x, y, x + wide, y + high) for x, y in pushed_in if x >= 0 and 0 <= y < size[1] - high]
+
+
+def _overlap(a: Rectangle, b: Rectangle | None) -> bool:
+    return b is not None and a[0] <= b[2] and b[0] <= a[2] and a[1] <= b[3] and b[1] <= a[3]
+
+
+def _area(box: Sequence[float]) -> float:
+    return (box[2] - box[0]) * (box[3] - box[1])
+
+
+def _readable_on(colour: Colour) -> Colour:
+    """Black or white."""
+    red, green, blue = colour
+    return (0, 0, 0) if 0.299 * red + 0.587 * green + 0.114 * blue > 110 else (255, 255, 255)
+
+
+def show(options: ShowOptions) -> CocoDetection:
+    """Writes the pictures and the numbers to the folder, and prints the table."""
+    data = (
+        training_data(options.source, options.input, Loading(), options.seed, progress=options.progress)
+        if options.split == "train"
+        else validation_data(options.source, options.input, None, progress=options.progress)
+    )
+    found = statistics(data)
+    sheet = draw_sheet(data, options.count, options.repeat, options.seed)
+    images, charts, numbers = (options.out / name for name in ("images.png", "statistics.png", "statistics.json"))
+    save_picture(sheet, images)
+    draw_charts(found, data, charts)
+    write_json(numbers, found)
+    print_table(found)
+    for line in data.annotations.dropped.sentences():
+        print(line)
+    print(f"images with their boxes: {images}")
+    print(f"classes and sizes:       {charts}, {numbers}")
+    return data
+
+
+def main(argv: list[str] | None = None) -> int:
+    """``msdeform data show``."""
+    show(parse(ShowOptions, argv, "msdeform data show"))
+    return 0
