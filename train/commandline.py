@@ -13,7 +13,18 @@ import tyro
 T = TypeVar("T")
 
 
-def parse(options: type[T], argv: list[str] | None, program: str, default: T | None = None) -> T:
+Advice = Callable[[str], str | None]
+
+
+def parse(
+    options: type[T],
+    argv: list[str] | None,
+    program: str,
+    default: T | None = None,
+    *,
+    advice: Advice = lambda flag: None,
+    epilog: str = "",
+) -> T:
     """Reads flags into a dataclass; a wrong flag ends the process with status 2 and names the nearest right ones.
 
     Args:
@@ -21,11 +32,21 @@ def parse(options: type[T], argv: list[str] | None, program: str, default: T | N
         argv: the words after the command's name.
         program: that name, for the usage line.
         default: values for flags not given.
+        advice: half a sentence for an unknown flag that one may expect, or None.
+        epilog: what ``--help`` ends with.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    _refuse_unknown_flags(words, list(_flags(options)), program)
+    refuse_unknown_flags(options, words, program, advice)
+    helping = bool({"-h", "--help"} & {*words})
+    # {None}|PATH is right, and hard to read
+    config = (tyro.conf.OmitArgPrefixes, tyro.conf.DisallowNone) if helping else (tyro.conf.OmitArgPrefixes,)
     extra: dict[str, Any] = {} if default is None else {"default": default}
-    return tyro.cli(options, prog=program, args=words, config=(tyro.conf.OmitArgPrefixes,), **extra)
+    try:
+        return tyro.cli(options, prog=program, args=words, config=config, **extra)
+    except SystemExit as stop:
+        if helping and epilog and not stop.code:
+            print(epilog)
+        raise
 
 
 def _flags(options: type[Any]) -> Iterator[str]:
@@ -40,15 +61,19 @@ def _flags(options: type[Any]) -> Iterator[str]:
         yield from (f"--{name}", f"--no-{name}") if kind is bool else (f"--{name}",)
 
 
-def _refuse_unknown_flags(words: list[str], flags: list[str], program: str) -> None:
+def refuse_unknown_flags(
+    options: type[Any], words: list[str], program: str, advice: Advice = lambda flag: None
+) -> None:
+    """Ends the process with status 2 for a flag that the dataclass does not have. Arguments as those of `parse`."""
     # tyro says which flag is unknown, but its advice misses most slips of one letter
+    flags = list(_flags(options))
     for word in words:
         flag = word.split("=")[0].replace("_", "-")
         if not flag.startswith("--") or flag in (*flags, "--help", "--"):
             continue
         near = difflib.get_close_matches(flag, flags, n=2, cutoff=0.6)
-        advice = f"did you mean {' or '.join(near)}?" if near else f"{program} --help lists the options"
-        print(f"{program}: unknown option {flag}; {advice}", file=sys.stderr)
+        nearest = f"did you mean {' or '.join(near)}?" if near else f"{program} --help lists the options"
+        print(f"{program}: unknown option {flag}; {advice(flag) or nearest}", file=sys.stderr)
         raise SystemExit(2)
 
 

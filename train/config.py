@@ -4,6 +4,7 @@ Defaults are the published ones of Deformable DETR (Zhu et al. 2021, section 5 a
 """
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Iterator
@@ -35,29 +36,64 @@ class Source:
     val_annotations: Path | None = None
     """Annotation file of the validation images, instead of --data's."""
 
-    def split(self, name: Literal["train", "val"]) -> tuple[Path, Path]:
-        """Image folder and annotation file of a split; both exist.
+    def split(self, name: Literal["train", "val"]) -> "Split":
+        """A split's files, which exist.
 
         Raises:
             ValueError: not named.
             FileNotFoundError: named, and not there.
         """
         images, annotations = getattr(self, f"{name}_images"), getattr(self, f"{name}_annotations")
+        both = f"both --{name}-images DIR and --{name}-annotations FILE"
         if self.data is None and (images is None or annotations is None):
             raise ValueError(
-                f"no {name} data: name a COCO-format folder with --data DIR, "
-                f"or both --{name}-images DIR and --{name}-annotations FILE"
+                f"no {name} data: name a COCO-format folder with --data DIR, a YOLO data set with --data data.yaml, "
+                f"or {both}"
             )
         if self.data is not None:
-            if not self.data.is_dir():
-                raise FileNotFoundError(f"data directory {self.data} does not exist")
+            described = _data_yaml(self.data)
+            if described is not None and images is None and annotations is None:
+                return Split(name, described.parent, described, yolo=True)
+            if described is not None and (images is None or annotations is None):
+                raise ValueError(f"{described} is a YOLO data set: name {both} beside it, or neither")
             images = images or self.data / f"{name}2017"
             annotations = annotations or self.data / "annotations" / f"instances_{name}2017.json"
         if not annotations.is_file():
-            raise FileNotFoundError(f"annotation file {annotations} does not exist")
+            neither = "" if self.data is None else f", nor is there a data.yaml in {self.data}"
+            raise FileNotFoundError(f"annotation file {annotations} does not exist{neither}")
         if not images.is_dir():
             raise FileNotFoundError(f"image folder {images} does not exist")
-        return images, annotations
+        return Split(name, images, annotations, yolo=False)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Where the images of training or of validation are."""
+
+    name: Literal["train", "val"]
+    images: Path
+    """The folder that names of images are relative to."""
+    annotations: Path
+    """COCO's annotation file, or a YOLO data set's data.yaml."""
+    yolo: bool
+
+
+def _data_yaml(data: Path) -> Path | None:
+    """The data.yaml that --data is, or holds; None where it is laid out as COCO's."""
+    if data.is_file():
+        if data.suffix not in (".yaml", ".yml"):
+            raise ValueError(f"data: expected a COCO-format folder or a YOLO data.yaml, got the file {data}")
+        return data
+    if not data.is_dir():
+        raise FileNotFoundError(f"data directory {data} does not exist")
+    if (data / "annotations").is_dir():
+        return None
+    found = sorted(file for file in data.iterdir() if file.suffix in (".yaml", ".yml"))
+    named = [file for file in found if file.stem == "data"]
+    if len(found) > 1 and not named:
+        names = ", ".join(file.name for file in found)
+        raise ValueError(f"data: expected one data.yaml in {data}, found {names}; name the one that is meant")
+    return next(iter(named or found), None)
 
 
 @dataclass(frozen=True)
@@ -92,8 +128,7 @@ class Loading:
     prefetch: int = 2
     """Batches that each worker makes ahead."""
     cache_images: Literal["none", "files", "pixels"] = "none"
-    """Keep images in memory, shared by the workers: files as they are on disk, or pixels, decoded. With several
-    processes on a machine each keeps, and draws from, its share."""
+    """Keep images in memory for the workers: files as on disk, or pixels, decoded; each process keeps its share."""
     bucket: bool = False
     """Batches of images of like shape, wide or tall, so that less of a batch is padding."""
 
@@ -115,8 +150,7 @@ class Model:
     backbone_weights: str = "auto"
     """imagenet (downloads), none, or a state dict file; auto: imagenet for published models, else none."""
     init_from: Path | None = None
-    """Start from the weights of this checkpoint; heads for other classes are made anew. published: the authors' own
-    weights of the model, downloaded."""
+    """Start from a checkpoint's weights, with heads for other classes anew; published: the authors' own, downloaded."""
 
 
 @dataclass(frozen=True)
@@ -155,8 +189,7 @@ class Optim:
     clip: float = 0.1
     """Largest norm of the gradient; 0 for no limit."""
     ema: float | None = None
-    """Also keep an exponential moving average of the weights with this decay, such as 0.9997; it is what is evaluated,
-    and what other commands load."""
+    """Also keep a moving average of the weights, of this decay (0.9997): it is evaluated, and what is loaded later."""
 
     def __post_init__(self) -> None:
         for name in ("lr", "lr_backbone", "lr_factor_offsets", "weight_decay", "clip"):
@@ -181,6 +214,8 @@ class Schedule:
     def __post_init__(self) -> None:
         for name in ("lr_drop", "lr_end", "warmup_steps"):
             _at_least(name.replace("_", "-"), getattr(self, name), 0)
+        if self.lr_end > 1:
+            raise ValueError(f"lr-end: expected what is left of the rates, from 0 to 1, got {self.lr_end}")
 
 
 @dataclass(frozen=True)
@@ -204,11 +239,10 @@ class Compute:
     dist_backend: Literal["auto", "nccl", "gloo"] = "auto"
     """What processes talk by: NCCL on CUDA, gloo elsewhere."""
     timeout: float = 5.0
-    """Minutes after which processes that wait for another give up and say which; four times as many up to the first
-    step, and for an evaluation."""
+    """Minutes that processes wait for another before they give up; four times as many at the start and to evaluate."""
 
     def __post_init__(self) -> None:
-        if self.timeout <= 0:
+        if not self.timeout > 0:
             raise ValueError(f"timeout: expected minutes above 0, got {self.timeout}")
 
 
@@ -219,8 +253,7 @@ class Run:
     out: Path | None = None
     """Folder for checkpoints and logs; runs/MODEL-DATE when not given."""
     resume: Path | None = None
-    """Go on from a checkpoint, or from the newest whole one of a run's folder, with that run's settings. auto: from
-    --out's newest if it has one, else from the start."""
+    """Go on from a checkpoint, or a run's newest, with its settings; auto: from --out's newest, if it has one."""
     eval: bool = False
     """With --resume: evaluate and stop."""
     checkpoint_every: int | None = None
@@ -297,8 +330,9 @@ class TrainOptions:
 
 
 def _at_least(name: str, value: float | None, least: int) -> None:
-    if value is not None and value < least:
-        raise ValueError(f"{name}: expected at least {least}, got {value}")
+    if value is not None and not least <= value < math.inf:  # nor NaN
+        number = "" if math.isfinite(value) else "a finite number, "
+        raise ValueError(f"{name}: expected {number}at least {least}, got {value}")
 
 
 def choose_device(name: str) -> torch.device:
@@ -346,6 +380,11 @@ def from_plain(kind: type[T], plain: dict[str, Any]) -> T:
     return _from_flat(kind, flat)
 
 
+def merged(options: TrainOptions, settings: dict[str, Any]) -> TrainOptions:
+    """``options`` with some settings replaced, by name, whatever their group."""
+    return from_plain(TrainOptions, {**dict(flatten(to_plain(options))), **settings})
+
+
 def flatten(plain: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """The settings of all groups, which have no name twice."""
     for name, value in plain.items():
@@ -357,7 +396,7 @@ def flatten(plain: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def _from_flat(kind: type[T], flat: dict[str, Any]) -> T:
     hints = typing.get_type_hints(kind)
-    values = {}
+    values: dict[str, Any] = {}
     for f in dataclasses.fields(typing.cast(Any, kind)):
         hint = hints[f.name]
         if dataclasses.is_dataclass(hint):

@@ -1,0 +1,148 @@
+"""From the words of a command line to the settings of a run, and to what is told and kept of them.
+
+Later ones win: defaults, ``--preset``, ``--config``, flags. A run that is resumed starts from its checkpoint's settings
+instead of the first three.
+"""
+
+import argparse
+import dataclasses
+import shlex
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ..models.formats import checkpoints_in
+from .checkpoint import load_checkpoint
+from .commandline import parse, refuse_unknown_flags
+from .config import Recipe, TrainOptions, flatten, from_plain, merged, to_plain
+from .configfile import merged_from_file, read_settings, write_settings
+from .official import counterpart
+from .presets import list_presets, preset
+
+EXAMPLES = """examples:
+  your own data, from published weights:
+      msdeform train --preset finetune --data DIR
+  a published recipe on all GPUs of a machine:
+      torchrun --nproc-per-node=8 -m msdeform.train --preset r50_deformable_detr --data DIR
+  on Slurm, going on by itself after time limits:
+      sbatch train/slurm.sbatch --preset r50_deformable_detr --data DIR --out runs/coco
+  go on with a run that was stopped:
+      msdeform train --resume runs/coco
+  repeat a run, but for one setting:
+      msdeform train --config runs/coco/config.yaml --lr 1e-4
+A --config file names its settings as the flags are named. The value None takes a setting back.
+docs/training.md explains all of it."""
+
+
+def checkpoint_options(path: Path) -> TrainOptions:
+    """The settings that a checkpoint of ours holds, or of a folder, its newest whole one. Raises as load_checkpoint."""
+    return from_plain(TrainOptions, load_checkpoint(path)["options"])
+
+
+def resolve(
+    words: Sequence[str],
+    program: str = "msdeform train",
+    load: Callable[[Path], TrainOptions] = checkpoint_options,
+) -> TrainOptions:
+    """The settings that a command line asks for.
+
+    ``--resume auto`` is settled here: ``run.resume`` is the folder ``--out`` if that holds checkpoints, whose settings
+    then win over preset and file, so that the same command line starts a run and goes on with it; else it is None.
+
+    Args:
+        words: those after the command's name.
+        load: the settings that a checkpoint, or a run's folder, holds.
+
+    Raises:
+        ValueError, FileNotFoundError: a wrong preset, file or checkpoint, in one sentence.
+        SystemExit: a wrong flag (status 2), or ``--help`` and ``--preset list``, which are answered here (0).
+    """
+    words = list(words)
+    refuse_unknown_flags(TrainOptions, words, program, counterpart)
+    given = _look_ahead(words)
+    if given.preset == "list":
+        print(list_presets())
+        raise SystemExit(0)
+    if given.resume is None or {"-h", "--help"} & {*words}:
+        return _parse(words, program, _starting_point(given))
+    if given.resume != "auto":
+        if given.preset or given.config:
+            flag = "--preset" if given.preset else "--config"
+            raise ValueError(
+                f"{flag}: expected none beside --resume, which goes on with the run's own settings; "
+                "single flags do change them"
+            )
+        base = load(Path(given.resume))
+        return _parse(words, program, _with_run(base, out=None, resume=None))
+    base = _starting_point(given)
+    out = given.out or base.run.out
+    if out is None:
+        raise ValueError("resume: auto goes on with the run in --out; name that folder with --out DIR")
+    resume = Path(out) if checkpoints_in(Path(out)) else None
+    if resume is not None:
+        base = load(resume)
+    # the flag itself says auto
+    return _with_run(_parse(words, program, base), out=Path(out), resume=resume)
+
+
+def save_settings(options: TrainOptions, folder: Path) -> Path:
+    """Writes all settings of a run to ``config.yaml`` in its folder, which ``--config`` takes; returns the file."""
+    path, recipe = folder / "config.yaml", options.recipe
+    again = shlex.join(["msdeform", "train", "--config", str(path), "--out", "FOLDER"])
+    named = [f"preset {recipe.preset}"] if recipe.preset else []
+    named += [f"file {recipe.config}"] if recipe.config else []
+    source = f"\nFrom {', '.join([*named, 'and flags'])}." if named else ""
+    write_settings(options, path, f"Every setting of this run; to repeat it: {again}{source}")
+    return path
+
+
+def settings_lines(options: TrainOptions, file: Path | None = None, base: TrainOptions | None = None) -> list[str]:
+    """What to print as a run starts: a line for each group with settings other than those of ``base``.
+
+    Args:
+        file: where all settings are.
+        base: the defaults, unless given.
+    """
+    usual = dict(flatten(to_plain(base or TrainOptions())))
+    rest = f"; all are in {file}" if file else ""
+    lines = []
+    for group, settings in to_plain(options).items():
+        changed = [f"{name}={_shown(value)}" for name, value in settings.items() if value != usual[name]]
+        if changed:
+            lines.append(f"  {group}: {' '.join(changed)}")
+    return [f"settings that are not the defaults{rest}:", *lines] if lines else [f"all settings are the defaults{rest}"]
+
+
+def _shown(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _look_ahead(words: list[str]) -> argparse.Namespace:
+    """The flags that decide what the others are added to; tyro reads them too, and judges them."""
+    ahead = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for flag in ("--preset", "--config", "--resume", "--out"):
+        ahead.add_argument(flag, nargs="?", type=lambda word: None if word == "None" else word)
+    return ahead.parse_known_args(words)[0]
+
+
+def _starting_point(given: argparse.Namespace) -> TrainOptions:
+    """Defaults, preset and file."""
+    file = Path(given.config) if given.config else None
+    settings = read_settings(file) if file else {}
+    named = settings.pop("preset", None)
+    base = TrainOptions()
+    try:
+        if given.preset or named:
+            base = merged(base, preset(given.preset or named).settings)
+    except ValueError as error:
+        raise ValueError(str(error) if given.preset else f"{file}: {error}") from None
+    if file:
+        base = merged_from_file(base, settings, file)
+    return dataclasses.replace(base, recipe=Recipe(given.preset or named, file))
+
+
+def _with_run(options: TrainOptions, out: Path | None, resume: Path | None) -> TrainOptions:
+    return dataclasses.replace(options, run=dataclasses.replace(options.run, out=out, resume=resume))
+
+
+def _parse(words: list[str], program: str, base: TrainOptions) -> TrainOptions:
+    return parse(TrainOptions, words, program, base, advice=counterpart, epilog=EXAMPLES)
