@@ -1,17 +1,22 @@
-"""``msdeform eval``, and the evaluation inside training: detections of a model, and COCO's metrics of detections."""
+"""``msdeform eval``, and the evaluation inside training: what a model finds in a data set, and its losses there."""
 
 import contextlib
-import io
+import copy
+import dataclasses
+import importlib.metadata
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from .. import __version__
+from ..models.criterion import SetCriterion
 from ..models.detector import Detector
 from .checkpoint import Trained, load_trained, num_classes
 from .coco import Category, CocoDetection
@@ -19,29 +24,30 @@ from .commandline import parse, progress_bar
 from .config import AttnBackend, Input, Source, choose_device
 from .data import evaluation_loader, to_device, validation_data
 from .files import write_json
+from .metrics import Engine, Evaluation, class_table, evaluate_boxes, summary
+from .results import Found, read_results, result_rows, unpack_results
 
-Engine = Literal["faster", "pycocotools"]
+M = TypeVar("M", bound=nn.Module)
 
-# the order of both libraries' ``stats``
-METRICS = ("AP", "AP50", "AP75", "AP_S", "AP_M", "AP_L", "AR1", "AR10", "AR100", "AR_S", "AR_M", "AR_L")
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: M) -> Iterator[M]:
     """Evaluation mode and no gradients while the block runs."""
     was_training = model.training
     model.eval()
     try:
         with torch.no_grad():
-            yield
+            yield model
     finally:
         model.train(was_training)
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
-    """bf16 autocast, or nothing for fp32."""
-    if precision == "bf16":
-        return torch.autocast(device.type, dtype=torch.bfloat16)
+    """Autocast to bf16 or fp16, or nothing for fp32 and fp64."""
+    if precision in _AUTOCAST:
+        return torch.autocast(device.type, dtype=_AUTOCAST[precision])
     return contextlib.nullcontext()
 
 
@@ -54,39 +60,73 @@ def detect(
     workers: int = 0,
     precision: str = "fp32",
     category_ids: Sequence[int | None] | None = None,
+    criterion: nn.Module | None = None,
+    shard: tuple[int, int] = (0, 1),
     advance: Callable[[], None] = lambda: None,
-) -> list[dict[str, Any]]:
-    """A model's detections as COCO results: image_id, category_id (the file's own), bbox xywh in pixels, score.
+) -> Found:
+    """What a model finds in a data set: the best 100 of every image, unfiltered; boxes in pixels of the file.
 
-    The best 100 of every image, unfiltered. ``category_ids`` are those of the model's labels, None for a label that
-    is not in the data; by default a label is the category at this place. ``advance`` is called after every image.
+    Args:
+        model: left in the mode it was in.
+        data: of validation_data.
+        device: the model's.
+        batch_size: images at once; padding them to one size moves AP a little.
+        workers: processes that decode images.
+        precision: of the run; bf16 and fp16 are autocast.
+        category_ids: those of the model's labels, None for a label that is not in the data; by default a label is the
+            category at this place.
+        criterion: of create_criterion, for ``Found.losses``: each of its values and the weighted sum ``loss``, of all
+            images as if they were one batch, so neither ``batch_size`` nor the number of processes changes them.
+            Faster R-CNN has losses in training mode alone, and so none here.
+        shard: (rank, world): of several processes, each looks at every world-th image from its rank on, no image
+            twice; `results.merge` makes one of what they found.
+        advance: called after every image.
     """
-    results: list[dict[str, Any]] = []
+    rank, world = shard
+    if not 0 <= rank < world:
+        raise ValueError(f"shard: expected a rank from 0 to {world - 1} of {world} processes, got {rank}")
+    part = copy.copy(data)
+    part.rows = data.rows[rank::world]
     ids = [category.id for category in data.annotations.categories] if category_ids is None else category_ids
     dtype = next((parameter.dtype for parameter in model.parameters()), torch.float32)
+    losses = _Losses(criterion, data) if isinstance(criterion, SetCriterion) else None
+    image_ids: list[int] = []
+    rows: list[np.ndarray] = []
     with evaluating(model), autocast(device, precision):
-        for samples in evaluation_loader(data, batch_size, workers):
+        for samples in evaluation_loader(part, batch_size, workers) if len(part) else ():
             images, targets = to_device(samples, device, dtype)
             sizes = torch.tensor([target["size"] for target in targets], device=device)
-            for target, found in zip(targets, model.post_process(model(images), sizes), strict=True):
-                results += coco_results(target["image_id"], found, ids)
+            outputs = model(images)
+            if losses is not None:
+                losses.add(outputs, targets)
+            batch = [target["image_id"] for target in targets]
+            rows.append(result_rows(batch, model.post_process(outputs, sizes), ids))
+            image_ids += batch
+            for _ in batch:
                 advance()
-    return results
+    return Found(
+        image_ids=np.asarray(image_ids, dtype=np.int64),
+        results=np.concatenate([result_rows([], [], ids), *rows]),
+        losses={} if losses is None else losses.sums(),
+    )
 
 
-def coco_results(
-    image_id: int, found: dict[str, torch.Tensor], category_ids: Sequence[int | None]
-) -> list[dict[str, Any]]:
-    """One image's detections, as post_process gives them, in COCO's results format; none of a label without an id."""
-    boxes = found["boxes"].double().cpu()
-    boxes[:, 2:] -= boxes[:, :2]
-    return [
-        {"image_id": image_id, "category_id": category_ids[label], "bbox": box, "score": score}
-        for label, box, score in zip(
-            found["labels"].tolist(), boxes.tolist(), found["scores"].double().tolist(), strict=True
-        )
-        if category_ids[label] is not None
-    ]
+class _Losses:
+    """The losses of a data set, batch by batch: shares that add up to those of all its images as one batch."""
+
+    def __init__(self, criterion: SetCriterion, data: CocoDetection) -> None:
+        self.criterion = criterion
+        self.box_counts = np.diff(data.annotations.first)[data.rows].tolist()
+        self.total: dict[str, Tensor] = {}
+
+    def add(self, outputs: dict[str, Any], targets: list[dict[str, Any]]) -> None:
+        shares = self.criterion(outputs, targets, box_counts=self.box_counts)
+        weighted = [shares[name] * weight for name, weight in self.criterion.weight_dict.items()]
+        for name, share in {"loss": torch.stack(weighted).sum(), **shares}.items():
+            self.total[name] = self.total.get(name, 0.0) + share.double()
+
+    def sums(self) -> dict[str, float]:
+        return {name: float(value) for name, value in self.total.items()}
 
 
 def match_categories(trained: Trained, data: list[Category]) -> list[int | None]:
@@ -114,82 +154,19 @@ def match_categories(trained: Trained, data: list[Category]) -> list[int | None]
     raise ValueError(f"{trained.name} has {count} classes without names, and the data has {len(data)} others")
 
 
-def coco_metrics(
-    annotations: Path, results: list[dict[str, Any]], image_ids: list[int], engine: Engine = "faster"
-) -> dict[str, float]:
-    """COCO's twelve numbers for boxes.
-
-    Args:
-        annotations: an ``instances_*.json``.
-        results: in COCO's results format; may be empty.
-        image_ids: the images to count.
-        engine: faster-coco-eval, or pycocotools, the reference it agrees with.
-
-    Returns:
-        AP, AP50, ... in [0, 1]; -1 where nothing of that size is annotated.
-    """
-    results = [dict(result) for result in results]  # both libraries add fields of their own
-    evaluator = _faster(annotations, results) if engine == "faster" else _pycocotools(annotations, results)
-    evaluator.params.imgIds = sorted(image_ids)
-    with _quiet():
-        evaluator.evaluate()
-        evaluator.accumulate()
-        evaluator.summarize()
-    return {name: float(value) for name, value in zip(METRICS, evaluator.stats[: len(METRICS)], strict=True)}
-
-
-def _faster(annotations: Path, results: list[dict[str, Any]]) -> Any:
-    from faster_coco_eval import COCO, COCOeval_faster
-
-    truth = COCO(_complete(annotations))
-    return COCOeval_faster(truth, truth.loadRes(results), iouType="bbox", print_function=lambda *_: None)
-
-
-def _pycocotools(annotations: Path, results: list[dict[str, Any]]) -> Any:
-    from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
-
-    with _quiet():
-        truth = COCO()
-        truth.dataset = _complete(annotations)
-        truth.createIndex()
-        if results:
-            found = truth.loadRes(results)
-        else:  # loadRes takes no empty list
-            found = COCO()
-            found.dataset = {**truth.dataset, "annotations": []}
-            found.createIndex()
-        return COCOeval(truth, found, iouType="bbox")
-
-
-def _complete(annotations: Path) -> dict[str, Any]:
-    """The annotation file, with the fields that both libraries need and other tools' files often lack."""
-    import json
-
-    content = json.loads(annotations.read_bytes())
-    for number, annotation in enumerate(content["annotations"], start=1):
-        annotation.setdefault("id", number)
-        annotation.setdefault("iscrowd", 0)
-        annotation.setdefault("area", annotation["bbox"][2] * annotation["bbox"][3])
-    return content
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    # both libraries print their progress and their tables
-    with contextlib.redirect_stdout(io.StringIO()):
-        yield
-
-
 @dataclass(frozen=True)
 class EvalOptions:
-    """COCO metrics of a checkpoint."""
+    """COCO metrics of a checkpoint, or of detections in a file."""
 
-    checkpoint: Path
+    checkpoint: Path | None = None
     """A run's checkpoint, or its folder for the newest; or official, Hugging Face's or converted weights."""
+    results: Path | None = None
+    """Instead of a checkpoint: detections in COCO's results format, such as --out or predict wrote."""
     source: Source = field(default_factory=Source)
     batch_size: int = 1
     """1 is the published protocol; larger is faster, and padding then moves AP in the third digit."""
+    limit: int | None = None
+    """Only the first N images, for a quick look; the numbers are then not the data set's."""
     image_size: int | None = None
     """Longest side in pixels; what the model was trained with when not given."""
     model: str | None = None
@@ -198,30 +175,62 @@ class EvalOptions:
     """Implementation of the deformable attention."""
     device: str = "auto"
     """auto (CUDA where there is one), cpu, cuda, cuda:1, ..."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16 runs the model under autocast."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """bf16 and fp16 run the model under autocast."""
     coco_eval: Engine = "faster"
     """faster-coco-eval, or pycocotools to check it."""
     workers: int = 2
     """Processes that decode images."""
+    per_class: bool = False
+    """Also print AP, AP50 and AR100 of every class."""
     out: Path | None = None
     """Also write the detections to this JSON file, in COCO's results format."""
+    json: Path | None = None
+    """Also write all numbers, those of every class too, and where they come from, to this JSON file."""
     progress: bool = True
     """Show a progress bar."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "limit"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"{name.replace('_', '-')}: expected at least 1, got {value}")
+        if (self.checkpoint is None) == (self.results is None):
+            raise ValueError("checkpoint: expected --checkpoint PATH, or --results FILE, and not both")
 
 
 def main(argv: list[str] | None = None) -> int:
     """``msdeform eval``."""
     options = parse(EvalOptions, argv, "msdeform eval")
+    found, data, about = _read(options) if options.results is not None else _detect(options)
+    evaluation = evaluate_boxes(data.annotations.ground_truth(), found, data.image_ids, options.coco_eval)
+    if options.per_class:
+        print(class_table(evaluation.classes))
+    print(summary(evaluation.metrics))
+    if about["images"] < about["of_images"]:
+        print(f"of {_images(about)}: not the data set's numbers")
+    if options.out is not None:
+        write_json(options.out, unpack_results(found if isinstance(found, np.ndarray) else found.results))
+        print(f"detections: {options.out}")
+    if options.json is not None:
+        write_json(options.json, _report(options, evaluation, data, about))
+        print(f"all numbers: {options.json}")
+    return 0
+
+
+def _detect(options: EvalOptions) -> tuple[Found, CocoDetection, dict[str, Any]]:
+    """What the checkpoint finds, in which images, and what it is."""
+    assert options.checkpoint is not None
     trained = load_trained(options.checkpoint, choose_device(options.device), options.attn_backend, options.model)
-    size = trained.model.input_size if options.image_size is None else Input(image_size=options.image_size).size
+    size = Input(image_size=options.image_size).size
+    if options.image_size is None:
+        size = trained.model.input_size or size
     known = None if trained.step is None else trained.categories
-    data = validation_data(options.source, Input(), known, size)
+    data, images = _first(validation_data(options.source, Input(), known, size), options.limit)
     ids = match_categories(trained, data.annotations.categories) if known is None else None
     step = "" if trained.step is None else f" at step {trained.step}"
-    print(f"{trained.name}{step}, {trained.attn_backend} on {trained.device}, {len(data)} images")
+    print(f"{trained.name}{step}, {trained.attn_backend} on {trained.device}, {_images(images)}")
     with progress_bar("detecting", len(data), shown=options.progress) as advance:
-        results = detect(
+        found = detect(
             trained.model,
             data,
             trained.device,
@@ -231,9 +240,60 @@ def main(argv: list[str] | None = None) -> int:
             category_ids=ids,
             advance=advance,
         )
-    metrics = coco_metrics(data.annotations.path, results, data.image_ids, options.coco_eval)
-    print("  ".join(f"{name} {value:.3f}" for name, value in metrics.items()))
-    if options.out is not None:
-        write_json(options.out, results)
-        print(f"detections: {options.out}")
-    return 0
+    return (
+        found,
+        data,
+        {
+            "checkpoint": str(options.checkpoint),
+            "model": trained.name,
+            "step": trained.step,
+            "attn_backend": trained.attn_backend,
+            "device": str(trained.device),
+            "precision": options.precision,
+            "batch_size": options.batch_size,
+            "image_size": [size.short, size.longest],
+            **images,
+        },
+    )
+
+
+def _read(options: EvalOptions) -> tuple[np.ndarray, CocoDetection, dict[str, Any]]:
+    """The detections of a file, the images that count, and where they are from."""
+    assert options.results is not None
+    rows = read_results(options.results)
+    data, images = _first(validation_data(options.source, Input(), None), options.limit)
+    print(f"{options.results}: {len(rows)} detections, {_images(images)}")
+    return rows, data, {"results": str(options.results), **images}
+
+
+def _first(data: CocoDetection, limit: int | None) -> tuple[CocoDetection, dict[str, int]]:
+    """The images that count, and how many of how many they are."""
+    whole = len(data)
+    if limit is not None:
+        data.rows = data.rows[:limit]
+        if not np.diff(data.annotations.first)[data.rows].any():
+            raise ValueError(
+                f"limit: expected a box in the first {limit} images of {data.annotations.path}, found none"
+            )
+    return data, {"images": len(data), "of_images": whole}
+
+
+def _images(about: dict[str, Any]) -> str:
+    some, whole = about["images"], about["of_images"]
+    return f"{whole} images" if some == whole else f"the first {some} of {whole} images alone"
+
+
+def _report(options: EvalOptions, evaluation: Evaluation, data: CocoDetection, about: dict[str, Any]) -> dict[str, Any]:
+    """All numbers, and where they come from."""
+    engine = "faster-coco-eval" if options.coco_eval == "faster" else "pycocotools"
+    return {
+        "metrics": evaluation.metrics,
+        "classes": [dataclasses.asdict(one) for one in evaluation.classes],
+        "data": str(data.annotations.path),
+        **about,
+        "engine": engine,
+        "versions": {
+            "msdeform": __version__,
+            **{name: importlib.metadata.version(name) for name in (engine, "torch", "torchvision", "numpy")},
+        },
+    }

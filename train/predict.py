@@ -13,8 +13,8 @@ from .checkpoint import load_trained
 from .commandline import parse, progress_bar
 from .config import AttnBackend, choose_device
 from .drawing import Box, draw_boxes, save_picture
-from .evaluate import coco_results
 from .files import write_json
+from .results import coco_results
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 

@@ -15,8 +15,9 @@ from msdeform.models.zoo import create_model, plain_config
 from msdeform.train.checkpoint import Trained, load_trained, save_checkpoint
 from msdeform.train.coco import Category
 from msdeform.train.config import TrainOptions
-from msdeform.train.evaluate import coco_results, match_categories
-from msdeform.train.loop import Training
+from msdeform.train.evaluate import match_categories
+from msdeform.train.results import coco_results
+from msdeform.train.training import Training
 from tests.models.huggingface import randomise
 
 # wide enough for Hugging Face's groups of channels; 2 heads, as the name that weights alone are given

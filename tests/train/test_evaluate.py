@@ -1,6 +1,7 @@
-"""COCO's metrics: both libraries agree, and detections carry the data set's own ids."""
+"""What a model finds in a data set, alone or shared out over processes, its losses there, and ``msdeform eval``."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,94 +9,44 @@ import numpy as np
 import pytest
 import torch
 
+from msdeform.cli import main
 from msdeform.models.detector import Detector
 from msdeform.models.images import Size
+from msdeform.models.zoo import create_criterion, create_model
+from msdeform.train.checkpoint import save_checkpoint
 from msdeform.train.coco import Annotations, CocoDetection
-from msdeform.train.evaluate import METRICS, coco_metrics, coco_results, detect
+from msdeform.train.config import TrainOptions
+from msdeform.train.data import evaluation_loader, to_device
+from msdeform.train.distributed import Team
+from msdeform.train.evaluate import detect
+from msdeform.train.metrics import METRICS, coco_metrics, evaluate_boxes
+from msdeform.train.results import Found, coco_results, merge, pack_results, unpack_results
+from msdeform.train.together import evaluate_together
+from msdeform.train.training import Training
 from msdeform.train.transforms import evaluation_transform
+from tests.models.huggingface import randomise
 
-
-def noisy(path: Path, seed: int) -> tuple[list[dict[str, Any]], list[int]]:
-    """Detections around the annotated boxes, some off, some of another class, some of nothing."""
-    rng = np.random.default_rng(seed)
-    content = json.loads(path.read_text())
-    categories = [category["id"] for category in content["categories"]]
-    results = []
-    for annotation in content["annotations"]:
-        for _ in range(rng.integers(0, 4)):
-            box = np.array(annotation["bbox"])
-            box = box + rng.normal(0, 0.08, 4) * box[[2, 3, 2, 3]]
-            right = rng.random() < 0.8
-            results.append(
-                {
-                    "image_id": annotation["image_id"],
-                    "category_id": annotation["category_id"] if right else int(rng.choice(categories)),
-                    "bbox": [*box[:2].tolist(), *np.maximum(box[2:], 1).tolist()],
-                    "score": float(rng.random()),
-                }
-            )
-    return results, [image["id"] for image in content["images"]]
-
-
-@pytest.mark.parametrize("part", [1.0, 0.5])
-def test_both_libraries_give_the_same_numbers(shapes: Path, part: float) -> None:
-    path = shapes / "annotations" / "instances_train2017.json"
-    results, ids = noisy(path, seed=0)
-    ids = ids[: int(len(ids) * part)]
-    results = [result for result in results if result["image_id"] in ids]
-    faster = coco_metrics(path, results, ids)
-    assert faster == pytest.approx(coco_metrics(path, results, ids, "pycocotools"), abs=1e-12)
-    assert 0.05 < faster["AP"] < faster["AP50"] < 1
-
-
-def test_both_libraries_agree_on_real_annotations_with_crowds(coco_mini: Path) -> None:
-    path = coco_mini / "annotations" / "instances_val2017.json"
-    results, ids = noisy(path, seed=1)
-    faster = coco_metrics(path, results, ids)
-    assert faster == pytest.approx(coco_metrics(path, results, ids, "pycocotools"), abs=1e-12)
-    assert faster["AP"] > 0.1
-
-
-def test_the_annotations_themselves_score_one_and_nothing_scores_zero(shapes: Path) -> None:
-    path = shapes / "annotations" / "instances_val2017.json"
-    content = json.loads(path.read_text())
-    ids = [image["id"] for image in content["images"]]
-    perfect = [{**annotation, "score": 1.0} for annotation in content["annotations"]]
-    assert coco_metrics(path, perfect, ids)["AP"] == pytest.approx(1.0)
-    for engine in ("faster", "pycocotools"):
-        metrics = coco_metrics(path, [], ids, engine)
-        assert metrics.keys() == set(METRICS)
-        assert metrics["AP"] == metrics["AP50"] == 0
-
-
-def test_images_that_were_not_asked_for_do_not_count(shapes: Path) -> None:
-    path = shapes / "annotations" / "instances_train2017.json"
-    content = json.loads(path.read_text())
-    ids = [image["id"] for image in content["images"]][:3]
-    perfect = [{**annotation, "score": 1.0} for annotation in content["annotations"] if annotation["image_id"] in ids]
-    for engine in ("faster", "pycocotools"):
-        assert coco_metrics(path, perfect, ids, engine)["AP"] == pytest.approx(1.0)
-
-
-def test_files_that_lack_area_and_crowd_are_measured(annotation_file: Any) -> None:
-    path = annotation_file({})
-    content = json.loads(path.read_text())
-    del content["annotations"][0]["iscrowd"]
-    path.write_text(json.dumps(content))
-    result = {"image_id": 7, "category_id": 3, "bbox": [1, 2, 10, 10], "score": 0.5}
-    assert coco_metrics(path, [result], [7])["AP"] == pytest.approx(1.0)
+CPU = torch.device("cpu")
+FOUND = {
+    "labels": torch.tensor([1, 0]),
+    "scores": torch.tensor([0.75, 0.5]),
+    "boxes": torch.tensor([[1.0, 2.0, 11.0, 22.0], [0.0, 0.0, 4.0, 4.0]]),
+}
 
 
 def test_detections_carry_the_data_sets_category_ids() -> None:
-    found = {
-        "labels": torch.tensor([1, 0]),
-        "scores": torch.tensor([0.75, 0.5]),
-        "boxes": torch.tensor([[1.0, 2.0, 11.0, 22.0], [0.0, 0.0, 4.0, 4.0]]),
-    }
-    assert coco_results(9, found, [3, 5]) == [
+    assert coco_results(9, FOUND, [3, 5]) == [
         {"image_id": 9, "category_id": 5, "bbox": [1.0, 2.0, 10.0, 20.0], "score": 0.75},
         {"image_id": 9, "category_id": 3, "bbox": [0.0, 0.0, 4.0, 4.0], "score": 0.5},
     ]
+
+
+def test_rows_are_coco_results_and_back() -> None:
+    results = coco_results(2**53 - 1, FOUND, [3, 5])
+    assert unpack_results(pack_results(results)) == results
+    assert pack_results([]).shape == (0, 7)
+    with pytest.raises(ValueError, match=r"expected image ids below 2\*\*53, got 9007199254740992"):
+        coco_results(2**53, FOUND, [3, 5])
 
 
 class Oracle(Detector):
@@ -126,7 +77,180 @@ def test_a_perfect_detector_scores_one_through_resizing_and_batching(coco_mini: 
     )
     oracle = Oracle(data)
     oracle.train()
-    results = detect(oracle, data, torch.device("cpu"), batch_size=batch_size)
+    results = detect(oracle, data, CPU, batch_size=batch_size)
     assert oracle.training  # left as it was found
     # boxes reach out of some images by a fraction of a pixel, and are clipped when read
     assert coco_metrics(path, results, data.image_ids)["AP"] > 0.99
+
+
+@pytest.fixture
+def data(shapes: Path) -> CocoDetection:
+    """The eight training images, not augmented."""
+    annotations = Annotations.load(shapes / "annotations" / "instances_train2017.json")
+    return CocoDetection(shapes / "train2017", annotations, evaluation_transform(Size(64, 64)))
+
+
+@pytest.fixture
+def model() -> Detector:
+    """One whose detections differ from image to image."""
+    torch.manual_seed(0)
+    model = create_model("deformable_detr_tiny", num_classes=3, attn_backend="reference")
+    randomise(model)
+    return model
+
+
+def in_order(found: Found) -> np.ndarray:
+    return found.results[np.argsort(found.results[:, 0], kind="stable")]
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 5, 9])
+def test_processes_count_every_image_exactly_once(data: CocoDetection, model: Detector, world: int) -> None:
+    criterion = create_criterion(model)
+    alone = detect(model, data, CPU, criterion=criterion)
+    parts = [detect(model, data, CPU, criterion=criterion, shard=(rank, world)) for rank in range(world)]
+    assert [len(part.image_ids) for part in parts] == [len(range(rank, 8, world)) for rank in range(world)]
+    together = merge(parts)
+    assert sorted(together.image_ids.tolist()) == data.image_ids
+    assert np.array_equal(in_order(together), in_order(alone))
+    assert len(data) == 8  # nobody else's view of the data has changed
+    path = data.annotations.path
+    assert coco_metrics(path, together, data.image_ids) == coco_metrics(path, alone, data.image_ids)
+    assert together.losses == pytest.approx(alone.losses, rel=1e-9)
+
+
+class Leader(Team):
+    """Rank 0 of several processes, which does the others' work, too, when it hears of what they found."""
+
+    def __init__(self, size: int, work: Callable[[int], Found]) -> None:
+        super().__init__(CPU)
+        self.size, self.work = size, work
+
+    def gather(self, value: Any, *, patient: bool = False) -> list[Any]:
+        if not isinstance(value, Found):
+            return [value] * self.size
+        return [value, *(self.work(rank) for rank in range(1, self.size))]
+
+
+def test_an_evaluation_together_is_that_of_one_process(data: CocoDetection, model: Detector) -> None:
+    criterion = create_criterion(model)
+
+    def work(rank: int) -> Found:
+        return detect(model, data, CPU, criterion=criterion, shard=(rank, 3))
+
+    settings = {"criterion": criterion, "batch_size": 2, "workers": 0, "precision": "fp32"}
+    alone = evaluate_together(model, data, Team(CPU), **settings)
+    losses = {f"val_{name}" for name in ("loss", *criterion(*one_batch(model, data)))}
+    assert alone.keys() == {*METRICS, *losses, "per_class"}
+    several = evaluate_together(model, data, Leader(3, work), **settings)
+    assert several.pop("per_class") == pytest.approx(alone.pop("per_class"), rel=1e-5)
+    assert several == pytest.approx(alone, rel=1e-5)
+
+
+def one_batch(model: Detector, data: CocoDetection) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    images, targets = to_device([data[0]], CPU)
+    with torch.no_grad():
+        return model.eval()(images), targets
+
+
+def test_an_image_seen_twice_or_never_is_refused(data: CocoDetection, model: Detector) -> None:
+    first, second = (detect(model, data, CPU, shard=(rank, 2)) for rank in range(2))
+    ids = data.image_ids
+    with pytest.raises(
+        ValueError, match=rf"^detections: 4 images were looked at more than once, the first is {ids[1]} "
+    ):
+        merge([first, second, second])
+    with pytest.raises(ValueError, match=rf"4 of 8 images were not looked at, the first is {ids[1]}$"):
+        evaluate_boxes(data.annotations.path, first, ids)
+    with pytest.raises(ValueError, match=r"^shard: expected a rank from 0 to 1 of 2 processes, got 2$"):
+        detect(model, data, CPU, shard=(2, 2))
+
+
+@pytest.mark.parametrize("name", ["deformable_detr_tiny", "detr_tiny"])
+def test_losses_are_those_of_all_images_as_one_batch(data: CocoDetection, name: str) -> None:
+    torch.manual_seed(1)
+    model = create_model(name, num_classes=3, attn_backend="reference").eval()
+    criterion = create_criterion(model)
+    [samples] = evaluation_loader(data, 8, 0)
+    images, targets = to_device(samples, CPU)
+    with torch.no_grad():
+        expected = {name: float(value) for name, value in criterion(model(images), targets).items()}
+    for batch_size in (8, 3):
+        losses = detect(model, data, CPU, batch_size=batch_size, criterion=criterion).losses
+        total = sum(expected[name] * weight for name, weight in criterion.weight_dict.items())
+        assert losses == pytest.approx({"loss": total, **expected}, rel=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_lower_precision_moves_scores_a_little(data: CocoDetection, model: Detector, precision: str) -> None:
+    exact, rough = (detect(model, data, CPU, precision=chosen).results for chosen in ("fp32", precision))
+    assert not np.array_equal(exact, rough)
+    assert rough[:, 5] == pytest.approx(exact[:, 5], abs=0.05)
+
+
+@pytest.fixture
+def run(changed: Callable[..., TrainOptions], tmp_path: Path) -> Path:
+    """A run's checkpoint of random weights."""
+    training = Training(changed())
+    randomise(training.model)
+    save_checkpoint(tmp_path / "run" / "checkpoint-00000003.pt", training.state())
+    return tmp_path / "run"
+
+
+QUIET = ("--workers", "0", "--device", "cpu", "--attn-backend", "reference", "--no-progress")
+
+
+def test_eval_prints_and_writes_all_numbers(
+    run: Path, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = ["--json", str(tmp_path / "all.json"), "--out", str(tmp_path / "found.json")]
+    words = ["eval", "--data", str(shapes)]
+    assert main([*words, "--checkpoint", str(run), "--per-class", "--precision", "fp16", *files, *QUIET]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "deformable_detr_tiny at step 0, reference on cpu, 4 images"
+    assert lines[1].split() == ["class", "boxes", "AP", "AP50", "AR100"]
+    assert {line.split()[0] for line in lines[2:5]} == {"disc", "square", "triangle"}
+    assert lines[5].startswith(" Average Precision  (AP) @[ IoU=0.50:0.95 | area=   all | maxDets=100 ] = ")
+    written = json.loads((tmp_path / "all.json").read_text())
+    assert written["metrics"].keys() == set(METRICS)
+    assert [one["name"] for one in written["classes"]] == ["disc", "square", "triangle"]
+    assert written["precision"] == "fp16"
+    assert (written["batch_size"], written["images"], written["of_images"]) == (1, 4, 4)
+    assert written["engine"] == "faster-coco-eval"
+    assert written["versions"].keys() == {"msdeform", "torch", "torchvision", "numpy", "faster-coco-eval"}
+    # the file of detections is measured alike, by either library
+    for engine in ("faster", "pycocotools"):
+        read = ["--results", str(tmp_path / "found.json"), "--coco-eval", engine]
+        assert main([*words, *read]) == 0
+        again = capsys.readouterr().out.splitlines()
+        assert again[0] == f"{tmp_path / 'found.json'}: 120 detections, 4 images"
+        assert again[1:] == lines[5:17]
+
+
+def test_a_quick_look_says_so(run: Path, shapes: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["eval", "--data", str(shapes), "--checkpoint", str(run), "--limit", "3", *QUIET]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].endswith("the first 3 of 4 images alone")
+    assert lines[-1] == "of the first 3 of 4 images alone: not the data set's numbers"
+
+
+def test_what_eval_cannot_measure_is_told_in_one_sentence(
+    shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "found.json"
+    path = shapes / "annotations" / "instances_val2017.json"
+    bare = tmp_path / "bare.json"
+    bare.write_text(json.dumps({**json.loads(path.read_text()), "annotations": []}))
+    stranger = {"image_id": 99, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 0.5}
+    for content, more, sentence in (
+        ([stranger], (), "detections: 1 images are not among the 4 annotated ones, the first is 99"),
+        ([], ("--val-annotations", str(bare)), f"{bare}: no annotated images: none of 4 images of val has a box"),
+        ({}, (), f"results file {file}: expected a list of detections, got a dict"),
+        (["x"], (), "results: expected image_id, category_id, bbox [x, y, width, height] and score, got x in place 0"),
+    ):
+        file.write_text(json.dumps(content))
+        assert main(["eval", "--data", str(shapes), "--results", str(file), *more]) == 1
+        error = capsys.readouterr().err
+        assert error.startswith(f"msdeform eval: {sentence}")
+        assert error.count("\n") == 1
+    assert main(["eval", "--data", str(shapes), "--results", str(tmp_path / "none.json")]) == 1
+    assert "none.json does not exist" in capsys.readouterr().err

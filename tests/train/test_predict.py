@@ -11,8 +11,8 @@ from PIL import Image
 from msdeform.train.checkpoint import save_checkpoint
 from msdeform.train.config import TrainOptions
 from msdeform.train.drawing import Box, class_colour, draw_boxes, side_by_side
-from msdeform.train.loop import Training
 from msdeform.train.predict import PredictOptions, find_images, image_ids, predict
+from msdeform.train.training import Training
 
 
 @pytest.fixture
