@@ -10,10 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from PIL import Image
 
-from .checkpoint import Trained, load_trained
-from .coco import CocoDetection, read_image
+from .checkpoint import load_trained
 from .commandline import parse
 from .config import (
     AttnBackend,
@@ -30,18 +28,18 @@ from .config import (
     choose_device,
 )
 from .data import validation_data
-from .drawing import Box, draw_boxes, save_picture, side_by_side
-from .evaluate import coco_metrics, detect
+from .drawing import save_picture
+from .evaluate import detect
 from .files import write_json
 from .loop import train
-from .plot import plot_run
-from .predict import boxes_of
+from .metrics import coco_metrics
+from .pictures import predictions_beside_truth
+from .plot import PlotOptions, plot
 from .synth import SynthOptions, make_dataset
 
 # the mini model's tensors are too small to share out among many cores
 MAX_THREADS = 4
-# minutes of training leave scores modest: boxes are right long before the focal loss is sure of them
-DRAWN_SCORE = 0.3
+DRAWN_IMAGES = 8
 
 
 @dataclass(frozen=True)
@@ -97,11 +95,14 @@ def demo(options: DemoOptions) -> dict[str, float]:
     trained = load_trained(run, device, options.attn_backend)
     validation = validation_data(Source(data=data), trained.options.input, trained.categories)
     results = detect(trained.model, validation, device)
-    metrics = coco_metrics(validation.annotations.path, results, validation.image_ids)
+    metrics = coco_metrics(validation.annotations.ground_truth(), results, validation.image_ids)
 
     pictures, curves = options.out / "predictions.png", options.out / "curves.png"
-    save_picture(predictions_beside_truth(trained, validation, count=12), pictures)
-    plot_run(run / "log.jsonl", curves)
+    names = [category.name for category in trained.categories]
+    save_picture(
+        predictions_beside_truth(trained.model, names, validation, validation.rows[:DRAWN_IMAGES].tolist()), pictures
+    )
+    plot(PlotOptions((run,), curves, terms="loss,AP,AP50"))
     minutes = (time.perf_counter() - begun) / 60
     print(f"AP {metrics['AP']:.3f}, AP50 {metrics['AP50']:.3f} on {len(validation)} held-out images")
     print(f"{minutes:.1f} minutes on {device} with the {trained.attn_backend} backend")
@@ -110,26 +111,6 @@ def demo(options: DemoOptions) -> dict[str, float]:
     print(f"checkpoint and log:              {run}")
     print(f"try: msdeform predict {data / 'val2017'} --checkpoint {run}")
     return metrics
-
-
-def predictions_beside_truth(trained: Trained, data: CocoDetection, count: int) -> Image.Image:
-    """The first ``count`` images twice: with their annotations, and with the detections of DRAWN_SCORE or more."""
-    names = [category.name for category in trained.categories]
-    annotations = data.annotations
-    rows = []
-    for row in data.rows[:count]:
-        _, file, height, width = annotations.images[row]
-        pixels = read_image(data.folder / file)
-        image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
-        magnify = 256 / max(height, width)
-        span = slice(annotations.first[row], annotations.first[row + 1])
-        truth = [
-            Box(tuple(box), label, names[label])
-            for box, label in zip(annotations.boxes[span].tolist(), annotations.labels[span].tolist(), strict=True)
-        ]
-        found = trained.model.predict(pixels, confidence=DRAWN_SCORE)
-        rows.append((draw_boxes(image, truth, magnify), draw_boxes(image, boxes_of(found), magnify)))
-    return side_by_side(rows, ("ground truth", "prediction"), columns=3)
 
 
 def main(argv: list[str] | None = None) -> int:

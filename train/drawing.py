@@ -11,6 +11,9 @@ from PIL import Image, ImageDraw, ImageFont
 from .files import atomic_file
 
 Colour = tuple[int, int, int]
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+_DARK: Colour = (40, 40, 40)
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,9 @@ class Box:
     xyxy: tuple[float, float, float, float]
     label: int
     text: str
+    colour: Colour | None = None
+    """Its class's when None."""
+    dashed: bool = False
 
 
 def class_colour(label: int) -> Colour:
@@ -28,43 +34,114 @@ def class_colour(label: int) -> Colour:
     return int(255 * red), int(255 * green), int(255 * blue)
 
 
-def draw_boxes(image: Image.Image, boxes: Sequence[Box], magnify: float = 1.0) -> Image.Image:
-    """A copy of the image, magnified, with boxes and their texts; later boxes lie on top."""
-    size = (round(image.width * magnify), round(image.height * magnify))
+def draw_boxes(
+    image: Image.Image,
+    boxes: Sequence[Box],
+    magnify: float = 1.0,
+    font_size: int | None = None,
+    line: int | None = None,
+) -> Image.Image:
+    """A copy of the image, magnified, with boxes and, over them, their texts; later ones lie on top.
+
+    Texts and lines are as large as suits the picture, unless ``font_size`` and ``line`` say how many pixels.
+    """
+    size = (max(1, round(image.width * magnify)), max(1, round(image.height * magnify)))
     picture = image.convert("RGB").resize(size, Image.Resampling.BICUBIC) if magnify != 1.0 else image.convert("RGB")
     draw = ImageDraw.Draw(picture)
-    line = max(1, round(min(size) / 250))
-    font = ImageFont.load_default(max(10, round(min(size) / 36)))
+    line = line or max(1, round(min(size) / 250))
+    font = ImageFont.load_default(font_size or max(10, round(min(size) / 36)))
     for box in boxes:
         x0, y0, x1, y1 = (value * magnify for value in box.xyxy)
-        colour = class_colour(box.label)
-        draw.rectangle((min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)), outline=colour, width=line)
+        colour = box.colour or class_colour(box.label)
+        corners = (min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1))
+        if box.dashed:
+            _dashed_rectangle(draw, corners, colour, line)
+        else:
+            draw.rectangle(corners, outline=colour, width=line)
+    for box in boxes:  # no line crosses a text
+        x0, y0 = (value * magnify for value in box.xyxy[:2])
         left, top, right, bottom = draw.textbbox((0, 0), box.text, font=font)
         width, height = right - left + 4, bottom - top + 4
         # above the box, or inside where there is no room above; never off the right edge
-        x, y = min(max(x0, 0), size[0] - width), y0 - height if y0 >= height else y0
-        draw.rectangle((x, y, x + width, y + height), fill=colour)
+        x, y = min(max(x0, 0), size[0] - width), y0 - height if y0 >= height else max(y0, 0)
+        draw.rectangle((x, y, x + width, y + height), fill=box.colour or class_colour(box.label))
         draw.text((x + 2 - left, y + 2 - top), box.text, fill=(0, 0, 0), font=font)
     return picture
 
 
-def side_by_side(rows: Sequence[tuple[Image.Image, Image.Image]], titles: tuple[str, str], columns: int) -> Image.Image:
-    """Pairs of pictures of one size in a grid, ``columns`` pairs to a row, under their titles."""
-    width, height = rows[0][0].size
+def _dashed_rectangle(
+    draw: ImageDraw.ImageDraw, corners: tuple[float, float, float, float], colour: Colour, line: int
+) -> None:
+    """Dashes on a dark line, which shows on any background that hides one of the two."""
+    x0, y0, x1, y1 = (round(value) for value in corners)
+    draw.rectangle((x0, y0, x1, y1), outline=_DARK, width=line)
+    dash = 3 * line + 1
+    for x in range(x0, x1 + 1, 2 * dash):
+        end = min(x + dash - 1, x1)
+        draw.rectangle((x, y0, end, y0 + line - 1), fill=colour)
+        draw.rectangle((x, y1 - line + 1, end, y1), fill=colour)
+    for y in range(y0, y1 + 1, 2 * dash):
+        end = min(y + dash - 1, y1)
+        draw.rectangle((x0, y, x0 + line - 1, end), fill=colour)
+        draw.rectangle((x1 - line + 1, y, x1, end), fill=colour)
+
+
+def side_by_side(
+    rows: Sequence[tuple[Image.Image, Image.Image]],
+    titles: tuple[str, str],
+    columns: int,
+    key: Sequence[tuple[Box, str]] = (),
+) -> Image.Image:
+    """Pairs of pictures in a grid, ``columns`` pairs to a row, under their titles, each in the middle of its place.
+
+    ``key``: how boxes are drawn, and what that means; a line at the bottom.
+    """
+    columns = min(columns, len(rows))
+    lines = [rows[start : start + columns] for start in range(0, len(rows), columns)]
+    width = max(picture.width for pair in rows for picture in pair)
+    heights = [max(picture.height for pair in line for picture in pair) for line in lines]
     gap, head = 6, 26
-    pair = 2 * width + 3 * gap
-    lines = -(-len(rows) // columns)
-    sheet = Image.new("RGB", (pair * columns, head + lines * (height + gap)), (255, 255, 255))
-    draw = ImageDraw.Draw(sheet)
+    pair_width = 2 * width + 3 * gap
     font = ImageFont.load_default(15)
+    foot = _key(key, font, pair_width * columns) if key else Image.new("RGB", (1, 0))
+    bottom = head + sum(heights) + gap * len(lines)
+    sheet = Image.new("RGB", (pair_width * columns, bottom + foot.height), (255, 255, 255))
+    draw = ImageDraw.Draw(sheet)
     for column in range(columns):
         for side, title in enumerate(titles):
-            draw.text((column * pair + gap + side * (width + gap), 4), title, fill=(0, 0, 0), font=font)
-    for number, pictures in enumerate(rows):
-        y, x = divmod(number, columns)
-        for side, picture in enumerate(pictures):
-            sheet.paste(picture, (x * pair + gap + side * (width + gap), head + y * (height + gap)))
+            draw.text((column * pair_width + gap + side * (width + gap), 4), title, fill=(0, 0, 0), font=font)
+    top = head
+    for line, height in zip(lines, heights, strict=True):
+        for column, pictures in enumerate(line):
+            for side, picture in enumerate(pictures):
+                left = column * pair_width + gap + side * (width + gap) + (width - picture.width) // 2
+                sheet.paste(picture, (left, top + (height - picture.height) // 2))
+        top += height + gap
+    sheet.paste(foot, (0, bottom))
     return sheet
+
+
+def _key(key: Sequence[tuple[Box, str]], font: Font, width: int) -> Image.Image:
+    """Samples of boxes with their meaning, in as many lines as it takes."""
+    places: list[tuple[int, int]] = []
+    measure = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+    x, y = 6, 2
+    for _, meaning in key:
+        needed = 46 + round(measure.textlength(meaning, font=font))
+        if x > 6 and x + needed > width:
+            x, y = 6, y + 24
+        places.append((x, y))
+        x += needed + 20
+    picture = Image.new("RGB", (width, y + 24), (255, 255, 255))
+    draw = ImageDraw.Draw(picture)
+    for (box, meaning), (left, top) in zip(key, places, strict=True):
+        corners = (left, top + 3, left + 36, top + 17)
+        if box.dashed:
+            _dashed_rectangle(draw, corners, box.colour or class_colour(box.label), 2)
+        else:
+            draw.rectangle(corners, outline=box.colour or class_colour(box.label), width=2)
+        draw.text((left + 44, top), meaning, fill=(0, 0, 0), font=font)
+    return picture
 
 
 def save_picture(picture: Image.Image, path: Path) -> None:

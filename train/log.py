@@ -1,37 +1,91 @@
-"""What a run leaves behind to look at: log.jsonl, TensorBoard, and a line on the terminal that moves."""
+"""What a run leaves behind to look at: log.jsonl, and the same numbers in TensorBoard and Weights & Biases."""
 
+import errno
 import json
 import math
+import os
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from PIL import Image
+
+from .boards import Board, TensorBoard, WeightsAndBiases, import_wandb, tagged
+from .drawing import save_picture
+
 
 class RunLog:
-    """Appends events to ``folder/log.jsonl``, one JSON object a line, and numbers to TensorBoard.
+    """Appends events to ``folder/log.jsonl``, one JSON object a line, and numbers to the boards asked for.
 
-    Each line has an ``event``: start, step, epoch (with the metrics of an evaluation), nonfinite, resume, end.
+    Each line has an ``event``: start, step, epoch (with the metrics of an evaluation), nonfinite, resume, end; and its
+    ``time``, in seconds since 1970.
+
+    Args:
+        folder: of the run; made if it is not there.
+        tensorboard: write TensorBoard's files beside the log.
+        wandb: project of Weights & Biases to log to.
+        settings: of the run, shown there.
+        step: of the checkpoint that the run goes on from; points after it, which are about to be made again, are
+            hidden in TensorBoard.
+
+    Raises:
+        ValueError: the package of Weights & Biases is not installed.
+        RuntimeError: it would not start a run.
+        OSError: the folder cannot be written to, or the disk is full; so do all methods, in one sentence.
     """
 
-    def __init__(self, folder: Path, *, tensorboard: bool) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._file = open(folder / "log.jsonl", "a", encoding="utf-8")  # noqa: SIM115  # closed by __exit__
-        self._board: Any = None
-        if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._board = SummaryWriter(str(folder / "tensorboard"))
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        tensorboard: bool,
+        wandb: str | None = None,
+        settings: dict[str, Any] | None = None,
+        step: int = 0,
+    ) -> None:
+        self.folder = folder
+        self._boards: list[Board] = []
+        if wandb is not None:
+            import_wandb(wandb)  # before there is a folder
+        with self._explained():
+            folder.mkdir(parents=True, exist_ok=True)
+            if wandb is not None:
+                self._boards.append(WeightsAndBiases(folder, wandb, settings or {}, step))
+            if tensorboard:
+                self._boards.append(TensorBoard(folder, step))
+            # a line is one write, unbuffered: what fails is not tried again when the file is closed
+            self._file = open(folder / "log.jsonl", "ab", buffering=0)  # noqa: SIM115  # closed by __exit__
+            if _cut_short(folder / "log.jsonl"):
+                self._append(b"\n")
 
     def write(self, event: str, **values: Any) -> None:
-        """One line; a number that is not finite, which JSON cannot hold, is written as a string."""
-        self._file.write(json.dumps(_jsonable({"event": event, **values})) + "\n")
-        self._file.flush()
-        if self._board is not None and event in ("step", "epoch"):
-            for name, value in values.items():
-                if isinstance(value, (int, float)) and name not in ("step", "epoch"):
-                    self._board.add_scalar(f"{event}/{name}", value, values["step"])
+        """One line; a number that is not finite, which JSON cannot hold, is written as a string.
+
+        Of a step and an epoch, the numbers go to the boards too.
+        """
+        line = json.dumps(_jsonable({"event": event, "time": round(time.time(), 3), **values}))
+        with self._explained():
+            self._append(line.encode() + b"\n")
+            if self._boards and event in ("step", "epoch"):
+                numbers = tagged(event, values)
+                for board in self._boards:
+                    board.numbers(numbers, values["step"])
+
+    def picture(self, name: str, image: Image.Image, step: int) -> None:
+        """Shows a picture on the boards, and keeps it as ``folder/pictures/NAME-STEP.jpg``."""
+        with self._explained():
+            save_picture(image, self.folder / "pictures" / f"{name.replace('/', '-')}-{step:08d}.jpg")
+            for board in self._boards:
+                board.picture(name, image, step)
+
+    def text(self, name: str, text: str, step: int) -> None:
+        """Shows a text on the boards, as it is written."""
+        with self._explained():
+            for board in self._boards:
+                board.text(name, text, step)
 
     def __enter__(self) -> "RunLog":
         return self
@@ -40,8 +94,45 @@ class RunLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._file.close()
-        if self._board is not None:
-            self._board.close()
+        for board in self._boards:
+            if error is None:
+                with self._explained():
+                    board.close()
+            else:  # what ended the run matters more than why its last points cannot be written
+                with suppress(Exception):
+                    board.close()
+
+    def _append(self, line: bytes) -> None:
+        size = os.fstat(self._file.fileno()).st_size
+        rest = memoryview(line)
+        try:
+            while rest:  # a disk that fills up takes a part
+                rest = rest[self._file.write(rest) :]
+        except OSError:
+            with suppress(OSError):  # no half line
+                self._file.truncate(size)
+            raise
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise OSError(
+                f"no space left to log to {self.folder}: {os.strerror(error.errno)}; "
+                "once there is, the run can be resumed from its last checkpoint"
+            ) from error
+
+
+def _cut_short(path: Path) -> bool:
+    """Does a file that a kill may have cut short end in the middle of a line?"""
+    if path.stat().st_size == 0:
+        return False
+    with open(path, "rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) != b"\n"
 
 
 def _jsonable(value: Any) -> Any:
@@ -55,62 +146,11 @@ def _jsonable(value: Any) -> Any:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The events of a log, in order; a last line cut short by a kill is left out."""
+    """The events of a log, in order; lines cut short by a kill are left out."""
     events = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             events.append(json.loads(line))
         except ValueError:
             continue
     return events
-
-
-class Display:
-    """A bar on stderr with the loss and its terms, images per second and the time left."""
-
-    def __init__(self, progress: Any, task: Any) -> None:
-        self._progress = progress
-        self._task = task
-
-    def update(self, step: int, epoch: str, losses: dict[str, float], images_per_s: float) -> None:
-        """Moves to ``step``."""
-        terms = "  ".join(
-            f"{short} {losses[name]:.3f}"
-            for short, name in (("class", "loss_ce"), ("L1", "loss_bbox"), ("GIoU", "loss_giou"))
-            if name in losses
-        )
-        loss = f"loss {losses['loss']:.2f}  {terms}  {images_per_s:.1f} images/s"
-        self._progress.update(self._task, completed=step, description=f"epoch {epoch}", terms=loss)
-
-    def say(self, line: str) -> None:
-        """Prints a line above the bar."""
-        self._progress.console.print(line, highlight=False, markup=False, soft_wrap=True)
-
-
-@contextmanager
-def display(start: int, total: int, *, shown: bool) -> Iterator[Display]:
-    """Shows the bar while the block runs."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=20),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("ETA"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[terms]}"),
-    )
-    console = Console(stderr=True, quiet=not shown)
-    # a file gets the lines of `say`, not the bar
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task("", total=total, completed=start, terms="")
-        yield Display(progress, task)

@@ -6,10 +6,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from msdeform.train import plot
 from msdeform.train.demo import DemoOptions, demo, main
-from msdeform.train.evaluate import METRICS
 from msdeform.train.log import read_log
+from msdeform.train.metrics import METRICS
 
 
 @pytest.fixture
@@ -45,10 +44,3 @@ def test_the_same_seed_gives_the_same_numbers_on_the_same_data(tmp_path: Path) -
         runs.append([event["loss"] for event in read_log(log) if event["event"] == "step"])
     assert runs[0]
     assert runs[0] == runs[1]
-
-
-def test_a_log_without_steps_is_named(tmp_path: Path) -> None:
-    (tmp_path / "log.jsonl").write_text('{"event": "start", "step": 0}\n{"event": "st')
-    with pytest.raises(ValueError, match="holds no step to plot"):
-        plot.plot_run(tmp_path / "log.jsonl", tmp_path / "curves.png")
-    assert not (tmp_path / "curves.png").exists()
