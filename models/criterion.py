@@ -20,10 +20,11 @@ class SetCriterion(nn.Module):
     without, they are one softmax whose last class, no object, weighs `no_object_weight` (Carion et al. 2020, section
     3.1).
 
-    ``weight_dict`` holds the weight of each loss in the sum to be minimised; other entries of the result
-    (``class_error``, ``cardinality_error``) are for the log. Names carry the official suffixes: none for the last
-    decoder layer, ``_0``, ``_1``, ... for those before, ``_enc`` for the encoder of a two-stage detector, whose targets
-    are all of class 0.
+    ``weight_dict`` holds the weight of each loss in the sum to be minimised; other entries of the result are for the
+    log: ``class_error``, per cent of the last layer's matched queries with another best class than their box's, and
+    ``cardinality_error``, the mean over images of how far the number of objects found is from that of boxes. Names
+    carry the official suffixes: none for the last decoder layer, ``_0``, ``_1``, ... for those before, ``_enc`` for the
+    encoder of a two-stage detector, whose targets are all of class 0.
     """
 
     def __init__(
@@ -56,7 +57,7 @@ class SetCriterion(nn.Module):
         outputs: dict[str, Any],
         targets: Sequence[Target],
         *,
-        batch: Sequence[Target] | None = None,
+        box_counts: Sequence[int] | None = None,
         num_boxes: float | Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Losses of the model's `outputs` against B targets, each a dict on the outputs' device.
@@ -64,33 +65,34 @@ class SetCriterion(nn.Module):
         A target has ``labels`` (N,), int64, and ``boxes`` (N, 4), cxcywh normalised to the unpadded image; N may be 0.
         ``image_id`` and ``annotation_ids`` (N,), if there, appear in error messages.
 
-        `batch` holds the targets of the whole batch where `targets` are a part of it: losses then are shares of the
-        whole's, and add up to it. Losses are divided by the number of boxes in the batch, at least 1, or by
-        `num_boxes` if given (several processes pass their average); the softmax loss is a mean over queries, as
-        weighted.
+        `box_counts` are the numbers of boxes of every image of the whole batch where `targets` are a part of it, the
+        others' being in another pass or process: losses then are shares of the whole's, and add up to it. Losses are
+        divided by the number of boxes in the batch, at least 1, or by `num_boxes` if given; the softmax loss is a
+        mean over queries, as weighted.
 
         Computed in at least float32, whatever autocast says. Every output takes part even without targets, so the
         backward pass reaches the same parameters on every batch. Raises ValueError for targets that don't fit, and
         `matcher.NonFiniteCostError`.
         """
         check_shapes(targets, len(outputs["pred_logits"]))
-        batch = targets if batch is None else batch
+        if box_counts is None:
+            box_counts = [len(target["labels"]) for target in targets]
         if num_boxes is None:
-            num_boxes = max(sum(len(target["labels"]) for target in batch), 1)
+            num_boxes = max(sum(box_counts), 1)
         layers = [*outputs.get("aux_outputs", []), outputs]
         with torch.autocast(outputs["pred_logits"].device.type, enabled=False):
             suffixes = [f"_{i}" for i in range(len(layers) - 1)] + [""]
-            losses = self._measure(layers, targets, batch, num_boxes, suffixes)
+            losses = self._measure(layers, targets, box_counts, num_boxes, suffixes)
             if "enc_outputs" in outputs:
                 binary = [{**target, "labels": torch.zeros_like(target["labels"])} for target in targets]
-                losses |= self._measure([outputs["enc_outputs"]], binary, batch, num_boxes, ["_enc"])
+                losses |= self._measure([outputs["enc_outputs"]], binary, box_counts, num_boxes, ["_enc"])
         return losses
 
     def _measure(
         self,
         layers: Sequence[dict[str, Tensor]],
         targets: Sequence[Target],
-        batch: Sequence[Target],
+        box_counts: Sequence[int],
         num_boxes: float | Tensor,
         suffixes: Sequence[str],
     ) -> dict[str, Tensor]:
@@ -113,15 +115,17 @@ class SetCriterion(nn.Module):
             "loss_ce": (
                 self._focal(logits, matches, labels).sum((1, 2, 3)) / num_boxes
                 if self.focal
-                else self._cross_entropy(logits, matches, labels).sum((1, 2)) / self._weight_of_queries(logits, batch)
+                else self._cross_entropy(logits, matches, labels).sum((1, 2))
+                / self._weight_of_queries(logits, box_counts)
             ),
             "loss_bbox": per_layer.index_add(0, matches.layer, distance) / num_boxes,
             "loss_giou": per_layer.index_add(0, matches.layer, 1 - overlap) / num_boxes,
-            "cardinality_error": _cardinality_error(logits, counts, self.focal),
+            "cardinality_error": _cardinality_error(logits, counts, self.focal) / len(box_counts),
         }
         losses = {name + suffix: values[i] for name, values in measures.items() for i, suffix in enumerate(suffixes)}
         if suffixes[-1] == "":
-            losses["class_error"] = _class_error(logits, matches, labels)
+            matched = sum(min(count, logits.shape[2]) for count in box_counts)
+            losses["class_error"] = _class_errors(logits, matches, labels) * (100.0 / max(1, matched))
         return losses
 
     def _focal(self, logits: Tensor, matches: Matches, labels: Tensor) -> Tensor:
@@ -142,29 +146,28 @@ class SetCriterion(nn.Module):
         entropy = F.cross_entropy(logits.flatten(0, 2), wanted.flatten(), reduction="none").view(wanted.shape)
         return torch.ones_like(entropy).masked_fill(wanted == no_object, self.no_object_weight) * entropy
 
-    def _weight_of_queries(self, logits: Tensor, batch: Sequence[Target]) -> float:
+    def _weight_of_queries(self, logits: Tensor, box_counts: Sequence[int]) -> float:
         """What the weights of all queries of the batch sum to: every box takes one, as far as there are enough."""
         queries = logits.shape[2]
-        matched = sum(min(len(target["labels"]), queries) for target in batch)
-        return matched + self.no_object_weight * (len(batch) * queries - matched)
+        matched = sum(min(count, queries) for count in box_counts)
+        return matched + self.no_object_weight * (len(box_counts) * queries - matched)
 
 
 @torch.no_grad()
-def _class_error(logits: Tensor, matches: Matches, labels: Tensor) -> Tensor:
-    """Per cent of the last layer's matched queries whose best class is not their box's; 0 without any."""
+def _class_errors(logits: Tensor, matches: Matches, labels: Tensor) -> Tensor:
+    """How many of the last layer's matched queries have another best class than their box's."""
     last = matches.layer == len(logits) - 1
     best = logits[matches.layer, matches.image, matches.query].argmax(-1)
-    wrong = ((best != labels) & last).sum()
-    return 100.0 * wrong / last.sum().clamp(min=1)
+    return ((best != labels) & last).sum().to(logits.dtype)
 
 
 @torch.no_grad()
 def _cardinality_error(logits: Tensor, counts: list[int], focal: bool) -> Tensor:
-    """(K,): how far the number of queries that found an object is from that of boxes, averaged over the images.
+    """(K,): how far the number of queries that found an object is from that of boxes, summed over the images.
 
     Of a softmax, those whose best class is not the last. The official code counts the same of sigmoids, where the
     last means nothing; here it is those with a class over 0.5.
     """
     taken = logits.amax(-1) > 0 if focal else logits.argmax(-1) != logits.shape[-1] - 1
     found = taken.sum(-1)
-    return (found - torch.tensor(counts, device=logits.device)).abs().to(logits.dtype).mean(-1)
+    return (found - torch.tensor(counts, device=logits.device)).abs().to(logits.dtype).sum(-1)

@@ -116,14 +116,14 @@ class FasterRcnnCriterion(nn.Module):
         outputs: dict[str, Any],
         targets: Sequence[Target],
         *,
-        batch: Sequence[Target] | None = None,
+        box_counts: Sequence[int] | None = None,
         num_boxes: float | Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Losses against B targets, as `SetCriterion` takes them.
 
-        They are means over sampled anchors and boxes, so a part of a `batch` counts by its share of the images;
-        `num_boxes` plays no role. Raises ValueError for a model in evaluation and for targets that don't fit, and
-        `matcher.NonFiniteCostError` for a loss that is not finite.
+        They are means over sampled anchors and boxes, so a part of a batch counts by its share of the images, of
+        which `box_counts` has one number each; `num_boxes` plays no role. Raises ValueError for a model in evaluation
+        and for targets that don't fit, and `matcher.NonFiniteCostError` for a loss that is not finite.
         """
         if "detector" not in outputs:
             raise ValueError("outputs: expected those of the model in training mode, got detections")
@@ -139,7 +139,7 @@ class FasterRcnnCriterion(nn.Module):
         ]
         proposals, from_anchors = detector.rpn(images, features, wanted)
         _, from_boxes = detector.roi_heads(features, proposals, images.image_sizes, wanted)
-        share = len(targets) / len(targets if batch is None else batch)
+        share = len(targets) / len(targets if box_counts is None else box_counts)
         losses = {name: loss * share for name, loss in (from_anchors | from_boxes).items()}
         if not all(bool(loss.isfinite()) for loss in losses.values()):
             raise NonFiniteCostError(f"losses: expected finite numbers, got {_numbers(losses)}")

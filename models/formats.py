@@ -131,7 +131,9 @@ def source_of(state: Any, path: Path) -> Source:
         config = {"family": "deformable_detr", **state["model_config"]}  # the first versions had one family
         longest = state.get("options", {}).get("input", {}).get("image_size")
         size = None if longest is None else Size(longest, longest)
-        return Source(path, "training", state["model"], config, categories or None, size, training=state)
+        average = state.get("ema")  # what the run evaluated, if it kept one
+        weights = state["model"] if average is None else average["weights"]
+        return Source(path, "training", weights, config, categories or None, size, training=state)
     content = state.get("model", state) if isinstance(state, dict) else None
     if not isinstance(content, dict) or not all(isinstance(tensor, Tensor) for tensor in content.values()):
         raise ValueError(f"checkpoint {path}: expected a state dict, bare or under the key 'model'")

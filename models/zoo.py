@@ -138,7 +138,7 @@ def create_model(
     config = dataclasses.replace(base, num_classes=num_classes, **overrides)
     model = build_model(config, attn_backend=attn_backend)
     if backbone_weights is not None:
-        load_backbone_weights(_body(model), config.backbone, backbone_weights)
+        load_backbone_weights(body_of(model), config.backbone, backbone_weights)
     return model
 
 
@@ -291,7 +291,7 @@ def _detr_demo(config: DetrDemoConfig) -> DetrDemo:
     return DetrDemo(_backbone(config, 1), transformer, num_classes=config.num_classes, num_queries=config.num_queries)
 
 
-def _body(model: Detector) -> nn.Module:
+def body_of(model: Detector) -> nn.Module:
     """The ResNet of a detector, whose children have torchvision's names."""
     if isinstance(model, FasterRcnn):
         return model.detector.backbone.body

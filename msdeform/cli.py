@@ -31,10 +31,13 @@ COMMANDS = {
     "info": Command("kernels.info", "show each backend of the operator: does it run here, and why not"),
     "verify": Command("kernels.verify", "check every backend that runs here against the others, gradients included"),
     "train": Command("train.loop", "train a detector on a COCO-format data set"),
+    "replay": Command("train.replay", "do a training step again whose loss was not finite, and say where that began"),
     "eval": Command("train.evaluate", "COCO metrics of a checkpoint"),
     "predict": Command("train.predict", "detect objects in images: pictures with boxes, and COCO-results JSON"),
+    "plot": Command("train.plot", "draw the curves of training runs side by side, and print what came of them"),
     "convert": Command("models.conversion", "convert weights: official, Hugging Face's, our own, a run's checkpoint"),
     "export": Command("models.export", "write a detector as a torch.export program or in ONNX, and check its numbers"),
+    "data show": Command("train.show", "draw images of a data set as training sees them; classes and sizes in numbers"),
     "data synth": Command("train.synth", "make a synthetic COCO-format data set"),
     "bench": Command("bench.operators", "time the operator's backends and their peers, after checking them"),
     "bench cache": Command("bench.cache", "simulate the first cache under orders of the queries; no GPU needed"),
@@ -46,6 +49,8 @@ COMMANDS = {
     "bench model": Command("bench.model", "predict what bounds each kernel on an H200 from its instructions"),
     "bench render": Command("bench.render", "draw the documentation's tables and plots anew from the recorded rows"),
     "bench roofline": Command("bench.roofline", "draw recorded speeds under what the device could do"),
+    "bench seeds": Command("bench.seeds", "train on every backend with several seeds: do their APs agree?"),
+    "bench training": Command("bench.training", "time the loading of images, and the stages of a training step"),
     "table": Command("bench.table", "the detectors' published size, FLOPs and speed, and ours beside them"),
     "demo": Command("train.demo", "make data, train a small detector, evaluate it and draw what it finds"),
     "version": Command("cli", "print the version", "print_version"),
@@ -100,7 +105,8 @@ def _unknown_command(words: list[str]) -> str:
     if group:  # `msdeform data`, or `msdeform data syth`
         after = f"got '{' '.join(words[:2])}'" if len(words) > 1 else "got nothing after it"
         return f"'{typed}' is followed by {' or '.join(name.split()[1] for name in group)}; {after}"
-    near = difflib.get_close_matches(typed, {*COMMANDS, *(name.split()[-1] for name in COMMANDS)}, n=3, cutoff=0.6)
+    first = difflib.get_close_matches(typed, COMMANDS, n=3, cutoff=0.6)
+    near = first or difflib.get_close_matches(typed, [name.split()[-1] for name in COMMANDS], n=3, cutoff=0.6)
     near = [next(name for name in COMMANDS if word in (name, name.split()[-1])) for word in near]
     advice = f"did you mean {' or '.join(dict.fromkeys(near))}?" if near else "msdeform --help lists the commands"
     return f"unknown command '{typed}'; {advice}"

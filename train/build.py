@@ -1,6 +1,7 @@
 """Models for training: made anew by name, on a device and with a backend settled."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,11 @@ import torch
 from ..kernels import registry
 from ..models.backbone import TORCHVISION
 from ..models.detector import Detector
-from ..models.zoo import config_of, create_model
-from .config import Model
+from ..models.formats import read_source
+from ..models.loading import Start, start_from
+from ..models.published import fetch
+from ..models.zoo import build_model, config_of, create_model
+from .config import Model, flatten
 
 
 def settle_backend(device: torch.device, attn_backend: str) -> str:
@@ -22,26 +26,57 @@ def settle_backend(device: torch.device, attn_backend: str) -> str:
     return registry.resolve_for(device, backend=None if attn_backend == "auto" else attn_backend)
 
 
-def new_model(options: Model, num_classes: int, device: torch.device) -> tuple[Detector, str, bool]:
-    """Makes the model that the options name.
+@dataclass(frozen=True)
+class Built:
+    """A model for training."""
 
-    Returns:
-        The model on ``device``, its backend, and whether its backbone has trained weights.
+    model: Detector
+    backend: str
+    """Of its deformable attention, settled."""
+    backbone_trained: bool
+    """Does its backbone start from trained weights? It learns ten times slower then."""
+    start: Start | None = None
+    """What --init-from gave."""
+
+
+def new_model(options: Model, num_classes: int, device: torch.device) -> Built:
+    """Makes the model that the options name, on ``device``.
 
     Raises:
-        ValueError: unknown model or setting.
+        ValueError: unknown model or setting; weights of another model.
         FileNotFoundError, OSError: weights that are not there, or cannot be downloaded.
     """
     backend = settle_backend(device, options.attn_backend)
+    overrides = parse_overrides(options.override)
+    source = None
+    if options.init_from is not None:
+        published = str(options.init_from) == "published"
+        source = read_source(fetch(options.model) if published else options.init_from)
+        # as they were trained: statistics that were constants stay constants
+        overrides.setdefault("backbone_frozen", source.backbone_frozen)
     weights = backbone_weights(options)
     model = create_model(
-        options.model,
-        num_classes=num_classes,
-        attn_backend=backend,
-        backbone_weights=weights,
-        **parse_overrides(options.override),
+        options.model, num_classes=num_classes, attn_backend=backend, backbone_weights=weights, **overrides
     )
-    return model.to(device), backend, weights is not None
+    start = None if source is None else start_from(model, source)
+    return Built(model.to(device), backend, weights is not None or source is not None, start)
+
+
+def model_of_checkpoint(state: dict[str, Any], path: Path, options: Model, device: torch.device) -> Built:
+    """The model that a run's checkpoint describes, without its weights; nothing is downloaded for it.
+
+    Raises ValueError if the options name another one.
+    """
+    if options.model != state["model_name"]:
+        raise ValueError(f"{path} is a checkpoint of another model: {state['model_name']}, not {options.model}")
+    before = tuple(dict(flatten(state["options"])).get("override", ()))
+    if options.override != before:
+        mine, theirs = (" ".join(words) or "nothing" for words in (options.override, before))
+        raise ValueError(f"{path} is a checkpoint of another model: --override was {theirs}, and is {mine}")
+    backend = settle_backend(device, options.attn_backend)
+    config = state["model_config"]
+    model = build_model({"family": "deformable_detr", **config}, attn_backend=backend).to(device)
+    return Built(model, backend, state.get("backbone_trained", bool(config.get("backbone_frozen"))))
 
 
 def backbone_weights(options: Model) -> str | Path | None:

@@ -5,7 +5,9 @@ it is plain values and tensors: it loads with ``weights_only=True`` and so runs 
 """
 
 import dataclasses
+import os
 import random
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,8 @@ from ..models.loading import model_of_source
 from .coco import Category
 from .config import TrainOptions, from_plain
 from .files import atomic_file
+
+BEST = "best.pt"
 
 
 def random_state() -> dict[str, Any]:
@@ -79,10 +83,28 @@ def _first_line(error: Exception) -> str:
     return str(error).split("\n")[0] or type(error).__name__
 
 
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """Where a run keeps the checkpoint of a step."""
+    return folder / f"checkpoint-{step:08d}.pt"
+
+
 def remove_old(folder: Path, keep: int) -> None:
     """Leaves the newest ``keep`` checkpoints of a run."""
     for file in checkpoints_in(folder)[:-keep]:
         file.unlink(missing_ok=True)
+
+
+def keep_best(checkpoint: Path) -> None:
+    """Makes ``best.pt`` beside a checkpoint the same file, which stays when the other name goes."""
+    temporary = checkpoint.with_name(f".{BEST}.{os.getpid()}.tmp")
+    try:
+        try:
+            os.link(checkpoint, temporary)
+        except OSError:  # a file system without links
+            shutil.copyfile(checkpoint, temporary)
+        os.replace(temporary, checkpoint.with_name(BEST))
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 @dataclass

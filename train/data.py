@@ -1,69 +1,206 @@
 """From a run's settings to batches of images and targets."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..models.images import Size, normalise
-from .coco import Annotations, Category, CocoDetection, Sample
-from .config import Input, Loading, Source
+from .annotations import Annotations, BadData, Category
+from .coco import CocoDetection, Sample
+from .config import Input, Loading, Source, Split
+from .signals import leave_to_parent
 from .transforms import evaluation_transform, training_transform
+from .yolo import read_yolo
 
 # an epoch of so few images is over in a step; evaluation and checkpoints come once an epoch
 OVERFIT_PASSES = 20
 
 
-class EpochOrder(Sampler[list[int]]):
-    """Batches of one epoch, from ``start`` on; the order is a function of (seed, epoch), so any place can be resumed.
+# an image of an epoch: its augmentation depends on both
+Key = tuple[int, int]
 
-    A last batch that is not full is left out, unless it is the only one.
+
+@dataclass(frozen=True)
+class Order:
+    """Which images each step of a run takes, and which of them this process: a function of seed, epoch and step alone.
+
+    So any step can be entered again, and the images of a step are the same for any number of processes. The last
+    images of an epoch, fewer than a batch, are left out, unless they are all there are.
     """
 
-    def __init__(self, n_images: int, batch_size: int, seed: int, epoch: int, start: int = 0) -> None:
-        order = np.random.default_rng([seed, epoch]).permutation(n_images)
-        count = batches_per_epoch(n_images, batch_size)
-        self._batches = [order[i * batch_size : (i + 1) * batch_size].tolist() for i in range(start, count)]
+    n_images: int
+    total: int
+    """Images to a step, over all processes."""
+    seed: int
+    rank: int = 0
+    size: int = 1
+    share: tuple[int, int] = (0, 1)
+    """(r, n): take only images i with i % n == r, which is what this process has in memory."""
+    shapes: np.ndarray | None = None
+    """(images,) height over width, by which a step's images are dealt out, so that those on a device are alike."""
 
-    def __iter__(self) -> Iterator[list[int]]:
-        return iter(self._batches)
+    def __post_init__(self) -> None:
+        if self.total < self.size:
+            raise ValueError(
+                f"total-batch-size: expected at least one image for each of {self.size} processes, got {self.total}"
+            )
+        if self.n_images < self.size:
+            raise ValueError(f"{self.n_images} training images are fewer than the {self.size} processes")
+        if self.share[1] > 1 and self.total % self.size:
+            raise ValueError(
+                f"total-batch-size: expected a multiple of the {self.size} processes, which draw from the images that "
+                f"each keeps, got {self.total}"
+            )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return max(1, self.n_images // self.total)
+
+    def batches(self, epoch: int) -> list[list[int]]:
+        """This process's part of every batch of an epoch."""
+        order = np.random.default_rng([self.seed, epoch]).permutation(self.n_images)
+        if self.share[1] > 1:
+            return self._of_share(order)
+        whole = [order[step * self.total : (step + 1) * self.total] for step in range(self.steps_per_epoch)]
+        if self.shapes is not None:
+            whole = [batch[np.argsort(self.shapes[batch], kind="stable")] for batch in whole]
+        return [np.array_split(batch, self.size)[self.rank].tolist() for batch in whole]
+
+    def _of_share(self, order: np.ndarray) -> list[list[int]]:
+        index, count = self.share
+        mine = order[order % count == index]
+        # processes of several machines with equal shares take turns, each what is its part of a batch
+        group, part = self.size // count, self.total // self.size
+        mine = mine[self.rank // count :: group]
+        return [mine[step * part : (step + 1) * part].tolist() for step in range(self.steps_per_epoch)]
+
+    def keys(self, start: int, end: int) -> Iterator[list[Key]]:
+        """The batches of steps `start` to `end`, through epochs."""
+        epoch, skipped = divmod(start, self.steps_per_epoch)
+        left = end - start
+        while left > 0:
+            for batch in self.batches(epoch)[skipped:]:
+                if left == 0:
+                    return
+                yield [(epoch, index) for index in batch]
+                left -= 1
+            epoch, skipped = epoch + 1, 0
+
+
+class _Batches(Sampler[list[Key]]):
+    """Steps `start` to `end` of an order, as a loader wants them."""
+
+    def __init__(self, order: Order, start: int, end: int) -> None:
+        self._order, self._start, self._end = order, start, end
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        return self._order.keys(self._start, self._end)
 
     def __len__(self) -> int:
-        return len(self._batches)
+        return max(0, self._end - self._start)
 
 
-def batches_per_epoch(n_images: int, batch_size: int) -> int:
-    """Optimizer steps in an epoch."""
-    return max(1, n_images // batch_size)
+class _ByEpoch(Dataset[Sample]):
+    """A data set whose items are asked for by epoch and index, so that workers need not be started anew each epoch."""
+
+    def __init__(self, data: CocoDetection) -> None:
+        self._data = data
+
+    def __getitem__(self, key: Key) -> Sample:
+        self._data.epoch, index = key
+        return self._data[index]
 
 
-def training_data(source: Source, options: Input, loading: Loading, seed: int) -> CocoDetection:
-    """The training images; with ``overfit``, the first so many that have boxes, OVERFIT_PASSES times an epoch."""
-    images, annotations = source.split("train")
-    packed = Annotations.load(annotations)
-    subset = _overfit_rows(packed, options.overfit) * OVERFIT_PASSES if options.overfit else None
-    transform = training_transform("none" if options.overfit else options.augment, options.size)
-    data = CocoDetection(images, packed, transform, seed=seed, cache=loading.cache_images != "none", subset=subset)
-    if len(data) == 0:
-        raise ValueError(f"{annotations} lists no images")
+def training_data(
+    source: Source,
+    options: Input,
+    loading: Loading,
+    seed: int,
+    *,
+    share: tuple[int, int] = (0, 1),
+    progress: bool = True,
+) -> CocoDetection:
+    """The training images; with ``overfit``, the first so many that have boxes, OVERFIT_PASSES times an epoch.
+
+    ``share`` is this process's of those on the machine, for what it keeps in memory.
+
+    Raises:
+        FileNotFoundError: a file that was named, or that the annotations list, does not exist.
+        ValueError: wrong annotations, no image with a box, or images that do not fit into memory.
+    """
+    split = source.split("train")
+    annotations = read_annotations(split, None, options.bad_data, progress=progress)
+    subset = np.tile(_overfit_rows(annotations, options.overfit), OVERFIT_PASSES) if options.overfit else None
+    data = CocoDetection(
+        split.images,
+        annotations,
+        training_transform("none" if options.overfit else options.augment, options.size),
+        seed=seed,
+        subset=subset,
+        bad_data=options.bad_data,
+        cache=loading.cache_images,
+        share=share,
+        progress=progress,
+    )
+    _require_boxes(data, split)
     return data
 
 
 def validation_data(
-    source: Source, options: Input, categories: list[Category] | None, size: Size | None = None
+    source: Source,
+    options: Input,
+    categories: list[Category] | None,
+    size: Size | None = None,
+    *,
+    progress: bool = True,
 ) -> CocoDetection:
     """The validation images (with ``overfit``, the very images trained on), whose classes must be the model's.
 
-    Without ``categories``, they are the file's own; ``size``, when given, stands instead of the options'.
+    Without ``categories``, they are the file's own; ``size``, when given, stands instead of the options'. With bad data
+    skipped, every image is decoded once here, so that metrics count only those that can be read.
+
+    Raises:
+        FileNotFoundError, ValueError: as training_data.
     """
-    images, annotations = source.split("train" if options.overfit else "val")
-    packed = Annotations.load(annotations, categories)
-    subset = _overfit_rows(packed, options.overfit) if options.overfit else None
-    transform = evaluation_transform(size or options.size)
-    return CocoDetection(images, packed, transform, subset=subset)
+    split = source.split("train" if options.overfit else "val")
+    annotations = read_annotations(split, categories, options.bad_data, progress=progress)
+    subset = _overfit_rows(annotations, options.overfit) if options.overfit else None
+    data = CocoDetection(
+        split.images,
+        annotations,
+        evaluation_transform(size or options.size),
+        subset=subset,
+        bad_data=options.bad_data,
+        progress=progress,
+    )
+    if options.bad_data == "skip":
+        data.check_readable(progress=progress)
+    _require_boxes(data, split)
+    return data
+
+
+def read_annotations(
+    split: Split, categories: list[Category] | None, bad_data: BadData, *, progress: bool = True
+) -> Annotations:
+    """A split's annotations, of either format; ``categories`` as Annotations.load has them."""
+    if split.yolo:
+        return read_yolo(split.annotations, split.name, categories, bad_data, progress=progress)
+    return Annotations.load(split.annotations, categories, bad_data)
+
+
+def _require_boxes(data: CocoDetection, split: Split) -> None:
+    if len(data) == 0:
+        raise ValueError(f"{split.annotations}: {split.name} has no images; {len(data.annotations.images)} are listed")
+    if not np.diff(data.annotations.first)[data.rows].any():
+        hint = "; labels are expected in labels/ beside images/" if split.yolo else ""
+        raise ValueError(
+            f"{split.annotations}: no annotated images: none of {len(data)} images of {split.name} has a box{hint}"
+        )
 
 
 def _overfit_rows(annotations: Annotations, count: int) -> list[int]:
@@ -77,18 +214,40 @@ def _as_list(samples: list[Sample]) -> list[Sample]:
     return samples
 
 
-def training_loader(data: CocoDetection, batch_size: int, workers: int, epoch: int, start: int) -> DataLoader[Any]:
-    """Batches of an epoch, each a list of samples."""
-    data.epoch = epoch
-    order = EpochOrder(len(data), batch_size, data.seed, epoch, start)
-    # a generator of its own: a loader draws from the global one, which would shift dropout after resuming
-    return DataLoader(data, batch_sampler=order, num_workers=workers, collate_fn=_as_list, generator=torch.Generator())
+def _in_worker(number: int) -> None:
+    leave_to_parent()
+
+
+def training_loader(
+    data: CocoDetection, order: Order, loading: Loading, *, start: int, end: int, pin: bool = False
+) -> DataLoader[Any]:
+    """The batches of steps `start` to `end`, each a list of samples; workers live, and load ahead, through epochs.
+
+    `pin` makes tensors that travel to a CUDA device while it computes.
+    """
+    ahead: dict[str, Any] = {"prefetch_factor": loading.prefetch} if loading.workers else {}
+    return DataLoader(
+        _ByEpoch(data),
+        batch_sampler=_Batches(order, start, end),
+        num_workers=loading.workers,
+        collate_fn=_as_list,
+        # its own: a loader draws from the global one, which would shift dropout after resuming
+        generator=torch.Generator(),
+        worker_init_fn=_in_worker,
+        pin_memory=pin,
+        **ahead,
+    )
 
 
 def evaluation_loader(data: CocoDetection, batch_size: int, workers: int) -> DataLoader[Any]:
     """All images in their order."""
     return DataLoader(
-        data, batch_size=batch_size, num_workers=workers, collate_fn=_as_list, generator=torch.Generator()
+        data,
+        batch_size=batch_size,
+        num_workers=workers,
+        collate_fn=_as_list,
+        generator=torch.Generator(),
+        worker_init_fn=_in_worker,
     )
 
 

@@ -139,7 +139,7 @@ def test_parts_of_a_batch_add_up_to_the_whole(focal):
         return [part(branch, rows) for branch in tree] if isinstance(tree, list) else tree[rows]
 
     rows = [slice(0, 1), slice(1, 4)]
-    parts = [one(part(outputs, r), targets[r], batch=targets) for r in rows]
+    parts = [one(part(outputs, r), targets[r], box_counts=[len(target["labels"]) for target in targets]) for r in rows]
     for name in one.weight_dict:
         torch.testing.assert_close(sum(p[name] for p in parts), whole[name], rtol=1e-12, atol=0)
 

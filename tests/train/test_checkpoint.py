@@ -15,7 +15,7 @@ from msdeform.train import checkpoint
 from msdeform.train.checkpoint import load_checkpoint, load_model_state, load_trained, save_checkpoint
 from msdeform.train.config import TrainOptions, from_plain, to_plain
 from msdeform.train.files import atomic_file
-from msdeform.train.loop import Training
+from msdeform.train.training import Training
 
 
 def test_a_write_that_fails_leaves_the_old_file_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,7 +78,7 @@ def test_a_checkpoint_of_another_model_is_refused(options: TrainOptions, changed
     state = Training(options).state()
     with pytest.raises(ValueError, match="is a checkpoint of another model: deformable_detr_tiny, not deformable_detr"):
         Training(changed(model="deformable_detr_mini"), state)
-    with pytest.raises(ValueError, match=r"is a checkpoint of another model: [0-9]+ parameters differ, the first "):
+    with pytest.raises(ValueError, match=r"is a checkpoint of another model: --override was "):
         Training(changed(override=("hidden_dim=64",)), state)
     state["categories"][0]["name"] = "cube"
     with pytest.raises(ValueError, match="was trained on other classes; --init-from takes its weights"):

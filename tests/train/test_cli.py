@@ -26,10 +26,13 @@ def test_help_lists_every_command_in_a_line_each() -> None:
         "info",
         "verify",
         "train",
+        "replay",
         "eval",
         "predict",
+        "plot",
         "convert",
         "export",
+        "data show",
         "data synth",
         "bench",
         "bench cache",
@@ -39,6 +42,8 @@ def test_help_lists_every_command_in_a_line_each() -> None:
         "bench model",
         "bench render",
         "bench roofline",
+        "bench seeds",
+        "bench training",
         "table",
         "demo",
         "version",
@@ -73,12 +78,13 @@ def test_every_command_is_where_it_is_said_to_be(name: str) -> None:
     [
         (["trian"], "unknown command 'trian'; did you mean train?"),
         (["synth"], "unknown command 'synth'; did you mean data synth?"),
-        (["data"], "'data' is followed by synth; got nothing after it"),
-        (["data", "snyth"], "'data' is followed by synth; got 'data snyth'"),
+        (["data"], "'data' is followed by show or synth; got nothing after it"),
+        (["data", "snyth"], "'data' is followed by show or synth; got 'data snyth'"),
         (["qqq"], "unknown command 'qqq'; msdeform --help lists the commands"),
         (
             ["bench", "comapre", "a"],
-            "'bench' is followed by cache or compare or dispatch or instructions or model or render or roofline; "
+            "'bench' is followed by cache or compare or dispatch or instructions or model or render or roofline or "
+            "seeds or training; "
             "got 'bench comapre'",
         ),
         (["version", "now"], "version: takes no arguments, got now"),
@@ -158,6 +164,7 @@ def small(shapes: Path, tmp_path: Path) -> Small:
         ),
         (["--override", "num_querys=3"], "num_querys: not a field of the configuration of deformable_detr"),
         (["--override", "num_queries"], "override: expected NAME=VALUE, such as num_queries=100, got 'num_queries'"),
+        (["--workers", "1000000"], "workers: expected at most "),
         (["--device", "cuda:9"], "device: cuda:9 is not there"),
         (["--device", "toaster"], "device: expected auto, cpu, cuda or cuda:N, got 'toaster'"),
         (["--attn-backend", "cuda"], "backend 'cuda' cannot run"),
@@ -204,7 +211,11 @@ def test_train_resume_eval_and_predict_from_the_command_line(
     assert main(["train", *small]) == 0
     # resuming takes the run's settings from its checkpoint, but for what is given
     assert main(["train", "--resume", str(run), "--max-steps", "2"]) == 0
-    assert sorted(file.name for file in run.glob("*.pt")) == ["checkpoint-00000001.pt", "checkpoint-00000002.pt"]
+    assert sorted(file.name for file in run.glob("*.pt")) == [
+        "best.pt",
+        "checkpoint-00000001.pt",
+        "checkpoint-00000002.pt",
+    ]
     capsys.readouterr()
     assert main(["train", "--resume", str(run), "--eval"]) == 0
     inside = capsys.readouterr().out
@@ -212,7 +223,7 @@ def test_train_resume_eval_and_predict_from_the_command_line(
     words = ["eval", "--data", str(shapes), "--checkpoint", str(run), "--out", str(results), "--workers", "0"]
     assert main([*words, "--device", "cpu", "--no-progress", "--batch-size", "4"]) == 0
     outside = capsys.readouterr().out
-    assert inside.split("  ")[0].startswith("AP ")
+    assert inside.startswith(" Average Precision  (AP) @[ IoU=0.50:0.95 | area=   all | maxDets=100 ] = ")
     assert inside.strip() in outside  # the same twelve numbers
     assert "reference on cpu, 4 images" in outside
     assert json.loads(results.read_text())[0].keys() == {"image_id", "category_id", "bbox", "score"}

@@ -140,6 +140,7 @@ def test_each_tiny_model_overfits(model: str, batch: Batch) -> None:
     check(model, batch, "reference", "cpu", "fp32", "eager")
 
 
+@pytest.mark.slow
 def test_a_compiled_model_overfits(batch: Batch) -> None:
     check("single-scale", batch, "reference", "cpu", "fp32", "graphs")
 

@@ -1,0 +1,67 @@
+"""Wishes to stop, from a scheduler or the keyboard: remembered until a step is done."""
+
+import os
+import signal
+import threading
+import time
+from types import FrameType, TracebackType
+
+# what a run that was told to stop, and has saved, ends with: sysexits' "try again later", for a script to requeue on
+STOPPED = 75
+CTRL_C = 130
+
+# Slurm sends either before it takes a node away, as --signal asks; torchrun passes SIGTERM on
+_ASKED = ("SIGINT", "SIGTERM", "SIGUSR1")
+
+# seconds in which another Ctrl-C is the same one: torchrun passes on what the terminal has sent to all
+_ECHO = 1.0
+
+
+class StopSignals:
+    """While the block runs, SIGTERM, SIGUSR1 and a first Ctrl-C are only remembered; a second Ctrl-C stops at once."""
+
+    def __init__(self) -> None:
+        self.caught: str | None = None
+        """The first that came, by name."""
+        self._interrupted: float | None = None
+        self._before: dict[signal.Signals, object] = {}
+
+    @staticmethod
+    def status(name: str) -> int:
+        """What a process ends with that such a signal stopped."""
+        return CTRL_C if name == "SIGINT" else STOPPED
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        name = signal.Signals(number).name
+        self.caught = self.caught or name
+        if name != "SIGINT":
+            return
+        now = time.monotonic()
+        if self._interrupted is None:
+            self._interrupted = now
+            # not print: it may be what was interrupted, and cannot be entered twice
+            os.write(2, b"stopping when this step is done; Ctrl-C again stops at once\n")
+        elif now - self._interrupted > _ECHO:
+            raise KeyboardInterrupt
+
+    def __enter__(self) -> "StopSignals":
+        if threading.current_thread() is threading.main_thread():  # nobody else may set handlers
+            for name in _ASKED:
+                number = getattr(signal, name, None)  # not everything is everywhere
+                if number is not None:
+                    self._before[number] = signal.signal(number, self._remember)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]  # what signal.signal returned
+
+
+def leave_to_parent() -> None:
+    """For worker processes: a scheduler and the keyboard signal all of a job's processes, and the parent decides."""
+    for name in _ASKED:
+        number = getattr(signal, name, None)
+        if number is not None:
+            signal.signal(number, signal.SIG_IGN)
