@@ -50,10 +50,11 @@ def provenance(device: torch.device, command: list[str]) -> dict[str, Any]:
 
 
 @functools.cache
-def code() -> str:
-    """Digest of the sources that decide a measurement: the same in a checkout and in an installed package."""
+def code(*more: str) -> str:
+    """Digest of the sources that decide a measurement, and of `more`, patterns of files: the same in a checkout and in
+    an installed package."""
     digest = hashlib.sha256()
-    for pattern in _MEASURED:
+    for pattern in (*_MEASURED, *more):
         for file in sorted(_ROOT.glob(pattern)):
             digest.update(file.relative_to(_ROOT).as_posix().encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()[:12]

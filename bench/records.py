@@ -28,6 +28,10 @@ KEYS: dict[str, tuple[str, ...]] = {
     "trained": ("model", "epochs"),
     "profile": ("what", "backend"),
     "stage": ("stage",),
+    "loading": ("data", "cache", "workers"),
+    "loading-memory": ("workers", "entries"),
+    "training-step": ("model", "backend", "dtype", "batch", "image", "option"),
+    "seeds": ("model", "settings", "backend", "seed"),
 }
 # and from where: the code is a digest of the sources that are measured, which a commit names where the tree is clean
 PLACE = ("code", "device", "host_cpu")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..kernels.arguments import Parser
 from ..models.files import atomic_file
-from . import cache, claims, model, plots, records, roofline
+from . import cache, claims, model, plots, records, roofline, spread, training
 from .cases import nearest
 from .published import PUBLISHED
 from .records import Records, Row
@@ -59,10 +59,12 @@ def rendered(root: Path, found: Records) -> dict[Path, Content]:
                 raise ValueError(nearest("rendered block", block[2], list(BLOCKS)))
             return f"{block[1]}{BLOCKS[block[2]](found, plotted).strip()}\n{block[4]}"
 
-        new = _BLOCK.sub(fill, text).encode()
-        files[path] = lambda new=new: new  # type: ignore[misc]
+        filled = _BLOCK.sub(fill, text)
+        if path.parent == root:  # plots have one place, whichever page shows them
+            filled = filled.replace("](plots/", "](docs/plots/")
+        files[path] = lambda new=filled: new.encode()  # type: ignore[misc]
         for plot in plotted:
-            files[path.parent / plot.path] = plot
+            files[root / "docs" / plot.path] = plot
     return files
 
 
@@ -268,6 +270,63 @@ def _speeds(found: Records, kind: str, *numbers: tuple[str, str]) -> str:
     return "\n\n".join(parts) or _NONE
 
 
+def _loading(found: Records, _: list[Plot]) -> str:
+    return _tables(found, "loading", training.loading_table, 2)
+
+
+def _loading_memory(found: Records, _: list[Plot]) -> str:
+    return _tables(found, "loading-memory", training.memory_table, 0)
+
+
+def _training_steps(found: Records, _: list[Plot]) -> str:
+    return _tables(found, "training-step", training.step_table, len(records.KEYS["training-step"]))
+
+
+def _seeds(found: Records, plotted: list[Plot]) -> str:
+    return _trained(found, plotted, with_table=True)
+
+
+def _curves(found: Records, plotted: list[Plot]) -> str:
+    return _trained(found, plotted, with_table=False)
+
+
+def _trained(found: Records, plotted: list[Plot], *, with_table: bool) -> str:
+    """Of every experiment whether its backends agree, and its curves."""
+    parts = []
+    for machine, rows in _machines(found, "seeds").items():
+        # a reduced form shows that a command works, and is nobody's result
+        whole = [row for row in rows if not row["reduced"]]
+        for mine in spread.experiments([row for row in whole if row["failure"] is None]):
+            what = f"{machine}, {mine[0]['model']}, {mine[0]['settings']}"
+            name = re.sub(r"[^a-z0-9]+", "-", what.lower()).strip("-")
+            plot = Plot(
+                f"plots/seeds-{name}.svg",
+                spread.drawn_digest(mine),
+                lambda mine=mine: spread.curves(mine),  # type: ignore[misc]
+            )
+            plotted.append(plot)
+            parts += [f"**{what}**", markdown(spread.table(mine), 1)] if with_table else [f"**{what}.**"]
+            parts += [f"{spread.verdict(mine)} {_from(mine)}", f"![loss and AP by backend, {what}]({plot.path})"]
+        if with_table:
+            failed = [row for row in whole if row["failure"] is not None]
+            parts += [f"{machine}, {', '.join(map(str, records.key(row)[1:]))}: {row['failure']}." for row in failed]
+    return "\n\n".join(parts) or _NONE
+
+
+def _tables(found: Records, kind: str, table: Callable[[list[Row]], list[Line]], left: int) -> str:
+    """A table for each machine; what failed is named below it."""
+    parts = []
+    for machine, rows in _machines(found, kind).items():
+        failed = [row for row in rows if row.get("failure")]
+        whole = [row for row in rows if not row.get("failure")]
+        parts.append(f"**{machine}**")
+        if whole:
+            parts.append(markdown(table(whole), left))
+        parts += [f"{', '.join(map(str, records.key(row)[1:]))}: {row['failure']}." for row in failed]
+        parts.append(_from(rows))
+    return "\n\n".join(parts) or _NONE
+
+
 BLOCKS: dict[str, Callable[[Records, list[Plot]], str]] = {
     "operator": _operator,
     "claims": _claims,
@@ -278,6 +337,11 @@ BLOCKS: dict[str, Callable[[Records, list[Plot]], str]] = {
     "models": _models,
     "model-speeds": _model_speeds,
     "training": _training,
+    "loading": _loading,
+    "seeds": _seeds,
+    "curves": _curves,
+    "loading-memory": _loading_memory,
+    "training-steps": _training_steps,
 }
 
 

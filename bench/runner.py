@@ -166,12 +166,17 @@ def folder(out: Path | None, *, keep: bool) -> Path | None:
 
 
 def public(arguments: list[str]) -> list[str]:
-    """The command line without --out: a place on someone's disk is no part of a result."""
+    """The command line without --out and --runs, and with DIR for --data's: a place on someone's disk is no part of a
+    result."""
     kept = list(arguments)
-    while "--out" in kept:
-        at = kept.index("--out")
-        del kept[at : at + 2]
-    return [argument for argument in kept if not argument.startswith("--out=")]
+    for flag in ("--out", "--runs"):
+        while flag in kept:
+            at = kept.index(flag)
+            del kept[at : at + 2]
+        kept = [argument for argument in kept if not argument.startswith(f"{flag}=")]
+    if "--data" in kept:
+        kept[kept.index("--data") + 1] = "DIR"
+    return ["--data=DIR" if argument.startswith("--data=") else argument for argument in kept]
 
 
 def _file_name(device: str) -> str:

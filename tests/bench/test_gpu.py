@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,14 @@ ARGUMENTS = ["--quick", "--seconds", "0", "--no-verify", "--no-tests"]
 
 
 def test_reduced_form_end_to_end(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "msdeform.bench.gpu", *ARGUMENTS, "--out", str(tmp_path)]
+    places = ["--out", str(tmp_path), "--runs", str(tmp_path / "runs")]
+    command = [sys.executable, "-m", "msdeform.bench.gpu", *ARGUMENTS, *places]
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
     assert answer.returncode == 0, answer.stderr
     (file,) = tmp_path.glob("*.jsonl")
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     kinds = {row["kind"] for row in rows}
-    assert kinds == {"missing", "operator", "model", "profile", "training"}
+    assert kinds == {"missing", "operator", "model", "profile", "training", "loading", "training-step", "seeds"}
     measured = [row for row in rows if row["kind"] in ("operator", "model", "training")]
     assert {row["backend"] for row in measured} == {"reference", "core"}
     assert all(row["median_us"] > 0 for row in measured)
@@ -37,6 +39,9 @@ def test_reduced_form_end_to_end(tmp_path: Path) -> None:
     for row in rows:
         assert {"commit", "dirty", "code", "device", "torch", "date", "command"} <= set(row)
         assert str(tmp_path) not in row["command"]
+    [trained] = [row for row in rows if row["kind"] == "seeds"]
+    assert trained["failure"] is None
+    assert trained["reduced"]
     assert "skipped or failed" in answer.stdout
     assert "deformable_detr_tiny  reduced published" in answer.stdout
 
@@ -51,6 +56,8 @@ def planned(monkeypatch: pytest.MonkeyPatch) -> list[list[Job]]:
         return 0
 
     monkeypatch.setattr(gpu, "measure", note)
+    for command in (gpu.training, gpu.seeds):
+        monkeypatch.setattr(command, "run", lambda words: 0)
     monkeypatch.setattr(
         gpu.profile,
         "profile",
@@ -88,6 +95,35 @@ def test_the_most_important_comes_first_and_what_compiles_last(planned: list[lis
                 ("deformable_detr_r50_two_stage", batch, dtype, ours) in models
                 for ours in ("triton", "cuda", "reference")
             )
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_training_gets_the_time_that_is_left(
+    quick: bool, planned: list[list[Job]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = run_of(tmp_path, deadline=time.monotonic() + 180)
+    run.quick = quick
+    if quick:
+        run.book.path = None
+    asked: list[list[str]] = []
+
+    def note(words: list[str]) -> int:
+        asked.append(words)
+        return 4 if "--runs" in words else 0
+
+    for command in (gpu.training, gpu.seeds):
+        monkeypatch.setattr(command, "run", note)
+    (gpu._reduced if quick else gpu._full)(run)
+    for words in asked:
+        assert 2.5 < float(words[words.index("--minutes") + 1]) <= 3
+        assert ("--quick" in words) == quick
+        assert ("--out" in words) != quick
+    assert sum("--runs" in words for words in asked) == 1
+    assert run.left == ["training runs by backend and seed: 4"]
+    # less than a minute is nothing to begin such a command with
+    run.settings.deadline = time.monotonic() + 30
+    run.seeds([])
+    assert run.left[1:] == ["training runs by backend and seed"]
 
 
 def test_what_passed_is_not_run_again_and_what_failed_is(tmp_path: Path) -> None:

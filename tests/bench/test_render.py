@@ -58,7 +58,7 @@ def test_the_documentation_is_that_of_the_committed_rows(capsys: pytest.CaptureF
 
 
 def test_every_block_stands_somewhere() -> None:
-    text = "".join(page.read_text() for page in (ROOT / "docs").glob("*.md"))
+    text = "".join(page.read_text() for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")))
     assert all(f"<!-- rendered {name} -->" in text for name in render.BLOCKS)
 
 
@@ -86,7 +86,7 @@ def test_a_plot_is_renewed_when_its_rows_change(tmp_path: Path) -> None:
     page(tmp_path, "operator")
     rows = [operator("reference", 100.0), operator("core", 50.0, **PAIRED)]
     run(tmp_path, rows)
-    (plot,) = (tmp_path / "plots").glob("*.svg")
+    (plot,) = (tmp_path / "docs" / "plots").glob("*.svg")
     first = plot.read_bytes()
     assert b"times faster than reference" in first
     run(tmp_path, rows)
@@ -108,7 +108,7 @@ def test_without_rows_nothing_is_claimed(tmp_path: Path) -> None:
     readme = page(tmp_path, *render.BLOCKS)
     assert run(tmp_path, []) == 0
     text = readme.read_text()
-    assert text.count("No such row is recorded yet.") == 7
+    assert text.count("No such row is recorded yet.") == 12
     assert "No row of a GPU is recorded yet" in text
     assert text.count("not trained") == 10
     assert text.count("not counted") == 20
@@ -203,7 +203,7 @@ def test_hits_of_the_first_cache(tmp_path: Path) -> None:
     assert "| odd | grid | float32 | rows | 50.0% | 25.0% | 0.0% | 1.00 | 500 | 78.8 | 200 | 200 |" in text
     assert "| hilbert | 75.0% | 37.5% | 0.0% | 1.00 | 500 | 78.8 | 50.0 | 78.8 |" in text
     assert "Simulated 2026-01-02 at commit abcdef1" in text
-    plot = tmp_path / "plots" / "cache.svg"
+    plot = tmp_path / "docs" / "plots" / "cache.svg"
     first = plot.read_bytes()
     rows[1]["hit_rate"] = 0.8
     run(tmp_path, rows)
