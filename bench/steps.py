@@ -19,7 +19,7 @@ from ..train.coco import Sample
 from ..train.config import Batch, Compute, Loading, Model, Run, Seeing, Source, TrainOptions
 from ..train.stages import STAGES
 from ..train.synth import SynthOptions, make_dataset
-from ..train.training import Training
+from ..train.training import Training, by_shape
 from .measure import peak_memory_mb
 from .records import Row
 from .workloads import sentence
@@ -157,4 +157,4 @@ def _samples(step: Step, option: Option) -> list[Sample]:
             "boxes": torch.rand(_BOXES, 4, generator=generator) * 0.3 + 0.2,
         }
         samples.append((torch.randint(256, (3, *size), generator=generator, dtype=torch.uint8), target))
-    return samples
+    return by_shape(samples) if option.bucket else samples

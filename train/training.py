@@ -144,9 +144,7 @@ class Training:
             end=self.total_steps,
             pin=self.device.type == "cuda",
         ):
-            if self.options.loading.bucket:  # by what augmentation made of them
-                samples.sort(key=lambda sample: sample[0].shape[-2] / sample[0].shape[-1])
-            yield samples
+            yield by_shape(samples) if self.options.loading.bucket else samples
 
     def step(self, samples: list[Sample], *, stop: bool = False) -> dict[str, float] | None:
         """One optimizer step on this process's part of a batch.
@@ -331,6 +329,11 @@ class Training:
                 f"{run} was trained on {state['n_images']} images, and now there are {self.order.n_images}; "
                 "--init-from takes its weights for new data"
             )
+
+
+def by_shape(samples: list[Sample]) -> list[Sample]:
+    """From wide to high, as augmentation has made them, so that images that pass together pad each other little."""
+    return sorted(samples, key=lambda sample: sample[0].shape[-2] / sample[0].shape[-1])
 
 
 def _refuse_a_crowd(workers: int) -> None:
