@@ -1,5 +1,6 @@
 """A run to its end, or to a sentence: what is kept, what is refused, what can be gone on with."""
 
+import contextlib
 import errno
 import functools
 import multiprocessing
@@ -20,6 +21,7 @@ from msdeform.train import checkpoint, loop
 from msdeform.train.checkpoint import load_checkpoint
 from msdeform.train.config import TrainOptions
 from msdeform.train.distributed import team
+from msdeform.train.files import in_use
 from msdeform.train.log import read_log
 from msdeform.train.loop import run_steps, train
 from msdeform.train.synth import SynthOptions, make_dataset
@@ -136,18 +138,42 @@ def train_slowly(options: TrainOptions, ready: Path) -> None:
 def test_a_folder_in_use_is_refused_and_free_after_a_kill(quick: TrainOptions, changed: Change, tmp_path: Path) -> None:
     options = changed(quick, max_steps=1, eval_every=9)
     running = start(train_slowly, changed(quick, workers=2), tmp_path / "ready")
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "ready").exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    with pytest.raises(ValueError, match=rf"run is in use by process {running.process.pid} on \S+, since 20.*; name "):
-        train(options)
-    running.process.kill()
+    try:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "ready").exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        who = rf"process {running.process.pid} on \S+, since 20"
+        with pytest.raises(ValueError, match=f"run is in use by {who}.*; name another"):
+            train(options)
+    finally:
+        running.process.kill()
     running.wait()
     out = Path(str(quick.run.out))
     (out / ".checkpoint-00000001.pt.123.tmp").write_bytes(b"what the kill left")
     train(options)  # at once, whatever its workers do
     assert not list(out.glob(".*.tmp"))
     assert load_checkpoint(out)["step"] == 1
+
+
+def lock_and_fork(folder: Path) -> int:
+    """Takes the folder, and ends; a process that it has started, as those that load images, lives on."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(in_use(folder))
+        child = os.fork()
+        if child == 0:
+            time.sleep(60)
+            os._exit(0)
+        stack.pop_all()
+    return child
+
+
+def test_a_worker_that_outlives_its_parent_does_not_keep_the_folder(tmp_path: Path) -> None:
+    child = start(lock_and_fork, tmp_path).wait().result
+    try:
+        with in_use(tmp_path):
+            pass
+    finally:
+        os.kill(child, signal.SIGKILL)
 
 
 def test_going_back_needs_a_folder_of_its_own(
