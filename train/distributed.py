@@ -207,6 +207,8 @@ class _Group(Team):
             ]
             + [f"process {rank} of {self.size} was never seen" for rank in gone]
         )
+        if not notes:
+            return "another process was lost, and with it what the others were doing: process 0, where all met, is gone"
         reason = "was lost" if "onnection" in error else f"did not come within {minutes:g} minutes"
         return f"another process {reason}: {told or 'none is behind'} (--timeout {self.minutes:g})"
 

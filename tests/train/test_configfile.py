@@ -113,7 +113,7 @@ def test_the_home_folder_is_written_out(write: Write, monkeypatch: pytest.Monkey
         ("recipe: {config: x.yaml}", "config belongs on the command line, not in a file of settings"),
         ("preset: detr-30", "preset: none is called 'detr-30'; did you mean detr-300?"),
         ("epochs: 0", "epochs: expected at least 1, got 0"),
-        ("lr: .nan", "lr: expected at least 0, got nan"),
+        ("lr: .nan", "lr: expected a finite number, at least 0, got nan"),
         ("optim: {ema: 2}", "ema: expected a decay between 0 and 1, such as 0.9997, got 2.0"),
         ("", " holds no settings; expected lines such as lr: 1e-4"),
         ("# nothing yet", " holds no settings; expected lines such as lr: 1e-4"),

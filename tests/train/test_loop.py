@@ -147,7 +147,7 @@ def test_a_folder_in_use_is_refused_and_free_after_a_kill(quick: TrainOptions, c
             train(options)
     finally:
         running.process.kill()
-    running.wait()
+        running.process.join()
     out = Path(str(quick.run.out))
     (out / ".checkpoint-00000001.pt.123.tmp").write_bytes(b"what the kill left")
     train(options)  # at once, whatever its workers do

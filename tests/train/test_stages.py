@@ -1,5 +1,6 @@
 """Where a step goes: stages that share out its time, told by hooks."""
 
+import contextlib
 import gzip
 import json
 import re
@@ -37,7 +38,7 @@ def test_an_inner_stage_does_not_count_for_the_outer(clock: list[float]) -> None
         with told.stage("matching"):
             clock[0] += 4
         clock[0] += 8
-        with pytest.raises(KeyError), told.stage("matching"):  # noqa: PT012  # a stage that fails takes time, too
+        with contextlib.suppress(KeyError), told.stage("matching"):
             clock[0] += 16
             raise KeyError
     clock[0] += 32
