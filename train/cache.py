@@ -119,13 +119,19 @@ def refuse_too_large(kind: Kept, n_images: int, needed: int) -> None:
 
 def free_memory() -> dict[str, int]:
     """Bytes free in each place that limits shared memory, as far as this system tells them."""
+    free = process_memory()
+    if Path("/dev/shm").is_dir():
+        free["/dev/shm"] = shutil.disk_usage("/dev/shm").free
+    return free
+
+
+def process_memory() -> dict[str, int]:
+    """Bytes free in each place that limits a process's own memory, as far as this system tells them."""
     free = {}
     meminfo, group = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
     if meminfo.is_file():
         lines = dict(line.split(":") for line in meminfo.read_text().splitlines())
         free["this machine's memory"] = int(lines["MemAvailable"].split()[0]) * 1024
-    if Path("/dev/shm").is_dir():
-        free["/dev/shm"] = shutil.disk_usage("/dev/shm").free
     try:
         limit = (group / "memory.max").read_text().strip()
         if limit != "max":  # what the file system keeps of files is given back when asked for

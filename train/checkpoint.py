@@ -68,14 +68,22 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def _load_file(path: Path) -> dict[str, Any]:
+    return read_saved(path, "checkpoint", TRAINING_FORMAT)
+
+
+def read_saved(path: Path, kind: str, file_format: str) -> dict[str, Any]:
+    """What a run saved, as a ``kind`` of file.
+
+    Raises FileNotFoundError where there is none, ValueError for one that is damaged or of another format.
+    """
     if not path.is_file():
-        raise FileNotFoundError(f"checkpoint {path} does not exist")
+        raise FileNotFoundError(f"{kind} {path} does not exist")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # reading a damaged file raises nearly anything
-        raise ValueError(f"checkpoint {path} is damaged or not a checkpoint: {_first_line(error)}") from error
-    if not isinstance(state, dict) or state.get("format") != TRAINING_FORMAT:
-        raise ValueError(f"{path} was not written by `msdeform train`; expected a file with format {TRAINING_FORMAT!r}")
+        raise ValueError(f"{kind} {path} is damaged or not a {kind}: {_first_line(error)}") from error
+    if not isinstance(state, dict) or state.get("format") != file_format:
+        raise ValueError(f"{path} was not written by `msdeform train`; expected a file with format {file_format!r}")
     return state
 
 

@@ -107,9 +107,7 @@ class Bar(Display):
     ) -> None:
         left = self._pace.left(step)
         self._progress.numbers = "  ".join((*loss_words(losses), *cost_words(images_per_s, data_share)))
-        self._progress.update(
-            self._task, completed=step, description=f"epoch {epoch}", left="-" if left is None else left
-        )
+        self._progress.update(self._task, completed=step, description=f"epoch {epoch}", left=left)
 
     def say(self, line: str) -> None:
         self._progress.console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from .cache import process_memory
 from .checkpoint import random_state, set_random_state
 from .coco import Sample
 from .training import Training, running_averages
@@ -183,13 +184,14 @@ def _room(device: torch.device) -> int:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device)
-    return _status("MemAvailable", Path("/proc/meminfo")) + _status("VmRSS")
+    limits = process_memory()  # of a container, what it may have
+    return min(limits.values()) + _status("VmRSS") if limits else 0
 
 
-def _status(name: str, path: Path = Path("/proc/self/status")) -> int:
-    """A line of kilobytes in a file of Linux's, in bytes; 0 elsewhere."""
+def _status(name: str) -> int:
+    """What Linux tells of this process, in bytes; 0 elsewhere."""
     try:
-        lines = path.read_text().splitlines()
+        lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:
         return 0
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith(f"{name}:")), 0)

@@ -18,6 +18,7 @@ from ..models.formats import check_fit
 from ..models.matcher import NonFiniteCostError
 from ..models.zoo import build_model, create_criterion
 from .build import settle_backend
+from .checkpoint import read_saved
 from .coco import Sample
 from .commandline import parse
 from .config import AttnBackend, choose_device
@@ -58,7 +59,7 @@ def replay(options: ReplayOptions) -> list[str]:
 
     Raises FileNotFoundError or ValueError for a file that is not such a batch.
     """
-    state = read_batch(options.batch)
+    state = read_saved(options.batch, "batch", REPLAY_FORMAT)
     device = choose_device(options.device)
     backend = state["attn_backend"] if options.attn_backend == "same" else options.attn_backend
     precision = state["precision"] if options.precision == "same" else options.precision
@@ -84,19 +85,6 @@ def replay(options: ReplayOptions) -> list[str]:
             lines.append(f"boxes of image {target['image_id']} are not finite: {target['boxes'].tolist()}")
     set_random(state["random"], device)
     return lines + _passes(model, samples, state["batch_size"], device, precision)
-
-
-def read_batch(path: Path) -> dict[str, Any]:
-    """The content of a ``nonfinite-step-*.pt``."""
-    if not path.is_file():
-        raise FileNotFoundError(f"batch {path} does not exist")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # reading a damaged file raises nearly anything
-        raise ValueError(f"batch {path} is damaged or not a batch: {str(error).splitlines()[0]}") from error
-    if not isinstance(state, dict) or state.get("format") != REPLAY_FORMAT:
-        raise ValueError(f"{path} was not left by `msdeform train`; expected a nonfinite-step-*.pt of a run's folder")
-    return state
 
 
 def set_random(state: dict[str, Any], device: torch.device) -> None:

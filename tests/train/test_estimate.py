@@ -181,3 +181,12 @@ def test_other_errors_of_a_step_keep_their_traceback(changed: Change, monkeypatc
     monkeypatch.setattr(training, "rehearse", fail)
     with pytest.raises(RuntimeError, match="a defect"):
         dry_run(training, 1)
+
+
+def test_a_container_has_the_room_that_it_may_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    free = {"this machine's memory": 64 * 2**30, "this container's memory": 2**30}
+    monkeypatch.setattr(estimate, "process_memory", lambda: free)
+    monkeypatch.setattr(estimate, "_status", lambda name: 2**20)
+    assert estimate._room(torch.device("cpu")) == 2**30 + 2**20
+    monkeypatch.setattr(estimate, "process_memory", dict)
+    assert estimate._room(torch.device("cpu")) == 0  # not told here: nothing is refused
