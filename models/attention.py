@@ -76,19 +76,31 @@ class MSDeformAttn(nn.Module):
         that is not bool.
         """
         self._check(query, reference_points, input_flatten, input_padding_mask)
-        value = self.value_proj(input_flatten)
-        if input_padding_mask is not None:
-            value = value.masked_fill(input_padding_mask[..., None], 0.0)
+        offsets, logits = self.project_points(query)
         out = fused_ms_deform_attn(
-            value.unflatten(-1, (self.n_heads, -1)),
+            self.project_value(input_flatten, input_padding_mask),
             input_spatial_shapes,
             reference_points,
-            self.sampling_offsets(query).unflatten(-1, (self.n_heads, self.n_levels, self.n_points, 2)),
-            self.attention_weights(query).unflatten(-1, (self.n_heads, self.n_levels, self.n_points)),
+            offsets,
+            logits,
             level_start_index=input_level_start_index,
             backend=self.backend,
         )
         return self.output_proj(out)
+
+    def project_value(self, inputs: Tensor, padding_mask: Tensor | None) -> Tensor:
+        """What is sampled, (B, S, H, D), from inputs (B, S, d_model); zero where the mask (B, S) is True."""
+        value = self.value_proj(inputs)
+        if padding_mask is not None:
+            value = value.masked_fill(padding_mask[..., None], 0.0)
+        return value.unflatten(-1, (self.n_heads, -1))
+
+    def project_points(self, query: Tensor) -> tuple[Tensor, Tensor]:
+        """Offsets (B, Q, H, L, P, 2) and attention logits (B, Q, H, L, P) of queries (B, Q, d_model)."""
+        shape = (self.n_heads, self.n_levels, self.n_points)
+        return self.sampling_offsets(query).unflatten(-1, (*shape, 2)), self.attention_weights(query).unflatten(
+            -1, shape
+        )
 
     def _check(self, query: Tensor, reference: Tensor, inputs: Tensor, mask: Tensor | None) -> None:
         for name, tensor in (("query", query), ("input_flatten", inputs)):

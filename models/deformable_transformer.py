@@ -277,6 +277,10 @@ class DeformableTransformer(nn.Module):
 
         There are fewer than `num_queries` when the image has fewer pixels.
         """
-        count = min(self.num_queries, logits.shape[1])
-        index = logits[..., 0].topk(count, dim=1).indices
+        index = self.choose_proposals(logits)
         return box_logits.detach().gather(1, index[..., None].expand(-1, -1, 4)).sigmoid()
+
+    def choose_proposals(self, logits: Tensor) -> Tensor:
+        """Which pixels of the memory, (B, Q), become queries, from their class logits (B, S, classes)."""
+        count = min(self.num_queries, logits.shape[1])
+        return logits[..., 0].topk(count, dim=1).indices
