@@ -143,12 +143,16 @@ def draw(groups: Sequence[Sequence[History]], panels: Sequence[Panel], axis: Axi
         Line2D([], [], color=_COLOURS[number % len(_COLOURS)], label=_label(group))
         for number, group in enumerate(groups)
     ]
-    if any(f"val_{name}" in known for panel in panels for name in panel.curves):
-        handles.append(Line2D([], [], color="0.4", label="training"))
+    logged = {name for group in groups for one in group for name in one.steps[-1]}
+    # whatever no step has logged comes of evaluations
+    if any(f"val_{name}" in known or name not in logged for panel in panels for name in panel.curves):
+        if smooth != 1 and any(len(group) == 1 for group in groups):
+            handles.append(Line2D([], [], color="0.4", alpha=0.35, linewidth=0.7, label="as logged"))
+        handles.append(Line2D([], [], color="0.4", label="training" if smooth == 1 else "training, smoothed"))
         handles.append(Line2D([], [], color="0.4", linestyle="--", marker=".", label="validation"))
     # above all panels, where it covers nothing
     longest = max(len(str(handle.get_label())) for handle in handles)
-    beside = max(1, min(len(handles), 36 * columns // (longest + 6)))
+    beside = max(1, min(len(handles), 40 * columns // (longest + 6)))
     figure.legend(handles=handles, loc="outside upper center", ncols=beside, frameon=False)
     return figure
 
@@ -165,7 +169,10 @@ def _draw_group(axes: Any, panel: Panel, group: Sequence[History], colour: str, 
         if noisy and len(group) == 1 and smooth != 1:
             for x, y in raw:
                 axes.plot(x, y, color=colour, alpha=0.2, linewidth=0.7)
-        _draw_curves(axes, curves, colour, style, marked=not noisy and not name.startswith("lr_"))
+        evaluated = not noisy and not name.startswith("lr_")
+        # dashed as validation losses are, unless the style tells curves of one panel apart
+        own = "--" if evaluated and len(panel.curves) == 1 else style
+        _draw_curves(axes, curves, colour, own, marked=evaluated)
         validation = [curve for history in group if len((curve := history.curve(f"val_{name}", axis))[0])]
         _draw_curves(axes, validation, colour, "--", marked=True)
 

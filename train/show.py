@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
 
 from ..models.boxes import cxcywh_to_xyxy
 from .coco import CocoDetection, Sample
@@ -16,6 +17,7 @@ from .config import Input, Loading, Source
 from .data import training_data, validation_data
 from .drawing import Colour, class_colour, save_picture
 from .files import write_json
+from .gaussians import draw_scale, gaussian_maps, paint, save_maps
 from .statistics import draw_charts, print_table, statistics
 
 # pixels: the square that an image is brought to fit, and the strip below it that says which it is
@@ -30,7 +32,7 @@ class ShowOptions:
     """Draw images of a data set as training sees them, and tell what is in it."""
 
     out: Path = Path("runs/data")
-    """Folder for images.png, statistics.png and statistics.json."""
+    """Folder for images.png, statistics.png and statistics.json, and gaussians.npz with --gaussian."""
     source: Source = field(default_factory=Source)
     input: Input = field(default_factory=Input)
     split: Literal["train", "val"] = "train"
@@ -41,6 +43,10 @@ class ShowOptions:
     """Times to draw each, augmented anew."""
     seed: int = 42
     """Which images, and their augmentation."""
+    gaussian: bool = False
+    """Beside each image, draw the Gaussian target map of its boxes, in the colours of their classes."""
+    sigma: float = 0.25
+    """Of those Gaussians: the standard deviation along x as part of a box's width, along y of its height."""
     progress: bool = True
     """Show progress bars where images are many."""
 
@@ -48,46 +54,91 @@ class ShowOptions:
         for name, least in (("count", 1), ("repeat", 1), ("seed", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}: expected at least {least}, got {getattr(self, name)}")
+        if not 0 < self.sigma < math.inf:
+            raise ValueError(f"sigma: expected a positive part of a box's size, such as 0.25, got {self.sigma}")
 
 
-def draw_sheet(data: CocoDetection, count: int, repeat: int, seed: int) -> Image.Image:
-    """``count`` images of the data set, drawn at random, ``repeat`` times each, in a grid."""
+def draw_samples(data: CocoDetection, count: int, repeat: int, seed: int) -> list[Sample]:
+    """``count`` images of the data set, taken at random, ``repeat`` times each, one after the other."""
     _, firsts = np.unique(data.rows, return_index=True)  # overfitting offers an image many times
     items = np.sort(np.random.default_rng(seed).permutation(firsts)[:count]).tolist()
-    cells = []
+    samples = []
     for item in items:
         for epoch in range(repeat):
             data.epoch = epoch
-            cells.append(draw_cell(data, data[item]))
+            samples.append(data[item])
+    return samples
+
+
+def draw_sheet(
+    names: Sequence[str], samples: Sequence[Sample], repeat: int = 1, sigma: float | None = None
+) -> Image.Image:
+    """The samples with their boxes in a grid; those of one image in a row where each is there several times.
+
+    Args:
+        names: of the classes, by label.
+        samples: `repeat` of each image, one after the other.
+        repeat: how many.
+        sigma: of the Gaussian maps that are drawn beside the boxes; None for no maps.
+    """
+    cells = [draw_cell(names, sample) for sample in samples]
     columns = repeat if repeat > 1 else max(1, round(math.sqrt(1.3 * len(cells))))
+    if sigma is not None:
+        cells = [
+            cell for pair in zip(cells, (draw_gaussians(one, sigma) for one in samples), strict=True) for cell in pair
+        ]
+        columns = 2 * (columns if repeat > 1 else max(1, round(math.sqrt(0.65 * len(samples)))))
     lines = -(-len(cells) // columns)
-    sheet = Image.new("RGB", (columns * (CELL + GAP) + GAP, lines * (CELL + CAPTION + GAP) + GAP), (255, 255, 255))
+    width, height = columns * (CELL + GAP) + GAP, lines * (CELL + CAPTION + GAP) + GAP
+    labels = sorted({label for _, target in samples for label in target["labels"].tolist()})
+    scale = None if sigma is None else draw_scale(labels, [names[label] for label in labels], width)
+    sheet = Image.new("RGB", (width, height + (scale.height if scale else 0)), (255, 255, 255))
     for place, cell in enumerate(cells):
         y, x = divmod(place, columns)
         sheet.paste(cell, (GAP + x * (CELL + GAP), GAP + y * (CELL + CAPTION + GAP)))
+    if scale:
+        sheet.paste(scale, (0, height))
     return sheet
 
 
-def draw_cell(data: CocoDetection, sample: Sample) -> Image.Image:
+def draw_cell(names: Sequence[str], sample: Sample) -> Image.Image:
     """One sample with its boxes, and below it the image's id, its size after augmentation and its number of boxes."""
     pixels, target = sample
+    picture = _fitted(pixels)
+    boxes = (cxcywh_to_xyxy(target["boxes"]).numpy() * [*picture.size, *picture.size]).tolist()
+    labels = target["labels"].tolist()
+    nameless = draw_named_boxes(picture, boxes, labels, [names[label] for label in labels])
+    height, width = pixels.shape[-2:]
+    caption = f"image {target['image_id']}: {width} x {height}, {len(boxes)} box{'es' * (len(boxes) != 1)}"
+    if nameless:
+        caption += f", {nameless} without room for a name"
+    return _captioned(picture, caption)
+
+
+def draw_gaussians(sample: Sample, sigma: float) -> Image.Image:
+    """One sample under the Gaussian maps of its boxes."""
+    pixels, target = sample
+    picture = _fitted(pixels)
+    size = (picture.height, picture.width)
+    maps = gaussian_maps(target["boxes"].numpy(), target["labels"].numpy(), size, sigma)
+    return _captioned(paint(picture, maps), f"target map: sigma {sigma:g} of each box's width and height")
+
+
+def _fitted(pixels: Tensor) -> Image.Image:
+    """(3, H, W) as large as a cell allows."""
     height, width = pixels.shape[-2:]
     scale = CELL / max(height, width)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     # enlarged, pixels stay squares that can be counted
     kernel = Image.Resampling.NEAREST if scale > 2 else Image.Resampling.LANCZOS
-    picture = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy()).resize(size, kernel)
-    boxes = (cxcywh_to_xyxy(target["boxes"]).numpy() * [*size, *size]).tolist()
-    labels = target["labels"].tolist()
-    names = [data.annotations.categories[label].name for label in labels]
-    nameless = draw_named_boxes(picture, boxes, labels, names)
+    return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy()).resize(size, kernel)
+
+
+def _captioned(picture: Image.Image, caption: str) -> Image.Image:
     cell = Image.new("RGB", (CELL, CELL + CAPTION), (236, 236, 236))
-    cell.paste(picture, ((CELL - size[0]) // 2, (CELL - size[1]) // 2))
+    cell.paste(picture, ((CELL - picture.width) // 2, (CELL - picture.height) // 2))
     draw = ImageDraw.Draw(cell)
     draw.rectangle((0, CELL, CELL, CELL + CAPTION), fill=(255, 255, 255))
-    caption = f"image {target['image_id']}: {width} x {height}, {len(boxes)} box{'es' * (len(boxes) != 1)}"
-    if nameless:
-        caption += f", {nameless} without room for a name"
     draw.text((2, CELL + 4), caption, fill=(0, 0, 0), font=ImageFont.load_default(FONT_SIZE))
     return cell
 
@@ -173,15 +224,20 @@ def show(options: ShowOptions) -> CocoDetection:
         else validation_data(options.source, options.input, None, progress=options.progress)
     )
     found = statistics(data)
-    sheet = draw_sheet(data, options.count, options.repeat, options.seed)
+    names = [category.name for category in data.annotations.categories]
+    samples = draw_samples(data, options.count, options.repeat, options.seed)
     images, charts, numbers = (options.out / name for name in ("images.png", "statistics.png", "statistics.json"))
-    save_picture(sheet, images)
+    save_picture(draw_sheet(names, samples, options.repeat, options.sigma if options.gaussian else None), images)
+    if options.gaussian:
+        save_maps(samples, options.sigma, options.out / "gaussians.npz")
     draw_charts(found, data, charts)
     write_json(numbers, found)
     print_table(found)
     for line in data.annotations.dropped.sentences():
         print(line)
     print(f"images with their boxes: {images}")
+    if options.gaussian:
+        print(f"the Gaussian maps:       {options.out / 'gaussians.npz'}")
     print(f"classes and sizes:       {charts}, {numbers}")
     return data
 

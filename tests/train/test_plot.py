@@ -10,7 +10,7 @@ import pytest
 
 from msdeform.cli import main
 from msdeform.train.history import History, differences, grouped, read_all
-from msdeform.train.plot import _PANELS, draw, running_mean, table
+from msdeform.train.plot import _PANELS, Panel, draw, running_mean, table
 
 Write = Callable[..., Path]
 
@@ -142,8 +142,19 @@ def test_a_panel_for_what_there_is_and_a_colour_for_each_run(write: Write) -> No
     # as logged, smoothed, and validation
     assert [style[1:] for style in styles] == [("-", 0.2), ("-", None), ("--", None)] * 2
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert labels == ["a", "b", "training", "validation"]
+    assert labels == ["a", "b", "as logged", "training, smoothed", "validation"]
     assert [axes.get_xlabel() for axes in shown] == ["", "", "", "epoch", "epoch", "epoch"]
+
+
+def test_what_comes_of_evaluations_is_dashed_and_said_to_be(write: Write) -> None:
+    [run] = read_all([write("a")])
+    # several of a panel are told apart by their lines, and none of those is a training curve either
+    figure = draw([[run]], [Panel("AP", ("AP",)), Panel("two", ("AP", "AP50"), ("AP", "AP50"))], "step", 1)
+    shown = [axes for axes in figure.axes if axes.get_visible()]
+    assert [[line.get_linestyle() for line in axes.lines] for axes in shown] == [["--"], ["-", "--"]]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "training", "validation"]
+    alone = draw([[run]], [Panel("rate", ("lr_main",))], "step", 1)
+    assert [text.get_text() for text in alone.legends[0].get_texts()] == ["a"]
 
 
 def test_a_running_mean_is_of_those_around() -> None:

@@ -13,7 +13,7 @@ from msdeform.train.annotations import Annotations
 from msdeform.train.coco import CocoDetection
 from msdeform.train.config import Input, Loading, Source
 from msdeform.train.data import training_data
-from msdeform.train.show import CAPTION, CELL, GAP, draw_sheet, place_names
+from msdeform.train.show import CAPTION, CELL, GAP, draw_samples, draw_sheet, place_names
 from msdeform.train.statistics import draw_charts, statistics, summary
 from msdeform.train.transforms import Compose, ToModel
 
@@ -92,9 +92,10 @@ def test_names_neither_cover_each_other_nor_leave_the_picture() -> None:
 
 def test_a_sheet_has_each_image_as_often_as_asked(shapes: Path) -> None:
     data = training_data(Source(data=shapes), Input(image_size=64), Loading(), seed=0)
+    names = [category.name for category in data.annotations.categories]
     wide, high = CELL + GAP, CELL + CAPTION + GAP
-    assert draw_sheet(data, count=6, repeat=1, seed=0).size == (3 * wide + GAP, 2 * high + GAP)
-    sheet = draw_sheet(data, count=2, repeat=3, seed=0)
+    assert draw_sheet(names, draw_samples(data, count=6, repeat=1, seed=0)).size == (3 * wide + GAP, 2 * high + GAP)
+    sheet = draw_sheet(names, draw_samples(data, count=2, repeat=3, seed=0), repeat=3)
     assert sheet.size == (3 * wide + GAP, 2 * high + GAP)
     cells = [
         sheet.crop((GAP + x * wide, GAP + y * high, (x + 1) * wide, GAP + y * high + CELL)).tobytes()
@@ -102,8 +103,8 @@ def test_a_sheet_has_each_image_as_often_as_asked(shapes: Path) -> None:
         for x in range(3)
     ]
     assert len(set(cells)) > 3  # each augmented anew
-    assert draw_sheet(data, count=2, repeat=3, seed=0).tobytes() == sheet.tobytes()
-    assert draw_sheet(data, count=2, repeat=3, seed=1).tobytes() != sheet.tobytes()
+    assert draw_sheet(names, draw_samples(data, 2, 3, seed=0), repeat=3).tobytes() == sheet.tobytes()
+    assert draw_sheet(names, draw_samples(data, 2, 3, seed=1), repeat=3).tobytes() != sheet.tobytes()
 
 
 def test_the_command_writes_pictures_and_numbers(
@@ -118,6 +119,12 @@ def test_the_command_writes_pictures_and_numbers(
     text = capsys.readouterr().out
     assert all(name in text for name in ("disc", "square", "triangle", "boxes per image: median"))
     assert Image.open(out / "statistics.png").size[0] > 1000
+    assert main([*words, "--gaussian"]) == 0
+    assert (out / "gaussians.npz").is_file()
+    assert str(out / "gaussians.npz") in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main([*words, "--gaussian", "--sigma", "0"])
+    assert "sigma: expected a positive part" in " ".join(capsys.readouterr().err.split())
     assert main(["data", "show", "--data", str(tmp_path / "nowhere"), "--out", str(tmp_path / "none")]) == 1
     assert "data directory" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
