@@ -75,7 +75,7 @@ def test_wheel_holds_every_module_and_every_cuda_file(wheel: Path) -> None:
     expected = {
         f"{package.replace('.', '/')}/{file.name}"
         for package, folder in FOLDERS.items()
-        for pattern in ("*.py", "*.cu", "*.cuh", "*_sizes.json", "tuning.json", "py.typed")
+        for pattern in ("*.py", "*.cu", "*.cuh", "*_sizes.json", "tuning.json", "py.typed", "*.js", "*.css", "*.html")
         for file in (ROOT / folder).glob(pattern)
     }
     code = {name for name in names if ".dist-info/" not in name}

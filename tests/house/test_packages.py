@@ -13,7 +13,7 @@ SEES = {
     "kernels": {"kernels"},
     "models": {"models", "kernels"},
     "train": {"train", "models", "kernels"},
-    "bench": {"bench", "train", "models", "kernels"},
+    "bench": {"bench", "explain", "train", "models", "kernels"},
     "explain": {"explain", "train", "models", "kernels"},
 }
 
@@ -75,6 +75,8 @@ def test_imports_follow_the_arrows(module: str) -> None:
         ("msdeform.models.zoo", "from ..kernels.api import ms_deform_attn", False),
         ("msdeform.kernels.triton.ops", "from ..registry import Backend", False),
         ("msdeform.train.loop", "from ..cli import main", True),
+        ("msdeform.train.loop", "from ..explain.capture import capture", True),
+        ("msdeform.explain.maps", "from ..bench.records import Row", True),
         ("msdeform.train.loop", "import msdeform", True),
         ("msdeform.train.__main__", "from ..cli import main", False),
         ("msdeform.bench.provenance", "from .. import __version__", False),
