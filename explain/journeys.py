@@ -1,0 +1,229 @@
+"""Queries through the layers of the decoder: where they start, where each layer takes them, what they become."""
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from .drawing import (
+    ALONE,
+    BESIDE,
+    Array,
+    Drawing,
+    around,
+    array,
+    canvas,
+    class_name,
+    colour_of,
+    draw_box,
+    headline,
+    outlined,
+    show_key,
+    show_outside,
+    told,
+    zoom,
+)
+from .points import MARKERS, stack_references
+from .scene import Scene, Seen
+
+_REST = "0.75"
+
+
+def draw_journey(scene: Scene, seen: Seen, *, image: str = "") -> Drawing:
+    """One query: arrows from its first reference through every layer's box, boxes coloured by layer, scores beside.
+
+    A dashed arrow leads from the first reference straight to the last box. Of deformable detectors a cross marks every
+    layer's reference; a detector that does not refine boxes has the same at all layers.
+
+    Args:
+        scene: of any detector with a decoder.
+        seen: whose query.
+        image: the image's name, for the title.
+
+    Returns:
+        The drawing; numbers ``boxes`` (N layers, 4) xyxy, ``labels`` and ``scores`` (N,): the best class of each
+        layer; ``own_scores`` (N,): of seen's class; ``references`` (N, 2 or 4) of deformable detectors,
+        as of `points.stack_references`.
+    """
+    boxes, scores = array(scene.layer_boxes[:, seen.query]), array(scene.layer_scores[:, seen.query])
+    labels = scores.argmax(-1)
+    best, own = scores.max(-1), scores[:, seen.label]
+    numbers = {"boxes": boxes, "labels": labels, "scores": best, "own_scores": own}
+    colours = layer_colours(len(boxes))
+    places = [boxes[:, :2], boxes[:, 2:]]
+    if scene.references:
+        numbers["references"] = stack_references([array(reference[seen.query]) for reference in scene.references])
+        places.append(numbers["references"][:, :2])
+    window = around(scene, np.concatenate(places), margin=0.15)
+    figure, [axes] = canvas(scene, 1, 1 if window is None else 2, largest=ALONE if window is None else BESIDE)
+    for one in axes:
+        _draw_path(one, boxes, numbers.get("references"), colours)
+    show_outside(axes[0], scene, *np.concatenate(places).T)
+    if window is not None:
+        zoom(axes[1], window)
+        axes[1].set_title("around its boxes", fontsize=9, pad=4)
+        axes[0].set_title("the whole image", fontsize=9, pad=4)
+
+    handles = []
+    for number, colour in enumerate(colours):
+        said = f"decoder.{number}: {class_name(scene, int(labels[number]))} {best[number]:.2f}"
+        if labels[number] != seen.label:
+            said += f" ({seen.name} {own[number]:.2f})"
+        handles.append(_key("s", colour, said))
+    if scene.references:
+        handles.append(_key("+", "0.45", "reference of each layer", markersize=9, markeredgewidth=1.6))
+        handles.append(_key("", "0.6", "first reference to last box", linestyle="--"))
+    show_key(axes[-1], handles)
+    headline(figure, told(seen, image), "the query's boxes, layer by layer")
+    return Drawing(figure, numbers)
+
+
+def _draw_path(axes: Any, boxes: Array, references: Array | None, colours: Array) -> None:
+    """Boxes (N, 4) in the colours of their layers, and arrows from the first reference, if any, over their centres."""
+    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+    for box, colour, width in zip(boxes, colours, np.linspace(3.6, 1.4, len(boxes)), strict=True):
+        draw_box(axes, box, colour, width=width)  # thinner later, so that equal boxes are all seen
+    path = centres
+    if references is not None:
+        path = np.concatenate([references[:1, :2], centres])
+        _arrow(axes, path[0], path[-1], "white", style="--", width=1.0, over=3.5)
+        for reference, colour in zip(references, colours, strict=True):
+            _point(axes, reference[:2], "+", colour, 9)
+    for (start, end), colour in zip(pairwise(path), colours[len(colours) - len(path) + 1 :], strict=True):
+        _arrow(axes, start, end, colour)
+    for centre, colour in zip(centres, colours, strict=True):
+        _point(axes, centre, "o", colour, 4.5)
+
+
+def draw_queries(scene: Scene, confidence: float = 0.5, *, image: str = "") -> Drawing:
+    """Every query's centre through the layers, joined by arrows: coloured by class, as large as its score.
+
+    Circles are first references, of detectors that have them. Queries whose best score at the last layer is below
+    `confidence` are grey.
+
+    Returns:
+        The drawing; numbers ``centres`` (N layers, Q, 2), ``labels`` and ``scores`` (N, Q): each layer's best class;
+        ``references`` (N, Q, 2 or 4) of deformable detectors, as of `points.stack_references`.
+    """
+    boxes, scores = array(scene.layer_boxes), array(scene.layer_scores)
+    centres, labels, best = (boxes[..., :2] + boxes[..., 2:]) / 2, scores.argmax(-1), scores.max(-1)
+    numbers = {"centres": centres, "labels": labels, "scores": best}
+    path = centres
+    if scene.references:
+        numbers["references"] = stack_references([array(reference) for reference in scene.references])
+        path = np.concatenate([numbers["references"][:1, :, :2], centres])
+    figure, [[axes]] = canvas(scene)
+    sure = best[-1] >= confidence
+    for group, over in ((np.flatnonzero(~sure), 2), (np.flatnonzero(sure), 3)):
+        colours: Any = [colour_of(int(label)) for label in labels[-1, group]] if over == 3 else _REST
+        if scene.references:
+            axes.scatter(*path[0, group].T, s=16, facecolors="none", edgecolors=colours, linewidths=0.7, zorder=over)
+        for start, end in pairwise(path[:, group]):
+            axes.quiver(
+                *start.T,
+                *(end - start).T,
+                color=colours,
+                angles="xy",
+                scale_units="xy",
+                scale=1,
+                width=0.0028 if over == 3 else 0.0016,
+                alpha=0.9 if over == 3 else 0.45,
+                headwidth=4.5,
+                zorder=over,
+            )
+        for layer, places in enumerate(centres[:, group]):
+            last = layer == len(centres) - 1
+            axes.scatter(
+                *places.T,
+                s=(90 if last else 40) * best[layer, group] + 2,
+                color=colours,
+                edgecolors="black" if last else "none",
+                linewidths=0.5,
+                alpha=1 if last else 0.6,
+                zorder=over + 0.5,
+            )
+    found = sorted(set(labels[-1, sure].tolist()))
+    handles = [_key("o", colour_of(label), class_name(scene, label)) for label in found]
+    handles.append(_key("o", _REST, f"below {confidence:.2g}"))
+    if scene.references:
+        handles.append(_key("o", "0.4", "first reference", markerfacecolor="none"))
+    sizes = [_key("o", "0.4", f"score {score:g}", markersize=(90 * score + 2) ** 0.5) for score in (0.25, 0.5, 1)]
+    show_key(axes, handles + sizes)
+    headline(figure, image, f"centres of {len(sure)} queries through {len(centres)} layers, {sure.sum()} detections")
+    return Drawing(figure, numbers)
+
+
+def draw_seeds(scene: Scene, confidence: float = 0.5, *, image: str = "") -> Drawing:
+    """In two stages: the encoder's token that each detection came from, marked by level, joined to its box.
+
+    Returns:
+        The drawing; numbers ``queries`` (N,), ``tokens`` (N,) counted over all levels, ``levels`` (N,), ``xy`` (N, 2):
+        the middles of the tokens' cells; ``boxes`` (N, 4), ``labels``, ``scores`` (N,): of the detections.
+
+    Raises:
+        ValueError: the detector has one stage.
+    """
+    if scene.tape.seeds is None:
+        raise ValueError("seeds: expected a two-stage detector; this one's queries are learned, and come from no pixel")
+    found = scene.detections(confidence)
+    queries = np.array([seen.query for seen in found], int)
+    tokens = array(scene.tape.seeds)[scene.row, queries]
+    places = np.array([scene.place_of(token) for token in tokens.tolist()]).reshape(-1, 3)
+    levels, xy = places[:, 2].astype(int), places[:, :2]
+    figure, [[axes]] = canvas(scene)
+    for seen, level, place in zip(found, levels.tolist(), xy, strict=True):
+        colour, (x0, y0, x1, y1) = colour_of(seen.label), seen.box
+        draw_box(axes, seen.box, colour, width=1.4, name=f"{seen.name} {seen.score:.2f}" if len(found) <= 12 else "")
+        _arrow(axes, place, np.array([x0 + x1, y0 + y1]) / 2, colour, width=1.2)
+        _point(axes, place, MARKERS[level % len(MARKERS)], colour, 8)
+    handles = [
+        _key(MARKERS[level % len(MARKERS)], "0.45", f"level {level} ({h} x {w})")
+        for level, (h, w) in enumerate(scene.shapes)
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+    headline(figure, image, f"encoder tokens that became {len(found)} detections of at least {confidence:.2g}")
+    numbers = {"queries": queries, "tokens": tokens, "levels": levels, "xy": xy}
+    numbers |= {"boxes": np.array([seen.box for seen in found], float).reshape(-1, 4)}
+    numbers |= {"labels": np.array([seen.label for seen in found], int)}
+    return Drawing(figure, numbers | {"scores": np.array([seen.score for seen in found], float)})
+
+
+def layer_colours(count: int) -> Array:
+    """(count, 4), from blue for the first layer to yellow for the last."""
+    from matplotlib import colormaps
+
+    return colormaps["viridis"](np.linspace(0.25, 1, count) if count > 1 else [1.0])
+
+
+def _arrow(
+    axes: Any, start: Array, end: Array, colour: Any, *, style: str = "-", width: float = 1.8, over: float = 4.0
+) -> None:
+    axes.annotate(
+        "",
+        end,
+        start,
+        arrowprops={
+            "arrowstyle": "-|>",
+            "color": colour,
+            "linestyle": style,
+            "linewidth": width,
+            "mutation_scale": 10,
+            "shrinkA": 2,
+            "shrinkB": 2,
+            "path_effects": outlined(width),
+        },
+        zorder=over,
+        annotation_clip=False,
+        clip_on=True,
+    )
+
+
+def _point(axes: Any, place: Array, marker: str, colour: Any, size: float) -> None:
+    wide = {"markeredgewidth": 2.0, "path_effects": outlined(2.0)} if marker == "+" else {"markeredgecolor": "black"}
+    axes.plot(*place, marker=marker, color=colour, markersize=size, linestyle="none", zorder=5, **wide)
+
+
+def _key(marker: str, colour: Any, label: str, **rest: Any) -> Any:
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], **{"marker": marker, "color": colour, "linestyle": "none", "label": label} | rest)

@@ -1,0 +1,254 @@
+"""``msdeform explain``: what it writes, what it prints, and the sentences it ends in."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from msdeform.cli import main
+from msdeform.explain.command import ExplainOptions, jobs
+from msdeform.explain.interventions import Mask
+from msdeform.explain.maps import heat_map
+from msdeform.explain.masked import follow, read_mask_matrix
+from msdeform.explain.scene import Scene
+from msdeform.explain.views import View
+from msdeform.train.checkpoint import load_trained
+from tests.explain.models import uneven
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """An image of 48 x 64 pixels, annotations of it, and a checkpoint of each family; not to be written to."""
+    folder = tmp_path_factory.mktemp("explain")
+    pixels = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(folder / "street.png")
+    found = {"image": folder / "street.png"}
+    for family in ("detr", "two-stage", "deformable"):
+        model = uneven(family, **({} if family == "two-stage" else {"dec_layers": 2})).float()
+        model.categories = ["cat", "dog", "cow"]
+        model.save_pretrained(folder / family)
+        found[family] = folder / family
+    annotations = {
+        "images": [{"id": 1, "file_name": "street.png", "height": 48, "width": 64}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 7, "bbox": [4, 4, 20, 20], "iscrowd": 0, "area": 400}],
+        "categories": [{"id": number, "name": name} for number, name in ((3, "cat"), (7, "dog"), (9, "cow"))],
+    }
+    (folder / "annotations.json").write_text(json.dumps(annotations))
+    found["annotations"] = folder / "annotations.json"
+    return found
+
+
+def words(files: dict[str, Path], family: str, out: Path, *rest: Any) -> list[str]:
+    known = [
+        "--checkpoint",
+        str(files[family]),
+        "--out",
+        str(out),
+        "--image-size",
+        "64",
+        "--no-progress",
+        "--dpi",
+        "40",
+    ]
+    return ["explain", str(files["image"]), *known, *map(str, rest)]
+
+
+def explained(files: dict[str, Path], family: str, out: Path, *rest: Any) -> dict[str, Any]:
+    assert main(words(files, family, out, *rest)) == 0
+    return json.loads((out / "street-explanation.json").read_text())
+
+
+def pictures(about: dict[str, Any]) -> set[str]:
+    return {name.removeprefix("street-").removesuffix(".png") for name in about["files"] if name.endswith(".png")}
+
+
+def test_what_is_drawn_by_default(files: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    about = explained(
+        files, "two-stage", tmp_path, "--confidence", 0, "--most", 1, "--annotations", files["annotations"]
+    )
+    expected = {"truth", "queries", "seeds", "det0-journey", "det0-points-decoder.1", "det0-relevance"}
+    assert pictures(about) == expected
+    for name in about["files"]:
+        assert (tmp_path / name).stat().st_size > 0
+    assert len(about["detections"]) == 10
+    best = about["explained"]["det0"]
+    assert best == about["detections"][0]
+    printed = capsys.readouterr().out
+    assert f"det 0  query {best['query']:<4} {best['name']} {best['score']:.3f}  at " in printed
+    assert "6 files in" in printed
+    truth = np.load(tmp_path / "street-truth.npz")
+    assert truth["true_labels"].tolist() == [1]
+    assert truth["true_boxes"].tolist() == [[4, 4, 24, 24]]
+
+
+def test_the_numbers_are_the_scenes(files: dict[str, Path], tmp_path: Path) -> None:
+    chosen = ("--query", 3, "--method", "relevance", "--method", "raw", "--method", "points", "--target", "w")
+    explained(files, "two-stage", tmp_path, *chosen, "--layer", "decoder.0", "--head", 1, "--level", 0)
+    model = load_trained(files["two-stage"], torch.device("cpu")).model
+    scene = Scene(model, files["image"], size=64)
+    seen = scene.seen(3)
+    stem = "street-query3-"
+    where = {"layer": 0, "head": 1, "level": 0}
+    relevance = np.load(tmp_path / f"{stem}relevance-decoder.0-head1-level0.npz")["heat"]
+    assert np.allclose(relevance, heat_map(scene, seen, "relevance", target="w", **where))
+    raw = np.load(tmp_path / f"{stem}raw-decoder.0-head1-level0.npz")["heat"]
+    assert np.allclose(raw, heat_map(scene, seen, "raw", **where))
+    points = np.load(tmp_path / f"{stem}points-decoder.0-head1-level0.npz")
+    assert np.allclose(points["xy"][0, 0], scene.points("decoder.0.cross", 3).xy[1, 0])
+    assert np.allclose(points["weights"][0, 0], scene.points("decoder.0.cross", 3).weights[1, 0])
+
+
+def test_grids_of_layers_heads_and_levels(files: dict[str, Path], tmp_path: Path) -> None:
+    every = ("--layer", "decoder.1", "--head", "all", "--level", "all")
+    about = explained(files, "two-stage", tmp_path / "one", "--query", 3, "--method", "raw", *every)
+    assert pictures(about) == {"queries", "seeds", "query3-journey", "query3-raw-decoder.1-headall-levelall"}
+    grid = np.load(tmp_path / "one" / "street-query3-raw-decoder.1-headall-levelall.npz")
+    assert grid["heat"].shape == (2, 2, 48, 64)
+    about = explained(files, "two-stage", tmp_path / "layers", "--query", 3, "--method", "raw", "--layer", "all")
+    layers = np.load(tmp_path / "layers" / "street-query3-raw-all.npz")["heat"]
+    assert layers.shape == (2, 1, 48, 64)
+    assert np.allclose(layers[1, 0], grid["heat"].sum(1).mean(0), atol=1e-5)
+
+
+def test_which_pictures_a_view_asks_for(files: dict[str, Path]) -> None:
+    """Their names, before any is drawn."""
+    scene = Scene(load_trained(files["two-stage"], torch.device("cpu")).model, files["image"], size=64)
+    seen = [("query3", scene.seen(3))]
+
+    def named(**view: Any) -> set[str]:
+        options = ExplainOptions(files["image"], files["two-stage"], view=View(**view))
+        return {name for name, _ in jobs(scene, options, seen)} - {"queries", "seeds", "query3-journey"}
+
+    every = {"layer": "all", "head": "all", "level": "all"}
+    end = "-all-headall-levelall-decoder."
+    grids = {f"query3-{method}{end}{layer}" for method in ("points", "raw") for layer in (0, 1)}
+    whole = {"query3-rollout-headall-levelall", "query3-input-grad-headall-levelall"}
+    assert named(method=("points", "raw", "rollout", "input-grad"), **every) == {"encoder.0", *grids, *whole}
+    assert named() == {"query3-points-decoder.1", "query3-relevance"}
+    assert named(layer="all", level="all") == {
+        "encoder.0", "query3-points-all-levelall", "query3-relevance-all-levelall"
+    }  # fmt: skip
+    assert named(layer="encoder.0") == {"encoder.0"}
+    assert named(slopes=True, method=("points",), head="1") == {"query3-points-decoder.1-head1-slopes"}
+
+
+def test_dense_attention_and_places_of_the_encoder(files: dict[str, Path], tmp_path: Path) -> None:
+    about = explained(files, "detr", tmp_path, "--ref", "10,10", "--ref", "60,40", "--confidence", 0)
+    assert pictures(about) == {"queries", "encoder.0"}
+    rows = np.load(tmp_path / "street-encoder.0.npz")
+    assert rows["places"].tolist() == [[10, 10], [60, 40]]
+    assert np.allclose(rows["rows"].sum((1, 2)), 1, atol=1e-3)
+    about = explained(files, "detr", tmp_path, "--det", 0, "--confidence", 0)
+    assert pictures(about) == {"queries", "det0-journey", "det0-raw-decoder.1", "det0-relevance"}
+
+
+def test_what_is_missed_is_explained_by_its_box(files: dict[str, Path], tmp_path: Path) -> None:
+    about = explained(files, "deformable", tmp_path, "--box", "4,4,24,24", "--label", "cow", "--confidence", 1)
+    assert about["detections"] == []
+    (seen,) = about["explained"].values()
+    assert (seen["label"], seen["name"]) == (2, "cow")
+
+
+def test_heads_off_on_one_image(files: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "off.csv").write_text("0,0\n1,0\n")
+    masks = ("--mask", "decoder.0.cross:h0+encoder.*:h1", "--mask-matrix", tmp_path / "off.csv", "--cumulative")
+    about = explained(files, "deformable", tmp_path, "--confidence", 0.01, "--det", 0, "--ref", "5,5", *masks)
+    assert pictures(about) == {"masked-boxes", "masked-det0-relevance", "masked-ref0-attention"}
+    names = [one["name"] for one in about["masks"]]
+    assert names == ["all heads on", "decoder.0.cross:h0+encoder.*:h1", "off.csv", "1 head off", "2 heads off"]
+    assert about["masks"][2]["masks"] == ["decoder.0.cross:h0-1", "decoder.1.cross:h1"]
+    query = str(about["explained"]["det0"]["query"])
+    assert about["masks"][0]["became"][query].startswith("kept")
+    assert f"all heads on: {len(about['detections'])} detections; query {query} kept" in capsys.readouterr().out
+    heat = np.load(tmp_path / "street-masked-det0-relevance.npz")["heat"]
+    assert heat.shape == (5, 3, 48, 64)  # masks x two layers and all
+    assert np.allclose(heat[:, :2].sum(1), heat[:, 2], rtol=1e-3, atol=1e-6)
+    assert heat[4].max() == 0, "with all heads off nothing of the image is relevant"
+    # none detected is enough
+    about = explained(files, "deformable", tmp_path / "none", "--confidence", 1, "--mask", "encoder.*:h0")
+    assert pictures(about) == {"masked-boxes"}
+    for name, text in (("bad.json", "[[1, 1]]"), ("two.json", "[[1, 2], [1, 1]]"), ("words.csv", "a,b")):
+        (tmp_path / name).write_text(text)
+    model = load_trained(files["deformable"], torch.device("cpu")).model
+    np.save(tmp_path / "good.npy", np.array([[1, 1], [0, 1]]))
+    assert [str(mask) for mask in read_mask_matrix(tmp_path / "good.npy", model)] == ["decoder.1.cross:h0"]
+    for name, sentence in (
+        ("bad.json", r"expected 2 layers x 2 heads, got \(1, 2\)"),
+        ("two.json", "expected 1 .* and 0 .* got other numbers"),
+        ("words.csv", "cannot be read as numbers"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            read_mask_matrix(tmp_path / name, model)
+
+
+def test_queries_chosen_anew_are_followed(files: dict[str, Path]) -> None:
+    """In two stages an encoder's mask moves queries: the one of the same pixel is what a detection became."""
+    model = load_trained(files["two-stage"], torch.device("cpu")).model
+    before = Scene(model, files["image"], size=64)
+    assert before.tape.seeds is not None
+    moved = 0
+    for mask in (Mask("encoder.*", heads=(0, 1)), Mask("decoder.1.cross", heads=(0,))):
+        after = Scene(model, files["image"], size=64, masks=[mask])
+        assert after.tape.seeds is not None
+        for seen in before.detections(0):
+            query = follow(before, after, seen)
+            seed = before.tape.seeds[0, seen.query]
+            moved += query != seen.query
+            if seed in after.tape.seeds[0]:
+                assert after.tape.seeds[0, query] == seed
+            else:
+                assert query == after.nearest(seen.box).query
+    assert moved, "the encoder's heads change which pixels are chosen, or in what order"
+
+
+@pytest.mark.parametrize(
+    ("rest", "sentence"),
+    [
+        (
+            ("--confidence", "1"),
+            r"nothing was detected with at least 1; the best is \w+ with 0\.\d+ \(query \d+\)",
+        ),
+        (("--det", "10", "--confidence", "0"), "det: expected from 0 to 9, of detections of at least 0, got 10"),
+        (("--query", "10"), "query: expected from 0 to 9, got 10"),
+        (("--layer", "decoder.5", "--query", "1"), "layer: expected one of encoder.0, decoder.0, decoder.1, or all"),
+        (("--head", "8", "--query", "1"), "head: expected from 0 to 1, mean or all, got '8'"),
+        (("--level", "3", "--query", "1"), "level: expected from 0 to 1, together or all, got '3'"),
+        (("--box", "1,2,x"), "box: expected x1,y1,x2,y2 in pixels, got '1,2,x'"),
+        (("--ref", "99,1"), "ref: expected a place within 64 x 48, got 99,1"),
+        (("--label", "dgo", "--query", "1"), "label: the model knows no class 'dgo'; did you mean dog?"),
+        (("--mask", "decoder.4.cross:h0"), "site 'decoder.4.cross' matches nothing; this model has encoder.0.self"),
+        (("--mask", "decoder.*.cross:h2"), "expected a head from 0 to 1 of decoder.0.cross, got 2"),
+        (("--mask", "decoder.*.cross:z2"), "'z2' is none of its parts"),
+        (("--mask-matrix", "none.csv"), "mask-matrix none.csv does not exist"),
+        (("--annotations", "none.json"), "annotation file none.json does not exist"),
+        (("--dpi", "5"), "dpi: expected from 20 to 1200, got 5"),
+        (("--most", "0"), "most: expected at least 1, got 0"),
+    ],
+)
+def test_what_is_wrong_is_one_sentence(
+    files: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], rest: tuple[str, ...], sentence: str
+) -> None:
+    try:
+        status = main(words(files, "deformable", tmp_path / "out", *rest))
+    except SystemExit as stop:
+        status = int(stop.code or 0)
+    assert status in (1, 2)
+    told = " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert re.search(sentence, told), told
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_no_image_or_has_no_attention(
+    files: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ["--checkpoint", str(files["detr"]), "--out", str(tmp_path)]
+    assert main(["explain", str(files["annotations"]), *common]) == 1
+    assert "annotations.json cannot be decoded" in capsys.readouterr().err
+    assert main(words(files, "detr", tmp_path, "--query", 1, "--method", "points")) == 1
+    assert "Detr attends to every key and samples no points; try raw" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
