@@ -1,0 +1,82 @@
+"""A scene made by hand of random numbers, of any shape: what a page reads of one, without a model."""
+
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class StandInSeen:
+    """As `scene.Seen`."""
+
+    query: int
+    label: int
+    name: str
+    score: float
+    box: tuple[float, float, float, float]
+
+
+class StandInScene:
+    """Random boxes, scores and attention; `dense` as DETR's, else deformable with references of 4 coordinates."""
+
+    def __init__(
+        self,
+        *,
+        queries: int = 6,
+        layers: int = 3,
+        heads: int = 2,
+        points: int = 2,
+        shapes: tuple[tuple[int, int], ...] = ((6, 8), (3, 4)),
+        size: tuple[int, int] = (48, 64),
+        names: tuple[str, ...] = ("cat", "dog", "bird"),
+        dense: bool = False,
+    ) -> None:
+        random = torch.Generator().manual_seed(0)
+        height, width = size
+        shapes = shapes[:1] if dense else shapes
+        levels, tokens = len(shapes), sum(h * w for h, w in shapes)
+        centre = torch.rand(1, queries, 2, generator=random).expand(layers, -1, -1)
+        centre = centre + 0.05 * torch.randn(layers, queries, 2, generator=random) * torch.linspace(1, 0, layers).view(
+            -1, 1, 1
+        )
+        half = 0.04 + 0.1 * torch.rand(1, queries, 2, generator=random).expand(layers, -1, -1)
+        pixels = torch.tensor([width, height, width, height])
+        self.image = torch.randint(0, 256, (3, height, width), generator=random).to(torch.uint8)
+        self.model: Any = SimpleNamespace(categories=list(names))
+        self.shapes, self.ratios, self.row = shapes, torch.ones(levels, 2), 0
+        self.layer_boxes = torch.cat([centre - half, centre + half], -1) * pixels
+        self.layer_scores = torch.rand(layers, queries, len(names), generator=random) ** 2
+        self.references = [] if dense else list(torch.cat([centre, 2 * half], -1) * pixels)
+        self.tape = {}
+        for layer in range(layers):
+            name = f"decoder.{layer}.cross"
+            site = SimpleNamespace(
+                kind="cross", deformable=not dense, heads=heads, levels=levels, points=0 if dense else points
+            )
+            if dense:
+                weights = (3 * torch.randn(1, heads, queries, tokens, generator=random)).softmax(-1)
+                self.tape[name] = SimpleNamespace(site=site, weights=weights)
+                continue
+            shape = (1, queries, heads, levels, points)
+            weights = torch.randn(1, queries, heads, levels * points, generator=random).softmax(-1).view(shape)
+            around = centre[layer][:, None, None, None] + 0.1 * torch.randn(*shape[1:], 2, generator=random)
+            self.tape[name] = SimpleNamespace(site=site, weights=weights, locations=around[None])
+
+    def seen(self, query: int) -> StandInSeen:
+        score, label = self.layer_scores[-1, query].max(-1)
+        box = self.layer_boxes[-1, query].tolist()
+        return StandInSeen(query, int(label), self.model.categories[int(label)], float(score), tuple(box))
+
+    def detections(self, confidence: float = 0.5) -> list[StandInSeen]:
+        every = [self.seen(query) for query in range(self.layer_boxes.shape[1])]
+        return sorted((s for s in every if s.score >= confidence), key=lambda s: -s.score)
+
+
+def stand_in_maps(scene: StandInScene, seen: StandInSeen, method: str) -> Tensor:
+    """In the place of `page.layer_maps`: some maps (N + 1, S), others for every query."""
+    tokens = sum(h * w for h, w in scene.shapes)
+    random = torch.Generator().manual_seed(seen.query)
+    return torch.rand(len(scene.layer_boxes) + 1, tokens, generator=random) ** 4
