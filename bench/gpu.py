@@ -5,16 +5,17 @@
 
 Correctness first: the verify table of every backend, and the tests marked ``gpu`` (in a checkout). Then the operator
 with its peers, the detectors, what takes the time inside them, training steps, and what has to be compiled; at last
-``msdeform bench training`` and ``msdeform bench seeds``, whole training runs that tell the backends apart by AP.
-What is recorded already, of this code on this device, is not done again: run it until nothing is left. It needs nothing
-but this project; peers that are installed are measured too, and the others named.
+``msdeform bench training``, ``msdeform bench explain`` and ``msdeform bench seeds``, whole training runs that tell the
+backends apart by AP. What is recorded already, of this code on this device, is not done again: run it until nothing is
+left. It needs nothing but this project; peers that are installed are measured too, and the others named.
 
 What training should show on an H200, written before anybody measured it. A step of deformable_detr_r50 at 800x1066: 15
 to 40 images a second in float32 with `triton` or `cuda` (the paper's 325 hours on a V100 are 5), half as many again to
 twice as many in bfloat16; `reference` slowest, with the highest peak memory; backbone and backward pass most of the
 time, and of the options only `compile` more than a tenth faster, `checkpointing` slower and at least a fifth smaller.
 Loading: kept pixels fastest, and images a second that grow with workers. Seeds: the backends' mean APs closer together
-than the seeds of one backend, since all of them train in the same numbers but for the order of sums.
+than the seeds of one backend, since all of them train in the same numbers but for the order of sums. Explanations at
+800x1333: relevance within a second, most of it the host's, which multiplies the sparse rows; less than 1 GB added.
 """
 
 import argparse
@@ -32,7 +33,7 @@ from pathlib import Path
 import torch
 
 from ..kernels.arguments import Parser
-from . import cases, dispatch, jobs, peers, profile, seeds, table, training
+from . import cases, dispatch, explain, jobs, peers, profile, seeds, table, training
 from .operators import plan
 from .provenance import device_name, provenance
 from .published import MODELS
@@ -108,6 +109,10 @@ class Run:
     def training(self, stage: str, words: list[str]) -> None:
         """Loaders and steps of ``msdeform bench training``."""
         self.command(stage, training.run, [*words, *(["--again"] if self.again else [])])
+
+    def explanations(self, words: list[str]) -> None:
+        """Relevance beside the model's own passes, of ``msdeform bench explain``."""
+        self.command("explanations", explain.run, [*words, *(["--again"] if self.again else [])])
 
     def seeds(self, words: list[str]) -> None:
         """Whole runs of ``msdeform bench seeds``; one under way is stopped when the time is over, and goes on later."""
@@ -200,6 +205,7 @@ def _full(run: Run) -> None:
     run.measure("detectors, compiled", [job for job in compiled if job.method == "published"])
     _memcheck(run)
     run.training("stages of a training step", ["--parts", "step", "--options", "baseline"])
+    run.explanations([])
     run.seeds([])
     run.training("options of a training step, and loading", ["--parts", "step", "loading"])
 
@@ -218,6 +224,7 @@ def _reduced(run: Run) -> None:
     some = ["--model", tiny[0], "--backends", "reference", "--dtypes", "float32", "--options", "baseline"]
     few = ["--batch", "1", "--image", "64x96", "--workers", "0", "--caches", "none"]
     run.training("stages of a training step and loading, reduced", ["--parts", "step", "loading", *some, *few])
+    run.explanations(["--models", tiny[0], "--images", "64x96", "--backends", "reference"])
     run.seeds(["--backends", "reference", "--seeds", "0"])
 
 

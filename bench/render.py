@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..kernels.arguments import Parser
 from ..models.files import atomic_file
-from . import cache, claims, model, plots, records, roofline, spread, training
+from . import cache, claims, explain, model, plots, records, roofline, spread, training
 from .cases import nearest
 from .published import PUBLISHED
 from .records import Records, Row
@@ -282,6 +282,10 @@ def _training_steps(found: Records, _: list[Plot]) -> str:
     return _tables(found, "training-step", training.step_table, len(records.KEYS["training-step"]))
 
 
+def _explanations(found: Records, _: list[Plot]) -> str:
+    return _tables(found, "explanation", explain.explanation_table, 3)
+
+
 def _seeds(found: Records, plotted: list[Plot]) -> str:
     return _trained(found, plotted, with_table=True)
 
@@ -342,6 +346,7 @@ BLOCKS: dict[str, Callable[[Records, list[Plot]], str]] = {
     "curves": _curves,
     "loading-memory": _loading_memory,
     "training-steps": _training_steps,
+    "explanations": _explanations,
 }
 
 
