@@ -34,6 +34,11 @@ COMMANDS = {
     "replay": Command("train.replay", "do a training step again whose loss was not finite, and say where that began"),
     "eval": Command("train.evaluate", "COCO metrics of a checkpoint"),
     "predict": Command("train.predict", "detect objects in images: pictures with boxes, and COCO-results JSON"),
+    "explain": Command("explain.command", "what a detector attended to in an image: points, maps, heads off, a page"),
+    "explain-eval": Command("explain.judge", "judge heat maps of detections: do they beat maps that explain nothing?"),
+    "explore": Command(
+        "explain.explore", "look at uploaded images in the browser, and switch heads off; on this machine"
+    ),
     "plot": Command("train.plot", "draw the curves of training runs side by side, and print what came of them"),
     "convert": Command("models.conversion", "convert weights: official, Hugging Face's, our own, a run's checkpoint"),
     "export": Command("models.export", "write a detector as a torch.export program or in ONNX, and check its numbers"),
@@ -43,6 +48,7 @@ COMMANDS = {
     "bench cache": Command("bench.cache", "simulate the first cache under orders of the queries; no GPU needed"),
     "bench compare": Command("bench.compare", "what became slower between two commits, machines or backends"),
     "bench dispatch": Command("bench.dispatch", "time what a call costs the host, in stages; no GPU needed"),
+    "bench explain": Command("bench.explain", "time relevance beside the model's own passes, and the memory it adds"),
     "bench instructions": Command(
         "bench.instructions", "count the instructions of the compiled kernels; no GPU needed"
     ),
@@ -51,6 +57,7 @@ COMMANDS = {
     "bench roofline": Command("bench.roofline", "draw recorded speeds under what the device could do"),
     "bench seeds": Command("bench.seeds", "train on every backend with several seeds: do their APs agree?"),
     "bench training": Command("bench.training", "time the loading of images, and the stages of a training step"),
+    "ablate": Command("explain.ablate", "switch attention heads off, and measure what that does over a data set"),
     "table": Command("bench.table", "the detectors' published size, FLOPs and speed, and ours beside them"),
     "demo": Command("train.demo", "make data, train a small detector, evaluate it and draw what it finds"),
     "version": Command("cli", "print the version", "print_version"),

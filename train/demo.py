@@ -110,6 +110,8 @@ def demo(options: DemoOptions) -> dict[str, float]:
     print(f"loss and AP over training:       {curves}")
     print(f"checkpoint and log:              {run}")
     print(f"try: msdeform predict {data / 'val2017'} --checkpoint {run}")
+    image = min((data / "val2017").iterdir())
+    print(f"and: msdeform explain {image} --checkpoint {run} --confidence 0.3")
     return metrics
 
 

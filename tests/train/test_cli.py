@@ -29,6 +29,9 @@ def test_help_lists_every_command_in_a_line_each() -> None:
         "replay",
         "eval",
         "predict",
+        "explain",
+        "explain-eval",
+        "explore",
         "plot",
         "convert",
         "export",
@@ -38,12 +41,14 @@ def test_help_lists_every_command_in_a_line_each() -> None:
         "bench cache",
         "bench compare",
         "bench dispatch",
+        "bench explain",
         "bench instructions",
         "bench model",
         "bench render",
         "bench roofline",
         "bench seeds",
         "bench training",
+        "ablate",
         "table",
         "demo",
         "version",
@@ -83,9 +88,8 @@ def test_every_command_is_where_it_is_said_to_be(name: str) -> None:
         (["qqq"], "unknown command 'qqq'; msdeform --help lists the commands"),
         (
             ["bench", "comapre", "a"],
-            "'bench' is followed by cache or compare or dispatch or instructions or model or render or roofline or "
-            "seeds or training; "
-            "got 'bench comapre'",
+            "'bench' is followed by cache or compare or dispatch or explain or instructions or model or render or "
+            "roofline or seeds or training; got 'bench comapre'",
         ),
         (["version", "now"], "version: takes no arguments, got now"),
     ],
