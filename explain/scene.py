@@ -291,7 +291,7 @@ class Scene:
     def input_gradient(self, seen: Seen, target: str = "class") -> Tensor:
         """Derivatives of the target with respect to the resized, normalised image: (3, h, w). Runs the model anew."""
         pixels = self.pixels.detach().clone().requires_grad_()
-        with _explainable(self.model), torch.enable_grad(), intervene(self.model, *self.masks):
+        with frozen(self.model), torch.enable_grad(), intervene(self.model, *self.masks):
             outputs = self.model([pixels])
             return torch.autograd.grad(target_of(outputs, 0, seen, target), pixels)[0]
 
@@ -321,7 +321,8 @@ def scenes(
     resized = [transforms.resize(image, list(to.fit(*image.shape[1:])), antialias=True) for image in read]
     inputs = [normalise(image.to(like.device)).to(like.dtype) for image in resized]
     with (
-        _explainable(model),
+        frozen(model),
+        _every_layer(model),
         leaves(model) as shapes,
         torch.enable_grad(),
         intervene(model, *masks),
@@ -370,14 +371,11 @@ def _ratios(tape: Tape, shapes: Sequence[tuple[int, int]], count: int) -> Tensor
 
 
 @contextmanager
-def _explainable(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, losses of all layers on, and parameters without gradients; then as everything was."""
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, and parameters without gradients; then as everything was."""
     modes = [(module, module.training) for module in model.modules()]
     wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    auxiliary: Any = getattr(model, "aux_loss", None)
     model.eval()
-    if auxiliary is not None:
-        model.__dict__["aux_loss"] = True
     for parameter, _ in wanted:
         parameter.requires_grad_(False)
     try:
@@ -387,8 +385,20 @@ def _explainable(model: nn.Module) -> Iterator[None]:
             module.training = training
         for parameter, before in wanted:
             parameter.requires_grad_(before)
-        if auxiliary is not None:
-            model.__dict__["aux_loss"] = auxiliary
+
+
+@contextmanager
+def _every_layer(model: nn.Module) -> Iterator[None]:
+    """The model tells what each decoder layer predicts, whether its losses ask for that or not."""
+    before: Any = getattr(model, "aux_loss", None)
+    if before is None:
+        yield
+        return
+    model.__dict__["aux_loss"] = True
+    try:
+        yield
+    finally:
+        model.__dict__["aux_loss"] = before
 
 
 @contextmanager

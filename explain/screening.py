@@ -8,18 +8,18 @@ Where a model detaches, the slope does not see further: what a head does to the 
 that refines boxes, and to the choice of queries in two stages.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..models.criterion import SetCriterion
 from ..models.detector import Detector
 from ..models.geometry import widen
 from .capture import capture
 from .interventions import Mask, intervene
+from .scene import frozen
 from .sites import find_sites
 
 ScreenBy = Literal["loss", "logit"]
@@ -40,7 +40,7 @@ def head_gradients(
     """
     chosen = find_sites(model, pattern)
     with (
-        _frozen(model),
+        frozen(model),
         torch.enable_grad(),
         intervene(model, *masks, means=means),
         capture(model, pattern, gradients=True) as tape,
@@ -58,23 +58,6 @@ def head_gradients(
         head = 2 if site.deformable else 1
         found[site.name] = product.sum([axis for axis in range(1, product.dim()) if axis != head])
     return found
-
-
-@contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and parameters without gradients: the graph then begins at the first attention."""
-    modes = [(module, module.training) for module in model.modules()]
-    wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    model.eval()
-    for parameter, _ in wanted:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-        for parameter, before in wanted:
-            parameter.requires_grad_(before)
 
 
 def loss_of(model: Detector, targets: Sequence[dict[str, Any]]) -> Callable[[dict[str, Tensor]], Tensor]:
