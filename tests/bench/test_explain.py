@@ -17,7 +17,7 @@ def test_a_cell_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     (row,) = records.read(*tmp_path.glob("*.jsonl")).rows
     assert records.key(row) == ("explanation", "deformable_detr_tiny", "64x96", "reference")
     assert all(row[part] > 0 for part in explain.PARTS)
-    assert 0 < row["added_peak_mb"] < row["model_peak_mb"]
+    assert 0 <= row["added_peak_mb"] < row["model_peak_mb"]
     assert row["tape_mb"] > 0
     before = [file.read_text() for file in tmp_path.glob("*.jsonl")]
     assert main(["bench", "explain", *words, "--out", str(tmp_path)]) == 0

@@ -24,7 +24,8 @@ def test_reduced_form_end_to_end(tmp_path: Path) -> None:
     (file,) = tmp_path.glob("*.jsonl")
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     kinds = {row["kind"] for row in rows}
-    assert kinds == {"missing", "operator", "model", "profile", "training", "loading", "training-step", "seeds"}
+    by_stage = {"missing", "operator", "model", "profile", "training"}
+    assert kinds == by_stage | {"loading", "training-step", "explanation", "seeds"}
     measured = [row for row in rows if row["kind"] in ("operator", "model", "training")]
     assert {row["backend"] for row in measured} == {"reference", "core"}
     assert all(row["median_us"] > 0 for row in measured)
@@ -56,7 +57,7 @@ def planned(monkeypatch: pytest.MonkeyPatch) -> list[list[Job]]:
         return 0
 
     monkeypatch.setattr(gpu, "measure", note)
-    for command in (gpu.training, gpu.seeds):
+    for command in (gpu.training, gpu.explain, gpu.seeds):
         monkeypatch.setattr(command, "run", lambda words: 0)
     monkeypatch.setattr(
         gpu.profile,
@@ -111,7 +112,7 @@ def test_training_gets_the_time_that_is_left(
         asked.append(words)
         return 4 if "--runs" in words else 0
 
-    for command in (gpu.training, gpu.seeds):
+    for command in (gpu.training, gpu.explain, gpu.seeds):
         monkeypatch.setattr(command, "run", note)
     (gpu._reduced if quick else gpu._full)(run)
     for words in asked:
