@@ -187,7 +187,7 @@ def _full(run: Run) -> None:
     eager = [name for name in peers.PEERS if name not in peers.COMPILED]
     both, every = ["float32", "bfloat16"], ["float32", "bfloat16", "float16"]
     run.measure("operator, main cases", [*plan(_MAIN, ["grid"], both, eager)])
-    for backend in ("triton", "triton-atomics"):
+    for backend in ("triton", "triton-cells"):
         run.profile(_MAIN[0], backend)
     run.dispatch(200)
     speeds = table.plan_models(MODELS, peers.OURS, both, (1, 4), ("eager",), reduced=False)

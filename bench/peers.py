@@ -84,15 +84,16 @@ def _deterministic(name: str, device: torch.device) -> Peer:
     )
 
 
-def _atomics(device: torch.device) -> Peer:
-    """The Triton backend, whose backward makes the gradient of value with atomics however many points there are."""
+def _cells(device: torch.device) -> Peer:
+    """The Triton backend with its backward by cell, and without all else that determinism costs: PyTorch's filling of
+    new memory, for one."""
 
     def use(method: str) -> None:
         from ..kernels.triton import launch
 
         launch.backward_method = method
 
-    return _during_backward("triton-atomics", _backend("triton", device), lambda: use("atomics"), lambda: use("auto"))
+    return _during_backward("triton-cells", _backend("triton", device), lambda: use("cells"), lambda: use("auto"))
 
 
 def _during_backward(name: str, peer: Peer, begin: Callable[[], None], end: Callable[[], None]) -> Peer:
@@ -326,7 +327,7 @@ PEERS: dict[str, Callable[[torch.device], Peer]] = {
     "reference": lambda device: _backend("reference", device),
     "triton": lambda device: _backend("triton", device),
     "triton-deterministic": lambda device: _deterministic("triton", device),
-    "triton-atomics": _atomics,
+    "triton-cells": _cells,
     "cuda": lambda device: _backend("cuda", device),
     "deformops": lambda device: _deformops("deformops", device),
     # it leaves float32 accumulation of grad_value off on Hopper unless told

@@ -220,10 +220,11 @@ def cells_kernel(
         a01 = a00
         a10 = a00
         a11 = a00
-        b00 = a00
-        b01 = a00
-        b10 = a00
-        b11 = a00
+        # each a value of its own: Triton 3.6 does not carry `a = b` through a loop where both began as the same one
+        b00 = tl.zeros([LANES, WALKS], COMPUTE)
+        b01 = tl.zeros([LANES, WALKS], COMPUTE)
+        b10 = tl.zeros([LANES, WALKS], COMPUTE)
+        b11 = tl.zeros([LANES, WALKS], COMPUTE)
         # eight points unrolled take long to compile
         for group in range(SHARE // GROUP):
             a00, a01, a10, a11 = b00, b01, b10, b11

@@ -24,8 +24,6 @@ from .forward import forward_kernel
 _INT32_LIMIT = 2**31
 _MOST_PROGRAMS = 65535  # along the second and third axis of a grid
 _METHODS = ("auto", "cells", "atomics")
-CELLS_FROM = 2**18  # points, for "auto"
-POINTS_PER_PIXEL = 2
 RUN = 32  # sorted points of a walk
 BAND = 8  # rows of an encoder's queries that are walked together: see `msdeform bench cache`
 BY_CELL_OPTIONS: dict[str, dict[str, int]] = {"cells": {"num_warps": 1}}
@@ -178,15 +176,13 @@ def _rounded(gradient: Tensor, like: Tensor) -> Tensor:
 def adds_by_cell(value: Tensor, points: Tensor) -> bool:
     """Whether the gradient of value is summed by cell, in a fixed order, or by atomics, in one launch.
 
-    The rule: always where determinism is asked for, else from `CELLS_FROM` points on that are at least
-    `POINTS_PER_PIXEL` for every pixel, as an encoder's are: a cell with one point has nothing to add up. By the model
-    of ``msdeform bench model`` a thousand points take 0.26 us by atomics and 0.085 us by cell, whose further launches
-    and sort take some 50 us more; no GPU has measured it yet.
+    By cell where determinism or `backward_method` asks for it, by atomics otherwise: no GPU has measured yet which one
+    is faster on an encoder.
 
     Raises:
         ValueError: determinism is asked for, and a sample is larger than a sort or the kernels count.
     """
-    B, Q, H, L, P, _ = points.shape
+    _, Q, H, L, P, _ = points.shape
     S = value.shape[1]
     if S == 0:
         return False
@@ -198,10 +194,7 @@ def adds_by_cell(value: Tensor, points: Tensor) -> bool:
                 "torch.use_deterministic_algorithms(False)"
             )
         return False
-    if torch.are_deterministic_algorithms_enabled() or backward_method == "cells":
-        return True
-    dense = Q * L * P >= POINTS_PER_PIXEL * S
-    return backward_method == "auto" and dense and B * Q * H * L * P >= CELLS_FROM
+    return torch.are_deterministic_algorithms_enabled() or backward_method == "cells"
 
 
 def _backward_by_query(
