@@ -10,16 +10,49 @@ import triton
 import triton.language as tl
 
 
+# arguments of kernels that change with the image or the number of queries, or could: none of them is compiled for
+RUN_TIME = ["S", "Q", "H", "walks"] + [
+    f"{tensor}_stride_{axis}"
+    for tensor in ("grad_output", "value", "points", "weights", "references")
+    for axis in ("b", "s", "q", "h", "l")
+]
+
+
 @triton.jit
-def check_levels(levels_ptr, L: tl.constexpr, S):
+def level_size(levels, level, AXIS: tl.constexpr, L: tl.constexpr, BY_VALUE: tl.constexpr):
+    """Height (AXIS 0) or width (AXIS 1) of ``level``, a number or a tile of them, as int32.
+
+    ``levels`` is a pointer to int64 (L, 2), or BY_VALUE a tuple of 2*L numbers, each 2*n+1 for a size n: see `launch`.
+    """
+    if BY_VALUE:
+        size = (levels[AXIS] >> 1) + 0 * level
+        for l in tl.static_range(1, L):
+            size = tl.where(level == l, levels[2 * l + AXIS] >> 1, size)
+    else:
+        size = tl.load(levels + 2 * level + AXIS)
+    return size.to(tl.int32)
+
+
+@triton.jit
+def _size64(levels, i: tl.constexpr, BY_VALUE: tl.constexpr):
+    """Entry i of the flat sizes as int64, which may be anything."""
+    if BY_VALUE:
+        size = (levels[i] >> 1).to(tl.int64)
+    else:
+        size = tl.load(levels + i)
+    return size
+
+
+@triton.jit
+def check_levels(levels, L: tl.constexpr, BY_VALUE: tl.constexpr, S):
     """Whether the level sizes add up to S, each at least 1. The kernels turn sizes that don't add up into NaN, not into
     reads outside the tensor."""
     total = tl.zeros((), tl.int64)
     least = tl.zeros((), tl.int64) + S
     most = tl.zeros((), tl.int64)
     for level in tl.static_range(L):
-        h = tl.load(levels_ptr + 2 * level)
-        w = tl.load(levels_ptr + 2 * level + 1)
+        h = _size64(levels, 2 * level, BY_VALUE)
+        w = _size64(levels, 2 * level + 1, BY_VALUE)
         least = tl.minimum(least, tl.minimum(h, w))
         most = tl.maximum(most, tl.maximum(h, w))
         total += h * w
@@ -28,13 +61,13 @@ def check_levels(levels_ptr, L: tl.constexpr, S):
 
 
 @triton.jit
-def regular_levels(levels_ptr, L: tl.constexpr, S):
+def regular_levels(levels, L: tl.constexpr, BY_VALUE: tl.constexpr, S):
     """Whether the level sizes add up to S, each at least 2 and at most 2**23 + 1: a float32 counts their pixels."""
     total = tl.zeros((), tl.uint64)
     excess = tl.zeros((), tl.int32)
     for level in tl.static_range(L):
-        h64 = tl.load(levels_ptr + 2 * level)
-        w64 = tl.load(levels_ptr + 2 * level + 1)
+        h64 = _size64(levels, 2 * level, BY_VALUE)
+        w64 = _size64(levels, 2 * level + 1, BY_VALUE)
         h = h64.to(tl.int32)
         w = w64.to(tl.int32)
         # bits from the 23rd on are set in what is below zero or too large; beyond 32 bits none may be
@@ -44,16 +77,16 @@ def regular_levels(levels_ptr, L: tl.constexpr, S):
 
 
 @triton.jit
-def in_bands(levels_ptr, index, L: tl.constexpr, HIGH: tl.constexpr):
+def in_bands(levels, index, L: tl.constexpr, BY_VALUE: tl.constexpr, HIGH: tl.constexpr):
     """The pixels [BLOCK_Q] that come at ``index`` when every level is walked in bands of HIGH rows, each column by
     column. Exact for regular levels of fewer than 2**20 pixels together; others give any numbers."""
-    w = tl.load(levels_ptr + 1).to(tl.int32) + tl.zeros_like(index)
-    h = tl.load(levels_ptr).to(tl.int32) + tl.zeros_like(index)
+    w = tl.zeros_like(index)
+    h = tl.zeros_like(index)
     start = tl.zeros_like(index)
-    begin = tl.load(levels_ptr).to(tl.int32) * tl.load(levels_ptr + 1).to(tl.int32)
-    for level in tl.static_range(1, L):
-        next_h = tl.load(levels_ptr + 2 * level).to(tl.int32)
-        next_w = tl.load(levels_ptr + 2 * level + 1).to(tl.int32)
+    begin = tl.zeros((), tl.int32)
+    for level in tl.static_range(L):
+        next_h = _size64(levels, 2 * level, BY_VALUE).to(tl.int32)
+        next_w = _size64(levels, 2 * level + 1, BY_VALUE).to(tl.int32)
         on = index >= begin
         w = tl.where(on, next_w, w)
         h = tl.where(on, next_h, h)
@@ -69,14 +102,14 @@ def in_bands(levels_ptr, index, L: tl.constexpr, HIGH: tl.constexpr):
 
 
 @triton.jit
-def levels_of(levels_ptr, level, L: tl.constexpr, LANES: tl.constexpr):
+def levels_of(levels, level, L: tl.constexpr, BY_VALUE: tl.constexpr, LANES: tl.constexpr):
     """Width, height and first pixel of the levels ``level`` [LANES], each int32 [LANES]."""
     start = tl.zeros([LANES], tl.int32)
     for l in tl.static_range(L - 1):
-        size = tl.load(levels_ptr + 2 * l).to(tl.int32) * tl.load(levels_ptr + 2 * l + 1).to(tl.int32)
-        start += tl.where(level > l, size, 0)
-    h = tl.load(levels_ptr + 2 * level).to(tl.int32)
-    w = tl.load(levels_ptr + 2 * level + 1).to(tl.int32)
+        size = _size64(levels, 2 * l, BY_VALUE) * _size64(levels, 2 * l + 1, BY_VALUE)
+        start += tl.where(level > l, size.to(tl.int32), 0)
+    h = level_size(levels, level, 0, L, BY_VALUE)
+    w = level_size(levels, level, 1, L, BY_VALUE)
     return w, h, start
 
 

@@ -16,14 +16,14 @@ a query, which are kept in a register tile [BLOCK_Q, L*P].
 import triton
 import triton.language as tl
 
-from .sampling import check_levels, neighbours, row_logits, settle
+from .bilinear import RUN_TIME, check_levels, level_size, neighbours, row_logits, settle
 
 
-@triton.jit(do_not_specialize=["S", "Q"])
+@triton.jit(do_not_specialize=RUN_TIME)
 def backward_kernel(
     grad_output_ptr,
     value_ptr,
-    levels_ptr,
+    levels,
     points_ptr,  # locations, or offsets if FUSED
     weights_ptr,  # weights, or logits if FUSED
     references_ptr,
@@ -37,7 +37,6 @@ def backward_kernel(
     grad_output_stride_b,
     grad_output_stride_q,
     value_stride_b,
-    value_stride_s,
     value_stride_h,
     points_stride_b,
     points_stride_q,
@@ -48,9 +47,16 @@ def backward_kernel(
     references_stride_b,
     references_stride_q,
     references_stride_l,
+    STRIDE: tl.constexpr,  # from a pixel of value to the next
     D: tl.constexpr,
     L: tl.constexpr,
     P: tl.constexpr,
+    BY_VALUE: tl.constexpr,  # levels are numbers, not a pointer to them
+    GRAD_ALIGN: tl.constexpr,  # of grad_output's strides, in elements
+    VALUE_ALIGN: tl.constexpr,
+    POINTS_ALIGN: tl.constexpr,
+    WEIGHTS_ALIGN: tl.constexpr,
+    REFERENCES_ALIGN: tl.constexpr,
     FUSED: tl.constexpr,
     BOXES: tl.constexpr,
     NEED_VALUE: tl.constexpr,
@@ -79,25 +85,31 @@ def backward_kernel(
     else:
         q_offset = q
 
-    value_ptr += b * value_stride_b + h_index.to(tl.int64) * value_stride_h
+    # strides are not specialised, or another image size would compile anew: what they are multiples of is told instead
+    grad_output_ptr += tl.multiple_of(b * grad_output_stride_b, GRAD_ALIGN)
+    grad_output_stride_q = tl.multiple_of(grad_output_stride_q, GRAD_ALIGN)
+    value_ptr += tl.multiple_of(b * value_stride_b + h_index.to(tl.int64) * value_stride_h, VALUE_ALIGN)
+    points_ptr += tl.multiple_of(b * points_stride_b + h_index.to(tl.int64) * points_stride_h, POINTS_ALIGN)
+    points_stride_q = tl.multiple_of(points_stride_q, POINTS_ALIGN)
+    weights_ptr += tl.multiple_of(b * weights_stride_b + h_index.to(tl.int64) * weights_stride_h, WEIGHTS_ALIGN)
+    weights_stride_q = tl.multiple_of(weights_stride_q, WEIGHTS_ALIGN)
+    if FUSED:
+        references_ptr += tl.multiple_of(b * references_stride_b, REFERENCES_ALIGN)
+        references_stride_q = tl.multiple_of(references_stride_q, REFERENCES_ALIGN)
+        references_stride_l = tl.multiple_of(references_stride_l, REFERENCES_ALIGN)
     grad_value_ptr += b * S * (H * D) + h_index * D
-    points_row = points_ptr + b * points_stride_b + h_index.to(tl.int64) * points_stride_h + q_offset * points_stride_q
-    weights_base = weights_ptr + b * weights_stride_b + h_index.to(tl.int64) * weights_stride_h
-    weights_row = weights_base + q_offset * weights_stride_q
+    points_row = points_ptr + q_offset * points_stride_q
+    weights_row = weights_ptr + q_offset * weights_stride_q
     # row of (b, q, h) in the contiguous outputs
     output_row = (b * Q + q) * H + h_index
     g = tl.load(
-        grad_output_ptr
-        + b * grad_output_stride_b
-        + h_index * D
-        + (q_offset * grad_output_stride_q)[:, None]
-        + d[None, :],
+        grad_output_ptr + h_index * D + (q_offset * grad_output_stride_q)[:, None] + d[None, :],
         mask=in_q[:, None] & in_d,
         other=0.0,
     ).to(COMPUTE)  # [BLOCK_Q, BLOCK_D]
 
     if FUSED:
-        references_row = references_ptr + b * references_stride_b + q_offset * references_stride_q
+        references_row = references_ptr + q_offset * references_stride_q
         logits = row_logits(weights_row, in_q, L * P, BLOCK_LP, COMPUTE)
         peak = tl.max(logits, axis=1)
         exponentials = tl.exp(logits - peak[:, None])
@@ -109,13 +121,11 @@ def backward_kernel(
         k2 = tl.arange(0, BLOCK_2LP)[None, :]
         slopes = tl.zeros([BLOCK_Q, BLOCK_2LP], COMPUTE)
 
-    consistent = check_levels(levels_ptr, L, S)
+    consistent = check_levels(levels, L, BY_VALUE, S)
     start = tl.zeros((), tl.int64)
     for level in range(L):
-        h64 = tl.load(levels_ptr + 2 * level)
-        w64 = tl.load(levels_ptr + 2 * level + 1)
-        h = h64.to(tl.int32)
-        w = w64.to(tl.int32)
+        h = level_size(levels, level, 0, L, BY_VALUE)
+        w = level_size(levels, level, 1, L, BY_VALUE)
         extent_x = tl.where(consistent, w.to(COMPUTE), float("nan"))
         extent_y = tl.where(consistent, h.to(COMPUTE), float("nan"))
         if WIDE:
@@ -167,12 +177,12 @@ def backward_kernel(
                 m10 = m10 & in_d
                 m11 = m11 & in_d
             if NEED_POINTS or NEED_WEIGHTS or NEED_REFERENCES:
-                corner = value_ptr + (pixel * value_stride_s)[:, None] + d[None, :]
-                lower = corner + row_pixels * value_stride_s
+                corner = value_ptr + (pixel * STRIDE)[:, None] + d[None, :]
+                lower = corner + row_pixels * STRIDE
                 s00 = tl.sum(g * tl.load(corner, mask=m00, other=0.0).to(COMPUTE), axis=1)
-                s01 = tl.sum(g * tl.load(corner + value_stride_s, mask=m01, other=0.0).to(COMPUTE), axis=1)
+                s01 = tl.sum(g * tl.load(corner + STRIDE, mask=m01, other=0.0).to(COMPUTE), axis=1)
                 s10 = tl.sum(g * tl.load(lower, mask=m10, other=0.0).to(COMPUTE), axis=1)
-                s11 = tl.sum(g * tl.load(lower + value_stride_s, mask=m11, other=0.0).to(COMPUTE), axis=1)
+                s11 = tl.sum(g * tl.load(lower + STRIDE, mask=m11, other=0.0).to(COMPUTE), axis=1)
                 if NEED_WEIGHTS:
                     upper_s = s00 + fx * (s01 - s00)
                     score = upper_s + fy * (s10 + fx * (s11 - s10) - upper_s)
@@ -206,7 +216,7 @@ def backward_kernel(
                 tl.atomic_add(target + H * D, (right - right * fy)[:, None] * g, mask=m01, sem="relaxed")
                 tl.atomic_add(target_below, (left * fy)[:, None] * g, mask=m10, sem="relaxed")
                 tl.atomic_add(target_below + H * D, (right * fy)[:, None] * g, mask=m11, sem="relaxed")
-        start += h64 * w64
+        start += h.to(tl.int64) * w
         if FUSED and NEED_REFERENCES:
             if BOXES:
                 row = grad_references_ptr + (output_row * L + level) * 4
