@@ -24,7 +24,7 @@ from triton.compiler import ASTSource
 from ..arguments import Parser, architecture
 from . import launch
 from .backward import backward_kernel
-from .cells import cells_kernel, keys_kernel, pixels_kernel, points_kernel
+from .backward_sorted import cells_kernel, keys_kernel, pixels_kernel, points_kernel
 from .forward import forward_kernel
 from .tuning import Choice
 

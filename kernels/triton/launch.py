@@ -18,7 +18,7 @@ from torch import Tensor
 from ..registry import interpreting
 from . import tuning
 from .backward import backward_kernel
-from .cells import cells_kernel, keys_kernel, pixels_kernel, points_kernel
+from .backward_sorted import cells_kernel, keys_kernel, pixels_kernel, points_kernel
 from .forward import forward_kernel
 
 _INT32_LIMIT = 2**31
