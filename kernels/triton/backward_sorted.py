@@ -62,29 +62,30 @@ def keys_kernel(
     head = bh % H
     q = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q)
     k = tl.arange(0, BLOCK_LP)
-    there = (q < Q)[:, None] & (k < L * P)[None, :]
+    # tiles are [BLOCK_LP, BLOCK_Q]: of two axes without a stride of one, Triton lays its lanes along the first
+    there = (k < L * P)[:, None] & (q < Q)[None, :]
     q = tl.minimum(q, Q - 1).to(tl.int64)
     inner = tl.minimum(k, L * P - 1)
     level = inner // P
 
     row = weights_ptr + b * weights_stride_b + head * weights_stride_h + q * weights_stride_q
-    weight = tl.load(row[:, None] + inner[None, :]).to(COMPUTE)
+    weight = tl.load(row[None, :] + inner[:, None]).to(COMPUTE)
     if FUSED:
-        weight = tl.where((k < L * P)[None, :], weight, float("-inf"))
-        weight = tl.exp(weight - tl.max(weight, axis=1)[:, None])
-        weight *= (1.0 / tl.sum(weight, axis=1))[:, None]
+        weight = tl.where((k < L * P)[:, None], weight, float("-inf"))
+        weight = tl.exp(weight - tl.max(weight, axis=0)[None, :])
+        weight *= (1.0 / tl.sum(weight, axis=0))[None, :]
     row = points_ptr + b * points_stride_b + head * points_stride_h + q * points_stride_q
-    x = tl.load(row[:, None] + 2 * inner[None, :]).to(COMPUTE)
-    y = tl.load(row[:, None] + 2 * inner[None, :] + 1).to(COMPUTE)
+    x = tl.load(row[None, :] + 2 * inner[:, None]).to(COMPUTE)
+    y = tl.load(row[None, :] + 2 * inner[:, None] + 1).to(COMPUTE)
 
     w, h, start = levels_of(levels_ptr, level, L, BLOCK_LP)
     # sizes that don't add up give NaN, which is in no cell
     consistent = check_levels(levels_ptr, L, S)
-    extent_x = tl.where(consistent, w.to(COMPUTE), float("nan"))[None, :]
-    extent_y = tl.where(consistent, h.to(COMPUTE), float("nan"))[None, :]
+    extent_x = tl.where(consistent, w.to(COMPUTE), float("nan"))[:, None]
+    extent_y = tl.where(consistent, h.to(COMPUTE), float("nan"))[:, None]
     if FUSED:
         row = references_ptr + b * references_stride_b + q * references_stride_q
-        reference = row[:, None] + level[None, :] * references_stride_l
+        reference = row[None, :] + level[:, None] * references_stride_l
         if BOXES:
             x *= tl.load(reference + 2).to(COMPUTE) * (extent_x * (0.5 / P))
             y *= tl.load(reference + 3).to(COMPUTE) * (extent_y * (0.5 / P))
@@ -95,13 +96,13 @@ def keys_kernel(
         y = y * extent_y - 0.5
     x = settle(x, extent_x)
     y = settle(y, extent_y)
-    corner, in00, in01, in10, in11, fx, fy = neighbours(x, y, w[None, :], h[None, :], start[None, :], there)
+    corner, in00, in01, in10, in11, fx, fy = neighbours(x, y, w[:, None], h[:, None], start[:, None], there)
 
     inside = in00.to(tl.int32) | in01.to(tl.int32) << 1 | in10.to(tl.int32) << 2 | in11.to(tl.int32) << 3
     # from the column and the row before the first to the last ones
-    cell = corner + tl.where(in00 | in10, 0, w[None, :]) + tl.where(in00 | in01, 0, (w * h)[None, :])
+    cell = corner + tl.where(in00 | in10, 0, w[:, None]) + tl.where(in00 | in01, 0, (w * h)[:, None])
     cell = tl.where(inside != 0, cell, S).to(keys_ptr.dtype.element_ty)  # S: points that reach no pixel come last
-    n = (bh * Q + q)[:, None] * (L * P) + k[None, :]
+    n = (bh * Q + q)[None, :] * (L * P) + k[:, None]
     tl.store(keys_ptr + n, (bh.to(cell.dtype) * (S + 1) + cell) * 16 + inside, mask=there)
     _store_record(records_ptr, n, weight, fx, fy, 0.0 * fx, there)
 
@@ -658,27 +659,27 @@ def points_kernel(
     q = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q)
     k = tl.arange(0, BLOCK_LP)
     in_q = q < Q
-    there = in_q[:, None] & (k < L * P)[None, :]
+    there = (k < L * P)[:, None] & in_q[None, :]
     q = tl.minimum(q, Q - 1).to(tl.int64)
     inner = tl.minimum(k, L * P - 1)
     level = inner // P
-    n = (bh * Q + q)[:, None] * (L * P) + k[None, :]
+    n = (bh * Q + q)[None, :] * (L * P) + k[:, None]
     score, slope_x, slope_y, weight = _load_record(records_ptr, n, there)
 
     output_row = (b * Q + q) * H + head
     if NEED_WEIGHTS:
         if FUSED:
-            score = weight * (score - tl.sum(weight * score, axis=1)[:, None])
-        place = grad_weights_ptr + (output_row * (L * P))[:, None] + k[None, :]
+            score = weight * (score - tl.sum(weight * score, axis=0)[None, :])
+        place = grad_weights_ptr + (output_row * (L * P))[None, :] + k[:, None]
         tl.store(place, score.to(grad_weights_ptr.dtype.element_ty), mask=there)
     if NEED_POINTS or NEED_REFERENCES:
         consistent = check_levels(levels_ptr, L, S)
         w, h, _ = levels_of(levels_ptr, level, L, BLOCK_LP)
-        extent_x = tl.where(consistent, w.to(COMPUTE), float("nan"))[None, :]
-        extent_y = tl.where(consistent, h.to(COMPUTE), float("nan"))[None, :]
+        extent_x = tl.where(consistent, w.to(COMPUTE), float("nan"))[:, None]
+        extent_y = tl.where(consistent, h.to(COMPUTE), float("nan"))[:, None]
         if BOXES:
             row = references_ptr + b * references_stride_b + q * references_stride_q
-            reference = row[:, None] + level[None, :] * references_stride_l
+            reference = row[None, :] + level[:, None] * references_stride_l
             step_x = slope_x * (extent_x * (0.5 / P))
             step_y = slope_y * (extent_y * (0.5 / P))
             grad_x = step_x * tl.load(reference + 2).to(COMPUTE)
@@ -690,20 +691,20 @@ def points_kernel(
             grad_x = slope_x * extent_x
             grad_y = slope_y * extent_y
         if NEED_POINTS:
-            place = grad_points_ptr + (output_row * (2 * L * P))[:, None] + 2 * k[None, :]
+            place = grad_points_ptr + (output_row * (2 * L * P))[None, :] + 2 * k[:, None]
             both = tl.join(grad_x, grad_y).to(grad_points_ptr.dtype.element_ty)
             tl.store(place[:, :, None] + tl.arange(0, 2)[None, None, :], both, mask=there[:, :, None])
         if NEED_REFERENCES:
             if BOXES:
                 row = points_ptr + b * points_stride_b + head * points_stride_h + q * points_stride_q
-                offset_x = tl.load(row[:, None] + 2 * inner[None, :]).to(COMPUTE)
-                offset_y = tl.load(row[:, None] + 2 * inner[None, :] + 1).to(COMPUTE)
+                offset_x = tl.load(row[None, :] + 2 * inner[:, None]).to(COMPUTE)
+                offset_y = tl.load(row[None, :] + 2 * inner[:, None] + 1).to(COMPUTE)
             WIDTH: tl.constexpr = 4 if BOXES else 2
             for l in tl.static_range(L):
-                on = there & (level == l)[None, :]
+                on = there & (level == l)[:, None]
                 share = grad_references_ptr + (output_row * L + l) * WIDTH
-                tl.store(share, tl.sum(tl.where(on, slope_x * extent_x, 0.0), axis=1), mask=in_q)
-                tl.store(share + 1, tl.sum(tl.where(on, slope_y * extent_y, 0.0), axis=1), mask=in_q)
+                tl.store(share, tl.sum(tl.where(on, slope_x * extent_x, 0.0), axis=0), mask=in_q)
+                tl.store(share + 1, tl.sum(tl.where(on, slope_y * extent_y, 0.0), axis=0), mask=in_q)
                 if BOXES:
-                    tl.store(share + 2, tl.sum(tl.where(on, step_x * offset_x, 0.0), axis=1), mask=in_q)
-                    tl.store(share + 3, tl.sum(tl.where(on, step_y * offset_y, 0.0), axis=1), mask=in_q)
+                    tl.store(share + 2, tl.sum(tl.where(on, step_x * offset_x, 0.0), axis=0), mask=in_q)
+                    tl.store(share + 3, tl.sum(tl.where(on, step_y * offset_y, 0.0), axis=0), mask=in_q)
