@@ -2,7 +2,7 @@
 
 A point lies in a cell, between four pixels. Sorted by cell, the points of a cell read its four rows of value while
 those are in the first cache, and add their g = grad_output[b, q, h, :] up in registers, so that a cell writes its four
-sums once, where a backward by query makes four additions in memory for every point. Four kernels and a sort, over
+sums once, where a backward by query makes four additions in memory for every point. Five kernels and a sort, over
 points (q, k) of one batch entry and head, k counting levels and points:
 
 1. `keys_kernel`: each point's record (weight, fx, fy), and a key: its cell, and which of the four neighbours lie inside
@@ -11,8 +11,9 @@ points (q, k) of one batch entry and head, k counting levels and points:
    forward. A point's four dot products of g with its neighbours give the slopes of weight and place, which take its
    record's place; the sums [4, D] of a run are stored where it ends. A walk that begins inside a run stores its share
    apart, so that a crowded cell is the work of many.
-3. `pixels_kernel`: a pixel is a corner of four cells, whose sums it adds in a fixed order, shares in theirs.
-4. `points_kernel`: from slopes to the gradients of a query's inputs, the softmax's Jacobian with them.
+3. `shares_kernel`: where a cell may hold thousands of points, combines the shares of a long run, 16 at a time.
+4. `pixels_kernel`: a pixel is a corner of four cells, whose sums it adds in a fixed order, shares in theirs.
+5. `points_kernel`: from slopes to the gradients of a query's inputs, the softmax's Jacobian with them.
 
 A cell is named by its upper left pixel, and a level closes on itself: the cell left of the first column is also the one
 right of the last column. Their runs differ in the key and fill other corners' places, since the left corners of the one
@@ -28,8 +29,15 @@ import triton.language as tl
 
 from .sampling import check_levels, levels_of, neighbours, settle
 
+SHARES = tl.constexpr(16)  # of one run that become one where a run is long
+# what changes with the size of an image, of a batch or of a slice is never compiled in
+_INTEGERS = ["S", "Q", "H", "N", "walks", "step", "largest"]
+_INTEGERS += [f"{name}_stride_b" for name in ("grad_output", "value", "points", "weights", "references")]
+_INTEGERS += ["value_stride_h", "points_stride_q", "points_stride_h", "weights_stride_q", "weights_stride_h"]
+_INTEGERS += ["references_stride_q", "references_stride_l"]
 
-@triton.jit(do_not_specialize=["S", "Q"])
+
+@triton.jit(do_not_specialize=_INTEGERS)
 def keys_kernel(
     levels_ptr,
     points_ptr,  # locations, or offsets if FUSED
@@ -107,7 +115,7 @@ def keys_kernel(
     _store_record(records_ptr, n, weight, fx, fy, 0.0 * fx, there)
 
 
-@triton.jit(do_not_specialize=["S", "Q"])
+@triton.jit(do_not_specialize=_INTEGERS)
 def cells_kernel(
     grad_output_ptr,
     value_ptr,
@@ -138,6 +146,7 @@ def cells_kernel(
     LANES: tl.constexpr,
     VEC: tl.constexpr,
     PAIRS: tl.constexpr,  # their dtype, if value and grad_output may be read two 16-bit channels at a time
+    ALIGNED: tl.constexpr,  # whether heads and batch entries lie multiples of a lane's channels apart
     ENDS: tl.constexpr,  # False leaves out what is done where a run ends, to count what a step costs that ends none
 ):
     bh = tl.program_id(1).to(tl.int64)
@@ -148,8 +157,13 @@ def cells_kernel(
     walk = tl.program_id(0) * WALKS + tl.arange(0, WALKS)
     lane = tl.arange(0, LANES)
     d = (lane[:, None] * VEC + tl.arange(0, VEC)[None, :])[:, None, :]
-    grad_output_ptr += b * grad_output_stride_b + head * D
-    value_ptr += b * value_stride_b + head * value_stride_h
+    grad_output_offset = b * grad_output_stride_b + head * D
+    value_offset = b * value_stride_b + head * value_stride_h
+    if ALIGNED:
+        grad_output_offset = tl.multiple_of(grad_output_offset, VEC if PAIRS is None else 2 * VEC)
+        value_offset = tl.multiple_of(value_offset, VEC if PAIRS is None else 2 * VEC)
+    grad_output_ptr += grad_output_offset
+    value_ptr += value_offset
     if PAIRS is not None:  # words of 32 bits
         grad_output_ptr = grad_output_ptr.to(tl.pointer_type(tl.int32))
         value_ptr = value_ptr.to(tl.pointer_type(tl.int32))
@@ -541,7 +555,49 @@ def _store_record(records_ptr, n, first, second, third, fourth, mask):
     tl.store(records_ptr + 4 * n[:, :, None] + tl.arange(0, 4)[None, None, :], four, mask=mask[:, :, None])
 
 
-@triton.jit(do_not_specialize=["S", "walks"])
+@triton.jit(do_not_specialize=_INTEGERS)
+def shares_kernel(
+    keys_ptr,  # (B, H, N), sorted
+    sums_ptr,  # as `cells_kernel` leaves them, as are the two below
+    firsts_ptr,
+    lasts_ptr,
+    S,
+    N,
+    walks,
+    step,  # a power of SHARES: of how many walks each share is the sum
+    D: tl.constexpr,
+    RUN: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Of SHARES neighbouring shares, put the sum of those that are of one long run in the place of the first. A run is
+    long if its walks are more than those of a program, so that it goes on beyond its walks' begin or end."""
+    bh = tl.program_id(1).to(tl.int64)
+    begin = tl.program_id(0) * (SHARES * step)
+    keys_ptr += bh * N
+    earlier = tl.load(keys_ptr + begin * RUN)
+    d = tl.arange(0, BLOCK_D)
+    sums_ptr += (bh * (S + walks) + S) * (4 * D) + d
+    for side in tl.static_range(2):
+        key = earlier if side == 0 else tl.load(keys_ptr + tl.minimum((begin + SHARES * step) * RUN, N) - 1)
+        if (key & 15 != 0) & ((side == 0) | (key != earlier)):
+            inside = (key & 15).to(tl.int32)
+            any_corner = tl.where(inside & 1 != 0, 0, tl.where(inside & 2 != 0, 1, tl.where(inside & 4 != 0, 2, 3)))
+            slot = 4 * ((key >> 4) - bh) + any_corner  # a batch entry and head has S + 1 cells
+            first = tl.load(firsts_ptr + slot)
+            last = tl.load(lasts_ptr + slot)
+            if last - first >= SHARES * step:
+                walk = begin + step * tl.arange(0, SHARES)
+                # the one in which the run begins has its share where the run's first is
+                there = (walk + step > first) & (walk <= last)
+                rows = sums_ptr + (tl.maximum(walk, first).to(tl.int64) * (4 * D))[:, None]
+                target = sums_ptr + tl.maximum(begin, first).to(tl.int64) * (4 * D)
+                for corner in tl.static_range(4):
+                    in_d = (d < D) & ((inside >> corner) & 1 != 0)
+                    share = tl.load(rows + corner * D, mask=there[:, None] & in_d[None, :], other=0.0)
+                    tl.store(target + corner * D, tl.sum(share, axis=0), mask=in_d)
+
+
+@triton.jit(do_not_specialize=_INTEGERS)
 def pixels_kernel(
     levels_ptr,
     sums_ptr,
@@ -551,9 +607,9 @@ def pixels_kernel(
     S,
     H,
     walks,
+    largest,  # log2 of how many walks a share may be the sum
     L: tl.constexpr,
     D: tl.constexpr,
-    COMPUTE: tl.constexpr,
     BLOCK_Q: tl.constexpr,  # pixels of a program
     BLOCK_D: tl.constexpr,
     PAIRS: tl.constexpr,
@@ -589,11 +645,10 @@ def pixels_kernel(
     first01 = tl.load(slot + (upper + before) * 4 + 1, mask=there, other=0)
     first10 = tl.load(slot + (lower + column) * 4 + 2, mask=there, other=0)
     first11 = tl.load(slot + (lower + before) * 4 + 3, mask=there, other=0)
-    # how many walks later the run ends
-    more00 = tl.load(end + (upper + column) * 4, mask=first00 > 0, other=-1) + 1 - first00
-    more01 = tl.load(end + (upper + before) * 4 + 1, mask=first01 > 0, other=-1) + 1 - first01
-    more10 = tl.load(end + (lower + column) * 4 + 2, mask=first10 > 0, other=-1) + 1 - first10
-    more11 = tl.load(end + (lower + before) * 4 + 3, mask=first11 > 0, other=-1) + 1 - first11
+    last00 = tl.load(end + (upper + column) * 4, mask=first00 > 0, other=-1)
+    last01 = tl.load(end + (upper + before) * 4 + 1, mask=first01 > 0, other=-1)
+    last10 = tl.load(end + (lower + column) * 4 + 2, mask=first10 > 0, other=-1)
+    last11 = tl.load(end + (lower + before) * 4 + 3, mask=first11 > 0, other=-1)
 
     sums_ptr += bh * (S + walks) * (4 * D) + d
     in_d = d < D
@@ -601,14 +656,24 @@ def pixels_kernel(
     result += _sums(sums_ptr, upper + before, 1, first01 > 0, in_d, D)
     result += _sums(sums_ptr, lower + column, 2, first10 > 0, in_d, D)
     result += _sums(sums_ptr, lower + before, 3, first11 > 0, in_d, D)
+    # then shares, the first of them of the walk after the one that began the run
+    shift00 = _walks_of_a_share(first00, last00, largest)
+    shift01 = _walks_of_a_share(first01, last01, largest)
+    shift10 = _walks_of_a_share(first10, last10, largest)
+    shift11 = _walks_of_a_share(first11, last11, largest)
+    more00 = (last00 >> shift00) + 1 - (first00 >> shift00)
+    more01 = (last01 >> shift01) + 1 - (first01 >> shift01)
+    more10 = (last10 >> shift10) + 1 - (first10 >> shift10)
+    more11 = (last11 >> shift11) + 1 - (first11 >> shift11)
     most = tl.max(tl.maximum(tl.maximum(more00, more01), tl.maximum(more10, more11)), axis=0)
     later = tl.zeros((), tl.int32)
     while later < most:
-        share = S + later
-        result += _sums(sums_ptr, share + first00, 0, later < more00, in_d, D)
-        result += _sums(sums_ptr, share + first01, 1, later < more01, in_d, D)
-        result += _sums(sums_ptr, share + first10, 2, later < more10, in_d, D)
-        result += _sums(sums_ptr, share + first11, 3, later < more11, in_d, D)
+        # in pairs, so that the result waits for one addition a turn
+        left = _sums(sums_ptr, S + _share(first00, shift00, later), 0, later < more00, in_d, D)
+        left += _sums(sums_ptr, S + _share(first10, shift10, later), 2, later < more10, in_d, D)
+        right = _sums(sums_ptr, S + _share(first01, shift01, later), 1, later < more01, in_d, D)
+        right += _sums(sums_ptr, S + _share(first11, shift11, later), 3, later < more11, in_d, D)
+        result += left + right
         later += 1
     if PAIRS:  # from all even channels before all odd ones
         result = tl.reshape(result, [BLOCK_Q, 2, BLOCK_D // 2])
@@ -618,13 +683,27 @@ def pixels_kernel(
 
 
 @triton.jit
+def _walks_of_a_share(first, last, largest):
+    """Log2 of how many walks `shares_kernel` made one share of, in a run whose walks with shares are first to last: the
+    largest power of SHARES up to last - first, but at most ``largest``. The exponent of a float32 says which."""
+    exponent = (tl.maximum(last - first, 1).to(tl.float32).to(tl.int32, bitcast=True) >> 23) - 127
+    return tl.minimum(exponent & -4, largest)  # SHARES is 2**4
+
+
+@triton.jit
+def _share(first, shift, number):
+    """Where a run's share of this number stands: the first at its walk, the others where their walks are aligned."""
+    return tl.where(number == 0, first, ((first >> shift) + number) << shift)
+
+
+@triton.jit
 def _sums(sums_ptr, place, CORNER: tl.constexpr, there, in_d, D: tl.constexpr):
     """The sums [BLOCK_Q, BLOCK_D] of one corner at these places; zero where there are none."""
     row = sums_ptr + (place.to(tl.int64) * (4 * D) + CORNER * D)[:, None]
     return tl.load(row, mask=there[:, None] & in_d, other=0.0)
 
 
-@triton.jit(do_not_specialize=["S", "Q"])
+@triton.jit(do_not_specialize=_INTEGERS)
 def points_kernel(
     levels_ptr,
     points_ptr,  # offsets, for the shares of boxes

@@ -18,7 +18,14 @@ from torch import Tensor
 from ..registry import interpreting
 from . import tuning
 from .backward import backward_kernel
-from .backward_sorted import cells_kernel, keys_kernel, pixels_kernel, points_kernel
+from .backward_sorted import (
+    SHARES,
+    cells_kernel,
+    keys_kernel,
+    pixels_kernel,
+    points_kernel,
+    shares_kernel,
+)
 from .forward import forward_kernel
 
 _INT32_LIMIT = 2**31
@@ -29,6 +36,7 @@ BAND = 8  # rows of an encoder's queries that are walked together: see `msdeform
 BY_CELL_OPTIONS: dict[str, dict[str, int]] = {"cells": {"num_warps": 1}}
 _POINTS_AT_ONCE = 2**23
 _SUMS_AT_ONCE = 2**30  # bytes
+_MOST_SHARES = 256  # that a pixel adds up one after the other
 _INT32_COUNT = 2**31  # what 32 bits count, of points and corners
 
 
@@ -255,13 +263,14 @@ def _backward_by_cell(
     gradients: tuple[Tensor, Tensor, Tensor, Tensor],
     needs: tuple[bool, bool, bool, bool],
 ) -> None:
-    """Without atomics: up to four launches and a sort for as many samples as keep the temporary memory, about 60 bytes
-    a point and four times value's in float32, within bounds."""
+    """Without atomics: four launches and a sort, and a fifth where a cell may hold thousands of points, for as many
+    samples as keep the temporary memory, about 60 bytes a point and four times value's in float32, within bounds."""
     B, S, H, D = value.shape
     _, Q, _, L, P, _ = points.shape
     N = Q * L * P
     meta = by_cell_parameters(grad_output, value, references, points, weights, needs)
     walks = triton.cdiv(N, meta["cells"]["RUN"])
+    combinations = combinations_of_shares(triton.cdiv(Q * P, meta["cells"]["RUN"]) + 1)
     compute = compute_dtype(value, references, points, weights)
     references_strides = references.stride()[:3] if references is not None else (0, 0, 0)
     sums_of_sample = H * (S + walks) * 4 * D * compute.itemsize
@@ -314,8 +323,13 @@ def _backward_by_cell(
             **meta["cells"],
             **BY_CELL_OPTIONS["cells"],
         )
+        for power in range(combinations):
+            step = SHARES.value**power
+            shares_kernel[triton.cdiv(walks, step * SHARES.value), rows](
+                keys, sums, firsts, lasts, S, N, walks, step, **meta["shares"]
+            )
         pixels_kernel[triton.cdiv(S, meta["pixels"]["BLOCK_Q"]), rows](
-            levels, sums, firsts, lasts, grad_value, S, H, walks, **meta["pixels"]
+            levels, sums, firsts, lasts, grad_value, S, H, walks, 4 * combinations, **meta["pixels"]
         )
         if any(needs[1:]):
             points_kernel[triton.cdiv(Q, meta["points"]["BLOCK_Q"]), rows](
@@ -335,6 +349,14 @@ def _backward_by_cell(
             )
 
 
+def combinations_of_shares(walks: int) -> int:
+    """How often shares are combined, so that a pixel waits for at most `_MOST_SHARES` of a run of so many walks."""
+    times = 0
+    while walks // SHARES.value**times + 2 > _MOST_SHARES:
+        times += 1
+    return times
+
+
 def by_cell_parameters(
     grad_output: Tensor,
     value: Tensor,
@@ -343,7 +365,7 @@ def by_cell_parameters(
     weights: Tensor,
     needs: tuple[bool, bool, bool, bool],
 ) -> dict[str, dict[str, Any]]:
-    """The compile-time parameters of the four kernels that add by cell."""
+    """The compile-time parameters of the kernels that add by cell."""
     _, _, _, L, P, _ = points.shape
     D = value.shape[3]
     compute = tl.float64 if compute_dtype(value, references, points, weights) is torch.float64 else tl.float32
@@ -354,6 +376,9 @@ def by_cell_parameters(
     # a lane reads 16 bytes of value, and adds up 16 bytes of float32 at a time
     vec = max(min(16 // max(4, value.dtype.itemsize), block_d // 2 if pairs else block_d), block_d // 32)
     lanes = block_d // (2 * vec if pairs else vec)
+    # of one batch entry or head the stride is any number
+    apart = [t.stride(0) for t in (grad_output, value) if t.shape[0] > 1] + [value.stride(2) * (value.shape[2] > 1), D]
+    aligned = all(stride % (vec * (1 + pairs)) == 0 for stride in apart)
     share = min(lanes, 8)
     if interpreting():  # its cost is per program and per operation, whatever their size
         queries, walks, pixels, run = triton.next_power_of_2(points.shape[1]), 256, 256, max(4, share)
@@ -383,9 +408,11 @@ def by_cell_parameters(
             "LANES": lanes,
             "VEC": vec,
             "PAIRS": {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}[value.dtype] if pairs else None,
+            "ALIGNED": aligned,
             "ENDS": True,
         },
-        "pixels": {"L": L, "D": D, "COMPUTE": compute, "BLOCK_Q": pixels, "BLOCK_D": block_d, "PAIRS": pairs},
+        "shares": {"D": D, "RUN": run, "BLOCK_D": block_d},
+        "pixels": {"L": L, "D": D, "BLOCK_Q": pixels, "BLOCK_D": block_d, "PAIRS": pairs},
         "points": kind
         | {
             "NEED_POINTS": need_points,
