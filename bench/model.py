@@ -131,7 +131,7 @@ def predicted(row: Row, gpu: Gpu = H200) -> Stages:
 
 
 def _by_cell(row: Row, gpu: Gpu) -> Stages:
-    """The kernels of a backward by cell, as kernels/triton/cells.py describes what they read and write."""
+    """The kernels of a backward by cell, as kernels/triton/backward_sorted.py describes what they read and write."""
     case = find(CASE)
     dtype = getattr(torch, row["dtype"])
     rows = case.B * case.queries * case.H

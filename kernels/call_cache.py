@@ -187,9 +187,7 @@ def _in_a_mode() -> bool:
     )
 
 
-def _key(
-    fused: bool, setting: str, spatial_shapes: SpatialShapes, level_start_index: object
-) -> tuple[Any, ...] | None:
+def _key(fused: bool, setting: str, spatial_shapes: SpatialShapes, level_start_index: object) -> tuple[Any, ...] | None:
     """What no guard of tensors sees, or None for a call that is checked every time."""
     if isinstance(spatial_shapes, Tensor):
         return fused, setting, None

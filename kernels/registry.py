@@ -23,6 +23,7 @@ from .contract import Inputs
 AUTO = "auto"
 VARIABLE = "MSDEFORM_BACKEND"
 
+
 class BackendUnavailable(RuntimeError):
     """No backend, or not the one that was named, can run this call; the message gives every reason."""
 
@@ -119,7 +120,9 @@ def resolve(inputs: Inputs, backend: str | None = None) -> str:
 
 
 def _auto_reason(backend: Backend, inputs: Inputs) -> str | None:
-    return unavailable(backend.name) or backend.refuses(inputs) or ("runs only when named" if backend.rank < 0 else None)
+    return (
+        unavailable(backend.name) or backend.refuses(inputs) or ("runs only when named" if backend.rank < 0 else None)
+    )
 
 
 def implementation(name: str, fused: bool) -> Implementation:

@@ -41,7 +41,7 @@ def forward(levels: Levels, tensors: Sequence[Tensor]) -> Tensor:
     if output.numel() == 0:
         return output
     locations, weights = locations.contiguous(), weights.contiguous()
-    kept, sizes = _sizes(levels, value.device)
+    _kept, sizes = _sizes(levels, value.device)
     _launch(
         kernels(value.device.index, Dtypes.of(value, locations, weights)).forward,
         value.device,
@@ -89,7 +89,7 @@ def backward(
     if any(needs) and grad_output.numel() > 0:
         grad_output = grad_output.contiguous()
         locations, weights = locations.contiguous(), weights.contiguous()
-        kept, sizes = _sizes(levels, value.device)
+        _kept, sizes = _sizes(levels, value.device)
         lanes = min(1 << (D - 1).bit_length(), _WARP)
         _launch(
             kernels(value.device.index, dtypes).backward,

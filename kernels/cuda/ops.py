@@ -31,7 +31,7 @@ def fused_ms_deform_attn(
 ) -> Tensor:
     """Locations and softmax, then ``ms_deform_attn``; level sizes that are on the device stay there."""
     compute = inputs.compute_dtype
-    # (w, h) of each level; numbers are filled in on the device, since a copy from the host cannot be captured in a graph
+    # (w, h) of each level, filled in on the device: a copy from the host cannot be captured in a graph
     extent = (
         torch.stack([value.new_full((), size, dtype=compute) for h, w in sizes for size in (w, h)]).view(-1, 2)
         if shapes is None

@@ -24,7 +24,7 @@ from triton.compiler import ASTSource
 from ..arguments import Parser, architecture
 from . import launch
 from .backward import backward_kernel
-from .cells import cells_kernel, keys_kernel, pixels_kernel, points_kernel
+from .backward_sorted import cells_kernel, keys_kernel, pixels_kernel, points_kernel, shares_kernel
 from .forward import forward_kernel
 from .tuning import Choice
 
@@ -44,6 +44,7 @@ _KERNELS = {
     "backward": backward_kernel,
     "keys": keys_kernel,
     "cells": cells_kernel,
+    "shares": shares_kernel,
     "pixels": pixels_kernel,
     "points": points_kernel,
 }
@@ -167,7 +168,9 @@ def compile_kernel(
             signature[name] = "i64" if wide and "stride" in name else "i32"
             tensor, _, axis = name.partition("_stride_")
             example = strides.get(tensor)
-            if example is not None and example.stride({"b": 0, "s": 1, "q": 1, "h": 2, "l": 2}[axis]) % 16 == 0:
+            axis = {"b": 0, "s": 1, "q": 1, "h": 2, "l": 2}.get(axis)
+            specialized = example is not None and not kernel.params[index].do_not_specialize
+            if specialized and example.stride(axis) % 16 == 0:
                 attributes[(index,)] = [["tt.divisibility", 16]]
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
     options = {"num_warps": NUM_WARPS}
@@ -180,7 +183,7 @@ def compile_kernel(
     else:
         options |= launch.BY_CELL_OPTIONS.get(kind, {})
     compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
-    of_program = meta["WALKS"] * meta["RUN"] / (L * P) if kind == "cells" else meta["BLOCK_Q"]
+    of_program = meta["WALKS"] * meta["RUN"] / (L * P) if kind == "cells" else meta.get("BLOCK_Q", 1)
     machine = inspect_cubin(compiled.asm["cubin"], arch, of_program, trips)
     return replace(machine, num_warps=options["num_warps"])
 

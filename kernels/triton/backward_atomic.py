@@ -21,9 +21,9 @@ from .bilinear import RUN_TIME, check_levels, level_size, neighbours, row_logits
 
 @triton.jit(do_not_specialize=RUN_TIME)
 def backward_kernel(
+    levels,
     grad_output_ptr,
     value_ptr,
-    levels,
     points_ptr,  # locations, or offsets if FUSED
     weights_ptr,  # weights, or logits if FUSED
     references_ptr,

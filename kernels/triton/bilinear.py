@@ -9,9 +9,8 @@ Everything here works on vectors [BLOCK_Q], one element per query; a tile's lane
 import triton
 import triton.language as tl
 
-
 # arguments of kernels that change with the image or the number of queries, or could: none of them is compiled for
-RUN_TIME = ["S", "Q", "H", "walks"] + [
+RUN_TIME = ["S", "Q", "H", "N", "walks", "step", "largest"] + [
     f"{tensor}_stride_{axis}"
     for tensor in ("grad_output", "value", "points", "weights", "references")
     for axis in ("b", "s", "q", "h", "l")

@@ -36,8 +36,8 @@ from .bilinear import (
 
 @triton.jit(do_not_specialize=RUN_TIME)
 def forward_kernel(
-    value_ptr,
     levels,
+    value_ptr,
     points_ptr,  # locations, or offsets if FUSED
     weights_ptr,  # weights, or logits if FUSED
     references_ptr,

@@ -17,13 +17,12 @@ from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from .backend import interpreting
 from .backward_atomic import backward_kernel
-from .cells import cells_kernel, keys_kernel, pixels_kernel, points_kernel
+from .backward_sorted import SHARES, cells_kernel, keys_kernel, pixels_kernel, points_kernel, shares_kernel
 from .forward import forward_kernel
 
 Levels = Tensor | tuple[int, ...]
@@ -36,9 +35,10 @@ _METHODS = ("auto", "cells", "atomics")
 RUN = 32  # sorted points of a walk
 # rows of an encoder's queries that are walked together: a simulation of the caches chose it, no GPU has timed it
 BAND = 8
-BY_CELL_OPTIONS: dict[str, dict[str, int]] = {"cells": {"num_warps": 1}}
+SORTED_OPTIONS: dict[str, dict[str, int]] = {"cells": {"num_warps": 1}}
 _POINTS_AT_ONCE = 2**23
 _SUMS_AT_ONCE = 2**30  # bytes
+_MOST_SHARES = 256  # that a pixel adds up one after the other
 _INT32_COUNT = 2**31  # what 32 bits count, of points and corners
 
 
@@ -266,9 +266,7 @@ def _prepare_atomic(
     grid = (B * H * -(-Q // parameters["BLOCK_Q"]),)
     value = call.value
     strides = (*grad_output.stride()[:2], value.stride(0), value.stride(2), *_point_strides(call))
-    launch = Launch(
-        backward_kernel, grid, levels, (*_sizes(call), *strides), parameters, backward_options(value)
-    )
+    launch = Launch(backward_kernel, grid, levels, (*_sizes(call), *strides), parameters, backward_options(value))
     nothing = B * Q == 0 or not any(needs)
 
     def run(grad_output: Tensor, levels: Levels, call: Call) -> tuple[Tensor | None, ...]:
@@ -295,7 +293,139 @@ def _point_strides(call: Call) -> tuple[int, ...]:
     return (*call.points.stride()[:3], *call.weights.stride()[:3], *references)
 
 
-#SORTED#
+def _prepare_sorted(
+    grad_output: Tensor, levels: Levels, call: Call, needs: Needs
+) -> Callable[[Tensor, Levels, Call], tuple[Tensor | None, ...]]:
+    """Without atomics: four launches and a sort, and a fifth where a cell may hold thousands of points, for as many
+    samples as keep the temporary memory, about 60 bytes a point and four times value's in float32, within bounds."""
+    B, S, H, D = call.value.shape
+    _, Q, _, L, P, _ = call.points.shape
+    N = Q * L * P
+    parameters = sorted_parameters(grad_output, call, needs)
+    run_length = parameters["cells"]["RUN"]
+    walks = -(-N // run_length)
+    combinations = combinations_of_shares(-(-Q * P // run_length) + 1)
+    compute = call.compute
+    sums_of_sample = H * (S + walks) * 4 * D * compute.itemsize
+    samples = max(1, min(_POINTS_AT_ONCE // (H * N), _SUMS_AT_ONCE // sums_of_sample, _MOST_PROGRAMS // H))
+
+    def launches(rows: int) -> Callable[..., None]:
+        """The launches for so many batch entries and heads."""
+
+        def launch(name: str, kernel: Any, count: int, numbers: tuple[int, ...]) -> Launch:
+            grid = (-(-count // parameters[name].get("BLOCK_Q", 1)), rows)
+            return Launch(kernel, grid, levels, numbers, parameters[name], SORTED_OPTIONS.get(name, {}))
+
+        sizes = (S, Q, H)
+        strides = _point_strides(call)
+        value = call.value
+        batch = (grad_output.stride(0), value.stride(0), value.stride(2))
+        keys = launch("keys", keys_kernel, Q, (*sizes, *strides))
+        walked = launch("cells", cells_kernel, -(-walks // parameters["cells"]["WALKS"]), (*sizes, *batch))
+        steps = [SHARES.value**power for power in range(combinations)]
+        combined = [
+            launch("shares", shares_kernel, -(-walks // (step * SHARES.value)), (S, N, walks, step)) for step in steps
+        ]
+        pixels = launch("pixels", pixels_kernel, S, (S, H, walks, 4 * combinations))
+        points = launch("points", points_kernel, Q, (*sizes, *strides[:3], *strides[6:]))
+        # 16 keys for each pixel, and for none
+        key = torch.int32 if rows * (S + 1) * 16 < _INT32_LIMIT else torch.int64
+
+        def run(grad_output: Tensor, levels: Levels, call: Call, gradients: tuple[Tensor, ...]) -> None:
+            value, references, offsets, weights = call
+            grad_value, shares, grad_points, grad_weights = gradients
+            unsorted = value.new_empty(rows * N, dtype=key)
+            records = value.new_empty(rows * N, 4, dtype=compute)
+            keys(levels, offsets, weights, references, unsorted, records)
+            in_order, order = unsorted.sort(stable=True)
+            sums = value.new_empty(rows, S + walks, 4, D, dtype=compute)
+            firsts, lasts = value.new_zeros(2, rows, S, 4, dtype=torch.int32)
+            walked(levels, grad_output, value, in_order, order, records, sums, firsts, lasts)
+            for combine in combined:
+                combine(levels, in_order, sums, firsts, lasts)
+            pixels(levels, sums, firsts, lasts, grad_value)
+            if any(needs[1:]):
+                points(levels, offsets, references, records, grad_points, grad_weights, shares)
+
+        return run
+
+    parts = [slice(begin, min(begin + samples, B)) for begin in range(0, B, samples)]
+    by_rows = {part.stop - part.start: launches((part.stop - part.start) * H) for part in parts}
+
+    def run(grad_output: Tensor, levels: Levels, call: Call) -> tuple[Tensor | None, ...]:
+        grad_value = call.value.new_empty(B, S, H, D, dtype=stored_dtype(call.value))
+        gradients = (grad_value, *_small_gradients(call, needs))
+        for part in parts:
+            some, mine = call, gradients
+            if len(parts) > 1:
+                some = Call(*(None if tensor is None else tensor[part] for tensor in call))  # type: ignore[arg-type]
+                mine = tuple(g[part] if needed else g for g, needed in zip(gradients, needs, strict=True))  # type: ignore[assignment]
+            by_rows[part.stop - part.start](grad_output[part], levels, some, mine)
+        return _rounded(call, needs, *gradients)
+
+    return run
+
+
+def combinations_of_shares(walks: int) -> int:
+    """How often shares are combined, so that a pixel waits for at most `_MOST_SHARES` of a run of so many walks."""
+    times = 0
+    while walks // SHARES.value**times + 2 > _MOST_SHARES:
+        times += 1
+    return times
+
+
+def sorted_parameters(grad_output: Tensor, call: Call, needs: Needs) -> dict[str, dict[str, Any]]:
+    """The compile-time parameters of the kernels of the sorted backward, by their names."""
+    value, references, points, _ = call
+    _, Q, _, L, P, _ = points.shape
+    D = value.shape[3]
+    compute = tl.float64 if call.compute is torch.float64 else tl.float32
+    block_d = power_of_2(D)
+    block_lp = power_of_2(L * P)
+    pairs = value.dtype.itemsize == 2 and D == block_d >= 2 and compute == tl.float32
+    pairs = pairs and all(t.dtype is value.dtype and _readable_in_pairs(t) for t in (value, grad_output))
+    # a lane reads 16 bytes of value, and adds up 16 bytes of float32 at a time
+    vec = max(min(16 // max(4, value.dtype.itemsize), block_d // 2 if pairs else block_d), block_d // 32)
+    lanes = block_d // (2 * vec if pairs else vec)
+    # of one batch entry or head the stride is any number
+    apart = [t.stride(0) for t in (grad_output, value) if t.shape[0] > 1] + [value.stride(2) * (value.shape[2] > 1), D]
+    aligned = all(stride % (vec * (1 + pairs)) == 0 for stride in apart)
+    share = min(lanes, 8)
+    if interpreting():  # its cost is per program and per operation, whatever their size
+        queries, walks, pixels, run = power_of_2(Q), 256, 256, max(4, share)
+    else:
+        queries = max(1, 512 // block_lp)
+        pixels = max(1, (256 if compute == tl.float64 else 512) // block_d)
+        # a warp, so that none waits for another where a run ends
+        walks = 32 // lanes
+        run = RUN
+    kind = {"L": L, "P": P, "FUSED": references is not None, "COMPUTE": compute}
+    kind["BOXES"] = references is not None and references.shape[-1] == 4
+    kind |= {"BLOCK_Q": queries, "BLOCK_LP": block_lp}
+    return {
+        "keys": kind,
+        "cells": {
+            "GRAD_STRIDE": grad_output.stride(1) // (1 + pairs),
+            "STRIDE": value.stride(1) // (1 + pairs),
+            "NEXT": value.stride(1) // (1 + pairs) if value.shape[1] > 1 else 0,
+            "L": L,
+            "P": P,
+            "D": D,
+            "COMPUTE": compute,
+            "NEED_SLOPES": any(needs[1:]),
+            "RUN": run,
+            "SHARE": share,
+            "WALKS": walks,
+            "LANES": lanes,
+            "VEC": vec,
+            "PAIRS": {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}[value.dtype] if pairs else None,
+            "ALIGNED": aligned,
+        },
+        "shares": {"D": D, "RUN": run, "BLOCK_D": block_d},
+        "pixels": {"L": L, "D": D, "BLOCK_Q": pixels, "BLOCK_D": block_d, "PAIRS": pairs},
+        "points": kind | {"NEED_REFERENCES": needs[1], "NEED_POINTS": needs[2], "NEED_WEIGHTS": needs[3]},
+    }
+
 
 def _align(tensor: Tensor | None, axes: int = 3) -> int:
     """What the strides of a tensor's first axes are multiples of, 16 at most: the same for every image size."""

@@ -90,6 +90,35 @@ def test_a_cell_with_every_point_takes_many_chunks(where: tuple[str, str], at: f
     torch.testing.assert_close(gradient_of_value(case, tensors, backend).double(), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.interpreter
+@pytest.mark.parametrize(("queries", "most"), [(150, 256), (600, 256), (600, 18), (2200, 40)])
+def test_no_pixel_adds_up_thousands_of_shares(queries: int, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All points lie in two cells, one the other's neighbour, of several thousands each at most."""
+    from msdeform.kernels.triton import backward_sorted, launch
+
+    case = replace(BASE, Q=queries, H=1, D=4, P=4, sizes=((4, 4),), coordinates=None)
+    tensors = make_inputs(case)
+    tensors[1].fill_(0.5)
+    tensors[1][:, ::3, ..., 0] = 0.75
+    share, turns = backward_sorted._share, []
+    monkeypatch.setattr(launch, "_MOST_SHARES", most)
+    monkeypatch.setattr(backward_sorted, "_share", lambda *numbers: turns.append(1) or share(*numbers))
+    found = gradient_of_value(case, tensors)
+    expected = gradient_of_value(case, [tensor.double() for tensor in tensors], "reference")
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-3)
+    # once for each corner, in one program; in the interpreter a walk is four points
+    assert 1 < len(turns) / 4 <= max(most, 17)
+
+
+def test_shares_are_combined_as_often_as_a_pixel_needs() -> None:
+    from msdeform.kernels.triton import launch
+
+    for walks in (1, 256, 257, 17821 * 4 // 32, 10**6, 2**31 // launch.RUN):
+        times = launch.combinations_of_shares(walks)
+        assert walks / 16**times <= 256
+    assert launch.combinations_of_shares(300 * 4 // 32) == 0, "a decoder launches nothing more"
+
+
 @pytest.mark.parametrize("where", TRITON)
 @pytest.mark.parametrize("at_once", [2**23, 1], ids=["together", "one by one"])
 def test_a_sample_has_the_same_bits_in_any_batch(

@@ -2,7 +2,7 @@
 
 A point lies in a cell, between four pixels. Sorted by cell, the points of a cell read its four rows of value while
 those are in the first cache, and add their g = grad_output[b, q, h, :] up in registers, so that a cell writes its four
-sums once, where a backward by query makes four additions in memory for every point. Four kernels and a sort, over
+sums once, where a backward by query makes four additions in memory for every point. Five kernels and a sort, over
 points (q, k) of one batch entry and head, k counting levels and points:
 
 1. `keys_kernel`: each point's record (weight, fx, fy), and a key: its cell, and which of the four neighbours lie inside
@@ -11,8 +11,9 @@ points (q, k) of one batch entry and head, k counting levels and points:
    forward. A point's four dot products of g with its neighbours give the slopes of weight and place, which take its
    record's place; the sums [4, D] of a run are stored where it ends. A walk that begins inside a run stores its share
    apart, so that a crowded cell is the work of many.
-3. `pixels_kernel`: a pixel is a corner of four cells, whose sums it adds in a fixed order, shares in theirs.
-4. `points_kernel`: from slopes to the gradients of a query's inputs, the softmax's Jacobian with them.
+3. `shares_kernel`: where a cell may hold thousands of points, combines the shares of a long run, 16 at a time.
+4. `pixels_kernel`: a pixel is a corner of four cells, whose sums it adds in a fixed order, shares in theirs.
+5. `points_kernel`: from slopes to the gradients of a query's inputs, the softmax's Jacobian with them.
 
 A cell is named by its upper left pixel, and a level closes on itself: the cell left of the first column is also the one
 right of the last column. Their runs differ in the key and fill other corners' places, since the left corners of the one
@@ -26,12 +27,14 @@ gradients. Every order of additions depends on the sample alone: its points, and
 import triton
 import triton.language as tl
 
-from .sampling import check_levels, levels_of, neighbours, settle
+from .bilinear import RUN_TIME, check_levels, level_size, levels_of, neighbours, settle
+
+SHARES = tl.constexpr(16)  # of one run that become one where a run is long
 
 
-@triton.jit(do_not_specialize=["S", "Q"])
+@triton.jit(do_not_specialize=RUN_TIME)
 def keys_kernel(
-    levels_ptr,
+    levels,
     points_ptr,  # locations, or offsets if FUSED
     weights_ptr,  # weights, or logits if FUSED
     references_ptr,
@@ -51,6 +54,7 @@ def keys_kernel(
     references_stride_l,
     L: tl.constexpr,
     P: tl.constexpr,
+    BY_VALUE: tl.constexpr,  # levels are numbers, not a pointer to them
     FUSED: tl.constexpr,
     BOXES: tl.constexpr,
     COMPUTE: tl.constexpr,
@@ -62,29 +66,30 @@ def keys_kernel(
     head = bh % H
     q = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q)
     k = tl.arange(0, BLOCK_LP)
-    there = (q < Q)[:, None] & (k < L * P)[None, :]
+    # tiles are [BLOCK_LP, BLOCK_Q]: of two axes without a stride of one, Triton lays its lanes along the first
+    there = (k < L * P)[:, None] & (q < Q)[None, :]
     q = tl.minimum(q, Q - 1).to(tl.int64)
     inner = tl.minimum(k, L * P - 1)
     level = inner // P
 
     row = weights_ptr + b * weights_stride_b + head * weights_stride_h + q * weights_stride_q
-    weight = tl.load(row[:, None] + inner[None, :]).to(COMPUTE)
+    weight = tl.load(row[None, :] + inner[:, None]).to(COMPUTE)
     if FUSED:
-        weight = tl.where((k < L * P)[None, :], weight, float("-inf"))
-        weight = tl.exp(weight - tl.max(weight, axis=1)[:, None])
-        weight *= (1.0 / tl.sum(weight, axis=1))[:, None]
+        weight = tl.where((k < L * P)[:, None], weight, float("-inf"))
+        weight = tl.exp(weight - tl.max(weight, axis=0)[None, :])
+        weight *= (1.0 / tl.sum(weight, axis=0))[None, :]
     row = points_ptr + b * points_stride_b + head * points_stride_h + q * points_stride_q
-    x = tl.load(row[:, None] + 2 * inner[None, :]).to(COMPUTE)
-    y = tl.load(row[:, None] + 2 * inner[None, :] + 1).to(COMPUTE)
+    x = tl.load(row[None, :] + 2 * inner[:, None]).to(COMPUTE)
+    y = tl.load(row[None, :] + 2 * inner[:, None] + 1).to(COMPUTE)
 
-    w, h, start = levels_of(levels_ptr, level, L, BLOCK_LP)
+    w, h, start = levels_of(levels, level, L, BY_VALUE, BLOCK_LP)
     # sizes that don't add up give NaN, which is in no cell
-    consistent = check_levels(levels_ptr, L, S)
-    extent_x = tl.where(consistent, w.to(COMPUTE), float("nan"))[None, :]
-    extent_y = tl.where(consistent, h.to(COMPUTE), float("nan"))[None, :]
+    consistent = check_levels(levels, L, BY_VALUE, S)
+    extent_x = tl.where(consistent, w.to(COMPUTE), float("nan"))[:, None]
+    extent_y = tl.where(consistent, h.to(COMPUTE), float("nan"))[:, None]
     if FUSED:
         row = references_ptr + b * references_stride_b + q * references_stride_q
-        reference = row[:, None] + level[None, :] * references_stride_l
+        reference = row[None, :] + level[:, None] * references_stride_l
         if BOXES:
             x *= tl.load(reference + 2).to(COMPUTE) * (extent_x * (0.5 / P))
             y *= tl.load(reference + 3).to(COMPUTE) * (extent_y * (0.5 / P))
@@ -95,22 +100,22 @@ def keys_kernel(
         y = y * extent_y - 0.5
     x = settle(x, extent_x)
     y = settle(y, extent_y)
-    corner, in00, in01, in10, in11, fx, fy = neighbours(x, y, w[None, :], h[None, :], start[None, :], there)
+    corner, in00, in01, in10, in11, fx, fy = neighbours(x, y, w[:, None], h[:, None], start[:, None], there)
 
     inside = in00.to(tl.int32) | in01.to(tl.int32) << 1 | in10.to(tl.int32) << 2 | in11.to(tl.int32) << 3
     # from the column and the row before the first to the last ones
-    cell = corner + tl.where(in00 | in10, 0, w[None, :]) + tl.where(in00 | in01, 0, (w * h)[None, :])
+    cell = corner + tl.where(in00 | in10, 0, w[:, None]) + tl.where(in00 | in01, 0, (w * h)[:, None])
     cell = tl.where(inside != 0, cell, S).to(keys_ptr.dtype.element_ty)  # S: points that reach no pixel come last
-    n = (bh * Q + q)[:, None] * (L * P) + k[None, :]
+    n = (bh * Q + q)[None, :] * (L * P) + k[:, None]
     tl.store(keys_ptr + n, (bh.to(cell.dtype) * (S + 1) + cell) * 16 + inside, mask=there)
     _store_record(records_ptr, n, weight, fx, fy, 0.0 * fx, there)
 
 
-@triton.jit(do_not_specialize=["S", "Q"])
+@triton.jit(do_not_specialize=RUN_TIME)
 def cells_kernel(
+    levels,
     grad_output_ptr,
     value_ptr,
-    levels_ptr,
     keys_ptr,  # (B, H, Q*L*P), sorted
     order_ptr,  # where each was before, among all
     records_ptr,  # (B, H, Q*L*P, 4): weight, fx, fy; becomes slopes of the weight, x and y, and the weight
@@ -128,6 +133,7 @@ def cells_kernel(
     NEXT: tl.constexpr,  # the same, or zero if there is one pixel
     L: tl.constexpr,
     P: tl.constexpr,
+    BY_VALUE: tl.constexpr,
     D: tl.constexpr,
     COMPUTE: tl.constexpr,
     NEED_SLOPES: tl.constexpr,
@@ -137,7 +143,7 @@ def cells_kernel(
     LANES: tl.constexpr,
     VEC: tl.constexpr,
     PAIRS: tl.constexpr,  # their dtype, if value and grad_output may be read two 16-bit channels at a time
-    ENDS: tl.constexpr,  # False leaves out what is done where a run ends, to count what a step costs that ends none
+    ALIGNED: tl.constexpr,  # whether heads and batch entries lie multiples of a lane's channels apart
 ):
     bh = tl.program_id(1).to(tl.int64)
     b = bh // H
@@ -147,8 +153,13 @@ def cells_kernel(
     walk = tl.program_id(0) * WALKS + tl.arange(0, WALKS)
     lane = tl.arange(0, LANES)
     d = (lane[:, None] * VEC + tl.arange(0, VEC)[None, :])[:, None, :]
-    grad_output_ptr += b * grad_output_stride_b + head * D
-    value_ptr += b * value_stride_b + head * value_stride_h
+    grad_output_offset = b * grad_output_stride_b + head * D
+    value_offset = b * value_stride_b + head * value_stride_h
+    if ALIGNED:
+        grad_output_offset = tl.multiple_of(grad_output_offset, VEC if PAIRS is None else 2 * VEC)
+        value_offset = tl.multiple_of(value_offset, VEC if PAIRS is None else 2 * VEC)
+    grad_output_ptr += grad_output_offset
+    value_ptr += value_offset
     if PAIRS is not None:  # words of 32 bits
         grad_output_ptr = grad_output_ptr.to(tl.pointer_type(tl.int32))
         value_ptr = value_ptr.to(tl.pointer_type(tl.int32))
@@ -191,8 +202,8 @@ def cells_kernel(
             tl.store(lasts_ptr + slot + corner, walk[None, :] + 0 * slot, mask=has & ends)
 
         level = n % (L * P) // P
-        w = tl.load(levels_ptr + 2 * level + 1).to(tl.int32)
-        h = tl.load(levels_ptr + 2 * level).to(tl.int32)
+        w = level_size(levels, level, 1, L, BY_VALUE)
+        h = level_size(levels, level, 0, L, BY_VALUE)
         columns = inside & 5 | inside >> 1 & 5  # which rows
         only_left = (inside & 10 == 0) & (inside != 0)
         only_right = (inside & 5 == 0) & (inside != 0)
@@ -258,7 +269,6 @@ def cells_kernel(
                 LANES,
                 VEC,
                 PAIRS,
-                ENDS,
                 group * GROUP,
                 GROUP,
             )
@@ -286,8 +296,6 @@ def cells_kernel(
             slope_x = weight * (s01 - s00 + fy * (s11 - s10 - s01 + s00)) + 0.0 * fx
             slope_y = weight * (s10 - s00 + fx * (s11 - s10 - s01 + s00)) + 0.0 * fy
             _store_record(records_ptr, n.to(tl.int64), score, slope_x, slope_y, weight, there)
-    if not ENDS:
-        _put(sums_base + 0 * walk[None, :, None], sum00 + sum01 + sum10 + sum11, d < D, D, PAIRS)
 
 
 @triton.jit
@@ -321,7 +329,6 @@ def _walk(
     LANES: tl.constexpr,
     VEC: tl.constexpr,
     PAIRS: tl.constexpr,
-    ENDS: tl.constexpr,
     first,
     COUNT: tl.constexpr,
 ):
@@ -336,7 +343,7 @@ def _walk(
         g = _grad_output(grad_output_base, query, d, GRAD_STRIDE, D, COMPUTE, WALKS, LANES, VEC, PAIRS, first)
         s00, s01, s10, s11, sum00, sum01, sum10, sum11 = _step(
             value_base, sums_base, pixel, below, c00, c01, c10, c11, place, stored, flushes, sum00, sum01, sum10, sum11,
-            d, STRIDE, NEXT, D, COMPUTE, NEED_SLOPES, WALKS, LANES, VEC, PAIRS, ENDS, g, first,
+            d, STRIDE, NEXT, D, COMPUTE, NEED_SLOPES, WALKS, LANES, VEC, PAIRS, g, first,
         )  # fmt: skip
     elif COUNT == 2:
         # both rows on their way before the first may end a run
@@ -344,22 +351,22 @@ def _walk(
         then = _grad_output(grad_output_base, query, d, GRAD_STRIDE, D, COMPUTE, WALKS, LANES, VEC, PAIRS, first + 1)
         a00, a01, a10, a11, sum00, sum01, sum10, sum11 = _step(
             value_base, sums_base, pixel, below, c00, c01, c10, c11, place, stored, flushes, sum00, sum01, sum10, sum11,
-            d, STRIDE, NEXT, D, COMPUTE, NEED_SLOPES, WALKS, LANES, VEC, PAIRS, ENDS, g, first,
+            d, STRIDE, NEXT, D, COMPUTE, NEED_SLOPES, WALKS, LANES, VEC, PAIRS, g, first,
         )  # fmt: skip
         b00, b01, b10, b11, sum00, sum01, sum10, sum11 = _step(
             value_base, sums_base, pixel, below, c00, c01, c10, c11, place, stored, flushes, sum00, sum01, sum10, sum11,
-            d, STRIDE, NEXT, D, COMPUTE, NEED_SLOPES, WALKS, LANES, VEC, PAIRS, ENDS, then, first + 1,
+            d, STRIDE, NEXT, D, COMPUTE, NEED_SLOPES, WALKS, LANES, VEC, PAIRS, then, first + 1,
         )  # fmt: skip
     else:
         a00, a01, a10, a11, sum00, sum01, sum10, sum11 = _walk(
             grad_output_base, value_base, sums_base, query, pixel, below, c00, c01, c10, c11, place, stored, flushes,
             sum00, sum01, sum10, sum11, lane, d, GRAD_STRIDE, STRIDE, NEXT, D, COMPUTE, NEED_SLOPES, WALKS, LANES, VEC,
-            PAIRS, ENDS, first, HALF,
+            PAIRS, first, HALF,
         )  # fmt: skip
         b00, b01, b10, b11, sum00, sum01, sum10, sum11 = _walk(
             grad_output_base, value_base, sums_base, query, pixel, below, c00, c01, c10, c11, place, stored, flushes,
             sum00, sum01, sum10, sum11, lane, d, GRAD_STRIDE, STRIDE, NEXT, D, COMPUTE, NEED_SLOPES, WALKS, LANES, VEC,
-            PAIRS, ENDS, first + HALF, HALF,
+            PAIRS, first + HALF, HALF,
         )  # fmt: skip
     if COUNT > 1:
         s00 = _halves(a00, b00, lane, HALF)
@@ -396,7 +403,6 @@ def _step(
     LANES: tl.constexpr,
     VEC: tl.constexpr,
     PAIRS: tl.constexpr,
-    ENDS: tl.constexpr,
     g,
     point,
 ):
@@ -418,7 +424,7 @@ def _step(
     sum01 += _spread(tl.gather(c01, of_i, 0), PAIRS) * g
     sum10 += _spread(tl.gather(c10, of_i, 0), PAIRS) * g
     sum11 += _spread(tl.gather(c11, of_i, 0), PAIRS) * g
-    if ENDS & ((flushes >> point) & 1 != 0):
+    if (flushes >> point) & 1 != 0:
         inside = tl.gather(stored, of_i, 0)
         target = sums_base + tl.gather(place, of_i, 0).to(tl.int64)[:, :, None] * (4 * D)
         # a neighbour outside the level is left out, not multiplied by zero, which infinity would show
@@ -540,9 +546,53 @@ def _store_record(records_ptr, n, first, second, third, fourth, mask):
     tl.store(records_ptr + 4 * n[:, :, None] + tl.arange(0, 4)[None, None, :], four, mask=mask[:, :, None])
 
 
-@triton.jit(do_not_specialize=["S", "walks"])
+@triton.jit(do_not_specialize=RUN_TIME)
+def shares_kernel(
+    levels,
+    keys_ptr,  # (B, H, N), sorted
+    sums_ptr,  # as `cells_kernel` leaves them, as are the two below
+    firsts_ptr,
+    lasts_ptr,
+    S,
+    N,
+    walks,
+    step,  # a power of SHARES: of how many walks each share is the sum
+    D: tl.constexpr,
+    RUN: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BY_VALUE: tl.constexpr,
+):
+    """Of SHARES neighbouring shares, put the sum of those that are of one long run in the place of the first. A run is
+    long if its walks are more than those of a program, so that it goes on beyond its walks' begin or end."""
+    bh = tl.program_id(1).to(tl.int64)
+    begin = tl.program_id(0) * (SHARES * step)
+    keys_ptr += bh * N
+    earlier = tl.load(keys_ptr + begin * RUN)
+    d = tl.arange(0, BLOCK_D)
+    sums_ptr += (bh * (S + walks) + S) * (4 * D) + d
+    for side in tl.static_range(2):
+        key = earlier if side == 0 else tl.load(keys_ptr + tl.minimum((begin + SHARES * step) * RUN, N) - 1)
+        if (key & 15 != 0) & ((side == 0) | (key != earlier)):
+            inside = (key & 15).to(tl.int32)
+            any_corner = tl.where(inside & 1 != 0, 0, tl.where(inside & 2 != 0, 1, tl.where(inside & 4 != 0, 2, 3)))
+            slot = 4 * ((key >> 4) - bh) + any_corner  # a batch entry and head has S + 1 cells
+            first = tl.load(firsts_ptr + slot)
+            last = tl.load(lasts_ptr + slot)
+            if last - first >= SHARES * step:
+                walk = begin + step * tl.arange(0, SHARES)
+                # the one in which the run begins has its share where the run's first is
+                there = (walk + step > first) & (walk <= last)
+                rows = sums_ptr + (tl.maximum(walk, first).to(tl.int64) * (4 * D))[:, None]
+                target = sums_ptr + tl.maximum(begin, first).to(tl.int64) * (4 * D)
+                for corner in tl.static_range(4):
+                    in_d = (d < D) & ((inside >> corner) & 1 != 0)
+                    share = tl.load(rows + corner * D, mask=there[:, None] & in_d[None, :], other=0.0)
+                    tl.store(target + corner * D, tl.sum(share, axis=0), mask=in_d)
+
+
+@triton.jit(do_not_specialize=RUN_TIME)
 def pixels_kernel(
-    levels_ptr,
+    levels,
     sums_ptr,
     firsts_ptr,
     lasts_ptr,
@@ -550,9 +600,10 @@ def pixels_kernel(
     S,
     H,
     walks,
+    largest,  # log2 of how many walks a share may be the sum
     L: tl.constexpr,
+    BY_VALUE: tl.constexpr,
     D: tl.constexpr,
-    COMPUTE: tl.constexpr,
     BLOCK_Q: tl.constexpr,  # pixels of a program
     BLOCK_D: tl.constexpr,
     PAIRS: tl.constexpr,
@@ -560,15 +611,15 @@ def pixels_kernel(
     bh = tl.program_id(1).to(tl.int64)
     pixel = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q)
     d = tl.arange(0, BLOCK_D)[None, :]
-    consistent = check_levels(levels_ptr, L, S)
+    consistent = check_levels(levels, L, BY_VALUE, S)
     there = (pixel < S) & consistent
     width = tl.full([BLOCK_Q], 1, tl.int32)
     height = tl.full([BLOCK_Q], 1, tl.int32)
     start = tl.zeros([BLOCK_Q], tl.int32)
     begin = tl.zeros((), tl.int32)
     for level in tl.static_range(L):
-        h = tl.load(levels_ptr + 2 * level).to(tl.int32)
-        w = tl.load(levels_ptr + 2 * level + 1).to(tl.int32)
+        h = level_size(levels, level, 0, L, BY_VALUE)
+        w = level_size(levels, level, 1, L, BY_VALUE)
         on = there & (pixel >= begin)
         width = tl.where(on, w, width)
         height = tl.where(on, h, height)
@@ -588,11 +639,10 @@ def pixels_kernel(
     first01 = tl.load(slot + (upper + before) * 4 + 1, mask=there, other=0)
     first10 = tl.load(slot + (lower + column) * 4 + 2, mask=there, other=0)
     first11 = tl.load(slot + (lower + before) * 4 + 3, mask=there, other=0)
-    # how many walks later the run ends
-    more00 = tl.load(end + (upper + column) * 4, mask=first00 > 0, other=-1) + 1 - first00
-    more01 = tl.load(end + (upper + before) * 4 + 1, mask=first01 > 0, other=-1) + 1 - first01
-    more10 = tl.load(end + (lower + column) * 4 + 2, mask=first10 > 0, other=-1) + 1 - first10
-    more11 = tl.load(end + (lower + before) * 4 + 3, mask=first11 > 0, other=-1) + 1 - first11
+    last00 = tl.load(end + (upper + column) * 4, mask=first00 > 0, other=-1)
+    last01 = tl.load(end + (upper + before) * 4 + 1, mask=first01 > 0, other=-1)
+    last10 = tl.load(end + (lower + column) * 4 + 2, mask=first10 > 0, other=-1)
+    last11 = tl.load(end + (lower + before) * 4 + 3, mask=first11 > 0, other=-1)
 
     sums_ptr += bh * (S + walks) * (4 * D) + d
     in_d = d < D
@@ -600,14 +650,24 @@ def pixels_kernel(
     result += _sums(sums_ptr, upper + before, 1, first01 > 0, in_d, D)
     result += _sums(sums_ptr, lower + column, 2, first10 > 0, in_d, D)
     result += _sums(sums_ptr, lower + before, 3, first11 > 0, in_d, D)
+    # then shares, the first of them of the walk after the one that began the run
+    shift00 = _walks_of_a_share(first00, last00, largest)
+    shift01 = _walks_of_a_share(first01, last01, largest)
+    shift10 = _walks_of_a_share(first10, last10, largest)
+    shift11 = _walks_of_a_share(first11, last11, largest)
+    more00 = (last00 >> shift00) + 1 - (first00 >> shift00)
+    more01 = (last01 >> shift01) + 1 - (first01 >> shift01)
+    more10 = (last10 >> shift10) + 1 - (first10 >> shift10)
+    more11 = (last11 >> shift11) + 1 - (first11 >> shift11)
     most = tl.max(tl.maximum(tl.maximum(more00, more01), tl.maximum(more10, more11)), axis=0)
     later = tl.zeros((), tl.int32)
     while later < most:
-        share = S + later
-        result += _sums(sums_ptr, share + first00, 0, later < more00, in_d, D)
-        result += _sums(sums_ptr, share + first01, 1, later < more01, in_d, D)
-        result += _sums(sums_ptr, share + first10, 2, later < more10, in_d, D)
-        result += _sums(sums_ptr, share + first11, 3, later < more11, in_d, D)
+        # in pairs, so that the result waits for one addition a turn
+        left = _sums(sums_ptr, S + _share(first00, shift00, later), 0, later < more00, in_d, D)
+        left += _sums(sums_ptr, S + _share(first10, shift10, later), 2, later < more10, in_d, D)
+        right = _sums(sums_ptr, S + _share(first01, shift01, later), 1, later < more01, in_d, D)
+        right += _sums(sums_ptr, S + _share(first11, shift11, later), 3, later < more11, in_d, D)
+        result += left + right
         later += 1
     if PAIRS:  # from all even channels before all odd ones
         result = tl.reshape(result, [BLOCK_Q, 2, BLOCK_D // 2])
@@ -617,15 +677,29 @@ def pixels_kernel(
 
 
 @triton.jit
+def _walks_of_a_share(first, last, largest):
+    """Log2 of how many walks `shares_kernel` made one share of, in a run whose walks with shares are first to last: the
+    largest power of SHARES up to last - first, but at most ``largest``. The exponent of a float32 says which."""
+    exponent = (tl.maximum(last - first, 1).to(tl.float32).to(tl.int32, bitcast=True) >> 23) - 127
+    return tl.minimum(exponent & -4, largest)  # SHARES is 2**4
+
+
+@triton.jit
+def _share(first, shift, number):
+    """Where a run's share of this number stands: the first at its walk, the others where their walks are aligned."""
+    return tl.where(number == 0, first, ((first >> shift) + number) << shift)
+
+
+@triton.jit
 def _sums(sums_ptr, place, CORNER: tl.constexpr, there, in_d, D: tl.constexpr):
     """The sums [BLOCK_Q, BLOCK_D] of one corner at these places; zero where there are none."""
     row = sums_ptr + (place.to(tl.int64) * (4 * D) + CORNER * D)[:, None]
     return tl.load(row, mask=there[:, None] & in_d, other=0.0)
 
 
-@triton.jit(do_not_specialize=["S", "Q"])
+@triton.jit(do_not_specialize=RUN_TIME)
 def points_kernel(
-    levels_ptr,
+    levels,
     points_ptr,  # offsets, for the shares of boxes
     references_ptr,
     records_ptr,  # (B, H, Q*L*P, 4): slopes of the weight, x and y in pixels, and the weight
@@ -643,6 +717,7 @@ def points_kernel(
     references_stride_l,
     L: tl.constexpr,
     P: tl.constexpr,
+    BY_VALUE: tl.constexpr,  # levels are numbers, not a pointer to them
     FUSED: tl.constexpr,
     BOXES: tl.constexpr,
     NEED_POINTS: tl.constexpr,
@@ -658,27 +733,27 @@ def points_kernel(
     q = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q)
     k = tl.arange(0, BLOCK_LP)
     in_q = q < Q
-    there = in_q[:, None] & (k < L * P)[None, :]
+    there = (k < L * P)[:, None] & in_q[None, :]
     q = tl.minimum(q, Q - 1).to(tl.int64)
     inner = tl.minimum(k, L * P - 1)
     level = inner // P
-    n = (bh * Q + q)[:, None] * (L * P) + k[None, :]
+    n = (bh * Q + q)[None, :] * (L * P) + k[:, None]
     score, slope_x, slope_y, weight = _load_record(records_ptr, n, there)
 
     output_row = (b * Q + q) * H + head
     if NEED_WEIGHTS:
         if FUSED:
-            score = weight * (score - tl.sum(weight * score, axis=1)[:, None])
-        place = grad_weights_ptr + (output_row * (L * P))[:, None] + k[None, :]
+            score = weight * (score - tl.sum(weight * score, axis=0)[None, :])
+        place = grad_weights_ptr + (output_row * (L * P))[None, :] + k[:, None]
         tl.store(place, score.to(grad_weights_ptr.dtype.element_ty), mask=there)
     if NEED_POINTS or NEED_REFERENCES:
-        consistent = check_levels(levels_ptr, L, S)
-        w, h, _ = levels_of(levels_ptr, level, L, BLOCK_LP)
-        extent_x = tl.where(consistent, w.to(COMPUTE), float("nan"))[None, :]
-        extent_y = tl.where(consistent, h.to(COMPUTE), float("nan"))[None, :]
+        consistent = check_levels(levels, L, BY_VALUE, S)
+        w, h, _ = levels_of(levels, level, L, BY_VALUE, BLOCK_LP)
+        extent_x = tl.where(consistent, w.to(COMPUTE), float("nan"))[:, None]
+        extent_y = tl.where(consistent, h.to(COMPUTE), float("nan"))[:, None]
         if BOXES:
             row = references_ptr + b * references_stride_b + q * references_stride_q
-            reference = row[:, None] + level[None, :] * references_stride_l
+            reference = row[None, :] + level[:, None] * references_stride_l
             step_x = slope_x * (extent_x * (0.5 / P))
             step_y = slope_y * (extent_y * (0.5 / P))
             grad_x = step_x * tl.load(reference + 2).to(COMPUTE)
@@ -690,20 +765,20 @@ def points_kernel(
             grad_x = slope_x * extent_x
             grad_y = slope_y * extent_y
         if NEED_POINTS:
-            place = grad_points_ptr + (output_row * (2 * L * P))[:, None] + 2 * k[None, :]
+            place = grad_points_ptr + (output_row * (2 * L * P))[None, :] + 2 * k[:, None]
             both = tl.join(grad_x, grad_y).to(grad_points_ptr.dtype.element_ty)
             tl.store(place[:, :, None] + tl.arange(0, 2)[None, None, :], both, mask=there[:, :, None])
         if NEED_REFERENCES:
             if BOXES:
                 row = points_ptr + b * points_stride_b + head * points_stride_h + q * points_stride_q
-                offset_x = tl.load(row[:, None] + 2 * inner[None, :]).to(COMPUTE)
-                offset_y = tl.load(row[:, None] + 2 * inner[None, :] + 1).to(COMPUTE)
+                offset_x = tl.load(row[None, :] + 2 * inner[:, None]).to(COMPUTE)
+                offset_y = tl.load(row[None, :] + 2 * inner[:, None] + 1).to(COMPUTE)
             WIDTH: tl.constexpr = 4 if BOXES else 2
             for l in tl.static_range(L):
-                on = there & (level == l)[None, :]
+                on = there & (level == l)[:, None]
                 share = grad_references_ptr + (output_row * L + l) * WIDTH
-                tl.store(share, tl.sum(tl.where(on, slope_x * extent_x, 0.0), axis=1), mask=in_q)
-                tl.store(share + 1, tl.sum(tl.where(on, slope_y * extent_y, 0.0), axis=1), mask=in_q)
+                tl.store(share, tl.sum(tl.where(on, slope_x * extent_x, 0.0), axis=0), mask=in_q)
+                tl.store(share + 1, tl.sum(tl.where(on, slope_y * extent_y, 0.0), axis=0), mask=in_q)
                 if BOXES:
-                    tl.store(share + 2, tl.sum(tl.where(on, step_x * offset_x, 0.0), axis=1), mask=in_q)
-                    tl.store(share + 3, tl.sum(tl.where(on, step_y * offset_y, 0.0), axis=1), mask=in_q)
+                    tl.store(share + 2, tl.sum(tl.where(on, step_x * offset_x, 0.0), axis=0), mask=in_q)
+                    tl.store(share + 3, tl.sum(tl.where(on, step_y * offset_y, 0.0), axis=0), mask=in_q)
