@@ -57,13 +57,13 @@ class State:
         memory: Memory,
         shared_bytes: int,
         counters: Counters | None,
-        generator: np.random.Generator | None,
+        seed: int | None,
     ) -> None:
         threads = block[0] * block[1] * block[2]
         per_program = -(-threads // 32) * 32
         self.kernel, self.block, self.parameters, self.memory = kernel, block, parameters, memory
         self.threads = threads
-        self.counters, self.generator = counters, generator
+        self.counters, self.seed = counters, seed
         self.lanes = per_program * len(programs)
         self.registers: list[Array | None] = []
         self.holes: dict[int, NDArray[np.bool_]] = {}
@@ -167,11 +167,10 @@ def execute(
     total = shape[0] * shape[1] * shape[2]
     together = max(1, THREADS // (-(-threads[0] * threads[1] * threads[2] // 32) * 32))
     shared = -(-kernel.shared_bytes // 16) * 16 + dynamic_shared
-    generator = None if seed is None else np.random.default_rng(seed)
     with np.errstate(all="ignore"):
         for first in range(0, total, together):
             programs = np.arange(first, min(first + together, total))
-            state = State(kernel, shape, threads, programs, parameters, memory, shared, counters, generator)
+            state = State(kernel, shape, threads, programs, parameters, memory, shared, counters, seed)
             state.registers = [None] * len(kernel.registers)
             _Scheduler(program, state, shape).run()
 
