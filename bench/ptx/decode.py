@@ -607,6 +607,8 @@ def _move(kernel: Kernel, instruction: Instruction, parts: list[str]) -> Run:
                     write(state, lanes, column if len(column) > 1 or state.lanes == 1 else column[0])
 
             return unpack
+        # the compiler packs a half that nobody reads from a register that nothing sets: NaN here, if it were read
+        names = [name if name in kernel.set_registers or name[0] != "%" else "-1" for name in names]
         reads = [_reader(kernel, name, part) for name in names]
         write = _writer(kernel, target)
 
@@ -691,7 +693,18 @@ def _to_space(kernel: Kernel, instruction: Instruction, parts: list[str]) -> Run
 
 _HINTS = {"relaxed", "gpu", "sys", "cta", "acquire", "release", "acq_rel", "weak", "volatile", "nc", "ca", "cg", "cs"}
 _HINTS |= {"lu", "cv", "wb", "wt", "L1::evict_last", "L1::evict_first", "L1::no_allocate", "L1::evict_normal"}
-_HINTS |= {"L1::evict_unchanged", "L2::64B", "L2::128B", "L2::256B", "v2", "v4", "v8", "shared", "shared::cta", "global"}
+_HINTS |= {
+    "L1::evict_unchanged",
+    "L2::64B",
+    "L2::128B",
+    "L2::256B",
+    "v2",
+    "v4",
+    "v8",
+    "shared",
+    "shared::cta",
+    "global",
+}
 
 
 def _load(kernel: Kernel, instruction: Instruction, parts: list[str]) -> Run:

@@ -28,9 +28,7 @@ class Program:
         self.kernel = kernel
         self.runs: list[Run] = [decode(kernel, instruction) for instruction in kernel.instructions]
         self.masks = [member_mask(kernel, instruction) for instruction in kernel.instructions]
-        self.guards = [
-            None if i.predicate is None else kernel.register(i.predicate) for i in kernel.instructions
-        ]
+        self.guards = [None if i.predicate is None else kernel.register(i.predicate) for i in kernel.instructions]
         self.opcodes = [i.opcode for i in kernel.instructions]
         first = [i.opcode.split(".")[0] for i in kernel.instructions]
         self.kinds = [

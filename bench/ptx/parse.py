@@ -73,6 +73,11 @@ class Kernel:
             tokens += [*rest, instruction.predicate or "", first if first.startswith("[") else ""]
         return set(re.findall(r"[%\w$.]+", " ".join(tokens)))
 
+    @cached_property
+    def set_registers(self) -> set[str]:
+        """The names of all registers that some instruction sets."""
+        return set(re.findall(r"[%\w$.]+", " ".join(i.operands[0] for i in self.instructions if i.operands)))
+
     def declare(self, declaration: str) -> None:
         """Take in the line of a ``.reg``."""
         match = _REGISTERS.match(declaration)
