@@ -226,7 +226,7 @@ class _Scheduler:
                     return
                 if counting:
                     self.counts[at] = self.counts.get(at, 0) + warps
-                if kind == "plain" or kind == "barrier":
+                if kind in ("plain", "barrier"):
                     if chosen is None or len(chosen):
                         runs[at](state, chosen)
                     at += 1

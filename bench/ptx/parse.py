@@ -164,8 +164,8 @@ def _read_body(kernel: Kernel, body: str) -> None:
                 local |= {name: f"{name}.{len(kernel.registers)}" for name in names.replace(" ", "").split(",")}
                 kernel.declare(f".reg .{kind} {', '.join(local[n] for n in names.replace(' ', '').split(','))}")
             else:
-                if local:
-                    statement = re.sub(r"[%\w$.]+", lambda match: local.get(match[0], match[0]), statement)
+                for name, own in local.items():
+                    statement = re.sub(rf"(?<![%\w$.]){re.escape(name)}(?![\w$.])", own, statement)
                 _read_statement(kernel, statement, source)
 
 

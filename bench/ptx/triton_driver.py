@@ -1,7 +1,7 @@
 """A driver for Triton that needs no device: kernels are compiled as for one, and their PTX is executed on the CPU.
 
-Inside ``executing()`` a kernel is launched on CPU tensors, by ``kernel[grid](...)`` or by a kept compiled kernel. Triton
-specialises on arguments and alignment just as it does on a device, since the same code of Triton decides.
+Inside ``executing()`` a kernel is launched on CPU tensors, by ``kernel[grid](...)`` or by a kept compiled kernel.
+Triton specialises on arguments and alignment just as it does on a device, since the same code of Triton decides.
 """
 
 import contextlib
@@ -35,8 +35,7 @@ class _TritonDevice(Device):
             if kind.startswith("*"):
                 if isinstance(value, torch.Tensor):
                     tensors.append((name, value))
-                    value = value.data_ptr()
-                values.append(struct.pack("<Q", value or 0))
+                values.append(struct.pack("<Q", value.data_ptr() if isinstance(value, torch.Tensor) else value or 0))
             else:
                 values.append(_pack(kind, value))
         kernel = compiled.program.kernel
@@ -157,8 +156,8 @@ def executing(
     Args:
         arch: 80, 90, 120: which device's code is compiled.
         count: whether the launches count what they execute.
-        approximate: "worst" lets functions that PTX calls approximate err by up to the documented bound, in a repeatable
-            way; they are exact otherwise.
+        approximate: "worst" lets functions that PTX calls approximate err by up to the documented bound, alike in
+            every run; they are exact otherwise.
         poison: whether reading new memory that nothing has written is a fault.
 
     Raises:

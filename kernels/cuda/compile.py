@@ -136,12 +136,7 @@ def _options(arch: str, dtypes: Dtypes) -> dict[str, Any]:
     }
 
 
-def ptx(arch: str, dtypes: Dtypes) -> str:
-    """What NVRTC makes of the kernels before machine code, for those who read or execute it; not cached."""
-    return _compile(arch, _options(arch, dtypes), "ptx").decode()
-
-
-def _compile(arch: str, options: dict[str, Any], form: str = "cubin") -> bytes:
+def _compile(arch: str, options: dict[str, Any]) -> bytes:
     from cuda.core import Program, ProgramOptions
     from cuda.pathfinder import find_nvidia_header_directory
 
@@ -153,7 +148,7 @@ def _compile(arch: str, options: dict[str, Any], form: str = "cubin") -> bytes:
         )
     try:
         program = Program(SOURCE.read_text(), "c++", ProgramOptions(include_path=[headers], **options))
-        return bytes(program.compile(form).code)
+        return bytes(program.compile("cubin").code)
     except Exception as error:  # the classes differ between releases of cuda.core; the log is in the message
         log = str(error).rstrip("\0\n")
         raise RuntimeError(f"cuda backend: NVRTC failed for {arch}: {log}") from error
