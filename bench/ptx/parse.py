@@ -141,9 +141,6 @@ def _read_body(kernel: Kernel, body: str) -> None:
         text = line.split("//")[0].strip()
         if text.startswith((".loc", ".file", ".pragma")):
             continue
-        while match := _LABEL.match(text):
-            kernel.labels[match[1]] = len(kernel.instructions)
-            text = text[match.end() :].strip()
         pending = f"{pending} {text}".strip()
         while pending:
             if pending[0] in "{}":
@@ -153,6 +150,10 @@ def _read_body(kernel: Kernel, body: str) -> None:
                     return
                 if depth == 1:
                     local.clear()
+                continue
+            if match := _LABEL.match(pending):
+                kernel.labels[match[1]] = len(kernel.instructions)
+                pending = pending[match.end() :].lstrip()
                 continue
             statement, semicolon, rest = pending.partition(";")
             if not semicolon:
