@@ -8,8 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-import tyro
-
 T = TypeVar("T")
 
 
@@ -35,6 +33,8 @@ def parse(
         advice: half a sentence for an unknown flag that one may expect, or None.
         epilog: what ``--help`` ends with.
     """
+    import tyro  # what trains and measures without a command line does without it
+
     words = list(sys.argv[1:] if argv is None else argv)
     refuse_unknown_flags(options, words, program, advice)
     helping = bool({"-h", "--help"} & {*words})
