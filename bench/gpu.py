@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
     deadline = time.monotonic() + 60 * options.minutes
     source = provenance(device, _command(arguments))
     if options.known is not None and not (options.out / ROWS).exists():
-        records.append(options.out / ROWS, records.at(records.read(*options.known).rows, source))
+        records.append(options.out / ROWS, records.at(records.read(options.known).rows, source))
     book = Book(options.out / ROWS, source, again=True)
     chosen = [stage for stage in gpu_stages.STAGES if options.only is None or stage.name in options.only]
     before = _recorded(options.out / ROWS, source)
@@ -98,7 +98,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=9.0, help="of this call, the stage under way included (9)")
     parser.add_argument("--out", type=Path, default=Path("gpu-results"), help="folder for rows and logs (gpu-results)")
     parser.add_argument(
-        "--known", type=Path, nargs="+", metavar="PATH", help="rows of earlier calls, where they are not in --out"
+        "--known", type=Path, metavar="PATH", help="file or folder with rows of earlier calls, if --out has none"
     )
     parser.add_argument("--runs", type=Path, default=Path("runs/seeds"), help="folder for training runs and their data")
     parser.add_argument(

@@ -8,6 +8,7 @@ import contextlib
 import importlib.util
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -272,22 +273,28 @@ def _tests(run: Run, paths: Sequence[str]) -> None:
     if not chosen:
         print("no tests here: an installed package has none")
         return
-    left_out = [f"--ignore={path}" for path in _unimportable(chosen)]
-    print("\n".join(f"left out, since it needs hypothesis: {option.partition('=')[2]}" for option in left_out))
+    left_out = [f"--ignore={path}" for path in _drawn(chosen)]
+    if left_out:
+        print(f"hypothesis is not installed; {len(left_out)} files of tests are left out: {' '.join(left_out)}")
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-ra", *options, *together, *left_out, *chosen]
     failure = _said(command, run, "pytest -m gpu")
     if failure is not None:
         run.failures.append(failure)
 
 
-def _unimportable(paths: Sequence[str]) -> list[str]:
-    """Test files that draw their cases by hypothesis, where it is not installed."""
+def _drawn(paths: Sequence[str]) -> list[str]:
+    """Files of tests that import hypothesis, or another such file, where it is not installed."""
     if importlib.util.find_spec("hypothesis") is not None:
         return []
-    files = [
-        file for path in paths for file in ([ROOT / path] if path.endswith(".py") else (ROOT / path).rglob("*.py"))
-    ]
-    return [str(file.relative_to(ROOT)) for file in files if "hypothesis import" in file.read_text()]
+    files = [ROOT / path for path in paths if path.endswith(".py")]
+    files += [file for path in paths for file in (ROOT / path).rglob("*.py")]
+    names, found = ["hypothesis"], set[Path]()
+    for name in names:  # which grows meanwhile
+        imports = re.compile(rf"^(from|import) ([a-z_.]+\.)?{name}\b", re.MULTILINE)
+        more = {file for file in files if imports.search(file.read_text())} - found
+        names += [file.stem for file in more]
+        found |= more
+    return sorted(str(file.relative_to(ROOT)) for file in found)
 
 
 def gpu_tests(run: Run) -> None:

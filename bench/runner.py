@@ -179,10 +179,10 @@ def folder(out: Path | None, *, keep: bool) -> Path | None:
 
 
 def public(arguments: list[str]) -> list[str]:
-    """The command line without --out and --runs, and with DIR for --data's: a place on someone's disk is no part of a
-    result."""
+    """The command line without --out, --runs and --known, and with DIR for --data's: a place on someone's disk is no
+    part of a result."""
     kept = list(arguments)
-    for flag in ("--out", "--runs"):
+    for flag in ("--out", "--runs", "--known"):
         while flag in kept:
             at = kept.index(flag)
             del kept[at : at + 2]
