@@ -149,6 +149,7 @@ def test_a_wrong_kernel_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     assert answer.startswith("incorrect value: error")
 
 
+@pytest.mark.slow
 @pytest.mark.interpreter
 def test_choices_are_checked_in_processes_of_their_own() -> None:
     rows = list(search.rows("decoder-reduced", "float32", search.FORWARD, search.BANDS, CPU, 0.0, processes=2))
