@@ -23,6 +23,7 @@ def test_the_longest_come_first_and_those_of_no_weight_are_left_out() -> None:
 
 
 def test_a_row_has_the_parts_of_its_sum(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "_LEAST_SHARE", 0.0)  # on a busy machine one operator may wait for long
     monkeypatch.setitem(CASES, "small", Case("small", ((6, 5), (3, 2)), B=1, Q=7, H=2, D=4))
 
     def fused(*arguments: torch.Tensor) -> torch.Tensor:
