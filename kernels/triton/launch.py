@@ -133,9 +133,9 @@ class Launch:
 def prepare_forward(levels: Levels, tensors: Tensors) -> Callable[[Levels, Tensors], Tensor]:
     """The forward of calls like this one: (levels, tensors) -> (B, Q, H*D)."""
     call = call_of(tensors)
-    copies = any(a is not b for a, b in zip((call.value, *call[2:]), (tensors[0], *tensors[-2:]), strict=True))
-    copies = copies or (call.references is not None and call.references is not tensors[1])
-    value, references, points, weights = call
+    dense = [tensor for tensor in call if tensor is not None]
+    copies = any(a is not b for a, b in zip(dense, tensors, strict=True))
+    value, references, points, _ = call
     B, _, H, D = value.shape
     Q = points.shape[1]
     shape, dtype, stored = (B, Q, H * D), value.dtype, stored_dtype(value)
@@ -195,6 +195,18 @@ def prepare_backward(
         return (value, references, points, weights) if fused else (value, points, weights)
 
     return run
+
+
+def forward(levels: Levels, tensors: Tensors) -> Tensor:
+    """The forward of one call: (B, Q, H*D)."""
+    return prepare_forward(levels, tensors)(levels, tensors)
+
+
+def backward(
+    grad_output: Tensor, levels: Levels, tensors: Tensors, needs: tuple[bool, ...]
+) -> tuple[Tensor | None, ...]:
+    """The gradients of one call that are needed."""
+    return prepare_backward(grad_output, levels, tensors, needs)(grad_output, levels, tensors)
 
 
 def sorts(value: Tensor, points: Tensor) -> bool:
@@ -532,8 +544,8 @@ def backward_parameters(grad_output: Tensor, call: Call, needs: Needs) -> dict[s
 
 
 def forward_options(value: Tensor) -> dict[str, int]:
-    """Compiler options of a forward. ptxas takes as many registers as it may, to have loads in flight, and puts a number
-    or two that lie idle for long into local memory; with these limits it doesn't."""
+    """Compiler options of a forward. ptxas takes as many registers as it may, to have loads in flight, and spills a
+    number or two that lie idle for long; with these limits it doesn't."""
     if value.dtype.itemsize > 4 or value.shape[3] > 64:
         return {}
     return {"maxnreg": 128 if value.dtype.itemsize == 2 else 116}
