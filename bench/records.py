@@ -24,7 +24,6 @@ KEYS: dict[str, tuple[str, ...]] = {
     "training": ("model", "method", "backend", "dtype", "batch"),
     "dispatch": ("case", "dtype", "function", "direction", "backend", "stage"),
     "instructions": ("implementation", "kernel", "dtype", "arch"),
-    "cache": ("case", "locations", "dtype", "order"),
     "trained": ("model", "epochs"),
     "profile": ("what", "backend"),
     "stage": ("stage",),

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..kernels.arguments import Parser
 from ..models.files import atomic_file
-from . import cache, claims, explain, model, plots, records, roofline, spread, training
+from . import claims, explain, model, plots, records, roofline, spread, training
 from .cases import nearest
 from .published import PUBLISHED
 from .records import Records, Row
@@ -184,16 +184,6 @@ def _predicted(found: Records, _: list[Plot]) -> str:
     return markdown(lines, 3) if len(lines) > 1 else _NONE
 
 
-def _cache(found: Records, plotted: list[Plot]) -> str:
-    rows = found.of("cache")
-    if not rows:
-        return _NONE
-    plot = Plot("plots/cache.svg", plots.cache_digest(rows), lambda: plots.cache(rows))
-    plotted.append(plot)
-    parts = [f"{cache.described(rows)}.", markdown(cache.table(rows), 4), _from(rows, "Simulated")]
-    return "\n\n".join([*parts, f"![hits of the first cache by order of queries]({plot.path})"])
-
-
 def _against_official(rows: list[Row]) -> list[str]:
     """Is our CUDA backend a fair stand-in for the official kernel? Within a tenth of its instructions it is."""
     counts = {
@@ -337,7 +327,6 @@ BLOCKS: dict[str, Callable[[Records, list[Plot]], str]] = {
     "bounds": _bounds,
     "instructions": _instructions,
     "predicted": _predicted,
-    "cache": _cache,
     "models": _models,
     "model-speeds": _model_speeds,
     "training": _training,

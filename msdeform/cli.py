@@ -45,7 +45,6 @@ COMMANDS = {
     "data show": Command("train.show", "draw images of a data set as training sees them; classes and sizes in numbers"),
     "data synth": Command("train.synth", "make a synthetic COCO-format data set"),
     "bench": Command("bench.operators", "time the operator's backends and their peers, after checking them"),
-    "bench cache": Command("bench.cache", "simulate the first cache under orders of the queries; no GPU needed"),
     "bench compare": Command("bench.compare", "what became slower between two commits, machines or backends"),
     "bench dispatch": Command("bench.dispatch", "time what a call costs the host, in stages; no GPU needed"),
     "bench explain": Command("bench.explain", "time relevance beside the model's own passes, and the memory it adds"),
