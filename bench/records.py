@@ -23,7 +23,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "model": ("model", "method", "backend", "dtype", "mode", "batch"),
     "training": ("model", "method", "backend", "dtype", "batch"),
     "dispatch": ("case", "dtype", "function", "direction", "backend", "stage"),
-    "instructions": ("implementation", "kernel", "dtype", "arch"),
+    "executed": ("implementation", "call", "kernel", "dtype", "case", "arch"),
     "trained": ("model", "epochs"),
     "profile": ("what", "backend"),
     "stage": ("stage",),

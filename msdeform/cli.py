@@ -48,10 +48,8 @@ COMMANDS = {
     "bench compare": Command("bench.compare", "what became slower between two commits, machines or backends"),
     "bench dispatch": Command("bench.dispatch", "time what a call costs the host, in stages; no GPU needed"),
     "bench explain": Command("bench.explain", "time relevance beside the model's own passes, and the memory it adds"),
-    "bench instructions": Command(
-        "bench.instructions", "count the instructions of the compiled kernels; no GPU needed"
-    ),
-    "bench model": Command("bench.model", "predict what bounds each kernel on an H200 from its instructions"),
+    "bench instructions": Command("bench.instructions", "count what the compiled kernels execute, on a CPU"),
+    "bench model": Command("bench.model", "predict what bounds each kernel on an H200 from its counts"),
     "bench render": Command("bench.render", "draw the documentation's tables and plots anew from the recorded rows"),
     "bench roofline": Command("bench.roofline", "draw recorded speeds under what the device could do"),
     "bench seeds": Command("bench.seeds", "train on every backend with several seeds: do their APs agree?"),

@@ -176,9 +176,12 @@ def test_a_roofline_without_a_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "the results have no row of a GPU" in capsys.readouterr().err
 
 
-def instructions(implementation: str, count: float) -> dict[str, Any]:
-    where = {"implementation": implementation, "kernel": "forward plain", "dtype": "float32", "arch": 90}
-    return {"kind": "instructions", **where, "instructions_per_query_and_head": count, **SOURCE}
+def executed(implementation: str, count: float, **changes: Any) -> dict[str, Any]:
+    where = {"implementation": implementation, "call": "forward plain", "kernel": "forward", "dtype": "float32"}
+    numbers = {"warp_instructions": count, "wavefronts": 90.0, "sectors": 256.0, "reductions": 0.0}
+    listed = {"shared_conflicts": 0.0, "ptx": 1000, "sass": 800, "registers": 64, "spilled_bytes": 0}
+    place = {"case": "encoder-128x192", "arch": 90}
+    return {"kind": "executed", **where, **place, **numbers, **listed, **SOURCE, **changes}
 
 
 @pytest.mark.parametrize(
@@ -190,10 +193,22 @@ def instructions(implementation: str, count: float) -> dict[str, Any]:
 )
 def test_our_cuda_backend_is_a_fair_stand_in_or_said_not_to_be(tmp_path: Path, ours: float, said: str) -> None:
     readme = page(tmp_path, "instructions")
-    run(tmp_path, [instructions("cuda", ours), instructions("official", 100.0)])
+    run(tmp_path, [executed("cuda", ours), executed("official", 100.0)])
     assert said in readme.read_text()
-    run(tmp_path, [instructions("cuda", ours)])
-    assert "The official kernel's instructions were not measured." in readme.read_text()
+    run(tmp_path, [executed("cuda", ours)])
+    assert "The official kernel's instructions were not counted." in readme.read_text()
+
+
+def test_counts_and_what_they_were_before(tmp_path: Path) -> None:
+    readme = page(tmp_path, "instructions", "before-and-after")
+    rows = [executed("triton", 400.0), executed("triton", 410.0, case="decoder-128x192")]
+    run(tmp_path, rows)
+    text = readme.read_text()
+    assert "| triton | forward plain | forward | 400 / - / - | 90.0 / - / - |" in text
+    assert "**decoder-128x192**" in text
+    assert "No count has changed since the first that were recorded." in text
+    run(tmp_path, [*rows, executed("triton", 300.0, date="2026-02-03T00:00:00+00:00")])
+    assert "| forward plain | forward | 400 to 300 | 90.0 to 90.0 |" in readme.read_text()
 
 
 def test_detectors_counted_measured_and_trained(tmp_path: Path) -> None:
