@@ -22,7 +22,7 @@ COUNTS = {
 """fields of a row, and what a table calls them"""
 CALL = ("implementation", "call", "dtype", "case", "arch")
 DTYPES = ("float32", "bfloat16", "float16")
-ENCODER, DECODER = "encoder-128x192", "decoder-128x192"
+ENCODER, DECODER = "encoder-400x533", "decoder-400x533"
 
 Run = list[Row]
 """of one call: its kernels in the order of their launches"""

@@ -28,7 +28,7 @@ import torch
 from ..kernels.arguments import Parser, architecture
 from . import kernel_calls
 from .cases import Case, levels, make_inputs, nearest
-from .counts import COUNTS, DECODER, DTYPES, ENCODER
+from .counts import CALL, COUNTS, DECODER, DTYPES, ENCODER, Run
 from .kernel_calls import Call
 from .listings import listing
 from .provenance import provenance
@@ -36,7 +36,7 @@ from .records import RESULTS, Row, append
 from .runner import public
 from .tables import Line, aligned, number
 
-_SIZES = levels(128, 192, 8, 16, 32, 64)
+_SIZES = levels(400, 533, 8, 16, 32, 64)
 CASES = {case.name: case for case in (Case(ENCODER, _SIZES, B=1), Case(DECODER, _SIZES, B=1, Q=300))}
 
 
@@ -44,14 +44,18 @@ def main(argv: list[str] | None = None) -> int:
     """Compiles, executes, prints, and on request records."""
     arguments = sys.argv[1:] if argv is None else argv
     options = _parse(arguments)
-    rows = list(_rows(options))
+    # whose folder a file lies in is no part of a result
+    told = [Path(word).name if "/" in word else word for word in public(arguments)]
+    source = provenance(torch.device("cpu"), ["msdeform", "bench", "instructions", *told])
+    rows = []
+    for run in _runs(options):
+        rows += run
+        if options.out is not None:
+            append(options.out / "executed.jsonl", [{**row, **source} for row in run])
+        # a call takes seconds to a minute
+        print(f"{', '.join(str(run[0][name]) for name in CALL)}", file=sys.stderr, flush=True)
     print(f"counts for one (query, head), sm_{options.arch}\n")
     print(aligned(_lines(rows), 5))
-    if options.out is not None:
-        # whose folder a file lies in is no part of a result
-        told = [Path(word).name if "/" in word else word for word in public(arguments)]
-        source = provenance(torch.device("cpu"), ["msdeform", "bench", "instructions", *told])
-        append(options.out / "executed.jsonl", [{**row, **source} for row in rows])
     return 0
 
 
@@ -76,7 +80,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     return options
 
 
-def _rows(options: argparse.Namespace) -> Iterator[Row]:
+def _runs(options: argparse.Namespace) -> Iterator[Run]:
     if options.deformops is not None:
         calls = kernel_calls.deformops(options.deformops)
     elif options.official is not None:
@@ -87,20 +91,18 @@ def _rows(options: argparse.Namespace) -> Iterator[Row]:
         for dtype in options.dtypes:
             inputs = make_inputs(case, getattr(torch, dtype), torch.device("cpu"), seed=0)
             for call in calls(inputs, case):
-                yield from counted(call, case, dtype, options.arch)
-                # a call takes seconds to minutes
-                print(f"{case.name}, {dtype}: {call.implementation}, {call.name}", file=sys.stderr, flush=True)
+                yield counted(call, case, dtype, options.arch)
 
 
-def counted(call: Call, case: Case, dtype: str, arch: int) -> Iterator[Row]:
+def counted(call: Call, case: Case, dtype: str, arch: int) -> Run:
     """A row for each kernel that a call launches."""
     from .ptx.triton_driver import executing
 
     with executing(arch=arch, count=True) as device:
         call.run()
     pairs = case.B * case.queries * case.H
-    for launch in device.launches:
-        yield {
+    return [
+        {
             "kind": "executed",
             "implementation": call.implementation,
             "call": call.name,
@@ -111,6 +113,8 @@ def counted(call: Call, case: Case, dtype: str, arch: int) -> Iterator[Row]:
             **{name: round(getattr(launch.counters, name) / pairs, 2) for name in COUNTS},
             **listing(launch.ptx, launch.name)._asdict(),
         }
+        for launch in device.launches
+    ]
 
 
 def _lines(rows: list[Row]) -> list[Line]:

@@ -771,8 +771,7 @@ def _atomic(kernel: Kernel, instruction: Instruction, parts: list[str]) -> Run:
         raise Unknown
     operands = instruction.operands
     targets = _vector(operands[0]) if returns else []
-    text = "\n".join(" ".join(i.operands[1:] if i is instruction else i.operands) for i in kernel.instructions)
-    if any(target != "_" and re.search(rf"{re.escape(target)}\b", text) for target in targets):
+    if any(target in kernel.read_registers for target in targets):
         raise Unknown
     reads = [_reader(kernel, name, kind) for name in _vector(operands[-1])]
     address = _address(kernel, operands[-2])

@@ -152,20 +152,21 @@ class Memory:
 
     def update(self, address: Array, values: Array, operation: np.ufunc) -> None:
         """Atomics: `operation` on each of `values` (n, words) of a number's dtype, one lane after the other."""
-        size = values.dtype.itemsize * values.shape[1]
-        for allocation, lanes in self.locate(address, size, "updates"):
+        width = values.dtype.itemsize
+        size = width * values.shape[1]
+        for allocation, lanes in list(self.locate(address, size, "updates")):
+            at = (address[lanes] - np.uint64(allocation.start)).astype(np.int64)
             if allocation.written is not None:
-                at = (address[lanes] - np.uint64(allocation.start)).astype(np.int64)
                 there = _bytes_of(allocation.written, at, size).all(1)
                 if not there.all():
                     position = int(np.flatnonzero(~there)[0])
                     lane = position if isinstance(lanes, slice) else int(lanes[position])
                     raise Problem(lane, f"updates {size} bytes never written: {self._describe(int(address[lane]))}")
-        width = values.dtype.itemsize
-        space = _SPACE[width].view(values.dtype)
-        index = ((address - np.uint64(_BASE)) >> np.uint64(_SHIFT[width])).astype(np.int64)
-        for word in range(values.shape[1]):
-            operation.at(space, index + word, values[:, word])
+            begin = allocation.start - _BASE
+            # of the allocation alone: numpy would copy a view that holds the indices too
+            numbers = _SPACE[1][begin : begin + allocation.size // width * width].view(values.dtype)
+            for word in range(values.shape[1]):
+                operation.at(numbers, at // width + word, values[lanes, word])
 
     def update_bfloat16(self, address: Array, values: Array) -> None:
         """Atomic additions of bfloat16 numbers, (n, words) as uint16, each rounded."""

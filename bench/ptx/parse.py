@@ -5,7 +5,7 @@ Only the form is read here; what an instruction does is in :mod:`.decode`.
 
 import re
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 WIDTHS = {"pred": 0, "8": 1, "16": 2, "32": 4, "64": 8, "128": 16}
 """bytes of a register or a parameter, by the digits of its type; 0 is a predicate"""
@@ -63,6 +63,15 @@ class Kernel:
             self.numbers[name] = len(self.registers)
             self.registers.append(self._families[family])
         return self.numbers[name]
+
+    @cached_property
+    def read_registers(self) -> set[str]:
+        """The names of all registers that some instruction reads."""
+        tokens = []
+        for instruction in self.instructions:
+            first, *rest = (*instruction.operands, "")
+            tokens += [*rest, instruction.predicate or "", first if first.startswith("[") else ""]
+        return set(re.findall(r"[%\w$.]+", " ".join(tokens)))
 
     def declare(self, declaration: str) -> None:
         """Take in the line of a ``.reg``."""

@@ -33,6 +33,7 @@ class Launch(NamedTuple):
     name: str
     grid: tuple[int, int, int]
     counters: Counters | None
+    ptx: str
 
 
 class Device:
@@ -101,7 +102,7 @@ class Device:
             counters,
             self.seed,
         )
-        self.launches.append(Launch(compiled.name, grid, counters))
+        self.launches.append(Launch(compiled.name, grid, counters, compiled.ptx))
 
 
 class _Loaded(NamedTuple):
@@ -110,6 +111,7 @@ class _Loaded(NamedTuple):
     signature: tuple[tuple[str, Any], ...]
     warps: int
     shared: int
+    ptx: str
 
 
 def _flatten(signature: Sequence[tuple[str, Any]], arguments: Sequence[Any]) -> Iterator[tuple[str, str, Any]]:
@@ -177,7 +179,8 @@ def _init_handles(self: CompiledKernel) -> None:
     if self.module is not None:
         return
     signature = tuple((str(name), kind) for name, kind in self.src.signature.items())
-    loaded = _Loaded(self.name, _program(self.asm["ptx"]), signature, self.metadata.num_warps, self.metadata.shared)
+    ptx, metadata = self.asm["ptx"], self.metadata
+    loaded = _Loaded(self.name, _program(ptx), signature, metadata.num_warps, metadata.shared, ptx)
 
     def run(x: int, y: int, z: int, *rest: Any) -> None:
         active = driver._active

@@ -180,7 +180,7 @@ def executed(implementation: str, count: float, **changes: Any) -> dict[str, Any
     where = {"implementation": implementation, "call": "forward plain", "kernel": "forward", "dtype": "float32"}
     numbers = {"warp_instructions": count, "wavefronts": 90.0, "sectors": 256.0, "reductions": 0.0}
     listed = {"shared_conflicts": 0.0, "ptx": 1000, "sass": 800, "registers": 64, "spilled_bytes": 0}
-    place = {"case": "encoder-128x192", "arch": 90}
+    place = {"case": "encoder-400x533", "arch": 90}
     return {"kind": "executed", **where, **place, **numbers, **listed, **SOURCE, **changes}
 
 
@@ -201,11 +201,11 @@ def test_our_cuda_backend_is_a_fair_stand_in_or_said_not_to_be(tmp_path: Path, o
 
 def test_counts_and_what_they_were_before(tmp_path: Path) -> None:
     readme = page(tmp_path, "instructions", "before-and-after")
-    rows = [executed("triton", 400.0), executed("triton", 410.0, case="decoder-128x192")]
+    rows = [executed("triton", 400.0), executed("triton", 410.0, case="decoder-400x533")]
     run(tmp_path, rows)
     text = readme.read_text()
     assert "| triton | forward plain | forward | 400 / - / - | 90.0 / - / - |" in text
-    assert "**decoder-128x192**" in text
+    assert "**decoder-400x533**" in text
     assert "No count has changed since the first that were recorded." in text
     run(tmp_path, [*rows, executed("triton", 300.0, date="2026-02-03T00:00:00+00:00")])
     assert "| forward plain | forward | 400 to 300 | 90.0 to 90.0 |" in readme.read_text()
