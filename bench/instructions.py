@@ -19,6 +19,7 @@ kernel's listing. Accesses to memory it neither adds nor drops, but for spills.
 """
 
 import argparse
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -99,22 +100,29 @@ def counted(call: Call, case: Case, dtype: str, arch: int) -> Run:
     from .ptx.triton_driver import executing
 
     with executing(arch=arch, count=True) as device:
-        call.run()
+        call.run(device)
     pairs = case.B * case.queries * case.H
     return [
         {
             "kind": "executed",
             "implementation": call.implementation,
             "call": call.name,
-            "kernel": launch.name.removesuffix("_kernel"),
+            "kernel": _short(launch.name),
             "dtype": dtype,
             "case": case.name,
             "arch": arch,
             **{name: round(getattr(launch.counters, name) / pairs, 2) for name in COUNTS},
-            **listing(launch.ptx, launch.name)._asdict(),
+            **listing(launch.ptx, launch.name, call.cubin)._asdict(),
         }
         for launch in device.launches
     ]
+
+
+def _short(name: str) -> str:
+    """A kernel's name without what C++ writes of its template, and without saying that it is a kernel."""
+    mangled = re.match(r"_Z(\d+)", name)
+    plain = name[mangled.end() :][: int(mangled[1])] if mangled else name
+    return plain.removesuffix("_kernel")
 
 
 def _lines(rows: list[Row]) -> list[Line]:

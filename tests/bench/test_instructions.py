@@ -12,11 +12,13 @@ from msdeform.bench import instructions, kernel_calls, listings
 from msdeform.bench.cases import Case, make_inputs
 from msdeform.bench.kernel_calls import Call
 from msdeform.cli import main
+from msdeform.kernels.cuda import compile as nvrtc
 
 triton = pytest.importorskip("triton")
 import triton.language as tl  # noqa: E402
 
 pytestmark = pytest.mark.aot
+needs_compiler = pytest.mark.skipif(nvrtc._compiler_unavailable() is not None, reason="nothing compiles CUDA C++ here")
 TINY = Case("tiny", ((8, 8), (4, 4), (2, 2), (2, 2)), B=1)
 
 
@@ -28,7 +30,7 @@ def scale_kernel(input_ptr, output_ptr, BLOCK: tl.constexpr, STRIDE: tl.constexp
 
 def counts_of(stride: int) -> dict[str, Any]:
     numbers, out = torch.ones(512 * 8), torch.empty(512)
-    call = Call("ours", "scaling", lambda: scale_kernel[(1,)](numbers, out, 512, stride))
+    call = Call("ours", "scaling", lambda _: scale_kernel[(1,)](numbers, out, 512, stride))
     case = Case("two pairs", ((1, 1),), B=1, Q=2, H=1)
     [row] = instructions.counted(call, case, "float32", 90)
     assert out.eq(2).all()
@@ -160,19 +162,50 @@ def test_someone_elses_triton_kernels(
     assert "sass / ptx" in capsys.readouterr().out
 
 
-def test_of_the_official_file_the_kernels_stay(tmp_path: Path) -> None:
+# what stands where the official kernels are, with the arguments that their launches have
+OFFICIAL = """
+#include <ATen/ATen.h>
+#define POINTS const T* value, const int64_t* shapes, const int64_t* starts, const T* locations, const T* weights
+#define SIZES const int B, const int S, const int H, const int D, const int L, const int Q, const int P
+
+template <typename T>
+__global__ void ms_deformable_im2col_gpu_kernel(const int n, POINTS, SIZES, T* output) {
+    const int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < n) output[i] = value[0] + D;
+}
+
+template <typename T, unsigned int blockSize>
+__global__ void ms_deformable_col2im_gpu_kernel_shm_blocksize_aware_reduce_v1(
+    const int n, const T* grad_output, POINTS, SIZES, T* grad_value, T* grad_locations, T* grad_weights) {
+    atomicAdd(grad_value + threadIdx.x, grad_output[blockSize - 1]);
+}
+
+template <typename scalar_t>
+void ms_deformable_im2col_cuda(cudaStream_t stream) {}
+"""
+
+
+@needs_compiler
+def test_the_official_kernels_from_their_file(tmp_path: Path) -> None:
     file = tmp_path / "ms_deform_im2col_cuda.cuh"
-    file.write_text("#include <ATen/ATen.h>\n__global__ void kernel() {}\n" + LAUNCHER)
-    source = kernel_calls.official_source(file)
-    assert "__global__ void kernel" in source
-    assert "#include" not in source
-    assert "cudaStream_t" not in source
+    file.write_text(OFFICIAL)
+    inputs = make_inputs(TINY, torch.float32, torch.device("cpu"), 0)
+    forward, backward = kernel_calls.official(file, 90)(inputs, TINY)
+    [row] = instructions.counted(forward, TINY, "float32", 90)
+    assert (row["implementation"], row["kernel"]) == ("official", "ms_deformable_im2col_gpu")
+    # a warp reads one number and writes a line
+    assert (row["wavefronts"], row["sectors"], row["reductions"]) == (2.0, 5.0, 0.0)
+    [row] = instructions.counted(backward, TINY, "float32", 90)
+    assert (row["wavefronts"], row["sectors"], row["reductions"]) == (2.0, 1.0, 4.0)
+    assert 4 < row["sass"] < 40
+    assert not list(kernel_calls.official(file, 90)(make_inputs(TINY, torch.float16, torch.device("cpu"), 0), TINY))
+
+
+def test_another_file_is_not_the_official_one(tmp_path: Path) -> None:
+    file = tmp_path / "other.cuh"
     file.write_text("int main() {}\n")
-    with pytest.raises(ValueError, match="--official: expected Deformable DETR's ms_deform_im2col_cuda.cuh"):
-        kernel_calls.official_source(file)
-
-
-LAUNCHER = "template <typename scalar_t>\nvoid ms_deformable_im2col_cuda(cudaStream_t stream) {}\n"
+    with pytest.raises(ValueError, match="--official: expected Deformable DETR's ms_deform_im2col_cuda.cuh, got"):
+        kernel_calls.official(file, 90)
 
 
 @pytest.mark.parametrize(
