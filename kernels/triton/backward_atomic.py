@@ -87,29 +87,27 @@ def backward_kernel(
 
     # strides are not specialised, or another image size would compile anew: what they are multiples of is told instead
     grad_output_ptr += tl.multiple_of(b * grad_output_stride_b, GRAD_ALIGN)
-    grad_output_stride_q = tl.multiple_of(grad_output_stride_q, GRAD_ALIGN)
     value_ptr += tl.multiple_of(b * value_stride_b + h_index.to(tl.int64) * value_stride_h, VALUE_ALIGN)
     points_ptr += tl.multiple_of(b * points_stride_b + h_index.to(tl.int64) * points_stride_h, POINTS_ALIGN)
-    points_stride_q = tl.multiple_of(points_stride_q, POINTS_ALIGN)
     weights_ptr += tl.multiple_of(b * weights_stride_b + h_index.to(tl.int64) * weights_stride_h, WEIGHTS_ALIGN)
-    weights_stride_q = tl.multiple_of(weights_stride_q, WEIGHTS_ALIGN)
     if FUSED:
         references_ptr += tl.multiple_of(b * references_stride_b, REFERENCES_ALIGN)
-        references_stride_q = tl.multiple_of(references_stride_q, REFERENCES_ALIGN)
-        references_stride_l = tl.multiple_of(references_stride_l, REFERENCES_ALIGN)
     grad_value_ptr += b * S * (H * D) + h_index * D
-    points_row = points_ptr + q_offset * points_stride_q
-    weights_row = weights_ptr + q_offset * weights_stride_q
+    points_row = points_ptr + tl.multiple_of(q_offset * points_stride_q, POINTS_ALIGN)
+    weights_row = weights_ptr + tl.multiple_of(q_offset * weights_stride_q, WEIGHTS_ALIGN)
     # row of (b, q, h) in the contiguous outputs
     output_row = (b * Q + q) * H + h_index
     g = tl.load(
-        grad_output_ptr + h_index * D + (q_offset * grad_output_stride_q)[:, None] + d[None, :],
+        grad_output_ptr
+        + h_index * D
+        + tl.multiple_of(q_offset * grad_output_stride_q, GRAD_ALIGN)[:, None]
+        + d[None, :],
         mask=in_q[:, None] & in_d,
         other=0.0,
     ).to(COMPUTE)  # [BLOCK_Q, BLOCK_D]
 
     if FUSED:
-        references_row = references_ptr + q_offset * references_stride_q
+        references_row = references_ptr + tl.multiple_of(q_offset * references_stride_q, REFERENCES_ALIGN)
         logits = row_logits(weights_row, in_q, L * P, BLOCK_LP, COMPUTE)
         peak = tl.max(logits, axis=1)
         exponentials = tl.exp(logits - peak[:, None])

@@ -91,12 +91,8 @@ def forward_kernel(
     value_ptr += tl.multiple_of(b * value_stride_b + head * value_stride_h, VALUE_ALIGN)
     points_ptr += tl.multiple_of(b * points_stride_b + head * points_stride_h, POINTS_ALIGN)
     weights_ptr += tl.multiple_of(b * weights_stride_b + head * weights_stride_h, WEIGHTS_ALIGN)
-    points_stride_q = tl.multiple_of(points_stride_q, POINTS_ALIGN)
-    weights_stride_q = tl.multiple_of(weights_stride_q, WEIGHTS_ALIGN)
     if FUSED:
         references_ptr += tl.multiple_of(b * references_stride_b, REFERENCES_ALIGN)
-        references_stride_q = tl.multiple_of(references_stride_q, REFERENCES_ALIGN)
-        references_stride_l = tl.multiple_of(references_stride_l, REFERENCES_ALIGN)
 
     result = tl.zeros([LANES, BLOCK_Q, VEC], COMPUTE)
     if regular:
@@ -117,6 +113,8 @@ def forward_kernel(
             L,
             P,
             BY_VALUE,
+            POINTS_ALIGN,
+            REFERENCES_ALIGN,
             FUSED,
             BOXES,
             COMPUTE,
@@ -147,6 +145,8 @@ def forward_kernel(
             L,
             P,
             BY_VALUE,
+            POINTS_ALIGN,
+            REFERENCES_ALIGN,
             FUSED,
             BOXES,
             COMPUTE,
@@ -181,6 +181,8 @@ def _sample(
     L: tl.constexpr,
     P: tl.constexpr,
     BY_VALUE: tl.constexpr,
+    POINTS_ALIGN: tl.constexpr,
+    REFERENCES_ALIGN: tl.constexpr,
     FUSED: tl.constexpr,
     BOXES: tl.constexpr,
     COMPUTE: tl.constexpr,
@@ -208,7 +210,9 @@ def _sample(
     else:
         result = tl.zeros([LANES, BLOCK_Q, VEC], COMPUTE)
 
+    points_row = tl.multiple_of(q * points_stride_q, POINTS_ALIGN)
     if FUSED:
+        references_row = tl.multiple_of(q * references_stride_q, REFERENCES_ALIGN)
         peaks = tl.full([LANES, BLOCK_Q], float("-inf"), COMPUTE)
         for chunk in range(CHUNKS):
             logits = _weights(
@@ -242,10 +246,10 @@ def _sample(
             # inconsistent sizes make every coordinate NaN, and NaN reads nothing
             extent_x = tl.where(consistent, extent_x, float("nan"))
             extent_y = tl.where(consistent, extent_y, float("nan"))
-        x, y = _pair(points_ptr + ((q * points_stride_q)[None, :] + 2 * safe[:, None]), COMPUTE)
+        x, y = _pair(points_ptr + (points_row[None, :] + 2 * safe[:, None]), COMPUTE)
         if FUSED:
             reference = references_ptr + (
-                (q * references_stride_q)[None, :] + (safe // P * references_stride_l)[:, None]
+                references_row[None, :] + tl.multiple_of(safe // P * references_stride_l, REFERENCES_ALIGN)[:, None]
             )
             if BOXES:
                 width_of_box, height_of_box = _pair(reference + 2, COMPUTE)
