@@ -127,8 +127,8 @@ def test_programs_that_disagree() -> None:
     with pytest.raises(Fault, match=r"two threads store different bits"):
         run("st.global.b32 [%rd5], %r2;", programs=2)
     assert (run("st.global.b32 [%rd5], 7;", programs=2) == 7).all(), "the same bits are no race"
+    body = "setp.eq.u32 %p1, %r2, 0; @%p1 st.global.b32 [%rd5], 7; ld.global.b32 %r3, [%rd2];"
     with pytest.raises(Fault, match="reads what another program stores in this launch"):
-        body = "setp.eq.u32 %p1, %r2, 0; @%p1 st.global.b32 [%rd5], 7; ld.global.b32 %r3, [%rd2];"
         run(body, programs=2, threads=8192)
 
 
