@@ -1,48 +1,19 @@
-"""Runs the Triton kernels as compiled, and holds output and gradients against the float64 reference.
+"""Runs the Triton kernels as compiled, and holds output and gradients against the float64 reference."""
 
-This is the one place that knows how the kernels are called.
-"""
-
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
 
-from msdeform.bench.ptx.triton_driver import executing
+from msdeform.bench.ptx.verify import call
 from msdeform.kernels.tolerances import compare
-from msdeform.kernels.triton import launch, tuning
 from msdeform.kernels.verify import Case, evaluate, make_inputs
 
 Change = Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]]
 
 METHODS = ("atomics", "cells")
 """the two ways in which the gradient of value is added up"""
-
-
-def call(
-    sizes: Sequence[tuple[int, int]],
-    tensors: Sequence[Tensor],
-    grad_output: Tensor,
-    method: str,
-    *,
-    needs: tuple[bool, ...] | None = None,
-    arch: int = 90,
-    **options: Any,
-) -> list[Tensor]:
-    """Output and gradients of one call, plain for three tensors and fused for four, by executed code."""
-    value, *small = tensors
-    levels = torch.tensor(sizes)
-    forward, backward = (
-        (launch.forward, launch.backward) if len(small) == 2 else (launch.fused_forward, launch.fused_backward)
-    )
-    needs = needs or (True,) * len(tensors)
-    with pytest.MonkeyPatch.context() as patch, executing(arch=arch, **options):
-        patch.setattr(tuning, "arch_of", lambda tensor: arch)
-        patch.setattr(launch, "backward_method", method)
-        output = forward(value, levels, *small)
-        return [output, *backward(grad_output, value, levels, *small, needs)]
 
 
 def make_grad_output(case: Case) -> Tensor:
