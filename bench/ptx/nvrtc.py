@@ -28,6 +28,10 @@ def _program(arch: int, dtypes: compiler.Dtypes, name: str) -> Program:
 
 @lru_cache(maxsize=64)
 def _ptx(arch: int, dtypes: compiler.Dtypes) -> str:
+    return compile_ptx(arch, dtypes)
+
+
+def compile_ptx(arch: int, dtypes: compiler.Dtypes) -> str:
     """What NVRTC makes of msda.cu. Not through cuda.core, which asks a driver whether it could load the PTX."""
     from cuda.bindings import nvrtc
     from cuda.pathfinder import find_nvidia_header_directory
@@ -101,7 +105,7 @@ def executing(arch: int = 90, count: bool = False, approximate: str | None = Non
     with (
         mock.patch.object(launcher, "kernels", device.kernels),
         mock.patch.object(launcher, "_launch", device.launch_cuda),
-        mock.patch.object(torch.Tensor, "data_ptr", lambda tensor: device.address(tensor)),
+        mock.patch.object(torch.Tensor, "data_ptr", lambda tensor: device.address(tensor)),  # noqa: PLW0108  (a bound method is not one)
         poisoned(device),
     ):
         yield device
