@@ -64,6 +64,7 @@ def stages_of(rows: list[records.Row]) -> dict[str, records.Row]:
     return {row["stage"]: row for row in rows if row["kind"] == "stage"}
 
 
+@pytest.mark.timeout(900)  # a minute on two idle cores
 def test_the_whole_script_on_a_bare_machine(tmp_path: Path) -> None:
     said, rows = on_a_bare_machine(tmp_path)
     stages = stages_of(rows)
@@ -295,6 +296,16 @@ def test_a_wrong_row_fails_its_stage_until_it_is_measured_right(
     assert run.failures == []
 
 
+def test_a_backend_of_ours_that_is_not_here_fails_correctness(tmp_path: Path) -> None:
+    run = run_of(tmp_path)
+    gpu_stages.correctness(run)  # the whole of it, on a machine without a GPU
+    assert {failure.partition(" was not checked: ")[0] for failure in run.failures} == {
+        "cuda",
+        "triton",
+        "triton-cells",
+    }
+
+
 @pytest.mark.parametrize("quick", [False, True])
 def test_training_gets_the_time_that_is_left(quick: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from msdeform.bench import explain, seeds, training
@@ -329,7 +340,7 @@ def test_every_test_of_the_device_is_run() -> None:
         for file in (ROOT / "tests").rglob("*.py")
         if "mark.gpu" in file.read_text() and file.name != "test_gpu.py"
     }
-    paths = (*gpu_stages.TESTS, *gpu_stages.DETECTOR_TESTS)
+    paths = (*gpu_stages.TESTS, *gpu_stages.TIMING_TESTS, *gpu_stages.DETECTOR_TESTS)
     assert all((ROOT / path).exists() for path in paths)
     assert [name for name in sorted(marked) if not name.startswith(paths)] == []
 
