@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -260,7 +261,7 @@ def _said(command: list[str], run: Run, name: str, environment: dict[str, str] |
             command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=limit, check=False
         )
     except subprocess.TimeoutExpired as error:
-        said = error.stdout or b""
+        said: Any = error.stdout or ""  # text or bytes, whatever was asked for
         print((said if isinstance(said, str) else said.decode(errors="replace"))[-4000:])
         return f"{name}: not done after {limit:.0f} s"
     lines = (answer.stdout + answer.stderr).strip().splitlines() or [""]
