@@ -20,7 +20,7 @@ from .tables import aligned, number
 PASSES = 20
 _WARM_UP = 3
 _LEAST_SHARE = 0.01  # of the whole, of a kernel that is listed
-_NAME = 100  # characters kept of a name, which templates make longer than a page
+_NAME = 160  # characters kept of a name, which templates make longer than a page
 
 
 def rows(job: Kernels, peer: Peer, device: torch.device) -> Iterator[Row]:

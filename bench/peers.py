@@ -83,11 +83,13 @@ def _deterministic(name: str, device: torch.device) -> Peer:
     backend's work: it is left out, and the rows say so.
     """
 
+    settings: Any = torch.utils.deterministic  # whose one setting is a property, which type checkers don't find
+
     def use(deterministic: bool, fill: bool) -> None:
         torch.use_deterministic_algorithms(deterministic)
-        torch.utils.deterministic.fill_uninitialized_memory = fill
+        settings.fill_uninitialized_memory = fill
 
-    usual = torch.utils.deterministic.fill_uninitialized_memory
+    usual = settings.fill_uninitialized_memory
     peer = _backend(name, device)
     setting = "deterministic algorithms, fill_uninitialized_memory=False"
     return _during_backward(f"{name}-deterministic", peer, lambda: use(True, False), lambda: use(False, usual), setting)

@@ -17,6 +17,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from ..kernels.arguments import Parser
 from ..kernels.tolerances import compare
@@ -136,7 +137,9 @@ def _answer(result: Callable[[], str | None]) -> str | None:
         return workloads.sentence(error)
 
 
-def _prepared(case: str, kernel: str, choice: Settings, inputs: cases.OperatorInputs) -> Callable[[], object]:
+def _prepared(
+    case: str, kernel: str, choice: Settings, inputs: cases.OperatorInputs
+) -> Callable[[], dict[str, Tensor]]:
     from . import variants
 
     make = variants.forward if kernel == FORWARD else variants.sorted_backward

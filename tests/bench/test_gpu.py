@@ -64,6 +64,7 @@ def stages_of(rows: list[records.Row]) -> dict[str, records.Row]:
     return {row["stage"]: row for row in rows if row["kind"] == "stage"}
 
 
+@pytest.mark.timeout(900)  # a minute on two idle cores
 def test_the_whole_script_on_a_bare_machine(tmp_path: Path) -> None:
     said, rows = on_a_bare_machine(tmp_path)
     stages = stages_of(rows)
@@ -272,6 +273,76 @@ def test_detectors_by_the_published_method(planned: list[list[Job]], tmp_path: P
                 assert ("deformable_detr_r50_two_stage", batch, dtype, ours) in models
 
 
+def test_every_stage_in_its_full_form(
+    planned: list[list[Job]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All that a machine with a GPU does, its measurements left out; in this process."""
+    from msdeform.bench import explain, profile, seeds, training
+
+    said: list[str] = []
+    asked: list[list[str]] = []
+
+    def say(command: list[str], run: Run, name: str, environment: dict[str, str] | None = None) -> None:
+        said.append(name)
+
+    def act(words: list[str]) -> int:
+        asked.append(words)
+        return 0
+
+    def rows(case: str, dtype: str, kernel: str, choices: Any, *_: Any) -> Any:
+        lead = {"kind": "variant", "case": case, "dtype": dtype, "kernel": kernel, "median_us": 1.0, "ratio": 1.0}
+        wrong = {"failure": "incorrect output", "ratio_low": 1.0, "ratio_high": 1.0}
+        return ({**lead, **wrong, "choice": gpu_stages.search.words(choice)} for choice in choices)
+
+    def profiled(what: str, backend: str, device: torch.device) -> records.Row:
+        return {"kind": "profile", "what": what, "backend": backend, "longest": [], "total_us": 1.0}
+
+    monkeypatch.setattr(gpu_stages, "_said", say)
+    monkeypatch.setattr(gpu_stages.search, "rows", rows)
+    monkeypatch.setattr(gpu_stages.peers, "absent", lambda name, device: None)
+    monkeypatch.setattr(gpu_stages.dispatch, "measure", lambda *_: [])
+    monkeypatch.setattr(profile, "profile", profiled)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for command in (training, explain, seeds):
+        monkeypatch.setattr(command, "run", act)
+    run = run_of(tmp_path, deadline=time.monotonic() + 600)
+    for one in gpu_stages.STAGES:
+        one.act(run)
+    kinds = [jobs[0].kind for jobs in planned]
+    expected = [
+        "correctness",
+        "kernels",
+        "operator",
+        "model",
+        "training",
+        *["operator"] * 2,
+        *["model"] * 2,
+        "operator",
+    ]
+    assert kinds == expected
+    compiled = [{getattr(job, "mode", job.backend.rpartition("-")[2]) for job in jobs} for jobs in planned]
+    assert ["compiled" in names for names in compiled] == [False] * 8 + [True] * 2
+    # of our backends, whose rows come first, every one by itself
+    assert [job.backend for job in planned[2]][:5] == ["triton"] * 5
+    assert sorted(said[:8]) == sorted(
+        f"verify --backend {backend} --dtype {dtype}"
+        for backend in ("triton", "cuda")
+        for dtype in ("float32", "float64", "float16", "bfloat16")
+    )
+    assert said[8:] == ["pytest -m gpu", "pytest -m gpu", "memcheck", "pytest -m gpu"]
+    assert len(asked) == 4
+    assert run.left == []
+    assert "ncu is not installed (it comes with the CUDA toolkit)" in run.failures
+    assert (
+        sum(failure.endswith("incorrect output") for failure in run.failures) == 10
+    )  # two bands, three walks, two dtypes
+    # variants that are recorded are not measured again
+    monkeypatch.setattr(gpu_stages.search, "rows", lambda *_: pytest.fail("measured again"))
+    again = run_of(tmp_path, deadline=time.monotonic() + 600)
+    gpu_stages.variants(again)
+    assert len(again.failures) == 10
+
+
 def test_a_wrong_row_fails_its_stage_until_it_is_measured_right(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -293,6 +364,16 @@ def test_a_wrong_row_fails_its_stage_until_it_is_measured_right(
     run = run_of(tmp_path, quick=True, retry=True)
     gpu_stages.correctness(run)
     assert run.failures == []
+
+
+def test_a_backend_of_ours_that_is_not_here_fails_correctness(tmp_path: Path) -> None:
+    run = run_of(tmp_path)
+    gpu_stages.correctness(run)  # the whole of it, on a machine without a GPU
+    assert {failure.partition(" was not checked: ")[0] for failure in run.failures} == {
+        "cuda",
+        "triton",
+        "triton-cells",
+    }
 
 
 @pytest.mark.parametrize("quick", [False, True])
@@ -329,7 +410,7 @@ def test_every_test_of_the_device_is_run() -> None:
         for file in (ROOT / "tests").rglob("*.py")
         if "mark.gpu" in file.read_text() and file.name != "test_gpu.py"
     }
-    paths = (*gpu_stages.TESTS, *gpu_stages.DETECTOR_TESTS)
+    paths = (*gpu_stages.TESTS, *gpu_stages.TIMING_TESTS, *gpu_stages.DETECTOR_TESTS)
     assert all((ROOT / path).exists() for path in paths)
     assert [name for name in sorted(marked) if not name.startswith(paths)] == []
 
