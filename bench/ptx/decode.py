@@ -5,7 +5,7 @@ the lanes (an index array, or None for all), reads registers of those lanes, and
 
 Arithmetic is IEEE's, as PTX says, with two exceptions: a fused multiply-add rounds once where float64 holds the exact
 product (float32, and shorter: all but one result in 2**28), but twice in float64; and functions that PTX calls
-approximate are exact unless the state has a generator of errors, which then moves each result by up to the documented
+approximate are exact unless the state has a seed of errors, which then move each result by up to the documented
 number of last places.
 """
 
@@ -26,10 +26,10 @@ Run = Callable[["State", Lanes], None]
 Read = Callable[["State", Lanes], Any]
 
 _NUMPY: dict[str, Any] = {"pred": np.bool_, "f32": np.float32, "f64": np.float64, "f16": np.uint16, "bf16": np.uint16}
-_NUMPY |= {"f16x2": np.uint32, "bf16x2": np.uint32}
+_NUMPY |= {"f16x2": np.uint32, "bf16x2": np.uint32, "f32x2": np.uint64}
 _NUMPY |= {f"{s}{n}": getattr(np, f"{'int' if s == 's' else 'uint'}{n}") for s in "sub" for n in (8, 16, 32, 64)}
 _UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
-_FLOATS = {"f16", "bf16", "f16x2", "bf16x2", "f32", "f64"}
+_FLOATS = {"f16", "bf16", "f16x2", "bf16x2", "f32", "f32x2", "f64"}
 _SPECIAL = re.compile(r"^%(tid|ntid|ctaid|nctaid)\.([xyz])$|^%(laneid|warpid)$")
 
 # the error that the PTX manual documents, in units of the last place; of sin and cos in 2**-21
@@ -183,6 +183,8 @@ def _to_bfloat16(x: Array) -> Array:
 
 def _lift(kind: str, x: Any) -> Any:
     """Registers as the numbers that they hold; two packed ones as (lanes, 2)."""
+    if kind == "f32x2":
+        return np.atleast_1d(x).view(np.float32).reshape(-1, 2)
     if kind.endswith("x2"):
         x = np.atleast_1d(x).view(np.uint16).reshape(-1, 2)
     if kind.startswith("f16"):
@@ -196,6 +198,8 @@ def _lower(kind: str, x: Any) -> Any:
     """Numbers as registers hold them, rounded once to nearest even."""
     if kind == "f32":
         return x.astype(np.float32) if x.dtype != np.float32 else x
+    if kind == "f32x2":
+        return np.ascontiguousarray(x, np.float32).view(np.uint64).reshape(-1)
     if kind.startswith("f16"):
         bits = np.atleast_1d(x).astype(np.float16).view(np.uint16)
     elif kind.startswith("bf16"):
@@ -210,11 +214,12 @@ def _flush(x: Array) -> Array:
     return np.where(np.abs(x) < np.finfo(np.float32).tiny, np.copysign(np.float32(0), x), x)
 
 
-def _perturb(x: Array, name: str, generator: np.random.Generator) -> Array:
-    """Move float32 results by up to the documented error."""
+def _perturb(x: Array, name: str, seed: int) -> Array:
+    """Move float32 results by up to the documented error; equal results move equally, as a device's do."""
     most = _ULPS[name]
     x = np.atleast_1d(x)
-    steps = generator.integers(-most, most + 1, x.shape).astype(np.int32)
+    hashed = (x.view(np.uint32) ^ np.uint32(seed)) * np.uint32(2654435761)
+    steps = (hashed >> np.uint32(8)).astype(np.int32) % (2 * most + 1) - most
     if name in ("sin.approx", "cos.approx"):
         return (x + steps * np.float32(2.0**-21)).astype(np.float32)
     moved = (x.view(np.int32) + steps).view(np.float32)
@@ -485,8 +490,8 @@ def _float_arithmetic(kernel: Kernel, instruction: Instruction, name: str, modif
         if flush:
             values = [_flush(x) for x in values]
         result = _lower(kind, function(*values))
-        if error is not None and state.generator is not None:
-            result = _perturb(result, error, state.generator)
+        if error is not None and state.seed is not None:
+            result = _perturb(result, error, state.seed)
         if flush:
             result = _flush(result)
         if saturate:
@@ -602,6 +607,8 @@ def _move(kernel: Kernel, instruction: Instruction, parts: list[str]) -> Run:
                     write(state, lanes, column if len(column) > 1 or state.lanes == 1 else column[0])
 
             return unpack
+        # the compiler packs a half that nobody reads from a register that nothing sets: NaN here, if it were read
+        names = [name if name in kernel.set_registers or name[0] != "%" else "-1" for name in names]
         reads = [_reader(kernel, name, part) for name in names]
         write = _writer(kernel, target)
 
@@ -686,7 +693,18 @@ def _to_space(kernel: Kernel, instruction: Instruction, parts: list[str]) -> Run
 
 _HINTS = {"relaxed", "gpu", "sys", "cta", "acquire", "release", "acq_rel", "weak", "volatile", "nc", "ca", "cg", "cs"}
 _HINTS |= {"lu", "cv", "wb", "wt", "L1::evict_last", "L1::evict_first", "L1::no_allocate", "L1::evict_normal"}
-_HINTS |= {"L1::evict_unchanged", "L2::64B", "L2::128B", "L2::256B", "v2", "v4", "v8", "shared", "shared::cta", "global"}
+_HINTS |= {
+    "L1::evict_unchanged",
+    "L2::64B",
+    "L2::128B",
+    "L2::256B",
+    "v2",
+    "v4",
+    "v8",
+    "shared",
+    "shared::cta",
+    "global",
+}
 
 
 def _load(kernel: Kernel, instruction: Instruction, parts: list[str]) -> Run:

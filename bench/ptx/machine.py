@@ -28,9 +28,7 @@ class Program:
         self.kernel = kernel
         self.runs: list[Run] = [decode(kernel, instruction) for instruction in kernel.instructions]
         self.masks = [member_mask(kernel, instruction) for instruction in kernel.instructions]
-        self.guards = [
-            None if i.predicate is None else kernel.register(i.predicate) for i in kernel.instructions
-        ]
+        self.guards = [None if i.predicate is None else kernel.register(i.predicate) for i in kernel.instructions]
         self.opcodes = [i.opcode for i in kernel.instructions]
         first = [i.opcode.split(".")[0] for i in kernel.instructions]
         self.kinds = [
@@ -57,13 +55,13 @@ class State:
         memory: Memory,
         shared_bytes: int,
         counters: Counters | None,
-        generator: np.random.Generator | None,
+        seed: int | None,
     ) -> None:
         threads = block[0] * block[1] * block[2]
         per_program = -(-threads // 32) * 32
         self.kernel, self.block, self.parameters, self.memory = kernel, block, parameters, memory
         self.threads = threads
-        self.counters, self.generator = counters, generator
+        self.counters, self.seed = counters, seed
         self.lanes = per_program * len(programs)
         self.registers: list[Array | None] = []
         self.holes: dict[int, NDArray[np.bool_]] = {}
@@ -167,11 +165,10 @@ def execute(
     total = shape[0] * shape[1] * shape[2]
     together = max(1, THREADS // (-(-threads[0] * threads[1] * threads[2] // 32) * 32))
     shared = -(-kernel.shared_bytes // 16) * 16 + dynamic_shared
-    generator = None if seed is None else np.random.default_rng(seed)
     with np.errstate(all="ignore"):
         for first in range(0, total, together):
             programs = np.arange(first, min(first + together, total))
-            state = State(kernel, shape, threads, programs, parameters, memory, shared, counters, generator)
+            state = State(kernel, shape, threads, programs, parameters, memory, shared, counters, seed)
             state.registers = [None] * len(kernel.registers)
             _Scheduler(program, state, shape).run()
 
@@ -229,7 +226,7 @@ class _Scheduler:
                     return
                 if counting:
                     self.counts[at] = self.counts.get(at, 0) + warps
-                if kind == "plain" or kind == "barrier":
+                if kind in ("plain", "barrier"):
                     if chosen is None or len(chosen):
                         runs[at](state, chosen)
                     at += 1

@@ -20,9 +20,7 @@ _BASE = 4096  # where the views of memory begin: no allocation lies below
 _BYTES = (1 << 47) - _BASE
 _DTYPES = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64, 16: np.complex128}
 # one view of the process's memory for each size of an access; complex128 stands for any 16 bytes
-_SPACE = {
-    size: np.frombuffer((ctypes.c_uint8 * _BYTES).from_address(_BASE), dtype) for size, dtype in _DTYPES.items()
-}
+_SPACE = {size: np.frombuffer((ctypes.c_uint8 * _BYTES).from_address(_BASE), dtype) for size, dtype in _DTYPES.items()}
 _SHIFT = {1: 0, 2: 1, 4: 2, 8: 3, 16: 4}
 
 
@@ -137,9 +135,7 @@ class Memory:
                 if differs.any():
                     position = int(np.flatnonzero(differs.any(1))[0])
                     lane = position if isinstance(lanes, slice) else int(lanes[position])
-                    raise Problem(
-                        lane, f"stores other bits than another program: {self._describe(int(address[lane]))}"
-                    )
+                    raise Problem(lane, f"stores other bits than another program: {self._describe(int(address[lane]))}")
             _put_bytes(allocation.writers, at, np.broadcast_to(own, by.shape), size)
             if allocation.written is not None:
                 _put_bytes(allocation.written, at, np.ones(by.shape, np.uint8), size)

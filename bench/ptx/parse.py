@@ -41,6 +41,8 @@ class Kernel:
     """A parsed kernel."""
 
     name: str
+    ptx: str = field(repr=False)
+    """the text that it was read from"""
     parameters: dict[str, tuple[str, int]] = field(default_factory=dict)
     """type and bytes, by name, in order"""
     instructions: list[Instruction] = field(default_factory=list)
@@ -72,6 +74,11 @@ class Kernel:
             first, *rest = (*instruction.operands, "")
             tokens += [*rest, instruction.predicate or "", first if first.startswith("[") else ""]
         return set(re.findall(r"[%\w$.]+", " ".join(tokens)))
+
+    @cached_property
+    def set_registers(self) -> set[str]:
+        """The names of all registers that some instruction sets."""
+        return set(re.findall(r"[%\w$.]+", " ".join(i.operands[0] for i in self.instructions if i.operands)))
 
     def declare(self, declaration: str) -> None:
         """Take in the line of a ``.reg``."""
@@ -112,7 +119,7 @@ def parse(ptx: str, name: str | None = None) -> Kernel:
     entry = re.search(r"\.entry\s+(" + (re.escape(name) if name else r"[$\w]+") + r")\s*\(", ptx)
     if entry is None:
         raise Fault(f"the PTX has no kernel {name or ''}".rstrip())
-    kernel = Kernel(entry[1])
+    kernel = Kernel(entry[1], ptx)
     begin = ptx.index("{", ptx.index(")", entry.end()))
     for kind, parameter, count in _PARAMETER.findall(ptx, entry.end(), begin):
         digits = kind.lstrip("busf")
@@ -136,9 +143,6 @@ def _read_body(kernel: Kernel, body: str) -> None:
         text = line.split("//")[0].strip()
         if text.startswith((".loc", ".file", ".pragma")):
             continue
-        while match := _LABEL.match(text):
-            kernel.labels[match[1]] = len(kernel.instructions)
-            text = text[match.end() :].strip()
         pending = f"{pending} {text}".strip()
         while pending:
             if pending[0] in "{}":
@@ -148,6 +152,10 @@ def _read_body(kernel: Kernel, body: str) -> None:
                     return
                 if depth == 1:
                     local.clear()
+                continue
+            if match := _LABEL.match(pending):
+                kernel.labels[match[1]] = len(kernel.instructions)
+                pending = pending[match.end() :].lstrip()
                 continue
             statement, semicolon, rest = pending.partition(";")
             if not semicolon:
@@ -159,8 +167,8 @@ def _read_body(kernel: Kernel, body: str) -> None:
                 local |= {name: f"{name}.{len(kernel.registers)}" for name in names.replace(" ", "").split(",")}
                 kernel.declare(f".reg .{kind} {', '.join(local[n] for n in names.replace(' ', '').split(','))}")
             else:
-                if local:
-                    statement = re.sub(r"[%\w$.]+", lambda match: local.get(match[0], match[0]), statement)
+                for name, own in local.items():
+                    statement = re.sub(rf"(?<![%\w$.]){re.escape(name)}(?![\w$.])", own, statement)
                 _read_statement(kernel, statement, source)
 
 

@@ -1,7 +1,7 @@
 """A driver for Triton that needs no device: kernels are compiled as for one, and their PTX is executed on the CPU.
 
-Inside ``executing()`` a kernel is launched on CPU tensors, by ``kernel[grid](...)`` or by a kept compiled kernel. Triton
-specialises on arguments and alignment just as it does on a device, since the same code of Triton decides.
+Inside ``executing()`` a kernel is launched on CPU tensors, by ``kernel[grid](...)`` or by a kept compiled kernel.
+Triton specialises on arguments and alignment just as it does on a device, since the same code of Triton decides.
 """
 
 import contextlib
@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
@@ -18,8 +17,8 @@ from triton.compiler import CompiledKernel
 from triton.runtime.driver import driver
 
 from .counters import Counters
+from .device import Device, Launch, poisoned
 from .machine import Program, execute
-from .memory import POISON, Allocation, Memory
 from .parse import Fault, parse
 
 _FORMATS = {"fp64": "<d", "fp32": "<f", "f32": "<f", "fp16": "<e", "i1": "<b"}
@@ -27,50 +26,8 @@ _FORMATS |= {f"i{n}": f"<{c}" for n, c in ((8, "b"), (16, "h"), (32, "i"), (64, 
 _FORMATS |= {f"u{n}": f"<{c}" for n, c in ((8, "B"), (16, "H"), (32, "I"), (64, "Q"))}
 
 
-class Launch(NamedTuple):
-    """One launch that was executed."""
-
-    name: str
-    grid: tuple[int, int, int]
-    counters: Counters | None
-    ptx: str
-
-
-class Device:
-    """What `executing` gives: the launches so far, and the storages whose bytes are known to be unwritten."""
-
-    def __init__(self, arch: int, count: bool, approximate: str | None) -> None:
-        self.arch, self.count = arch, count
-        self.seed = {None: None, "exact": None, "worst": 0}[approximate]
-        self.launches: list[Launch] = []
-        self._fresh: dict[int, tuple[torch.UntypedStorage, Allocation]] = {}
-
-    def poison(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Fill a new tensor with NaN, and hold its bytes for unwritten."""
-        storage = tensor.untyped_storage()
-        if tensor.device.type == "cpu" and storage.nbytes():
-            storage.fill_(POISON)
-            start, size = storage.data_ptr(), storage.nbytes()
-            # the storage is kept, so that no other one is taken for it
-            self._fresh[start] = storage, Allocation("new memory", start, size, np.zeros(size, np.uint8))
-        return tensor
-
-    def memory(self, tensors: Sequence[tuple[str, torch.Tensor]]) -> Memory:
-        """What these tensors' storages hold."""
-        allocations: dict[int, Allocation] = {}
-        for name, tensor in tensors:
-            storage = tensor.untyped_storage()
-            start, size = storage.data_ptr(), storage.nbytes()
-            if tensor.device.type != "cpu":
-                raise Fault(f"{name}: expected a tensor on the CPU, got one on {tensor.device}")
-            if size and start not in allocations:
-                known = self._fresh.get(start)
-                allocation = known[1] if known and known[1].size == size else Allocation(name, start, size)
-                allocation.name = name
-                allocations[start] = allocation
-        return Memory(list(allocations.values()))
-
-    def launch(self, compiled: "_Loaded", grid: tuple[int, int, int], arguments: Sequence[Any]) -> None:
+class _TritonDevice(Device):
+    def launch_compiled(self, compiled: "_Loaded", grid: tuple[int, int, int], arguments: Sequence[Any]) -> None:
         """Execute a grid of a compiled kernel."""
         tensors: list[tuple[str, torch.Tensor]] = []
         values: list[bytes] = []
@@ -78,8 +35,7 @@ class Device:
             if kind.startswith("*"):
                 if isinstance(value, torch.Tensor):
                     tensors.append((name, value))
-                    value = value.data_ptr()
-                values.append(struct.pack("<Q", value or 0))
+                values.append(struct.pack("<Q", value.data_ptr() if isinstance(value, torch.Tensor) else value or 0))
             else:
                 values.append(_pack(kind, value))
         kernel = compiled.program.kernel
@@ -102,7 +58,7 @@ class Device:
             counters,
             self.seed,
         )
-        self.launches.append(Launch(compiled.name, grid, counters, compiled.ptx))
+        self.launches.append(Launch(compiled.name, grid, counters, compiled.program.kernel.ptx))
 
 
 class _Loaded(NamedTuple):
@@ -111,7 +67,6 @@ class _Loaded(NamedTuple):
     signature: tuple[tuple[str, Any], ...]
     warps: int
     shared: int
-    ptx: str
 
 
 def _flatten(signature: Sequence[tuple[str, Any]], arguments: Sequence[Any]) -> Iterator[tuple[str, str, Any]]:
@@ -149,7 +104,7 @@ class _Utils:
 
 
 class _Driver:
-    def __init__(self, device: Device) -> None:
+    def __init__(self, device: _TritonDevice) -> None:
         self.device, self.utils = device, _Utils()
 
     def get_current_target(self) -> GPUTarget:
@@ -179,34 +134,17 @@ def _init_handles(self: CompiledKernel) -> None:
     if self.module is not None:
         return
     signature = tuple((str(name), kind) for name, kind in self.src.signature.items())
-    ptx, metadata = self.asm["ptx"], self.metadata
-    loaded = _Loaded(self.name, _program(ptx), signature, metadata.num_warps, metadata.shared, ptx)
+    loaded = _Loaded(self.name, _program(self.asm["ptx"]), signature, self.metadata.num_warps, self.metadata.shared)
 
     def run(x: int, y: int, z: int, *rest: Any) -> None:
         active = driver._active
         if not isinstance(active, _Driver):
             raise Fault(f"{loaded.name}: compiled to be executed, and launched outside of `executing`")
-        active.device.launch(loaded, (x, y, z), rest[6:])  # behind the stream, the kernel, its metadata and hooks
+        active.device.launch_compiled(
+            loaded, (x, y, z), rest[6:]
+        )  # behind the stream, the kernel, its metadata and hooks
 
     self._run, self.module, self.function, self.n_regs, self.n_spills = run, 1, loaded, 0, 0
-
-
-@contextlib.contextmanager
-def poisoned(device: Device) -> Iterator[None]:
-    """Make new memory that torch.empty and its kin give out NaN, and reading it in a kernel a fault."""
-    places = [(torch, "empty"), (torch, "empty_like"), (torch, "empty_strided"), (torch.Tensor, "new_empty")]
-    originals = [getattr(place, name) for place, name in places]
-
-    def fresh(original: Any) -> Any:
-        return lambda *args, **kwargs: device.poison(original(*args, **kwargs))
-
-    try:
-        for (place, name), original in zip(places, originals, strict=True):
-            setattr(place, name, fresh(original))
-        yield
-    finally:
-        for (place, name), original in zip(places, originals, strict=True):
-            setattr(place, name, original)
 
 
 @contextlib.contextmanager
@@ -218,8 +156,8 @@ def executing(
     Args:
         arch: 80, 90, 120: which device's code is compiled.
         count: whether the launches count what they execute.
-        approximate: "worst" lets functions that PTX calls approximate err by up to the documented bound, in a repeatable
-            way; they are exact otherwise.
+        approximate: "worst" lets functions that PTX calls approximate err by up to the documented bound, alike in
+            every run; they are exact otherwise.
         poison: whether reading new memory that nothing has written is a fault.
 
     Raises:
@@ -227,7 +165,7 @@ def executing(
     """
     if triton.knobs.runtime.interpret:
         raise Fault("compiled kernels cannot be executed in a process with TRITON_INTERPRET=1")
-    device = Device(arch, count, approximate)
+    device = _TritonDevice(arch, count, approximate)
     before, init = driver._active, CompiledKernel._init_handles
     driver.set_active(_Driver(device))  # type: ignore[arg-type]
     CompiledKernel._init_handles = _init_handles
