@@ -40,6 +40,8 @@ from .tables import Line, aligned, number
 _SIZES = levels(400, 533, 8, 16, 32, 64)
 CASES = {case.name: case for case in (Case(ENCODER, _SIZES, B=1), Case(DECODER, _SIZES, B=1, Q=300))}
 
+_OURS: dict[str, kernel_calls.Calls] = {"triton": kernel_calls.triton, "cuda": kernel_calls.cuda}
+
 
 def main(argv: list[str] | None = None) -> int:
     """Compiles, executes, prints, and on request records."""
@@ -65,6 +67,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--arch", type=architecture, default=90, help="compute capability times ten (default: 90)")
     parser.add_argument("--cases", nargs="+", default=list(CASES), metavar="NAME", help=", ".join(CASES))
     parser.add_argument("--dtypes", nargs="+", default=list(DTYPES), choices=DTYPES, metavar="NAME")
+    parser.add_argument("--implementations", nargs="+", default=list(_OURS), choices=_OURS, metavar="NAME")
     parser.add_argument("--deformops", type=Path, metavar="FOLDER", help="that holds the package, unpacked")
     parser.add_argument("--official", type=Path, metavar="FILE", help="Deformable DETR's ms_deform_im2col_cuda.cuh")
     parser.add_argument(
@@ -83,22 +86,23 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 
 def _runs(options: argparse.Namespace) -> Iterator[Run]:
     if options.deformops is not None:
-        calls = kernel_calls.deformops(options.deformops)
+        sources = [kernel_calls.deformops(options.deformops)]
     elif options.official is not None:
-        calls = kernel_calls.official(options.official, options.arch)
+        sources = [kernel_calls.official(options.official)]
     else:
-        calls = kernel_calls.ours
+        sources = [_OURS[name] for name in options.implementations]
     for case in (CASES[name] for name in options.cases):
         for dtype in options.dtypes:
             inputs = make_inputs(case, getattr(torch, dtype), torch.device("cpu"), seed=0)
-            for call in calls(inputs, case):
+            for call in (call for calls in sources for call in calls(inputs, case, options.arch)):
                 yield counted(call, case, dtype, options.arch)
 
 
 def counted(call: Call, case: Case, dtype: str, arch: int) -> Run:
     """A row for each kernel that a call launches."""
-    from .ptx.triton_driver import executing
+    from .ptx import nvrtc, triton_driver
 
+    executing = nvrtc.executing if call.by_nvrtc else triton_driver.executing
     with executing(arch=arch, count=True) as device:
         call.run(device)
     pairs = case.B * case.queries * case.H

@@ -3,6 +3,7 @@
 None of their code is here; only what a launch needs to know of it, which their launchers show.
 """
 
+import functools
 import importlib
 import re
 import sys
@@ -33,13 +34,15 @@ class Call(NamedTuple):
     """launches its kernels on a :class:`.ptx.triton_driver.Device`; Triton's own launches go there by themselves"""
     cubin: bytes | None = None
     """its machine code; Triton's assembler makes it of the PTX if None"""
+    by_nvrtc: bool = False
+    """of our own CUDA kernels"""
 
 
-# of inputs on the CPU, and their case
-Calls = Callable[[OperatorInputs, Case], Iterator[Call]]
+# of inputs on the CPU, their case, and an architecture
+Calls = Callable[[OperatorInputs, Case, int], Iterator[Call]]
 
 
-def ours(inputs: OperatorInputs, case: Case) -> Iterator[Call]:
+def triton(inputs: OperatorInputs, case: Case, _: int) -> Iterator[Call]:
     """Forward and both backwards of the Triton backend; references of an encoder need no gradient."""
     from ..kernels.triton import launch
 
@@ -72,6 +75,20 @@ def ours(inputs: OperatorInputs, case: Case) -> Iterator[Call]:
         yield Call("triton", "backward plain, sorted", backward("cells", plain_backward))
 
 
+def cuda(inputs: OperatorInputs, case: Case, arch: int) -> Iterator[Call]:
+    """Forward and backward of the CUDA backend."""
+    from ..kernels.cuda import compile as compiler
+    from ..kernels.cuda import launch
+
+    levels = torch.tensor(case.sizes)
+    plain = (inputs.value, levels, inputs.sampling_locations, inputs.attention_weights)
+    cubin = compiler.cubin(f"sm_{arch}", compiler.Dtypes.of(plain[0], *plain[2:]))
+    yield Call("cuda", "forward plain", lambda _: launch.forward(*plain), cubin, by_nvrtc=True)
+    needs = (True, True, True)
+    backward = functools.partial(launch.backward, inputs.grad_output, *plain, needs)
+    yield Call("cuda", "backward plain", lambda _: backward(), cubin, by_nvrtc=True)
+
+
 def deformops(folder: Path) -> Calls:
     """Its query-tiled kernels, from the package unpacked in `folder`.
 
@@ -83,7 +100,7 @@ def deformops(folder: Path) -> Calls:
         sys.modules.setdefault(name, package)
     module = importlib.import_module("deformops.backends.triton._kernels.msda_query_tiled")
 
-    def calls(inputs: OperatorInputs, case: Case) -> Iterator[Call]:
+    def calls(inputs: OperatorInputs, case: Case, _: int) -> Iterator[Call]:
         B, Q, H, D, L, P = case.B, case.queries, case.H, case.D, case.L, case.P
         value, locations = inputs.value, inputs.sampling_locations
         shapes = torch.tensor(case.sizes)
@@ -112,20 +129,25 @@ def deformops(folder: Path) -> Calls:
     return calls
 
 
-def official(file: Path, arch: int) -> Calls:
+def official(file: Path) -> Calls:
     """The official kernels at the launches that they make for 32 channels, from ``ms_deform_im2col_cuda.cuh``.
 
     They are compiled by NVRTC, not by the nvcc that builds them elsewhere. Inputs are float32, as they take no 16 bits.
     """
+    from .ptx.counters import Counters
+    from .ptx.device import Launch
     from .ptx.machine import Program, execute
     from .ptx.parse import parse
-    from .ptx.triton_driver import Counters, Launch
 
     source = official_source(file)
-    compiled = {kernel: _compile(source, name, arch) for kernel, name in _OFFICIAL.items()}
-    programs = {kernel: Program(parse(ptx)) for kernel, (ptx, _) in compiled.items()}
 
-    def calls(inputs: OperatorInputs, case: Case) -> Iterator[Call]:
+    @functools.cache
+    def of(arch: int) -> tuple[dict[str, tuple[str, bytes]], dict[str, Program]]:
+        compiled = {kernel: _compile(source, name, arch) for kernel, name in _OFFICIAL.items()}
+        return compiled, {kernel: Program(parse(ptx)) for kernel, (ptx, _) in compiled.items()}
+
+    def calls(inputs: OperatorInputs, case: Case, arch: int) -> Iterator[Call]:
+        compiled, programs = of(arch)
         if inputs.value.dtype is not torch.float32:
             return
         B, Q, H, D, L, P = case.B, case.queries, case.H, case.D, case.L, case.P

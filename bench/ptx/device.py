@@ -18,6 +18,7 @@ class Launch(NamedTuple):
     name: str
     grid: tuple[int, int, int]
     counters: Counters | None
+    ptx: str
 
 
 class Device:

@@ -87,7 +87,7 @@ class _CudaDevice(Device):
         counters = Counters() if self.count else None
         grid = (-(-rows // block[1]), 1, 1)
         execute(program, grid, block, parameters, self.memory(tensors), 0, counters, self.seed)
-        self.launches.append(Launch(kernel.name, grid, counters))
+        self.launches.append(Launch(kernel.name, grid, counters, kernel.ptx))
 
 
 @contextlib.contextmanager

@@ -41,6 +41,8 @@ class Kernel:
     """A parsed kernel."""
 
     name: str
+    ptx: str = field(repr=False)
+    """the text that it was read from"""
     parameters: dict[str, tuple[str, int]] = field(default_factory=dict)
     """type and bytes, by name, in order"""
     instructions: list[Instruction] = field(default_factory=list)
@@ -117,7 +119,7 @@ def parse(ptx: str, name: str | None = None) -> Kernel:
     entry = re.search(r"\.entry\s+(" + (re.escape(name) if name else r"[$\w]+") + r")\s*\(", ptx)
     if entry is None:
         raise Fault(f"the PTX has no kernel {name or ''}".rstrip())
-    kernel = Kernel(entry[1])
+    kernel = Kernel(entry[1], ptx)
     begin = ptx.index("{", ptx.index(")", entry.end()))
     for kind, parameter, count in _PARAMETER.findall(ptx, entry.end(), begin):
         digits = kind.lstrip("busf")

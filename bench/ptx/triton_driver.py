@@ -58,7 +58,7 @@ class _TritonDevice(Device):
             counters,
             self.seed,
         )
-        self.launches.append(Launch(compiled.name, grid, counters))
+        self.launches.append(Launch(compiled.name, grid, counters, compiled.program.kernel.ptx))
 
 
 class _Loaded(NamedTuple):

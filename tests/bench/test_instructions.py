@@ -88,7 +88,7 @@ def test_a_listing_by_hand() -> None:
 
 def test_our_calls_and_their_kernels() -> None:
     inputs = make_inputs(TINY, torch.float32, torch.device("cpu"), 0)
-    calls = {call.name: call for call in kernel_calls.ours(inputs, TINY)}
+    calls = {call.name: call for call in kernel_calls.triton(inputs, TINY, 90)}
     assert list(calls)[:2] == ["forward fused", "forward plain"]
     rows = {name: instructions.counted(calls[name], TINY, "float32", 90) for name in ("forward fused",)}
     [forward] = rows["forward fused"]
@@ -100,7 +100,7 @@ def test_our_calls_and_their_kernels() -> None:
 @pytest.mark.slow
 def test_each_backward_has_kernels_of_its_own() -> None:
     inputs = make_inputs(TINY, torch.float32, torch.device("cpu"), 0)
-    calls = {call.name: call for call in kernel_calls.ours(inputs, TINY)}
+    calls = {call.name: call for call in kernel_calls.triton(inputs, TINY, 90)}
     atomics, in_order = (
         instructions.counted(calls[name], TINY, "float32", 90) for name in ("backward fused", "backward fused, sorted")
     )
@@ -190,7 +190,7 @@ def test_the_official_kernels_from_their_file(tmp_path: Path) -> None:
     file = tmp_path / "ms_deform_im2col_cuda.cuh"
     file.write_text(OFFICIAL)
     inputs = make_inputs(TINY, torch.float32, torch.device("cpu"), 0)
-    forward, backward = kernel_calls.official(file, 90)(inputs, TINY)
+    forward, backward = kernel_calls.official(file)(inputs, TINY, 90)
     [row] = instructions.counted(forward, TINY, "float32", 90)
     assert (row["implementation"], row["kernel"]) == ("official", "ms_deformable_im2col_gpu")
     # a warp reads one number and writes a line
@@ -198,14 +198,14 @@ def test_the_official_kernels_from_their_file(tmp_path: Path) -> None:
     [row] = instructions.counted(backward, TINY, "float32", 90)
     assert (row["wavefronts"], row["sectors"], row["reductions"]) == (2.0, 1.0, 4.0)
     assert 4 < row["sass"] < 40
-    assert not list(kernel_calls.official(file, 90)(make_inputs(TINY, torch.float16, torch.device("cpu"), 0), TINY))
+    assert not list(kernel_calls.official(file)(make_inputs(TINY, torch.float16, torch.device("cpu"), 0), TINY, 90))
 
 
 def test_another_file_is_not_the_official_one(tmp_path: Path) -> None:
     file = tmp_path / "other.cuh"
     file.write_text("int main() {}\n")
     with pytest.raises(ValueError, match="--official: expected Deformable DETR's ms_deform_im2col_cuda.cuh, got"):
-        kernel_calls.official(file, 90)
+        kernel_calls.official(file)
 
 
 @pytest.mark.parametrize(
