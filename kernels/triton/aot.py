@@ -117,8 +117,7 @@ def compile_kernel(
         needs: gradients of value, references, points and weights, for ``backward``.
         queries: of a sample; whether they are a decoder's or an encoder's may decide how it is launched.
         choice: how it is launched, ``forward`` and ``backward``; by the table or the rule if None.
-        fallback: whether ``forward`` holds the way with masks, too, which runs at numbers that are not finite only, and
-            ``cells`` what it does where a run ends.
+        fallback: whether ``forward`` holds the way with masks, too, which runs at numbers that are not finite only.
     """
     if small_dtype is None:
         small_dtype = torch.float64 if dtype is torch.float64 else torch.float32
@@ -144,9 +143,7 @@ def compile_kernel(
             trips = (L, P if meta["UNROLL"] == 1 else 1)
         else:
             meta = launch.by_cell_parameters(grad_output, value, references, points, weights, needs)[kind]
-            trips = (meta["RUN"] // meta["SHARE"], max(1, meta["SHARE"] // 4)) if kind == "cells" else ()
-            if kind == "cells" and not fallback:
-                meta = meta | {"ENDS": False}
+            trips = (meta["RUN"] // meta["SHARE"],) if kind == "cells" else ()
     if choice is not None:
         meta = meta | {"BLOCK_Q": choice.block_q}
     pointer = {"levels_ptr": torch.int64, "value_ptr": dtype, "output_ptr": dtype, "grad_output_ptr": dtype}
@@ -195,29 +192,6 @@ def compile_main(name: str, arch: int) -> tuple[Machine, Machine]:
     return whole, compile_kernel(arch=arch, fallback=False, **parameters) if parameters["kind"] == "forward" else whole
 
 
-def in_order(arch: int, dtype: torch.dtype, *, fused: bool = True) -> dict[str, tuple[Machine, float]]:
-    """The kernels of a backward by cell, and each one's warp instructions for one (query, head) where a query stands at
-    every pixel, as in an encoder. The sort between them is PyTorch's, and not counted.
-
-    A step that ends a run takes more: as many do as if the points of the published encoder lay evenly.
-    """
-    counted = {}
-    for kind in BY_CELL:
-        machine = compile_kernel(kind, arch, dtype=dtype, fused=fused)
-        counted[kind] = machine, machine.per_query
-    machine, every_step = counted["cells"]
-    no_step = compile_kernel("cells", arch, dtype=dtype, fused=fused, fallback=False).per_query
-    counted["cells"] = machine, no_step + _steps_that_end_a_run(machine) * (every_step - no_step)
-    return counted
-
-
-def _steps_that_end_a_run(machine: Machine) -> float:
-    """The share of steps of the published encoder at which a run ends in one of the walks of a warp."""
-    levels, queries, points = (100 * 134, 50 * 67, 25 * 34, 13 * 17), 17821, 4
-    walks = machine.block_q * len(levels) * points / launch.RUN
-    return sum(1 - (1 - pixels / (queries * points)) ** walks for pixels in levels) / len(levels)
-
-
 def row(name: str, whole: Machine, executed: Machine) -> dict[str, Any]:
     """A row of the committed table."""
     return {
@@ -233,18 +207,21 @@ def row(name: str, whole: Machine, executed: Machine) -> dict[str, Any]:
 
 
 def by_cell_row(arch: int, dtype: torch.dtype, *, fused: bool) -> dict[str, Any]:
-    """A row of the committed table for the kernels of a backward by cell together; the most of each resource."""
-    kernels = in_order(arch, dtype, fused=fused)
-    machines = [machine for machine, _ in kernels.values()]
+    """A row of the committed table for the kernels of a backward by cell together; the most of each resource.
+
+    A query stands at every pixel, as in an encoder. Every step of a walk is counted as one that ends a run, every loop
+    over shares as one share; the sort, PyTorch's, is not counted.
+    """
+    machines = {kind: compile_kernel(kind, arch, dtype=dtype, fused=fused) for kind in BY_CELL}
     return {
         "kernel": f"by cell {'fused' if fused else 'plain'} {str(dtype).removeprefix('torch.')}",
         "arch": arch,
-        "instructions_per_query_and_head": round(sum(count for _, count in kernels.values()), 1),
-        "parts": {kind: round(count, 1) for kind, (_, count) in kernels.items()},
-        "registers": max(machine.registers for machine in machines),
-        "spilled_bytes": max(machine.spills for machine in machines),
-        "shared_bytes": max(machine.shared for machine in machines),
-        "barriers": sum(machine.count("BAR") for machine in machines),
+        "instructions_per_query_and_head": round(sum(machine.per_query for machine in machines.values()), 1),
+        "parts": {kind: round(machine.per_query, 1) for kind, machine in machines.items()},
+        "registers": max(machine.registers for machine in machines.values()),
+        "spilled_bytes": max(machine.spills for machine in machines.values()),
+        "shared_bytes": max(machine.shared for machine in machines.values()),
+        "barriers": sum(machine.count("BAR") for machine in machines.values()),
     }
 
 

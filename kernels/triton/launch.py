@@ -409,7 +409,6 @@ def by_cell_parameters(
             "VEC": vec,
             "PAIRS": {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}[value.dtype] if pairs else None,
             "ALIGNED": aligned,
-            "ENDS": True,
         },
         "shares": {"D": D, "RUN": run, "BLOCK_D": block_d},
         "pixels": {"L": L, "D": D, "BLOCK_Q": pixels, "BLOCK_D": block_d, "PAIRS": pairs},

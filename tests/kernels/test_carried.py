@@ -18,7 +18,7 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from msdeform.kernels.triton import aot, backward, backward_sorted, forward, sampling
+from msdeform.kernels.triton import aot, backward, backward_sorted, forward, launch, sampling
 
 pytestmark = pytest.mark.aot
 
@@ -159,3 +159,21 @@ def test_a_lost_variable_is_noticed() -> None:
     ttir = triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm["ttir"]
     assert dict(carried(_loses_one, {})) == {next(compiled_loops(ttir))[0]: {"a", "b"}}
     assert len(lost([_loses_one], {}, ttir)[0]) == 1, "or Triton carries it by now, and this test may go"
+
+
+def test_the_sorted_backward_compiles_no_size_of_an_image() -> None:
+    for name, kernel in vars(backward_sorted).items():
+        if name.endswith("_kernel"):
+            for argument in kernel.params:
+                fixed = argument.is_constexpr or argument.do_not_specialize or argument.name.endswith("_ptr")
+                assert fixed, f"{name} is compiled for values of {argument.name}"
+
+    def parameters(batch: int, queries: int, pixels: int) -> dict[str, dict[str, Any]]:
+        value = torch.empty(batch, pixels, 8, 32, device="meta")
+        points = torch.empty(batch, queries, 8, 3, 4, 2, device="meta")
+        references = torch.empty(batch, queries, 3, 2, device="meta")
+        grad_output = torch.empty(batch, queries, 256, device="meta")
+        needs = (True, True, True, True)
+        return launch.by_cell_parameters(grad_output, value, references, points, points[..., 0], needs)
+
+    assert parameters(2, 17821, 17821) == parameters(1, 300, 4097) == parameters(3, 301, 2)
