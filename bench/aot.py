@@ -107,7 +107,7 @@ def compile_kernel(
         parameters = launch.sorted_parameters(grad_output, call, needs)[kind]
         options = launch.SORTED_OPTIONS.get(kind, {})
     parameters = parameters | {"BY_VALUE": by_value} | ({"WIDE": wide} if "WIDE" in parameters else {})
-    pointer = {name: dtype for name in ("value_ptr", "output_ptr", "grad_output_ptr", "grad_value_ptr")}
+    pointer = dict.fromkeys(("value_ptr", "output_ptr", "grad_output_ptr", "grad_value_ptr"), dtype)
     pointer |= {"grad_references_ptr": call.compute, "records_ptr": call.compute, "sums_ptr": call.compute}
     pointer |= {"keys_ptr": torch.int32, "order_ptr": torch.int64, "firsts_ptr": torch.int32, "lasts_ptr": torch.int32}
     if kind == "backward":

@@ -75,7 +75,7 @@ def _compiler_unavailable() -> str | None:
         return "cuda.core is not installed (pip install 'cuda-core[cu13]')"
     try:
         import cuda.core
-        import cuda.pathfinder  # noqa: F401
+        import cuda.pathfinder
     except Exception as error:
         _broken["cuda.core"] = f"cuda.core is installed but fails to import: {type(error).__name__}: {error}"
         _log.warning("the cuda backend is off: %s", _broken["cuda.core"])

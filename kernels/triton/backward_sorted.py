@@ -172,7 +172,6 @@ def cells_kernel(
     firsts_ptr += bh * S * 4
     lasts_ptr += bh * S * 4
     first_cell = (bh * (S + 1)).to(keys_ptr.dtype.element_ty)
-    GROUP: tl.constexpr = min(SHARE, 4)
 
     begin = walk * RUN
     # a run that an earlier walk began has the key of that walk's last point
@@ -227,63 +226,25 @@ def cells_kernel(
         flushes = tl.where(last, 1, 0) << (lane % SHARE)[:, None]
         flushes = tl.reduce_or(tl.reshape(flushes, [LANES * WALKS], can_reorder=True), axis=0)
 
-        a00 = tl.zeros([LANES, WALKS], COMPUTE)
-        a01 = a00
-        a10 = a00
-        a11 = a00
-        # each a value of its own: Triton 3.6 does not carry `a = b` through a loop where both began as the same one
-        b00 = tl.zeros([LANES, WALKS], COMPUTE)
-        b01 = tl.zeros([LANES, WALKS], COMPUTE)
-        b10 = tl.zeros([LANES, WALKS], COMPUTE)
-        b11 = tl.zeros([LANES, WALKS], COMPUTE)
-        # eight points unrolled take long to compile
-        for group in range(SHARE // GROUP):
-            a00, a01, a10, a11 = b00, b01, b10, b11
-            b00, b01, b10, b11, sum00, sum01, sum10, sum11 = _walk(
-                grad_output_base,
-                value_base,
-                sums_base,
-                n // (L * P),
-                pixel,
-                below,
-                left - lower_left,
-                right - lower_right,
-                lower_left,
-                lower_right,
-                place,
-                stored,
-                flushes,
-                sum00,
-                sum01,
-                sum10,
-                sum11,
-                lane,
-                d,
-                GRAD_STRIDE,
-                STRIDE,
-                NEXT,
-                D,
-                COMPUTE,
-                NEED_SLOPES,
-                WALKS,
-                LANES,
-                VEC,
-                PAIRS,
-                group * GROUP,
-                GROUP,
-            )
-        if SHARE > GROUP:
-            s00 = _halves(a00, b00, lane, GROUP)
-            s01 = _halves(a01, b01, lane, GROUP)
-            s10 = _halves(a10, b10, lane, GROUP)
-            s11 = _halves(a11, b11, lane, GROUP)
-        else:
-            s00, s01, s10, s11 = b00, b01, b10, b11
+        coefficients = left - lower_left, right - lower_right, lower_left, lower_right
+        dots, sums = _walk(
+            (grad_output_base, value_base, sums_base),
+            (n // (L * P), pixel, below, coefficients, place, stored, flushes),
+            (sum00, sum01, sum10, sum11),
+            lane,
+            d,
+            GRAD_STRIDE,
+            STRIDE,
+            NEXT,
+            D,
+            NEED_SLOPES,
+            PAIRS,
+            0,
+            SHARE,
+        )
+        sum00, sum01, sum10, sum11 = sums
         if NEED_SLOPES:
-            s00 = _over_lanes(s00, lane, SHARE, LANES)
-            s01 = _over_lanes(s01, lane, SHARE, LANES)
-            s10 = _over_lanes(s10, lane, SHARE, LANES)
-            s11 = _over_lanes(s11, lane, SHARE, LANES)
+            s00, s01, s10, s11 = [_over_lanes(dots[i], lane, SHARE, LANES) for i in (0, 1, 2, 3)]
             s00, s01 = tl.where(swapped, s01, s00), tl.where(swapped, s00, s01)
             s10, s11 = tl.where(swapped_below, s11, s10), tl.where(swapped_below, s10, s11)
             s00 = tl.where(inside & 1 != 0, s00, 0.0)
@@ -300,36 +261,18 @@ def cells_kernel(
 
 @triton.jit
 def _walk(
-    grad_output_base,
-    value_base,
-    sums_base,
-    query,
-    pixel,
-    below,
-    c00,
-    c01,
-    c10,
-    c11,
-    place,
-    stored,
-    flushes,
-    sum00,
-    sum01,
-    sum10,
-    sum11,
+    bases,
+    points,
+    sums,
     lane,
     d,
     GRAD_STRIDE: tl.constexpr,
     STRIDE: tl.constexpr,
     NEXT: tl.constexpr,
     D: tl.constexpr,
-    COMPUTE: tl.constexpr,
     NEED_SLOPES: tl.constexpr,
-    WALKS: tl.constexpr,
-    LANES: tl.constexpr,
-    VEC: tl.constexpr,
     PAIRS: tl.constexpr,
-    first,
+    FIRST: tl.constexpr,
     COUNT: tl.constexpr,
 ):
     """Take points first to first + COUNT of every walk. Returns the dot products, each [LANES, WALKS], of the lane's
@@ -339,94 +282,53 @@ def _walk(
     the other half does the opposite: two numbers take one shuffle, where adding them up one by one takes two.
     """
     HALF: tl.constexpr = COUNT // 2
-    if COUNT == 1:
-        g = _grad_output(grad_output_base, query, d, GRAD_STRIDE, D, COMPUTE, WALKS, LANES, VEC, PAIRS, first)
-        s00, s01, s10, s11, sum00, sum01, sum10, sum11 = _step(
-            value_base, sums_base, pixel, below, c00, c01, c10, c11, place, stored, flushes, sum00, sum01, sum10, sum11,
-            d, STRIDE, NEXT, D, COMPUTE, NEED_SLOPES, WALKS, LANES, VEC, PAIRS, g, first,
-        )  # fmt: skip
-    elif COUNT == 2:
+    if COUNT <= 2:
+        g = _row(bases[0], points[0], d, GRAD_STRIDE, D, sums[0].dtype, PAIRS, FIRST)
         # both rows on their way before the first may end a run
-        g = _grad_output(grad_output_base, query, d, GRAD_STRIDE, D, COMPUTE, WALKS, LANES, VEC, PAIRS, first)
-        then = _grad_output(grad_output_base, query, d, GRAD_STRIDE, D, COMPUTE, WALKS, LANES, VEC, PAIRS, first + 1)
-        a00, a01, a10, a11, sum00, sum01, sum10, sum11 = _step(
-            value_base, sums_base, pixel, below, c00, c01, c10, c11, place, stored, flushes, sum00, sum01, sum10, sum11,
-            d, STRIDE, NEXT, D, COMPUTE, NEED_SLOPES, WALKS, LANES, VEC, PAIRS, g, first,
-        )  # fmt: skip
-        b00, b01, b10, b11, sum00, sum01, sum10, sum11 = _step(
-            value_base, sums_base, pixel, below, c00, c01, c10, c11, place, stored, flushes, sum00, sum01, sum10, sum11,
-            d, STRIDE, NEXT, D, COMPUTE, NEED_SLOPES, WALKS, LANES, VEC, PAIRS, then, first + 1,
-        )  # fmt: skip
+        then = _row(bases[0], points[0], d, GRAD_STRIDE, D, sums[0].dtype, PAIRS, FIRST + COUNT - 1)
+        dots, sums = _step(bases, points, sums, g, d, STRIDE, NEXT, D, NEED_SLOPES, PAIRS, FIRST)
+        if COUNT == 2:
+            others, sums = _step(bases, points, sums, then, d, STRIDE, NEXT, D, NEED_SLOPES, PAIRS, FIRST + 1)
     else:
-        a00, a01, a10, a11, sum00, sum01, sum10, sum11 = _walk(
-            grad_output_base, value_base, sums_base, query, pixel, below, c00, c01, c10, c11, place, stored, flushes,
-            sum00, sum01, sum10, sum11, lane, d, GRAD_STRIDE, STRIDE, NEXT, D, COMPUTE, NEED_SLOPES, WALKS, LANES, VEC,
-            PAIRS, first, HALF,
-        )  # fmt: skip
-        b00, b01, b10, b11, sum00, sum01, sum10, sum11 = _walk(
-            grad_output_base, value_base, sums_base, query, pixel, below, c00, c01, c10, c11, place, stored, flushes,
-            sum00, sum01, sum10, sum11, lane, d, GRAD_STRIDE, STRIDE, NEXT, D, COMPUTE, NEED_SLOPES, WALKS, LANES, VEC,
-            PAIRS, first + HALF, HALF,
-        )  # fmt: skip
+        dots, sums = _walk(bases, points, sums, lane, d, GRAD_STRIDE, STRIDE, NEXT, D, NEED_SLOPES, PAIRS, FIRST, HALF)
+        others, sums = _walk(
+            bases, points, sums, lane, d, GRAD_STRIDE, STRIDE, NEXT, D, NEED_SLOPES, PAIRS, FIRST + HALF, HALF
+        )
     if COUNT > 1:
-        s00 = _halves(a00, b00, lane, HALF)
-        s01 = _halves(a01, b01, lane, HALF)
-        s10 = _halves(a10, b10, lane, HALF)
-        s11 = _halves(a11, b11, lane, HALF)
-    return s00, s01, s10, s11, sum00, sum01, sum10, sum11
+        dots = [_halves(dots[i], others[i], lane, HALF) for i in (0, 1, 2, 3)]
+    return dots, sums
 
 
 @triton.jit
 def _step(
-    value_base,
-    sums_base,
-    pixel,
-    below,
-    c00,
-    c01,
-    c10,
-    c11,
-    place,
-    stored,
-    flushes,
-    sum00,
-    sum01,
-    sum10,
-    sum11,
+    bases,
+    points,
+    sums,
+    g,
     d,
     STRIDE: tl.constexpr,
     NEXT: tl.constexpr,
     D: tl.constexpr,
-    COMPUTE: tl.constexpr,
     NEED_SLOPES: tl.constexpr,
-    WALKS: tl.constexpr,
-    LANES: tl.constexpr,
-    VEC: tl.constexpr,
     PAIRS: tl.constexpr,
-    g,
-    point,
+    POINT: tl.constexpr,
 ):
     """Take one point of every walk: each lane's part of its dot products, and the sums, stored where a run ends."""
-    of_i = tl.full([LANES, WALKS], 0, tl.int32) + point
+    _, value_base, sums_base = bases
+    _, pixel, below, coefficients, place, stored, flushes = points
+    sum00, sum01, sum10, sum11 = [sums[i] + _spread(_of(coefficients[i], POINT), PAIRS) * g for i in (0, 1, 2, 3)]
+    s00 = tl.zeros(pixel.shape, sum00.dtype)
+    s01 = s00
+    s10 = s00
+    s11 = s00
     if NEED_SLOPES:
-        upper = value_base + tl.gather(pixel, of_i, 0).to(tl.int64)[:, :, None] * STRIDE
-        lower = value_base + tl.gather(below, of_i, 0).to(tl.int64)[:, :, None] * STRIDE
-        s00 = _dot(g, _row(upper, d, D, LANES, VEC, COMPUTE, PAIRS), PAIRS)
-        s01 = _dot(g, _row(upper + NEXT, d, D, LANES, VEC, COMPUTE, PAIRS), PAIRS)
-        s10 = _dot(g, _row(lower, d, D, LANES, VEC, COMPUTE, PAIRS), PAIRS)
-        s11 = _dot(g, _row(lower + NEXT, d, D, LANES, VEC, COMPUTE, PAIRS), PAIRS)
-    else:
-        s00 = tl.zeros([LANES, WALKS], COMPUTE)
-        s01 = s00
-        s10 = s00
-        s11 = s00
-    sum00 += _spread(tl.gather(c00, of_i, 0), PAIRS) * g
-    sum01 += _spread(tl.gather(c01, of_i, 0), PAIRS) * g
-    sum10 += _spread(tl.gather(c10, of_i, 0), PAIRS) * g
-    sum11 += _spread(tl.gather(c11, of_i, 0), PAIRS) * g
-    if (flushes >> point) & 1 != 0:
-        inside = tl.gather(stored, of_i, 0)
-        target = sums_base + tl.gather(place, of_i, 0).to(tl.int64)[:, :, None] * (4 * D)
+        s00 = _dot(g, _row(value_base, pixel, d, STRIDE, D, sum00.dtype, PAIRS, POINT), PAIRS)
+        s01 = _dot(g, _row(value_base + NEXT, pixel, d, STRIDE, D, sum00.dtype, PAIRS, POINT), PAIRS)
+        s10 = _dot(g, _row(value_base, below, d, STRIDE, D, sum00.dtype, PAIRS, POINT), PAIRS)
+        s11 = _dot(g, _row(value_base + NEXT, below, d, STRIDE, D, sum00.dtype, PAIRS, POINT), PAIRS)
+    if (flushes >> POINT) & 1 != 0:
+        inside = _of(stored, POINT)
+        target = sums_base + _of(place, POINT).to(tl.int64)[:, :, None] * (4 * D)
         # a neighbour outside the level is left out, not multiplied by zero, which infinity would show
         _put(target, sum00, (inside & 1 != 0)[:, :, None] & (d < D), D, PAIRS)
         _put(target + D, sum01, (inside & 2 != 0)[:, :, None] & (d < D), D, PAIRS)
@@ -437,41 +339,31 @@ def _step(
         sum01 = tl.where(ended, 0.0, sum01)
         sum10 = tl.where(ended, 0.0, sum10)
         sum11 = tl.where(ended, 0.0, sum11)
-    return s00, s01, s10, s11, sum00, sum01, sum10, sum11
+    return (s00, s01, s10, s11), (sum00, sum01, sum10, sum11)
 
 
 @triton.jit
-def _grad_output(
-    grad_output_base,
-    query,
-    d,
-    GRAD_STRIDE: tl.constexpr,
-    D: tl.constexpr,
-    COMPUTE: tl.constexpr,
-    WALKS: tl.constexpr,
-    LANES: tl.constexpr,
-    VEC: tl.constexpr,
-    PAIRS: tl.constexpr,
-    point,
-):
-    row = tl.gather(query, tl.full([LANES, WALKS], 0, tl.int32) + point, 0).to(tl.int64)[:, :, None]
-    return _row(grad_output_base + row * GRAD_STRIDE, d, D, LANES, VEC, COMPUTE, PAIRS)
+def _of(x, POINT: tl.constexpr):
+    """x of a walk's point, for all lanes of the walk."""
+    return tl.gather(x, tl.full(x.shape, POINT, tl.int32), 0)
 
 
 @triton.jit
 def _row(
-    pointers,
+    base,
+    index,
     d,
+    STRIDE: tl.constexpr,
     D: tl.constexpr,
-    LANES: tl.constexpr,
-    VEC: tl.constexpr,
     COMPUTE: tl.constexpr,
     PAIRS: tl.constexpr,
+    POINT: tl.constexpr,
 ):
-    """Rows of D channels, as tiles [LANES, WALKS, VEC]; of PAIRS, VEC words of two channels each: [..., VEC, 2]."""
+    """A point's row of D channels, as a tile [LANES, WALKS, VEC]; of PAIRS, words of two channels: [..., VEC, 2]."""
+    pointers = base + _of(index, POINT).to(tl.int64)[:, :, None] * STRIDE
     if PAIRS is not None:
         row = _widen(tl.load(pointers), PAIRS)
-    elif LANES * VEC == D:
+    elif d.shape[0] * d.shape[2] == D:
         row = tl.load(pointers).to(COMPUTE)
     else:
         row = tl.load(pointers, mask=d < D, other=0.0).to(COMPUTE)
