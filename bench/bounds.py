@@ -4,18 +4,20 @@
     issue floor   = warp instructions / (multiprocessors * 4 schedulers * clock)
 
 Compulsory bytes are those of every input read once and every result written once; of value no more than the four
-corners of each sample. The instructions are those of the compiled kernel (:mod:`.instructions`), for our backends only.
+corners of each sample. The instructions are those that :mod:`.instructions` recorded, of our backends with the heads,
+levels and points of Deformable DETR only.
 Neither floor is reached; the higher of the two says what bounds a kernel that comes near it.
 """
 
-import sys
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from . import counts, records
 from .cases import Case, OperatorInputs
+from .records import Records
 
 SCHEDULERS = 4  # of a multiprocessor, since Volta; each issues a warp instruction a cycle
 
@@ -85,16 +87,11 @@ def floors(
 
 def of_row(row: Row, case: Case, inputs: OperatorInputs, fused: bool, copy: float, device: torch.device) -> Row:
     """The fields of a row measured on a GPU; without a count of instructions there is no issue floor."""
-    from .instructions import per_query_and_head
-
     properties = torch.cuda.get_device_properties(device)
     arch = properties.major * 10 + properties.minor
-    try:
-        each = per_query_and_head(row["backend"], row["direction"], row["dtype"], fused, case, arch)
-        rate = properties.multi_processor_count * SCHEDULERS * properties.clock_rate * 1e3  # clock_rate counts kHz
-    except Exception as error:  # the time is measured, and stands without this
-        print(f"no instruction count for {row['backend']}: {type(error).__name__}: {error}", file=sys.stderr)
-        each, rate = None, 1.0
+    recorded = records.read(records.RESULTS) if records.RESULTS.is_dir() else Records()
+    each = counts.issued_by(recorded, row["backend"], row["direction"], row["dtype"], fused, case, arch)
+    rate = properties.multi_processor_count * SCHEDULERS * properties.clock_rate * 1e3  # clock_rate counts kHz
     warp_instructions = None if each is None else each * case.B * case.queries * case.H
     moved = compulsory_bytes(case, inputs, fused=fused, direction=row["direction"])
     found = floors(row["median_us"], moved, copy, warp_instructions, rate)

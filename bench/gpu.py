@@ -1,13 +1,15 @@
-"""``make gpu``: all that a machine with a GPU has to say, in runs of under ten minutes, the most important first.
+"""``make gpu``: all that a machine with a GPU has to say, in calls of under ten minutes, the most important first.
 
-    python -m msdeform.bench.gpu            # go on where the last run stopped; rows appended to bench/results/
-    python -m msdeform.bench.gpu --quick    # small shapes, on a CPU too; the default where there is no GPU
+    python -m msdeform.bench.gpu --out DIR    # go on where the last call stopped; rows and logs in DIR
+    python -m msdeform.bench.gpu --quick      # small shapes, on a CPU too; the default where there is no GPU
 
-Correctness first: the verify table of every backend, and the tests marked ``gpu`` (in a checkout). Then the operator
-with its peers, the detectors, what takes the time inside them, training steps, and what has to be compiled; at last
-``msdeform bench training``, ``msdeform bench explain`` and ``msdeform bench seeds``, whole training runs that tell the
-backends apart by AP. What is recorded already, of this code on this device, is not done again: run it until nothing is
-left. It needs nothing but this project; peers that are installed are measured too, and the others named.
+Correctness first: our compiled kernels against the reference in float64. Then what each kernel takes, the operator with
+its peers, hardware counters, the variants of a kernel side by side, the tests marked ``gpu``; at last detectors and
+their training, whole training runs that tell the backends apart by AP among them. Each stage is a process with a limit
+of its own. What is recorded already, of this code on this device, is not done again; what failed is tried again after
+all the rest, in another call: run it until nothing is left. It needs PyTorch, Triton, cuda-core and numpy; a stage that
+needs more says so and is left out. DIR gets one file of rows and six logs; bench/results keeps rows, once they are
+copied there.
 
 What training should show on an H200, written before anybody measured it. A step of deformable_detr_r50 at 800x1066: 15
 to 40 images a second in float32 with `triton` or `cuda` (the paper's 325 hours on a V100 are 5), half as many again to
@@ -16,277 +18,165 @@ time, and of the options only `compile` more than a tenth faster, `checkpointing
 Loading: kept pixels fastest, and images a second that grow with workers. Seeds: the backends' mean APs closer together
 than the seeds of one backend, since all of them train in the same numbers but for the order of sums. Explanations at
 800x1333: relevance within a second, most of it the host's, which multiplies the sparse rows; less than 1 GB added.
+Kernels: bench/results/predictions.jsonl, printed beside what is measured.
 """
 
 import argparse
-import contextlib
-import importlib.util
-import io
-import os
-import shutil
-import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from ..kernels.arguments import Parser
-from . import cases, dispatch, explain, jobs, peers, profile, seeds, table, training
-from .operators import plan
+from . import gpu_stages, records
+from .cases import nearest
+from .gpu_stages import Run, Stage
+from .isolate import Stopped, logged
 from .provenance import device_name, provenance
-from .published import MODELS
 from .records import Row
-from .runner import Book, Settings, folder, measure, public, usual_device
-from .tables import aligned, operator_table
+from .runner import Book, Settings, public, usual_device
 
-_ROOT = Path(__file__).resolve().parent.parent
-_TEST_SECONDS = 300
-_MAIN = ("encoder-800x1066-b2", "decoder-800x1066")
-_MAIN_MODEL = "deformable_detr_r50"
-_LEAST_MINUTES = 1.0  # below this a command of its own does nothing but start
-
-
-class Run:
-    """One run: its settings, its book, and what went wrong."""
-
-    def __init__(
-        self, settings: Settings, book: Book, *, quick: bool, again: bool = False, runs: Path = Path("runs/seeds")
-    ) -> None:
-        self.settings, self.book, self.quick = settings, book, quick
-        self.again, self.runs = again, runs
-        self.failures: list[str] = []
-        self.left: list[str] = []
-
-    def once(self, stage: str, act: Callable[[], str | None]) -> None:
-        """Do something that passes or fails, unless it is recorded that it passed."""
-        if self.book.has(("stage", stage)):
-            print(f"{stage}: passed before, with this code on this device")
-            return
-        if time.monotonic() >= self.settings.deadline:
-            self.left.append(stage)
-            return
-        print(f"== {stage}", flush=True)
-        failure = act()
-        if failure is None:
-            self.book.add({"kind": "stage", "stage": stage})
-        else:
-            self.failures.append(failure)
-
-    def measure(self, stage: str, planned: list[jobs.Job]) -> None:
-        """Measure what is not recorded yet, as long as there is time."""
-        print(f"== {stage}", flush=True)
-        left = measure(planned, self.settings, self.book)
-        print(file=sys.stderr)
-        if left:
-            self.left.append(f"{stage}: {left} measurements")
-
-    def profile(self, what: str, backend: str) -> None:
-        """Record where the time of a model goes."""
-        if self.book.has(("profile", what, backend)) or peers.absent(backend, self.settings.device) is not None:
-            return
-        if time.monotonic() >= self.settings.deadline:
-            self.left.append(f"profile of {what}, {backend}")
-            return
-        print(f"== profile of {what}, {backend}", flush=True)
-        row = profile.profile(what, backend, self.settings.device)
-        self.book.add(row)
-        print(profile.text(row))
-
-    def command(self, stage: str, act: Callable[[list[str]], int], words: list[str]) -> None:
-        """Run another benchmark's command in what time is left; its rows go beside these, and are known again there."""
-        minutes = (self.settings.deadline - time.monotonic()) / 60
-        if minutes < _LEAST_MINUTES:
-            self.left.append(stage)
-            return
-        print(f"== {stage}", flush=True)
-        places = [] if self.book.path is None else ["--out", str(self.book.path.parent)]
-        left = act([*words, *(["--quick"] if self.quick else []), "--minutes", f"{minutes:.1f}", *places])
-        if left:
-            self.left.append(f"{stage}: {left}")
-
-    def training(self, stage: str, words: list[str]) -> None:
-        """Loaders and steps of ``msdeform bench training``."""
-        self.command(stage, training.run, [*words, *(["--again"] if self.again else [])])
-
-    def explanations(self, words: list[str]) -> None:
-        """Relevance beside the model's own passes, of ``msdeform bench explain``."""
-        self.command("explanations", explain.run, [*words, *(["--again"] if self.again else [])])
-
-    def seeds(self, words: list[str]) -> None:
-        """Whole runs of ``msdeform bench seeds``; one under way is stopped when the time is over, and goes on later."""
-        self.command("training runs by backend and seed", seeds.run, [*words, "--runs", str(self.runs)])
-
-    def dispatch(self, rounds: int) -> None:
-        """Record what a call costs the host, kernels left out, and its wall time with them."""
-        keys = ("dispatch", dispatch.CASE, "float32", "fused_ms_deform_attn", "forward", "triton", "function")
-        if self.book.has(keys) or peers.absent("triton", self.settings.device) is not None:
-            return
-        if time.monotonic() >= self.settings.deadline:
-            self.left.append("dispatch")
-            return
-        print("== dispatch: microseconds of the host", flush=True)
-        rows = dispatch.measure(self.settings.device, rounds, 3)
-        for row in rows:
-            self.book.add(row)
-        print(aligned(dispatch.table(rows), 3))
+ROWS = "rows.jsonl"
+_LEAST_SECONDS = 20.0  # below this a stage does nothing but start
+_GRACE = 20.0  # that a stage may take longer than it was told, to end what it has begun
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run it; returns 1 if verification, a test, or the check of one of our own backends failed."""
+    """Runs the stages, or one of them in this process; returns 1 if one failed in this call."""
     arguments = sys.argv[1:] if argv is None else argv
     options = _parse(arguments)
     device = usual_device()
-    quick = options.quick or device.type == "cpu"
-    print(f"device: {device_name(device)}{' (reduced form)' if quick else ''}")
-    source = provenance(device, ["python", "-m", "msdeform.bench.gpu", *public(arguments)])
-    book = Book(folder(options.out, keep=not quick), source, again=options.again)
-    if device.type != "cuda":
-        book.skipped.append("speeds on a GPU: torch finds no CUDA device here")
+    options.quick = options.quick or device.type == "cpu"
+    if options.here is not None:
+        return _stage(options, device, arguments)
+    print(
+        f"{device_name(device)}{' (reduced form)' if options.quick else ''}, rows and logs in {options.out}", flush=True
+    )
     deadline = time.monotonic() + 60 * options.minutes
-    settings = Settings(device, seconds=options.seconds, deadline=deadline, threads=torch.get_num_threads())
-    run = Run(settings, book, quick=quick, again=options.again, runs=options.runs)
-
-    if not options.no_verify:
-        run.once("msdeform verify", _verify)
-    if not options.no_tests:
-        _gpu_tests(run)
-    (_reduced if quick else _full)(run)
-
-    book.report()
-    rows = [row for row in book.rows if row["kind"] == "operator"]
-    print(operator_table(rows))
-    measured = [row for row in book.rows if row["kind"] in ("model", "training")]
-    if measured:
-        print(f"\n{table.speed_table(measured)}")
-    run.failures += [_wrong(row) for row in rows if row["ours"] and row["failure"] is not None]
-    for title, lines in (("FAILED", run.failures), ("left for the next run of this command", run.left)):
+    source = provenance(device, _command(arguments))
+    if options.known is not None and not (options.out / ROWS).exists():
+        records.append(options.out / ROWS, records.at(records.read(options.known).rows, source))
+    book = Book(options.out / ROWS, source, again=True)
+    chosen = [stage for stage in gpu_stages.STAGES if options.only is None or stage.name in options.only]
+    before = _recorded(options.out / ROWS, source)
+    reasons = {row["stage"]: row.get("skipped") for row in before}
+    new, failed = _todo(chosen, [] if options.again else before)
+    left: list[str] = []
+    failures: list[str] = []
+    for stage in [*new, *failed]:
+        reason = stage.impossible(device)
+        seconds = min(stage.seconds, deadline - time.monotonic())
+        if reason is not None:
+            print(f"{stage.name}: {reason}", flush=True)
+            if reasons.get(stage.name) != reason:
+                book.add({"kind": "stage", "stage": stage.name, "failure": None, "skipped": reason, "seconds": 0.0})
+        elif seconds < _LEAST_SECONDS:
+            left.append(stage.name)
+        else:
+            print(f"== {stage.name}, at most {seconds:.0f} s", flush=True)
+            words = [*arguments, "--here", stage.name, "--limit", f"{seconds:.0f}"]
+            begun = time.monotonic()
+            failure = _apart(stage, words, options.out, seconds, retry=stage in failed)
+            took = time.monotonic() - begun
+            if failure is not None and seconds < stage.seconds and _ran_out(failure):
+                left.append(f"{stage.name} ({failure})")  # the call's time, not its own
+                continue
+            print(f"{stage.name}: {failure or 'done'}, {took:.0f} s", flush=True)
+            failures += [f"{stage.name}: {failure}"] if failure is not None else []
+            book.add({"kind": "stage", "stage": stage.name, "failure": failure, "skipped": None, "seconds": took})
+    for title, lines in (("FAILED", failures), ("left for the next call of this command", left)):
         if lines:
             print("\n".join(["", title, *(f"  {line}" for line in lines)]))
-    return 1 if run.failures else 0
+    return 1 if failures else 0
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = Parser(prog="python -m msdeform.bench.gpu", description=__doc__.split("\n\n")[0])
     parser.add_argument("--quick", action="store_true", help="small shapes; the default where there is no GPU")
-    parser.add_argument("--minutes", type=float, default=8.0, help="nothing is begun after so long (default: 8)")
-    parser.add_argument("--out", type=Path, help="folder for the rows (default: bench/results; none in reduced form)")
+    parser.add_argument("--minutes", type=float, default=9.0, help="of this call, the stage under way included (9)")
+    parser.add_argument("--out", type=Path, default=Path("gpu-results"), help="folder for rows and logs (gpu-results)")
+    parser.add_argument(
+        "--known", type=Path, metavar="PATH", help="file or folder with rows of earlier calls, if --out has none"
+    )
     parser.add_argument("--runs", type=Path, default=Path("runs/seeds"), help="folder for training runs and their data")
     parser.add_argument(
         "--seconds", type=float, default=0.3, help="about how long each measurement of the operator lasts"
     )
+    parser.add_argument("--only", nargs="+", metavar="STAGE", help="some of the stages, by name")
     parser.add_argument("--again", action="store_true", help="do what is recorded already, too")
-    parser.add_argument("--no-verify", action="store_true", help="leave out the verify table")
-    parser.add_argument("--no-tests", action="store_true", help="leave out the tests marked gpu")
-    return parser.parse_args(arguments)
+    # what a call tells the process of a stage
+    parser.add_argument("--here", help=argparse.SUPPRESS)
+    parser.add_argument("--limit", type=float, help=argparse.SUPPRESS)
+    parser.add_argument("--retry", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    names = [stage.name for stage in gpu_stages.STAGES]
+    for name in options.only or ():
+        if name not in names:
+            parser.error(f"--only: {nearest('stage', name, names)}")
+    return options
 
 
-def _full(run: Run) -> None:
-    """Everything, the most important first."""
-    eager = [name for name in peers.PEERS if name not in peers.COMPILED]
-    both, every = ["float32", "bfloat16"], ["float32", "bfloat16", "float16"]
-    run.measure("operator, main cases", [*plan(_MAIN, ["grid"], both, eager)])
-    for backend in ("triton", "triton-cells"):
-        run.profile(_MAIN[0], backend)
-    run.dispatch(200)
-    speeds = table.plan_models(MODELS, peers.OURS, both, (1, 4), ("eager",), reduced=False)
-    run.measure("detectors, published method", [job for job in speeds if job.method == "published"])
-    for backend in ("triton", "cuda", "reference"):
-        run.profile(_MAIN_MODEL, backend)
-    run.measure("operator, other cases", [*plan(cases.FULL, ["grid"], every, eager)])
-    run.measure("operator, uniform locations", [*plan(_MAIN, ["uniform"], both, eager, jobs.FUNCTIONS[:2])])
-    run.measure("detectors, end to end", [*speeds])
-    for backend in ("triton", "cuda", "reference"):
-        run.profile(_MAIN_MODEL + profile.STEP, backend)
-    run.measure("training steps", [*table.plan_training(MODELS, peers.OURS, both, (2, 4), reduced=False)])
-    run.measure("operator, compiled", [*plan(_MAIN, ["grid"], both, peers.COMPILED)])
-    compiled = table.plan_models(MODELS, peers.OURS, both, (1, 4), ("compiled",), reduced=False)
-    run.measure("detectors, compiled", [job for job in compiled if job.method == "published"])
-    _memcheck(run)
-    run.training("stages of a training step", ["--parts", "step", "--options", "baseline"])
-    run.explanations([])
-    run.seeds([])
-    run.training("options of a training step, and loading", ["--parts", "step", "loading"])
+def _command(arguments: list[str]) -> list[str]:
+    """The command line of a row: without places, and without what a call adds for its stages."""
+    kept = arguments[: arguments.index("--here")] if "--here" in arguments else arguments
+    return ["python", "-m", "msdeform.bench.gpu", *public(kept)]
 
 
-def _reduced(run: Run) -> None:
-    """A little of everything, at small sizes; of the peers only what PyTorch runs anywhere."""
-    named = [name for name in peers.PEERS if name not in (*peers.COMPILED, "transformers")]
-    run.measure("operator, reduced", [*plan(cases.REDUCED, ["grid"], ["float32"], named)])
-    ours = ("reference",) if run.settings.device.type == "cpu" else peers.OURS
-    tiny = table.REDUCED_MODELS[:1]
-    models = table.plan_models(tiny, ours, ["float32"], (1,), ("eager",), reduced=True)
-    training = table.plan_training(tiny, ours, ["float32"], (2,), reduced=True)
-    run.measure("detectors and training steps, reduced", [*models, *training])
-    for what in (tiny[0], tiny[0] + profile.STEP, cases.REDUCED[0]):
-        run.profile(what, "reference")
-    some = ["--model", tiny[0], "--backends", "reference", "--dtypes", "float32", "--options", "baseline"]
-    few = ["--batch", "1", "--image", "64x96", "--workers", "0", "--caches", "none"]
-    run.training("stages of a training step and loading, reduced", ["--parts", "step", "loading", *some, *few])
-    run.explanations(["--models", tiny[0], "--images", "64x96", "--backends", "reference"])
-    run.seeds(["--backends", "reference", "--seeds", "0"])
+def _recorded(file: Path, source: Row) -> list[Row]:
+    """The last row of each stage, of this code on this device."""
+    if not file.exists():
+        return []
+    return records.Records(records.at(records.read(file).rows, source)).of("stage")
 
 
-def _wrong(row: Row) -> str:
-    return f"{row['backend']}, {row['case']}, {row['dtype']}, {row['function']}, {row['direction']}: {row['failure']}"
+def _todo(stages: Sequence[Stage], rows: Sequence[Row]) -> tuple[list[Stage], list[Stage]]:
+    """Stages that are still to be done, and those that failed before; both in order."""
+    last = {row["stage"]: row for row in rows}
+    new = [stage for stage in stages if stage.name not in last or last[stage.name].get("skipped") is not None]
+    failed = [stage for stage in stages if stage.name in last and last[stage.name]["failure"] is not None]
+    done = len(stages) - len(new) - len(failed)
+    if done:
+        print(f"{done} stages passed before, with this code on this device (--again does them again)")
+    return new, failed
 
 
-def _verify() -> str | None:
-    """Print the verify table; returns what failed."""
-    from ..kernels import verify
-
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        status = verify.main([])
-    lines = printed.getvalue().strip().splitlines()
-    # every number of it where one is wrong
-    print("\n".join(lines if status else lines[-1:]))
-    return None if status == 0 else "msdeform verify"
+def _apart(stage: Stage, words: list[str], out: Path, seconds: float, *, retry: bool) -> str | None:
+    """Run a stage in a process of its own; returns its failure in a sentence."""
+    command = [sys.executable, "-m", "msdeform.bench.gpu", *words, *(["--retry"] if retry else [])]
+    try:
+        status, last = logged(command, out / stage.log, seconds + _GRACE, title=stage.name)
+    except Stopped:
+        return f"{_OUT_OF_TIME} {seconds:.0f} s: stopped"
+    return None if status == 0 else last or f"ended with status {status}"
 
 
-def _gpu_tests(run: Run) -> None:
-    """Run the tests that need the device."""
-    reason = None
-    if run.settings.device.type != "cuda":
-        reason = "torch finds no CUDA device"
-    elif not (_ROOT / "tests").is_dir():
-        reason = "this is no checkout: an installed package has no tests"
-    elif importlib.util.find_spec("pytest") is None:
-        reason = "pytest is not installed"
-    if reason is not None:
-        run.book.skipped.append(f"tests marked gpu: {reason}")
-        return
-
-    def act() -> str | None:
-        command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "tests"]
-        try:
-            status = subprocess.run(command, cwd=_ROOT, timeout=_TEST_SECONDS, check=False).returncode
-        except subprocess.TimeoutExpired:
-            return f"pytest -m gpu: not done after {_TEST_SECONDS} s"
-        return None if status == 0 else f"pytest -m gpu: exit status {status}"
-
-    run.once("pytest -m gpu", act)
+_OUT_OF_TIME = "not done after"
 
 
-def _memcheck(run: Run) -> None:
-    """Run the verify table under compute-sanitizer, which sees accesses beyond what was allocated."""
-    sanitizer = shutil.which("compute-sanitizer")
-    if sanitizer is None:
-        run.book.skipped.append("memcheck: compute-sanitizer is not installed (it comes with the CUDA toolkit)")
-        return
+def _ran_out(failure: str) -> bool:
+    return failure.startswith(_OUT_OF_TIME)
 
-    def act() -> str | None:
-        command = [sanitizer, "--tool", "memcheck", "--error-exitcode", "9", sys.executable, "-m", "msdeform", "verify"]
-        # PyTorch's cache of memory would hide an access to a neighbour's
-        environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-        try:
-            status = subprocess.run(command, cwd=_ROOT, env=environment, timeout=_TEST_SECONDS, check=False).returncode
-        except subprocess.TimeoutExpired:
-            return f"memcheck: not done after {_TEST_SECONDS} s"
-        return None if status == 0 else f"memcheck: exit status {status}"
 
-    run.once("memcheck", act)
+def _stage(options: argparse.Namespace, device: torch.device, arguments: list[str]) -> int:
+    """Run one stage in this process, within its limit; its last line is its failure, if it has one."""
+    deadline = time.monotonic() + options.limit
+    [stage] = [stage for stage in gpu_stages.STAGES if stage.name == options.here]
+    source = provenance(device, _command(arguments))
+    book = Book(options.out / ROWS, source, again=options.again, retry=options.retry)
+    settings = Settings(device, seconds=options.seconds, deadline=deadline, threads=torch.get_num_threads())
+    run = Run(settings, book, options.quick, options.runs)
+    stage.act(run)
+    book.report()
+    sys.stdout.flush()
+    for failure in run.failures:
+        print(failure)
+    if run.left:
+        print(f"{_OUT_OF_TIME} {options.limit:.0f} s: {'; '.join(run.left)}")
+    elif len(run.failures) > 1:
+        print(f"{len(run.failures)} failures, the first: {run.failures[0]}")
+    return 1 if run.failures or run.left else 0
 
 
 if __name__ == "__main__":

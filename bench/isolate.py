@@ -6,6 +6,7 @@ does not.
 """
 
 import contextlib
+import datetime
 import json
 import os
 import queue
@@ -15,6 +16,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import IO, Any
 
 Message = dict[str, Any]
@@ -56,6 +58,48 @@ def answers(module: str, request: Message, *, start_limit: float, limit: float) 
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(child.pid, signal.SIGKILL)  # its own session: nobody else's processes
                 child.wait()
+
+
+class Stopped(Exception):
+    """A command was not done within its limit, and was stopped with all its children."""
+
+
+def logged(command: list[str], log: Path, limit: float, title: str) -> tuple[int, str]:
+    """Run a command for at most `limit` seconds; what it prints is appended to a file as it comes, and shown here.
+
+    Returns its status and the last line it printed.
+
+    Raises:
+        Stopped: it was not done within `limit`.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    last = [""]
+    with log.open("a") as file:
+        file.write(f"\n== {title}, {datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')}\n")
+        child = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        )
+        assert child.stdout is not None
+
+        def copy(lines: IO[str]) -> None:
+            for line in lines:
+                file.write(line)
+                file.flush()
+                print(line, end="", flush=True)
+                last[0] = line.strip() or last[0]
+
+        reader = threading.Thread(target=copy, args=(child.stdout,), daemon=True)
+        reader.start()
+        try:
+            child.wait(limit)
+        except subprocess.TimeoutExpired:
+            raise Stopped(f"not done after {limit:.0f} s") from None
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)  # its own session: nobody else's processes
+            child.wait()
+            reader.join(5)
+    return child.returncode, last[0]
 
 
 def _talk(

@@ -77,6 +77,11 @@ def time_pair(call: Call, baseline: Call, device: torch.device, seconds: float) 
     return summary(times, dispatch), paired(times, others)
 
 
+def time_in_turn(calls: Sequence[Call], device: torch.device, seconds: float) -> list[list[float]]:
+    """Microseconds of each of several calls, which take turns; each for its share of `seconds`."""
+    return _alternate(calls, device, seconds)[0]
+
+
 def paired(times: Sequence[float], baseline: Sequence[float]) -> Ratio:
     """The ratio of times that were taken in turn."""
     ratios = np.asarray(times) / np.asarray(baseline)

@@ -1,17 +1,17 @@
-"""``msdeform bench model``: what should bound each kernel on an H200, from its counted instructions and moved bytes.
+"""``msdeform bench model``: what should bound each kernel on an H200, from counts of its execution and moved bytes.
 
-    issue        warp instructions / (multiprocessors * 4 schedulers * clock)
-    L1           the four neighbours of every point, read through the first cache
+    issue        machine instructions / (multiprocessors * 4 schedulers * clock)
+    L1           wavefronts of loads, stores, reductions and shuffles / (multiprocessors * clock): one a cycle
     L2           rows read at random from the second cache, where a kernel does that
-    reductions   float32 additions that atomics make in the second cache
-    memory       compulsory bytes, and those of intermediate sums / copy bandwidth
+    reductions   sectors of 32 bytes that atomics add to in the second cache
+    memory       compulsory bytes, and those handed from kernel to kernel / copy bandwidth
     sort         what the passes of a radix sort move / copy bandwidth; nothing else runs meanwhile
+    gaps         between one kernel and the next, PyTorch's own among them
 
-The longest of the others is a lower bound of a kernel's time, and the longest one's name says what to work on; latency
-is in none of them. A backward by cell is several kernels one after the other: its parts are sums over them, its lower
-bound is the sum of theirs and the sort.
+The longest of the parts of a kernel is a lower bound of its time, and the longest one's name says what to work on;
+latency is in none of them. A call of several kernels takes the sum of their bounds, and the gaps.
 It is a prediction, of the published encoder at batch 2, to be held against a GPU's rows; a rate marked as a guess was
-measured nowhere. Counts are those that ``msdeform bench instructions`` recorded.
+measured nowhere. Counts are those that ``msdeform bench instructions`` recorded on a smaller encoder.
 """
 
 import sys
@@ -21,16 +21,20 @@ from pathlib import Path
 import torch
 
 from ..kernels.arguments import Parser
-from . import records
+from . import counts, records
 from .bounds import SCHEDULERS, compulsory_bytes
 from .cases import OperatorInputs, find
+from .counts import ENCODER, Run
 from .records import Records, Row
 from .tables import Line, aligned, number
 
 CASE = "encoder-800x1066-b2"
-RUN = 32  # points of a walk
-PARTS = ("issue", "L1", "L2", "reductions", "memory", "sort")
+WALK = 32  # points that one program of the sorted backward adds up, one after the other
+PARTS = ("issue", "L1", "L2", "reductions", "memory", "sort", "gaps")
+_SORTED = ("keys", "points by cell", "pixels", "gradients")  # the sorted backward's kernels, in order, by what they do
 _SORT_PASSES = 4  # of 8 bits each, over 32-bit keys with 64-bit places
+_SORT_LAUNCHES = 7  # a guess: places, histogram, its sum, and a pass each
+_SECTOR = 32  # bytes
 
 
 Stages = dict[str, dict[str, float]]
@@ -49,22 +53,24 @@ class Gpu:
     l2: float
     """bytes read, a guess"""
     reductions: float
-    """bytes of float32 additions, a guess: 1.3 to 3 TB/s"""
+    """bytes of sectors that are added to, a guess: 1.3 to 3 TB/s"""
+    gap: float
+    """seconds between two kernels of a stream, a guess"""
 
     @property
     def issue(self) -> float:
         return self.multiprocessors * SCHEDULERS * self.clock
 
     @property
-    def l1(self) -> float:
-        return self.multiprocessors * 128 * self.clock
+    def wavefronts(self) -> float:
+        return self.multiprocessors * self.clock
 
 
-H200 = Gpu("H200", multiprocessors=132, clock=1.755e9, copy=4.3e12, l2=5.5e12, reductions=2e12)
+H200 = Gpu("H200", multiprocessors=132, clock=1.98e9, copy=4.3e12, l2=5.5e12, reductions=2e12, gap=2e-6)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Prints a line for each kernel whose instructions are recorded, the fastest of its kind first."""
+    """Prints a line for each call whose kernels' counts are recorded, the fastest of its kind first."""
     parser = Parser(prog="msdeform bench model", description=__doc__.split("\n\n")[0])
     parser.add_argument("--results", nargs="+", type=Path, default=[records.RESULTS], metavar="PATH")
     options = parser.parse_args(sys.argv[1:] if argv is None else argv)
@@ -73,7 +79,7 @@ def main(argv: list[str] | None = None) -> int:
             parser.error(f"--results: {path} does not exist")
     lines = table(records.read(*options.results))
     if len(lines) == 1:
-        print("no instructions are recorded: msdeform bench instructions --out", file=sys.stderr)
+        print("no counts are recorded: msdeform bench instructions --out", file=sys.stderr)
         return 1
     print(f"{CASE}, {H200.name}: microseconds, predicted\n")
     print(aligned(lines, 3))
@@ -81,89 +87,97 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def table(found: Records) -> list[Line]:
-    """A head, and a line for each recorded kernel: every part's microseconds, and which is the longest."""
-    lines: list[Line] = [("kernel", "dtype", "implementation", *PARTS, "at least", "bound by")]
-    rows = [(predicted(row), row) for row in found.of("instructions") if row["arch"] == 90]
-    for stages, row in sorted(rows, key=lambda pair: (_kind(pair[1]), pair[1]["dtype"], least(pair[0]))):
+    """A head, and a line for each recorded call: every part's microseconds, and which is the longest."""
+    lines: list[Line] = [("call", "dtype", "implementation", *PARTS, "at least", "bound by")]
+    calls = [run for run in counts.latest(found).values() if (run[0]["case"], run[0]["arch"]) == (ENCODER, 90)]
+    predictions = [(predicted(run), run[0]) for run in calls]
+    for stages, row in sorted(predictions, key=lambda pair: (_kind(pair[1]), pair[1]["dtype"], least(pair[0]))):
         parts = {name: sum(stage.get(name, 0.0) for stage in stages.values()) for name in PARTS}
-        kernel = (row["kernel"], row["dtype"], row["implementation"])
         longest = max(parts, key=lambda name: parts[name])
         told = (number(parts[name]) if parts[name] else "-" for name in PARTS)
-        lines.append((*kernel, *told, number(least(stages)), longest))
+        lines.append((row["call"], row["dtype"], row["implementation"], *told, number(least(stages)), longest))
     return lines
 
 
 def least(stages: Stages) -> float:
     """Microseconds that these kernels, one after the other, take at least: what a kernel does overlaps."""
-    return sum(max(parts.values()) for parts in stages.values())
+    return sum(
+        max(part for name, part in parts.items() if name != "gaps") + parts.get("gaps", 0.0)
+        for parts in stages.values()
+    )
 
 
 def _kind(row: Row) -> tuple[str, bool]:
-    return row["kernel"].split()[0], "fused" not in row["kernel"]
+    return row["call"].split()[0], "fused" not in row["call"]
 
 
-def predicted(row: Row, gpu: Gpu = H200) -> Stages:
-    """Microseconds of each part of the time of a recorded kernel, or of each of the kernels it consists of."""
-    case = find(CASE)
+def predicted(run: Run, gpu: Gpu = H200) -> Stages:
+    """Microseconds of each part of the time of each kernel of a recorded call, of PyTorch's sort and fill between."""
+    if "sorted" in run[0]["call"]:
+        return _sorted(run, gpu)
+    case, row = find(CASE), run[0]
     dtype = getattr(torch, row["dtype"])
-    backward, in_order = row["kernel"].startswith("backward"), "in order" in row["kernel"]
-    rows = case.B * case.queries * case.H
-    points = rows * case.L * case.P
-    row_bytes = case.D * dtype.itemsize
-    if in_order:
-        return _by_cell(row, gpu)
+    inputs = _meta_inputs(dtype)
+    backward = row["call"].startswith("backward")
     moved = compulsory_bytes(
-        case,
-        _meta_inputs(dtype),
-        fused="fused" in row["kernel"],
-        direction="backward" if backward else "forward",
+        case, inputs, fused="fused" in row["call"], direction="backward" if backward else "forward"
     )
-    seconds = {
-        "issue": row["instructions_per_query_and_head"] * rows / gpu.issue,
-        "L1": 4 * points * row_bytes / gpu.l1,
-        "memory": moved / gpu.copy,
-    }
+    stages = {row["kernel"]: _executed(row, gpu) | {"memory": 1e6 * moved / gpu.copy, "gaps": 1e6 * gpu.gap}}
     if backward:
         # deformops adds in value's dtype unless told otherwise; all others of the recorded ones in float32
-        narrow = row["implementation"] == "deformops" and "fp32acc" not in row["kernel"]
-        seconds["reductions"] = 4 * points * case.D * (dtype.itemsize if narrow else 4) / gpu.reductions
-    return {row["kernel"]: {name: 1e6 * value for name, value in seconds.items()}}
+        narrow = row["implementation"] == "deformops" and "fp32acc" not in row["call"]
+        itemsize = dtype.itemsize if narrow else 4
+        zeros = inputs.value.numel() * itemsize
+        rounded = 0 if dtype.itemsize == itemsize else inputs.value.numel() * (itemsize + dtype.itemsize)
+        for name, amount in (("zeros", zeros), ("rounding", rounded)):
+            if amount:
+                stages[name] = {"memory": 1e6 * amount / gpu.copy, "gaps": 1e6 * gpu.gap}
+    return stages
 
 
-def _by_cell(row: Row, gpu: Gpu) -> Stages:
-    """The kernels of a backward by cell, as kernels/triton/backward_sorted.py describes what they read and write."""
+def _executed(row: Row, gpu: Gpu) -> dict[str, float]:
+    """The parts of a kernel's time that come from its counts."""
     case = find(CASE)
-    dtype = getattr(torch, row["dtype"])
+    each = 1e6 * case.B * case.queries * case.H
+    parts = {"issue": each * counts.issued(row) / gpu.issue, "L1": each * row["wavefronts"] / gpu.wavefronts}
+    if row["reductions"]:
+        parts["reductions"] = each * row["reductions"] * _SECTOR / gpu.reductions
+    return parts
+
+
+def _sorted(run: Run, gpu: Gpu) -> Stages:
+    """The kernels of a sorted backward, with all that passes between them going through memory."""
+    if len(run) != len(_SORTED):
+        raise ValueError(f"the sorted backward: expected {len(_SORTED)} kernels, got {len(run)} recorded")
+    case, call = find(CASE), run[0]["call"]
+    dtype = getattr(torch, run[0]["dtype"])
     rows = case.B * case.queries * case.H
     points = rows * case.L * case.P
     row_bytes = case.D * dtype.itemsize
     inputs = _meta_inputs(dtype)
-    places = points * (2 * inputs.sampling_offsets.itemsize + inputs.attention_logits.itemsize)
-    if "fused" not in row["kernel"]:
+    if "fused" in call:
+        places = points * (2 * inputs.sampling_offsets.itemsize + inputs.attention_logits.itemsize)
+    else:
         places = points * (2 * inputs.sampling_locations.itemsize + inputs.attention_weights.itemsize)
     value = case.B * case.S * case.H * row_bytes
-    key, order, record, sector = 4, 8, 16, 32
+    key, order, record = 4, 8, 16
     # of every cell, and of every walk as if it began inside one; where each begins and ends
-    sums = (case.B * case.S * case.H + points / RUN) * 4 * case.D * 4
+    sums = (case.B * case.S * case.H + points / WALK) * 4 * case.D * 4
     ends = case.B * case.S * case.H * 4 * 4
-    moved: dict[str, dict[str, float]] = {
-        "keys": {"memory": places + points * (key + record)},
-        "sort": {"sort": 2 * _SORT_PASSES * points * (key + order)},
-        "cells": {
-            "L1": 5 * points * row_bytes,
-            # grad_output and records lie anywhere; value is read where it was a moment ago
-            "L2": points * (row_bytes + 2 * sector),
-            "memory": points * (key + order + 2 * record) + value + rows * row_bytes + sums + 3 * ends,
-        },
-        "pixels": {"memory": sums + 2 * ends + value},
-        "points": {"memory": points * record + places},
-    }
-    rates = {"L1": gpu.l1, "L2": gpu.l2, "memory": gpu.copy, "sort": gpu.copy}
-    stages = {}
-    for stage, parts in moved.items():
-        stages[stage] = {name: 1e6 * amount / rates[name] for name, amount in parts.items()}
-        if stage in row["parts"]:
-            stages[stage]["issue"] = 1e6 * row["parts"][stage] * rows / gpu.issue
+    memory = (
+        places + points * (key + record),
+        points * (key + order + 2 * record) + value + rows * row_bytes + sums + 3 * ends,
+        sums + 2 * ends + value,
+        points * record + places,
+    )
+    stages: Stages = {}
+    for row, what, moved in zip(run, _SORTED, memory, strict=True):
+        stages[what] = _executed(row, gpu) | {"memory": 1e6 * moved / gpu.copy, "gaps": 1e6 * gpu.gap}
+    # grad_output and records lie anywhere; value is read where it was a moment ago
+    stages["points by cell"]["L2"] = 1e6 * points * (row_bytes + 2 * _SECTOR) / gpu.l2
+    passes = 2 * _SORT_PASSES * points * (key + order)
+    stages["sort"] = {"sort": 1e6 * passes / gpu.copy, "gaps": 1e6 * _SORT_LAUNCHES * gpu.gap}
+    stages["zeros"] = {"memory": 1e6 * 2 * ends / gpu.copy, "gaps": 1e6 * gpu.gap}
     return stages
 
 

@@ -43,6 +43,8 @@ class Peer:
     """what PyTorch computes for it in the fused call"""
     ours: bool = False
     """a backend of this project: one that fails its check fails the run"""
+    setting: str | None = None
+    """what is set while its backward runs, beside the backend"""
 
 
 def find(name: str, device: torch.device) -> Peer:
@@ -75,13 +77,22 @@ def _backend(name: str, device: torch.device) -> Peer:
 
 
 def _deterministic(name: str, device: torch.device) -> Peer:
-    """A backend whose backward runs under ``torch.use_deterministic_algorithms(True)``; nothing else does."""
-    return _during_backward(
-        f"{name}-deterministic",
-        _backend(name, device),
-        lambda: torch.use_deterministic_algorithms(True),
-        lambda: torch.use_deterministic_algorithms(False),
-    )
+    """A backend whose backward runs under ``torch.use_deterministic_algorithms(True)``; nothing else does.
+
+    PyTorch then fills all new memory with NaN unless told not to, a pass over every gradient that is no part of the
+    backend's work: it is left out, and the rows say so.
+    """
+
+    settings: Any = torch.utils.deterministic  # whose one setting is a property, which type checkers don't find
+
+    def use(deterministic: bool, fill: bool) -> None:
+        torch.use_deterministic_algorithms(deterministic)
+        settings.fill_uninitialized_memory = fill
+
+    usual = settings.fill_uninitialized_memory
+    peer = _backend(name, device)
+    setting = "deterministic algorithms, fill_uninitialized_memory=False"
+    return _during_backward(f"{name}-deterministic", peer, lambda: use(True, False), lambda: use(False, usual), setting)
 
 
 def _cells(device: torch.device) -> Peer:
@@ -96,7 +107,9 @@ def _cells(device: torch.device) -> Peer:
     return _during_backward("triton-cells", _backend("triton", device), lambda: use("cells"), lambda: use("auto"))
 
 
-def _during_backward(name: str, peer: Peer, begin: Callable[[], None], end: Callable[[], None]) -> Peer:
+def _during_backward(
+    name: str, peer: Peer, begin: Callable[[], None], end: Callable[[], None], setting: str | None = None
+) -> Peer:
     """A peer whose backward, one node of the graph, runs between two actions."""
     if peer.plain is None or peer.fused is None:
         return replace(peer, name=name)
@@ -113,6 +126,7 @@ def _during_backward(name: str, peer: Peer, begin: Callable[[], None], end: Call
         plain=lambda *arguments: hooked(plain(*arguments)),
         fused=lambda *arguments: hooked(fused(*arguments)),
         ours=True,
+        setting=setting,
     )
 
 

@@ -1,5 +1,4 @@
-"""Plots of recorded rows: how much faster than the baseline, how near to what the device could do, and what a cache
-answers.
+"""Plots of recorded rows: how much faster than the baseline, and how near to what the device could do.
 
 A plot carries the digest of what it shows, so that a test can tell without drawing whether it is up to date.
 """
@@ -26,7 +25,6 @@ _COLOURS = (
     "#577590",
 )
 _SPEEDUP = ("backend", "ratio", "ratio_low", "ratio_high", *CELL)
-_CACHE = ("order", "locations", "dtype", "hit_rate")
 _ROOFLINE = ("backend", "median_us", "traffic_floor_us", "issue_floor_us", *CELL)
 
 
@@ -46,10 +44,6 @@ def speedup_digest(rows: Sequence[Row]) -> str:
 
 def roofline_digest(rows: Sequence[Row]) -> str:
     return digest(rows, _ROOFLINE)
-
-
-def cache_digest(rows: Sequence[Row]) -> str:
-    return digest(rows, _CACHE)
 
 
 def roofs(rows: Sequence[Row]) -> list[Row]:
@@ -99,28 +93,6 @@ def roofline(rows: Sequence[Row]) -> Any:
     axes.set_xlim(left=0)
     axes.set_xlabel("floor / measured time: 1 is as fast as the device allows")
     axes.legend(loc="best", frameon=False)
-    return figure
-
-
-def cache(rows: Sequence[Row]) -> Any:
-    """A figure: a line for each order of queries, a dot for each distribution of locations and dtype."""
-    orders = list(dict.fromkeys(row["order"] for row in rows))
-    figure, axes = _axes(orders)
-    places = list(dict.fromkeys(row["locations"] for row in rows))
-    dtypes = list(dict.fromkeys(row["dtype"] for row in rows))
-    for place, dtype in dict.fromkeys((row["locations"], row["dtype"]) for row in rows):
-        mine = [row for row in rows if (row["locations"], row["dtype"]) == (place, dtype)]
-        axes.plot(
-            [100 * row["hit_rate"] for row in mine],
-            [orders.index(row["order"]) for row in mine],
-            "ox^s"[dtypes.index(dtype) % 4],
-            color=_COLOURS[places.index(place) % len(_COLOURS)],
-            label=f"{place}, {dtype}",
-            markersize=5,
-        )
-    axes.set_xlim(0, 100)
-    axes.set_xlabel("% of the rows read that the first cache holds, simulated")
-    axes.legend(loc="lower left", frameon=False)
     return figure
 
 

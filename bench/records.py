@@ -18,13 +18,17 @@ RESULTS = Path(__file__).resolve().parent / "results"
 # what names a cell: rows of a kind that agree in these are of the same thing
 KEYS: dict[str, tuple[str, ...]] = {
     "operator": ("case", "locations", "dtype", "function", "direction", "backend"),
+    "correctness": ("case", "locations", "dtype", "function", "direction", "backend"),
+    "kernels": ("case", "dtype", "backend"),
+    "counters": ("case", "dtype", "backend", "kernel"),
+    "variant": ("case", "dtype", "kernel", "choice"),
+    "prediction": ("case", "dtype", "backend", "part"),
     "missing": ("backend",),
     "flops": ("model",),
     "model": ("model", "method", "backend", "dtype", "mode", "batch"),
     "training": ("model", "method", "backend", "dtype", "batch"),
     "dispatch": ("case", "dtype", "function", "direction", "backend", "stage"),
-    "instructions": ("implementation", "kernel", "dtype", "arch"),
-    "cache": ("case", "locations", "dtype", "order"),
+    "executed": ("implementation", "call", "kernel", "dtype", "case", "arch"),
     "trained": ("model", "epochs"),
     "profile": ("what", "backend"),
     "stage": ("stage",),
@@ -66,10 +70,17 @@ def place(row: Row) -> tuple[Any, ...]:
     return tuple(row.get(name) for name in PLACE)
 
 
-def done(rows: Iterable[Row], source: Row) -> set[tuple[Any, ...]]:
-    """Keys of what has been measured already at the place that `source`, a provenance, names."""
+def done(rows: Iterable[Row], source: Row, *, failed: bool = True) -> set[tuple[Any, ...]]:
+    """Keys of what has been measured already at the place that `source`, a provenance, names; of what failed there,
+    too, if `failed`."""
+    last = {key(row): row for row in at(rows, source)}
+    return {one for one, row in last.items() if failed or row.get("failure") is None}
+
+
+def at(rows: Iterable[Row], source: Row) -> list[Row]:
+    """Rows of the place that `source` names."""
     here = place(source)
-    return {key(row) for row in rows if place(row) == here}
+    return [row for row in rows if place(row) == here]
 
 
 def append(path: Path, rows: Sequence[Row]) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..kernels.arguments import Parser
 from ..models.files import atomic_file
-from . import cache, claims, explain, model, plots, records, roofline, spread, training
+from . import claims, counts, explain, model, plots, records, roofline, spread, training
 from .cases import nearest
 from .published import PUBLISHED
 from .records import Records, Row
@@ -164,19 +164,18 @@ def _bounds(found: Records, plotted: list[Plot]) -> str:
 
 
 def _instructions(found: Records, _: list[Plot]) -> str:
-    rows = found.of("instructions")
-    if not rows:
-        return _NONE
-    dtypes = list(dict.fromkeys(row["dtype"] for row in rows))
-    lines: list[Line] = [("implementation", "kernel", *dtypes)]
-    for name, kernel in dict.fromkeys((row["implementation"], row["kernel"]) for row in rows):
-        counts = {row["dtype"]: row for row in rows if (row["implementation"], row["kernel"]) == (name, kernel)}
-        cells = (
-            number(counts[dtype]["instructions_per_query_and_head"]) if dtype in counts else "not measured"
-            for dtype in dtypes
-        )
-        lines.append((name, kernel, *cells))
-    return "\n\n".join([markdown(lines, 2), *_against_official(rows), _from(rows)])
+    rows = [row for run in counts.latest(found).values() for row in run]
+    parts = []
+    for case in (counts.ENCODER, counts.DECODER):
+        lines = counts.table(found, case)
+        if len(lines) > 1:
+            parts += [f"**{case}**", markdown(lines, 3)]
+    return "\n\n".join([*parts, *_against_official(found), _from(rows)]) if parts else _NONE
+
+
+def _before_and_after(found: Records, _: list[Plot]) -> str:
+    lines = counts.before_and_after(found, counts.ENCODER)
+    return markdown(lines, 2) if len(lines) > 1 else "No count has changed since the first that were recorded."
 
 
 def _predicted(found: Records, _: list[Plot]) -> str:
@@ -184,33 +183,18 @@ def _predicted(found: Records, _: list[Plot]) -> str:
     return markdown(lines, 3) if len(lines) > 1 else _NONE
 
 
-def _cache(found: Records, plotted: list[Plot]) -> str:
-    rows = found.of("cache")
-    if not rows:
-        return _NONE
-    plot = Plot("plots/cache.svg", plots.cache_digest(rows), lambda: plots.cache(rows))
-    plotted.append(plot)
-    parts = [f"{cache.described(rows)}.", markdown(cache.table(rows), 4), _from(rows, "Simulated")]
-    return "\n\n".join([*parts, f"![hits of the first cache by order of queries]({plot.path})"])
-
-
-def _against_official(rows: list[Row]) -> list[str]:
+def _against_official(found: Records) -> list[str]:
     """Is our CUDA backend a fair stand-in for the official kernel? Within a tenth of its instructions it is."""
-    counts = {
-        (row["implementation"], row["kernel"], row["dtype"]): row["instructions_per_query_and_head"] for row in rows
-    }
     sentences = []
-    for (name, kernel, dtype), official in counts.items():
-        ours = counts.get(("cuda", kernel, dtype))
-        if name == "official" and ours is not None:
-            more = ours / official - 1
-            verdict = "within" if abs(more) <= 0.1 else "not within"
-            sentences.append(f"{kernel}, {dtype}: {more:+.0%}, {verdict} 10%")
+    for call, ours, theirs in counts.pairs(found, "cuda", "official"):
+        more = ours["warp_instructions"] / theirs["warp_instructions"] - 1
+        verdict = "within" if abs(more) <= 0.1 else "not within"
+        sentences.append(f"{call}: {more:+.0%}, {verdict} 10%")
     if not sentences:
-        return ["The official kernel's instructions were not measured."]
+        return ["The official kernel's instructions were not counted."]
     fair = all("not within" not in sentence for sentence in sentences)
     rule = "" if fair else " So no ratio against `cuda` is one against the official operator."
-    return [f"`cuda` against the official kernel: {'; '.join(sentences)}.{rule}"]
+    return [f"Warp instructions of `cuda` against the official kernel: {'; '.join(sentences)}.{rule}"]
 
 
 def _models(found: Records, _: list[Plot]) -> str:
@@ -336,8 +320,8 @@ BLOCKS: dict[str, Callable[[Records, list[Plot]], str]] = {
     "claims": _claims,
     "bounds": _bounds,
     "instructions": _instructions,
+    "before-and-after": _before_and_after,
     "predicted": _predicted,
-    "cache": _cache,
     "models": _models,
     "model-speeds": _model_speeds,
     "training": _training,

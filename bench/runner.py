@@ -6,6 +6,7 @@ import re
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -46,19 +47,22 @@ def usual_device() -> torch.device:
 class Book:
     """Where rows go: to a file as they come, if there is a folder for them, and to the report at the end."""
 
-    def __init__(self, out: Path | None, source: Row, *, again: bool = False) -> None:
-        """`source` is the provenance of every row. Cells that the folder holds from the same code and device are not
-        measured again, unless `again`."""
+    def __init__(self, out: Path | None, source: Row, *, again: bool = False, retry: bool = False) -> None:
+        """`out` is a folder, in which a file is named after day and device, or a file, ``*.jsonl``. `source` is the
+        provenance of every row. What is there already of the same code and device is not measured again, unless
+        `again` or, of what failed, `retry`."""
         self.source = source
         self.rows: list[Row] = []
         self.skipped: list[str] = []
         self.already = 0
-        self.path = None if out is None else out / _file_name(source["device"])
+        self.path = out
+        if out is not None and out.suffix != ".jsonl":
+            self.path = out / _file_name(source["device"])
         self._recorded: set[tuple[object, ...]] = set()
-        if out is not None and out.is_dir() and not again:
+        if out is not None and out.exists() and not again:
             found = records.read(out)
             self.skipped += found.broken
-            self._recorded = records.done(found.rows, source)
+            self._recorded = records.done(found.rows, source, failed=not retry)
 
     def has(self, *keys: tuple[object, ...]) -> bool:
         return all(key in self._recorded for key in keys)
@@ -98,9 +102,18 @@ class Book:
         print()
 
 
-def measure(jobs: Sequence[Job], settings: Settings, book: Book) -> int:
-    """Measure what is not recorded yet, in order; returns how many jobs the deadline left."""
-    return sum(_measure_group(group, settings, book) for group in groups(book.new(jobs)))
+def measure(jobs: Sequence[Job], settings: Settings, book: Book, processes: int = 1) -> int:
+    """Measure what is not recorded yet, in order; returns how many jobs the deadline left.
+
+    `processes` at a time, for what is not timed: each gets every so-manieth job of a backend.
+    """
+    found = groups(book.new(jobs))
+    if processes == 1:
+        return sum(_measure_group(group, settings, book) for group in found)
+    size = -(-sum(map(len, found)) // processes)
+    shares = [group[i :: -(-len(group) // size)] for group in found for i in range(-(-len(group) // size))]
+    with ThreadPoolExecutor(processes) as pool:
+        return sum(pool.map(lambda share: _measure_group(share, settings, book), shares))
 
 
 def _measure_group(jobs: list[Job], settings: Settings, book: Book) -> int:
@@ -166,10 +179,10 @@ def folder(out: Path | None, *, keep: bool) -> Path | None:
 
 
 def public(arguments: list[str]) -> list[str]:
-    """The command line without --out and --runs, and with DIR for --data's: a place on someone's disk is no part of a
-    result."""
+    """The command line without --out, --runs and --known, and with DIR for --data's: a place on someone's disk is no
+    part of a result."""
     kept = list(arguments)
-    for flag in ("--out", "--runs"):
+    for flag in ("--out", "--runs", "--known"):
         while flag in kept:
             at = kept.index(flag)
             del kept[at : at + 2]

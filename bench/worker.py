@@ -8,14 +8,16 @@ import functools
 import json
 import os
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Any
 
 import torch
 
-from . import bounds, cases, measure, peers, workloads
-from .jobs import DTYPES, FUSED, KINDS, Operator
+from . import bounds, cases, kernels, measure, peers, workloads
+from .jobs import DTYPES, FUSED, KINDS, OF_OPERATOR, Correctness, Job, Kernels, Operator
 from .peers import Peer
 from .records import Row
 from .workloads import Workload
@@ -53,6 +55,7 @@ class OperatorMeasurer:
         for row in job.unmeasured(None):
             direction = row["direction"]
             row.update({**checks[direction]._asdict(), "ours": peer.ours, "composed": peer.composed if fused else None})
+            row["setting"] = None if direction == "forward" else peer.setting
             if row["failure"] is None:
                 try:
                     row.update(self._numbers(direction, work, beside))
@@ -97,20 +100,58 @@ def _call(work: Workload, direction: str) -> Callable[[int], object]:
 
 def _measurer(request: dict[str, Any], device: torch.device) -> Callable[[Any], Iterator[Row]] | str:
     """What measures the jobs of a request, or why they cannot be measured here."""
-    if request["jobs"][0]["kind"] != Operator.kind:
+    if request["jobs"][0]["kind"] not in OF_OPERATOR:
         from . import speed
 
         return functools.partial(speed.rows, device=device)
     peer = peers.find(request["backend"], device)
     if peer.reason is not None:
         return peer.reason
-    baseline = None if request["baseline"] is None else peers.find(request["baseline"], device)
-    return OperatorMeasurer(peer, baseline, device, request["seconds"]).rows
+
+    @functools.cache
+    def measurer() -> OperatorMeasurer:
+        baseline = None if request["baseline"] is None else peers.find(request["baseline"], device)
+        return OperatorMeasurer(peer, baseline, device, request["seconds"])
+
+    def rows(job: Job) -> Iterator[Row]:
+        if isinstance(job, Correctness):
+            return correctness(job, peer, device)
+        if isinstance(job, Kernels):
+            return kernels.rows(job, peer, device)
+        assert isinstance(job, Operator)
+        return measurer().rows(job)
+
+    return rows
+
+
+def correctness(job: Correctness, peer: Peer, device: torch.device) -> Iterator[Row]:
+    """A row for the output, and one for the gradients."""
+    case, fused = cases.find(job.case, job.locations), job.function in FUSED
+    if (peer.fused if fused else peer.plain) is None:
+        yield from job.unmeasured("it has no such function")
+        return
+    inputs = cases.make_inputs(case, DTYPES[job.dtype], device, seed=0)
+    checks = workloads.check(workloads.operator(case, peer, [inputs], fused), workloads.truth(case, inputs, fused))
+    for row in job.unmeasured(None):
+        yield {**row, **checks[row["direction"]]._asdict(), "ours": peer.ours}
+
+
+def watch_parent() -> None:
+    """End this process when the one that started it is gone: a run that was killed leaves nothing on the device."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def main(argv: list[str] | None = None) -> int:
     """Answers with ``{"missing": reason}``, or for each job with ``{"begin": index}`` and its rows."""
     words = sys.argv[1:] if argv is None else argv
+    watch_parent()
     request = json.load(sys.stdin)
     torch.set_num_threads(request["threads"])
     with os.fdopen(int(words[0]), "w", buffering=1) as out:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import contract, registry, seen
+from . import call_cache, contract, registry
 from .contract import SpatialShapes
 
 
@@ -49,7 +49,8 @@ def ms_deform_attn(
     tensors = (value, sampling_locations, attention_weights)
     eager = not torch.compiler.is_compiling()
     if eager:
-        direct = seen.find(False, backend, spatial_shapes, level_start_index, tensors)
+        setting = registry.current_setting() if backend is None else backend
+        direct = call_cache.find(False, setting, spatial_shapes, level_start_index, tensors)
         if direct is not None:
             return direct(spatial_shapes if isinstance(spatial_shapes, Tensor) else None, tensors)
     inputs, shapes, sizes = contract.check(
@@ -57,7 +58,8 @@ def ms_deform_attn(
     )
     run = registry.implementation(registry.resolve(inputs, backend), False)
     if eager:
-        seen.remember(False, backend, spatial_shapes, level_start_index, tensors, (inputs, shapes, sizes, run))
+        checked = (inputs, shapes, sizes, run)
+        call_cache.keep(False, setting, spatial_shapes, level_start_index, tensors, checked)
     return run(inputs, value, shapes, sizes, sampling_locations, attention_weights)
 
 
@@ -97,7 +99,8 @@ def fused_ms_deform_attn(
     tensors = (value, reference_points, sampling_offsets, attention_logits)
     eager = not torch.compiler.is_compiling()
     if eager:
-        direct = seen.find(True, backend, spatial_shapes, level_start_index, tensors)
+        setting = registry.current_setting() if backend is None else backend
+        direct = call_cache.find(True, setting, spatial_shapes, level_start_index, tensors)
         if direct is not None:
             return direct(spatial_shapes if isinstance(spatial_shapes, Tensor) else None, tensors)
     inputs, shapes, sizes = contract.check_fused(
@@ -105,5 +108,6 @@ def fused_ms_deform_attn(
     )
     run = registry.implementation(registry.resolve(inputs, backend), True)
     if eager:
-        seen.remember(True, backend, spatial_shapes, level_start_index, tensors, (inputs, shapes, sizes, run))
+        checked = (inputs, shapes, sizes, run)
+        call_cache.keep(True, setting, spatial_shapes, level_start_index, tensors, checked)
     return run(inputs, value, shapes, sizes, reference_points, sampling_offsets, attention_logits)

@@ -10,6 +10,7 @@ import torch
 from . import registry
 from .arguments import Parser
 from .contract import Inputs
+from .triton.backend import interpreting
 from .verify import DTYPES
 
 
@@ -23,7 +24,7 @@ def describe(inputs: Inputs) -> str:
         lines.append(f"device {torch.cuda.get_device_name()}, compute capability {capability[0]}.{capability[1]}")
     else:
         lines.append(f"device: no CUDA device (PyTorch built for CUDA {torch.version.cuda or 'none'})")
-    if registry.interpreting():
+    if interpreting():
         lines.append("TRITON_INTERPRET is set: Triton kernels run in Triton's interpreter")
     lines.append("")
     for verdict in registry.report(inputs):

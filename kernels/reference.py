@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .backend import Backend, Functions
 from .contract import Inputs, Sizes
 
 
@@ -112,3 +113,13 @@ def _grid(locations: Tensor, sizes: Sizes) -> tuple[Tensor, Tensor]:
 def _per_head(tensor: Tensor) -> Tensor:
     """(B, Q, H, ...) -> (B*H, Q, ...)"""
     return tensor.transpose(1, 2).flatten(0, 1)
+
+
+BACKEND = Backend(
+    "reference",
+    0,
+    "grid_sample in plain PyTorch",
+    lambda: None,
+    lambda inputs: None,
+    lambda: Functions(ms_deform_attn, fused_ms_deform_attn),
+)

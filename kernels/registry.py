@@ -9,151 +9,32 @@ module dictionaries, so that ``torch.compile(fullgraph=True)`` can trace it.
 """
 
 import difflib
-import logging
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from types import TracebackType
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from .backend import Backend, Functions, Implementation
 from .contract import Inputs
 
 AUTO = "auto"
 VARIABLE = "MSDEFORM_BACKEND"
-
-# (inputs, value, shapes, sizes, locations, weights) or (inputs, value, shapes, sizes, references, offsets, logits)
-Implementation = Callable[..., Tensor]
 
 
 class BackendUnavailable(RuntimeError):
     """No backend, or not the one that was named, can run this call; the message gives every reason."""
 
 
-@dataclass(frozen=True)
-class Backend:
-    """One implementation of both functions."""
-
-    name: str
-    rank: int
-    """auto takes the highest that fits"""
-    summary: str
-    unavailable: Callable[[], str | None]
-    """why it cannot run on this machine, or None"""
-    refuses: Callable[[Inputs], str | None]
-    """why it cannot take these inputs, or None"""
-    auto_refuses: Callable[[Inputs], str | None]
-    """why auto passes it over although it could run, or None"""
-    load: Callable[[], tuple[Implementation, Implementation]]
-    """imports or compiles what it needs, only now; returns (ms_deform_attn, fused_ms_deform_attn)"""
-
-
-def _never(_: Inputs) -> str | None:
-    return None
-
-
-def _always_available() -> str | None:
-    return None
-
-
-def _load_reference() -> tuple[Implementation, Implementation]:
-    from . import reference
-
-    return reference.ms_deform_attn, reference.fused_ms_deform_attn
-
-
-def _load_triton() -> tuple[Implementation, Implementation]:
-    from .triton import ops
-
-    return ops.ms_deform_attn, ops.fused_ms_deform_attn
-
-
-def _load_cuda() -> tuple[Implementation, Implementation]:
-    from .cuda import ops
-
-    return ops.ms_deform_attn, ops.fused_ms_deform_attn
-
-
-def import_failure(package: str, module: str, error: Exception) -> str:
-    """A sentence for an import that failed: not installed, or installed and broken (which is logged, too)."""
-    if isinstance(error, ModuleNotFoundError) and error.name == module:
-        return f"{package} is not installed"
-    reason = f"{package} is installed but fails to import: {type(error).__name__}: {error}"
-    logging.getLogger("msdeform").warning(reason)
-    return reason
-
-
-# read once: the variable has to be set before Triton is imported to have an effect there, too
-_INTERPRETING = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes")
-
-
-def interpreting() -> bool:
-    """Whether Triton kernels run in Triton's interpreter in this process."""
-    return _INTERPRETING
-
-
-def _triton_unavailable() -> str | None:
-    try:
-        import triton  # noqa: F401
-    except Exception as error:  # a broken installation raises whatever it likes
-        return import_failure("Triton", "triton", error)
-    if _INTERPRETING:
-        return None
-    if not torch.cuda.is_available():
-        return "no CUDA device (on a CPU, TRITON_INTERPRET=1 runs the kernels in Triton's slow interpreter)"
-    return None
-
-
-def _triton_refuses(inputs: Inputs) -> str | None:
-    if inputs.device_type == "cuda" or (_INTERPRETING and inputs.device_type == "cpu"):
-        return None
-    return f"the tensors are on {inputs.device_type}, not on a CUDA device"
-
-
-def _triton_auto_refuses(inputs: Inputs) -> str | None:
-    return "Triton's interpreter runs only when named" if _INTERPRETING else None
-
-
-def _cuda_unavailable() -> str | None:
-    from .cuda import compile as cuda_compile
-
-    return cuda_compile.unavailable()
-
-
-def _cuda_refuses(inputs: Inputs) -> str | None:
-    if inputs.device_type != "cuda":
-        return f"the tensors are on {inputs.device_type}, not on a CUDA device"
-    return None
-
-
+# where each backend describes itself, in the order of messages
+_MODULES = (".reference", ".triton.backend", ".cuda.backend")
 BACKENDS: dict[str, Backend] = {
-    backend.name: backend
-    for backend in (
-        Backend("reference", 0, "grid_sample in plain PyTorch", _always_available, _never, _never, _load_reference),
-        Backend(
-            "triton",
-            20,
-            "fused Triton kernels, forward and backward",
-            _triton_unavailable,
-            _triton_refuses,
-            _triton_auto_refuses,
-            _load_triton,
-        ),
-        Backend(
-            "cuda",
-            10,
-            "CUDA C++ in the classic one-thread-per-channel form, compiled by NVRTC",
-            _cuda_unavailable,
-            _cuda_refuses,
-            _never,
-            _load_cuda,
-        ),
-    )
+    backend.name: backend for backend in (import_module(module, __package__).BACKEND for module in _MODULES)
 }
 
-_loaded: dict[str, tuple[Implementation, Implementation]] = {}
+_loaded: dict[str, Functions] = {}
 _availability: dict[str, str | None] = {}
 
 
@@ -239,7 +120,9 @@ def resolve(inputs: Inputs, backend: str | None = None) -> str:
 
 
 def _auto_reason(backend: Backend, inputs: Inputs) -> str | None:
-    return unavailable(backend.name) or backend.refuses(inputs) or backend.auto_refuses(inputs)
+    return (
+        unavailable(backend.name) or backend.refuses(inputs) or ("runs only when named" if backend.rank < 0 else None)
+    )
 
 
 def implementation(name: str, fused: bool) -> Implementation:

@@ -45,14 +45,11 @@ COMMANDS = {
     "data show": Command("train.show", "draw images of a data set as training sees them; classes and sizes in numbers"),
     "data synth": Command("train.synth", "make a synthetic COCO-format data set"),
     "bench": Command("bench.operators", "time the operator's backends and their peers, after checking them"),
-    "bench cache": Command("bench.cache", "simulate the first cache under orders of the queries; no GPU needed"),
     "bench compare": Command("bench.compare", "what became slower between two commits, machines or backends"),
     "bench dispatch": Command("bench.dispatch", "time what a call costs the host, in stages; no GPU needed"),
     "bench explain": Command("bench.explain", "time relevance beside the model's own passes, and the memory it adds"),
-    "bench instructions": Command(
-        "bench.instructions", "count the instructions of the compiled kernels; no GPU needed"
-    ),
-    "bench model": Command("bench.model", "predict what bounds each kernel on an H200 from its instructions"),
+    "bench instructions": Command("bench.instructions", "count what the compiled kernels execute, on a CPU"),
+    "bench model": Command("bench.model", "predict what bounds each kernel on an H200 from its counts"),
     "bench render": Command("bench.render", "draw the documentation's tables and plots anew from the recorded rows"),
     "bench roofline": Command("bench.roofline", "draw recorded speeds under what the device could do"),
     "bench seeds": Command("bench.seeds", "train on every backend with several seeds: do their APs agree?"),

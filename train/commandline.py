@@ -8,8 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-import tyro
-
 T = TypeVar("T")
 
 
@@ -35,6 +33,8 @@ def parse(
         advice: half a sentence for an unknown flag that one may expect, or None.
         epilog: what ``--help`` ends with.
     """
+    import tyro  # what trains and measures without a command line does without it
+
     words = list(sys.argv[1:] if argv is None else argv)
     refuse_unknown_flags(options, words, program, advice)
     helping = bool({"-h", "--help"} & {*words})
@@ -80,10 +80,13 @@ def refuse_unknown_flags(
 @contextmanager
 def progress_bar(what: str, total: int, *, shown: bool = True) -> Iterator[Callable[[], None]]:
     """A bar on stderr while the block runs; call what it yields once for each thing done."""
+    if not shown:
+        yield lambda: None
+        return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=not shown) as progress:
+    with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task(what, total=total)
         yield lambda: progress.advance(task)

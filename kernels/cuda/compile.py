@@ -11,6 +11,7 @@ import hashlib
 import importlib.util
 import logging
 import os
+import re
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 SOURCE = Path(__file__).with_name("msda.cu")
 FORWARD, BACKWARD = "msda_forward", "msda_backward"
 
+_OLDEST = (0, 5)  # cuda.core; before, what is used here stood in cuda.core.experimental
 _C_TYPES = {"float64": "double", "float32": "float", "float16": "__half", "bfloat16": "__nv_bfloat16"}
 _log = logging.getLogger("msdeform")
 _broken: dict[str, str] = {}  # why cuda.core failed to import, once it has
@@ -78,7 +80,16 @@ def _compiler_unavailable() -> str | None:
         _broken["cuda.core"] = f"cuda.core is installed but fails to import: {type(error).__name__}: {error}"
         _log.warning("the cuda backend is off: %s", _broken["cuda.core"])
         return _broken["cuda.core"]
-    return None
+    return _too_old(str(getattr(cuda.core, "__version__", "0")))
+
+
+def _too_old(version: str) -> str | None:
+    """Why a version of cuda.core does not do, or None where it does; what no number begins is taken as new enough."""
+    numbers = re.match(r"(\d+)(?:\.(\d+))?", version)
+    if numbers is None or tuple(int(number or 0) for number in numbers.groups()) >= _OLDEST:
+        return None
+    oldest = ".".join(map(str, _OLDEST))
+    return f"cuda.core: expected version {oldest} or newer, got {version}; pip install --upgrade 'cuda-core[cu13]' brings it"
 
 
 def kernels(device: int, dtypes: Dtypes) -> Kernels:

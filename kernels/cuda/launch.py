@@ -7,44 +7,48 @@ call compiles or loads the kernels). Checks of shapes and dtypes are the caller'
 
 import threading
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..autograd import Levels
 from .compile import Dtypes, kernels
 
 _FORWARD_THREADS = 256
 _BACKWARD_THREADS = 128
 _WARP = 32
+_BY_VALUE = 8  # levels
 _threads = threading.local()
 
 
-def forward(value: Tensor, levels: Tensor, sampling_locations: Tensor, attention_weights: Tensor) -> Tensor:
+def forward(levels: Levels, tensors: Sequence[Tensor]) -> Tensor:
     """output[b, q, h] = sum over levels and points of weight * bilinear(value, location).
 
     Args:
-        value: (B, S, H, D), any strides; D is at most 256.
-        levels: (L, 2) int64 on the same device, (h, w) of each level. Where they do not add up to S the result is NaN.
-        sampling_locations: (B, Q, H, L, P, 2), of any float dtype; copied if it is not contiguous.
-        attention_weights: (B, Q, H, L, P), of any float dtype; copied if it is not contiguous.
+        levels: (L, 2) int64 on the same device, or (h, w, h, w, ...). Where they do not add up to S the result is NaN.
+        tensors: value (B, S, H, D), any strides, D at most 256; locations (B, Q, H, L, P, 2) and weights
+            (B, Q, H, L, P), each of any float dtype, and copied if it is not contiguous.
 
     Returns:
         (B, Q, H*D) in value's dtype, accumulated in float32 (float64 if any input is) and rounded once.
     """
+    value, locations, weights = tensors
     B, S, H, D = value.shape
-    Q, L, P = _points(sampling_locations)
+    Q, L, P = _points(locations)
     output = value.new_empty(B, Q, H * D)
     if output.numel() == 0:
         return output
-    levels, locations, weights = (t.contiguous() for t in (levels, sampling_locations, attention_weights))
+    locations, weights = locations.contiguous(), weights.contiguous()
+    _kept, sizes = _sizes(levels, value.device)
     _launch(
         kernels(value.device.index, Dtypes.of(value, locations, weights)).forward,
         value.device,
         rows=B * Q * H,
         block=(D, _FORWARD_THREADS // D),
         arguments=(
-            *_pointers(value, levels, locations, weights, output),
+            *(value.data_ptr(), *sizes, *_pointers(locations, weights, output)),
             *(B * Q * H, Q, S, H, D, L, P),
             *value.stride(),
         ),
@@ -52,24 +56,19 @@ def forward(value: Tensor, levels: Tensor, sampling_locations: Tensor, attention
     return output
 
 
-def backward(  # the operator has the arguments it has
-    grad_output: Tensor,
-    value: Tensor,
-    levels: Tensor,
-    sampling_locations: Tensor,
-    attention_weights: Tensor,
-    needs: tuple[bool, bool, bool],
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of value, sampling_locations and attention_weights.
+def backward(
+    grad_output: Tensor, levels: Levels, tensors: Sequence[Tensor], needs: tuple[bool, ...]
+) -> tuple[Tensor | None, ...]:
+    """Gradients of value, locations and weights.
 
     Args:
         grad_output: (B, Q, H*D) in value's dtype; copied if it is not contiguous.
-        value, levels, sampling_locations, attention_weights: as given to :func:`forward`.
+        levels, tensors: as given to :func:`forward`.
         needs: which of the three gradients to compute.
 
     Returns:
-        (grad_value, grad_locations, grad_weights), contiguous, each in its input's dtype and shape, or of shape (0,)
-        where it is not needed. grad_value is summed by atomic additions in float32 (float64 if any input is), and
+        (grad_value, grad_locations, grad_weights), contiguous, each in its input's dtype and shape, or None where it is
+        not needed. grad_value is summed by atomic additions in float32 (float64 if any input is), and
         rounded once.
 
     Raises:
@@ -78,17 +77,19 @@ def backward(  # the operator has the arguments it has
     """
     if needs[0]:
         _alert_not_deterministic()
+    value, locations, weights = tensors
     B, S, H, D = value.shape
-    Q, L, P = _points(sampling_locations)
-    dtypes = Dtypes.of(value, sampling_locations, attention_weights)
+    Q, L, P = _points(locations)
+    dtypes = Dtypes.of(value, locations, weights)
     accumulate = getattr(torch, dtypes.accumulate)
     grad_value = value.new_zeros(value.shape if needs[0] else 0, dtype=accumulate)
-    grad_locations = sampling_locations.new_empty(sampling_locations.shape if needs[1] else 0)
-    grad_weights = attention_weights.new_empty(attention_weights.shape if needs[2] else 0)
+    grad_locations = locations.new_empty(locations.shape if needs[1] else 0)
+    grad_weights = weights.new_empty(weights.shape if needs[2] else 0)
     gradients = (grad_value, grad_locations, grad_weights)
     if any(needs) and grad_output.numel() > 0:
         grad_output = grad_output.contiguous()
-        levels, locations, weights = (t.contiguous() for t in (levels, sampling_locations, attention_weights))
+        locations, weights = locations.contiguous(), weights.contiguous()
+        _kept, sizes = _sizes(levels, value.device)
         lanes = min(1 << (D - 1).bit_length(), _WARP)
         _launch(
             kernels(value.device.index, dtypes).backward,
@@ -96,18 +97,30 @@ def backward(  # the operator has the arguments it has
             rows=B * Q * H,
             block=(lanes, _BACKWARD_THREADS // lanes),
             arguments=(
-                *_pointers(grad_output, value, levels, locations, weights),
+                *(*_pointers(grad_output, value), *sizes, *_pointers(locations, weights)),
                 *(tensor.data_ptr() if need else 0 for tensor, need in zip(gradients, needs, strict=True)),
                 *(B * Q * H, Q, S, H, D, L, P),
                 *value.stride(),
             ),
         )
-    return grad_value.to(value.dtype), grad_locations, grad_weights
+    gradients = (grad_value.to(value.dtype), grad_locations, grad_weights)
+    return tuple(gradient if need else None for gradient, need in zip(gradients, needs, strict=True))
 
 
 def _points(sampling_locations: Tensor) -> tuple[int, int, int]:
     _, Q, _, L, P, _ = sampling_locations.shape
     return Q, L, P
+
+
+def _sizes(levels: Levels, device: torch.device) -> tuple[Tensor | None, tuple[int, ...]]:
+    """The kernels' nine arguments for level sizes: a pointer, or zero and eight pairs by value. The tensor, where there
+    is one, has to outlive the launch."""
+    if isinstance(levels, tuple) and len(levels) > 2 * _BY_VALUE:
+        levels = torch.tensor(levels, device=device)
+    if isinstance(levels, Tensor):
+        return levels, (levels.data_ptr(), *(0,) * _BY_VALUE)
+    pairs = [h << 32 | w for h, w in zip(levels[::2], levels[1::2], strict=True)]
+    return None, (0, *pairs, *(0,) * (_BY_VALUE - len(pairs)))
 
 
 def _pointers(*tensors: Tensor) -> tuple[int, ...]:

@@ -50,8 +50,32 @@ struct Level {
     bool exists;
 };
 
-__device__ __forceinline__ Level read_level(const int64* levels, int64 l, int64 start, int64 S) {
-    const int64 height = levels[2 * l], width = levels[2 * l + 1], most = 0x7ffffff0;
+// Where the sizes are: (h, w) pairs on the device, or, if that is null, by value, h in the upper half of 64 bits.
+struct Sizes {
+    const int64* levels;
+    int64 by_value[8];
+
+    __device__ __forceinline__ void read(int l, int64& height, int64& width) const {
+        if (levels) {
+            height = levels[2 * l];
+            width = levels[2 * l + 1];
+            return;
+        }
+        int64 both = by_value[0];
+#pragma unroll
+        for (int i = 1; i < 8; ++i) both = l == i ? by_value[i] : both;
+        height = both >> 32;
+        width = both & 0xffffffff;
+    }
+};
+
+#define SIZES const int64* levels, int64 s0, int64 s1, int64 s2, int64 s3, int64 s4, int64 s5, int64 s6, int64 s7
+#define READ_SIZES {levels, {s0, s1, s2, s3, s4, s5, s6, s7}}
+
+__device__ __forceinline__ Level read_level(const Sizes& sizes, int l, int64 start, int64 S) {
+    const int64 most = 0x7ffffff0;
+    int64 height, width;
+    sizes.read(l, height, width);
     Level level;
     level.exists = height > 0 && height < most && width > 0 && width < most && height * width <= S - start;
     level.height = int(height);
@@ -114,7 +138,7 @@ struct Values {
 };
 
 extern "C" __global__ void msda_forward(
-    const value_t* value, const int64* levels, const location_t* locations, const weight_t* weights, value_t* output,
+    const value_t* value, SIZES, const location_t* locations, const weight_t* weights, value_t* output,
     int64 rows, int64 Q, int64 S, int64 H, int64 D, int64 L, int64 P,
     int64 stride_b, int64 stride_s, int64 stride_h, int64 stride_d) {
     const int64 row = int64(blockIdx.x) * blockDim.y + threadIdx.y;  // (b, q, h)
@@ -128,11 +152,12 @@ extern "C" __global__ void msda_forward(
     const value_t* plane = value + b * stride_b + h * stride_h + d * stride_d;
     const int64 stride = stride_s * sizeof(value_t);
     const int points = int(P);
+    const Sizes sizes = READ_SIZES;
     accumulate_t sum = 0;
     int64 start = 0;
     bool fits = true;
     for (int l = 0; l < int(L); ++l) {
-        const Level level = read_level(levels, l, start, S);
+        const Level level = read_level(sizes, l, start, S);
         fits = level.exists;
         if (!fits) break;
         const int64 below = level.width * stride;
@@ -170,8 +195,8 @@ __device__ __forceinline__ void sum_over_group(accumulate_t (&x)[3], int lanes, 
 
 // A null pointer in place of a gradient says that it is not needed.
 extern "C" __global__ void msda_backward(
-    const value_t* grad_output, const value_t* value, const int64* levels, const location_t* locations,
-    const weight_t* weights, accumulate_t* grad_value, location_t* grad_locations, weight_t* grad_weights,
+    const value_t* grad_output, const value_t* value, SIZES, const location_t* locations, const weight_t* weights,
+    accumulate_t* grad_value, location_t* grad_locations, weight_t* grad_weights,
     int64 rows, int64 Q, int64 S, int64 H, int64 D, int64 L, int64 P,
     int64 stride_b, int64 stride_s, int64 stride_h, int64 stride_d) {
     const int64 row = int64(blockIdx.x) * blockDim.y + threadIdx.y;  // (b, q, h)
@@ -190,10 +215,11 @@ extern "C" __global__ void msda_backward(
     if (grad_weights) grad_weights += row * L * P;
     if (grad_value) grad_value += (b * S * H + h) * D;  // contiguous (B, S, H, D)
 
+    const Sizes sizes = READ_SIZES;
     int64 total = 0;
     bool fits = true;
     for (int l = 0; l < int(L) && fits; ++l) {
-        const Level level = read_level(levels, l, total, S);
+        const Level level = read_level(sizes, l, total, S);
         fits = level.exists;
         total += fits ? int64(level.height) * level.width : 0;
     }
@@ -213,8 +239,8 @@ extern "C" __global__ void msda_backward(
     const value_t* plane = value + b * stride_b + h * stride_h;
     const int64 stride = stride_s * sizeof(value_t), grad_stride = H * D * sizeof(accumulate_t);
     for (int l = 0; l < int(L); ++l) {
-        const int height = int(levels[2 * l]), width = int(levels[2 * l + 1]);
-        const Level level = {height, width, true};
+        const Level level = read_level(sizes, l, 0, S);
+        const int height = level.height, width = level.width;
         const int64 below = width * stride, grad_below = width * grad_stride;
 #pragma unroll 1
         for (int p = 0; p < points; ++p) {

@@ -1,17 +1,23 @@
-"""The CUDA backend as the registry loads it.
+"""The CUDA backend's two functions.
 
 The kernels implement ``ms_deform_attn`` alone, as the operator they are a comparison for does; the fused function is
 composed here: locations and softmax in PyTorch, which differentiates them, around the same kernels.
 """
 
+import torch
 from torch import Tensor
 
+from ..autograd import Operator
 from ..contract import Inputs, Sizes
-from ..ops import levels_on, register
 from ..reference import locate
 from .launch import backward, forward
 
-ms_deform_attn = register("cuda", forward, backward)
+ms_deform_attn = Operator(
+    "cuda",
+    False,
+    lambda levels, tensors: forward,
+    lambda grad_output, levels, tensors, needs: lambda *call: backward(*call, needs),
+)
 
 
 def fused_ms_deform_attn(
@@ -25,8 +31,12 @@ def fused_ms_deform_attn(
 ) -> Tensor:
     """Locations and softmax, then ``ms_deform_attn``; level sizes that are on the device stay there."""
     compute = inputs.compute_dtype
-    levels = levels_on(value.device, shapes, [size for pair in sizes for size in pair])
-    extent = levels.flip(-1).to(compute)  # (h, w) -> (w, h)
+    # (w, h) of each level, filled in on the device: a copy from the host cannot be captured in a graph
+    extent = (
+        torch.stack([value.new_full((), size, dtype=compute) for h, w in sizes for size in (w, h)]).view(-1, 2)
+        if shapes is None
+        else shapes.flip(-1).to(compute)
+    )
     locations = locate(reference_points.to(compute), sampling_offsets.to(compute), extent)
     weights = attention_logits.to(compute).flatten(3).softmax(-1).view(attention_logits.shape)
     return ms_deform_attn(inputs, value, shapes, sizes, locations, weights)

@@ -27,19 +27,14 @@ gradients. Every order of additions depends on the sample alone: its points, and
 import triton
 import triton.language as tl
 
-from .sampling import check_levels, levels_of, neighbours, settle
+from .bilinear import RUN_TIME, check_levels, level_size, levels_of, neighbours, settle
 
 SHARES = tl.constexpr(16)  # of one run that become one where a run is long
-# what changes with the size of an image, of a batch or of a slice is never compiled in
-_INTEGERS = ["S", "Q", "H", "N", "walks", "step", "largest"]
-_INTEGERS += [f"{name}_stride_b" for name in ("grad_output", "value", "points", "weights", "references")]
-_INTEGERS += ["value_stride_h", "points_stride_q", "points_stride_h", "weights_stride_q", "weights_stride_h"]
-_INTEGERS += ["references_stride_q", "references_stride_l"]
 
 
-@triton.jit(do_not_specialize=_INTEGERS)
+@triton.jit(do_not_specialize=RUN_TIME)
 def keys_kernel(
-    levels_ptr,
+    levels,
     points_ptr,  # locations, or offsets if FUSED
     weights_ptr,  # weights, or logits if FUSED
     references_ptr,
@@ -59,6 +54,7 @@ def keys_kernel(
     references_stride_l,
     L: tl.constexpr,
     P: tl.constexpr,
+    BY_VALUE: tl.constexpr,  # levels are numbers, not a pointer to them
     FUSED: tl.constexpr,
     BOXES: tl.constexpr,
     COMPUTE: tl.constexpr,
@@ -86,9 +82,9 @@ def keys_kernel(
     x = tl.load(row[None, :] + 2 * inner[:, None]).to(COMPUTE)
     y = tl.load(row[None, :] + 2 * inner[:, None] + 1).to(COMPUTE)
 
-    w, h, start = levels_of(levels_ptr, level, L, BLOCK_LP)
+    w, h, start = levels_of(levels, level, L, BY_VALUE, BLOCK_LP)
     # sizes that don't add up give NaN, which is in no cell
-    consistent = check_levels(levels_ptr, L, S)
+    consistent = check_levels(levels, L, BY_VALUE, S)
     extent_x = tl.where(consistent, w.to(COMPUTE), float("nan"))[:, None]
     extent_y = tl.where(consistent, h.to(COMPUTE), float("nan"))[:, None]
     if FUSED:
@@ -115,11 +111,11 @@ def keys_kernel(
     _store_record(records_ptr, n, weight, fx, fy, 0.0 * fx, there)
 
 
-@triton.jit(do_not_specialize=_INTEGERS)
+@triton.jit(do_not_specialize=RUN_TIME)
 def cells_kernel(
+    levels,
     grad_output_ptr,
     value_ptr,
-    levels_ptr,
     keys_ptr,  # (B, H, Q*L*P), sorted
     order_ptr,  # where each was before, among all
     records_ptr,  # (B, H, Q*L*P, 4): weight, fx, fy; becomes slopes of the weight, x and y, and the weight
@@ -137,6 +133,7 @@ def cells_kernel(
     NEXT: tl.constexpr,  # the same, or zero if there is one pixel
     L: tl.constexpr,
     P: tl.constexpr,
+    BY_VALUE: tl.constexpr,
     D: tl.constexpr,
     COMPUTE: tl.constexpr,
     NEED_SLOPES: tl.constexpr,
@@ -204,8 +201,8 @@ def cells_kernel(
             tl.store(lasts_ptr + slot + corner, walk[None, :] + 0 * slot, mask=has & ends)
 
         level = n % (L * P) // P
-        w = tl.load(levels_ptr + 2 * level + 1).to(tl.int32)
-        h = tl.load(levels_ptr + 2 * level).to(tl.int32)
+        w = level_size(levels, level, 1, L, BY_VALUE)
+        h = level_size(levels, level, 0, L, BY_VALUE)
         columns = inside & 5 | inside >> 1 & 5  # which rows
         only_left = (inside & 10 == 0) & (inside != 0)
         only_right = (inside & 5 == 0) & (inside != 0)
@@ -441,8 +438,9 @@ def _store_record(records_ptr, n, first, second, third, fourth, mask):
     tl.store(records_ptr + 4 * n[:, :, None] + tl.arange(0, 4)[None, None, :], four, mask=mask[:, :, None])
 
 
-@triton.jit(do_not_specialize=_INTEGERS)
+@triton.jit(do_not_specialize=RUN_TIME)
 def shares_kernel(
+    levels,
     keys_ptr,  # (B, H, N), sorted
     sums_ptr,  # as `cells_kernel` leaves them, as are the two below
     firsts_ptr,
@@ -454,6 +452,7 @@ def shares_kernel(
     D: tl.constexpr,
     RUN: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    BY_VALUE: tl.constexpr,
 ):
     """Of SHARES neighbouring shares, put the sum of those that are of one long run in the place of the first. A run is
     long if its walks are more than those of a program, so that it goes on beyond its walks' begin or end."""
@@ -483,9 +482,9 @@ def shares_kernel(
                     tl.store(target + corner * D, tl.sum(share, axis=0), mask=in_d)
 
 
-@triton.jit(do_not_specialize=_INTEGERS)
+@triton.jit(do_not_specialize=RUN_TIME)
 def pixels_kernel(
-    levels_ptr,
+    levels,
     sums_ptr,
     firsts_ptr,
     lasts_ptr,
@@ -495,6 +494,7 @@ def pixels_kernel(
     walks,
     largest,  # log2 of how many walks a share may be the sum
     L: tl.constexpr,
+    BY_VALUE: tl.constexpr,
     D: tl.constexpr,
     BLOCK_Q: tl.constexpr,  # pixels of a program
     BLOCK_D: tl.constexpr,
@@ -503,15 +503,15 @@ def pixels_kernel(
     bh = tl.program_id(1).to(tl.int64)
     pixel = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q)
     d = tl.arange(0, BLOCK_D)[None, :]
-    consistent = check_levels(levels_ptr, L, S)
+    consistent = check_levels(levels, L, BY_VALUE, S)
     there = (pixel < S) & consistent
     width = tl.full([BLOCK_Q], 1, tl.int32)
     height = tl.full([BLOCK_Q], 1, tl.int32)
     start = tl.zeros([BLOCK_Q], tl.int32)
     begin = tl.zeros((), tl.int32)
     for level in tl.static_range(L):
-        h = tl.load(levels_ptr + 2 * level).to(tl.int32)
-        w = tl.load(levels_ptr + 2 * level + 1).to(tl.int32)
+        h = level_size(levels, level, 0, L, BY_VALUE)
+        w = level_size(levels, level, 1, L, BY_VALUE)
         on = there & (pixel >= begin)
         width = tl.where(on, w, width)
         height = tl.where(on, h, height)
@@ -589,9 +589,9 @@ def _sums(sums_ptr, place, CORNER: tl.constexpr, there, in_d, D: tl.constexpr):
     return tl.load(row, mask=there[:, None] & in_d, other=0.0)
 
 
-@triton.jit(do_not_specialize=_INTEGERS)
+@triton.jit(do_not_specialize=RUN_TIME)
 def points_kernel(
-    levels_ptr,
+    levels,
     points_ptr,  # offsets, for the shares of boxes
     references_ptr,
     records_ptr,  # (B, H, Q*L*P, 4): slopes of the weight, x and y in pixels, and the weight
@@ -609,6 +609,7 @@ def points_kernel(
     references_stride_l,
     L: tl.constexpr,
     P: tl.constexpr,
+    BY_VALUE: tl.constexpr,  # levels are numbers, not a pointer to them
     FUSED: tl.constexpr,
     BOXES: tl.constexpr,
     NEED_POINTS: tl.constexpr,
@@ -638,8 +639,8 @@ def points_kernel(
         place = grad_weights_ptr + (output_row * (L * P))[None, :] + k[:, None]
         tl.store(place, score.to(grad_weights_ptr.dtype.element_ty), mask=there)
     if NEED_POINTS or NEED_REFERENCES:
-        consistent = check_levels(levels_ptr, L, S)
-        w, h, _ = levels_of(levels_ptr, level, L, BLOCK_LP)
+        consistent = check_levels(levels, L, BY_VALUE, S)
+        w, h, _ = levels_of(levels, level, L, BY_VALUE, BLOCK_LP)
         extent_x = tl.where(consistent, w.to(COMPUTE), float("nan"))[:, None]
         extent_y = tl.where(consistent, h.to(COMPUTE), float("nan"))[:, None]
         if BOXES:

@@ -20,13 +20,24 @@ Ideas:
 import triton
 import triton.language as tl
 
-from .sampling import check_levels, clamp, hat, in_bands, levels_of, neighbours, regular_levels, settle
+from .bilinear import (
+    RUN_TIME,
+    check_levels,
+    clamp,
+    hat,
+    in_bands,
+    level_size,
+    levels_of,
+    neighbours,
+    regular_levels,
+    settle,
+)
 
 
-@triton.jit(do_not_specialize=["S", "Q"])
+@triton.jit(do_not_specialize=RUN_TIME)
 def forward_kernel(
+    levels,
     value_ptr,
-    levels_ptr,
     points_ptr,  # locations, or offsets if FUSED
     weights_ptr,  # weights, or logits if FUSED
     references_ptr,
@@ -49,6 +60,11 @@ def forward_kernel(
     D: tl.constexpr,
     L: tl.constexpr,
     P: tl.constexpr,
+    BY_VALUE: tl.constexpr,  # levels are numbers, not a pointer to them
+    VALUE_ALIGN: tl.constexpr,  # of value's strides, in elements
+    POINTS_ALIGN: tl.constexpr,
+    WEIGHTS_ALIGN: tl.constexpr,
+    REFERENCES_ALIGN: tl.constexpr,
     FUSED: tl.constexpr,
     BOXES: tl.constexpr,  # references are cxcywh
     COMPUTE: tl.constexpr,  # float32, or float64
@@ -59,30 +75,30 @@ def forward_kernel(
     CHUNK: tl.constexpr,  # points that lanes share out at a time, at most LANES
     WIDE: tl.constexpr,  # offsets need 64 bits
     BAND: tl.constexpr,  # rows of a band of queries, which are as many as the pixels; 0 walks them as they lie
-    FALLBACK: tl.constexpr,  # False leaves out the way with masks, to count what usually runs
 ):
     head = tl.program_id(1)
     b = tl.program_id(2)
-    regular = regular_levels(levels_ptr, L, S)
+    regular = regular_levels(levels, L, BY_VALUE, S)
     # queries beyond the last repeat it, and store the same once more: no mask to keep
     q = tl.minimum(tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q), Q - 1)
     if BAND > 0:
-        q = tl.where(regular, in_bands(levels_ptr, q, L, BAND), q)
+        q = tl.where(regular, in_bands(levels, q, L, BY_VALUE, BAND), q)
     if WIDE:
         head = head.to(tl.int64)
         b = b.to(tl.int64)
         q = q.to(tl.int64)
-    value_ptr += b * value_stride_b + head * value_stride_h
-    points_ptr += b * points_stride_b + head * points_stride_h
-    weights_ptr += b * weights_stride_b + head * weights_stride_h
+    # strides are not specialised, or another image size would compile anew: what they are multiples of is told instead
+    value_ptr += tl.multiple_of(b * value_stride_b + head * value_stride_h, VALUE_ALIGN)
+    points_ptr += tl.multiple_of(b * points_stride_b + head * points_stride_h, POINTS_ALIGN)
+    weights_ptr += tl.multiple_of(b * weights_stride_b + head * weights_stride_h, WEIGHTS_ALIGN)
     if FUSED:
-        references_ptr += b * references_stride_b
+        references_ptr += tl.multiple_of(b * references_stride_b, REFERENCES_ALIGN)
 
     result = tl.zeros([LANES, BLOCK_Q, VEC], COMPUTE)
     if regular:
         result = _sample(
             value_ptr,
-            levels_ptr,
+            levels,
             points_ptr,
             weights_ptr,
             references_ptr,
@@ -96,6 +112,9 @@ def forward_kernel(
             D,
             L,
             P,
+            BY_VALUE,
+            POINTS_ALIGN,
+            REFERENCES_ALIGN,
             FUSED,
             BOXES,
             COMPUTE,
@@ -109,35 +128,35 @@ def forward_kernel(
     # zero times a number that is not finite is NaN
     finite = tl.sum(tl.sum(tl.sum(result * 0.0, axis=2), axis=0), axis=0) == 0.0
     if not (regular & finite):
-        if FALLBACK:
-            result = _sample(
-                value_ptr,
-                levels_ptr,
-                points_ptr,
-                weights_ptr,
-                references_ptr,
-                q,
-                points_stride_q,
-                weights_stride_q,
-                references_stride_q,
-                references_stride_l,
-                check_levels(levels_ptr, L, S),
-                STRIDE,
-                D,
-                L,
-                P,
-                FUSED,
-                BOXES,
-                COMPUTE,
-                False,
-                True,
-                BLOCK_Q,
-                LANES,
-                VEC,
-                CHUNK,
-            )
-        else:
-            tl.store(output_ptr, float("nan"))
+        result = _sample(
+            value_ptr,
+            levels,
+            points_ptr,
+            weights_ptr,
+            references_ptr,
+            q,
+            points_stride_q,
+            weights_stride_q,
+            references_stride_q,
+            references_stride_l,
+            check_levels(levels, L, BY_VALUE, S),
+            STRIDE,
+            D,
+            L,
+            P,
+            BY_VALUE,
+            POINTS_ALIGN,
+            REFERENCES_ALIGN,
+            FUSED,
+            BOXES,
+            COMPUTE,
+            False,
+            True,
+            BLOCK_Q,
+            LANES,
+            VEC,
+            CHUNK,
+        )
 
     d = (tl.arange(0, LANES)[:, None] * VEC + tl.arange(0, VEC)[None, :])[:, None, :]
     target = output_ptr + (b * Q * (H * D) + head * D) + ((q * (H * D))[None, :, None] + d)
@@ -147,7 +166,7 @@ def forward_kernel(
 @triton.jit
 def _sample(
     value_ptr,
-    levels_ptr,
+    levels,
     points_ptr,
     weights_ptr,
     references_ptr,
@@ -161,6 +180,9 @@ def _sample(
     D: tl.constexpr,
     L: tl.constexpr,
     P: tl.constexpr,
+    BY_VALUE: tl.constexpr,
+    POINTS_ALIGN: tl.constexpr,
+    REFERENCES_ALIGN: tl.constexpr,
     FUSED: tl.constexpr,
     BOXES: tl.constexpr,
     COMPUTE: tl.constexpr,
@@ -188,7 +210,9 @@ def _sample(
     else:
         result = tl.zeros([LANES, BLOCK_Q, VEC], COMPUTE)
 
+    points_row = tl.multiple_of(q * points_stride_q, POINTS_ALIGN)
     if FUSED:
+        references_row = tl.multiple_of(q * references_stride_q, REFERENCES_ALIGN)
         peaks = tl.full([LANES, BLOCK_Q], float("-inf"), COMPUTE)
         for chunk in range(CHUNKS):
             logits = _weights(
@@ -207,25 +231,25 @@ def _sample(
         safe = tl.minimum(k, L * P - 1)
         if ONE_LEVEL:
             level = chunk * CHUNK // P
-            width = tl.load(levels_ptr + 2 * level + 1)
-            height = tl.load(levels_ptr + 2 * level)
-            w = width.to(tl.int32) + tl.zeros([LANES], tl.int32)
-            h = height.to(tl.int32) + tl.zeros([LANES], tl.int32)
+            width = level_size(levels, level, 1, L, BY_VALUE)
+            height = level_size(levels, level, 0, L, BY_VALUE)
+            w = width + tl.zeros([LANES], tl.int32)
+            h = height + tl.zeros([LANES], tl.int32)
             start = first + tl.zeros([LANES], tl.int32)
             if (chunk + 1) * CHUNK % P == 0:
-                first += (width * height).to(tl.int32)
+                first += width * height
         else:
-            w, h, start = levels_of(levels_ptr, safe // P, L, LANES)
+            w, h, start = levels_of(levels, safe // P, L, BY_VALUE, LANES)
         extent_x = w.to(COMPUTE)[:, None]
         extent_y = h.to(COMPUTE)[:, None]
         if MASKS:
             # inconsistent sizes make every coordinate NaN, and NaN reads nothing
             extent_x = tl.where(consistent, extent_x, float("nan"))
             extent_y = tl.where(consistent, extent_y, float("nan"))
-        x, y = _pair(points_ptr + ((q * points_stride_q)[None, :] + 2 * safe[:, None]), COMPUTE)
+        x, y = _pair(points_ptr + (points_row[None, :] + 2 * safe[:, None]), COMPUTE)
         if FUSED:
             reference = references_ptr + (
-                (q * references_stride_q)[None, :] + (safe // P * references_stride_l)[:, None]
+                references_row[None, :] + tl.multiple_of(safe // P * references_stride_l, REFERENCES_ALIGN)[:, None]
             )
             if BOXES:
                 width_of_box, height_of_box = _pair(reference + 2, COMPUTE)
@@ -269,7 +293,7 @@ def _sample(
         ):
             point = tl.minimum(chunk * CHUNK + i, L * P - 1)
             # the same level for the whole tile, so its width is read once
-            below = width if ONE_LEVEL else tl.load(levels_ptr + 2 * (point // P) + 1)
+            below = (width if ONE_LEVEL else level_size(levels, point // P, 1, L, BY_VALUE)).to(tl.int64)
             of_i = tl.full([LANES, BLOCK_Q], 0, tl.int32) + i
             offset = tl.gather(pixel, of_i, 0).to(tl.int64)[:, :, None]
             c00 = tl.gather(upper_left, of_i, 0)[:, :, None]

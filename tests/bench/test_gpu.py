@@ -1,6 +1,7 @@
-"""The script for a GPU machine: end to end in its reduced form, in order, resumable, and within its time."""
+"""The script for a GPU machine: on a bare machine, in order, within its time, and going on where it stopped."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -10,173 +11,442 @@ from typing import Any
 import pytest
 import torch
 
-from msdeform.bench import gpu, runner
-from msdeform.bench.jobs import Job
+from msdeform.bench import gpu, gpu_stages, records, runner
+from msdeform.bench.gpu_stages import Run, Stage
+from msdeform.bench.isolate import Stopped, logged
+from msdeform.bench.jobs import Correctness, Job
 
-ARGUMENTS = ["--quick", "--seconds", "0", "--no-verify", "--no-tests"]
+ROOT = gpu_stages.ROOT
+CPU = torch.device("cpu")
+SOURCE: dict[str, Any] = {"code": "c", "device": "cpu", "host_cpu": "x"}
+# what a bare machine with a GPU lacks: PyTorch, Triton, cuda-core, numpy, scipy, pillow, matplotlib, pytest and
+# transformers with all that they need are there
+LACKING = (
+    *("tyro", "rich", "pycocotools", "faster_coco_eval", "tensorboard", "timm", "onnx", "onnxruntime", "onnxscript"),
+    *("gradio", "fastapi", "hypothesis", "xdist", "pytest_timeout", "pytest_benchmark", "wandb", "mypy"),
+)
+# stands before Python's own start; metadata too, since pytest loads every plug-in that it finds the metadata of
+BLOCK = """
+import sys
+LACKING = {lacking!r}
+class Without:
+    def __init__(self, finder):
+        self.finder = finder
+    def find_spec(self, name, *rest):
+        return None if name.partition(".")[0] in LACKING else self.finder.find_spec(name, *rest)
+    def find_distributions(self, *arguments, **options):
+        found = getattr(self.finder, "find_distributions", lambda *_, **__: ())(*arguments, **options)
+        return (one for one in found if one.metadata["Name"].replace("-", "_") not in LACKING)
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
+"""
 
 
-def test_reduced_form_end_to_end(tmp_path: Path) -> None:
-    places = ["--out", str(tmp_path), "--runs", str(tmp_path / "runs")]
-    command = [sys.executable, "-m", "msdeform.bench.gpu", *ARGUMENTS, *places]
-    answer = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert answer.returncode == 0, answer.stderr
-    (file,) = tmp_path.glob("*.jsonl")
-    rows = [json.loads(line) for line in file.read_text().splitlines()]
-    kinds = {row["kind"] for row in rows}
-    by_stage = {"missing", "operator", "model", "profile", "training"}
-    assert kinds == by_stage | {"loading", "training-step", "explanation", "seeds"}
+def on_a_bare_machine(folder: Path, *words: str, lacking: tuple[str, ...] = LACKING) -> tuple[str, list[records.Row]]:
+    """What the script says where some packages cannot be imported, and its rows."""
+    (folder / "start").mkdir(exist_ok=True)
+    names = {*lacking, *(name.removeprefix("pytest_") for name in lacking)}
+    (folder / "start" / "sitecustomize.py").write_text(BLOCK.format(lacking=names))
+    environment = os.environ | {"PYTHONPATH": f"{folder / 'start'}{os.pathsep}{ROOT}"}
+    for name in lacking:
+        blocked = [sys.executable, "-c", f"import importlib.util as u; print(u.find_spec({name!r}))"]
+        if name == lacking[0]:  # the block itself works
+            assert subprocess.check_output(blocked, env=environment, text=True).strip() == "None"
+    places = ["--out", str(folder / "out"), "--runs", str(folder / "runs")]
+    command = [sys.executable, "-m", "msdeform.bench.gpu", "--quick", "--seconds", "0", *words, *places]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder, env=environment)
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    return answer.stdout, records.read(folder / "out").rows
+
+
+def stages_of(rows: list[records.Row]) -> dict[str, records.Row]:
+    return {row["stage"]: row for row in rows if row["kind"] == "stage"}
+
+
+@pytest.mark.timeout(900)  # a minute on two idle cores
+def test_the_whole_script_on_a_bare_machine(tmp_path: Path) -> None:
+    said, rows = on_a_bare_machine(tmp_path)
+    stages = stages_of(rows)
+    assert set(stages) == {stage.name for stage in gpu_stages.STAGES} | {"machine"}
+    assert [stages[stage.name]["failure"] for stage in gpu_stages.STAGES] == [None] * len(gpu_stages.STAGES)
+    skipped = {name: row["skipped"] for name, row in stages.items() if row.get("skipped")}
+    assert "not run: needs tyro and rich and faster_coco_eval and tensorboard" in skipped["training runs"]
+    ran = {stage.name for stage in gpu_stages.STAGES if stage.name not in skipped}
+    least = {"versions", "correctness", "kernels", "operator", "verify", "tests", "detectors", "training steps"}
+    assert ran >= least | {"explanations", "training options and loading"}
+    by_stage = {"correctness", "kernels", "operator", "model", "training", "profile", "explanation", "loading"}
+    assert {row["kind"] for row in rows} == by_stage | {"stage", "missing", "training-step"}
     measured = [row for row in rows if row["kind"] in ("operator", "model", "training")]
     assert {row["backend"] for row in measured} == {"reference", "core"}
     assert all(row["median_us"] > 0 for row in measured)
-    # none of it can be taken for a result of the published method
     assert all(row["method"].startswith("reduced ") for row in rows if row["kind"] in ("model", "training"))
-    profiles = {row["what"]: row for row in rows if row["kind"] == "profile"}
-    assert set(profiles) == {"deformable_detr_tiny", "deformable_detr_tiny, training step", "encoder-reduced"}
-    assert all(row["longest"] and row["total_us"] > 0 for row in profiles.values())
-    assert any("backward" in line["name"].lower() for line in profiles["encoder-reduced"]["longest"])
-    missing = {row["backend"] for row in rows if row["kind"] == "missing"}
-    assert missing >= {"triton", "cuda", "official"}
     for row in rows:
         assert {"commit", "dirty", "code", "device", "torch", "date", "command"} <= set(row)
-        assert str(tmp_path) not in row["command"]
-    [trained] = [row for row in rows if row["kind"] == "seeds"]
-    assert trained["failure"] is None
-    assert trained["reduced"]
-    assert "skipped or failed" in answer.stdout
-    assert "deformable_detr_tiny  reduced published" in answer.stdout
+        assert str(tmp_path) not in json.dumps(row)
+        assert "--here" not in row["command"]
+    # what comes back from a lent machine: eight files, two folders deep
+    files = [file for file in (tmp_path / "out").rglob("*") if file.is_file()]
+    assert {file.parent for file in files} == {tmp_path / "out"}
+    assert len(files) <= 8
+    assert "tests collected" in (tmp_path / "out" / "tests.log").read_text()
+    assert "FAILED" not in said
+    # the same command again has nothing left to do, and adds nothing
+    again, more = on_a_bare_machine(tmp_path)
+    assert "== " not in again
+    assert len(more) == len(rows)
+
+
+def test_without_torchvision_the_operator_is_measured_all_the_same(tmp_path: Path) -> None:
+    names = ["versions", "correctness", "kernels", "detectors", "training steps", "explanations"]
+    _, rows = on_a_bare_machine(tmp_path, "--only", *names, lacking=(*LACKING, "torchvision", "yaml", "transformers"))
+    stages = stages_of(rows)
+    assert stages["detectors"]["skipped"] == stages["explanations"]["skipped"] == "not run: needs torchvision"
+    assert stages["training steps"]["skipped"] == "not run: needs torchvision and yaml"
+    assert {row["kind"] for row in rows} == {"stage", "correctness", "kernels"}
+
+
+def test_no_stage_needs_more_than_it_says(tmp_path: Path) -> None:
+    """Nothing that the first stages import is more than the operator has to have."""
+    code = "import sys, msdeform.bench.gpu, msdeform.bench.worker; print(*{one.split('.')[0] for one in sys.modules})"
+    loaded = set(subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True).split())
+    assert not loaded & {*LACKING, "torchvision", "PIL", "matplotlib", "scipy", "yaml", "transformers"}
+
+
+def stage(name: str, seconds: float = 100.0, **more: Any) -> Stage:
+    return Stage(name, lambda run: None, "one.log", seconds, gpu=False, **more)
+
+
+@pytest.fixture
+def acts(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Three stages in place of the real ones, whose processes are replaced: what each answers by its name, a status
+    and a last line or an error; and in ``did``, name and limit of those that ran."""
+    answers: dict[str, Any] = {"did": []}
+
+    def answer(command: list[str], log: Path, limit: float, title: str) -> tuple[int, str]:
+        answers["did"].append((title, round(limit), "--retry" in command))
+        found = answers.get(title, (0, "fine"))
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    monkeypatch.setattr(gpu, "logged", answer)
+    monkeypatch.setattr(gpu_stages, "STAGES", (stage("first"), stage("second"), stage("third", 3000.0)))
+    return answers
+
+
+def test_what_failed_is_tried_again_after_the_rest_and_what_passed_is_not(
+    acts: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    acts["first"] = (1, "a wrong gradient")
+    call = ["--quick", "--out", str(tmp_path), "--minutes"]
+    assert gpu.main([*call, "3"]) == 1  # the third stage has less than its limit here, and uses it up
+    assert "FAILED\n  first: a wrong gradient" in capsys.readouterr().out
+    assert [name for name, _, _ in acts["did"]] == ["first", "second", "third"]
+    assert stages_of(records.read(tmp_path).rows)["first"]["failure"] == "a wrong gradient"
+
+    acts["did"].clear()
+    del acts["first"]
+    gpu_stages.STAGES += (stage("fourth"),)  # type: ignore[assignment]
+    assert gpu.main([*call, "3"]) == 0
+    assert [(name, retried) for name, _, retried in acts["did"]] == [("fourth", False), ("first", True)]
+    acts["did"].clear()
+    assert gpu.main([*call, "3"]) == 0
+    assert acts["did"] == []
+    assert gpu.main([*call, "3", "--again", "--only", "second"]) == 0
+    assert [name for name, _, _ in acts["did"]] == ["second"]
+
+
+def test_the_time_of_a_call_that_ends_is_no_failure_of_a_stage(
+    acts: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    acts["third"] = Stopped("x")
+    call = ["--quick", "--out", str(tmp_path), "--minutes"]
+    assert gpu.main([*call, "5"]) == 0
+    assert "left for the next call of this command\n  third (not done after 300 s: stopped)" in capsys.readouterr().out
+    assert "third" not in stages_of(records.read(tmp_path).rows)
+    # with all the time that it may take, it is
+    acts["did"].clear()
+    assert gpu.main([*call, "60"]) == 1
+    assert acts["did"] == [("third", 3020, False)]
+    assert stages_of(records.read(tmp_path).rows)["third"]["failure"] == "not done after 3000 s: stopped"
+    # nothing begins in the last seconds of a call
+    acts["did"].clear()
+    gpu.main([*call, "0.3", "--again"])
+    assert acts["did"] == []
+
+
+def test_earlier_rows_may_lie_elsewhere(acts: dict[str, Any], tmp_path: Path) -> None:
+    gpu.main(["--quick", "--out", str(tmp_path / "one"), "--only", "first"])
+    acts["did"].clear()
+    gpu.main(["--quick", "--out", str(tmp_path / "two"), "--known", str(tmp_path / "one")])
+    assert [name for name, _, _ in acts["did"]] == ["second", "third"]
+
+
+def test_what_a_machine_lacks_is_said_and_looked_for_again(acts: dict[str, Any], tmp_path: Path) -> None:
+    lacking = stage("lacking", needs=("no_such_package",), program="no-such-program")
+    gpu_stages.STAGES = (lacking, Stage("device", lambda run: None, "one.log", 9.0))  # type: ignore[assignment]
+    for _ in range(2):
+        assert gpu.main(["--quick", "--out", str(tmp_path)]) == 0
+        found = records.read(tmp_path).rows
+        expected = "not run: needs no_such_package and no-such-program, which comes with the CUDA toolkit"
+        assert [row["skipped"] for row in found] == [expected, "not run: needs a CUDA device, and torch finds none"]
+    assert acts["did"] == []
+
+
+def test_a_process_that_takes_too_long_is_stopped_with_its_children(tmp_path: Path) -> None:
+    mark = tmp_path / "alive"
+    child = f"import time; time.sleep(4); open({str(mark)!r}, 'w')"
+    code = f"""
+import subprocess, sys, time
+print("begun", flush=True)
+subprocess.Popen([sys.executable, "-c", {child!r}])
+time.sleep(60)
+"""
+    begun = time.monotonic()
+    with pytest.raises(Stopped, match="not done after 2 s"):
+        logged([sys.executable, "-c", code], tmp_path / "a.log", 2.0, "a stage")
+    assert time.monotonic() - begun < 4
+    assert "begun" in (tmp_path / "a.log").read_text()
+    time.sleep(4)
+    assert not mark.exists()
+
+
+def test_a_process_says_how_it_ended(tmp_path: Path) -> None:
+    code = "import sys; print('one'); print('two', file=sys.stderr); sys.exit(3)"
+    assert logged([sys.executable, "-c", code], tmp_path / "a.log", 30.0, "a stage") == (3, "two")
+    assert logged([sys.executable, "-c", "print('three')"], tmp_path / "a.log", 30.0, "b stage") == (0, "three")
+    text = (tmp_path / "a.log").read_text()
+    assert text.index("== a stage") < text.index("one") < text.index("two") < text.index("== b stage")
+
+
+def run_of(tmp_path: Path, deadline: float = float("inf"), *, quick: bool = False, retry: bool = False) -> Run:
+    book = runner.Book(tmp_path / "rows.jsonl", SOURCE, retry=retry)
+    return Run(runner.Settings(CPU, deadline=deadline), book, quick)
 
 
 @pytest.fixture
 def planned(monkeypatch: pytest.MonkeyPatch) -> list[list[Job]]:
-    """The stages' jobs, none of them measured."""
+    """The jobs of the stages that run, none of them measured."""
     seen: list[list[Job]] = []
 
-    def note(jobs: list[Job], settings: runner.Settings, book: runner.Book) -> int:
+    def note(jobs: list[Job], settings: runner.Settings, book: runner.Book, processes: int = 1) -> int:
         seen.append(list(jobs))
         return 0
 
-    monkeypatch.setattr(gpu, "measure", note)
-    for command in (gpu.training, gpu.explain, gpu.seeds):
-        monkeypatch.setattr(command, "run", lambda words: 0)
-    monkeypatch.setattr(
-        gpu.profile,
-        "profile",
-        lambda what, backend, device: {
-            "kind": "profile",
-            "what": what,
-            "backend": backend,
-            "longest": [],
-            "total_us": 1.0,
-        },
-    )
+    monkeypatch.setattr(gpu_stages, "measure", note)
     return seen
 
 
-def run_of(tmp_path: Path, deadline: float = float("inf")) -> gpu.Run:
-    source: dict[str, Any] = {"code": "c", "device": "cpu", "host_cpu": "x"}
-    return gpu.Run(runner.Settings(torch.device("cpu"), deadline=deadline), runner.Book(tmp_path, source), quick=False)
+def test_the_most_important_comes_first() -> None:
+    names = [one.name for one in gpu_stages.STAGES]
+    first = ["versions", "correctness", "kernels", "operator", "counters", "variants", "verify", "tests"]
+    assert names[: len(first)] == first
+    assert names[-1] == "training runs"
+    assert len({one.log for one in gpu_stages.STAGES}) <= 7
+    # with its grace, the longest fits a call on a lent machine, ten minutes
+    assert max(one.seconds for one in gpu_stages.STAGES) + gpu._GRACE <= 610
+    # the first row comes at once, and those of the kernels within the first call
+    assert sum(one.seconds for one in gpu_stages.STAGES[:3]) < 540
 
 
-def test_the_most_important_comes_first_and_what_compiles_last(planned: list[list[Job]], tmp_path: Path) -> None:
-    gpu._full(run_of(tmp_path))
-    kinds = [jobs[0].kind for jobs in planned]
-    assert kinds == ["operator", "model", "operator", "operator", "model", "training", "operator", "model"]
-    assert {job.case for job in planned[0]} == {"encoder-800x1066-b2", "decoder-800x1066"}  # type: ignore[union-attr]
-    compiled = [
-        any("compiled" in (job.backend, getattr(job, "mode", "")) or job.backend.endswith("-compiled") for job in jobs)
-        for jobs in planned
-    ]
-    assert compiled == [False] * 6 + [True] * 2
-    models = {(job.model, job.batch, job.dtype, job.backend) for job in planned[1]}  # type: ignore[union-attr]
+def test_correctness_takes_every_dtype_and_backend_at_the_main_shapes(planned: list[list[Job]], tmp_path: Path) -> None:
+    gpu_stages.correctness(run_of(tmp_path))
+    [jobs] = planned
+    found = {(job.case, job.dtype, job.function, job.backend) for job in jobs if isinstance(job, Correctness)}
+    for case in ("encoder-800x1066-b2", "decoder-800x1066"):
+        for dtype in ("float32", "bfloat16", "float16", "float64"):
+            for function in ("ms_deform_attn", "fused_ms_deform_attn"):
+                assert {(case, dtype, function, one) for one in ("triton", "triton-cells", "cuda")} <= found
+    assert {job.case for job in jobs[:24]} == {"encoder-800x1066-b2", "decoder-800x1066"}  # type: ignore[union-attr]
+    gpu_stages.kernel_times(run_of(tmp_path))
+    assert {"triton", "triton-cells", "cuda"} <= {job.backend for job in planned[1]}
+
+
+def test_detectors_by_the_published_method(planned: list[list[Job]], tmp_path: Path) -> None:
+    gpu_stages.detectors(run_of(tmp_path, deadline=0.0))
+    models = {(job.model, job.batch, job.dtype, job.backend) for job in planned[0]}  # type: ignore[union-attr]
     for batch in (1, 4):
         for dtype in ("float32", "bfloat16"):
             assert ("detr_r50_dc5_plus", batch, dtype, "none") in models
-            assert all(
-                ("deformable_detr_r50_two_stage", batch, dtype, ours) in models
-                for ours in ("triton", "cuda", "reference")
-            )
+            for ours in ("triton", "cuda", "reference"):
+                assert ("deformable_detr_r50_two_stage", batch, dtype, ours) in models
+
+
+def test_every_stage_in_its_full_form(
+    planned: list[list[Job]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All that a machine with a GPU does, its measurements left out; in this process."""
+    from msdeform.bench import explain, profile, seeds, training
+
+    said: list[str] = []
+    asked: list[list[str]] = []
+
+    def say(command: list[str], run: Run, name: str, environment: dict[str, str] | None = None) -> None:
+        said.append(name)
+
+    def act(words: list[str]) -> int:
+        asked.append(words)
+        return 0
+
+    def rows(case: str, dtype: str, kernel: str, choices: Any, *_: Any) -> Any:
+        lead = {"kind": "variant", "case": case, "dtype": dtype, "kernel": kernel, "median_us": 1.0, "ratio": 1.0}
+        wrong = {"failure": "incorrect output", "ratio_low": 1.0, "ratio_high": 1.0}
+        return ({**lead, **wrong, "choice": gpu_stages.search.words(choice)} for choice in choices)
+
+    def profiled(what: str, backend: str, device: torch.device) -> records.Row:
+        return {"kind": "profile", "what": what, "backend": backend, "longest": [], "total_us": 1.0}
+
+    monkeypatch.setattr(gpu_stages, "_said", say)
+    monkeypatch.setattr(gpu_stages.search, "rows", rows)
+    monkeypatch.setattr(gpu_stages.peers, "absent", lambda name, device: None)
+    monkeypatch.setattr(gpu_stages.dispatch, "measure", lambda *_: [])
+    monkeypatch.setattr(profile, "profile", profiled)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for command in (training, explain, seeds):
+        monkeypatch.setattr(command, "run", act)
+    run = run_of(tmp_path, deadline=time.monotonic() + 600)
+    for one in gpu_stages.STAGES:
+        one.act(run)
+    kinds = [jobs[0].kind for jobs in planned]
+    expected = [
+        "correctness",
+        "kernels",
+        "operator",
+        "model",
+        "training",
+        *["operator"] * 2,
+        *["model"] * 2,
+        "operator",
+    ]
+    assert kinds == expected
+    compiled = [{getattr(job, "mode", job.backend.rpartition("-")[2]) for job in jobs} for jobs in planned]
+    assert ["compiled" in names for names in compiled] == [False] * 8 + [True] * 2
+    # of our backends, whose rows come first, every one by itself
+    assert [job.backend for job in planned[2]][:5] == ["triton"] * 5
+    assert sorted(said[:8]) == sorted(
+        f"verify --backend {backend} --dtype {dtype}"
+        for backend in ("triton", "cuda")
+        for dtype in ("float32", "float64", "float16", "bfloat16")
+    )
+    assert said[8:] == ["pytest -m gpu", "pytest -m gpu", "memcheck", "pytest -m gpu"]
+    assert len(asked) == 4
+    assert run.left == []
+    assert "ncu is not installed (it comes with the CUDA toolkit)" in run.failures
+    assert (
+        sum(failure.endswith("incorrect output") for failure in run.failures) == 10
+    )  # two bands, three walks, two dtypes
+    # variants that are recorded are not measured again
+    monkeypatch.setattr(gpu_stages.search, "rows", lambda *_: pytest.fail("measured again"))
+    again = run_of(tmp_path, deadline=time.monotonic() + 600)
+    gpu_stages.variants(again)
+    assert len(again.failures) == 10
+
+
+def test_a_wrong_row_fails_its_stage_until_it_is_measured_right(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    wrong: list[str | None] = ["incorrect output"]
+
+    def measured(jobs: list[Job], settings: runner.Settings, book: runner.Book, processes: int = 1) -> int:
+        for job in book.new(jobs):
+            for row in job.unmeasured(wrong[0] if job.backend == "reference" else None):
+                book.add(row | {"ours": True})
+        return 0
+
+    monkeypatch.setattr(gpu_stages, "measure", measured)
+    for retry in (False, False, True):  # that it is recorded makes it no more right
+        run = run_of(tmp_path, quick=True, retry=retry)
+        gpu_stages.correctness(run)
+        assert len(run.failures) == 32
+        assert "encoder-reduced, grid, float32, ms_deform_attn, forward, reference: incorrect output" in run.failures
+    wrong[0] = None
+    run = run_of(tmp_path, quick=True, retry=True)
+    gpu_stages.correctness(run)
+    assert run.failures == []
+
+
+def test_a_backend_of_ours_that_is_not_here_fails_correctness(tmp_path: Path) -> None:
+    run = run_of(tmp_path)
+    gpu_stages.correctness(run)  # the whole of it, on a machine without a GPU
+    assert {failure.partition(" was not checked: ")[0] for failure in run.failures} == {
+        "cuda",
+        "triton",
+        "triton-cells",
+    }
 
 
 @pytest.mark.parametrize("quick", [False, True])
-def test_training_gets_the_time_that_is_left(
-    quick: bool, planned: list[list[Job]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = run_of(tmp_path, deadline=time.monotonic() + 180)
-    run.quick = quick
-    if quick:
-        run.book.path = None
+def test_training_gets_the_time_that_is_left(quick: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from msdeform.bench import explain, seeds, training
+
+    run = run_of(tmp_path, deadline=time.monotonic() + 180, quick=quick)
     asked: list[list[str]] = []
 
     def note(words: list[str]) -> int:
         asked.append(words)
         return 4 if "--runs" in words else 0
 
-    for command in (gpu.training, gpu.explain, gpu.seeds):
+    for command in (training, explain, seeds):
         monkeypatch.setattr(command, "run", note)
-    (gpu._reduced if quick else gpu._full)(run)
+    gpu_stages.training_parts(run)
+    gpu_stages.explanations(run)
+    gpu_stages.training_runs(run)
     for words in asked:
-        assert 2.5 < float(words[words.index("--minutes") + 1]) <= 3
+        assert 1.5 < float(words[words.index("--minutes") + 1]) <= 3
         assert ("--quick" in words) == quick
-        assert ("--out" in words) != quick
-    assert sum("--runs" in words for words in asked) == 1
-    assert run.left == ["training runs by backend and seed: 4"]
+        assert words[words.index("--out") + 1] == str(tmp_path / "rows.jsonl")
+    assert float(asked[2][asked[2].index("--minutes") + 1]) <= 2  # a training run has to save
+    assert run.left == ["seeds: 4"]
     # less than a minute is nothing to begin such a command with
     run.settings.deadline = time.monotonic() + 30
-    run.seeds([])
-    assert run.left[1:] == ["training runs by backend and seed"]
+    gpu_stages.explanations(run)
+    assert run.left[1:] == ["explain: less than a minute was left"]
 
 
-def test_what_passed_is_not_run_again_and_what_failed_is(tmp_path: Path) -> None:
-    calls = []
-
-    def act() -> str | None:
-        calls.append(1)
-        return "wrong" if len(calls) == 1 else None
-
-    for expected in (1, 2, 2):
-        run = run_of(tmp_path)
-        run.once("msdeform verify", act)
-        assert len(calls) == expected
-    assert run.failures == []
+def test_every_test_of_the_device_is_run() -> None:
+    marked = {
+        str(file.relative_to(ROOT))
+        for file in (ROOT / "tests").rglob("*.py")
+        if "mark.gpu" in file.read_text() and file.name != "test_gpu.py"
+    }
+    paths = (*gpu_stages.TESTS, *gpu_stages.TIMING_TESTS, *gpu_stages.DETECTOR_TESTS)
+    assert all((ROOT / path).exists() for path in paths)
+    assert [name for name in sorted(marked) if not name.startswith(paths)] == []
 
 
-@pytest.mark.parametrize(("status", "failures"), [(0, []), (9, ["memcheck: exit status 9"])])
-def test_memcheck_runs_where_the_sanitizer_is(
-    status: int, failures: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = run_of(tmp_path)
-    monkeypatch.setattr(gpu.shutil, "which", lambda _: None)
-    gpu._memcheck(run)
-    assert "compute-sanitizer is not installed" in run.book.skipped[0]
+@pytest.mark.parametrize("status", [0, 9])
+def test_memcheck_runs_under_the_sanitizer(status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sanitizer = tmp_path / "compute-sanitizer"
-    sanitizer.write_text(f"#!/bin/sh\necho $PYTORCH_NO_CUDA_MEMORY_CACHING $@ > {tmp_path}/words\nexit {status}\n")
+    sanitizer.write_text(f"#!/bin/sh\necho $PYTORCH_NO_CUDA_MEMORY_CACHING $@ | tee {tmp_path}/words\nexit {status}\n")
     sanitizer.chmod(0o755)
-    monkeypatch.setattr(gpu.shutil, "which", lambda _: str(sanitizer))
-    gpu._memcheck(run)
-    assert run.failures == failures
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    run = run_of(tmp_path, deadline=time.monotonic() + 60)
+    gpu_stages.memcheck(run)
+    assert [failure.partition(": 1 --tool")[0] for failure in run.failures] == ["memcheck: exit status 9"] * (
+        status > 0
+    )
     assert (tmp_path / "words").read_text().startswith("1 --tool memcheck --error-exitcode 9 ")
 
 
-def test_nothing_begins_after_the_deadline(planned: list[list[Job]], tmp_path: Path) -> None:
-    run = run_of(tmp_path, deadline=0.0)
-    run.once("msdeform verify", lambda: pytest.fail("begun"))
-    run.profile("deformable_detr_tiny", "reference")
-    assert run.left == ["msdeform verify", "profile of deformable_detr_tiny, reference"]
-    left = runner.measure(gpu.plan(["odd"], ["grid"], ["float32"], ["core"]), run.settings, run.book)
-    assert left == 2
-
-
-def test_a_failed_verification_fails_the_run(
-    monkeypatch: pytest.MonkeyPatch, planned: list[list[Job]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_stage_runs_in_this_process_and_says_its_failure_last(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(gpu, "_verify", lambda: "msdeform verify")
-    assert gpu.main(["--quick", "--no-tests", "--out", str(tmp_path)]) == 1
-    assert "FAILED\n  msdeform verify" in capsys.readouterr().out
+    def act(run: Run) -> None:
+        assert 40 < run.seconds_left <= 50
+        run.failures.append("a wrong gradient")
+
+    monkeypatch.setattr(gpu_stages, "STAGES", (Stage("one", act, "one.log", 100.0),))
+    assert gpu.main(["--quick", "--out", str(tmp_path), "--here", "one", "--limit", "50"]) == 1
+    assert capsys.readouterr().out.splitlines()[-1] == "a wrong gradient"
 
 
-def test_an_unknown_flag(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [(["--quik"], "did you mean --quick"), (["--only", "kernel"], "no stage is called 'kernel'; did you mean kernels")],
+)
+def test_a_slip(words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_:
-        gpu.main(["--quik"])
+        gpu.main(words)
     assert exit_.value.code == 2
-    assert "did you mean --quick" in capsys.readouterr().err
+    assert sentence in capsys.readouterr().err

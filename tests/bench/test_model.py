@@ -1,59 +1,87 @@
 """Predicted times: each part by hand, and a table in the order of the sums."""
 
+from typing import Any
+
 import pytest
 
 from msdeform.bench import model
+from msdeform.bench.counts import ENCODER
 from msdeform.bench.records import Records, Row
 from msdeform.cli import main
 
+PAIRS = 2 * 17821 * 8  # of a query and a head in the published encoder
+CALL = "backward fused, sorted"
 
-def row(kernel: str, implementation: str = "triton", dtype: str = "float32", count: float = 100.0) -> Row:
+
+def row(call: str, implementation: str = "triton", dtype: str = "float32", **counts: Any) -> Row:
     return {
-        "kind": "instructions",
+        "kind": "executed",
         "implementation": implementation,
-        "kernel": kernel,
+        "call": call,
+        "kernel": "kernel",
         "dtype": dtype,
+        "case": ENCODER,
         "arch": 90,
-        "instructions_per_query_and_head": count,
+        **{"ptx": 1000, "sass": 800, "registers": 64, "spilled_bytes": 0, "date": "today"},
+        **{"warp_instructions": 125.0, "wavefronts": 64.0, "sectors": 256.0, "reductions": 0.0},
+        **{"shared_conflicts": 0.0, **counts},
     }
 
 
+def of(call: str, *rest: str, **counts: Any) -> model.Stages:
+    return model.predicted([row(call, *rest, **counts)])
+
+
 def test_the_parts_of_the_published_encoder() -> None:
-    """17,821 queries, 8 heads, batch 2, 16 points of four neighbours with 32 channels each."""
-    rows = 2 * 17821 * 8
-    forward = model.predicted(row("forward fused"))["forward fused"]
-    assert forward["issue"] == pytest.approx(1e6 * 100 * rows / (132 * 4 * 1.755e9))
-    assert forward["L1"] == pytest.approx(1e6 * rows * 16 * 4 * 128 / (132 * 128 * 1.755e9))
+    """17,821 queries, 8 heads, batch 2; 100 machine instructions and 64 wavefronts for each (query, head)."""
+    forward = of("forward fused")["kernel"]
+    assert forward["issue"] == pytest.approx(1e6 * 100 * PAIRS / (132 * 4 * 1.98e9))
+    assert forward["L1"] == pytest.approx(1e6 * 64 * PAIRS / (132 * 1.98e9))
     assert "reductions" not in forward
-    backward = model.predicted(row("backward fused"))["backward fused"]
-    assert backward["reductions"] == pytest.approx(1e6 * rows * 16 * 4 * 128 / 2e12)
-    assert backward["memory"] > forward["memory"]
+    stages = of("backward fused", reductions=256.0)
+    assert list(stages) == ["kernel", "zeros"]
+    assert stages["kernel"]["reductions"] == pytest.approx(1e6 * PAIRS * 256 * 32 / 2e12)
+    assert stages["kernel"]["memory"] > forward["memory"]
+    assert stages["zeros"]["memory"] == pytest.approx(1e6 * PAIRS * 32 * 4 / 4.3e12)
 
 
-def test_who_adds_in_16_bits_moves_half() -> None:
-    def reductions(kernel: str, *rest: str) -> float:
-        return model.predicted(row(kernel, *rest))[kernel]["reductions"]
-
-    wide = reductions("backward plain", "triton", "bfloat16")
-    for kernel, share in (("backward plain", 0.5), ("backward plain, fp32acc", 1.0)):
-        assert reductions(kernel, "deformops", "bfloat16") == share * wide
+def test_gaps_come_on_top_of_the_longest_part() -> None:
+    stages = of("backward fused", reductions=256.0)
+    expected = stages["kernel"]["reductions"] + stages["zeros"]["memory"] + 2 * 2.0
+    assert model.least(stages) == pytest.approx(expected)
 
 
-def test_the_kernels_of_a_backward_by_cell_follow_one_another() -> None:
-    parts = {"keys": 10.0, "cells": 4000.0, "pixels": 30.0, "points": 5.0}
-    stages = model.predicted(row("backward fused, in order", count=sum(parts.values())) | {"parts": parts})
-    points = 2 * 17821 * 8 * 16
-    assert list(stages) == ["keys", "sort", "cells", "pixels", "points"]
-    assert stages["sort"] == {"sort": pytest.approx(1e6 * 4 * 2 * points * (4 + 8) / 4.3e12)}
-    assert max(stages["cells"], key=lambda name: stages["cells"][name]) == "issue"
-    assert stages["cells"]["L2"] == pytest.approx(1e6 * points * (128 + 2 * 32) / 5.5e12)
-    assert stages["pixels"]["memory"] > stages["pixels"]["issue"]
-    expected = sum(stages[name]["memory"] for name in ("keys", "pixels", "points"))
-    assert model.least(stages) == pytest.approx(expected + stages["sort"]["sort"] + stages["cells"]["issue"])
+def test_a_sum_in_float32_is_rounded_by_a_kernel_of_its_own() -> None:
+    assert list(of("backward plain", "triton", "bfloat16")) == ["kernel", "zeros", "rounding"]
+    assert list(of("backward plain, fp32acc", "deformops", "bfloat16")) == ["kernel", "zeros", "rounding"]
+    narrow = of("backward plain", "deformops", "bfloat16")
+    assert list(narrow) == ["kernel", "zeros"]
+    assert narrow["zeros"]["memory"] == pytest.approx(1e6 * PAIRS * 32 * 2 / 4.3e12)
+
+
+def test_the_kernels_of_a_sorted_backward_follow_one_another() -> None:
+    run = [row(CALL, warp_instructions=count, wavefronts=1.0) for count in (10.0, 4000.0, 30.0, 5.0)]
+    stages = model.predicted(run)
+    points = PAIRS * 16
+    assert list(stages) == ["keys", "points by cell", "pixels", "gradients", "sort", "zeros"]
+    assert stages["sort"]["sort"] == pytest.approx(1e6 * 4 * 2 * points * (4 + 8) / 4.3e12)
+    cells = stages["points by cell"]
+    assert max(cells, key=lambda name: cells[name]) == "issue"
+    assert cells["L2"] == pytest.approx(1e6 * points * (128 + 2 * 32) / 5.5e12)
+    memory = sum(stages[name]["memory"] for name in ("keys", "pixels", "gradients", "zeros"))
+    gaps = (5 + 7) * 2.0
+    assert model.least(stages) == pytest.approx(memory + stages["sort"]["sort"] + cells["issue"] + gaps)
+    with pytest.raises(ValueError, match="the sorted backward: expected 4 kernels, got 3 recorded"):
+        model.predicted(run[:3])
 
 
 def test_the_fastest_of_a_kind_comes_first() -> None:
-    rows = [row("forward fused", count=900.0), row("forward fused", "cuda", count=400.0), row("backward fused")]
+    rows = [
+        row("forward fused", warp_instructions=900.0),
+        row("forward fused", "cuda", warp_instructions=400.0),
+        row("backward fused", reductions=256.0),
+        row("forward fused", "official") | {"case": "decoder-400x533"},
+    ]
     lines = model.table(Records(rows))
     assert [(line[0], line[2]) for line in lines[1:]] == [
         ("backward fused", "triton"),
@@ -63,7 +91,7 @@ def test_the_fastest_of_a_kind_comes_first() -> None:
     assert lines[1][-1] == "reductions"
 
 
-def test_without_recorded_instructions(tmp_path, capsys) -> None:  # type: ignore[no-untyped-def]
+def test_without_recorded_counts(tmp_path, capsys) -> None:  # type: ignore[no-untyped-def]
     (tmp_path / "empty.jsonl").touch()
     assert main(["bench", "model", "--results", str(tmp_path)]) == 1
     assert "msdeform bench instructions --out" in capsys.readouterr().err
@@ -74,4 +102,4 @@ def test_without_recorded_instructions(tmp_path, capsys) -> None:  # type: ignor
 
 def test_walks_are_as_long_as_the_launch_has_them() -> None:
     launch = pytest.importorskip("msdeform.kernels.triton.launch")
-    assert model.RUN == launch.RUN
+    assert model.WALK == launch.RUN

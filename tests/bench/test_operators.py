@@ -120,7 +120,7 @@ def test_what_is_recorded_is_not_measured_again(bench: Bench, capsys: pytest.Cap
 def test_another_code_is_measured_anew(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["--cases", "decoder-reduced", "--backends", "core"]
     _, first = bench(*words)
-    monkeypatch.setattr(runner.records, "done", lambda rows, source: set())
+    monkeypatch.setattr(runner.records, "done", lambda rows, source, failed: set())
     _, second = bench(*words)
     assert len(second) == 2 * len(first)
     assert {"commit", "dirty", "code", "device", "torch", "date", "command", "host_load"} <= set(second[0])

@@ -108,7 +108,7 @@ def test_without_rows_nothing_is_claimed(tmp_path: Path) -> None:
     readme = page(tmp_path, *render.BLOCKS)
     assert run(tmp_path, []) == 0
     text = readme.read_text()
-    assert text.count("No such row is recorded yet.") == 13
+    assert text.count("No such row is recorded yet.") == 12
     assert "No row of a GPU is recorded yet" in text
     assert text.count("not trained") == 10
     assert text.count("not counted") == 20
@@ -176,38 +176,12 @@ def test_a_roofline_without_a_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "the results have no row of a GPU" in capsys.readouterr().err
 
 
-def instructions(implementation: str, count: float) -> dict[str, Any]:
-    where = {"implementation": implementation, "kernel": "forward plain", "dtype": "float32", "arch": 90}
-    return {"kind": "instructions", **where, "instructions_per_query_and_head": count, **SOURCE}
-
-
-def test_hits_of_the_first_cache(tmp_path: Path) -> None:
-    where = {"kind": "cache", "case": "odd", "locations": "grid", "dtype": "float32", "idle": 0.0, "wave_bytes": 1e6}
-    how = {
-        "sample": 2,
-        "multiprocessors": 132,
-        "l1_kb": 200,
-        "resident": 4,
-        "dealt": "turn",
-        "l2_bytes": 5e8,
-        "l1_us": 78.8,
-    }
-    rows = [
-        {**where, **how, **SOURCE, "order": order, "hit_rate": hits, "hit_rate_half": hits / 2, "l2_us": us}
-        for order, hits, us in (("rows", 0.5, 200.0), ("hilbert", 0.75, 50.0))
-    ]
-    readme = page(tmp_path, "cache")
-    run(tmp_path, rows)
-    text = readme.read_text()
-    assert "2 of 132 multiprocessors of an H200, 4 programs at once on each, dealt in turn, 200 KB of L1" in text
-    assert "| odd | grid | float32 | rows | 50.0% | 25.0% | 0.0% | 1.00 | 500 | 78.8 | 200 | 200 |" in text
-    assert "| hilbert | 75.0% | 37.5% | 0.0% | 1.00 | 500 | 78.8 | 50.0 | 78.8 |" in text
-    assert "Simulated 2026-01-02 at commit abcdef1" in text
-    plot = tmp_path / "docs" / "plots" / "cache.svg"
-    first = plot.read_bytes()
-    rows[1]["hit_rate"] = 0.8
-    run(tmp_path, rows)
-    assert plot.read_bytes() != first
+def executed(implementation: str, count: float, **changes: Any) -> dict[str, Any]:
+    where = {"implementation": implementation, "call": "forward plain", "kernel": "forward", "dtype": "float32"}
+    numbers = {"warp_instructions": count, "wavefronts": 90.0, "sectors": 256.0, "reductions": 0.0}
+    listed = {"shared_conflicts": 0.0, "ptx": 1000, "sass": 800, "registers": 64, "spilled_bytes": 0}
+    place = {"case": "encoder-400x533", "arch": 90}
+    return {"kind": "executed", **where, **place, **numbers, **listed, **SOURCE, **changes}
 
 
 @pytest.mark.parametrize(
@@ -219,10 +193,22 @@ def test_hits_of_the_first_cache(tmp_path: Path) -> None:
 )
 def test_our_cuda_backend_is_a_fair_stand_in_or_said_not_to_be(tmp_path: Path, ours: float, said: str) -> None:
     readme = page(tmp_path, "instructions")
-    run(tmp_path, [instructions("cuda", ours), instructions("official", 100.0)])
+    run(tmp_path, [executed("cuda", ours), executed("official", 100.0)])
     assert said in readme.read_text()
-    run(tmp_path, [instructions("cuda", ours)])
-    assert "The official kernel's instructions were not measured." in readme.read_text()
+    run(tmp_path, [executed("cuda", ours)])
+    assert "The official kernel's instructions were not counted." in readme.read_text()
+
+
+def test_counts_and_what_they_were_before(tmp_path: Path) -> None:
+    readme = page(tmp_path, "instructions", "before-and-after")
+    rows = [executed("triton", 400.0), executed("triton", 410.0, case="decoder-400x533")]
+    run(tmp_path, rows)
+    text = readme.read_text()
+    assert "| triton | forward plain | forward | 400 / - / - | 90.0 / - / - |" in text
+    assert "**decoder-400x533**" in text
+    assert "No count has changed since the first that were recorded." in text
+    run(tmp_path, [*rows, executed("triton", 300.0, date="2026-02-03T00:00:00+00:00")])
+    assert "| forward plain | forward | 400 to 300 | 90.0 to 90.0 |" in readme.read_text()
 
 
 def test_detectors_counted_measured_and_trained(tmp_path: Path) -> None:

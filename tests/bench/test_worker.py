@@ -1,6 +1,7 @@
 """One implementation measured beside a baseline: what is wrong gets no speed, what is slower is seen to be."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -77,6 +78,11 @@ def test_a_right_one_gets_its_numbers() -> None:
         assert row["bytes_per_second"] is None  # no GPU
         assert (row["saved_mb"] is None) == (row["direction"] == "forward")
         assert row["shape"] == {"B": 1, "Q": 7, "S": 36, "H": 2, "D": 4, "L": 2, "P": 4}
+
+
+def test_rows_say_what_is_set_during_the_backward() -> None:
+    rows = rows_of(replace(variant("other"), setting="fill=False"), functions=FUNCTIONS[:1])
+    assert [row["setting"] for row in rows] == [None, "fill=False", "fill=False"]
 
 
 def test_the_baseline_is_no_ratio_of_itself() -> None:

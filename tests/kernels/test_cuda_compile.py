@@ -269,6 +269,27 @@ def test_why_nothing_can_be_compiled(
         nvrtc.cubin("sm_90", FLOAT32)
 
 
+@needs_compiler
+@pytest.mark.parametrize(
+    ("version", "enough"),
+    [
+        *(("0.1.1", False), ("0.4.2", False), ("0.4.10", False), ("0.5.0", True), ("0.10.0", True), ("1.2.2", True)),
+        *(("0.5", True), ("0.5.0rc1", True), ("1.3.0.dev12+gabc", True), ("0", False), ("unknown", True)),
+    ],
+)
+def test_an_old_cuda_core_is_a_sentence(version: str, enough: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The names that are imported from `cuda.core` came there with 0.5; an older one has them under `experimental`."""
+    import cuda.core
+
+    monkeypatch.setattr(cuda.core, "__version__", version)
+    reason = nvrtc._compiler_unavailable()
+    assert (reason is None) == enough
+    if not enough:
+        assert f"cuda.core: expected version 0.5 or newer, got {version};" in str(reason)
+        with pytest.raises(RuntimeError, match=r"cannot compile for sm_90: cuda\.core: expected version 0\.5"):
+            nvrtc.cubin("sm_90", FLOAT32)
+
+
 def test_importing_costs_neither_torch_nor_cuda() -> None:
     code = "import sys, msdeform.kernels.cuda.compile; print('torch' in sys.modules, 'cuda.core' in sys.modules)"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -1,74 +1,55 @@
-"""The CUDA kernels' numbers: on the device where there is one, and everywhere else through the host's C++ compiler.
+"""The CUDA kernels' numbers: on the device where there is one, and everywhere else by executing NVRTC's PTX on the CPU.
 
-``cuda_on_host/emulate.cpp`` runs the very source file on a CPU, lane by lane, and the real launcher computes what it
-is given (grid, block, pointers, strides). That proves arithmetic and indexing. It does not prove the device run:
-atomics between threads and the device's compiler stay unproved without a GPU.
+The real launcher computes what the kernels are given (grid, block, pointers, strides). Executing proves arithmetic,
+indices, shuffles and every access to memory. It does not prove the machine code that is made of the PTX, nor the order
+of memory between threads: for that it takes a device.
 """
 
-import ctypes
 import math
-import shutil
-import subprocess
-from collections.abc import Callable
+import struct
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from msdeform.bench.ptx import nvrtc as executed
+from msdeform.bench.ptx.machine import Program, execute
+from msdeform.bench.ptx.memory import Allocation, Memory
+from msdeform.bench.ptx.parse import parse
 from msdeform.kernels import contract, reference
 from msdeform.kernels.cuda import compile as nvrtc
 from msdeform.kernels.cuda import launch
 from msdeform.kernels.tolerances import compare
 
 F64, F32, F16, BF16 = torch.float64, torch.float32, torch.float16, torch.bfloat16
-SHIM = Path(__file__).parent / "cuda_on_host"
 NAN, INF = math.nan, math.inf
 
 
-@pytest.fixture(scope="session")
-def host_kernels(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., nvrtc.Kernels]:
-    """Stands in for ``compile.kernels``: the same source through the host's compiler."""
-    compiler = shutil.which("g++") or shutil.which("clang++")
-    if compiler is None:
-        pytest.skip("needs a C++ compiler (g++ or clang++) to run the CUDA source on the host")
-    folder = tmp_path_factory.mktemp("cuda_on_host")
-    built: dict[nvrtc.Dtypes, nvrtc.Kernels] = {}
-
-    def kernels(device: int | None, dtypes: nvrtc.Dtypes) -> nvrtc.Kernels:
-        if dtypes not in built:
-            library = folder / f"{'-'.join(dtypes)}.so"
-            macros = dict(nvrtc._options("sm_90", dtypes)["define_macro"])
-            flags = [f"-D{name}={value}" for name, value in macros.items()]
-            sources = [f'-DMSDA_SOURCE="{nvrtc.SOURCE}"', str(SHIM / "emulate.cpp"), "-o", str(library)]
-            options = ["-std=c++17", "-O1", "-shared", "-fPIC", f"-I{SHIM}"]
-            subprocess.run([compiler, *options, *flags, *sources], check=True)
-            loaded = ctypes.CDLL(str(library))
-            loaded.run_forward.library = loaded
-            built[dtypes] = nvrtc.Kernels(loaded.run_forward, loaded.run_backward)
-        return built[dtypes]
-
-    return kernels
+@pytest.fixture
+def host() -> Iterator[str]:
+    """Inside, the kernels are executed on the CPU."""
+    if (reason := nvrtc._compiler_unavailable()) is not None:
+        pytest.skip(reason)
+    with executed.executing():
+        yield "cpu"
 
 
-def emulate(kernel: Any, _device: torch.device, *, rows: int, block: tuple[int, int], arguments: tuple) -> None:
-    packed = (ctypes.c_int64 * len(arguments))(*arguments)
-    blocks = ctypes.c_int64(-(-rows // block[1]))
-    kernel(packed, ctypes.c_int64(len(arguments)), blocks, ctypes.c_uint(block[0]), ctypes.c_uint(block[1]))
-
-
-@pytest.fixture(params=["host", pytest.param("device", marks=pytest.mark.gpu)])
-def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+@pytest.fixture(
+    params=[
+        pytest.param("executed", marks=pytest.mark.compiled),
+        pytest.param("device", marks=pytest.mark.gpu),
+    ]
+)
+def device(request: pytest.FixtureRequest) -> str:
     """Where the kernels of a test run: the tensors' device."""
-    if request.param == "device":
-        if (reason := nvrtc.unavailable()) is not None:
-            pytest.skip(reason)
-        return "cuda"
-    monkeypatch.setattr(launch, "kernels", request.getfixturevalue("host_kernels"))
-    monkeypatch.setattr(launch, "_launch", emulate)
-    return "cpu"
+    if request.param == "executed":
+        return str(request.getfixturevalue("host"))
+    if (reason := nvrtc.unavailable()) is not None:
+        pytest.skip(reason)
+    return "cuda"
 
 
 def make(
@@ -216,6 +197,7 @@ def test_reads_nothing_beyond_value(device: str) -> None:
     assert all(t.isfinite().all() for t in (output, *gradients))
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize(
     ("sizes", "stride"),
     [
@@ -223,16 +205,8 @@ def test_reads_nothing_beyond_value(device: str) -> None:
         (((50_000, 50_001),), 1),  # more pixels than 31 bits count
     ],
 )
-def test_addresses_past_two_to_the_31(
-    host_kernels: Callable[..., nvrtc.Kernels],
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    sizes: contract.Sizes,
-    stride: int,
-) -> None:
-    """On the host alone: a sparse file stands in for the memory."""
-    monkeypatch.setattr(launch, "kernels", host_kernels)
-    monkeypatch.setattr(launch, "_launch", emulate)
+def test_addresses_past_two_to_the_31(host: str, tmp_path: Path, sizes: contract.Sizes, stride: int) -> None:
+    """On the CPU alone: a sparse file stands in for the memory."""
     ((h, w),) = sizes
     S, last = h * w, torch.tensor([w - 1.25, h - 1.25])
     sparse = np.memmap(tmp_path / "value", np.float16, mode="w+", shape=((S - 1) * stride + 1,))
@@ -257,12 +231,26 @@ def test_addresses_past_two_to_the_31(
     assert results[0][0].item() == 3.25
 
 
-def test_division_of_row_numbers(host_kernels: Callable[..., nvrtc.Kernels]) -> None:
-    library = host_kernels(None, nvrtc.Dtypes("float32", "float32", "float32")).forward.library
-    answer = (ctypes.c_int64 * 2)()
-    for a, b in ((7, 3), (2**31 - 1, 8), (2**31, 8), (5 * 2**31 + 7, 300), (2**40, 2**33 + 1)):
-        library.run_divide(ctypes.c_int64(a), ctypes.c_int64(b), answer)
-        assert tuple(answer) == divmod(a, b)
+@pytest.mark.compiled
+def test_division_of_row_numbers(host: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of more rows than any test can run: the function alone."""
+    kernel = """
+extern "C" __global__ void divide_kernel(const int64* numbers, int64* answers) {
+    int64 remainder;
+    answers[2 * threadIdx.x] = divide(numbers[2 * threadIdx.x], numbers[2 * threadIdx.x + 1], remainder);
+    answers[2 * threadIdx.x + 1] = remainder;
+}
+"""
+    source = tmp_path / "divide.cu"
+    source.write_text(nvrtc.SOURCE.read_text() + kernel)
+    monkeypatch.setattr(nvrtc, "SOURCE", source)
+    ptx = executed.compile_ptx(90, nvrtc.Dtypes("float32", "float32", "float32"))
+    pairs = np.array([(7, 3), (2**31 - 1, 8), (2**31, 8), (5 * 2**31 + 7, 300), (2**40, 2**33 + 1)])
+    answers = np.zeros_like(pairs)
+    allocations = [Allocation("numbers", pairs.ctypes.data, 80), Allocation("answers", answers.ctypes.data, 80)]
+    parameters = {f"divide_kernel_param_{k}": struct.pack("<Q", a.start) for k, a in enumerate(allocations)}
+    execute(Program(parse(ptx, "divide_kernel")), (1,), (5,), parameters, Memory(allocations))
+    assert answers.tolist() == [list(divmod(a, b)) for a, b in pairs.tolist()]
 
 
 @pytest.mark.parametrize("coordinate", [0, 1])

@@ -38,7 +38,6 @@ def test_help_lists_every_command_in_a_line_each() -> None:
         "data show",
         "data synth",
         "bench",
-        "bench cache",
         "bench compare",
         "bench dispatch",
         "bench explain",
@@ -88,7 +87,7 @@ def test_every_command_is_where_it_is_said_to_be(name: str) -> None:
         (["qqq"], "unknown command 'qqq'; msdeform --help lists the commands"),
         (
             ["bench", "comapre", "a"],
-            "'bench' is followed by cache or compare or dispatch or explain or instructions or model or render or "
+            "'bench' is followed by compare or dispatch or explain or instructions or model or render or "
             "roofline or seeds or training; got 'bench comapre'",
         ),
         (["version", "now"], "version: takes no arguments, got now"),

@@ -1,0 +1,60 @@
+"""What a compiler and an assembler made of a kernel: how long its listings are, its registers, and what it spills."""
+
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+_PTX = re.compile(r"^\s*(?:\{\s*)?(?:@!?%\w+\s+)?(?!\.)[a-z][a-z0-9_.:]*(?:\s[^;]*)?;", re.MULTILINE)
+_SASS = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?(?!NOP\b)[A-Z][A-Z0-9_.]*")
+
+
+class Listing(NamedTuple):
+    """Of one kernel."""
+
+    ptx: int
+    """instructions in PTX"""
+    sass: int
+    """machine instructions, without the idle ones that pad the end"""
+    registers: int
+    """of a thread"""
+    spilled_bytes: int
+    """of local memory, of a thread"""
+
+
+def listing(ptx: str, name: str, cubin: bytes | None = None) -> Listing:
+    """The listing of the kernel called `name`; the PTX is assembled for its own target by Triton's assembler where no
+    machine code is given."""
+    body = re.search(rf"\.entry\s+{re.escape(name)}\b.*?\n\}}", ptx, re.DOTALL)
+    if body is None:
+        raise ValueError(f"kernel {name}: not in this PTX")
+    with tempfile.TemporaryDirectory() as folder:
+        machine = Path(folder, "kernel.cubin")
+        if cubin is not None:
+            machine.write_bytes(cubin)
+        else:
+            source = Path(folder, "kernel.ptx")
+            source.write_text(ptx)
+            target = re.search(r"\.target\s+(\w+)", ptx)
+            assert target is not None
+            _tool("ptxas", f"--gpu-name={target[1]}", str(source), "-o", str(machine))
+        usage, code = _tool("cuobjdump", "-res-usage", str(machine)), _tool("nvdisasm", "-c", str(machine))
+    of = re.search(rf"Function {re.escape(name)}:\s*\n(.*)", usage)
+    numbers = {key: int(count) for key, count in re.findall(r"(REG|STACK|LOCAL):(\d+)", of[1] if of else "")}
+    sections = re.split(r"//-+ \.text\.(\S+)", code)
+    text = dict(zip(sections[1::2], sections[2::2], strict=True))[name]
+    return Listing(
+        ptx=len(_PTX.findall(body[0])),
+        sass=len(_SASS.findall(text)),
+        registers=numbers["REG"],
+        spilled_bytes=numbers["STACK"] + numbers["LOCAL"],
+    )
+
+
+def _tool(name: str, *arguments: str) -> str:
+    """What one of the tools in Triton's wheel prints."""
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
+    return subprocess.run([tool, *arguments], check=True, capture_output=True, text=True).stdout

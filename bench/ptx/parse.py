@@ -1,0 +1,185 @@
+"""PTX text to a kernel: parameters, instructions, labels, registers and shared memory.
+
+Only the form is read here; what an instruction does is in :mod:`.decode`.
+"""
+
+import re
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+
+WIDTHS = {"pred": 0, "8": 1, "16": 2, "32": 4, "64": 8, "128": 16}
+"""bytes of a register or a parameter, by the digits of its type; 0 is a predicate"""
+
+_LABEL = re.compile(r"^\s*([$\w]+):(?!:)")
+_PREDICATE = re.compile(r"^@\s*(!?)([%\w$.]+)\s+")
+_OPERAND = re.compile(r"\{[^}]*\}|\[[^\]]*\]|[^,\s{\[]+(?:\s*[|+]\s*[^,\s]+)?")
+_LOCATION = re.compile(r"^\s*\.loc\s.*?//\s*(\S+?:\d+)")
+_PARAMETER = re.compile(r"\.param\s+(?:\.align\s+\d+\s+)?\.(\w+)[^,()]*?(\w+_param_\d+)(?:\[(\d+)\])?")
+_REGISTERS = re.compile(r"^\.reg\s*\.(\w+)\s+(.+)$")
+_SHARED = re.compile(r"\.shared\s+(?:\.align\s+(\d+)\s+)?\.[busf](\d+)\s+([$\w]+)(\[(\d*)\])?")
+
+
+class Fault(Exception):
+    """What is wrong with a kernel, in one sentence: kernel, program, instruction, and what happened."""
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One instruction; `operands` are its tokens, a vector or an address with its brackets."""
+
+    text: str
+    opcode: str
+    operands: tuple[str, ...]
+    predicate: str | None
+    negated: bool
+    source: str
+    """where in the Python or CUDA source it comes from, as file:line, or nothing"""
+
+
+@dataclass
+class Kernel:
+    """A parsed kernel."""
+
+    name: str
+    parameters: dict[str, tuple[str, int]] = field(default_factory=dict)
+    """type and bytes, by name, in order"""
+    instructions: list[Instruction] = field(default_factory=list)
+    labels: dict[str, int] = field(default_factory=dict)
+    shared: dict[str, int] = field(default_factory=dict)
+    """where in a program's shared memory a symbol is"""
+    shared_bytes: int = 0
+    """of shared memory with a size in the text; what the launch adds comes behind"""
+    registers: list[int] = field(default_factory=list)
+    """bytes of each register, by the number that `numbers` gives it"""
+    numbers: dict[str, int] = field(default_factory=dict)
+    _families: dict[str, int] = field(default_factory=dict)
+
+    def register(self, name: str) -> int | None:
+        """A register's number, or None if no register has that name."""
+        if name not in self.numbers:
+            family = name.rstrip("0123456789")
+            if family == name or family not in self._families:
+                return None
+            self.numbers[name] = len(self.registers)
+            self.registers.append(self._families[family])
+        return self.numbers[name]
+
+    @cached_property
+    def read_registers(self) -> set[str]:
+        """The names of all registers that some instruction reads."""
+        tokens = []
+        for instruction in self.instructions:
+            first, *rest = (*instruction.operands, "")
+            tokens += [*rest, instruction.predicate or "", first if first.startswith("[") else ""]
+        return set(re.findall(r"[%\w$.]+", " ".join(tokens)))
+
+    @cached_property
+    def set_registers(self) -> set[str]:
+        """The names of all registers that some instruction sets."""
+        return set(re.findall(r"[%\w$.]+", " ".join(i.operands[0] for i in self.instructions if i.operands)))
+
+    def declare(self, declaration: str) -> None:
+        """Take in the line of a ``.reg``."""
+        match = _REGISTERS.match(declaration)
+        if match is None:
+            raise Fault(f"{self.name}: cannot read the declaration {declaration!r}")
+        kind, names = match.groups()
+        width = WIDTHS[kind.lstrip("busf")] if kind != "pred" else 0
+        for name in names.split(","):
+            family, _, count = name.strip().partition("<")
+            if count:
+                self._families[family] = width
+            else:
+                self.numbers[family] = len(self.registers)
+                self.registers.append(width)
+
+    def share(self, line: str) -> None:
+        """Take in the declaration of a symbol in shared memory."""
+        match = _SHARED.search(line)
+        if match is None:
+            raise Fault(f"{self.name}: cannot read the declaration {line!r}")
+        align, bits, name, array, count = match.groups()
+        if array and not count:  # its size comes with the launch
+            self.shared[name] = -1
+            return
+        align = int(align or 1)
+        self.shared[name] = -(-self.shared_bytes // align) * align
+        self.shared_bytes = self.shared[name] + int(bits) // 8 * int(count or 1)
+
+
+@lru_cache(maxsize=512)
+def parse(ptx: str, name: str | None = None) -> Kernel:
+    """The kernel of this name, or the only one.
+
+    Raises:
+        Fault: the text has no such kernel, or a line that cannot be read.
+    """
+    entry = re.search(r"\.entry\s+(" + (re.escape(name) if name else r"[$\w]+") + r")\s*\(", ptx)
+    if entry is None:
+        raise Fault(f"the PTX has no kernel {name or ''}".rstrip())
+    kernel = Kernel(entry[1])
+    begin = ptx.index("{", ptx.index(")", entry.end()))
+    for kind, parameter, count in _PARAMETER.findall(ptx, entry.end(), begin):
+        digits = kind.lstrip("busf")
+        kernel.parameters[parameter] = (kind, WIDTHS[digits] * int(count or 1))
+    for line in ptx[: entry.start()].splitlines():
+        if ".shared" in line:
+            kernel.share(line)
+    _read_body(kernel, ptx[begin + 1 :])
+    # a launch's own shared memory lies behind what has a size
+    behind = -(-kernel.shared_bytes // 16) * 16
+    kernel.shared = {symbol: behind if at < 0 else at for symbol, at in kernel.shared.items()}
+    return kernel
+
+
+def _read_body(kernel: Kernel, body: str) -> None:
+    depth, source, pending = 1, "", ""
+    local: dict[str, str] = {}  # names that a block declares for itself, and what they are called here
+    for line in body.splitlines():
+        if match := _LOCATION.match(line):
+            source = match[1]
+        text = line.split("//")[0].strip()
+        if text.startswith((".loc", ".file", ".pragma")):
+            continue
+        pending = f"{pending} {text}".strip()
+        while pending:
+            if pending[0] in "{}":
+                depth += 1 if pending[0] == "{" else -1
+                pending = pending[1:].lstrip()
+                if depth == 0:
+                    return
+                if depth == 1:
+                    local.clear()
+                continue
+            if match := _LABEL.match(pending):
+                kernel.labels[match[1]] = len(kernel.instructions)
+                pending = pending[match.end() :].lstrip()
+                continue
+            statement, semicolon, rest = pending.partition(";")
+            if not semicolon:
+                break
+            pending = rest.strip()
+            statement = " ".join(statement.split())
+            if statement.startswith(".reg") and depth > 1:
+                kind, names = _REGISTERS.match(statement).groups()  # type: ignore[union-attr]
+                local |= {name: f"{name}.{len(kernel.registers)}" for name in names.replace(" ", "").split(",")}
+                kernel.declare(f".reg .{kind} {', '.join(local[n] for n in names.replace(' ', '').split(','))}")
+            else:
+                for name, own in local.items():
+                    statement = re.sub(rf"(?<![%\w$.]){re.escape(name)}(?![\w$.])", own, statement)
+                _read_statement(kernel, statement, source)
+
+
+def _read_statement(kernel: Kernel, statement: str, source: str) -> None:
+    if statement.startswith(".reg"):
+        kernel.declare(statement)
+    elif statement.startswith("."):
+        if ".shared" in statement:
+            kernel.share(statement)
+    else:
+        predicate = _PREDICATE.match(statement)
+        rest = statement[predicate.end() :] if predicate else statement
+        opcode, _, operands = rest.partition(" ")
+        tokens = tuple(token.strip() for token in _OPERAND.findall(operands))
+        guard, negated = (predicate[2], bool(predicate[1])) if predicate else (None, False)
+        kernel.instructions.append(Instruction(statement, opcode, tokens, guard, negated, source))
