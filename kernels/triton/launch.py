@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 import torch
 import triton.language as tl
 from torch import Tensor
+from triton import knobs
+from triton.runtime.driver import driver
 
 from .backend import interpreting
 from .backward_atomic import backward_kernel
@@ -115,19 +117,27 @@ class Launch:
 
     def __call__(self, levels: Levels, *tensors: Tensor | None) -> None:
         if self.levels is not None:
-            levels = self.levels
-        start = 0
+            levels, start = self.levels, 0
+        else:
+            start = levels.data_ptr()  # type: ignore[union-attr]
         for tensor in tensors:
             if tensor is not None:
                 start |= tensor.data_ptr()
-        if self.compiled is not None and not start & 15:
-            self.compiled(levels, *tensors, *self.constants)
-            return
-        compiled = self.kernel[self.grid](levels, *tensors, *self.numbers, **self.keywords)
-        if compiled is not None and not start & 15:
-            names = self.kernel.arg_names
-            self.constants = (*self.numbers, *(self.keywords[name] for name in names if name in self.keywords))
-            self.compiled = compiled[self.grid]
+        kept = self.compiled
+        if kept is None or start & 15:
+            compiled = self.kernel[self.grid](levels, *tensors, *self.numbers, **self.keywords)
+            if compiled is not None and not start & 15:
+                names = self.kernel.arg_names
+                # all parameters in their order, those that are compiled in too
+                self.rest = (*self.numbers, *(self.keywords[name] for name in names if name in self.keywords))
+                self.compiled = compiled
+        elif knobs.runtime.launch_enter_hook.calls or knobs.runtime.launch_exit_hook.calls:  # a profiler's
+            kept[self.grid](levels, *tensors, *self.rest)
+        else:  # what the line above comes to, in a quarter of the time
+            active = driver.active
+            stream = active.get_current_stream(active.get_current_device())
+            packed = kept.packed_metadata
+            kept.run(*self.grid, stream, kept.function, packed, None, None, None, levels, *tensors, *self.rest)
 
 
 def prepare_forward(levels: Levels, tensors: Tensors) -> Callable[[Levels, Tensors], Tensor]:
