@@ -156,7 +156,7 @@ def prepare_forward(levels: Levels, tensors: Tensors) -> Callable[[Levels, Tenso
     numbers = (*_sizes(call), value.stride(0), value.stride(2), *_point_strides(call))
     grids = [(-(-Q // parameters["BLOCK_Q"]), H, min(B - b, _MOST_PROGRAMS)) for b in range(0, B, _MOST_PROGRAMS)]
     launches = [Launch(forward_kernel, grid, levels, numbers, parameters, options) for grid in grids]
-    pairs, fused, whole = parameters["PAIRS"], references is not None, len(launches) == 1
+    pairs, fused, whole, only = parameters["PAIRS"], references is not None, len(launches) == 1, launches[0]
 
     def run(levels: Levels, tensors: Tensors) -> Tensor:
         if copies:
@@ -169,11 +169,11 @@ def prepare_forward(levels: Levels, tensors: Tensors) -> Callable[[Levels, Tenso
         if pairs and value.data_ptr() % 4:
             return prepare_forward(levels, tensors)(levels, tensors)
         output = value.new_empty(shape, dtype=stored)
-        with device_of(value):
-            if whole:
-                launches[0](levels, value, points, weights, references, output)
-            else:  # a batch that no grid holds
-                for i, launch in enumerate(launches):
+        if whole and on_current_device(value):
+            only(levels, value, points, weights, references, output)
+        else:
+            with device_of(value):
+                for i, launch in enumerate(launches):  # several for a batch that no grid holds
                     part = slice(i * _MOST_PROGRAMS, (i + 1) * _MOST_PROGRAMS)
                     every = (value, points, weights, references, output)
                     launch(levels, *(None if t is None else t[part] for t in every))
@@ -580,10 +580,13 @@ def stored_dtype(tensor: Tensor) -> torch.dtype:
 
 def device_of(value: Tensor) -> Any:
     """Launch on value's device; Triton launches on the current one."""
+    return _HERE if on_current_device(value) else torch.cuda.device(value.get_device())
+
+
+def on_current_device(value: Tensor) -> bool:
+    """As nearly always: entering a device takes longer."""
     index = value.get_device()
-    if index < 0 or index == torch.cuda.current_device():  # as nearly always: entering a device takes longer
-        return _HERE
-    return torch.cuda.device(index)
+    return index < 0 or index == torch.cuda.current_device()
 
 
 def _whole_span(tensor: Tensor) -> int:
