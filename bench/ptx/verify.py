@@ -5,7 +5,6 @@ Each Triton kernel, both functions, both backwards and every dtype, in a minute 
 executed, and every access to memory checked; the step from PTX to machine code and concurrency are a device's to show.
 """
 
-import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -15,8 +14,9 @@ from unittest import mock
 import torch
 from torch import Tensor
 
+from ...kernels.arguments import Parser, architecture
 from ...kernels.tolerances import Comparison, compare
-from ...kernels.triton import launch, tuning
+from ...kernels.triton import launch
 from ...kernels.verify import DTYPES, Case, evaluate, make_inputs
 from .parse import Fault
 from .triton_driver import executing
@@ -46,6 +46,7 @@ def check(case: Case, method: str, arch: int) -> Iterator[tuple[str, Comparison]
     results = call(case.sizes, (value, *small), grad_output, method, arch=arch)
     for name, result in zip(truth, results, strict=True):
         compute = torch.float64 if case.dtype is torch.float64 else torch.float32
+        assert result is not None
         yield name, compare(result, truth[name], compute, gradient=name != "output")
 
 
@@ -56,29 +57,23 @@ def call(
     method: str,
     *,
     needs: tuple[bool, ...] | None = None,
+    by_value: bool = True,
     arch: int = 90,
     **options: Any,
-) -> list[Tensor]:
+) -> list[Tensor | None]:
     """Output and gradients of one call, plain for three tensors and fused for four, by executed code.
 
     Args:
         sizes, tensors: of :mod:`...kernels.contract`, value first.
         method: "atomics" or "cells".
-        needs: which gradients to make; all if None.
+        needs: which gradients to make; all if None. The others are None.
+        by_value: whether level sizes go to the kernels as numbers, as Python ints do, or as a tensor.
         arch, options: of :func:`.triton_driver.executing`.
     """
-    value, *small = tensors
-    levels = torch.tensor(sizes)
-    forward, backward = (
-        (launch.forward, launch.backward) if len(small) == 2 else (launch.fused_forward, launch.fused_backward)
-    )
-    with (
-        mock.patch.object(tuning, "arch_of", return_value=arch),
-        mock.patch.object(launch, "backward_method", method),
-        executing(arch, **options),
-    ):
-        output = forward(value, levels, *small)
-        return [output, *backward(grad_output, value, levels, *small, needs or (True,) * len(tensors))]
+    levels = tuple(size for pair in sizes for size in pair) if by_value else torch.tensor(sizes)
+    with mock.patch.object(launch, "backward_method", method), executing(arch, **options):
+        output = launch.forward(levels, tensors)
+        return [output, *launch.backward(grad_output, levels, tensors, needs or (True,) * len(tensors))]
 
 
 def run(arch: int, chosen: Sequence[Case]) -> bool:
@@ -104,8 +99,10 @@ def run(arch: int, chosen: Sequence[Case]) -> bool:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns 0 if every error is within its bound and no kernel faults, 1 otherwise."""
-    parser = argparse.ArgumentParser(prog="msdeform verify --compiled", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--arch", type=int, default=90, choices=(80, 86, 89, 90, 100, 120), help="as in sm_90")
+    parser = Parser(prog="msdeform verify --compiled", description="\n".join(__doc__.splitlines()[2:]))
+    parser.add_argument(
+        "--arch", type=lambda text: architecture(text.removeprefix("sm_")), default=90, help="such as sm_90, the default"
+    )
     parser.add_argument("--dtype", choices=DTYPES, help="of value; every dtype by default")
     options = parser.parse_args(argv)
     chosen = [case for case in cases() if options.dtype is None or case.dtype is DTYPES[options.dtype]]
