@@ -366,7 +366,11 @@ _INTEGER_FUNCTIONS: dict[str, tuple[int, Callable[..., Any]]] = {
     "not": (1, np.invert),
     "cnot": (1, lambda x: (x == 0).astype(x.dtype)),
 }
-_PREDICATE_FUNCTIONS = {"and": (2, np.logical_and), "or": (2, np.logical_or), "xor": (2, np.logical_xor)}
+_PREDICATE_FUNCTIONS: dict[str, tuple[int, Callable[..., Any]]] = {
+    "and": (2, np.logical_and),
+    "or": (2, np.logical_or),
+    "xor": (2, np.logical_xor),
+}
 _PREDICATE_FUNCTIONS |= {"not": (1, np.logical_not)}
 
 _COMPARE: dict[str, Callable[..., Any]] = {
@@ -874,7 +878,7 @@ def _shuffle(kernel: Kernel, instruction: Instruction, parts: list[str]) -> Run:
     return run
 
 
-def _over_members(state: "State", lanes: Lanes, values: Array, mask: Any, function: Callable[[Array], Array]) -> Array:
+def _over_members(state: "State", lanes: Lanes, values: Array, mask: Any, function: Callable[[Array], Any]) -> Array:
     """`function` over axis 1 of (warps, 32) `values`, whose lanes of `mask` take part; the result for every lane."""
     if lanes is None and np.ndim(mask) == 0 and mask == np.uint32(0xFFFFFFFF):
         return np.repeat(function(values.reshape(-1, 32)), 32)
@@ -892,7 +896,7 @@ def _over_members(state: "State", lanes: Lanes, values: Array, mask: Any, functi
 
 def _vote(kernel: Kernel, instruction: Instruction, parts: list[str]) -> Run:
     mode = parts[2]
-    functions: dict[str, Callable[[Array], Array]] = {
+    functions: dict[str, Callable[[Array], Any]] = {
         "all": lambda x: x.all(1),
         "any": lambda x: x.any(1),
         "uni": lambda x: x.all(1) | ~x.any(1),

@@ -7,7 +7,7 @@ executed, and every access to memory checked; the step from PTX to machine code 
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 from unittest import mock
@@ -69,9 +69,10 @@ def call(
     """
     value, *small = tensors
     levels = torch.tensor(sizes)
-    forward, backward = (
-        (launch.forward, launch.backward) if len(small) == 2 else (launch.fused_forward, launch.fused_backward)
-    )
+    calls: tuple[Callable[..., Tensor], Callable[..., tuple[Tensor, ...]]] = (launch.forward, launch.backward)
+    if len(small) == 3:
+        calls = (launch.fused_forward, launch.fused_backward)
+    forward, backward = calls
     with (
         mock.patch.object(tuning, "arch_of", return_value=arch),
         mock.patch.object(launch, "backward_method", method),

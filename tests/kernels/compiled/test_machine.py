@@ -223,6 +223,10 @@ def test_atomics_add_up_over_programs() -> None:
     target = np.zeros(4, np.float32)
     run(f"red.global.add.v4.f32 [%rd2], {{{', '.join([bits(1.0)] * 4)}}};", target=target, programs=3)
     assert (target == 96).all()
+    # each addition is rounded: 256 + 1 is 256 in bfloat16
+    halves = np.full(1, 0x43800000, np.uint32)
+    run("red.global.add.noftz.bf16x2 [%rd2], 0x3f803f80;", target=halves)
+    assert halves.item() == 0x43804200, "256 and 32"
 
 
 def test_counters() -> None:
