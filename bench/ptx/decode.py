@@ -370,8 +370,8 @@ _PREDICATE_FUNCTIONS: dict[str, tuple[int, Callable[..., Any]]] = {
     "and": (2, np.logical_and),
     "or": (2, np.logical_or),
     "xor": (2, np.logical_xor),
+    "not": (1, np.logical_not),
 }
-_PREDICATE_FUNCTIONS |= {"not": (1, np.logical_not)}
 
 _COMPARE: dict[str, Callable[..., Any]] = {
     "eq": np.equal,
@@ -579,12 +579,12 @@ def _select(kernel: Kernel, instruction: Instruction, parts: list[str]) -> Run:
 
     def run(state: "State", lanes: Lanes) -> None:
         chosen = condition(state, lanes)
-        undefined, state.undefined = state.undefined, None
+        undefined = state.take_undefined()
         first = x(state, lanes)
-        of_first, state.undefined = state.undefined, None
+        of_first = state.take_undefined()
         second = y(state, lanes)
         # what is not chosen may be undefined
-        for lost, where in ((of_first, chosen), (state.undefined, ~chosen)):
+        for lost, where in ((of_first, chosen), (state.take_undefined(), ~chosen)):
             if lost is not None:
                 undefined = lost & where if undefined is None else undefined | (lost & where)
         state.undefined = undefined

@@ -102,6 +102,11 @@ class State:
                 self.undefined = missing if self.undefined is None else self.undefined | missing
         return values
 
+    def take_undefined(self) -> NDArray[np.bool_] | None:
+        """Which lanes have read what was never set since this was last asked."""
+        undefined, self.undefined = self.undefined, None
+        return undefined
+
     def require_defined(self, what: str) -> None:
         """Raises Problem where a lane has read a register that nothing was written to."""
         if self.undefined is not None:
