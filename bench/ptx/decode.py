@@ -522,7 +522,14 @@ def _bits(kernel: Kernel, instruction: Instruction, parts: list[str]) -> Run:
     if len(parts) != 2:
         raise Unknown
     kinds, function = forms[name]
-    return _apply(kernel, instruction.operands, kinds, function)
+    operands = instruction.operands
+    if name == "prmt" and operands[3].rstrip("U").startswith("0x"):
+        # an operand of which no byte is taken may be a register that nothing sets
+        taken = {int(digit, 16) & 7 for digit in operands[3].rstrip("U")[2:].zfill(4)}
+        x = operands[1] if taken & {0, 1, 2, 3} else "0"
+        y = operands[2] if taken & {4, 5, 6, 7} else "0"
+        operands = (operands[0], x, y, operands[3])
+    return _apply(kernel, operands, kinds, function)
 
 
 def _funnel_shift(kernel: Kernel, instruction: Instruction, parts: list[str]) -> Run:
