@@ -33,6 +33,8 @@ _MOST_ALIKE = 8  # encoder and decoder, with and without gradients
 # (function, backend, sizes or None if a tensor) -> guards of the calls kept, and how to make them
 _kept: dict[tuple[Any, ...], list[tuple[Callable[..., bool], Direct]]] = {}
 _plain_keys: dict[bool, tuple[int, ...]] = {}
+# of each function the last sizes and their key: layers of a model hand on one tuple
+_last: dict[bool, tuple[object, tuple[Any, ...]]] = {}
 
 
 def find(
@@ -118,7 +120,8 @@ def _prepare(operator: Operator, sizes: Sizes, shapes: Tensor | None, tensors: t
     prepared = _Prepared(operator, sizes, shapes, tensors)
     # the guard compares requires_grad as it is where gradients are on, and takes it for False where they are off
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
-        apply = _Attention.apply
+        # without what Function.apply does for functorch's transforms, in which no call comes here
+        apply = super(torch.autograd.Function, _Attention).apply
         return lambda shapes, tensors: apply(prepared, shapes, *tensors)
     run, levels = prepared.run, prepared.levels
     if levels is not None:
@@ -193,6 +196,9 @@ def _key(fused: bool, setting: str, spatial_shapes: SpatialShapes, level_start_i
         return fused, setting, None
     if level_start_index is not None and not (isinstance(level_start_index, Tensor) and level_start_index.is_cuda):
         return None  # the host can see whether it contradicts the sizes
+    last = _last.get(fused)
+    if last is not None and last[0] is spatial_shapes and last[1][1] == setting:
+        return last[1]
     try:
         for h, w in spatial_shapes:
             if type(h) is not int or type(w) is not int:  # 4.0 is a key like 4, and an error
@@ -200,9 +206,10 @@ def _key(fused: bool, setting: str, spatial_shapes: SpatialShapes, level_start_i
         if type(spatial_shapes) is not tuple:
             spatial_shapes = tuple((h, w) for h, w in spatial_shapes)
         key = fused, setting, spatial_shapes
-        hash(key)
+        hash(key)  # tuples throughout: nothing in it can change
     except (TypeError, ValueError):  # not pairs: the checks say so
         return None
+    _last[fused] = spatial_shapes, key
     return key
 
 

@@ -89,7 +89,7 @@ def _too_old(version: str) -> str | None:
     if numbers is None or tuple(int(number or 0) for number in numbers.groups()) >= _OLDEST:
         return None
     oldest = ".".join(map(str, _OLDEST))
-    return f"cuda.core: expected version {oldest} or newer, got {version}; pip install --upgrade 'cuda-core[cu13]' brings it"
+    return f"cuda.core: expected version {oldest} or newer, got {version} (pip install --upgrade 'cuda-core[cu13]')"
 
 
 def kernels(device: int, dtypes: Dtypes) -> Kernels:

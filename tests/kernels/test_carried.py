@@ -18,7 +18,8 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from msdeform.kernels.triton import aot, backward, backward_sorted, forward, launch, sampling
+from msdeform.bench import aot
+from msdeform.kernels.triton import backward_atomic, backward_sorted, bilinear, forward
 
 pytestmark = pytest.mark.aot
 
@@ -121,8 +122,8 @@ def lost(functions: list[Any], constants: dict[str, Any], ttir: str) -> tuple[li
     return sentences, compared
 
 
-MODULES = {"forward": forward, "backward": backward}
-KINDS = [(kind, {}) for kind in (*MODULES, *aot.BY_CELL, "shares")]
+MODULES = {"forward": forward, "backward": backward_atomic}
+KINDS = [(kind, {}) for kind in aot._KERNELS]
 KINDS += [("cells", {"dtype": torch.bfloat16, "D": 64}), ("cells", {"D": 4}), ("backward", {"D": 71, "coordinates": 4})]
 
 
@@ -138,7 +139,7 @@ def test_loops_carry_what_their_source_says(
     names = source.fn.arg_names
     constants = {names[index]: value for (index,), value in source.constants.items()}
     module = MODULES.get(kind, backward_sorted)
-    functions = [f for m in (module, sampling) for f in vars(m).values() if isinstance(f, triton.JITFunction)]
+    functions = [f for m in (module, bilinear) for f in vars(m).values() if isinstance(f, triton.JITFunction)]
     sentences, compared = lost(functions, constants, compiled.asm["ttir"])
     assert sentences == []
     assert compared > 0 or kind in ("keys", "shares", "points"), "its loops were found"
@@ -161,19 +162,11 @@ def test_a_lost_variable_is_noticed() -> None:
     assert len(lost([_loses_one], {}, ttir)[0]) == 1, "or Triton carries it by now, and this test may go"
 
 
-def test_the_sorted_backward_compiles_no_size_of_an_image() -> None:
+def test_the_sorted_backward_compiles_no_stride() -> None:
     for name, kernel in vars(backward_sorted).items():
         if name.endswith("_kernel"):
             for argument in kernel.params:
-                fixed = argument.is_constexpr or argument.do_not_specialize or argument.name.endswith("_ptr")
+                fixed = (
+                    argument.is_constexpr or argument.do_not_specialize or argument.name.endswith(("_ptr", "levels"))
+                )
                 assert fixed, f"{name} is compiled for values of {argument.name}"
-
-    def parameters(batch: int, queries: int, pixels: int) -> dict[str, dict[str, Any]]:
-        value = torch.empty(batch, pixels, 8, 32, device="meta")
-        points = torch.empty(batch, queries, 8, 3, 4, 2, device="meta")
-        references = torch.empty(batch, queries, 3, 2, device="meta")
-        grad_output = torch.empty(batch, queries, 256, device="meta")
-        needs = (True, True, True, True)
-        return launch.by_cell_parameters(grad_output, value, references, points, points[..., 0], needs)
-
-    assert parameters(2, 17821, 17821) == parameters(1, 300, 4097) == parameters(3, 301, 2)
