@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.tolerances import Comparison, compare
-from ...kernels.triton import launch, tuning
+from ...kernels.triton import launch
 from ...kernels.verify import DTYPES, Case, evaluate, make_inputs
 from .parse import Fault
 from .triton_driver import executing
@@ -56,6 +56,7 @@ def call(
     method: str,
     *,
     needs: tuple[bool, ...] | None = None,
+    by_value: bool = True,
     arch: int = 90,
     **options: Any,
 ) -> list[Tensor]:
@@ -65,20 +66,13 @@ def call(
         sizes, tensors: of :mod:`...kernels.contract`, value first.
         method: "atomics" or "cells".
         needs: which gradients to make; all if None.
+        by_value: whether the kernels get the level sizes as numbers, or read them in memory.
         arch, options: of :func:`.triton_driver.executing`.
     """
-    value, *small = tensors
-    levels = torch.tensor(sizes)
-    forward, backward = (
-        (launch.forward, launch.backward) if len(small) == 2 else (launch.fused_forward, launch.fused_backward)
-    )
-    with (
-        mock.patch.object(tuning, "arch_of", return_value=arch),
-        mock.patch.object(launch, "backward_method", method),
-        executing(arch, **options),
-    ):
-        output = forward(value, levels, *small)
-        return [output, *backward(grad_output, value, levels, *small, needs or (True,) * len(tensors))]
+    levels = tuple(size for pair in sizes for size in pair) if by_value else torch.tensor(sizes)
+    with mock.patch.object(launch, "backward_method", method), executing(arch, **options):
+        output = launch.forward(levels, tensors)
+        return [output, *launch.backward(grad_output, levels, tensors, needs or (True,) * len(tensors))]
 
 
 def run(arch: int, chosen: Sequence[Case]) -> bool:

@@ -53,7 +53,7 @@ def test_auto_never_takes_a_rank_below_zero(monkeypatch: pytest.MonkeyPatch) -> 
 def test_the_interpreter_runs_only_when_named(interpret: str, rank: str) -> None:
     code = (
         "from msdeform.kernels import registry\n"
-        "from msdeform.kernels.triton.backend import interpreting\n"
+        "from msdeform.kernels.triton.interpreter import interpreting\n"
         "print(registry.BACKENDS['triton'].rank, interpreting(), registry.resolve_for('cpu'))\n"
         "if interpreting(): assert registry.resolve_for('cpu', backend='triton') == 'triton'"
     )
