@@ -3,7 +3,6 @@
 Every skip gives its reason, so that a green run also says what it did not prove.
 """
 
-import importlib.util
 import os
 
 import pytest
@@ -24,20 +23,13 @@ def why_no_gpu() -> str | None:
     return None
 
 
-def why_not_executed() -> str | None:
-    """Why tests marked `compiled` cannot run here, or None where they can."""
-    if INTERPRETING:
-        return "executes compiled kernels, which a process with TRITON_INTERPRET=1 cannot compile"
-    if importlib.util.find_spec("triton") is None:
-        return "executes compiled kernels, and Triton is not installed"
-    return None
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     reasons = {
         "gpu": why_no_gpu() if any(item.get_closest_marker("gpu") for item in items) else None,
         "interpreter": None if INTERPRETING else "needs TRITON_INTERPRET=1, set before the process starts: `make test`",
-        "compiled": why_not_executed() if any(item.get_closest_marker("compiled") for item in items) else None,
+        "compiled": "executes compiled kernels, which a process with TRITON_INTERPRET=1 cannot"
+        if INTERPRETING
+        else None,
         "aot": "compiles ahead of time, which a process with TRITON_INTERPRET=1 cannot" if INTERPRETING else None,
     }
     for item in items:

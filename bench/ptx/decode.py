@@ -366,8 +366,12 @@ _INTEGER_FUNCTIONS: dict[str, tuple[int, Callable[..., Any]]] = {
     "not": (1, np.invert),
     "cnot": (1, lambda x: (x == 0).astype(x.dtype)),
 }
-_PREDICATE_FUNCTIONS = {"and": (2, np.logical_and), "or": (2, np.logical_or), "xor": (2, np.logical_xor)}
-_PREDICATE_FUNCTIONS |= {"not": (1, np.logical_not)}
+_PREDICATE_FUNCTIONS: dict[str, tuple[int, Callable[..., Any]]] = {
+    "and": (2, np.logical_and),
+    "or": (2, np.logical_or),
+    "xor": (2, np.logical_xor),
+    "not": (1, np.logical_not),
+}
 
 _COMPARE: dict[str, Callable[..., Any]] = {
     "eq": np.equal,
@@ -518,7 +522,14 @@ def _bits(kernel: Kernel, instruction: Instruction, parts: list[str]) -> Run:
     if len(parts) != 2:
         raise Unknown
     kinds, function = forms[name]
-    return _apply(kernel, instruction.operands, kinds, function)
+    operands = instruction.operands
+    if name == "prmt" and operands[3].rstrip("U").startswith("0x"):
+        # an operand of which no byte is taken may be a register that nothing sets
+        taken = {int(digit, 16) & 7 for digit in operands[3].rstrip("U")[2:].zfill(4)}
+        x = operands[1] if taken & {0, 1, 2, 3} else "0"
+        y = operands[2] if taken & {4, 5, 6, 7} else "0"
+        operands = (operands[0], x, y, operands[3])
+    return _apply(kernel, operands, kinds, function)
 
 
 def _funnel_shift(kernel: Kernel, instruction: Instruction, parts: list[str]) -> Run:
@@ -575,12 +586,12 @@ def _select(kernel: Kernel, instruction: Instruction, parts: list[str]) -> Run:
 
     def run(state: "State", lanes: Lanes) -> None:
         chosen = condition(state, lanes)
-        undefined, state.undefined = state.undefined, None
+        undefined = state.take_undefined()
         first = x(state, lanes)
-        of_first, state.undefined = state.undefined, None
+        of_first = state.take_undefined()
         second = y(state, lanes)
         # what is not chosen may be undefined
-        for lost, where in ((of_first, chosen), (state.undefined, ~chosen)):
+        for lost, where in ((of_first, chosen), (state.take_undefined(), ~chosen)):
             if lost is not None:
                 undefined = lost & where if undefined is None else undefined | (lost & where)
         state.undefined = undefined
@@ -874,7 +885,7 @@ def _shuffle(kernel: Kernel, instruction: Instruction, parts: list[str]) -> Run:
     return run
 
 
-def _over_members(state: "State", lanes: Lanes, values: Array, mask: Any, function: Callable[[Array], Array]) -> Array:
+def _over_members(state: "State", lanes: Lanes, values: Array, mask: Any, function: Callable[[Array], Any]) -> Array:
     """`function` over axis 1 of (warps, 32) `values`, whose lanes of `mask` take part; the result for every lane."""
     if lanes is None and np.ndim(mask) == 0 and mask == np.uint32(0xFFFFFFFF):
         return np.repeat(function(values.reshape(-1, 32)), 32)
@@ -892,7 +903,7 @@ def _over_members(state: "State", lanes: Lanes, values: Array, mask: Any, functi
 
 def _vote(kernel: Kernel, instruction: Instruction, parts: list[str]) -> Run:
     mode = parts[2]
-    functions: dict[str, Callable[[Array], Array]] = {
+    functions: dict[str, Callable[[Array], Any]] = {
         "all": lambda x: x.all(1),
         "any": lambda x: x.any(1),
         "uni": lambda x: x.all(1) | ~x.any(1),

@@ -31,10 +31,14 @@ class Device:
         self._fresh: dict[int, tuple[torch.UntypedStorage, Allocation]] = {}
 
     def poison(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Fill a new tensor with NaN, and hold its bytes for unwritten."""
+        """Fill a new tensor with NaN, and hold its bytes for unwritten.
+
+        What other code than kernels writes to it is known by no longer being the filling; a -1 that such code writes
+        to new memory of integers is taken for unwritten.
+        """
         storage = tensor.untyped_storage()
         if tensor.device.type == "cpu" and storage.nbytes():
-            storage.fill_(POISON)
+            storage.fill_(POISON)  # type: ignore[attr-defined]
             start, size = storage.data_ptr(), storage.nbytes()
             # the storage is kept, so that no other one is taken for it
             self._fresh[start] = storage, Allocation("new memory", start, size, np.zeros(size, np.uint8))

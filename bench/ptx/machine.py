@@ -102,6 +102,11 @@ class State:
                 self.undefined = missing if self.undefined is None else self.undefined | missing
         return values
 
+    def take_undefined(self) -> NDArray[np.bool_] | None:
+        """Which lanes have read what was never set since this was last asked."""
+        undefined, self.undefined = self.undefined, None
+        return undefined
+
     def require_defined(self, what: str) -> None:
         """Raises Problem where a lane has read a register that nothing was written to."""
         if self.undefined is not None:
@@ -160,8 +165,7 @@ def execute(
         Fault: the kernel does what it may not, or an instruction is unknown.
     """
     kernel = program.kernel
-    shape = (*grid, 1, 1)[:3]
-    threads = (*block, 1, 1)[:3]
+    shape, threads = _three(grid), _three(block)
     total = shape[0] * shape[1] * shape[2]
     together = max(1, THREADS // (-(-threads[0] * threads[1] * threads[2] // 32) * 32))
     shared = -(-kernel.shared_bytes // 16) * 16 + dynamic_shared
@@ -170,12 +174,17 @@ def execute(
             programs = np.arange(first, min(first + together, total))
             state = State(kernel, shape, threads, programs, parameters, memory, shared, counters, seed)
             state.registers = [None] * len(kernel.registers)
-            _Scheduler(program, state, shape).run()
+            _Scheduler(program, state).run()
+
+
+def _three(sizes: Sequence[int]) -> tuple[int, int, int]:
+    x, y, z = (*sizes, 1, 1)[:3]
+    return x, y, z
 
 
 class _Scheduler:
-    def __init__(self, program: Program, state: State, grid: tuple[int, int, int]) -> None:
-        self.program, self.state, self.grid = program, state, grid
+    def __init__(self, program: Program, state: State) -> None:
+        self.program, self.state = program, state
         self.ready: dict[int, Array] = {0: np.flatnonzero(state.alive)}
         self.held: dict[int, Array] = {}
         self.counts: dict[int, int] = {}

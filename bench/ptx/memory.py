@@ -8,19 +8,21 @@ launch (or threads of one instruction) store different bits to one byte.
 import ctypes
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.generic]
+Array = NDArray[Any]
 
 POISON = 0xFF
 """the byte that new memory is filled with: NaN in every dtype, -1 in integers"""
 _BASE = 4096  # where the views of memory begin: no allocation lies below
 _BYTES = (1 << 47) - _BASE
-_DTYPES = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64, 16: np.complex128}
+_DTYPES: dict[int, Any] = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64, 16: np.complex128}
 # one view of the process's memory for each size of an access; complex128 stands for any 16 bytes
-_SPACE = {size: np.frombuffer((ctypes.c_uint8 * _BYTES).from_address(_BASE), dtype) for size, dtype in _DTYPES.items()}
+_ALL: Any = (ctypes.c_uint8 * _BYTES).from_address(_BASE)
+_SPACE = {size: np.frombuffer(_ALL, np.dtype(dtype)) for size, dtype in _DTYPES.items()}
 _SHIFT = {1: 0, 2: 1, 4: 2, 8: 3, 16: 4}
 
 

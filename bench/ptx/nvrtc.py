@@ -64,7 +64,7 @@ class _CudaDevice(Device):
     def address(self, tensor: torch.Tensor) -> int:
         storage = tensor.untyped_storage()
         self._storages[storage.data_ptr()] = tensor
-        return tensor.storage_offset() * tensor.element_size() + storage.data_ptr() if tensor.numel() else 0
+        return int(tensor.storage_offset()) * tensor.element_size() + storage.data_ptr() if tensor.numel() else 0
 
     def kernels(self, index: int | None, dtypes: compiler.Dtypes) -> compiler.Kernels:
         """In place of the loaded kernels."""

@@ -167,7 +167,7 @@ def executing(
         raise Fault("compiled kernels cannot be executed in a process with TRITON_INTERPRET=1")
     device = _TritonDevice(arch, count, approximate)
     before, init = driver._active, CompiledKernel._init_handles
-    driver.set_active(_Driver(device))  # type: ignore[arg-type]
+    driver.set_active(_Driver(device))
     CompiledKernel._init_handles = _init_handles
     try:
         with poisoned(device) if poison else contextlib.nullcontext():

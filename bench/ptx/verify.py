@@ -45,6 +45,7 @@ def check(case: Case, method: str, arch: int) -> Iterator[tuple[str, Comparison]
     truth = evaluate(case, [t.double() for t in (value, *small)], grad_output.double(), "reference")
     results = call(case.sizes, (value, *small), grad_output, method, arch=arch)
     for name, result in zip(truth, results, strict=True):
+        assert result is not None
         compute = torch.float64 if case.dtype is torch.float64 else torch.float32
         yield name, compare(result, truth[name], compute, gradient=name != "output")
 
@@ -59,7 +60,7 @@ def call(
     by_value: bool = True,
     arch: int = 90,
     **options: Any,
-) -> list[Tensor]:
+) -> list[Tensor | None]:
     """Output and gradients of one call, plain for three tensors and fused for four, by executed code.
 
     Args:

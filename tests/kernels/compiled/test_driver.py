@@ -2,12 +2,11 @@
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 
-triton = pytest.importorskip("triton")
-import triton.language as tl  # noqa: E402
-
-from msdeform.bench.ptx.parse import Fault  # noqa: E402
-from msdeform.bench.ptx.triton_driver import executing  # noqa: E402
+from msdeform.bench.ptx.parse import Fault
+from msdeform.bench.ptx.triton_driver import executing
 
 pytestmark = pytest.mark.compiled
 

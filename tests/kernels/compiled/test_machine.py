@@ -175,6 +175,7 @@ def test_a_barrier_orders_two_warps() -> None:
         ("bfe.u32 %r3, %r1, 1, 2;", lambda t: t >> 1 & 3),
         ("bfe.s32 %r3, %r1, 1, 2;", lambda t: (((t >> 1 & 3) ^ 2) - 2) % 2**32),
         ("prmt.b32 %r3, %r1, 7, 0x4000;", lambda t: t * 0x10101 + (7 << 24)),
+        ("prmt.b32 %r3, %r1, %r90, 0x0U;", lambda t: t * 0x1010101),
         ("lop3.b32 %r3, %r1, 6, 3, 0xea;", lambda t: t & 6 | 3),
         ("shf.l.wrap.b32 %r3, %r1, 5, 1;", lambda t: 10 + (t >> 31)),
         ("mul.hi.u32 %r3, %r1, 0x80000000;", lambda t: t >> 1),
@@ -223,6 +224,10 @@ def test_atomics_add_up_over_programs() -> None:
     target = np.zeros(4, np.float32)
     run(f"red.global.add.v4.f32 [%rd2], {{{', '.join([bits(1.0)] * 4)}}};", target=target, programs=3)
     assert (target == 96).all()
+    # each addition is rounded: 256 + 1 is 256 in bfloat16
+    halves = np.full(1, 0x43800000, np.uint32)
+    run("red.global.add.noftz.bf16x2 [%rd2], 0x3f803f80;", target=halves)
+    assert halves.item() == 0x43804200, "256 and 32"
 
 
 def test_counters() -> None:

@@ -24,6 +24,14 @@ INF, NAN = float("inf"), float("nan")
 both = pytest.mark.parametrize("method", METHODS)
 
 
+def name(case: object) -> str:
+    if not isinstance(case, Case):
+        return str(case)
+    kind = "plain" if case.coordinates is None else f"fused{case.coordinates}"
+    dtypes = [str(dtype).removeprefix("torch.") for dtype in (case.dtype, case.small_dtype) if dtype is not None]
+    return "-".join([kind, *dtypes, f"D{case.D}"])
+
+
 @both
 @pytest.mark.parametrize(
     "case",
@@ -49,7 +57,7 @@ both = pytest.mark.parametrize("method", METHODS)
             )
         ),
     ],
-    ids=str,
+    ids=name,
 )
 def test_functions_and_dtypes(case: Case, method: str) -> None:
     check(case, method)
@@ -79,7 +87,7 @@ def test_functions_and_dtypes(case: Case, method: str) -> None:
             )
         ),
     ],
-    ids=str,
+    ids=name,
 )
 def test_channels_on_levels_of_one_pixel(case: Case, method: str) -> None:
     check(replace(case, sizes=ODD), method)
@@ -233,7 +241,7 @@ def test_the_sorted_backward_does_not_depend_on_the_batch(dtype: torch.dtype) ->
             )
         ),
     ],
-    ids=str,
+    ids=name,
 )
 def test_architectures(arch: int, case: Case, method: str) -> None:
     check(case, method, arch=arch)
