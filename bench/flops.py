@@ -9,7 +9,6 @@ of the Q * L * P samples of each of the C = H * D channels costs four multiply-a
 Normalisation, activations, softmax and other elementwise work is not counted.
 """
 
-import dataclasses
 import functools
 import json
 import math
@@ -27,7 +26,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode, flop_registry, register_flop_formula
 from torchvision.ops import FrozenBatchNorm2d
 
-from ..kernels import ops, registry
+from ..kernels import registry
+from ..kernels.autograd import Operator
+from ..kernels.backend import Functions
 from ..models.faster_rcnn import STRIDE, FasterRcnn
 from ..models.images import Size
 from ..models.zoo import create_model
@@ -149,8 +150,8 @@ def counting_backend() -> Iterator[None]:
     """
     load = _counting_operators()
     reference = registry.BACKENDS["reference"]
-    registry.BACKENDS[_COUNTING] = dataclasses.replace(
-        reference, name=_COUNTING, rank=reference.rank - 1, summary="shapes without data", load=lambda: load
+    registry.BACKENDS[_COUNTING] = reference._replace(
+        name=_COUNTING, rank=-1, summary="shapes without data", load=lambda: load
     )
     try:
         yield
@@ -159,11 +160,11 @@ def counting_backend() -> Iterator[None]:
 
 
 @functools.cache  # an operator is defined once in a process
-def _counting_operators() -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
+def _counting_operators() -> Functions:
     def refuse(*_: Any) -> Any:
         raise NotImplementedError(f"the {_COUNTING} backend has shapes without data: it runs on the meta device only")
 
-    return ops.register(_COUNTING, refuse, refuse), ops.register_fused(_COUNTING, refuse, refuse)
+    return Functions(*(Operator(_COUNTING, fused, refuse, refuse) for fused in (False, True)))
 
 
 @contextmanager

@@ -46,9 +46,9 @@ def triton(inputs: OperatorInputs, case: Case, _: int) -> Iterator[Call]:
     """Forward and both backwards of the Triton backend; references of an encoder need no gradient."""
     from ..kernels.triton import launch
 
-    value, levels, grad_output = inputs.value, torch.tensor(case.sizes), inputs.grad_output
-    fused = (inputs.reference_points, inputs.sampling_offsets, inputs.attention_logits)
-    plain = (inputs.sampling_locations, inputs.attention_weights)
+    levels, grad_output = _flat(case), inputs.grad_output
+    fused = (inputs.value, inputs.reference_points, inputs.sampling_offsets, inputs.attention_logits)
+    plain = (inputs.value, inputs.sampling_locations, inputs.attention_weights)
 
     def backward(method: str, run: Callable[[], object]) -> Callable[[Any], object]:
         def chosen(_: Any) -> object:
@@ -61,13 +61,13 @@ def triton(inputs: OperatorInputs, case: Case, _: int) -> Iterator[Call]:
         return chosen
 
     def fused_backward() -> object:
-        return launch.fused_backward(grad_output, value, levels, *fused, (True, False, True, True))
+        return launch.backward(grad_output, levels, fused, (True, False, True, True))
 
     def plain_backward() -> object:
-        return launch.backward(grad_output, value, levels, *plain, (True, True, True))
+        return launch.backward(grad_output, levels, plain, (True, True, True))
 
-    yield Call("triton", "forward fused", lambda _: launch.fused_forward(value, levels, *fused))
-    yield Call("triton", "forward plain", lambda _: launch.forward(value, levels, *plain))
+    yield Call("triton", "forward fused", lambda _: launch.forward(levels, fused))
+    yield Call("triton", "forward plain", lambda _: launch.forward(levels, plain))
     yield Call("triton", "backward fused", backward("atomics", fused_backward))
     yield Call("triton", "backward plain", backward("atomics", plain_backward))
     if case.Q is None:  # the sorted one is for encoders
@@ -80,13 +80,16 @@ def cuda(inputs: OperatorInputs, case: Case, arch: int) -> Iterator[Call]:
     from ..kernels.cuda import compile as compiler
     from ..kernels.cuda import launch
 
-    levels = torch.tensor(case.sizes)
-    plain = (inputs.value, levels, inputs.sampling_locations, inputs.attention_weights)
-    cubin = compiler.cubin(f"sm_{arch}", compiler.Dtypes.of(plain[0], *plain[2:]))
-    yield Call("cuda", "forward plain", lambda _: launch.forward(*plain), cubin, by_nvrtc=True)
-    needs = (True, True, True)
-    backward = functools.partial(launch.backward, inputs.grad_output, *plain, needs)
+    levels, plain = _flat(case), (inputs.value, inputs.sampling_locations, inputs.attention_weights)
+    cubin = compiler.cubin(f"sm_{arch}", compiler.Dtypes.of(*plain))
+    yield Call("cuda", "forward plain", lambda _: launch.forward(levels, plain), cubin, by_nvrtc=True)
+    backward = functools.partial(launch.backward, inputs.grad_output, levels, plain, (True, True, True))
     yield Call("cuda", "backward plain", lambda _: backward(), cubin, by_nvrtc=True)
+
+
+def _flat(case: Case) -> tuple[int, ...]:
+    """Level sizes by value, as our models hand them on."""
+    return tuple(size for pair in case.sizes for size in pair)
 
 
 def deformops(folder: Path) -> Calls:

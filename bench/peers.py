@@ -20,6 +20,7 @@ from ..kernels import registry
 from ..kernels.api import fused_ms_deform_attn, ms_deform_attn
 from ..kernels.contract import Sizes
 from ..kernels.reference import extents, locate
+from ..kernels.triton import interpreter
 from .cases import nearest
 
 Operator = Callable[[Tensor, Sizes, Tensor, Tensor], Tensor]
@@ -62,7 +63,7 @@ def find(name: str, device: torch.device) -> Peer:
 
 def _backend(name: str, device: torch.device) -> Peer:
     reason = registry.unavailable(name) or registry.BACKENDS[name].refuses(registry.example_inputs(device))
-    if name == "triton" and registry.interpreting():
+    if name == "triton" and interpreter.interpreting():
         reason = "Triton's interpreter is never timed (unset TRITON_INTERPRET)"
     if reason is not None:
         return Peer(name, reason, ours=True)

@@ -10,7 +10,7 @@ import torch
 from . import registry
 from .arguments import Parser
 from .contract import Inputs
-from .triton.backend import interpreting
+from .triton.interpreter import interpreting
 from .verify import DTYPES
 
 

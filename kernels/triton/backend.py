@@ -1,19 +1,10 @@
 """What the registry knows of the Triton backend; importing it costs no Triton."""
 
-import os
-
 import torch
 
 from ..backend import Backend, Functions, import_failure
 from ..contract import Inputs
-
-# read once: the variable has to be set before Triton is imported to have an effect there, too
-_INTERPRETING = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes")
-
-
-def interpreting() -> bool:
-    """Whether Triton kernels run in Triton's interpreter in this process."""
-    return _INTERPRETING
+from .interpreter import interpreting
 
 
 def unavailable() -> str | None:

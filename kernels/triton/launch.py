@@ -22,10 +22,10 @@ from torch import Tensor
 from triton import knobs
 from triton.runtime.driver import driver
 
-from .backend import interpreting
 from .backward_atomic import backward_kernel
 from .backward_sorted import SHARES, cells_kernel, keys_kernel, pixels_kernel, points_kernel, shares_kernel
 from .forward import forward_kernel
+from .interpreter import interpreting
 
 Levels = Tensor | tuple[int, ...]
 Tensors = Sequence[Tensor]

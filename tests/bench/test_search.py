@@ -119,13 +119,13 @@ def test_a_choice_of_the_backward_reaches_the_kernels_and_ends_with_the_call(mon
     usual = variants.launch.RUN, variants.launch.backward_method
     assert search.wrong("small", "float32", search.BACKWARD, {"RUN": 64}, CPU) is None
     seen = []
-    real = variants.launch._backward_by_cell
+    real = variants.launch._prepare_sorted
 
-    def watched(*arguments: Any) -> None:
+    def watched(*arguments: Any) -> Any:
         seen.append((variants.launch.RUN, variants.launch.backward_method))
-        real(*arguments)
+        return real(*arguments)
 
-    monkeypatch.setattr(variants.launch, "_backward_by_cell", watched)
+    monkeypatch.setattr(variants.launch, "_prepare_sorted", watched)
     variants.sorted_backward(make_inputs(SMALL, torch.float32, CPU, 0), SMALL.sizes, {"RUN": 64})()
     assert seen == [(64, "cells")]
     assert (variants.launch.RUN, variants.launch.backward_method) == usual

@@ -68,12 +68,12 @@ def test_imports_follow_the_arrows(module: str) -> None:
     ("module", "line", "caught"),
     [
         ("msdeform.kernels.api", "from ..models.attention import MSDeformAttn", True),
-        ("msdeform.kernels.triton.ops", "from ... import models", True),
+        ("msdeform.kernels.triton.launch", "from ... import models", True),
         ("msdeform.models.zoo", "def f():\n    from ..train import data", True),
         ("msdeform.models.zoo", "import msdeform.bench.cases", True),
         ("msdeform.models.zoo", "from .. import create_model", True),
         ("msdeform.models.zoo", "from ..kernels.api import ms_deform_attn", False),
-        ("msdeform.kernels.triton.ops", "from ..registry import Backend", False),
+        ("msdeform.kernels.triton.launch", "from ..backend import Backend", False),
         ("msdeform.train.loop", "from ..cli import main", True),
         ("msdeform.train.loop", "from ..explain.capture import capture", True),
         ("msdeform.explain.maps", "from ..bench.records import Row", True),
@@ -86,3 +86,50 @@ def test_the_arrow_test_catches(tmp_path: Path, module: str, line: str, caught: 
     file = tmp_path / "module.py"
     file.write_text(line)
     assert bool(strays(module, file)) is caught
+
+
+def circle(files: dict[str, Path]) -> list[str]:
+    """Modules that import one another in a circle, wherever in a file the statement stands; empty if there is none.
+
+    The registry's import of backends by name is no statement, and no arrow here: backends do not import the registry.
+    """
+    arrows = {}
+    for module, file in files.items():
+        names = set(imported(module, file))
+        arrows[module] = sorted((names | {name.rpartition(".")[0] for name in names}) & files.keys())
+    done: set[str] = set()
+
+    def follow(module: str, path: list[str]) -> list[str]:
+        if module in path:
+            return path[path.index(module) :]
+        if module not in done:
+            for other in arrows[module]:
+                if found := follow(other, [*path, module]):
+                    return found
+            done.add(module)
+        return []
+
+    return next((found for module in arrows if (found := follow(module, []))), [])
+
+
+def kernel_files() -> dict[str, Path]:
+    return {name: file for name, file in modules().items() if name.startswith("msdeform.kernels.")}
+
+
+def test_no_files_of_kernels_import_one_another_in_a_circle() -> None:
+    assert len(kernel_files()) > 15
+    assert circle(kernel_files()) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "line", "caught"),
+    [
+        ("msdeform.kernels.contract", "def f():\n    from .api import ms_deform_attn", True),
+        ("msdeform.kernels.triton.bilinear", "from . import launch", True),
+        ("msdeform.kernels.contract", "import torch", False),
+    ],
+)
+def test_the_test_for_circles_catches(tmp_path: Path, module: str, line: str, caught: bool) -> None:
+    file = tmp_path / "module.py"
+    file.write_text(line)
+    assert bool(circle(kernel_files() | {module: file})) is caught

@@ -208,17 +208,19 @@ def test_what_reaches_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: "stream")
     value, levels = torch.randn(2, 6, 3, 32), torch.tensor([[2, 3]])
-    locations, weights = torch.rand(2, 5, 3, 1, 4, 2), torch.rand(2, 5, 3, 1, 4)
-    output = launch.forward(value, levels, locations, weights)
-    launch.backward(output, value, levels, locations, weights, (True, False, True))
+    tensors = value, torch.rand(2, 5, 3, 1, 4, 2), torch.rand(2, 5, 3, 1, 4)
+    output = launch.forward((2, 3), tensors)
+    launch.backward(output, levels, tensors, (True, False, True))
     (stream, forward, kernel, *arguments), (_, backward, _, *more) = seen
     assert (stream, kernel) == ("stream", "forward")
     assert forward.grid[0] == 4  # 30 rows, 8 to a block of 256 threads
     assert tuple(forward.block) == (32, 8, 1)
-    assert arguments[5:] == [30, 5, 6, 3, 32, 1, 4, *value.stride()]
+    assert arguments[1:10] == [0, 2 << 32 | 3, *[0] * 7]  # sizes by value: no pointer, and eight pairs
+    assert arguments[13:] == [30, 5, 6, 3, 32, 1, 4, *value.stride()]
     assert backward.grid[0] == 8  # 4 to a block of 128
     assert tuple(backward.block) == (32, 4, 1)
-    assert more[6] == 0  # no gradient of the locations
+    assert more[2:11] == [levels.data_ptr(), *[0] * 8]  # and by a pointer
+    assert more[14] == 0  # no gradient of the locations
     assert all(type(argument) is int for argument in (*arguments, *more))
 
 

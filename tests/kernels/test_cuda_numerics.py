@@ -9,6 +9,7 @@ import math
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from msdeform.bench.ptx.machine import Program, execute
 from msdeform.bench.ptx.memory import Allocation, Memory
 from msdeform.bench.ptx.parse import parse
 from msdeform.kernels import contract, reference
+from msdeform.kernels.autograd import Levels
 from msdeform.kernels.cuda import compile as nvrtc
 from msdeform.kernels.cuda import launch
 from msdeform.kernels.tolerances import compare
@@ -85,13 +87,24 @@ def truth(
     return output.detach(), torch.autograd.grad(output, leaves, grad_output.double().cpu())
 
 
+def forward(value: Tensor, levels: Levels, locations: Tensor, weights: Tensor) -> Tensor:
+    return launch.forward(levels, (value, locations, weights))
+
+
+def backward(
+    grad_output: Tensor, value: Tensor, levels: Levels, locations: Tensor, weights: Tensor, needs: tuple[bool, ...]
+) -> Any:
+    """A gradient for each tensor, None where it is not needed."""
+    return launch.backward(grad_output, levels, (value, locations, weights), needs)
+
+
 def check(value: Tensor, levels: Tensor, locations: Tensor, weights: Tensor) -> None:
     """Forward and all gradients by the project's criterion."""
     compute = F64 if F64 in (value.dtype, locations.dtype, weights.dtype) else F32
-    output = launch.forward(value, levels, locations, weights)
+    output = forward(value, levels, locations, weights)
     generator = torch.Generator().manual_seed(3)
     grad_output = torch.randn(output.shape, generator=generator, dtype=F64).to(value)
-    gradients = launch.backward(grad_output, value, levels, locations, weights, (True, True, True))
+    gradients = backward(grad_output, value, levels, locations, weights, (True, True, True))
     true_output, true_gradients = truth(value, levels, locations, weights, grad_output)
     assert output.dtype == value.dtype
     comparison = compare(output.cpu(), true_output, compute, gradient=False)
@@ -131,6 +144,32 @@ def test_shapes(device: str, sizes: contract.Sizes, Q: int, P: int) -> None:
     check(*make(device, sizes, Q=Q, P=P, H=3))
 
 
+@pytest.mark.parametrize("L", [1, 3, 8, 9])
+def test_level_sizes_by_value_are_those_of_a_tensor(device: str, L: int) -> None:
+    """Eight levels are arguments of the kernels; more lie in memory."""
+    sizes = tuple((1 + (5 * l) % 7, 1 + (3 * l) % 4) for l in range(L))
+    value, levels, locations, weights = make(device, sizes, Q=3)
+    by_value = tuple(size for pair in sizes for size in pair)
+    output = forward(value, levels, locations, weights)
+    assert torch.equal(forward(value, by_value, locations, weights), output)
+    gradients = (backward(output, value, given, locations, weights, (True,) * 3) for given in (levels, by_value))
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other)
+    pointer, *pairs = launch._sizes(by_value, value.device)[1]
+    assert len(pairs) == 8
+    assert (pointer == 0) == (L <= 8)
+    assert pairs[0] == (sizes[0][0] << 32 | sizes[0][1] if L <= 8 else 0)
+
+
+def test_level_sizes_by_value_that_contradict_value_give_nan(device: str) -> None:
+    """The host checks them, too; a kernel that is given them all the same reads nothing beyond the tensor."""
+    value, _, locations, weights = make(device)
+    for levels in ((5, 7, 3, 3), (5, 7, 3, 1), (1 << 20, 1 << 20, 3, 2)):
+        output = forward(value, levels, locations, weights)
+        gradients = backward(torch.ones_like(output), value, levels, locations, weights, (True, True, True))
+        assert all(t.isnan().all() for t in (output, *gradients))
+
+
 def test_points_on_pixels_borders_and_beyond(device: str) -> None:
     value, levels, locations, weights = make(device, ((4, 4),), B=1, Q=9, H=1, P=9)
     steps = torch.tensor([-1e30, -5.0, -0.125, 0.0, 0.125, 0.5, 1.0, 1.125, 1e30])
@@ -138,7 +177,7 @@ def test_points_on_pixels_borders_and_beyond(device: str) -> None:
     locations[0, :, 0, 0, :, 1] = steps[None, :]
     # away from the kinks at integer pixels, where either one-sided derivative is right
     check(value, levels, locations + torch.where(locations.abs() < 10, 1e-3, 0.0), weights)
-    output = launch.forward(value, levels, locations, weights)
+    output = forward(value, levels, locations, weights)
     true, _ = truth(value, levels, locations, weights, torch.zeros_like(output))
     assert compare(output.cpu(), true, F32, gradient=False).ok
 
@@ -146,9 +185,9 @@ def test_points_on_pixels_borders_and_beyond(device: str) -> None:
 @pytest.mark.parametrize("size", [0, 1])
 def test_nothing_to_do(device: str, size: int) -> None:
     value, levels, locations, weights = make(device, B=size, Q=1 - size)
-    output = launch.forward(value, levels, locations, weights)
+    output = forward(value, levels, locations, weights)
     assert output.shape == (size, 1 - size, 16)
-    gradients = launch.backward(output, value, levels, locations, weights, (True, True, True))
+    gradients = backward(output, value, levels, locations, weights, (True, True, True))
     assert [g.shape for g in gradients] == [value.shape, locations.shape, weights.shape]
     assert not gradients[0].any()
 
@@ -157,19 +196,19 @@ def test_nothing_to_do(device: str, size: int) -> None:
 def test_only_the_needed_gradients(device: str, needs: tuple[bool, bool, bool]) -> None:
     inputs = make(device)
     grad_output = torch.randn(2, 5, 16).to(device)
-    every = launch.backward(grad_output, *inputs, (True, True, True))
-    for needed, gradient, full in zip(needs, launch.backward(grad_output, *inputs, needs), every, strict=True):
+    every = backward(grad_output, *inputs, (True, True, True))
+    for needed, gradient, full in zip(needs, backward(grad_output, *inputs, needs), every, strict=True):
         if needed:
             torch.testing.assert_close(gradient, full)
         else:
-            assert gradient.shape == (0,)
+            assert gradient is None
 
 
 def test_strides(device: str) -> None:
     value, levels, locations, weights = make(device)
-    contiguous = launch.forward(value, levels, locations, weights)
+    contiguous = forward(value, levels, locations, weights)
     grad_output = torch.randn(2, 16, 5).to(device).transpose(1, 2)
-    gradients = launch.backward(grad_output.contiguous(), value, levels, locations, weights, (True,) * 3)
+    gradients = backward(grad_output.contiguous(), value, levels, locations, weights, (True,) * 3)
 
     # every pixel that is not value's own is NaN, so a wrong stride shows
     frame = torch.full((2, 2, 8, 2, value.shape[1] + 3), NAN, device=device)
@@ -177,13 +216,13 @@ def test_strides(device: str) -> None:
     strided.copy_(value)
     locations = locations.transpose(1, 2).contiguous().transpose(1, 2)
     weights = weights.flip(0).contiguous().flip(0).mT.contiguous().mT
-    assert torch.equal(launch.forward(strided, levels, locations, weights), contiguous)
-    again = launch.backward(grad_output, strided, levels, locations, weights, (True,) * 3)
+    assert torch.equal(forward(strided, levels, locations, weights), contiguous)
+    again = backward(grad_output, strided, levels, locations, weights, (True,) * 3)
     for one, other in zip(gradients, again, strict=True):
         torch.testing.assert_close(one, other)
     alike = value[:, :, :1].expand(-1, -1, 2, -1)
-    heads = launch.forward(alike, levels, locations, weights)
-    assert torch.equal(heads, launch.forward(alike.contiguous(), levels, locations, weights))
+    heads = forward(alike, levels, locations, weights)
+    assert torch.equal(heads, forward(alike.contiguous(), levels, locations, weights))
 
 
 def test_reads_nothing_beyond_value(device: str) -> None:
@@ -192,8 +231,8 @@ def test_reads_nothing_beyond_value(device: str) -> None:
     frame[1] = inputs[0][0]
     framed = frame[1:2]
     assert framed.is_contiguous()
-    output = launch.forward(framed, *inputs[1:])
-    gradients = launch.backward(torch.ones_like(output), framed, *inputs[1:], (True, True, True))
+    output = forward(framed, *inputs[1:])
+    gradients = backward(torch.ones_like(output), framed, *inputs[1:], (True, True, True))
     assert all(t.isfinite().all() for t in (output, *gradients))
 
 
@@ -222,9 +261,9 @@ def test_addresses_past_two_to_the_31(host: str, tmp_path: Path, sizes: contract
     ):
         locations = ((pixel.double() + 0.5) / size).view(1, 1, 1, 1, 1, 2)
         weights = torch.ones(1, 1, 1, 1, 1)
-        output = launch.forward(value, levels, locations, weights)
+        output = forward(value, levels, locations, weights)
         needs = (False, True, True)
-        _, grad_locations, grad_weights = launch.backward(output, value, levels, locations, weights, needs)
+        _, grad_locations, grad_weights = backward(output, value, levels, locations, weights, needs)
         results.append((output, grad_locations / size, grad_weights))
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other)
@@ -256,14 +295,14 @@ extern "C" __global__ void divide_kernel(const int64* numbers, int64* answers) {
 @pytest.mark.parametrize("coordinate", [0, 1])
 def test_a_nan_location(device: str, coordinate: int) -> None:
     value, levels, locations, weights = make(device, spread=0.0)
-    clean = launch.backward(torch.ones(2, 5, 16).to(device), value, levels, locations, weights, (True,) * 3)
+    clean = backward(torch.ones(2, 5, 16).to(device), value, levels, locations, weights, (True,) * 3)
     locations[1, 2, 0, 1, 1, coordinate] = NAN
-    output = launch.forward(value, levels, locations, weights).view(2, 5, 2, 8).cpu()
+    output = forward(value, levels, locations, weights).view(2, 5, 2, 8).cpu()
     assert output[1, 2, 0].isnan().all()
     output[1, 2, 0] = 0
     assert output.isfinite().all()
 
-    dirty = launch.backward(torch.ones(2, 5, 16).to(device), value, levels, locations, weights, (True,) * 3)
+    dirty = backward(torch.ones(2, 5, 16).to(device), value, levels, locations, weights, (True,) * 3)
     assert dirty[0].isfinite().all()  # the point reaches no pixel
     assert dirty[1][1, 2, 0, 1, 1].isnan().all()
     assert dirty[2][1, 2, 0, 1, 1].isnan()
@@ -277,9 +316,9 @@ def test_a_nan_location(device: str, coordinate: int) -> None:
 def test_an_infinite_location_samples_zero(device: str, far: float) -> None:
     value, levels, locations, weights = make(device)
     locations[:, :, :, :, 0, 1] = far
-    output = launch.forward(value, levels, locations, weights)
-    gradients = launch.backward(torch.ones_like(output), value, levels, locations, weights, (True,) * 3)
-    without = launch.forward(value, levels, locations, weights * torch.tensor([0.0, 1.0], device=device))
+    output = forward(value, levels, locations, weights)
+    gradients = backward(torch.ones_like(output), value, levels, locations, weights, (True,) * 3)
+    without = forward(value, levels, locations, weights * torch.tensor([0.0, 1.0], device=device))
     torch.testing.assert_close(output, without)
     assert gradients[0].isfinite().all()
     assert not gradients[1][:, :, :, :, 0].any()
@@ -290,16 +329,16 @@ def test_an_infinite_pixel_beside_a_coefficient_of_zero(device: str) -> None:
     value, levels, locations, weights = make(device, ((4, 4),), B=1, Q=1, H=1, D=1, P=1)
     locations[...] = torch.tensor([1.5 / 4, 1.5 / 4])  # exactly on pixel (1, 1); (2, 1) has coefficient 0
     value[0, 1 * 4 + 2] = INF
-    assert launch.forward(value, levels, locations, weights).isnan().all()
+    assert forward(value, levels, locations, weights).isnan().all()
     locations[...] = torch.tensor([3.5 / 4, 1.5 / 4])  # on the right border: nothing to the right is read
     value[0, 1 * 4 + 2], value[0, 2 * 4] = 0, INF
-    assert launch.forward(value, levels, locations, weights).isfinite().all()
+    assert forward(value, levels, locations, weights).isfinite().all()
 
 
 def test_a_nan_weight(device: str) -> None:
     value, levels, locations, weights = make(device, B=1, spread=0.0)
     weights[0, 1, 1, 0, 0] = NAN
-    output = launch.forward(value, levels, locations, weights).view(5, 2, 8)
+    output = forward(value, levels, locations, weights).view(5, 2, 8)
     assert output[1, 1].isnan().all()
     assert output.isnan().sum() == 8
 
@@ -319,8 +358,8 @@ def test_a_nan_weight(device: str) -> None:
 def test_level_sizes_that_contradict_value_give_nan(device: str, sizes: contract.Sizes) -> None:
     value, _, locations, weights = make(device)
     levels = torch.tensor(sizes, device=device)
-    output = launch.forward(value, levels, locations, weights)
-    gradients = launch.backward(torch.ones_like(output), value, levels, locations, weights, (True, True, True))
+    output = forward(value, levels, locations, weights)
+    gradients = backward(torch.ones_like(output), value, levels, locations, weights, (True, True, True))
     assert all(t.isnan().all() for t in (output, *gradients))
 
 
@@ -329,11 +368,11 @@ def test_determinism_is_refused(device: str, monkeypatch: pytest.MonkeyPatch) ->
     grad_output = torch.ones(2, 5, 16).to(device)
     monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
     with pytest.raises(RuntimeError, match="order that changes from run to run"):
-        launch.backward(grad_output, *inputs, (True, True, True))
-    launch.backward(grad_output, *inputs, (False, True, True))
+        backward(grad_output, *inputs, (True, True, True))
+    backward(grad_output, *inputs, (False, True, True))
     monkeypatch.setattr(torch, "is_deterministic_algorithms_warn_only_enabled", lambda: True)
     with pytest.warns(UserWarning, match="order that changes from run to run"):
-        launch.backward(grad_output, *inputs, (True, True, True))
+        backward(grad_output, *inputs, (True, True, True))
 
 
 def test_many_additions_to_one_pixel_are_rounded_once(device: str) -> None:
@@ -341,5 +380,5 @@ def test_many_additions_to_one_pixel_are_rounded_once(device: str) -> None:
     value, levels, locations, weights = make(device, ((1, 1),), B=1, Q=4096, H=1, D=1, P=1, dtypes=(BF16, F32, F32))
     locations.fill_(0.5)
     grad_output = torch.ones(1, 4096, 1, dtype=BF16, device=device)
-    gradient, _, _ = launch.backward(grad_output, value, levels, locations, torch.ones_like(weights), (True,) * 3)
+    gradient, _, _ = backward(grad_output, value, levels, locations, torch.ones_like(weights), (True,) * 3)
     assert gradient.item() == 4096

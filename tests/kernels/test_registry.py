@@ -1,5 +1,6 @@
 """Which backend runs: precedence, no silent fallback, every reason."""
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import torch
 
 import msdeform
 from msdeform.kernels import registry
+from msdeform.kernels.backend import import_failure
 from msdeform.kernels.contract import Inputs
 from msdeform.kernels.registry import AUTO, BACKENDS, BackendUnavailable, example_inputs
 
@@ -29,18 +31,35 @@ def test_argument_before_setting_before_auto(monkeypatch: pytest.MonkeyPatch) ->
 def test_auto_takes_the_highest_rank_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in BACKENDS:
         monkeypatch.setitem(registry._availability, name, None)
-    monkeypatch.setattr(registry, "_INTERPRETING", False)
+    monkeypatch.setitem(BACKENDS, "triton", BACKENDS["triton"]._replace(rank=20))  # as without the interpreter
     assert registry.resolve(example_inputs("cuda"), AUTO) == "triton"
     assert registry.resolve(example_inputs("cpu"), AUTO) == "reference"
     monkeypatch.setitem(registry._availability, "triton", "a reason")
     assert registry.resolve(example_inputs("cuda"), AUTO) == "cuda"
 
 
-def test_auto_never_takes_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(registry._availability, "triton", None)
-    monkeypatch.setattr(registry, "_INTERPRETING", True)
-    assert registry.resolve(example_inputs("cpu"), AUTO) == "reference"
-    assert registry.resolve(example_inputs("cpu"), "triton") == "triton"
+def test_auto_never_takes_a_rank_below_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in BACKENDS:
+        monkeypatch.setitem(registry._availability, name, None)
+        monkeypatch.setitem(BACKENDS, name, BACKENDS[name]._replace(rank=-1))
+    with pytest.raises(BackendUnavailable, match="triton: runs only when named; cuda: runs only when named"):
+        registry.resolve(example_inputs("cuda"), AUTO)
+    assert registry.resolve(example_inputs("cuda"), "triton") == "triton"
+    assert {verdict.auto_reason for verdict in registry.report(example_inputs("cuda"))} == {"runs only when named"}
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+@pytest.mark.parametrize(("interpret", "rank"), [("1", "-1 True"), ("0", "20 False")])
+def test_the_interpreter_runs_only_when_named(interpret: str, rank: str) -> None:
+    code = (
+        "from msdeform.kernels import registry\n"
+        "from msdeform.kernels.triton.interpreter import interpreting\n"
+        "print(registry.BACKENDS['triton'].rank, interpreting(), registry.resolve_for('cpu'))\n"
+        "if interpreting(): assert registry.resolve_for('cpu', backend='triton') == 'triton'"
+    )
+    environment = os.environ | {"TRITON_INTERPRET": interpret, "MSDEFORM_BACKEND": ""}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == f"{rank} reference"
 
 
 def test_auto_that_finds_none_gives_every_reason(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,13 +81,25 @@ def test_a_named_backend_never_falls_back(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_not_installed_and_broken_are_different_reasons(caplog: pytest.LogCaptureFixture) -> None:
     missing = ModuleNotFoundError("No module named 'triton'", name="triton")
-    assert registry.import_failure("Triton", "triton", missing) == "Triton is not installed"
+    assert import_failure("Triton", "triton", missing) == "Triton is not installed"
     assert not caplog.records
     broken = ImportError("libcuda.so.1: cannot open")
-    assert registry.import_failure("Triton", "triton", broken) == (
+    assert import_failure("Triton", "triton", broken) == (
         "Triton is installed but fails to import: ImportError: libcuda.so.1: cannot open"
     )
     assert len(caplog.records) == 1
+
+
+def test_every_backend_describes_itself_under_its_name() -> None:
+    assert list(BACKENDS) == ["reference", "triton", "cuda"]
+    assert all(backend.name == name and backend.summary for name, backend in BACKENDS.items())
+    assert BACKENDS["cuda"].rank > BACKENDS["reference"].rank >= 0
+
+
+def test_backends_refuse_what_they_cannot_read() -> None:
+    assert BACKENDS["cuda"].refuses(example_inputs("cpu")) == "the tensors are on cpu, not on a CUDA device"
+    assert BACKENDS["triton"].refuses(example_inputs("mps")) == "the tensors are on mps, not on a CUDA device"
+    assert all(backend.refuses(example_inputs("cuda")) is None for backend in BACKENDS.values())
 
 
 def test_use_backend_refuses_unknown_names_and_leaves_the_setting() -> None:
