@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from msdeform.kernels import registry, seen
+from msdeform.kernels import call_cache, registry
 from msdeform.models.formats import checkpoints_in
 from msdeform.train import checkpoint, loop
 from msdeform.train.checkpoint import load_checkpoint, load_trained
@@ -132,9 +132,9 @@ def test_losses_in_float64_tell_a_gradient_one_per_cent_off(
         return fused(*changed_arguments)
 
     monkeypatch.setitem(registry._loaded, "reference", (plain, wrong))
-    seen.forget()  # calls that were alike went to the right one
+    call_cache.forget()  # calls that were alike went to the right one
     off = run_steps(options, 20)
-    seen.forget()
+    call_cache.forget()
     assert off[0] == expected[0]
     assert off != pytest.approx(expected, rel=1e-8)  # a hundred times the bound there
 
