@@ -14,9 +14,9 @@ The stages of a call:
 Kernels are compiled for sm_90 and launched through Triton into a driver that does nothing: what is left is Python,
 PyTorch's dispatcher and allocation, and Triton's launch up to the driver's own, which a CPU shows as well as a GPU. On
 a GPU the last column is the wall time of a row of calls that do run. The sorted backward's sort is PyTorch's, and does
-run: on a CPU it is most of those calls, and only `launches only` says what ours cost. The levels are of a pixel or a few, since no part
-of this depends on their size, and the references need no gradient, as in a decoder that refines boxes. Stages
-alternate in short turns: whatever else the machine does slows all of them, and interrupts few turns.
+run: on a CPU it is most of those calls, and only `launches only` says what ours cost. The levels are of a pixel or a
+few, since no part of this depends on their size, and the references need no gradient, as in a decoder that refines
+boxes. Stages alternate in short turns: whatever else the machine does slows all of them, and interrupts few turns.
 """
 
 import contextlib

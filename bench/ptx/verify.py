@@ -101,7 +101,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns 0 if every error is within its bound and no kernel faults, 1 otherwise."""
     parser = Parser(prog="msdeform verify --compiled", description="\n".join(__doc__.splitlines()[2:]))
     parser.add_argument(
-        "--arch", type=lambda text: architecture(text.removeprefix("sm_")), default=90, help="such as sm_90, the default"
+        "--arch",
+        type=lambda text: architecture(text.removeprefix("sm_")),
+        default=90,
+        help="such as sm_90, the default",
     )
     parser.add_argument("--dtype", choices=DTYPES, help="of value; every dtype by default")
     options = parser.parse_args(argv)
