@@ -13,7 +13,6 @@ from msdeform import fused_ms_deform_attn, ms_deform_attn
 from msdeform.bench import peers as module
 from msdeform.bench.cases import Case, make_inputs
 from msdeform.bench.peers import find
-from msdeform.kernels import registry
 from msdeform.kernels.triton import interpreter
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")

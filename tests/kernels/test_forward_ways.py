@@ -31,7 +31,7 @@ CASES = {
 
 @pytest.fixture
 def ways(monkeypatch: pytest.MonkeyPatch) -> set[bool]:
-    """Whether masks were in use, of each way that programs took; only the interpreter calls a Python function for it."""
+    """Whether masks were in use, of each way that programs took; only in the interpreter a way is a Python function."""
     from msdeform.kernels.triton import forward
 
     sample, taken = forward._sample, set[bool]()
