@@ -1,4 +1,4 @@
-"""Whether Triton's interpreter runs the kernels; a file of its own, since the backend loads the launcher and both ask."""
+"""Whether Triton's interpreter runs the kernels: asked by the backend and by the launcher that it loads."""
 
 import os
 

@@ -123,24 +123,17 @@ def lost(functions: list[Any], constants: dict[str, Any], ttir: str) -> tuple[li
 
 
 MODULES = {"forward": forward, "backward": backward_atomic}
-KINDS = [(kind, {}) for kind in aot._KERNELS]
+KINDS = [(kind, {}) for kind in (*MODULES, *aot.SORTED)]
 KINDS += [("cells", {"dtype": torch.bfloat16, "D": 64}), ("cells", {"D": 4}), ("backward", {"D": 71, "coordinates": 4})]
+KINDS += [(kind, {"by_value": False}) for kind in MODULES]
 
 
 @pytest.mark.parametrize(("kind", "parameters"), KINDS, ids=str)
-def test_loops_carry_what_their_source_says(
-    kind: str, parameters: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[Any] = []
-    real = triton.compile
-    monkeypatch.setattr(triton, "compile", lambda *a, **k: seen.append((a[0], real(*a, **k))) or seen[-1][1])
-    aot.compile_kernel(kind, 90, **parameters)
-    source, compiled = seen[0]
-    names = source.fn.arg_names
-    constants = {names[index]: value for (index,), value in source.constants.items()}
-    module = MODULES.get(kind, backward_sorted)
-    functions = [f for m in (module, bilinear) for f in vars(m).values() if isinstance(f, triton.JITFunction)]
-    sentences, compared = lost(functions, constants, compiled.asm["ttir"])
+def test_loops_carry_what_their_source_says(kind: str, parameters: dict[str, Any]) -> None:
+    machine = aot.compile_kernel(kind, 90, **parameters)
+    modules = MODULES.get(kind, backward_sorted), bilinear
+    functions = [f for module in modules for f in vars(module).values() if isinstance(f, triton.JITFunction)]
+    sentences, compared = lost(functions, machine.parameters, machine.ttir)
     assert sentences == []
     assert compared > 0 or kind in ("keys", "shares", "points"), "its loops were found"
 

@@ -1,4 +1,4 @@
-"""The backward by cell, which torch.use_deterministic_algorithms(True) asks for: within bounds, and the same bits."""
+"""The sorted backward, which torch.use_deterministic_algorithms(True) asks for: within bounds, and the same bits."""
 
 import itertools
 import subprocess
@@ -152,10 +152,10 @@ def test_keys_beyond_32_bits(where: tuple[str, str], monkeypatch: pytest.MonkeyP
 
 
 def gradients(
-    case: Case, tensors: list[Tensor], grad_output: Tensor, backend: str, *, by_cell: bool
+    case: Case, tensors: list[Tensor], grad_output: Tensor, backend: str, *, in_order: bool
 ) -> tuple[Tensor, ...]:
-    """Of every input, by cell or with atomics."""
-    torch.use_deterministic_algorithms(by_cell)
+    """Of every input, sorted or with atomics."""
+    torch.use_deterministic_algorithms(in_order)
     leaves = [tensor.detach().requires_grad_() for tensor in tensors]
     function = ms_deform_attn if case.coordinates is None else fused_ms_deform_attn
     return torch.autograd.grad(function(leaves[0], case.sizes, *leaves[1:], backend=backend), leaves, grad_output)
@@ -177,7 +177,7 @@ def test_numbers_that_are_not_finite_reach_what_they_reach_with_atomics(
         grad_output = torch.ones(1, case.Q, case.H * case.D, device=device)
         broken = [*tensors, grad_output][argument]
         broken.flatten()[:: max(3, broken.numel() // 4)] = number
-        both = (gradients(case, tensors, grad_output, backend, by_cell=way) for way in (True, False))
+        both = (gradients(case, tensors, grad_output, backend, in_order=way) for way in (True, False))
         for index, (cell, atomics) in enumerate(zip(*both, strict=True)):
             if argument == len(tensors) and index > 0:
                 # zero at a neighbour outside the level, which the other way multiplies by grad_output
@@ -193,14 +193,15 @@ def test_only_what_is_needed(where: tuple[str, str], needs: tuple[int, ...]) -> 
     from msdeform.kernels.triton import launch
 
     case = replace(BASE, coordinates=4)
-    value, *rest = make_inputs(case, device)
+    tensors = make_inputs(case, device)
     grad_output = torch.ones(1, case.Q, case.H * case.D, device=device)
     levels = torch.tensor(case.sizes, device=device)
-    everything = launch.fused_backward(grad_output, value, levels, *rest, (True, True, True, True))
-    wanted = launch.fused_backward(grad_output, value, levels, *rest, tuple(bool(need) for need in needs))
+    everything = launch.backward(grad_output, levels, tensors, (True, True, True, True))
+    wanted = launch.backward(grad_output, levels, tensors, tuple(bool(need) for need in needs))
     assert backend == "triton"
     for need, one, whole in zip(needs, wanted, everything, strict=True):
-        assert torch.equal(one, whole) if need else one.numel() == 0
+        assert whole is not None
+        assert one is None if not need else one is not None and torch.equal(one, whole)
 
 
 @pytest.mark.parametrize(
@@ -224,8 +225,8 @@ def test_the_rule(
     torch.use_deterministic_algorithms(determinism)
     value = torch.empty(batch, 17821, 8, 32, device="meta")
     points = torch.empty(batch, queries, 8, 4, 4, 2, device="meta")
-    assert launch.adds_by_cell(value, points) is expected
-    assert not launch.adds_by_cell(value[:, :0], points), "nothing to read, and nothing to add to"
+    assert launch.sorts(value, points) is expected
+    assert not launch.sorts(value[:, :0], points), "nothing to read, and nothing to add to"
 
 
 def test_more_points_than_a_sort_takes() -> None:
@@ -234,9 +235,9 @@ def test_more_points_than_a_sort_takes() -> None:
     value = torch.empty(1, 5, 8, 4, device="meta")
     points = torch.empty(1, 2**24, 8, 4, 4, 2, device="meta")
     with pytest.raises(ValueError, match=r"below 2\*\*31, got 8\*16777216\*4\*4 and 4\*5; split the queries"):
-        launch.adds_by_cell(value, points)
+        launch.sorts(value, points)
     torch.use_deterministic_algorithms(False)
-    assert not launch.adds_by_cell(value, points)
+    assert not launch.sorts(value, points)
 
 
 NARROW = [((4, 1),), ((2, 1),), ((2, 2), (4, 1)), ((1, 4),), ((1, 1),), ((3, 2), (1, 2))]
@@ -266,8 +267,9 @@ for begin in (base + page, base + 2 * page - 16 * S):
     y, x = torch.meshgrid(torch.linspace(-0.3, 1.3, 9), torch.linspace(-0.3, 1.3, 9), indexing="ij")
     locations = torch.stack([x, y], -1).view(1, 81, 1, 1, 1, 2).expand(1, 81, 1, {len(sizes)}, 1, 2).contiguous()
     weights = torch.ones(1, 81, 1, {len(sizes)}, 1)
-    launch.forward(value, torch.tensor({sizes}), locations, weights)
-    launch.backward(torch.ones(1, 81, 4), value, torch.tensor({sizes}), locations, weights, (True, True, True))
+    for levels in (torch.tensor({sizes}), {tuple(size for pair in sizes for size in pair)}):
+        launch.forward(levels, (value, locations, weights))
+        launch.backward(torch.ones(1, 81, 4), levels, (value, locations, weights), (True, True, True))
 """
     answer = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=False)
     assert answer.returncode == 0, answer.stderr[-2000:]
@@ -284,15 +286,17 @@ def test_a_misspelt_method(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("where", TRITON)
 def test_level_sizes_on_the_device_that_do_not_add_up_give_zero(where: tuple[str, str]) -> None:
     backend, device = where
-    value, locations, weights = make_inputs(replace(BASE, coordinates=None), device)
+    tensors = make_inputs(replace(BASE, coordinates=None), device)
     shapes = torch.tensor([[5, 6], [200, 300]], device=device)
     from msdeform.kernels.triton import launch
 
     grad_output = torch.ones(1, BASE.Q, BASE.H * BASE.D, device=device)
-    gradients = launch.backward(grad_output, value, shapes, locations, weights, (True, True, True))
+    grad_value, grad_locations, _ = launch.backward(grad_output, shapes, tensors, (True, True, True))
     assert backend == "triton"
-    assert not gradients[0].any(), "no point is in a level"
-    assert gradients[1].isnan().all()
+    assert grad_value is not None
+    assert not grad_value.any(), "no point is in a level"
+    assert grad_locations is not None
+    assert grad_locations.isnan().all()
 
 
 @pytest.mark.parametrize("where", TRITON)
@@ -315,7 +319,8 @@ def test_hooks_of_the_last_node_hold_the_whole_backward(
     from msdeform.kernels.triton import launch
 
     calls = []
-    monkeypatch.setattr(launch, "_backward_by_cell", lambda *tensors: calls.append(1) or torch.zeros_like(tensors[1]))
+    real = launch._prepare_sorted
+    monkeypatch.setattr(launch, "_prepare_sorted", lambda *arguments: calls.append(1) or real(*arguments))
     torch.use_deterministic_algorithms(False)
     case = replace(BASE, coordinates=coordinates)
     tensors = [tensor.requires_grad_() for tensor in make_inputs(case, device)]

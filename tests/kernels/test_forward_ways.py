@@ -10,7 +10,7 @@ import triton.language as tl
 
 from msdeform.kernels.api import fused_ms_deform_attn, ms_deform_attn
 from msdeform.kernels.tolerances import compare
-from msdeform.kernels.triton.sampling import in_bands
+from msdeform.kernels.triton.bilinear import in_bands
 from msdeform.kernels.verify import Case, make_inputs
 from tests.kernels.backends import TRITON
 from tests.kernels.test_equivalence import poisoned_memory
@@ -30,16 +30,21 @@ CASES = {
 
 
 @pytest.fixture
-def without_fallback(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What takes the way with masks becomes NaN instead."""
-    from msdeform.kernels.triton import launch
+def ways(monkeypatch: pytest.MonkeyPatch) -> set[bool]:
+    """Whether masks were in use, of each way that programs took; only in the interpreter a way is a Python function."""
+    from msdeform.kernels.triton import forward
 
-    parameters = launch.forward_parameters
+    sample, taken = forward._sample, set[bool]()
+    place = sample.arg_names.index("MASKS")
 
-    def fast_only(*tensors: Any) -> dict[str, Any]:
-        return parameters(*tensors) | {"FALLBACK": False}
+    def recorded(*arguments: Any) -> Any:
+        taken.add(bool(arguments[place]))
+        return sample(*arguments)
 
-    monkeypatch.setattr(launch, "forward_parameters", fast_only)
+    if isinstance(sample, triton.JITFunction):
+        pytest.skip("a compiled kernel does not tell which way it took")
+    monkeypatch.setattr(forward, "_sample", recorded)
+    return taken
 
 
 def assert_forward_within_bounds(case: Case, where: tuple[str, str]) -> None:
@@ -52,25 +57,30 @@ def assert_forward_within_bounds(case: Case, where: tuple[str, str]) -> None:
     assert compare(output, truth, torch.float32, gradient=False).ok, case.describe()
 
 
-@pytest.mark.usefixtures("without_fallback")
 @pytest.mark.parametrize("coordinates", [None, 2, 4], ids=["plain", "points", "boxes"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("where", TRITON)
-def test_without_masks(where: tuple[str, str], name: str, dtype: torch.dtype, coordinates: int | None) -> None:
+def test_without_masks(
+    where: tuple[str, str], name: str, dtype: torch.dtype, coordinates: int | None, ways: set[bool]
+) -> None:
     assert_forward_within_bounds(replace(CASES[name], dtype=dtype, coordinates=coordinates), where)
+    assert ways == {False}
 
 
 @pytest.mark.parametrize("coordinates", [None, 2, 4], ids=["plain", "points", "boxes"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("where", TRITON)
-def test_with_masks(where: tuple[str, str], name: str, dtype: torch.dtype, coordinates: int | None) -> None:
+def test_with_masks(
+    where: tuple[str, str], name: str, dtype: torch.dtype, coordinates: int | None, ways: set[bool]
+) -> None:
     """A level of one pixel sends the whole call that way."""
     case = CASES[name]
     assert_forward_within_bounds(
         replace(case, dtype=dtype, coordinates=coordinates, sizes=(*case.sizes, (1, 1))), where
     )
+    assert ways == {True}
 
 
 @pytest.mark.parametrize("number", [float("inf"), float("nan")])
@@ -102,28 +112,33 @@ def test_queries_at_the_pixels_are_walked_in_bands(where: tuple[str, str], sizes
     from msdeform.kernels.triton import launch
 
     value, *rest = make_inputs(case, "cpu")
-    assert launch.forward_parameters(value, rest[0], *rest[1:])["BAND"] == launch.BAND
-    assert launch.forward_parameters(value, rest[0][:, 1:], rest[1][:, 1:], rest[2][:, 1:])["BAND"] == 0
-    assert launch.forward_parameters(value.bfloat16(), rest[0], *rest[1:])["BAND"] == 0
+    assert launch.forward_parameters(launch.Call(value, *rest))["BAND"] == launch.BAND
+    assert launch.forward_parameters(launch.Call(value, *(tensor[:, 1:] for tensor in rest)))["BAND"] == 0
+    assert launch.forward_parameters(launch.Call(value.bfloat16(), *rest))["BAND"] == 0
     assert_forward_within_bounds(case, where)
 
 
 @triton.jit
-def _walk_in_bands(levels_ptr, output_ptr, begin, L: tl.constexpr, HIGH: tl.constexpr, BLOCK: tl.constexpr):
+def _walk_in_bands(
+    levels, output_ptr, begin, L: tl.constexpr, BY_VALUE: tl.constexpr, HIGH: tl.constexpr, BLOCK: tl.constexpr
+):
     index = begin + tl.arange(0, BLOCK)
-    tl.store(output_ptr + tl.arange(0, BLOCK), in_bands(levels_ptr, index, L, HIGH))
+    tl.store(output_ptr + tl.arange(0, BLOCK), in_bands(levels, index, L, BY_VALUE, HIGH))
 
 
 @pytest.mark.parametrize("where", TRITON)
+@pytest.mark.parametrize("by_value", [True, False], ids=["numbers", "pointer"])
 @pytest.mark.parametrize(
     "sizes",
     [((13, 17), (5, 3)), ((1023, 1021), (2, 2)), ((2, 500_001), (3, 9)), ((400_003, 2), (9, 9))],
     ids=lambda s: str(s)[:20],
 )
-def test_the_walk_is_exact(where: tuple[str, str], sizes: tuple[tuple[int, int], ...]) -> None:
+def test_the_walk_is_exact(where: tuple[str, str], sizes: tuple[tuple[int, int], ...], by_value: bool) -> None:
     """To the largest levels for which it is used."""
     device = where[1]
-    levels = torch.tensor(sizes, device=device)
+    levels: Any = torch.tensor(sizes, device=device)
+    if by_value:  # as the launcher hands them on
+        levels = tuple(2 * size + 1 for pair in sizes for size in pair)
     expected, start = [], 0
     for h, w in sizes:
         bands = torch.arange(h * w).view(h, w).split(8)
@@ -132,6 +147,6 @@ def test_the_walk_is_exact(where: tuple[str, str], sizes: tuple[tuple[int, int],
     count = 1 << 17
     for begin in range(0, start, count):
         found = torch.empty(count, dtype=torch.int32, device=device)
-        _walk_in_bands[(1,)](levels, found, begin, len(sizes), 8, count)
+        _walk_in_bands[(1,)](levels, found, begin, len(sizes), by_value, 8, count)
         wanted = torch.cat(expected)[begin : begin + count]
         torch.testing.assert_close(found[: len(wanted)].cpu().long(), wanted)
