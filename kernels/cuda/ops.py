@@ -16,7 +16,7 @@ ms_deform_attn = Operator(
     "cuda",
     False,
     lambda levels, tensors: forward,
-    lambda grad_output, levels, tensors, needs: lambda *call: backward(*call, needs),
+    lambda _, __, ___, needs: lambda grad_output, levels, tensors: backward(grad_output, levels, tensors, needs),
 )
 
 

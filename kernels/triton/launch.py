@@ -188,7 +188,7 @@ def prepare_backward(
     """The backward of calls like this one: (grad_output, levels, tensors) -> the gradients that are needed, each in its
     input's dtype, and None for the others."""
     fused = len(tensors) == 4
-    four = (needs[0], needs[1] if fused else False, *needs[-2:])
+    four = (needs[0], fused and needs[1], needs[-2], needs[-1])
     ways: dict[bool, Callable[..., tuple[Tensor | None, ...]]] = {}
 
     def run(grad_output: Tensor, levels: Levels, tensors: Tensors) -> tuple[Tensor | None, ...]:
