@@ -79,8 +79,11 @@ def table(found: Records, case: str) -> list[Line]:
         if (named["case"], named["arch"]) == (case, 90):
             for row in run:
                 kernels.setdefault((row["implementation"], row["call"], row["kernel"]), {})[row["dtype"]] = row
-    for kernel, by_dtype in kernels.items():
-        lines.append((*kernel, *(_of_dtypes(by_dtype, name) for name in COUNTS)))
+    whose = list(dict.fromkeys(name for name, _, _ in kernels))
+    for (name, call, kernel), by_dtype in sorted(kernels.items(), key=lambda pair: whose.index(pair[0][0])):
+        # a template's name says more than fits
+        short = kernel.partition("_kernel")[0]
+        lines.append((name, call, short, *(_of_dtypes(by_dtype, field) for field in COUNTS)))
     return lines
 
 

@@ -170,7 +170,7 @@ def _instructions(found: Records, _: list[Plot]) -> str:
         lines = counts.table(found, case)
         if len(lines) > 1:
             parts += [f"**{case}**", markdown(lines, 3)]
-    return "\n\n".join([*parts, *_against_official(found), _from(rows)]) if parts else _NONE
+    return "\n\n".join([*parts, *_against_official(found), _from(rows, "Counted")]) if parts else _NONE
 
 
 def _before_and_after(found: Records, _: list[Plot]) -> str:

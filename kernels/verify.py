@@ -181,7 +181,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="msdeform verify",
         description="Check output and every gradient of each backend that runs here against the float64 reference. "
         "Without a GPU, TRITON_INTERPRET=1 runs the Triton kernels in Triton's interpreter. "
-        "Any shape option replaces the default list of cases.",
+        "Any shape option replaces the default list of cases. `msdeform verify --compiled` executes the Triton kernels "
+        "as compiled for a GPU on this machine's CPU: a command of its own, with its own --help.",
     )
     parser.add_argument("--backend", action="append", metavar="NAME", help="only this one (repeatable)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

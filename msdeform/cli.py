@@ -30,6 +30,7 @@ class Command:
 COMMANDS = {
     "info": Command("kernels.info", "show each backend of the operator: does it run here, and why not"),
     "verify": Command("kernels.verify", "check every backend that runs here against the others, gradients included"),
+    "verify --compiled": Command("bench.ptx.verify", "check the kernels as compiled for a GPU, executed on this CPU"),
     "train": Command("train.loop", "train a detector on a COCO-format data set"),
     "replay": Command("train.replay", "do a training step again whose loss was not finite, and say where that began"),
     "eval": Command("train.evaluate", "COCO metrics of a checkpoint"),

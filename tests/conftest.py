@@ -27,9 +27,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     reasons = {
         "gpu": why_no_gpu() if any(item.get_closest_marker("gpu") for item in items) else None,
         "interpreter": None if INTERPRETING else "needs TRITON_INTERPRET=1, set before the process starts: `make test`",
-        "compiled": "executes compiled kernels, which a process with TRITON_INTERPRET=1 cannot"
-        if INTERPRETING
-        else None,
+        "compiled": "executes compiled code, which a process with TRITON_INTERPRET=1 cannot" if INTERPRETING else None,
         "aot": "compiles ahead of time, which a process with TRITON_INTERPRET=1 cannot" if INTERPRETING else None,
     }
     for item in items:

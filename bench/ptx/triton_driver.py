@@ -2,11 +2,15 @@
 
 Inside ``executing()`` a kernel is launched on CPU tensors, by ``kernel[grid](...)`` or by a kept compiled kernel.
 Triton specialises on arguments and alignment just as it does on a device, since the same code of Triton decides.
+
+Inside ``idling()`` kernels are compiled and launched likewise, and a launch does nothing: for the time that the host
+takes, and for how many variants of a kernel are compiled.
 """
 
 import contextlib
+import itertools
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -104,15 +108,15 @@ class _Utils:
 
 
 class _Driver:
-    def __init__(self, device: _TritonDevice) -> None:
-        self.device, self.utils = device, _Utils()
+    def __init__(self, arch: int, name: str, device: _TritonDevice | None = None) -> None:
+        self.arch, self.name, self.device, self.utils = arch, name, device, _Utils()
 
     def get_current_target(self) -> GPUTarget:
-        return GPUTarget("cuda", self.device.arch, 32)
+        return GPUTarget("cuda", self.arch, 32)
 
     def get_current_device(self) -> str:
         """Under this name a kernel keeps what it compiled, apart from what it has for real devices."""
-        return f"executed sm_{self.device.arch}"
+        return self.name
 
     def set_current_device(self, device: str) -> None: ...
 
@@ -138,7 +142,7 @@ def _init_handles(self: CompiledKernel) -> None:
 
     def run(x: int, y: int, z: int, *rest: Any) -> None:
         active = driver._active
-        if not isinstance(active, _Driver):
+        if not isinstance(active, _Driver) or active.device is None:
             raise Fault(f"{loaded.name}: compiled to be executed, and launched outside of `executing`")
         active.device.launch_compiled(
             loaded, (x, y, z), rest[6:]
@@ -166,12 +170,48 @@ def executing(
     if triton.knobs.runtime.interpret:
         raise Fault("compiled kernels cannot be executed in a process with TRITON_INTERPRET=1")
     device = _TritonDevice(arch, count, approximate)
+    with (
+        _active(_Driver(arch, f"executed sm_{arch}", device), _init_handles),
+        poisoned(device) if poison else contextlib.nullcontext(),
+    ):
+        yield device
+
+
+@contextlib.contextmanager
+def idling(arch: int = 90) -> Iterator[list[str]]:
+    """Compile what Triton launches inside, as for an architecture, and run nothing of it.
+
+    Yields:
+        The name of a kernel for each of its variants, as they are compiled or found in Triton's cache on disk.
+    """
+    if triton.knobs.runtime.interpret:
+        raise Fault("kernels cannot be compiled in a process with TRITON_INTERPRET=1")
+    variants: list[str] = []
+
+    def load(self: CompiledKernel) -> None:
+        if self.module is None:
+            variants.append(self.name)
+            self._run, self.module, self.function, self.n_regs, self.n_spills = _nothing, 1, 1, 0, 0
+
+    # a name of its own, so that nothing is compiled yet
+    with _active(_Driver(arch, f"idle sm_{arch}, {next(_idle)}"), load):
+        yield variants
+
+
+_idle = itertools.count()
+
+
+def _nothing(*arguments: Any) -> None: ...
+
+
+@contextlib.contextmanager
+def _active(active: _Driver, init_handles: Callable[[CompiledKernel], None]) -> Iterator[None]:
+    """Triton's driver within, and what stands in for CompiledKernel's loading of machine code."""
     before, init = driver._active, CompiledKernel._init_handles
-    driver.set_active(_Driver(device))
-    CompiledKernel._init_handles = _init_handles
+    driver.set_active(active)
+    CompiledKernel._init_handles = init_handles
     try:
-        with poisoned(device) if poison else contextlib.nullcontext():
-            yield device
+        yield
     finally:
         driver._active = before
         CompiledKernel._init_handles = init

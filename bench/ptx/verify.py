@@ -5,7 +5,6 @@ Each Triton kernel, both functions, both backwards and every dtype, in a minute 
 executed, and every access to memory checked; the step from PTX to machine code and concurrency are a device's to show.
 """
 
-import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -15,6 +14,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
+from ...kernels.arguments import Parser, architecture
 from ...kernels.tolerances import Comparison, compare
 from ...kernels.triton import launch
 from ...kernels.verify import DTYPES, Case, evaluate, make_inputs
@@ -45,8 +45,8 @@ def check(case: Case, method: str, arch: int) -> Iterator[tuple[str, Comparison]
     truth = evaluate(case, [t.double() for t in (value, *small)], grad_output.double(), "reference")
     results = call(case.sizes, (value, *small), grad_output, method, arch=arch)
     for name, result in zip(truth, results, strict=True):
-        assert result is not None
         compute = torch.float64 if case.dtype is torch.float64 else torch.float32
+        assert result is not None
         yield name, compare(result, truth[name], compute, gradient=name != "output")
 
 
@@ -66,8 +66,8 @@ def call(
     Args:
         sizes, tensors: of :mod:`...kernels.contract`, value first.
         method: "atomics" or "cells".
-        needs: which gradients to make; all if None.
-        by_value: whether the kernels get the level sizes as numbers, or read them in memory.
+        needs: which gradients to make; all if None. The others are None.
+        by_value: whether level sizes go to the kernels as numbers, as Python ints do, or as a tensor.
         arch, options: of :func:`.triton_driver.executing`.
     """
     levels = tuple(size for pair in sizes for size in pair) if by_value else torch.tensor(sizes)
@@ -99,8 +99,13 @@ def run(arch: int, chosen: Sequence[Case]) -> bool:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns 0 if every error is within its bound and no kernel faults, 1 otherwise."""
-    parser = argparse.ArgumentParser(prog="msdeform verify --compiled", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--arch", type=int, default=90, choices=(80, 86, 89, 90, 100, 120), help="as in sm_90")
+    parser = Parser(prog="msdeform verify --compiled", description="\n".join(__doc__.splitlines()[2:]))
+    parser.add_argument(
+        "--arch",
+        type=lambda text: architecture(text.removeprefix("sm_")),
+        default=90,
+        help="such as sm_90, the default",
+    )
     parser.add_argument("--dtype", choices=DTYPES, help="of value; every dtype by default")
     options = parser.parse_args(argv)
     chosen = [case for case in cases() if options.dtype is None or case.dtype is DTYPES[options.dtype]]

@@ -177,7 +177,7 @@ __global__ void ms_deformable_im2col_gpu_kernel(const int n, POINTS, SIZES, T* o
 template <typename T, unsigned int blockSize>
 __global__ void ms_deformable_col2im_gpu_kernel_shm_blocksize_aware_reduce_v1(
     const int n, const T* grad_output, POINTS, SIZES, T* grad_value, T* grad_locations, T* grad_weights) {
-    atomicAdd(grad_value + threadIdx.x, grad_output[blockSize - 1]);
+    if (blockDim.x == blockSize) atomicAdd(grad_value + threadIdx.x, grad_output[blockSize - 1]);
 }
 
 template <typename scalar_t>

@@ -39,6 +39,7 @@ def check(case: Case, method: str, change: Change | None = None, **options: Any)
     for name, needed, result in zip(("output", *case.names), needs, results, strict=True):
         if not needed:
             continue
+        assert result is not None
         compute = torch.float64 if double else torch.float32
         comparison = compare(result, truth[name], compute, gradient=name != "output")
         assert comparison.ok, f"{name}: {comparison}; {case.describe()}; {method}"

@@ -1,4 +1,4 @@
-"""Calls like one that was seen before: which of them skip the checks, and that those get what the others get."""
+"""Calls like one before: which of them skip the checks, and that those get what the others get."""
 
 import gc
 import weakref
@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 import msdeform
 from msdeform.bench.dispatch import without_kernels
-from msdeform.kernels import contract, seen
+from msdeform.kernels import call_cache, contract, registry
 from msdeform.kernels.api import fused_ms_deform_attn, ms_deform_attn
 from msdeform.kernels.registry import BackendUnavailable
 from msdeform.kernels.verify import Case, make_inputs
@@ -28,9 +28,9 @@ BOXES = Case(B=2, Q=3, H=2, D=4, P=2, sizes=((3, 4), (2, 2)), coordinates=4)
 
 @pytest.fixture(autouse=True)
 def nothing_seen() -> Iterator[None]:
-    seen.forget()
+    call_cache.forget()
     yield
-    seen.forget()
+    call_cache.forget()
 
 
 def call(tensors: tuple[Tensor, ...], sizes: Any = PLAIN.sizes, **options: Any) -> Tensor:
@@ -39,7 +39,7 @@ def call(tensors: tuple[Tensor, ...], sizes: Any = PLAIN.sizes, **options: Any) 
 
 
 def known(tensors: tuple[Tensor, ...], sizes: Any = PLAIN.sizes, starts: Any = None, backend: Any = None) -> bool:
-    return seen.find(len(tensors) == 4, backend, sizes, starts, tensors) is not None
+    return call_cache.find(len(tensors) == 4, backend or registry.current_setting(), sizes, starts, tensors) is not None
 
 
 @pytest.mark.parametrize("case", [PLAIN, BOXES], ids=["plain", "fused"])
@@ -155,7 +155,7 @@ def test_more_than_plain_tensors_never_passes(what: str) -> None:
     asked = []
 
     def ask(value: Tensor) -> Tensor:
-        asked.append((known((value, *rest)), seen.plain(value)))
+        asked.append((known((value, *rest)), call_cache.plain(value)))
         return value * 1
 
     MORE[what](ask, value)
@@ -185,7 +185,7 @@ def test_a_graph_of_gradients_and_batched_ones_go_by_the_operator() -> None:
         tensors = tuple(tensor.requires_grad_() for tensor in make_inputs(PLAIN))
         call(tensors)
         output = call(tensors)
-        assert "DirectAttention" in type(output.grad_fn).__name__
+        assert "_AttentionBackward" in type(output.grad_fn).__name__
         (first,) = torch.autograd.grad(output.sum(), tensors[:1], create_graph=True)
         with pytest.raises(RuntimeError, match="has no second derivative"):
             first.sum().backward()
@@ -204,16 +204,16 @@ def test_a_recomputed_call_may_go_the_other_way() -> None:
 
 
 def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(seen, "_MOST_KEYS", 3)
+    monkeypatch.setattr(call_cache, "_MOST_KEYS", 3)
     for width in range(1, 9):
         tensors = make_inputs(Case(B=1, Q=3, H=2, D=4, P=2, sizes=((3, width),), coordinates=None))
         for queries in range(1, 4):
             call((tensors[0], *(tensor[:, :queries] for tensor in tensors[1:])), ((3, width),))
-        assert len(seen._seen) <= 3
-    monkeypatch.setattr(seen, "_MOST_ALIKE", 2)
+        assert len(call_cache._kept) <= 3
+    monkeypatch.setattr(call_cache, "_MOST_ALIKE", 2)
     for queries in (1, 2, 3):
         call((tensors[0], *(tensor[:, :queries].contiguous() for tensor in tensors[1:])), ((3, 8),))
-    assert all(len(alike) <= 3 for alike in seen._seen.values())
+    assert all(len(alike) <= 3 for alike in call_cache._kept.values())
 
 
 def test_no_tensor_is_kept_alive() -> None:
@@ -228,7 +228,7 @@ def test_no_tensor_is_kept_alive() -> None:
 
 
 def test_without_pytorchs_guards_every_call_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(seen, "_guard", lambda tensors: None)
+    monkeypatch.setattr(call_cache, "WHY_OFF", "a reason")
     tensors = make_inputs(PLAIN)
     want = call(tensors)
     assert not known(tensors)
