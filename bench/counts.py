@@ -74,8 +74,8 @@ def table(found: Records, case: str) -> list[Line]:
     """A head, and a line for each kernel with its counts in each dtype; the first column is whose it is."""
     lines: list[Line] = [("implementation", "call", "kernel", *COUNTS.values())]
     kernels: dict[tuple[str, ...], dict[str, Row]] = {}
-    for call, run in latest(found).items():
-        named = dict(zip(CALL, call, strict=True))
+    for key, run in latest(found).items():
+        named = dict(zip(CALL, key, strict=True))
         if (named["case"], named["arch"]) == (case, 90):
             for row in run:
                 kernels.setdefault((row["implementation"], row["call"], row["kernel"]), {})[row["dtype"]] = row
