@@ -31,7 +31,14 @@ from .tables import Line, aligned, number
 CASE = "encoder-800x1066-b2"
 WALK = 32  # points that one program of the sorted backward adds up, one after the other
 PARTS = ("issue", "L1", "L2", "reductions", "memory", "sort", "gaps")
-_SORTED = ("keys", "points by cell", "pixels", "gradients")  # the sorted backward's kernels, in order, by what they do
+# the sorted backward's kernels by what they do; shares where a cell may hold thousands of points
+_SORTED = {
+    "keys": "keys",
+    "cells": "points by cell",
+    "shares": "shares",
+    "pixels": "pixels",
+    "points": "gradients",
+}
 _SORT_PASSES = 4  # of 8 bits each, over 32-bit keys with 64-bit places
 _SORT_LAUNCHES = 7  # a guess: places, histogram, its sum, and a pass each
 _SECTOR = 32  # bytes
@@ -147,8 +154,9 @@ def _executed(row: Row, gpu: Gpu) -> dict[str, float]:
 
 def _sorted(run: Run, gpu: Gpu) -> Stages:
     """The kernels of a sorted backward, with all that passes between them going through memory."""
-    if len(run) != len(_SORTED):
-        raise ValueError(f"the sorted backward: expected {len(_SORTED)} kernels, got {len(run)} recorded")
+    recorded = [row["kernel"] for row in run]
+    if recorded not in (list(_SORTED), [kernel for kernel in _SORTED if kernel != "shares"]):
+        raise ValueError(f"the sorted backward: expected {', '.join(_SORTED)}, got {', '.join(recorded)} recorded")
     case, call = find(CASE), run[0]["call"]
     dtype = getattr(torch, run[0]["dtype"])
     rows = case.B * case.queries * case.H
@@ -164,15 +172,17 @@ def _sorted(run: Run, gpu: Gpu) -> Stages:
     # of every cell, and of every walk as if it began inside one; where each begins and ends
     sums = (case.B * case.S * case.H + points / WALK) * 4 * case.D * 4
     ends = case.B * case.S * case.H * 4 * 4
-    memory = (
-        places + points * (key + record),
-        points * (key + order + 2 * record) + value + rows * row_bytes + sums + 3 * ends,
-        sums + 2 * ends + value,
-        points * record + places,
-    )
+    memory = {
+        "keys": places + points * (key + record),
+        "points by cell": points * (key + order + 2 * record) + value + rows * row_bytes + sums + 3 * ends,
+        "shares": 0.0,  # of the few crowded cells alone
+        "pixels": sums + 2 * ends + value,
+        "gradients": points * record + places,
+    }
     stages: Stages = {}
-    for row, what, moved in zip(run, _SORTED, memory, strict=True):
-        stages[what] = _executed(row, gpu) | {"memory": 1e6 * moved / gpu.copy, "gaps": 1e6 * gpu.gap}
+    for row in run:
+        what = _SORTED[row["kernel"]]
+        stages[what] = _executed(row, gpu) | {"memory": 1e6 * memory[what] / gpu.copy, "gaps": 1e6 * gpu.gap}
     # grad_output and records lie anywhere; value is read where it was a moment ago
     stages["points by cell"]["L2"] = 1e6 * points * (row_bytes + 2 * _SECTOR) / gpu.l2
     passes = 2 * _SORT_PASSES * points * (key + order)

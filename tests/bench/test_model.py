@@ -60,7 +60,8 @@ def test_a_sum_in_float32_is_rounded_by_a_kernel_of_its_own() -> None:
 
 
 def test_the_kernels_of_a_sorted_backward_follow_one_another() -> None:
-    run = [row(CALL, warp_instructions=count, wavefronts=1.0) for count in (10.0, 4000.0, 30.0, 5.0)]
+    counts = {"keys": 10.0, "cells": 4000.0, "pixels": 30.0, "points": 5.0}
+    run = [row(CALL, kernel=name, warp_instructions=count, wavefronts=1.0) for name, count in counts.items()]
     stages = model.predicted(run)
     points = PAIRS * 16
     assert list(stages) == ["keys", "points by cell", "pixels", "gradients", "sort", "zeros"]
@@ -71,8 +72,10 @@ def test_the_kernels_of_a_sorted_backward_follow_one_another() -> None:
     memory = sum(stages[name]["memory"] for name in ("keys", "pixels", "gradients", "zeros"))
     gaps = (5 + 7) * 2.0
     assert model.least(stages) == pytest.approx(memory + stages["sort"]["sort"] + cells["issue"] + gaps)
-    with pytest.raises(ValueError, match="the sorted backward: expected 4 kernels, got 3 recorded"):
+    with pytest.raises(ValueError, match="the sorted backward: expected keys, .*, got keys, cells, pixels recorded"):
         model.predicted(run[:3])
+    shares = row(CALL, kernel="shares", warp_instructions=1.0, wavefronts=1.0)
+    assert list(model.predicted([*run[:2], shares, *run[2:]]))[2] == "shares"
 
 
 def test_the_fastest_of_a_kind_comes_first() -> None:
