@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 import msdeform
-from msdeform.kernels import registry
+from msdeform.kernels import call_cache, registry
 from msdeform.kernels.api import fused_ms_deform_attn, ms_deform_attn
+from msdeform.kernels.contract import Sizes
 from msdeform.kernels.verify import Case, make_inputs
 from tests.kernels.backends import ALL, CUDA, OPERATORS, TRITON
 
@@ -243,6 +244,63 @@ def test_cuda_graph_capture(
     graph.replay()
     for got, want in zip(captured, step(), strict=True):
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+
+
+def of_width(width: int) -> tuple[Sizes, list[Tensor]]:
+    """Level sizes that no other test has, and tensors on the device that take gradients."""
+    sizes = ((3, width), (2, 2))
+    case = Case(B=1, Q=3, H=2, D=4, P=2, sizes=sizes, coordinates=4)
+    return sizes, [tensor.requires_grad_() for tensor in make_inputs(case, "cuda")]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("method", ["atomics", "cells"])
+def test_the_first_call_of_a_size_may_be_captured(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sizes go to the kernels by value: nothing is copied to the device, and a replay needs nothing that was kept."""
+    take(method, monkeypatch)
+
+    def step(sizes: Sizes, tensors: list[Tensor]) -> tuple[Tensor, ...]:
+        output = fused_ms_deform_attn(tensors[0], sizes, *tensors[1:], backend="triton")
+        return output, *torch.autograd.grad(output, tensors, torch.ones_like(output))
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        step(*of_width(4))  # compiles, which a capture forbids
+    torch.cuda.current_stream().wait_stream(stream)
+    call_cache.forget()
+    sizes, tensors = of_width(7)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step(sizes, tensors)
+    call_cache.forget()
+    with torch.no_grad():
+        tensors[0].normal_()
+    torch.empty(2**20, device="cuda").fill_(float("nan"))  # where memory that was let go of would be
+    graph.replay()
+    for got, want in zip(captured, step(sizes, tensors), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.gpu
+def test_compiled_with_cuda_graphs_for_new_sizes() -> None:
+    torch._dynamo.reset()
+
+    def call(sizes: Sizes, *tensors: Tensor) -> Tensor:
+        return fused_ms_deform_attn(tensors[0], sizes, *tensors[1:], backend="triton")
+
+    compiled = torch.compile(call, mode="reduce-overhead")
+    for width in (5, 6, 9):
+        sizes, tensors = of_width(width)
+        for _ in range(4):  # warmed up, captured, replayed
+            torch.compiler.cudagraph_mark_step_begin()
+            got = compiled(sizes, *tensors)
+            gradients = torch.autograd.grad(got.clone(), tensors, torch.ones_like(got))
+            output = call(sizes, *tensors)
+            torch.testing.assert_close(got, output, rtol=1e-4, atol=1e-5)
+            wanted = torch.autograd.grad(output, tensors, torch.ones_like(output))
+            for gradient, want in zip(gradients, wanted, strict=True):
+                torch.testing.assert_close(gradient, want, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.gpu

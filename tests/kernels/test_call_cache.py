@@ -1,6 +1,8 @@
 """Calls like one before: which of them skip the checks, and that those get what the others get."""
 
+import ast
 import gc
+import re
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -21,6 +23,7 @@ from msdeform.kernels import call_cache, contract, registry
 from msdeform.kernels.api import fused_ms_deform_attn, ms_deform_attn
 from msdeform.kernels.registry import BackendUnavailable
 from msdeform.kernels.verify import Case, make_inputs
+from tests.house import project
 
 PLAIN = Case(B=2, Q=3, H=2, D=4, P=2, sizes=((3, 4), (2, 2)), coordinates=None)
 BOXES = Case(B=2, Q=3, H=2, D=4, P=2, sizes=((3, 4), (2, 2)), coordinates=4)
@@ -227,9 +230,68 @@ def test_no_tensor_is_kept_alive() -> None:
         assert [reference() for reference in held] == [None] * len(held)
 
 
-def test_without_pytorchs_guards_every_call_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_switched_off_every_call_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the same results, and gradients by the operator."""
     monkeypatch.setattr(call_cache, "WHY_OFF", "a reason")
     tensors = make_inputs(PLAIN)
     want = call(tensors)
     assert not known(tensors)
     assert torch.equal(call(tensors), want)
+    with without_kernels() as kernels:
+        leaves = tuple(tensor.detach().requires_grad_() for tensor in tensors)
+        for _ in range(2):
+            output = call(leaves)
+            assert "triton_forward" in type(output.grad_fn).__name__
+            output.sum().backward()
+        assert not call_cache._kept
+        assert (kernels["forward"].launches, kernels["backward"].launches) == (2, 2)
+    monkeypatch.undo()
+    call(tensors)
+    assert known(tensors)
+
+
+PRIVATE = [
+    (torch._C, "_len_torch_dispatch_stack"),
+    (torch._C, "_is_torch_function_mode_enabled"),
+    (torch._C, "_are_functorch_transforms_active"),
+    (torch._C, "_get_tracing_state"),
+    (torch._C, "_dispatch_keys"),
+    (torch._C._dynamo.guards, "TensorGuards"),
+    (forward_ad, "_current_level"),
+]
+
+
+@pytest.mark.parametrize(("owner", "name"), PRIVATE, ids=[name for _, name in PRIVATE])
+def test_a_private_interface_that_is_missing_switches_off(owner: Any, name: str, monkeypatch: Any) -> None:
+    assert call_cache.WHY_OFF is None
+    monkeypatch.setattr(call_cache, "_plain_keys", {})
+    monkeypatch.delattr(owner, name)
+    why = call_cache._probe()
+    monkeypatch.undo()
+    assert why is not None
+    assert re.fullmatch(
+        rf"PyTorch {re.escape(torch.__version__)} lacks what calls are kept by: \w+Error: .*{name}.*", why
+    )
+
+
+def test_guards_that_pass_everything_switch_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(call_cache, "_guard", lambda tensors: lambda *others: True)
+    assert "does not tell tensors apart" in str(call_cache._probe())
+
+
+def test_every_private_interface_stands_in_the_call_cache() -> None:
+    """The list above is what the file uses, and no other file of ours uses any."""
+    found: dict[str, set[str]] = {}
+    for file in project.modules().values():
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("torch._C"):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.Attribute) and re.fullmatch(r"torch\._C(\.\w+)*", ast.unparse(node.value)):
+                names = [node.attr]
+            elif isinstance(node, ast.Attribute) and ast.unparse(node.value) == "forward_ad":
+                names = [node.attr] if node.attr.startswith("_") else []
+            else:
+                continue
+            found.setdefault(file.name, set()).update(names)
+    found = {file: names for file, names in found.items() if names}
+    assert found == {"call_cache.py": {name for _, name in PRIVATE}}
