@@ -33,8 +33,8 @@ _MOST_ALIKE = 8  # encoder and decoder, with and without gradients
 # (function, backend, sizes or None if a tensor) -> guards of the calls kept, and how to make them
 _kept: dict[tuple[Any, ...], list[tuple[Callable[..., bool], Direct]]] = {}
 _plain_keys: dict[bool, tuple[int, ...]] = {}
-# of each function the last sizes and their key: layers of a model hand on one tuple
-_last: dict[bool, tuple[object, tuple[Any, ...]]] = {}
+# of each function the last sizes and setting, and what is kept for them: layers of a model hand on one tuple
+_last: dict[bool, tuple[object, str, list[tuple[Callable[..., bool], Direct]]]] = {}
 
 
 def find(
@@ -51,10 +51,17 @@ def find(
     """
     if WHY_OFF is not None or _in_a_mode():
         return None
-    key = _key(fused, setting, spatial_shapes, level_start_index)
-    alike = None if key is None else _kept.get(key)
-    if alike is None:
-        return None
+    last = _last.get(fused)
+    if last is not None and last[0] is spatial_shapes and last[1] is setting and level_start_index is None:
+        alike = last[2]
+    else:
+        key = _key(fused, setting, spatial_shapes, level_start_index)
+        found = None if key is None else _kept.get(key)
+        if found is None:
+            return None
+        alike = found
+        if type(spatial_shapes) is tuple:  # of tuples, or it would be no part of a key: nothing in it can change
+            _last[fused] = spatial_shapes, setting, alike
     guarded = (*tensors, spatial_shapes) if isinstance(spatial_shapes, Tensor) else tensors
     for passes, direct in alike:
         if passes(*guarded):
@@ -91,7 +98,8 @@ def keep(
             return run(inputs, tensors[0], shapes, sizes, *tensors[1:])
 
     if key not in _kept and len(_kept) >= _MOST_KEYS:
-        _kept.clear()
+        forget()
+    _last.pop(fused, None)
     # a new list: another thread may be walking the old one
     _kept[key] = [(_guard(guarded), direct), *_kept.get(key, [])][:_MOST_ALIKE]
 
@@ -99,6 +107,7 @@ def keep(
 def forget() -> None:
     """Drop everything kept: for whoever changes the registry's backends."""
     _kept.clear()
+    _last.clear()
 
 
 class _Prepared:
@@ -196,9 +205,6 @@ def _key(fused: bool, setting: str, spatial_shapes: SpatialShapes, level_start_i
         return fused, setting, None
     if level_start_index is not None and not (isinstance(level_start_index, Tensor) and level_start_index.is_cuda):
         return None  # the host can see whether it contradicts the sizes
-    last = _last.get(fused)
-    if last is not None and last[0] is spatial_shapes and last[1][1] == setting:
-        return last[1]
     try:
         for h, w in spatial_shapes:
             if type(h) is not int or type(w) is not int:  # 4.0 is a key like 4, and an error
@@ -206,10 +212,9 @@ def _key(fused: bool, setting: str, spatial_shapes: SpatialShapes, level_start_i
         if type(spatial_shapes) is not tuple:
             spatial_shapes = tuple((h, w) for h, w in spatial_shapes)
         key = fused, setting, spatial_shapes
-        hash(key)  # tuples throughout: nothing in it can change
+        hash(key)
     except (TypeError, ValueError):  # not pairs: the checks say so
         return None
-    _last[fused] = spatial_shapes, key
     return key
 
 
