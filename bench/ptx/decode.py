@@ -11,6 +11,7 @@ number of last places.
 
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -256,6 +257,10 @@ _FLOAT_FUNCTIONS: dict[str, tuple[int, Callable[..., Any]]] = {
 }
 
 
+def _of_three(of_two: Callable[..., Any], x: Any, y: Any, z: Any) -> Any:
+    return of_two(of_two(x, y), z)
+
+
 def _high(x: Any, y: Any) -> Any:
     """The upper half of a product of integers."""
     if x.dtype.itemsize < 8:
@@ -474,6 +479,8 @@ def _arithmetic(kernel: Kernel, instruction: Instruction, parts: list[str]) -> R
 def _float_arithmetic(kernel: Kernel, instruction: Instruction, name: str, modifiers: list[str], kind: str) -> Run:
     _only(modifiers, {"rn", "ftz", "noftz", "approx", "full", "NaN", "sat"})
     count, function = _FLOAT_FUNCTIONS[f"{name}.NaN" if "NaN" in modifiers else name]
+    if name in ("min", "max") and kind == "f32" and len(instruction.operands) == 4:  # of three numbers, from sm_100 on
+        count, function = 3, partial(_of_three, function)
     flush, saturate = "ftz" in modifiers and kind == "f32", "sat" in modifiers
     error = next((f"{name}.{m}" for m in ("approx", "full") if m in modifiers), None)
     if error is not None and (error not in _ULPS or kind != "f32"):

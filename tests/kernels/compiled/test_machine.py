@@ -198,6 +198,8 @@ def test_integers_and_lanes(body: str, expected: object) -> None:
         # (1 + 2**-12)**2 - (1 + 2**-11) is 2**-24, lost if the product is rounded first
         (f"mov.b32 %r4, {bits(1 + 2**-12)}; fma.rn.f32 %r3, %r4, %r4, {bits(-(1 + 2**-11))};", 2.0**-24),
         (f"max.f32 %r3, {bits(float('nan'))}, {bits(2.0)};", 2.0),
+        (f"max.f32 %r3, {bits(1.0)}, {bits(float('nan'))}, {bits(2.0)};", 2.0),
+        (f"min.NaN.f32 %r3, {bits(1.0)}, {bits(float('nan'))}, {bits(2.0)};", float("nan")),
         (f"max.NaN.f32 %r3, {bits(float('nan'))}, {bits(2.0)};", float("nan")),
         (f"mul.ftz.f32 %r3, {bits(1e-30)}, {bits(1e-10)};", 0.0),
         (f"add.sat.f32 %r3, {bits(0.75)}, {bits(0.75)};", 1.0),
