@@ -457,20 +457,20 @@ def shares_kernel(
     """Of SHARES neighbouring shares, put the sum of those that are of one long run in the place of the first. A run is
     long if its walks are more than those of a program, so that it goes on beyond its walks' begin or end."""
     bh = tl.program_id(1).to(tl.int64)
-    begin = tl.program_id(0) * (SHARES * step)
+    begin = tl.program_id(0) * (step * SHARES)
     keys_ptr += bh * N
     earlier = tl.load(keys_ptr + begin * RUN)
     d = tl.arange(0, BLOCK_D)
     sums_ptr += (bh * (S + walks) + S) * (4 * D) + d
     for side in tl.static_range(2):
-        key = earlier if side == 0 else tl.load(keys_ptr + tl.minimum((begin + SHARES * step) * RUN, N) - 1)
+        key = earlier if side == 0 else tl.load(keys_ptr + tl.minimum((begin + step * SHARES) * RUN, N) - 1)
         if (key & 15 != 0) & ((side == 0) | (key != earlier)):
             inside = (key & 15).to(tl.int32)
             any_corner = tl.where(inside & 1 != 0, 0, tl.where(inside & 2 != 0, 1, tl.where(inside & 4 != 0, 2, 3)))
             slot = 4 * ((key >> 4) - bh) + any_corner  # a batch entry and head has S + 1 cells
             first = tl.load(firsts_ptr + slot)
             last = tl.load(lasts_ptr + slot)
-            if last - first >= SHARES * step:
+            if last - first >= step * SHARES:
                 walk = begin + step * tl.arange(0, SHARES)
                 # the one in which the run begins has its share where the run's first is
                 there = (walk + step > first) & (walk <= last)

@@ -25,6 +25,7 @@ def test_help_lists_every_command_in_a_line_each() -> None:
     assert {
         "info",
         "verify",
+        "verify --compiled",
         "train",
         "replay",
         "eval",

@@ -95,11 +95,11 @@ def newest_step(folder: Path) -> int:
     return load_checkpoint(folder)["step"] if checkpoints_in(folder) else 0
 
 
-def kill(options: TrainOptions, place: str, draw: random.Random, marks: Path) -> None:
-    """Starts the run, or goes on with it, and kills it at ``place``."""
+def kill(options: TrainOptions, place: str, draw: random.Random, marks: Path, longest: float) -> None:
+    """Starts the run, or goes on with it, and kills it at ``place``: at any time, within ``longest`` seconds."""
     paused = marks / f"{time.monotonic_ns()}"
     process = start(train_and_pause, options, place, draw.randint(1, 3), paused)
-    deadline = time.monotonic() + (draw.uniform(0.3, 4.0) if place == "any time" else 60)
+    deadline = time.monotonic() + (draw.uniform(0.05, 1) * longest if place == "any time" else 60)
     while time.monotonic() < deadline and process.process.is_alive() and not paused.exists():
         time.sleep(0.005)
     alive = process.process.is_alive()
@@ -118,12 +118,14 @@ def go_on(options: TrainOptions) -> TrainOptions:
     return dataclasses.replace(options, run=dataclasses.replace(options.run, resume=resume))
 
 
-def kill_and_finish(options: TrainOptions, places: list[str], marks: Path) -> None:
-    """Kills the run at each of the places in turn, and lets it end."""
+def kill_and_finish(options: TrainOptions, places: list[str], marks: Path, whole: float) -> None:
+    """Kills the run at each of the places in turn, and lets it end. ``whole`` is how many seconds it takes unbroken,
+    of which each kill at any time leaves the next ones their share."""
+    longest = 0.7 * whole / places.count("any time")
     draw, out = random.Random(0), Path(str(options.run.out))
     for place in places:
         before = newest_step(out)
-        kill(go_on(options), place, draw, marks)
+        kill(go_on(options), place, draw, marks, longest)
         assert newest_step(out) >= before, place
     train_better(go_on(options))
     assert not [file for file in out.iterdir() if file.name.endswith(".tmp")]
@@ -160,8 +162,11 @@ def short(changed: Change) -> TrainOptions:
 
 
 def test_three_kills_lose_nothing(short: TrainOptions, changed: Change, tmp_path: Path) -> None:
+    begin = time.monotonic()
     whole = train_better(changed(short, out=tmp_path / "whole"))
-    kill_and_finish(changed(short, out=tmp_path / "killed"), ["half written", "renamed", "any time"], tmp_path)
+    seconds = time.monotonic() - begin
+    # at any time first, while nothing of it is done
+    kill_and_finish(changed(short, out=tmp_path / "killed"), ["any time", "half written", "renamed"], tmp_path, seconds)
     assert_equal_runs(whole, tmp_path / "killed")
 
 
@@ -169,11 +174,13 @@ def test_three_kills_lose_nothing(short: TrainOptions, changed: Change, tmp_path
 @pytest.mark.timeout(1800)
 def test_fifty_kills_lose_nothing(short: TrainOptions, changed: Change, tmp_path: Path) -> None:
     longer = changed(short, epochs=80)
+    begin = time.monotonic()
     whole = train_better(changed(longer, out=tmp_path / "whole"))
+    seconds = time.monotonic() - begin
     # 30 while saving, five at each place, and 20 at any time
     places = [*PLACES * 5, *["any time"] * 20]
     random.Random(1).shuffle(places)
-    kill_and_finish(changed(longer, out=tmp_path / "killed"), places, tmp_path)
+    kill_and_finish(changed(longer, out=tmp_path / "killed"), places, tmp_path, seconds)
     assert_equal_runs(whole, tmp_path / "killed")
 
 
