@@ -477,6 +477,8 @@ def _arithmetic(kernel: Kernel, instruction: Instruction, parts: list[str]) -> R
 
 
 def _float_arithmetic(kernel: Kernel, instruction: Instruction, name: str, modifiers: list[str], kind: str) -> Run:
+    if name in ("add", "sub", "fma") and "f32" in modifiers:
+        return _mixed(kernel, instruction, name, modifiers, kind)
     _only(modifiers, {"rn", "ftz", "noftz", "approx", "full", "NaN", "sat"})
     count, function = _FLOAT_FUNCTIONS[f"{name}.NaN" if "NaN" in modifiers else name]
     if name in ("min", "max") and kind == "f32" and len(instruction.operands) == 4:  # of three numbers, from sm_100 on
@@ -508,6 +510,24 @@ def _float_arithmetic(kernel: Kernel, instruction: Instruction, name: str, modif
         if saturate:
             result = np.where(np.isnan(result), 0, np.clip(result, 0, 1)).astype(result.dtype)
         write(state, lanes, result)
+
+    return run
+
+
+def _mixed(kernel: Kernel, instruction: Instruction, name: str, modifiers: list[str], kind: str) -> Run:
+    """Float32 arithmetic on 16-bit numbers and, last, one of float32: from sm_100 on."""
+    _only(modifiers, {"rn", "f32"})
+    write = _writer(kernel, instruction.operands[0])
+    *factors, last = instruction.operands[1:]
+    reads = [_reader(kernel, token, kind) for token in factors] + [_reader(kernel, last, "f32")]
+    kinds = [kind] * len(factors) + ["f32"]
+    count, function = _FLOAT_FUNCTIONS[name]
+    if len(reads) != count:
+        raise Unknown
+
+    def run(state: "State", lanes: Lanes) -> None:
+        values = [_lift(k, read(state, lanes)) for k, read in zip(kinds, reads, strict=True)]
+        write(state, lanes, _lower("f32", function(*values)))
 
     return run
 

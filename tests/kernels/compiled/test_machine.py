@@ -213,6 +213,8 @@ def test_integers_and_lanes(body: str, expected: object) -> None:
         (f"setp.ltu.f32 %p1, {bits(float('nan'))}, 0f00000000; selp.b32 %r3, {bits(1)}, 0, %p1;", 1.0),
         (f"setp.ne.f32 %p1, {bits(float('nan'))}, 0f00000000; selp.b32 %r3, {bits(1)}, 0, %p1;", 0.0),
         (f"mov.b64 %rd6, {{{bits(1)[:2]}40000000, %r1}}; mul.f32x2 %rd7, %rd6, %rd6; cvt.u32.u64 %r3, %rd7;", 4.0),
+        (f"mov.b16 %rs1, 0x4000; sub.rn.f32.f16 %r3, %rs1, {bits(0.5)};", 1.5),
+        (f"mov.b16 %rs1, 0x4000; fma.rn.f32.bf16 %r3, %rs1, %rs1, {bits(1.0)};", 5.0),
         ("mov.b32 %r4, 0x40003c00; fma.rn.f16x2 %r5, %r4, %r4, %r4; shr.u32 %r6, %r5, 16; cvt.u16.u32 %rs1, %r6;"
          "cvt.f32.f16 %r3, %rs1;", 6.0),
     ],
