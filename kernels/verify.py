@@ -181,8 +181,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="msdeform verify",
         description="Check output and every gradient of each backend that runs here against the float64 reference. "
         "Without a GPU, TRITON_INTERPRET=1 runs the Triton kernels in Triton's interpreter. "
-        "Any shape option replaces the default list of cases. `msdeform verify --compiled` executes the Triton kernels "
-        "as compiled for a GPU on this machine's CPU: a command of its own, with its own --help.",
+        "Any shape option replaces the default list of cases.",
+    )
+    parser.add_argument(
+        "--compiled",
+        action="store_true",
+        help="comes first: execute the Triton kernels as compiled for a GPU on this machine's CPU; has its own --help",
     )
     parser.add_argument("--backend", action="append", metavar="NAME", help="only this one (repeatable)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -198,6 +202,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.add_argument(f"--{option}", type=int, metavar=text[0], help=text)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(argv)
+    if options.compiled:
+        parser.error("--compiled: expected right after verify, as in msdeform verify --compiled --arch sm_90")
 
     device = torch.device(options.device)
     chosen: dict[str, object] = {"seed": options.seed}

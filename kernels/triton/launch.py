@@ -22,12 +22,12 @@ from torch import Tensor
 from triton import knobs
 from triton.runtime.driver import driver
 
+from ..autograd import Levels
 from .backward_atomic import backward_kernel
 from .backward_sorted import SHARES, cells_kernel, keys_kernel, pixels_kernel, points_kernel, shares_kernel
 from .forward import forward_kernel
 from .interpreter import interpreting
 
-Levels = Tensor | tuple[int, ...]
 Tensors = Sequence[Tensor]
 """(value, locations, weights), or of the fused function (value, references, offsets, logits)"""
 
@@ -94,9 +94,10 @@ def call_of(tensors: Tensors) -> Call:
 class Launch:
     """A kernel with all that it is launched with but its tensors.
 
-    Triton's own launcher takes 70 us to find the compiled kernel that fits, on a slow CPU. Nothing of what it looks at
-    changes between calls of one `Launch` but where tensors begin, so the kernel is kept for tensors that all begin at
-    multiples of 16 bytes, as PyTorch allocates them.
+    Triton's own launcher takes far longer to find the compiled kernel that fits than to launch it (``msdeform bench
+    dispatch`` has both, as `launch` and `launches only`). Nothing of what it looks at changes between calls of one
+    `Launch` but where tensors begin, so the kernel is kept for tensors that all begin at multiples of 16 bytes, as
+    PyTorch allocates them.
     """
 
     def __init__(
