@@ -30,7 +30,7 @@ from ..kernels import registry
 from ..kernels.autograd import Operator
 from ..kernels.backend import Functions
 from ..models.faster_rcnn import STRIDE, FasterRcnn
-from ..models.images import Size
+from ..models.size import Size
 from ..models.zoo import create_model
 
 # width and height of the first 100 images of COCO val2017, by id

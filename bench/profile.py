@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch.profiler import ProfilerActivity
 
-from ..models.images import Size
+from ..models.size import Size
 from ..models.zoo import create_model
 from . import cases, jobs, peers, speed, workloads
 from .records import Row

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ..models.zoo import list_models
+from ..models.catalog import list_models
 from .cases import nearest
 
 

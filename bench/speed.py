@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..models.catalog import config_of
 from ..models.configs import DeformableDetrConfig
-from ..models.images import Size
-from ..models.zoo import config_of, create_criterion, create_model
+from ..models.size import Size
+from ..models.zoo import create_criterion, create_model
 from ..train.config import Optim
 from ..train.evaluate import autocast
 from ..train.optim import make_optimizer

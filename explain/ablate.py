@@ -17,8 +17,9 @@ from ..models.detector import Detector
 from ..train.checkpoint import Trained, load_trained
 from ..train.coco import CocoDetection
 from ..train.commandline import parse, progress_bar
-from ..train.config import AttnBackend, Input, Source, choose_device
+from ..train.config import AttnBackend, Input, Source
 from ..train.data import validation_data
+from ..train.device import choose_device
 from ..train.evaluate import match_categories
 from ..train.files import in_use, remove_leftovers
 from .ablation_report import Findings, summary, write

@@ -10,11 +10,13 @@ import torch
 import tyro
 from torch import Tensor
 
-from ..models.images import Size, read_image
+from ..models.images import read_image
+from ..models.size import Size
 from ..train.annotations import Annotations
 from ..train.checkpoint import Trained, load_trained
 from ..train.commandline import parse, progress_bar
-from ..train.config import AttnBackend, choose_device
+from ..train.config import AttnBackend
+from ..train.device import choose_device
 from ..train.evaluate import match_categories
 from ..train.files import write_json
 from .encoder import draw_encoder

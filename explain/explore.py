@@ -27,7 +27,8 @@ from ..models.detector import Detector
 from ..models.images import read_image
 from ..train.checkpoint import load_trained
 from ..train.commandline import parse
-from ..train.config import AttnBackend, choose_device
+from ..train.config import AttnBackend
+from ..train.device import choose_device
 from ..train.drawing import Box, draw_boxes
 from .interventions import Mask
 from .page import page

@@ -15,12 +15,14 @@ from torchvision.ops import box_iou
 from torchvision.transforms.v2 import functional as F
 
 from .. import __version__
-from ..models.images import Size, normalise
+from ..models.images import normalise
+from ..models.size import Size
 from ..train.checkpoint import Trained, load_trained
 from ..train.coco import CocoDetection
 from ..train.commandline import parse, progress_bar
-from ..train.config import AttnBackend, Input, Source, choose_device
+from ..train.config import AttnBackend, Input, Source
 from ..train.data import validation_data
+from ..train.device import choose_device
 from ..train.evaluate import match_categories
 from ..train.files import write_json
 from .maps import METHODS, heat_map

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..models.images import ImageLike, Size
+from ..models.images import ImageLike
+from ..models.size import Size
 from .drawing import Drawing, canvas, colour_of, draw_box, headline
 from .grids import draw_heat_grid
 from .interventions import Mask

@@ -18,7 +18,8 @@ from torchvision.transforms.v2 import functional as transforms
 from ..models.boxes import cxcywh_to_xyxy
 from ..models.detector import Detector
 from ..models.geometry import valid_ratios, widen
-from ..models.images import ImageLike, Size, normalise, read_image
+from ..models.images import ImageLike, normalise, read_image
+from ..models.size import Size
 from .attention import Shapes, share_of_levels
 from .capture import Gradients, Record, Tape, capture
 from .interventions import Mask, intervene

@@ -17,21 +17,9 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, conv1x1
 from torchvision.ops import FrozenBatchNorm2d
 
+from .configs import BACKBONES, SLIM, TORCHVISION
+
 Norm = Callable[[int], nn.Module]
-
-# torchvision's names; all have stages of stride 4, 8, 16, 32
-TORCHVISION = ("resnet18", "resnet34", "resnet50", "resnet101")
-# width and number of basic blocks of each stage
-SLIM: dict[str, tuple[tuple[int, int], ...]] = {
-    "resnet18_half": ((32, 2), (64, 2), (128, 2), (256, 2)),
-    "resnet10_tiny": ((8, 1), (16, 1), (16, 1), (32, 1)),
-}
-BACKBONES = (*TORCHVISION, *SLIM)
-
-
-def dilates(name: str) -> bool:
-    """Can the last stage be dilated instead of strided? torchvision's bottleneck blocks can, basic blocks cannot."""
-    return name in ("resnet50", "resnet101")
 
 
 class Backbone(nn.Module):

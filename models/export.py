@@ -20,12 +20,13 @@ from torch import Tensor, nn
 
 from ..kernels.arguments import Parser
 from .attention import MSDeformAttn
+from .catalog import MODELS, config_of
 from .detector import Detector
 from .faster_rcnn import STRIDE, FasterRcnn
 from .faster_rcnn_export import ExportableFasterRcnn
 from .files import atomic_file
 from .loading import load_model
-from .zoo import MODELS, config_of, create_model
+from .zoo import create_model
 
 SUFFIXES = (".onnx", ".pt2")
 # of the largest number: another order of the sums in a network of fifty layers

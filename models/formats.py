@@ -28,7 +28,7 @@ from torch import Tensor
 from .convert import family_of, from_huggingface, is_huggingface, to_huggingface
 from .convert_config import config_from_args, config_from_huggingface, config_to_huggingface, hf_backbone
 from .files import atomic_file
-from .images import Size
+from .size import Size
 
 T = TypeVar("T")
 

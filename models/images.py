@@ -4,7 +4,6 @@ One copy of each, for training, evaluation and prediction alike, so that a model
 """
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -187,34 +186,6 @@ def _eight_bits(sixteen: Any) -> Any:
 
 def _three_channels(pixels: Tensor) -> Tensor:
     return pixels.expand(3, -1, -1).contiguous() if pixels.shape[0] == 1 else pixels
-
-
-@dataclass(frozen=True)
-class Size:
-    """To what size images are brought: the shorter side to ``short`` unless the longer would exceed ``longest``."""
-
-    short: int = 800
-    longest: int = 1333
-
-    def fit(self, height: int, width: int) -> tuple[int, int]:
-        """The size an image of (height, width) is resized to, rounded as the official code rounds.
-
-        (torchvision's own Resize(size, max_size) rounds the other side differently on 3% of COCO's images. Rounding
-        the shorter side first, the longer of a very thin image can come out above ``longest``, as in the official
-        code, which ends at no pixels at all where this ends at one.)
-        """
-        low, high = min(height, width), max(height, width)
-        short = self.short
-        if high / low * short > self.longest:
-            short = max(1, round(self.longest * low / high))
-        if low == short:
-            return height, width
-        long = int(short * high / low)
-        return (short, long) if height <= width else (long, short)
-
-    def scaled(self, pixels: int) -> int:
-        """What ``pixels`` of the published recipe, made for 800, are at this size."""
-        return max(1, round(pixels * self.short / 800))
 
 
 def normalise(image: Tensor) -> Tensor:

@@ -7,9 +7,10 @@ from typing import Any
 
 from torch import nn
 
+from .catalog import MODELS, config_of
 from .detector import Detector
 from .formats import Source, check_fit, config_of_source, read_source
-from .zoo import MODELS, build_model, config_from_plain, config_of, plain_config
+from .zoo import build_model, config_from_plain, plain_config
 
 # parameters that depend on the data's classes and the number of queries, and may be made anew
 HEADS = ("class_embed", "query_embed", "linear_class", "query_pos", "box_predictor")

@@ -13,7 +13,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as F
 
-from .images import ImageLike, Size, normalise, read_image
+from .images import ImageLike, normalise, read_image
+from .size import Size
 
 
 @dataclass(frozen=True, eq=False)  # tensors have no single truth to compare by

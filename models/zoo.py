@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from .backbone import Backbone, load_backbone_weights
+from .catalog import config_of
 from .configs import (
     FAMILIES,
     Config,
@@ -25,82 +26,6 @@ from .detr_demo import DetrDemo
 from .detr_transformer import DetrTransformer
 from .faster_rcnn import FasterRcnn, FasterRcnnCriterion
 from .position import make_position
-
-# the published table, with ResNet-50
-_PUBLISHED: dict[str, Config] = {
-    "fasterrcnn_resnet50_fpn": FasterRcnnConfig(),
-    "detr_r50": DetrConfig(),
-    "detr_r50_dc5": DetrConfig(dilation=True),
-    # what Zhu et al. 2021 changed for the comparison: focal loss, 300 queries. They don't say how they matched; here
-    # as they match Deformable DETR, by the focal cost and its weights
-    "detr_r50_dc5_plus": DetrConfig(dilation=True, focal=True, num_queries=300),
-    "detr_r50_demo": DetrDemoConfig(),
-    "deformable_detr_r50_single_scale": DeformableDetrConfig(num_feature_levels=1),
-    "deformable_detr_r50_single_scale_dc5": DeformableDetrConfig(num_feature_levels=1, dilation=True),
-    "deformable_detr_r50": DeformableDetrConfig(),
-    "deformable_detr_r50_dc5": DeformableDetrConfig(dilation=True),
-    "deformable_detr_r50_refine": DeformableDetrConfig(with_box_refine=True),
-    "deformable_detr_r50_two_stage": DeformableDetrConfig(with_box_refine=True, two_stage=True),
-}
-
-# trains from random weights on two processor cores in minutes, on images of 96 to 192 pixels
-_MINI: dict[str, Any] = {
-    "backbone": "resnet18_half",
-    "num_queries": 60,
-    "enc_layers": 1,
-    "dec_layers": 3,
-    "hidden_dim": 128,
-    "dim_feedforward": 512,
-    "nheads": 4,
-    "dropout": 0.0,
-}
-# for tests: the smallest that has every part
-_TINY: dict[str, Any] = {
-    "backbone": "resnet10_tiny",
-    "num_queries": 10,
-    "enc_layers": 1,
-    "dec_layers": 1,
-    "hidden_dim": 32,
-    "dim_feedforward": 64,
-    "nheads": 2,
-    "dropout": 0.0,
-}
-_POINTS: dict[str, Any] = {"enc_n_points": 2, "dec_n_points": 2}
-
-
-def _with_resnet101(name: str, config: Config) -> tuple[str, Config]:
-    renamed = name.replace("_r50", "_r101").replace("resnet50", "resnet101")
-    return renamed, dataclasses.replace(config, backbone="resnet101")
-
-
-MODELS: dict[str, Config] = {
-    **_PUBLISHED,
-    **dict(_with_resnet101(name, config) for name, config in _PUBLISHED.items()),
-    "detr_mini": DetrConfig(**_MINI),
-    "detr_tiny": DetrConfig(**_TINY),
-    "deformable_detr_mini": DeformableDetrConfig(
-        **_MINI, **_POINTS, num_feature_levels=3, with_box_refine=True, two_stage=True
-    ),
-    "deformable_detr_tiny": DeformableDetrConfig(**_TINY, **_POINTS, num_feature_levels=2),
-    "fasterrcnn_tiny": FasterRcnnConfig(backbone="resnet10_tiny"),
-}
-# the published name of the demo says nothing of its backbone
-MODELS["detr_demo"] = MODELS.pop("detr_r50_demo")
-MODELS["detr_demo_r101"] = MODELS.pop("detr_r101_demo")
-
-
-def list_models() -> list[str]:
-    """Names that `create_model` takes."""
-    return sorted(MODELS)
-
-
-def config_of(name: str) -> Config:
-    """The configuration behind a name. Raises ValueError for an unknown one, with the nearest that there are."""
-    if name not in MODELS:
-        near = difflib.get_close_matches(str(name).lower().replace("-", "_"), list_models(), n=3)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"expected one of {', '.join(list_models())}"
-        raise ValueError(f"name: no model is called {name!r}; {hint}")
-    return MODELS[name]
 
 
 def create_model(

@@ -21,9 +21,10 @@ if _TYPE_CHECKING:
     from .kernels.api import fused_ms_deform_attn, ms_deform_attn
     from .kernels.registry import use_backend
     from .models.attention import MSDeformAttn
+    from .models.catalog import list_models
     from .models.hub import from_pretrained
     from .models.loading import load_model
-    from .models.zoo import create_criterion, create_model, list_models
+    from .models.zoo import create_criterion, create_model
 
 _public = {
     "MSDeformAttn": "models.attention",
@@ -31,7 +32,7 @@ _public = {
     "create_model": "models.zoo",
     "from_pretrained": "models.hub",
     "fused_ms_deform_attn": "kernels.api",
-    "list_models": "models.zoo",
+    "list_models": "models.catalog",
     "load_model": "models.loading",
     "ms_deform_attn": "kernels.api",
     "use_backend": "kernels.registry",

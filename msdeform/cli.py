@@ -1,82 +1,211 @@
-"""The ``msdeform`` command: one word for each thing it does, each in a module that is imported only when called.
+"""The ``msdeform`` command: one word for each thing it does.
 
-A command is a function ``main(argv: list[str] | None) -> int`` that returns its exit status. Exit status 2 means the
-command line was wrong, 1 that something it named was wrong (told in one sentence; set ``MSDEFORM_DEBUG=1`` for the
-traceback), 130 that Ctrl-C stopped it.
+A command is a dataclass of options and a function ``run(options) -> int`` that returns its exit status. The module of
+the options imports no PyTorch, and the function's module is imported only once the command line was found to be right:
+``--help`` and mistakes are answered at once. Exit status 2 means that the command line was wrong, with the files that it
+names; 1 that the work failed, told in one sentence (``MSDEFORM_DEBUG=1`` shows the traceback); 130 that Ctrl-C stopped
+it; 141 that whoever read the output went away.
 """
 
 import difflib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from importlib import import_module
+from typing import Any
 
 from . import __version__
+from .common.options import Option, named, options_of, parse
 
 
 @dataclass(frozen=True)
 class Command:
-    """One command: the module and function that do it, and the line ``msdeform --help`` prints."""
+    """One command: ``module:name`` of its options and of the function that does it, and its line in ``msdeform --help``.
 
-    module: str
+    ``parse`` names a function ``(words, program) -> options`` where there is more to it than `options.parse`.
+    """
+
+    options: str
+    run: str
     summary: str
-    function: str = "main"
+    parse: str | None = None
 
-    def load(self) -> Callable[[list[str] | None], int]:
-        return getattr(import_module(f"{__package__}.{self.module}"), self.function)
+    def read(self, words: list[str], program: str) -> Any:
+        """The options that the words after the command's name say; ends the process for ``--help`` and mistakes."""
+        if self.parse is not None:
+            return _load(self.parse)(words, program)
+        return parse(_load(self.options), words, program)
+
+    def known_options(self) -> list[Option]:
+        return list(options_of(_load(self.options)))
+
+    def load(self) -> Callable[[Any], int]:
+        """The function that does it."""
+        return _load(self.run)
+
+
+def _load(place: str) -> Any:
+    module, _, name = place.partition(":")
+    return getattr(import_module(f"{__package__}.{module}"), name)
 
 
 COMMANDS = {
-    "info": Command("kernels.info", "show each backend of the operator: does it run here, and why not"),
-    "verify": Command("kernels.verify", "check every backend that runs here against the others, gradients included"),
-    "verify --compiled": Command("bench.ptx.verify", "check the kernels as compiled for a GPU, executed on this CPU"),
-    "train": Command("train.loop", "train a detector on a COCO-format data set"),
-    "replay": Command("train.replay", "do a training step again whose loss was not finite, and say where that began"),
-    "eval": Command("train.evaluate", "COCO metrics of a checkpoint"),
-    "predict": Command("train.predict", "detect objects in images: pictures with boxes, and COCO-results JSON"),
-    "explain": Command("explain.command", "what a detector attended to in an image: points, maps, heads off, a page"),
-    "explain-eval": Command("explain.judge", "judge heat maps of detections: do they beat maps that explain nothing?"),
-    "explore": Command(
-        "explain.explore", "look at uploaded images in the browser, and switch heads off; on this machine"
+    "info": Command(
+        "kernels.options:InfoOptions",
+        "kernels.info:info",
+        "show each backend of the operator: does it run here, and why not",
     ),
-    "plot": Command("train.plot", "draw the curves of training runs side by side, and print what came of them"),
-    "convert": Command("models.conversion", "convert weights: official, Hugging Face's, our own, a run's checkpoint"),
-    "export": Command("models.export", "write a detector as a torch.export program or in ONNX, and check its numbers"),
-    "data show": Command("train.show", "draw images of a data set as training sees them; classes and sizes in numbers"),
-    "data synth": Command("train.synth", "make a synthetic COCO-format data set"),
-    "bench": Command("bench.operators", "time the operator's backends and their peers, after checking them"),
-    "bench compare": Command("bench.compare", "what became slower between two commits, machines or backends"),
-    "bench dispatch": Command("bench.dispatch", "time what a call costs the host, in stages; no GPU needed"),
-    "bench explain": Command("bench.explain", "time relevance beside the model's own passes, and the memory it adds"),
-    "bench instructions": Command("bench.instructions", "count what the compiled kernels execute, on a CPU"),
-    "bench model": Command("bench.model", "predict what bounds each kernel on an H200 from its counts"),
-    "bench render": Command("bench.render", "draw the documentation's tables and plots anew from the recorded rows"),
-    "bench roofline": Command("bench.roofline", "draw recorded speeds under what the device could do"),
-    "bench seeds": Command("bench.seeds", "train on every backend with several seeds: do their APs agree?"),
-    "bench training": Command("bench.training", "time the loading of images, and the stages of a training step"),
-    "ablate": Command("explain.ablate", "switch attention heads off, and measure what that does over a data set"),
-    "table": Command("bench.table", "the detectors' published size, FLOPs and speed, and ours beside them"),
-    "demo": Command("train.demo", "make data, train a small detector, evaluate it and draw what it finds"),
-    "version": Command("cli", "print the version", "print_version"),
+    "verify": Command(
+        "kernels.options:VerifyOptions",
+        "kernels.verify:verify",
+        "check every backend that runs here against the others, gradients included",
+    ),
+    "verify --compiled": Command(
+        "bench.options:VerifyCompiledOptions",
+        "bench.ptx.verify:verify",
+        "check the kernels as compiled for a GPU, executed on this CPU",
+    ),
+    "train": Command(
+        "train.config:TrainOptions",
+        "train.loop:run",
+        "train a detector on a COCO-format data set",
+        parse="train.settings:resolve",
+    ),
+    "replay": Command(
+        "train.options:ReplayOptions",
+        "train.replay:run",
+        "do a training step again whose loss was not finite, and say where that began",
+    ),
+    "eval": Command("train.options:EvalOptions", "train.evaluate:run", "COCO metrics of a checkpoint"),
+    "predict": Command(
+        "train.options:PredictOptions",
+        "train.predict:run",
+        "detect objects in images: pictures with boxes, and COCO-results JSON",
+    ),
+    "explain": Command(
+        "explain.options:ExplainOptions",
+        "explain.command:run",
+        "what a detector attended to in an image: points, maps, heads off, a page",
+    ),
+    "explain-eval": Command(
+        "explain.options:JudgeOptions",
+        "explain.judge:run",
+        "judge heat maps of detections: do they beat maps that explain nothing?",
+    ),
+    "explore": Command(
+        "explain.options:ExploreOptions",
+        "explain.explore:run",
+        "look at uploaded images in the browser, and switch heads off; on this machine",
+    ),
+    "plot": Command(
+        "train.options:PlotOptions",
+        "train.plot:run",
+        "draw the curves of training runs side by side, and print what came of them",
+    ),
+    "convert": Command(
+        "models.options:ConvertOptions",
+        "models.conversion:run",
+        "convert weights: official, Hugging Face's, our own, a run's checkpoint",
+    ),
+    "export": Command(
+        "models.options:ExportOptions",
+        "models.export:run",
+        "write a detector as a torch.export program or in ONNX, and check its numbers",
+    ),
+    "data show": Command(
+        "train.options:ShowOptions",
+        "train.show:run",
+        "draw images of a data set as training sees them; classes and sizes in numbers",
+    ),
+    "data synth": Command("train.options:SynthOptions", "train.synth:run", "make a synthetic COCO-format data set"),
+    "bench": Command(
+        "bench.options:OperatorsOptions",
+        "bench.operators:run",
+        "time the operator's backends and their peers, after checking them",
+    ),
+    "bench compare": Command(
+        "bench.options:CompareOptions",
+        "bench.compare:run",
+        "what became slower between two commits, machines or backends",
+    ),
+    "bench dispatch": Command(
+        "bench.options:DispatchOptions",
+        "bench.dispatch:run",
+        "time what a call costs the host, in stages; no GPU needed",
+    ),
+    "bench explain": Command(
+        "bench.options:ExplainOptions",
+        "bench.explain:run",
+        "time relevance beside the model's own passes, and the memory it adds",
+    ),
+    "bench instructions": Command(
+        "bench.options:InstructionsOptions",
+        "bench.instructions:run",
+        "count what the compiled kernels execute, on a CPU",
+    ),
+    "bench model": Command(
+        "bench.options:ModelOptions",
+        "bench.model:run",
+        "predict what bounds each kernel on an H200 from its counts",
+    ),
+    "bench render": Command(
+        "bench.options:RenderOptions",
+        "bench.render:run",
+        "draw the documentation's tables and plots anew from the recorded rows",
+    ),
+    "bench roofline": Command(
+        "bench.options:RooflineOptions",
+        "bench.roofline:run",
+        "draw recorded speeds under what the device could do",
+    ),
+    "bench seeds": Command(
+        "bench.options:SeedsOptions",
+        "bench.seeds:run",
+        "train on every backend with several seeds: do their APs agree?",
+    ),
+    "bench training": Command(
+        "bench.options:TrainingOptions",
+        "bench.training:run",
+        "time the loading of images, and the stages of a training step",
+    ),
+    "ablate": Command(
+        "explain.options:AblateOptions",
+        "explain.ablate:run",
+        "switch attention heads off, and measure what that does over a data set",
+    ),
+    "table": Command(
+        "bench.options:TableOptions",
+        "bench.table:run",
+        "the detectors' published size, FLOPs and speed, and ours beside them",
+    ),
+    "demo": Command(
+        "train.options:DemoOptions",
+        "train.demo:run",
+        "make data, train a small detector, evaluate it and draw what it finds",
+    ),
+    "version": Command("cli:VersionOptions", "cli:print_version", "print the version"),
 }
 
 # what a user can get wrong, told in one sentence; anything else is a defect of ours and keeps its traceback
 USER_ERRORS = (ValueError, TypeError, OSError, NotImplementedError, RuntimeError)
 
 
-def print_version(argv: list[str] | None = None) -> int:
+@dataclass(frozen=True)
+class VersionOptions:
+    """Print the version of this package."""
+
+
+def print_version(options: VersionOptions) -> int:
     """``msdeform version``."""
-    if argv and argv[0] not in ("-h", "--help"):
-        return _usage_error(f"version: takes no arguments, got {' '.join(argv)}")
     print(__version__)
     return 0
 
 
-def help_text() -> str:
-    """What ``msdeform --help`` prints: every command in a line each."""
-    width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items()]
+def help_text(names: Collection[str] = tuple(COMMANDS)) -> str:
+    """What ``msdeform --help`` prints: every command in a line each, or some."""
+    width = max(map(len, names))
+    lines = [f"  {name:<{width}}  {COMMANDS[name].summary}" for name in names]
     return "\n".join(
         [
             "usage: msdeform COMMAND [OPTIONS]",
@@ -123,6 +252,9 @@ def _explain(error: Exception) -> str:
             f"this command needs the package {error.name}, which is not installed; "
             "pip install 'msdeform[train]' brings all that training and drawing need"
         )
+    if isinstance(error, OSError) and error.strerror is not None:  # the system's: "[Errno 28] No space ..."
+        where = f"{error.filename}: " if error.filename is not None else ""
+        return f"{where}{error.strerror[:1].lower()}{error.strerror[1:]}"
     return str(error) or type(error).__name__
 
 
@@ -132,12 +264,30 @@ def main(argv: list[str] | None = None) -> int:
     Args:
         argv: the words after ``msdeform``; those of this process when None.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        try:
+            return _run(list(sys.argv[1:] if argv is None else argv))
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:  # `msdeform train --help | head -1`: nobody reads any more, and nobody is told so
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 141
+        raise
+
+
+def _run(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
         print(help_text())
         return 0
     if words[0] == "--version":
-        return print_version()
+        return print_version(VersionOptions())
+    group = [name for name in COMMANDS if name.startswith(f"{words[0]} ")]
+    if {"-h", "--help"} & {*words[1:2]} and words[0] not in COMMANDS and group:  # `msdeform data --help`
+        print(help_text(group))
+        return 0
     found = _find_command(words)
     if found is None:
         return _usage_error(_unknown_command(words))
@@ -147,14 +297,19 @@ def main(argv: list[str] | None = None) -> int:
     # read by OpenMP when torch is loaded: a thread that waits its turn by spinning takes the core from the one it
     # waits for; a small model on two cores, one of them busy, trained eight times slower (0.9 against 7.4 images/s)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    command, program = COMMANDS[name], f"msdeform {name}"
     try:
-        return COMMANDS[name].load()(rest)
+        options = command.read(rest, program)
+        return command.load()(options)
     except KeyboardInterrupt:
-        print(f"msdeform {name}: stopped by Ctrl-C", file=sys.stderr)
+        print(f"{program}: stopped by Ctrl-C", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        raise
     except (*USER_ERRORS, ModuleNotFoundError) as error:
         ours = isinstance(error, ModuleNotFoundError) and (error.name or "").startswith("msdeform")
         if ours or os.environ.get("MSDEFORM_DEBUG") == "1":
             raise
-        print(f"msdeform {name}: {_explain(error)}", file=sys.stderr)
+        sentence = named(_explain(error), command.known_options())
+        print(f"{program}: {sentence}", file=sys.stderr)
         return 1

@@ -9,11 +9,12 @@ import torch
 
 from ..kernels import registry
 from ..models.backbone import TORCHVISION
+from ..models.catalog import config_of
 from ..models.detector import Detector
 from ..models.formats import read_source
 from ..models.loading import Start, start_from
 from ..models.published import fetch
-from ..models.zoo import build_model, config_of, create_model
+from ..models.zoo import build_model, create_model
 from .config import Model, flatten
 
 

@@ -12,9 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import torch
-
-from ..models.images import Size
+from ..models.size import Size
 
 T = TypeVar("T")
 
@@ -333,23 +331,6 @@ def _at_least(name: str, value: float | None, least: int) -> None:
     if value is not None and not least <= value < math.inf:  # nor NaN
         number = "" if math.isfinite(value) else "a finite number, "
         raise ValueError(f"{name}: expected {number}at least {least}, got {value}")
-
-
-def choose_device(name: str) -> torch.device:
-    """``auto``, or a device that is there.
-
-    Raises:
-        ValueError: the device is unknown or absent.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"device: expected auto, cpu, cuda or cuda:N, got {name!r}") from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"device: {name} is not there; this machine has {torch.cuda.device_count()} CUDA devices")
-    return device
 
 
 def to_plain(options: Any) -> dict[str, Any]:

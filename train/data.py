@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from ..models.images import Size, normalise
+from ..models.images import normalise
+from ..models.size import Size
 from .annotations import Annotations, BadData, Category
 from .coco import CocoDetection, Sample
 from .config import Input, Loading, Source, Split

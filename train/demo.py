@@ -13,21 +13,9 @@ import torch
 
 from .checkpoint import load_trained
 from .commandline import parse
-from .config import (
-    AttnBackend,
-    Batch,
-    Compute,
-    Input,
-    Loading,
-    Model,
-    Optim,
-    Run,
-    Schedule,
-    Source,
-    TrainOptions,
-    choose_device,
-)
+from .config import AttnBackend, Batch, Compute, Input, Loading, Model, Optim, Run, Schedule, Source, TrainOptions
 from .data import validation_data
+from .device import choose_device
 from .drawing import save_picture
 from .evaluate import detect
 from .files import write_json

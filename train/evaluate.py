@@ -21,8 +21,9 @@ from ..models.detector import Detector
 from .checkpoint import Trained, load_trained, num_classes
 from .coco import Category, CocoDetection
 from .commandline import parse, progress_bar
-from .config import AttnBackend, Input, Source, choose_device
+from .config import AttnBackend, Input, Source
 from .data import evaluation_loader, to_device, validation_data
+from .device import choose_device
 from .files import write_json
 from .metrics import Engine, Evaluation, class_table, evaluate_boxes, summary
 from .results import Found, read_results, result_rows, unpack_results

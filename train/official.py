@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..models.zoo import MODELS, config_of
+from ..models.catalog import MODELS, config_of
 
 BASE_MODEL = "deformable_detr_r50"  # what the official defaults make
 

@@ -8,8 +8,8 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from ..models.detector import Detector
-from ..models.images import Size
 from ..models.predictor import Detections
+from ..models.size import Size
 from .coco import CocoDetection, read_image
 from .drawing import Box, Colour, draw_boxes, side_by_side
 

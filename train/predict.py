@@ -11,7 +11,8 @@ from ..models.images import read_image
 from ..models.predictor import Detections
 from .checkpoint import load_trained
 from .commandline import parse, progress_bar
-from .config import AttnBackend, choose_device
+from .config import AttnBackend
+from .device import choose_device
 from .drawing import Box, draw_boxes, save_picture
 from .files import write_json
 from .results import coco_results

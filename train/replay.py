@@ -21,8 +21,9 @@ from .build import settle_backend
 from .checkpoint import read_saved
 from .coco import Sample
 from .commandline import parse
-from .config import AttnBackend, choose_device
+from .config import AttnBackend
 from .data import to_device
+from .device import choose_device
 from .drawing import Box, draw_boxes, save_picture
 from .evaluate import autocast
 from .training import REPLAY_FORMAT

@@ -22,8 +22,9 @@ from .averaging import average_state, make_average, restore_average
 from .build import model_of_checkpoint, new_model
 from .checkpoint import category_list, load_model_state, random_state, set_random_state
 from .coco import CocoDetection, Sample
-from .config import TrainOptions, choose_device, from_plain, to_plain
+from .config import TrainOptions, from_plain, to_plain
 from .data import Order, to_device, training_data, training_loader
+from .device import choose_device
 from .distributed import Team
 from .evaluate import autocast
 from .optim import Rates, make_optimizer, rate_at

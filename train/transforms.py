@@ -15,7 +15,7 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
 from ..models.boxes import xyxy_to_cxcywh
-from ..models.images import Size
+from ..models.size import Size
 from .coco import Sample, Target
 
 

@@ -35,8 +35,9 @@ from msdeform.models.deformable_transformer import DeformableTransformer
 from msdeform.models.detector import Detector
 from msdeform.models.detr import Detr
 from msdeform.models.detr_transformer import DetrTransformer
-from msdeform.models.images import IMAGENET_MEAN, IMAGENET_STD, Size
+from msdeform.models.images import IMAGENET_MEAN, IMAGENET_STD
 from msdeform.models.position import SinePosition
+from msdeform.models.size import Size
 
 COLOURS = ("red", "green", "blue")
 BOARD, SQUARE, PATCH = 8, 3, 8

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from msdeform.cli import COMMANDS, main
-from msdeform.models.images import Size
+from msdeform.models.size import Size
 from tests.explain.models import uneven
 from tests.house.project import ROOT
 

@@ -8,18 +8,13 @@ import pytest
 
 from tests.house.project import FOLDERS, ROOT, SETUPTOOLS, modules
 
-# who may import whom: a folder sees itself and what stands to its right in bench explain -> train -> models -> kernels
-SEES = {
-    "kernels": {"kernels"},
-    "models": {"models", "kernels"},
-    "train": {"train", "models", "kernels"},
-    "bench": {"bench", "explain", "train", "models", "kernels"},
-    "explain": {"explain", "train", "models", "kernels"},
-}
+# who may import whom: a folder sees itself and what stands to its right
+ORDER = ("bench", "explain", "train", "models", "kernels", "common")
+SEES = {folder: {*ORDER[place:]} for place, folder in enumerate(ORDER)}
 
 
 def folders_with_code() -> set[str]:
-    tops = [*SEES, "msdeform"]
+    tops = ["msdeform", *ORDER[:-1]]
     return {str(file.parent.relative_to(ROOT)) for top in tops for file in (ROOT / top).rglob("*.py")}
 
 
@@ -27,7 +22,7 @@ def test_packages_are_the_folders_on_disk() -> None:
     assert sorted(SETUPTOOLS["packages"]) == sorted(FOLDERS)
     assert folders_with_code() == set(FOLDERS.values())
     for package, folder in FOLDERS.items():
-        assert package == "msdeform" or package == "msdeform." + folder.replace("/", "."), (package, folder)
+        assert package == ".".join(dict.fromkeys(["msdeform", *folder.split("/")])), (package, folder)
 
 
 def test_only_the_bridge_has_an_init() -> None:
@@ -69,6 +64,8 @@ def test_imports_follow_the_arrows(module: str) -> None:
     [
         ("msdeform.kernels.api", "from ..models.attention import MSDeformAttn", True),
         ("msdeform.kernels.triton.launch", "from ... import models", True),
+        ("msdeform.common.options", "from ..kernels import contract", True),
+        ("msdeform.kernels.info", "from ..common.options import parse", False),
         ("msdeform.models.zoo", "def f():\n    from ..train import data", True),
         ("msdeform.models.zoo", "import msdeform.bench.cases", True),
         ("msdeform.models.zoo", "from .. import create_model", True),

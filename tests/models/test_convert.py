@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from msdeform.models.catalog import MODELS
 from msdeform.models.convert import family_of, from_huggingface, to_huggingface
 from msdeform.models.convert_config import config_from_args, config_from_huggingface, config_to_huggingface
-from msdeform.models.zoo import MODELS, build_model, plain_config
+from msdeform.models.zoo import build_model, plain_config
 from tests.models.huggingface import VARIANTS, dilated, randomise, saved, shorten_resnet50, theirs
 
 # a layer of each kind is enough: names are made by rule

@@ -10,8 +10,9 @@ from PIL import ExifTags, Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from msdeform.models.images import Size, normalise, read_image
+from msdeform.models.images import normalise, read_image
 from msdeform.models.predictor import Detections
+from msdeform.models.size import Size
 from msdeform.models.zoo import create_criterion
 from tests.models.families import TINY, tiny
 

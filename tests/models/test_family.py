@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from msdeform.models.batch import pad_images
-from msdeform.models.zoo import build_model, config_of, create_criterion, create_model, list_models
+from msdeform.models.catalog import config_of, list_models
+from msdeform.models.zoo import build_model, create_criterion, create_model
 from tests.models.families import TINY, tiny
 
 LARGE = [name for name in list_models() if "r101" in name or "resnet101" in name]

@@ -16,7 +16,7 @@ from msdeform.models import hub
 from msdeform.models.deformable_detr import DeformableDetr
 from msdeform.models.detector import Detector
 from msdeform.models.detr import Detr
-from msdeform.models.images import Size
+from msdeform.models.size import Size
 from msdeform.models.zoo import create_model
 from tests.models.huggingface import randomise
 

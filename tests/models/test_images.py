@@ -12,7 +12,8 @@ import torch
 from PIL import ExifTags, Image
 from torch import Tensor
 
-from msdeform.models.images import BadImageError, Size, normalise, read_image
+from msdeform.models.images import BadImageError, normalise, read_image
+from msdeform.models.size import Size
 
 SIZES = Path(__file__).parents[3] / "shared" / "data" / "val2017_first100_sizes.json"
 

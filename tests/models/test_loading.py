@@ -14,8 +14,8 @@ from torch import Tensor
 
 from msdeform.models.detector import Detector
 from msdeform.models.formats import read_source, save_huggingface, save_msdeform, save_official
-from msdeform.models.images import Size
 from msdeform.models.loading import Start, init_from, load_model
+from msdeform.models.size import Size
 from msdeform.models.zoo import create_model, plain_config
 from msdeform.train.checkpoint import save_checkpoint
 from tests.models.huggingface import randomise

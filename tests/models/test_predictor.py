@@ -12,9 +12,10 @@ import torch
 from PIL import ExifTags, Image
 from torch import Tensor, nn
 
-from msdeform.models.images import Size, normalise
+from msdeform.models.images import normalise
 from msdeform.models.postprocess import post_process
 from msdeform.models.predictor import Detections, Predictor
+from msdeform.models.size import Size
 from msdeform.models.zoo import create_model
 
 LOGITS = (1.0, 3.0, 0.0)  # class 1 is the surest, class 2 has probability 0.5

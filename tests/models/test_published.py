@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from msdeform.models import published
+from msdeform.models.catalog import MODELS, list_models
 from msdeform.models.published import PUBLISHED, Published, coco_names, fetch
-from msdeform.models.zoo import MODELS, create_model, list_models
+from msdeform.models.zoo import create_model
 from tests.models.huggingface import randomise
 
 TINY = "deformable_detr_tiny"

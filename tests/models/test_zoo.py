@@ -7,7 +7,8 @@ import torch
 import torchvision
 from safetensors.torch import save_file
 
-from msdeform.models.zoo import build_model, config_of, create_criterion, create_model, list_models, plain_config
+from msdeform.models.catalog import config_of, list_models
+from msdeform.models.zoo import build_model, create_criterion, create_model, plain_config
 
 PUBLISHED = {
     "fasterrcnn_resnet50_fpn": 41.76,

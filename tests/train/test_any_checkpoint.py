@@ -10,7 +10,7 @@ import torch
 from msdeform.cli import main
 from msdeform.models.conversion import convert
 from msdeform.models.formats import save_msdeform
-from msdeform.models.images import Size
+from msdeform.models.size import Size
 from msdeform.models.zoo import create_model, plain_config
 from msdeform.train.checkpoint import Trained, load_trained, save_checkpoint
 from msdeform.train.coco import Category

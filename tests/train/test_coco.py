@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from msdeform.models.images import Size as ImageSize
+from msdeform.models.size import Size as ImageSize
 from msdeform.train.coco import Annotations, BadImageError, Category, CocoDetection, read_image
 from msdeform.train.transforms import Compose, ToModel, training_transform
 

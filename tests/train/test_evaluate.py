@@ -11,7 +11,7 @@ import torch
 
 from msdeform.cli import main
 from msdeform.models.detector import Detector
-from msdeform.models.images import Size
+from msdeform.models.size import Size
 from msdeform.models.zoo import create_criterion, create_model
 from msdeform.train.checkpoint import save_checkpoint
 from msdeform.train.coco import Annotations, CocoDetection

@@ -18,9 +18,10 @@ from torch import Tensor
 from msdeform.models.batch import pad_images
 from msdeform.models.faster_rcnn import FasterRcnn
 from msdeform.models.images import normalise
+from msdeform.models.size import Size
 from msdeform.models.zoo import create_criterion, create_model
 from msdeform.train.coco import Annotations, CocoDetection
-from msdeform.train.transforms import Size, evaluation_transform
+from msdeform.train.transforms import evaluation_transform
 
 STEPS = 20
 SHARE = 0.7

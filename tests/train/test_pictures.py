@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from msdeform.models.images import Size
 from msdeform.models.predictor import Detections
+from msdeform.models.size import Size
 from msdeform.train import pictures
 from msdeform.train.annotations import Annotations, ImageEntry, ImageList
 from msdeform.train.coco import CocoDetection

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from msdeform.cli import main
-from msdeform.models.zoo import MODELS
+from msdeform.models.catalog import MODELS
 from msdeform.train.config import TrainOptions
 from msdeform.train.configfile import TYPES
 from msdeform.train.presets import PRESETS, list_presets, preset

@@ -11,7 +11,7 @@ from PIL import Image
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
-from msdeform.models.images import Size
+from msdeform.models.size import Size
 from msdeform.train.annotations import Annotations
 from msdeform.train.coco import CocoDetection
 from msdeform.train.transforms import evaluation_transform, training_transform

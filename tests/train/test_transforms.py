@@ -4,7 +4,7 @@ import pytest
 import torch
 from torchvision import tv_tensors
 
-from msdeform.models.images import Size
+from msdeform.models.size import Size
 from msdeform.train.coco import Sample
 from msdeform.train.transforms import (
     Flip,

@@ -1,0 +1,31 @@
+"""To what size a detector's images are brought. Nothing here needs PyTorch."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Size:
+    """To what size images are brought: the shorter side to ``short`` unless the longer would exceed ``longest``."""
+
+    short: int = 800
+    longest: int = 1333
+
+    def fit(self, height: int, width: int) -> tuple[int, int]:
+        """The size an image of (height, width) is resized to, rounded as the official code rounds.
+
+        (torchvision's own Resize(size, max_size) rounds the other side differently on 3% of COCO's images. Rounding
+        the shorter side first, the longer of a very thin image can come out above ``longest``, as in the official
+        code, which ends at no pixels at all where this ends at one.)
+        """
+        low, high = min(height, width), max(height, width)
+        short = self.short
+        if high / low * short > self.longest:
+            short = max(1, round(self.longest * low / high))
+        if low == short:
+            return height, width
+        long = int(short * high / low)
+        return (short, long) if height <= width else (long, short)
+
+    def scaled(self, pixels: int) -> int:
+        """What ``pixels`` of the published recipe, made for 800, are at this size."""
+        return max(1, round(pixels * self.short / 800))
