@@ -27,7 +27,7 @@ from torch import Tensor
 
 from .convert import family_of, from_huggingface, is_huggingface, to_huggingface
 from .convert_config import config_from_args, config_from_huggingface, config_to_huggingface, hf_backbone
-from .files import atomic_file
+from .files import atomic_file, checkpoints_in
 from .size import Size
 
 T = TypeVar("T")
@@ -101,11 +101,6 @@ def read_source(path: Path) -> Source:
     except Exception as error:  # reading a damaged file raises nearly anything
         raise ValueError(f"checkpoint {path} is damaged or not a checkpoint: {_first_line(error)}") from error
     return source_of(state, path)
-
-
-def checkpoints_in(folder: Path) -> list[Path]:
-    """The checkpoints of a run, oldest first."""
-    return sorted(folder.glob("checkpoint-*.pt"))
 
 
 def newest_whole(folder: Path, read: Callable[[Path], T]) -> T:

@@ -1,10 +1,10 @@
 """The ``msdeform`` command: one word for each thing it does.
 
 A command is a dataclass of options and a function ``run(options) -> int`` that returns its exit status. The module of
-the options imports no PyTorch, and the function's module is imported only once the command line was found to be right:
-``--help`` and mistakes are answered at once. Exit status 2 means that the command line was wrong, with the files that it
-names; 1 that the work failed, told in one sentence (``MSDEFORM_DEBUG=1`` shows the traceback); 130 that Ctrl-C stopped
-it; 141 that whoever read the output went away.
+the options imports no PyTorch, and that of the function is imported only after the command line was found right, so
+that ``--help`` and mistakes are answered at once. Exit status 2 means that the command line was wrong, or a file that
+it names; 1 that the work failed, told in one sentence (``MSDEFORM_DEBUG=1`` shows the traceback); 130 that Ctrl-C
+stopped it; 141 that whoever read the output went away.
 """
 
 import difflib
@@ -21,7 +21,7 @@ from .common.options import Option, named, options_of, parse
 
 @dataclass(frozen=True)
 class Command:
-    """One command: ``module:name`` of its options and of the function that does it, and its line in ``msdeform --help``.
+    """One command: ``module:name`` of its options and of its function, and its line in ``msdeform --help``.
 
     ``parse`` names a function ``(words, program) -> options`` where there is more to it than `options.parse`.
     """

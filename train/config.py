@@ -4,14 +4,14 @@ Defaults are the published ones of Deformable DETR (Zhu et al. 2021, section 5 a
 """
 
 import dataclasses
-import math
-import types
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
+from ..common.options import Device, ReadFile, ReadFolder, ReadPath, Reads, WriteFolder, at_least, members, nearest
+from ..models.catalog import MODELS
 from ..models.size import Size
 
 T = TypeVar("T")
@@ -23,15 +23,15 @@ AttnBackend = Literal["auto", "reference", "cuda", "triton"]
 class Source:
     """Where the images are. --data DIR stands for DIR/train2017, DIR/val2017 and DIR/annotations/instances_*.json."""
 
-    data: Path | None = None
+    data: ReadPath | None = None
     """A folder laid out as COCO's, or the data.yaml of a YOLO data set, or a folder that holds one."""
-    train_images: Path | None = None
+    train_images: ReadFolder | None = None
     """Folder of the training images, instead of --data's."""
-    train_annotations: Path | None = None
+    train_annotations: ReadFile | None = None
     """Annotation file of the training images, instead of --data's."""
-    val_images: Path | None = None
+    val_images: ReadFolder | None = None
     """Folder of the validation images, instead of --data's."""
-    val_annotations: Path | None = None
+    val_annotations: ReadFile | None = None
     """Annotation file of the validation images, instead of --data's."""
 
     def split(self, name: Literal["train", "val"]) -> "Split":
@@ -108,8 +108,8 @@ class Input:
     """Train and evaluate on the first N training images, not augmented, 20 passes an epoch: does it learn at all?"""
 
     def __post_init__(self) -> None:
-        _at_least("image-size", self.image_size, 32)
-        _at_least("overfit", self.overfit, 0)
+        at_least("image-size", self.image_size, 32)
+        at_least("overfit", self.overfit, 0)
 
     @property
     def size(self) -> Size:
@@ -131,8 +131,8 @@ class Loading:
     """Batches of images of like shape, wide or tall, so that less of a batch is padding."""
 
     def __post_init__(self) -> None:
-        _at_least("workers", self.workers, 0)
-        _at_least("prefetch", self.prefetch, 1)
+        at_least("workers", self.workers, 0)
+        at_least("prefetch", self.prefetch, 1)
 
 
 @dataclass(frozen=True)
@@ -145,10 +145,16 @@ class Model:
     """Changes to the model's own settings, such as num_queries=100 dec_layers=3."""
     attn_backend: AttnBackend = "auto"
     """Implementation of the deformable attention; chosen once, printed and recorded."""
-    backbone_weights: str = "auto"
+    backbone_weights: Annotated[str, Reads("file", ("auto", "imagenet", "none"))] = "auto"
     """imagenet (downloads), none, or a state dict file; auto: imagenet for published models, else none."""
-    init_from: Path | None = None
+    init_from: Annotated[Path, Reads("path", ("published", "none"))] | None = None
     """Start from a checkpoint's weights, with heads for other classes anew; published: the authors' own, downloaded."""
+
+    def __post_init__(self) -> None:
+        check_model(self.model)
+        for word in self.override:
+            if not word.partition("=")[1]:
+                raise ValueError(f"override: expected NAME=VALUE, such as num_queries=100, got {word!r}")
 
 
 @dataclass(frozen=True)
@@ -168,8 +174,8 @@ class Batch:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "max_steps", "total_batch_size", "batch_size"):
-            _at_least(name.replace("_", "-"), getattr(self, name), 1)
-        _at_least("seed", self.seed, 0)
+            at_least(name.replace("_", "-"), getattr(self, name), 1)
+        at_least("seed", self.seed, 0)
 
 
 @dataclass(frozen=True)
@@ -191,7 +197,7 @@ class Optim:
 
     def __post_init__(self) -> None:
         for name in ("lr", "lr_backbone", "lr_factor_offsets", "weight_decay", "clip"):
-            _at_least(name.replace("_", "-"), getattr(self, name), 0)
+            at_least(name.replace("_", "-"), getattr(self, name), 0)
         if self.ema is not None and not 0 < self.ema < 1:
             raise ValueError(f"ema: expected a decay between 0 and 1, such as 0.9997, got {self.ema}")
 
@@ -211,7 +217,7 @@ class Schedule:
 
     def __post_init__(self) -> None:
         for name in ("lr_drop", "lr_end", "warmup_steps"):
-            _at_least(name.replace("_", "-"), getattr(self, name), 0)
+            at_least(name.replace("_", "-"), getattr(self, name), 0)
         if self.lr_end > 1:
             raise ValueError(f"lr-end: expected what is left of the rates, from 0 to 1, got {self.lr_end}")
 
@@ -220,7 +226,7 @@ class Schedule:
 class Compute:
     """Where it runs, and how."""
 
-    device: str = "auto"
+    device: Device = "auto"
     """auto (CUDA where there is one; with several processes, each its own), cpu, cuda, cuda:1, ..."""
     precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"
     """bf16 and fp16 run the model under autocast, locations and losses in float32; fp64 is for comparing backends."""
@@ -248,9 +254,9 @@ class Compute:
 class Run:
     """What is kept of it, and when it ends."""
 
-    out: Path | None = None
+    out: WriteFolder | None = None
     """Folder for checkpoints and logs; runs/MODEL-DATE when not given."""
-    resume: Path | None = None
+    resume: Annotated[Path, Reads("path", ("auto",))] | None = None
     """Go on from a checkpoint, or a run's newest, with its settings; auto: from --out's newest, if it has one."""
     eval: bool = False
     """With --resume: evaluate and stop."""
@@ -269,8 +275,8 @@ class Run:
 
     def __post_init__(self) -> None:
         for name in ("checkpoint_every", "keep", "eval_every", "patience", "max_nonfinite"):
-            _at_least(name.replace("_", "-"), getattr(self, name), 1)
-        _at_least("dry-steps", self.dry_steps, 0)
+            at_least(name.replace("_", "-"), getattr(self, name), 1)
+        at_least("dry-steps", self.dry_steps, 0)
         if self.eval and self.resume is None:
             raise ValueError("eval: expected --resume CHECKPOINT beside it, to say what to evaluate")
 
@@ -293,9 +299,9 @@ class Seeing:
     """Profile so many steps after the first three, print where their time goes, write a trace beside the log, stop."""
 
     def __post_init__(self) -> None:
-        _at_least("log-every", self.log_every, 1)
-        _at_least("pictures", self.pictures, 0)
-        _at_least("profile", self.profile, 0)
+        at_least("log-every", self.log_every, 1)
+        at_least("pictures", self.pictures, 0)
+        at_least("profile", self.profile, 0)
 
 
 @dataclass(frozen=True)
@@ -304,7 +310,7 @@ class Recipe:
 
     preset: str | None = None
     """A published recipe, finetune or debug; --preset list tells them."""
-    config: Path | None = None
+    config: ReadFile | None = None
     """A YAML or TOML file of settings; config.yaml of a run's folder repeats that run."""
 
 
@@ -327,10 +333,10 @@ class TrainOptions:
     seeing: Seeing = field(default_factory=Seeing)
 
 
-def _at_least(name: str, value: float | None, least: int) -> None:
-    if value is not None and not least <= value < math.inf:  # nor NaN
-        number = "" if math.isfinite(value) else "a finite number, "
-        raise ValueError(f"{name}: expected {number}at least {least}, got {value}")
+def check_model(name: str | None) -> None:
+    """Raises ValueError for a name that is no detector's, with the nearest that there are."""
+    if name is not None and name not in MODELS:
+        raise ValueError(f"model: {nearest('model', name, sorted(MODELS))}")
 
 
 def to_plain(options: Any) -> dict[str, Any]:
@@ -388,7 +394,6 @@ def _from_flat(kind: type[T], flat: dict[str, Any]) -> T:
 
 
 def _typed(hint: Any, value: Any) -> Any:
-    choices = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    if value is not None and Path in choices:
+    if value is not None and Path in members(hint):
         return Path(value)
     return tuple(value) if isinstance(value, list) else value

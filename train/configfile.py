@@ -158,7 +158,7 @@ class _OtherTypeError(Exception):
 def _of_type(hint: Any, value: Any) -> Any:
     """The value as the type that a setting is declared with, or _OtherTypeError."""
     choices = typing.get_args(hint)
-    if isinstance(hint, types.UnionType):  # T | None
+    if types.NoneType in choices:  # T | None
         return None if value is None else _of_type(next(kind for kind in choices if kind is not types.NoneType), value)
     if typing.get_origin(hint) is typing.Literal:
         if value in choices and isinstance(value, str):
@@ -193,7 +193,7 @@ def _number(kind: type, value: Any) -> int | float:
 def expected(hint: Any) -> str:
     """What a setting takes, in words."""
     choices = typing.get_args(hint)
-    if isinstance(hint, types.UnionType):
+    if types.NoneType in choices:
         return " or ".join("null" if kind is types.NoneType else expected(kind) for kind in choices)
     if typing.get_origin(hint) is typing.Literal:
         return f"one of {', '.join(choices)}"

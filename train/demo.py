@@ -6,14 +6,12 @@ as far. On a CUDA machine the attention runs on the Triton kernels, by the same 
 """
 
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from .checkpoint import load_trained
-from .commandline import parse
-from .config import AttnBackend, Batch, Compute, Input, Loading, Model, Optim, Run, Schedule, Source, TrainOptions
+from .config import Batch, Compute, Input, Loading, Model, Optim, Run, Schedule, Source, TrainOptions
 from .data import validation_data
 from .device import choose_device
 from .drawing import save_picture
@@ -21,6 +19,7 @@ from .evaluate import detect
 from .files import write_json
 from .loop import train
 from .metrics import coco_metrics
+from .options import DemoOptions
 from .pictures import predictions_beside_truth
 from .plot import PlotOptions, plot
 from .synth import SynthOptions, make_dataset
@@ -28,30 +27,6 @@ from .synth import SynthOptions, make_dataset
 # the mini model's tensors are too small to share out among many cores
 MAX_THREADS = 4
 DRAWN_IMAGES = 8
-
-
-@dataclass(frozen=True)
-class DemoOptions:
-    """Make data, train a small detector, evaluate it and draw what it finds."""
-
-    out: Path = Path("runs/demo")
-    """Folder for everything; data made by an earlier run is used again."""
-    train_images: int = 1500
-    """Images to train on."""
-    val_images: int = 150
-    """Held-out images to evaluate on."""
-    epochs: int = 7
-    """Passes over the training images."""
-    size: int = 96
-    """Width and height of an image, in pixels."""
-    seed: int = 0
-    """Of data and training."""
-    attn_backend: AttnBackend = "auto"
-    """Implementation of the deformable attention."""
-    device: str = "auto"
-    """auto (CUDA where there is one), cpu, cuda, cuda:1, ..."""
-    model: str = "deformable_detr_mini"
-    """A name of msdeform.list_models()."""
 
 
 def training_options(options: DemoOptions, data: Path, out: Path) -> TrainOptions:
@@ -103,9 +78,8 @@ def demo(options: DemoOptions) -> dict[str, float]:
     return metrics
 
 
-def main(argv: list[str] | None = None) -> int:
+def run(options: DemoOptions) -> int:
     """``msdeform demo``."""
-    options = parse(DemoOptions, argv, "msdeform demo")
     metrics = demo(options)
     write_json(options.out / "metrics.json", metrics)
     return 0

@@ -7,9 +7,7 @@ import importlib.metadata
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -20,12 +18,13 @@ from ..models.criterion import SetCriterion
 from ..models.detector import Detector
 from .checkpoint import Trained, load_trained, num_classes
 from .coco import Category, CocoDetection
-from .commandline import parse, progress_bar
-from .config import AttnBackend, Input, Source
+from .commandline import progress_bar
+from .config import Input
 from .data import evaluation_loader, to_device, validation_data
 from .device import choose_device
 from .files import write_json
-from .metrics import Engine, Evaluation, class_table, evaluate_boxes, summary
+from .metrics import Evaluation, class_table, evaluate_boxes, summary
+from .options import EvalOptions
 from .results import Found, read_results, result_rows, unpack_results
 
 M = TypeVar("M", bound=nn.Module)
@@ -155,53 +154,8 @@ def match_categories(trained: Trained, data: list[Category]) -> list[int | None]
     raise ValueError(f"{trained.name} has {count} classes without names, and the data has {len(data)} others")
 
 
-@dataclass(frozen=True)
-class EvalOptions:
-    """COCO metrics of a checkpoint, or of detections in a file."""
-
-    checkpoint: Path | None = None
-    """A run's checkpoint, or its folder for the newest; or official, Hugging Face's or converted weights."""
-    results: Path | None = None
-    """Instead of a checkpoint: detections in COCO's results format, such as --out or predict wrote."""
-    source: Source = field(default_factory=Source)
-    batch_size: int = 1
-    """1 is the published protocol; larger is faster, and padding then moves AP in the third digit."""
-    limit: int | None = None
-    """Only the first N images, for a quick look; the numbers are then not the data set's."""
-    image_size: int | None = None
-    """Longest side in pixels; what the model was trained with when not given."""
-    model: str | None = None
-    """A name of msdeform.list_models(): what weights without a description are of."""
-    attn_backend: AttnBackend = "auto"
-    """Implementation of the deformable attention."""
-    device: str = "auto"
-    """auto (CUDA where there is one), cpu, cuda, cuda:1, ..."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """bf16 and fp16 run the model under autocast."""
-    coco_eval: Engine = "faster"
-    """faster-coco-eval, or pycocotools to check it."""
-    workers: int = 2
-    """Processes that decode images."""
-    per_class: bool = False
-    """Also print AP, AP50 and AR100 of every class."""
-    out: Path | None = None
-    """Also write the detections to this JSON file, in COCO's results format."""
-    json: Path | None = None
-    """Also write all numbers, those of every class too, and where they come from, to this JSON file."""
-    progress: bool = True
-    """Show a progress bar."""
-
-    def __post_init__(self) -> None:
-        for name in ("batch_size", "limit"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ValueError(f"{name.replace('_', '-')}: expected at least 1, got {value}")
-        if (self.checkpoint is None) == (self.results is None):
-            raise ValueError("checkpoint: expected --checkpoint PATH, or --results FILE, and not both")
-
-
-def main(argv: list[str] | None = None) -> int:
+def run(options: EvalOptions) -> int:
     """``msdeform eval``."""
-    options = parse(EvalOptions, argv, "msdeform eval")
     found, data, about = _read(options) if options.results is not None else _detect(options)
     evaluation = evaluate_boxes(data.annotations.ground_truth(), found, data.image_ids, options.coco_eval)
     if options.per_class:

@@ -32,7 +32,7 @@ from .files import atomic_file, in_use, remove_leftovers
 from .log import RunLog
 from .metrics import summary
 from .pictures import predictions_beside_truth
-from .settings import resolve, save_settings, settings_lines
+from .settings import save_settings, settings_lines
 from .signals import StopSignals
 from .speed import uncompiled
 from .stages import profile
@@ -487,9 +487,8 @@ def _record(stack: contextlib.ExitStack, training: Training, out: Path) -> tuple
     return log, stack.enter_context(display(training.steps_done, training.total_steps, shown=shown))
 
 
-def main(argv: list[str] | None = None) -> int:
-    """``msdeform train``; with --resume, the settings of the checkpoint are those not given."""
-    options = resolve(sys.argv[1:] if argv is None else argv)
+def run(options: TrainOptions) -> int:
+    """``msdeform train``."""
     if options.run.eval and options.run.resume is not None:
         return _evaluate_and_stop(options)
     train(options)

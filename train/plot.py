@@ -3,17 +3,13 @@
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
-import tyro
 
-from .commandline import parse
 from .files import atomic_file
 from .history import Array, Axis, History, check_curves, differences, grouped, read_all
-
-SUFFIXES = (".png", ".svg", ".pdf")
+from .options import PlotOptions
 
 # seen apart by most who do not see all colours (Okabe and Ito)
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8c6d31")
@@ -65,30 +61,6 @@ _PANELS: tuple[Panel, ...] = (
     Panel("norm of the gradient", ("grad_norm",), scale="log"),
     Panel("seconds a step", ("step_s", "data_s"), ("in all", "waiting for data"), from_zero=True),
 )
-
-
-@dataclass(frozen=True)
-class PlotOptions:
-    """Draw the curves of runs, and print what came of them."""
-
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Folders of runs."""
-    out: Path = Path("plot.png")
-    """Picture to write; its suffix is the format: png, svg or pdf."""
-    x: Axis = "step"
-    """What the curves are drawn over. hours: those that the run took, without the time it stood still."""
-    smooth: int | None = None
-    """Logged steps to take the running mean of; 1 for none, a twentieth of each run when not given."""
-    terms: str | None = None
-    """Draw these instead, names in the log with commas between them: loss,loss_giou_0,AP,AP/cat,class_error."""
-    group: Literal["seed"] | None = None
-    """seed: runs that differ in nothing else become one line, their mean, in a band from the least to the most."""
-
-    def __post_init__(self) -> None:
-        if self.out.suffix.lower() not in SUFFIXES:
-            raise ValueError(f"out: expected a name that ends in {', '.join(SUFFIXES)}, got {self.out}")
-        if self.smooth is not None and self.smooth < 1:
-            raise ValueError(f"smooth: expected at least 1, got {self.smooth}")
 
 
 def plot(options: PlotOptions) -> list[History]:
@@ -274,9 +246,8 @@ def _shown(value: Any) -> str:
     return "-" if value is None else str(value)
 
 
-def main(argv: list[str] | None = None) -> int:
+def run(options: PlotOptions) -> int:
     """``msdeform plot``."""
-    options = parse(PlotOptions, argv, "msdeform plot")
     histories = plot(options)
     print("\n".join(table(histories)))
     for name, values in differences(histories).items():

@@ -1,53 +1,21 @@
 """``msdeform predict``: detections in image files, as pictures and in COCO's results format."""
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import tyro
 from PIL import Image
 
 from ..models.images import read_image
 from ..models.predictor import Detections
 from .checkpoint import load_trained
-from .commandline import parse, progress_bar
-from .config import AttnBackend
+from .commandline import progress_bar
 from .device import choose_device
 from .drawing import Box, draw_boxes, save_picture
 from .files import write_json
+from .options import PredictOptions
 from .results import coco_results
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-
-
-@dataclass(frozen=True)
-class PredictOptions:
-    """Detect objects in images."""
-
-    images: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Image files, and folders of them."""
-    checkpoint: Path
-    """A run's checkpoint, or its folder for the newest; or official, Hugging Face's or converted weights."""
-    confidence: float = 0.5
-    """Least score of a detection that is kept."""
-    out: Path = Path("predictions")
-    """Folder for the pictures and predictions.json."""
-    image_size: int | None = None
-    """Longest side in pixels; what the model was trained with when not given."""
-    model: str | None = None
-    """A name of msdeform.list_models(): what weights without a description are of."""
-    attn_backend: AttnBackend = "auto"
-    """Implementation of the deformable attention."""
-    device: str = "auto"
-    """auto (CUDA where there is one), cpu, cuda, cuda:1, ..."""
-    progress: bool = True
-    """Show a progress bar."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.confidence <= 1:
-            raise ValueError(f"confidence: expected a number from 0 to 1, got {self.confidence}")
-        if self.image_size is not None and self.image_size < 32:
-            raise ValueError(f"image-size: expected at least 32, got {self.image_size}")
 
 
 def find_images(paths: tuple[Path, ...]) -> list[Path]:
@@ -117,9 +85,8 @@ def predict(options: PredictOptions) -> list[dict[str, Any]]:
     return results
 
 
-def main(argv: list[str] | None = None) -> int:
+def run(options: PredictOptions) -> int:
     """``msdeform predict``."""
-    options = parse(PredictOptions, argv, "msdeform predict")
     results = predict(options)
     print(f"{len(results)} detections of at least {options.confidence}: pictures and predictions.json in {options.out}")
     return 0

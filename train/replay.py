@@ -1,11 +1,9 @@
 """``msdeform replay``: the step that was not finite, done again slowly, to see where it went wrong."""
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from PIL import Image
@@ -20,37 +18,16 @@ from ..models.zoo import build_model, create_criterion
 from .build import settle_backend
 from .checkpoint import read_saved
 from .coco import Sample
-from .commandline import parse
-from .config import AttnBackend
 from .data import to_device
 from .device import choose_device
 from .drawing import Box, draw_boxes, save_picture
 from .evaluate import autocast
+from .options import ReplayOptions
 from .training import REPLAY_FORMAT
 
 
-@dataclass(frozen=True)
-class ReplayOptions:
-    """Do a step again whose loss or gradient was not finite, and say where that began."""
-
-    batch: Path
-    """A nonfinite-step-*.pt of a run's folder."""
-    attn_backend: Literal["same"] | AttnBackend = "same"
-    """same: as in the run; another tells whether the implementation matters."""
-    precision: Literal["same", "fp32", "bf16", "fp16", "fp64"] = "same"
-    """same: as in the run; another tells whether the precision matters."""
-    device: str = "auto"
-    """auto (CUDA where there is one), cpu, cuda, cuda:1, ..."""
-    out: Path | None = None
-    """Also draw the batch's images with their boxes to this folder."""
-
-
-def main(argv: list[str] | None = None) -> int:
-    """``msdeform replay BATCH``."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    if words and not words[0].startswith("-"):
-        words.insert(0, "--batch")
-    options = parse(ReplayOptions, words, "msdeform replay")
+def run(options: ReplayOptions) -> int:
+    """``msdeform replay``."""
     print("\n".join(replay(options)))
     return 0
 

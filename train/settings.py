@@ -10,9 +10,8 @@ import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ..models.formats import checkpoints_in
-from .checkpoint import load_checkpoint
-from .commandline import parse, refuse_unknown_flags
+from ..common.options import parse, refuse_unknown
+from ..models.files import checkpoints_in
 from .config import Recipe, TrainOptions, flatten, from_plain, merged, to_plain
 from .configfile import merged_from_file, read_settings, write_settings
 from .official import counterpart
@@ -35,6 +34,8 @@ docs/training.md explains all of it."""
 
 def checkpoint_options(path: Path) -> TrainOptions:
     """The settings that a checkpoint of ours holds, or of a folder, its newest whole one. Raises as load_checkpoint."""
+    from .checkpoint import load_checkpoint  # brings PyTorch, which the answer to a wrong flag does not wait for
+
     return from_plain(TrainOptions, load_checkpoint(path)["options"])
 
 
@@ -57,7 +58,7 @@ def resolve(
         SystemExit: a wrong flag (status 2), or ``--help`` and ``--preset list``, which are answered here (0).
     """
     words = list(words)
-    refuse_unknown_flags(TrainOptions, words, program, counterpart)
+    refuse_unknown(TrainOptions, words, program, counterpart)
     given = _look_ahead(words)
     if given.preset == "list":
         print(list_presets())
@@ -117,7 +118,7 @@ def _shown(value: object) -> str:
 
 
 def _look_ahead(words: list[str]) -> argparse.Namespace:
-    """The flags that decide what the others are added to; tyro reads them too, and judges them."""
+    """The flags that decide what the others are added to; the parser reads them too, and checks them."""
     ahead = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for flag in ("--preset", "--config", "--resume", "--out"):
         ahead.add_argument(flag, nargs="?", type=lambda word: None if word == "None" else word)

@@ -2,9 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -12,12 +9,12 @@ from torch import Tensor
 
 from ..models.boxes import cxcywh_to_xyxy
 from .coco import CocoDetection, Sample
-from .commandline import parse
-from .config import Input, Loading, Source
+from .config import Loading
 from .data import training_data, validation_data
 from .drawing import Colour, class_colour, save_picture
 from .files import write_json
 from .gaussians import draw_scale, gaussian_maps, paint, save_maps
+from .options import ShowOptions
 from .statistics import draw_charts, print_table, statistics
 
 # pixels: the square that an image is brought to fit, and the strip below it that says which it is
@@ -25,37 +22,6 @@ CELL, CAPTION, GAP = 440, 24, 8
 FONT_SIZE = 13
 
 Rectangle = tuple[float, float, float, float]
-
-
-@dataclass(frozen=True)
-class ShowOptions:
-    """Draw images of a data set as training sees them, and tell what is in it."""
-
-    out: Path = Path("runs/data")
-    """Folder for images.png, statistics.png and statistics.json, and gaussians.npz with --gaussian."""
-    source: Source = field(default_factory=Source)
-    input: Input = field(default_factory=Input)
-    split: Literal["train", "val"] = "train"
-    """Which images; those of val are not augmented."""
-    count: int = 12
-    """Images to draw."""
-    repeat: int = 1
-    """Times to draw each, augmented anew."""
-    seed: int = 42
-    """Which images, and their augmentation."""
-    gaussian: bool = False
-    """Beside each image, draw the Gaussian target map of its boxes, in the colours of their classes."""
-    sigma: float = 0.25
-    """Of those Gaussians: the standard deviation along x as part of a box's width, along y of its height."""
-    progress: bool = True
-    """Show progress bars where images are many."""
-
-    def __post_init__(self) -> None:
-        for name, least in (("count", 1), ("repeat", 1), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}: expected at least {least}, got {getattr(self, name)}")
-        if not 0 < self.sigma < math.inf:
-            raise ValueError(f"sigma: expected a positive part of a box's size, such as 0.25, got {self.sigma}")
 
 
 def draw_samples(data: CocoDetection, count: int, repeat: int, seed: int) -> list[Sample]:
@@ -242,7 +208,7 @@ def show(options: ShowOptions) -> CocoDetection:
     return data
 
 
-def main(argv: list[str] | None = None) -> int:
+def run(options: ShowOptions) -> int:
     """``msdeform data show``."""
-    show(parse(ShowOptions, argv, "msdeform data show"))
+    show(options)
     return 0

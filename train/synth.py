@@ -23,8 +23,9 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image
 
-from .commandline import parse, progress_bar
+from .commandline import progress_bar
 from .files import atomic_folder, write_json
+from .options import SynthOptions
 from .outlines import mask_polygons
 from .shapes import CLASSES, DISTRACTORS, coverage, place
 
@@ -35,40 +36,6 @@ MAX_OBJECTS = 10
 MIN_VISIBLE = 0.5
 # pixels: below this a shape is a smudge, and its class a guess
 MIN_EXTENT = 9
-
-
-@dataclass(frozen=True)
-class SynthOptions:
-    """Make a synthetic COCO-format data set."""
-
-    out: Path
-    """Folder to make; must be absent or empty."""
-    train: int = 2000
-    """Images in train2017."""
-    val: int = 200
-    """Images in val2017."""
-    size: int = 128
-    """Width and height of an image, in pixels."""
-    classes: int = 5
-    """Number of classes, 1 to 8: disc, square, triangle, star, cross, heart, arrow, crescent."""
-    seed: int = 0
-    """Same seed, same data."""
-    workers: int = 2
-    """Processes that draw; their number changes nothing in the files."""
-    progress: bool = True
-    """Show a progress bar."""
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.classes <= len(CLASSES):
-            raise ValueError(f"classes: expected 1 to {len(CLASSES)}, got {self.classes}")
-        if self.size < 64:
-            raise ValueError(f"size: expected at least 64 pixels, got {self.size}")
-        if self.train < 1 or self.val < 1:
-            raise ValueError(f"train and val: expected at least 1 image each, got {self.train} and {self.val}")
-        if self.workers < 1:
-            raise ValueError(f"workers: expected at least 1, got {self.workers}")
-        if self.seed < 0:
-            raise ValueError(f"seed: expected 0 or more, got {self.seed}")
 
 
 @dataclass(frozen=True)
@@ -305,9 +272,8 @@ def make_dataset(options: SynthOptions) -> None:
         _write_split(options, folder, "val2017", options.val, VAL_OFFSET)
 
 
-def main(argv: list[str] | None = None) -> int:
+def run(options: SynthOptions) -> int:
     """``msdeform data synth``."""
-    options = parse(SynthOptions, argv, "msdeform data synth")
     make_dataset(options)
     print(f"wrote {options.train} + {options.val} images of {options.classes} classes to {options.out}")
     return 0

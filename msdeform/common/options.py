@@ -135,7 +135,7 @@ class Option:
     def kinds(self) -> tuple[Any, ...]:
         """The types of a value, or of each of several; `NoneType` among them where None may be said."""
         hint = typing.get_args(self.hint)[0] if self.several else self.hint
-        return _unwrapped(hint)
+        return members(hint)
 
     @property
     def several(self) -> bool:
@@ -173,8 +173,8 @@ class Option:
             except ValueError:
                 what = "a whole number" if kind is int else "a number"
                 raise WrongValue(f"expected {what}, got {word!r}") from None
-        if kind is Path:
-            return self._path(word)
+        if kind is Path or self.mark(Reads):
+            return kind(self._path(word))
         form = self.mark(Form)
         if form is not None and not re.fullmatch(form.pattern, word):
             raise WrongValue(f"expected {form.expected}, got {word!r}")
@@ -193,7 +193,8 @@ class Option:
         return path
 
 
-def _unwrapped(hint: Any) -> tuple[Any, ...]:
+def members(hint: Any) -> tuple[Any, ...]:
+    """The types that a union is of; another type by itself."""
     return typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
 
 
@@ -329,21 +330,13 @@ def parse(
         epilog: what ``--help`` ends with.
     """
     known = list(options_of(options, default))
-    parser = Parser(
-        prog=program,
-        description=inspect.getdoc(options),
-        epilog=epilog or None,
-        formatter_class=_HelpFormatter,
-        allow_abbrev=False,
-        add_help=False,
-    )
-    _fill(parser, known, options)
+    parser = _parser(options, known, program, epilog)
     words = [_dashed(word) for word in words]
     if {"-h", "--help"} & {*words}:
         parser.print_help()
         raise SystemExit(0)
     _refuse_unknown(parser, known, words, advice)
-    given = vars(parser.parse_args(list(words)))
+    given = vars(parser.parse_args(words))
     values = {option.name: option.default for option in known}
     for option in known:
         if given[option.name] is None:
@@ -360,6 +353,27 @@ def parse(
         return build(options, values)
     except ValueError as error:
         parser.error(named(str(error), known))
+
+
+def refuse_unknown(options: type[Any], words: Sequence[str], program: str, advice: Advice = lambda flag: None) -> None:
+    """Ends the process, as `parse` would, for an option that the dataclass does not have; arguments as its."""
+    known = list(options_of(options))
+    words = [_dashed(word) for word in words]
+    if not {"-h", "--help"} & {*words}:
+        _refuse_unknown(_parser(options, known, program), known, words, advice)
+
+
+def _parser(options: type[Any], known: Sequence[Option], program: str, epilog: str = "") -> Parser:
+    parser = Parser(
+        prog=program,
+        description=inspect.getdoc(options),
+        epilog=epilog or None,
+        formatter_class=_HelpFormatter,
+        allow_abbrev=False,
+        add_help=False,
+    )
+    _fill(parser, known, options)
+    return parser
 
 
 def _lower(sentence: str) -> str:
@@ -463,7 +477,9 @@ def _positionals(known: Sequence[Option]) -> str:
 
 
 def _title(group: type[Any]) -> str:
-    return (inspect.getdoc(group) or group.__name__).split("\n")[0].removesuffix(".").lower()
+    """The first sentence of its docstring."""
+    sentence = (inspect.getdoc(group) or group.__name__).split("\n\n")[0].split(". ")[0].removesuffix(".")
+    return " ".join(sentence.split())
 
 
 def _shown(default: Any) -> str:
