@@ -5,124 +5,28 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-import tyro
 
 from ..models.detector import Detector
 from ..train.checkpoint import Trained, load_trained
 from ..train.coco import CocoDetection
-from ..train.commandline import parse, progress_bar
-from ..train.config import AttnBackend, Input, Source
+from ..train.commandline import progress_bar
+from ..train.config import Input
 from ..train.data import validation_data
 from ..train.device import choose_device
 from ..train.evaluate import match_categories
 from ..train.files import in_use, remove_leftovers
 from .ablation_report import Findings, summary, write
-from .effects import Pairing
 from .heads import Head, counts_of, heads_of, orders
-from .interventions import Mask, Mode, parse_masks
-from .passes import TOGETHER, Masks, Passes, check
+from .masks import Masks
+from .options import AblateOptions
+from .passes import TOGETHER, Passes, check
 from .resampling import resample
-from .screening import ScreenBy
 from .study import Advance, Study
-
-
-@dataclass(frozen=True)
-class AblateOptions:
-    """Switch parts of a detector's attention off, and measure what that does over a data set."""
-
-    checkpoint: Path
-    """A run's checkpoint, or its folder for the newest; or official, Hugging Face's or converted weights."""
-    source: Source = field(default_factory=Source)
-    mask: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """What to change, repeatable, each measured alone: SITE[:hN][:lN][:pN][:qN][:MODE], such as decoder.*.cross:h0-3;
-    several that act together with + between them."""
-    matrix: bool = False
-    """Every head of --sites off alone: a matrix of layers and heads."""
-    cumulative: bool = False
-    """Heads of --sites off one after the other: by importance, reversed, and in random orders."""
-    prune: int | None = None
-    """Choose N heads of --sites greedily, the least important first, and say what AP remains without them."""
-    budget: float | None = None
-    """Prune as long as AP falls by no more than this, such as 0.01; with --prune, at most so many heads."""
-    sites: str = "decoder.*.cross"
-    """Attentions whose heads --matrix, --cumulative and --prune go through; patterns with commas between them."""
-    mode: Mode = "zero"
-    """What to do to a head, and to a --mask that names no mode."""
-    limit: int | None = None
-    """Only the first N images, for a quick look; the numbers are then not the data set's."""
-    samples: int = 500
-    """Resamples of the images for the 95% intervals."""
-    seed: int = 0
-    """Of the resamples, the random orders, and the mode shuffled."""
-    confidence: float = 0.5
-    """Least score of what counts as a detection lost, gained or changed; AP counts all."""
-    pairing: Pairing = "iou"
-    """Which detection after is which before: by boxes that overlap by half or more, or by their query."""
-    screen_by: ScreenBy = "loss"
-    """What --cumulative and --prune screen heads by: the training loss, or the logits of what is detected."""
-    screen_images: int = 50
-    """Images that a screening looks at, the first; each costs a forward and a backward pass."""
-    steps: int = 8
-    """Points of a cumulative curve."""
-    random_orders: int = 3
-    """Random orders to draw curves of."""
-    mean_images: int = 100
-    """Images that the mode mean takes its means over, the first."""
-    out: Path = Path("ablation")
-    """Folder for pictures, tables, and what passes found, which the same command takes up again."""
-    batch_size: int = 1
-    """Images at once."""
-    image_size: int | None = None
-    """Longest side in pixels; what the model was trained with when not given."""
-    model: str | None = None
-    """A name of msdeform.list_models(): what weights without a description are of."""
-    attn_backend: AttnBackend = "auto"
-    """Implementation of the deformable attention."""
-    device: str = "auto"
-    """auto (CUDA where there is one), cpu, cuda, cuda:1, ..."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """bf16 and fp16 run the model under autocast."""
-    workers: int = 2
-    """Processes that decode images."""
-    progress: bool = True
-    """Show a progress bar."""
-
-    def __post_init__(self) -> None:
-        least = {"batch_size": 1, "limit": 1, "prune": 1, "samples": 40, "screen_images": 1, "steps": 1}
-        least |= {"mean_images": 1, "random_orders": 0, "seed": 0, "workers": 0, "image_size": 32}
-        for name, minimum in least.items():
-            if (value := getattr(self, name)) is not None and value < minimum:
-                raise ValueError(f"{name.replace('_', '-')}: expected at least {minimum}, got {value}")
-        if not 0 <= self.confidence <= 1:
-            raise ValueError(f"confidence: expected a number from 0 to 1, got {self.confidence}")
-        if self.budget is not None and not 0 <= self.budget <= 1:
-            raise ValueError(f"budget: expected a fall of AP from 0 to 1, such as 0.01, got {self.budget}")
-        if not (self.mask or self.matrix or self.cumulative or self.prunes):
-            raise ValueError("nothing to do: expected --mask MASK, --matrix, --cumulative, --prune N or --budget FALL")
-        self.masks()
-
-    @property
-    def prunes(self) -> bool:
-        return self.prune is not None or self.budget is not None
-
-    def masks(self) -> list[Masks]:
-        """What --mask names, with the mode and the seed of the others where it has none."""
-        found = []
-        for text in self.mask:
-            masks = zip(text.split("+"), parse_masks(text), strict=True)
-            found.append(tuple(replace(mask, mode=self._mode(one, mask), seed=self.seed) for one, mask in masks))
-        return found
-
-    def _mode(self, text: str, mask: Mask) -> Mode:
-        """Of a mask, or --mode where it names none."""
-        named = mask.mode != "zero" or "zero" in text.strip().split(":")
-        return mask.mode if named else self.mode
 
 
 def ablate(options: AblateOptions) -> Findings:
@@ -318,7 +222,7 @@ def _find(options: AblateOptions, study: Study, heads: Sequence[Head]) -> Findin
     return findings
 
 
-def main(argv: list[str] | None = None) -> int:
+def run(options: AblateOptions) -> int:
     """``msdeform ablate``."""
-    ablate(parse(AblateOptions, argv, "msdeform ablate"))
+    ablate(options)
     return 0

@@ -1,26 +1,21 @@
 """``msdeform explain``: what a detector attended to in one image, as pictures with their numbers, or as a page."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-import tyro
 from torch import Tensor
 
 from ..models.images import read_image
-from ..models.size import Size
 from ..train.annotations import Annotations
 from ..train.checkpoint import Trained, load_trained
-from ..train.commandline import parse, progress_bar
-from ..train.config import AttnBackend
+from ..train.commandline import progress_bar
 from ..train.device import choose_device
 from ..train.evaluate import match_categories
 from ..train.files import write_json
 from .encoder import draw_encoder
-from .interventions import Mask, parse_mask
 from .journeys import draw_journey, draw_queries, draw_seeds
 from .masked import (
     Variant,
@@ -32,90 +27,11 @@ from .masked import (
     summary,
     variants,
 )
+from .masks import Mask, parse_mask
+from .options import ExplainOptions, Interventions, Subject
 from .scene import Scene, Seen
 from .truth import draw_truth
-from .views import Job, Look, View, find_layers
-
-Repeated = tyro.conf.UseAppendAction[tuple[str, ...]]
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What is explained; the surest detections when nothing is named."""
-
-    det: tyro.conf.UseAppendAction[tuple[int, ...]] = ()
-    """A detection, counted from 0, the surest first; may be repeated."""
-    query: tyro.conf.UseAppendAction[tuple[int, ...]] = ()
-    """A query, whether it detects something or not; may be repeated."""
-    box: str | None = None
-    """x1,y1,x2,y2 in pixels: the query whose box comes nearest, for what was found weakly or missed."""
-    ref: Repeated = ()
-    """x,y in pixels: the encoder's attention at this place, row and column; may be repeated."""
-    label: str | None = None
-    """The class to explain, by name or number; each query's most probable when not given."""
-    confidence: float = 0.5
-    """Least score of a detection."""
-    most: int = 3
-    """How many detections are explained when none is named, or have relevance on a page: a backward pass each."""
-
-
-@dataclass(frozen=True)
-class Interventions:
-    """The image again with parts of the attention off: boxes that remain, and relevance by layer under each mask."""
-
-    mask: Repeated = ()
-    """What is off: SITE[:hN][:lN][:pN][:qN][:MODE], such as decoder.*.cross:h0-3; may be repeated, each is drawn by
-    itself; several that act together are joined by +."""
-    mask_matrix: Path | None = None
-    """csv, npy or json of decoder layers x heads: 1 where a head stays, 0 where it is off."""
-    cumulative: bool = False
-    """Heads of all decoder layers off one after the other, until none is left."""
-
-
-@dataclass(frozen=True)
-class ExplainOptions:
-    """Explain what a detector found in an image: pictures, each with its numbers beside it."""
-
-    image: Annotated[Path, tyro.conf.Positional]
-    """An image file."""
-    checkpoint: Path
-    """A run's checkpoint, or its folder for the newest; or official, Hugging Face's or converted weights."""
-    subject: Subject = field(default_factory=Subject)
-    view: View = field(default_factory=View)
-    interventions: Interventions = field(default_factory=Interventions)
-    html: bool = False
-    """Write one page to look with in a browser, without pictures."""
-    annotations: Path | None = None
-    """COCO-format annotations that name this image: detections are drawn beside them."""
-    out: Path = Path("explanations")
-    """Folder for what is written."""
-    dpi: int = 150
-    """Resolution of pictures, dots an inch: 50 for thumbnails, 300 for print."""
-    image_size: int | None = None
-    """Longest side in pixels; what the model was trained with when not given."""
-    model: str | None = None
-    """A name of msdeform.list_models(): what weights without a description are of."""
-    attn_backend: AttnBackend = "auto"
-    """Implementation of the deformable attention."""
-    device: str = "auto"
-    """auto (CUDA where there is one), cpu, cuda, cuda:1, ..."""
-    progress: bool = True
-    """Show a progress bar."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.subject.confidence <= 1:
-            raise ValueError(f"confidence: expected a number from 0 to 1, got {self.subject.confidence}")
-        if self.subject.most < 1:
-            raise ValueError(f"most: expected at least 1, got {self.subject.most}")
-        if not 20 <= self.dpi <= 1200:
-            raise ValueError(f"dpi: expected from 20 to 1200, got {self.dpi}")
-        if self.image_size is not None and self.image_size < 32:
-            raise ValueError(f"image-size: expected at least 32, got {self.image_size}")
-
-    @property
-    def size(self) -> Size | None:
-        """What the image is resized to, where that was said."""
-        return None if self.image_size is None else Size(self.image_size, self.image_size)
+from .views import Job, Look, find_layers
 
 
 def numbers_of(text: str, count: int, what: str) -> list[float]:
@@ -312,9 +228,8 @@ def _truth(annotations: Annotations, options: ExplainOptions, trained: Trained) 
     return torch.from_numpy(annotations.boxes[span]), torch.tensor(labels, dtype=torch.int64)
 
 
-def main(argv: list[str] | None = None) -> int:
+def run(options: ExplainOptions) -> int:
     """``msdeform explain``."""
-    options = parse(ExplainOptions, argv, "msdeform explain")
     about = explain(options)
     for number, one in enumerate(about["detections"]):
         box = ", ".join(f"{value:.0f}" for value in one["box"])

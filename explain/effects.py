@@ -1,11 +1,10 @@
 """What a change of the model did to its detections: which were lost, gained, of another class, moved, less sure."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
-Pairing = Literal["iou", "query"]
+from .options import Pairing
 
 SAME_OBJECT = 0.5
 """Least IoU of two boxes that stand for one object."""

@@ -26,11 +26,10 @@ from torchvision.ops import box_iou
 from ..models.detector import Detector
 from ..models.images import read_image
 from ..train.checkpoint import load_trained
-from ..train.commandline import parse
-from ..train.config import AttnBackend
 from ..train.device import choose_device
 from ..train.drawing import Box, draw_boxes
-from .interventions import Mask
+from .masks import Mask
+from .options import ExploreOptions
 from .page import page
 from .scene import Scene, Seen
 from .sites import Site, sites
@@ -42,40 +41,6 @@ HEADINGS = {
 }
 SAME_PLACE = 0.5
 PICTURE = 640
-
-
-@dataclass(frozen=True)
-class ExploreOptions:
-    """Upload images in the browser, look at what the detector attends to, and switch heads off."""
-
-    checkpoint: Path
-    """A run's checkpoint, or its folder for the newest; or official, Hugging Face's or converted weights."""
-    confidence: float = 0.5
-    """Least score of a detection, at first."""
-    relevance: int = 3
-    """Detections whose relevance is computed, which takes a backward pass of the detector each; 0 for none."""
-    image_size: int | None = None
-    """Longest side in pixels; what the model was trained with when not given."""
-    model: str | None = None
-    """A name of msdeform.list_models(): what weights without a description are of."""
-    attn_backend: AttnBackend = "auto"
-    """Implementation of the deformable attention."""
-    device: str = "auto"
-    """auto (CUDA where there is one), cpu, cuda, cuda:1, ..."""
-    host: str = "127.0.0.1"
-    """Address to listen on; 0.0.0.0 lets other machines in, who are asked for no password."""
-    port: int = 7860
-    """Port to listen on; 0 takes a free one."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.confidence <= 1:
-            raise ValueError(f"confidence: expected a number from 0 to 1, got {self.confidence}")
-        if self.image_size is not None and self.image_size < 32:
-            raise ValueError(f"image-size: expected at least 32, got {self.image_size}")
-        if self.relevance < 0:
-            raise ValueError(f"relevance: expected at least 0, got {self.relevance}")
-        if not 0 <= self.port <= 65535:
-            raise ValueError(f"port: expected 0 to 65535, got {self.port}")
 
 
 Fate = Literal["kept", "changed", "lost", "gained"]
@@ -317,9 +282,8 @@ def _free_port(host: str, port: int) -> int:
         raise ValueError(f"cannot listen on {host}, port {port}: {error.strerror or error}; name another") from None
 
 
-def main(argv: list[str] | None = None) -> int:
+def run(options: ExploreOptions) -> int:
     """``msdeform explore``."""
-    options = parse(ExploreOptions, argv, "msdeform explore")
     if find_spec("gradio") is None:
         raise RuntimeError("the interface needs the package gradio, which is not installed: pip install gradio")
     trained = load_trained(options.checkpoint, choose_device(options.device), options.attn_backend, options.model)

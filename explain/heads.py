@@ -6,7 +6,7 @@ from itertools import groupby
 import numpy as np
 from torch import nn
 
-from .interventions import Mask, Mode
+from .masks import Mask, Mode
 from .sites import find_sites
 
 Head = tuple[str, int]

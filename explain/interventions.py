@@ -9,11 +9,10 @@ projection were. What a block captures, and its gradients, are of the changed mo
 """
 
 import functools
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 from weakref import WeakKeyDictionary
 
 import torch
@@ -21,82 +20,8 @@ from torch import Tensor, nn
 
 from ..kernels.api import ms_deform_attn
 from .calls import DeformableCall, DenseCall, answer, read_call
+from .masks import Mask, Mode
 from .sites import Site, find_sites
-
-Mode = Literal["zero", "mean", "uniform", "shuffled", "frozen"]
-
-
-@dataclass(frozen=True)
-class Mask:
-    """What of a model's attention is changed, and how. None stands for all."""
-
-    sites: str = "decoder.*.cross"
-    """Patterns, as for `sites.find_sites`."""
-    heads: tuple[int, ...] | None = None
-    levels: tuple[int, ...] | None = None
-    """Of deformable attention, finest first."""
-    points: tuple[int, ...] | None = None
-    """Of deformable attention, within a head and level."""
-    queries: tuple[int, ...] | None = None
-    """Rows: queries in the decoder, pixels of all levels in the encoder."""
-    mode: Mode = "zero"
-    """``zero``: weights are zero. ``mean``: the heads' outputs are their means over a data set (`mean_outputs`).
-    ``uniform``: the weight is shared out equally among the points, or the keys. ``shuffled``: a query has the weights
-    and locations of another of those named, by `seed`. ``frozen``: offsets are those that the layer has for every
-    query alike, its bias."""
-    seed: int = 0
-
-    def __str__(self) -> str:
-        parts = [("h", self.heads), ("l", self.levels), ("p", self.points), ("q", self.queries)]
-        text = ":".join([self.sites, *[letter + _ranges(numbers) for letter, numbers in parts if numbers is not None]])
-        return text if self.mode == "zero" else f"{text}:{self.mode}"
-
-
-def _ranges(numbers: tuple[int, ...]) -> str:
-    """(0, 1, 2, 5) as ``0-2,5``."""
-    runs: list[list[int]] = []
-    for number in sorted(set(numbers)):
-        if runs and number == runs[-1][1] + 1:
-            runs[-1][1] = number
-        else:
-            runs.append([number, number])
-    return ",".join(f"{a}-{b}" if b > a else str(a) for a, b in runs)
-
-
-_FIELDS = {"h": "heads", "l": "levels", "p": "points", "q": "queries"}
-_GRAMMAR = "SITE[:hN][:lN][:pN][:qN][:MODE] with N as 0, 0-3 or 0,2,5, such as decoder.*.cross:h0-3"
-
-
-def parse_mask(text: str) -> Mask:
-    """A mask from ``decoder.*.cross:h0-3:l1:q17:uniform``; the parts after the site stand in any order.
-
-    Raises ValueError for anything else.
-    """
-    site, *parts = text.split(":")
-    if not site:
-        raise ValueError(f"mask {text!r}: expected {_GRAMMAR}")
-    mask = Mask(site)
-    for part in parts:
-        if part in get_args(Mode):
-            mask = replace(mask, mode=part)  # type: ignore[arg-type]
-            continue
-        match = re.fullmatch(r"([hlpq])(\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*)", part)
-        if match is None:
-            raise ValueError(f"mask {text!r}: {part!r} is none of its parts; expected {_GRAMMAR}")
-        numbers: list[int] = []
-        for span in match[2].split(","):
-            low, _, high = span.partition("-")
-            if high and int(high) < int(low):
-                raise ValueError(f"mask {text!r}: expected a range that rises, got {span}")
-            numbers += range(int(low), int(high or low) + 1)
-        changes: dict[str, Any] = {_FIELDS[match[1]]: tuple(dict.fromkeys(numbers))}
-        mask = replace(mask, **changes)
-    return mask
-
-
-def parse_masks(text: str) -> tuple[Mask, ...]:
-    """Masks that act together, from those of `parse_mask` joined by ``+``. Raises ValueError for anything else."""
-    return tuple(parse_mask(one.strip()) for one in text.split("+"))
 
 
 def check_mask(site: Site, mask: Mask) -> None:

@@ -1,11 +1,9 @@
 """``msdeform explain-eval``: over a data set, is what the methods say of detections better than saying nothing?"""
 
-import difflib
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -19,17 +17,16 @@ from ..models.images import normalise
 from ..models.size import Size
 from ..train.checkpoint import Trained, load_trained
 from ..train.coco import CocoDetection
-from ..train.commandline import parse, progress_bar
-from ..train.config import AttnBackend, Input, Source
+from ..train.commandline import progress_bar
+from ..train.config import Input
 from ..train.data import validation_data
 from ..train.device import choose_device
 from ..train.evaluate import match_categories
 from ..train.files import write_json
-from .maps import METHODS, heat_map
+from .maps import heat_map
 from .measures import (
     Array,
     Curve,
-    Fill,
     box_map,
     centre_map,
     compactness,
@@ -46,69 +43,12 @@ from .measures import (
     randomised,
     rank_correlation,
 )
+from .options import JudgeOptions
 from .scene import Scene, Seen
 from .scores import MEASURES, Scores, save_chart, table, verdict
 
 BASELINES = ("random", "centre", "box")
 CURVES: tuple[Literal["deletion", "insertion"], ...] = ("deletion", "insertion")
-
-
-@dataclass(frozen=True)
-class JudgeOptions:
-    """Scores of explanations over a data set, beside those of maps that explain nothing.
-
-    Deletion and insertion follow the detection: the best query's IoU with its box times the probability of its class.
-    Pointing and energy are held to the box of the object that was detected, or, where none was, to the detection's.
-    The baseline "box" is a Gaussian in the detection's own box: what one knows without looking inside the model.
-    """
-
-    checkpoint: Path
-    """A run's checkpoint, or its folder for the newest; or official, Hugging Face's or converted weights."""
-    source: Source = field(default_factory=Source)
-    methods: str = ",".join(METHODS)
-    """Which to judge, with commas between them."""
-    confidence: float = 0.5
-    """Least score of a detection that is explained."""
-    limit: int | None = None
-    """Only the first N images."""
-    steps: int = 12
-    """In which pixels are taken away and brought back; after step i of n, (i / n)^2 of them."""
-    fill: Fill = "blur"
-    """What stands in their place: the blurred image, or its mean colour."""
-    randomise: Literal["whole", "cascade", "none"] = "whole"
-    """Explain again with the decoder as before training, whole or one more layer at a time: are the maps the same?"""
-    out: Path = Path("explain-eval")
-    """Folder for scores.json and scores.png."""
-    seed: int = 0
-    """Of random maps, random weights and the bootstrap."""
-    batch_size: int = 8
-    """Changed images in one forward pass."""
-    image_size: int | None = None
-    """Longest side in pixels; what the model was trained with when not given."""
-    model: str | None = None
-    """A name of msdeform.list_models(): what weights without a description are of."""
-    attn_backend: AttnBackend = "auto"
-    """Implementation of the deformable attention."""
-    device: str = "auto"
-    """auto (CUDA where there is one), cpu, cuda, cuda:1, ..."""
-    progress: bool = True
-    """Show a progress bar."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.confidence <= 1:
-            raise ValueError(f"confidence: expected a number from 0 to 1, got {self.confidence}")
-        for name in ("limit", "steps", "batch_size"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ValueError(f"{name.replace('_', '-')}: expected at least 1, got {value}")
-        unknown = [name for name in self.method_names if name not in METHODS]
-        if unknown or not self.method_names:
-            near = difflib.get_close_matches(unknown[0], METHODS, n=1) if unknown else []
-            advice = f"; did you mean {near[0]}?" if near else ""
-            raise ValueError(f"methods: expected some of {', '.join(METHODS)}, got {self.methods!r}{advice}")
-
-    @property
-    def method_names(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(name.strip() for name in self.methods.split(",") if name.strip()))
 
 
 @dataclass(frozen=True)
@@ -294,9 +234,8 @@ def mean_curves(judged: Sequence[Judged], names: tuple[str, ...]) -> dict[str, l
     }
 
 
-def main(argv: list[str] | None = None) -> int:
+def run(options: JudgeOptions) -> int:
     """``msdeform explain-eval``."""
-    options = parse(JudgeOptions, argv, "msdeform explain-eval")
     judged, about = judge(options)
     names = (*options.method_names, *BASELINES)
     scores = collect(judged, names, options.seed)

@@ -17,10 +17,9 @@ from torch import Tensor
 
 from .attention import corners
 from .capture import Record
+from .options import METHODS
 from .relevance import By, factors, relevance
 from .scene import TARGETS, Scene, Seen
-
-METHODS = ("raw", "rollout", "gradcam", "relevance", "input-grad")
 
 
 def check_method(method: str) -> None:

@@ -15,8 +15,8 @@ from ..models.images import ImageLike
 from ..models.size import Size
 from .drawing import Drawing, canvas, colour_of, draw_box, headline
 from .grids import draw_heat_grid
-from .interventions import Mask
 from .maps import heat_map
+from .masks import Mask
 from .scene import Scene, Seen
 from .sites import find_sites
 

@@ -25,9 +25,9 @@ from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
 from ..models.boxes import cxcywh_to_xyxy
 from ..models.geometry import widen
+from .options import Fill
 
 Array = np.ndarray
-Fill = Literal["blur", "mean"]
 Box = Sequence[float]
 M = TypeVar("M", bound=nn.Module)
 

@@ -27,11 +27,9 @@ from ..train.evaluate import autocast, evaluating
 from ..train.files import atomic_file
 from ..train.results import result_rows
 from .effects import Sights
-from .interventions import Mask, intervene, mean_outputs
+from .interventions import intervene, mean_outputs
+from .masks import Mask, Masks
 from .sites import find_sites
-
-Masks = tuple[Mask, ...]
-"""An intervention: masks that act together; none is the model as it is."""
 
 TOGETHER = 16
 """Passes that share one sweep over the images; what they found is written when it ends."""

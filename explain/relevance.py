@@ -16,7 +16,6 @@ code divides by zero there, and then leaves the whole layer out; ``parity=True``
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -26,9 +25,7 @@ from torch import Tensor
 from .attention import Shapes, allowed_coefficients, corners
 from .calls import DeformableCall
 from .capture import Gradients, Tape
-
-By = Literal["point", "pixel"]
-
+from .options import By
 
 # dense, or sparse by rows; on the CPU, where sparse products of rows from the left are fast in both directions
 Factor = Tensor | csr_array

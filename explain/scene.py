@@ -22,7 +22,8 @@ from ..models.images import ImageLike, normalise, read_image
 from ..models.size import Size
 from .attention import Shapes, share_of_levels
 from .capture import Gradients, Record, Tape, capture
-from .interventions import Mask, intervene
+from .interventions import intervene
+from .masks import Mask
 from .sites import Site, sites
 
 TARGETS = ("class", "x", "y", "w", "h")

@@ -9,7 +9,7 @@ that refines boxes, and to the choice of queries in two stages.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,11 +18,10 @@ from ..models.criterion import SetCriterion
 from ..models.detector import Detector
 from ..models.geometry import widen
 from .capture import capture
-from .interventions import Mask, intervene
+from .interventions import intervene
+from .masks import Mask
 from .scene import frozen
 from .sites import find_sites
-
-ScreenBy = Literal["loss", "logit"]
 
 
 def head_gradients(

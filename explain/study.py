@@ -12,7 +12,7 @@ import torch
 from ..train.files import write_json
 from .effects import Effects, Pairing, Sights, effects
 from .heads import Head, heads_of, switched_off
-from .interventions import Mode
+from .masks import Mode
 from .passes import Masks, Pass, Passes
 from .resampling import Change, changes, match, weighted_metrics
 from .screening import ScreenBy, head_gradients, logits_of, loss_of

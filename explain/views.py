@@ -4,50 +4,22 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
-import tyro
 from torch import Tensor
 
 from .drawing import Drawing
 from .grids import draw_heat_grid, draw_point_grid
 from .heat import draw_heat
 from .maps import heat_map
+from .options import View
 from .points import draw_points
-from .relevance import By
 from .scene import Scene, Seen
 
-Method = Literal["points", "raw", "rollout", "gradcam", "relevance", "input-grad"]
-Target = Literal["class", "x", "y", "w", "h"]
 Cell = tuple[str | None, int | None, int | None]
 """Site, head and level of a map; None for all of them together."""
 Job = tuple[str, Callable[[], Drawing]]
 """A picture that can be drawn, and a name for its files."""
-
-
-@dataclass(frozen=True)
-class View:
-    """What is drawn of it."""
-
-    method: tyro.conf.UseAppendAction[tuple[Method, ...]] = ()
-    """points: what was sampled. raw, rollout, gradcam, relevance, input-grad: heat maps. May be repeated; points (or
-    raw, where attention is dense) and relevance when not given."""
-    layer: str | None = None
-    """decoder.5, encoder.2, or all; the last decoder layer, and for relevance the sum of all, when not given."""
-    head: str = "mean"
-    """A head's number, mean, or all: each by itself."""
-    level: str = "together"
-    """A level's number, 0 the finest; together, or all: each by itself."""
-    target: Target = "class"
-    """The number whose gradient explains: the class's logit, or a coordinate of the box."""
-    by: By = "point"
-    """relevance: the positive part of each sampled point's, or of each pixel's."""
-    together: bool = False
-    """relevance: one backward pass for all that is explained, by the gradient of their sum; quicker, and mixes them."""
-    slopes: bool = False
-    """points, of one layer: arrows that say where each sample would raise the target."""
-    parity: bool = False
-    """relevance: with the division by zero of its authors' code, which drops whole layers."""
 
 
 @dataclass(frozen=True)

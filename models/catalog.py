@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 from typing import Any
 
+from ..common.options import nearest
 from .configs import Config, DeformableDetrConfig, DetrConfig, DetrDemoConfig, FasterRcnnConfig
 
 # the published table, with ResNet-50
@@ -81,3 +82,9 @@ def config_of(name: str) -> Config:
         hint = f"did you mean {' or '.join(near)}?" if near else f"expected one of {', '.join(list_models())}"
         raise ValueError(f"name: no model is called {name!r}; {hint}")
     return MODELS[name]
+
+
+def check_model(name: str | None, what: str = "model") -> None:
+    """Raises ValueError, which begins with the option ``what``, for a name that no detector has, with the nearest."""
+    if name is not None and name not in MODELS:
+        raise ValueError(f"{what}: {nearest('model', name, list_models())}")

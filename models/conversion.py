@@ -3,39 +3,17 @@
 Nothing is computed: names are changed, and tensors that another format joins or parts are joined or parted.
 """
 
-import argparse
 import shutil
-import sys
 from pathlib import Path
 
-from ..kernels.arguments import Parser
 from .formats import Source, check_fit, read_source, save_huggingface, save_msdeform, save_official
 from .loading import settle_config
+from .options import FORMATS, ConvertOptions
 from .zoo import build_model
 
-FORMATS = ("official", "huggingface", "msdeform")
 
-_HELP = """
-formats of SRC, told by its content:
-  official      a .pth of the official code of DETR or Deformable DETR: {model, args, ...}, or a bare state dict
-  huggingface   a folder with transformers' config.json and model.safetensors, or one such .safetensors file
-  msdeform      a folder with our config.json and model.safetensors (save_pretrained writes it)
-  training      a checkpoint of msdeform train, or a run's folder for its newest whole one
-
-what DST will be, and hold:
-  official      one file: weights and the model's settings; no names of classes
-  huggingface   a folder that transformers' from_pretrained reads; DETR and Deformable DETR alone
-  msdeform      a folder that msdeform.load_model reads, and msdeform eval, predict and train --init-from
-
-examples:
-  msdeform convert runs/mine mine --to msdeform
-  msdeform convert detr-r50-e632da11.pth detr --to huggingface --model detr_r50
-"""
-
-
-def main(argv: list[str] | None = None) -> int:
-    """``msdeform convert``; returns the exit status."""
-    options = _parse(sys.argv[1:] if argv is None else argv)
+def run(options: ConvertOptions) -> int:
+    """``msdeform convert``."""
     source = convert(options.src, options.dst, options.to, options.model)
     print(f"{len(source.weights)} tensors from {source.path} ({source.format}) to {options.dst} ({options.to})")
     counts = sum(name.endswith("num_batches_tracked") for name in source.weights)
@@ -88,21 +66,3 @@ def convert(src: Path, dst: Path, to: str, model: str | None = None) -> Source:
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return source
-
-
-def _parse(arguments: list[str]) -> argparse.Namespace:
-    parser = Parser(
-        prog="msdeform convert",
-        description="Convert a detector's weights from any format into another.",
-        epilog=_HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("src", type=Path, metavar="SRC", help="weights in any of the formats below")
-    parser.add_argument("dst", type=Path, metavar="DST", help="what to write; must not exist yet")
-    parser.add_argument("--to", required=True, choices=FORMATS, help="format to write")
-    parser.add_argument(
-        "--model",
-        metavar="NAME",
-        help="of msdeform.list_models(): what the weights are of, where SRC does not say so itself",
-    )
-    return parser.parse_args(arguments)

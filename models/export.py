@@ -7,7 +7,6 @@ of ours is needed to run the file.
 Faster R-CNN takes one image and the least score of a detection; how many it finds is known when the graph runs.
 """
 
-import argparse
 import io
 import logging
 import sys
@@ -18,35 +17,19 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..kernels.arguments import Parser
 from .attention import MSDeformAttn
-from .catalog import MODELS, config_of
+from .catalog import MODELS
 from .detector import Detector
 from .faster_rcnn import STRIDE, FasterRcnn
 from .faster_rcnn_export import ExportableFasterRcnn
 from .files import atomic_file
 from .loading import load_model
+from .options import SUFFIXES, ExportOptions
 from .zoo import create_model
 
-SUFFIXES = (".onnx", ".pt2")
 # of the largest number: another order of the sums in a network of fifty layers
 TOLERANCE = 1e-3
 _OPSET = 18
-
-_HELP = """
-what OUT will be, and take and give:
-  .onnx   an ONNX file, opset 18, of standard operators; run it with onnxruntime and others
-  .pt2    a torch.export program: torch.export.load(OUT).module()(images, mask)
-
-  images  (B, 3, H, W) float32, normalised, of the one size given; mask (B, H, W) bool, True where padded
-  logits  (B, Q, classes), boxes (B, Q, 4), cxcywh, shares of the unpadded image: what model.post_process takes
-  Faster R-CNN takes one image, all of it picture, and confidence () float32, the least score of a detection; it gives
-  boxes (n, 4), xyxy, shares of the image, labels (n,) int64 and scores (n,), best first, of the n that it finds.
-
-examples:
-  msdeform export runs/mine mine.onnx --size 800x1216
-  msdeform export detr-r50-e632da11.pth detr.pt2 --model detr_r50
-"""
 
 
 class Exportable(nn.Module):
@@ -198,17 +181,16 @@ def _difference(program: Exportable | ExportableFasterRcnn, wanted: tuple[Tensor
     return worst
 
 
-def main(argv: list[str] | None = None) -> int:
-    """``msdeform export``; returns the exit status."""
-    options = _parse(sys.argv[1:] if argv is None else argv)
+def run(options: ExportOptions) -> int:
+    """``msdeform export``."""
     model = _find(options.source, options.model)
     try:
-        difference = export(model, options.out, size=options.size, batch=options.batch)
+        difference = export(model, options.out, size=options.height_and_width, batch=options.batch)
     except ModuleNotFoundError as error:
         if error.name not in ("onnx", "onnxscript", "onnxruntime"):
             raise
         raise ValueError(f"ONNX needs the package {error.name}: pip install onnx onnxscript onnxruntime") from None
-    shape = "x".join(map(str, (options.batch, 3, *options.size)))
+    shape = "x".join(map(str, (options.batch, 3, *options.height_and_width)))
     program = exportable(model)
     print(f"wrote {options.out}: {', '.join(program.outputs)} of {', '.join(program.inputs)}, images {shape}")
     print(f"largest difference from the model: {difference:.1e} of the largest number")
@@ -220,30 +202,4 @@ def _find(source: str, name: str | None) -> Detector:
     if source in MODELS and not Path(source).exists():
         print(f"{source} is a name: the weights are random", file=sys.stderr)
         return create_model(source, attn_backend="reference")
-    if not Path(source).exists() and not Path(source).suffix and len(Path(source).parts) == 1:
-        config_of(source)  # names the nearest
     return load_model(source, attn_backend="reference", name=name)
-
-
-def _size(text: str) -> tuple[int, int]:
-    height, _, width = text.partition("x")
-    if not (height.isdecimal() and width.isdecimal()):
-        raise argparse.ArgumentTypeError(f"expected HxW in pixels, such as 800x1216, got {text}")
-    return int(height), int(width)
-
-
-def _parse(arguments: list[str]) -> argparse.Namespace:
-    parser = Parser(
-        prog="msdeform export",
-        description="Write a detector as a torch.export program or in ONNX, and check its numbers.",
-        epilog=_HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("source", metavar="NAME|CHECKPOINT", help="of msdeform.list_models(), or weights in any format")
-    parser.add_argument("out", type=Path, metavar="OUT", help="OUT.onnx or OUT.pt2")
-    parser.add_argument(
-        "--size", type=_size, default=(800, 1216), metavar="HxW", help="of the images; default 800x1216"
-    )
-    parser.add_argument("--batch", type=int, default=1, metavar="N", help="images at once; default 1")
-    parser.add_argument("--model", metavar="NAME", help="what the weights are of, where CHECKPOINT does not say so")
-    return parser.parse_args(arguments)

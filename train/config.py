@@ -8,10 +8,10 @@ import typing
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from ..common.options import Device, ReadFile, ReadFolder, ReadPath, Reads, WriteFolder, at_least, members, nearest
-from ..models.catalog import MODELS
+from ..common.options import Device, ReadFile, ReadFolder, ReadPath, Reads, WriteFolder, at_least, members
+from ..models.catalog import check_model
 from ..models.size import Size
 
 T = TypeVar("T")
@@ -320,6 +320,20 @@ class TrainOptions:
 
     Under torchrun or srun every process trains on its share; nothing else is needed."""
 
+    epilog: ClassVar[str] = """examples:
+  your own data, from published weights:
+      msdeform train --preset finetune --data DIR
+  a published recipe on all GPUs of a machine:
+      torchrun --nproc-per-node=8 -m msdeform.train --preset r50_deformable_detr --data DIR
+  on Slurm, going on by itself after time limits:
+      sbatch train/slurm.sbatch --preset r50_deformable_detr --data DIR --out runs/coco
+  go on with a run that was stopped:
+      msdeform train --resume runs/coco
+  repeat a run, but for one setting:
+      msdeform train --config runs/coco/config.yaml --lr 1e-4
+A --config file names its settings as the flags are named. The value None takes a setting back.
+docs/training.md explains all of it."""
+
     recipe: Recipe = field(default_factory=Recipe)
     source: Source = field(default_factory=Source)
     input: Input = field(default_factory=Input)
@@ -331,12 +345,6 @@ class TrainOptions:
     compute: Compute = field(default_factory=Compute)
     run: Run = field(default_factory=Run)
     seeing: Seeing = field(default_factory=Seeing)
-
-
-def check_model(name: str | None) -> None:
-    """Raises ValueError for a name that is no detector's, with the nearest that there are."""
-    if name is not None and name not in MODELS:
-        raise ValueError(f"model: {nearest('model', name, sorted(MODELS))}")
 
 
 def to_plain(options: Any) -> dict[str, Any]:

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from ..common.options import Device, Positional, ReadFile, ReadPath, WriteFile, WriteFolder, at_least, between
-from .config import AttnBackend, Input, Source, check_model
+from ..models.catalog import check_model
+from .config import AttnBackend, Input, Source
 
 PLOT_SUFFIXES = (".png", ".svg", ".pdf")
 

@@ -17,20 +17,6 @@ from .configfile import merged_from_file, read_settings, write_settings
 from .official import counterpart
 from .presets import list_presets, preset
 
-EXAMPLES = """examples:
-  your own data, from published weights:
-      msdeform train --preset finetune --data DIR
-  a published recipe on all GPUs of a machine:
-      torchrun --nproc-per-node=8 -m msdeform.train --preset r50_deformable_detr --data DIR
-  on Slurm, going on by itself after time limits:
-      sbatch train/slurm.sbatch --preset r50_deformable_detr --data DIR --out runs/coco
-  go on with a run that was stopped:
-      msdeform train --resume runs/coco
-  repeat a run, but for one setting:
-      msdeform train --config runs/coco/config.yaml --lr 1e-4
-A --config file names its settings as the flags are named. The value None takes a setting back.
-docs/training.md explains all of it."""
-
 
 def checkpoint_options(path: Path) -> TrainOptions:
     """The settings that a checkpoint of ours holds, or of a folder, its newest whole one. Raises as load_checkpoint."""
@@ -146,4 +132,4 @@ def _with_run(options: TrainOptions, out: Path | None, resume: Path | None) -> T
 
 
 def _parse(words: list[str], program: str, base: TrainOptions) -> TrainOptions:
-    return parse(TrainOptions, words, program, base, advice=counterpart, epilog=EXAMPLES)
+    return parse(TrainOptions, words, program, base, advice=counterpart)

@@ -56,7 +56,7 @@ class Reads:
 class Writes:
     """A path that must be writable, or such that it can be made."""
 
-    kind: Literal["file", "folder"]
+    kind: Literal["file", "folder", "path"]
 
 
 @dataclass(frozen=True)
@@ -214,7 +214,7 @@ def _check_readable(path: Path, kind: str) -> None:
         raise WrongValue(f"{path} may not be read by this user")
 
 
-def check_writable(path: Path, kind: Literal["file", "folder"]) -> None:
+def check_writable(path: Path, kind: Literal["file", "folder", "path"]) -> None:
     """Raises WrongValue for a path that cannot be written, or made with the folders above it; writes nothing."""
     if kind == "file" and path.is_dir():
         raise WrongValue(f"expected a file to write, got the folder {path}")
@@ -315,9 +315,8 @@ def parse(
     default: T | None = None,
     *,
     advice: Advice = lambda flag: None,
-    epilog: str = "",
 ) -> T:
-    """Reads a command line into a dataclass.
+    """Reads a command line into a dataclass, whose class variable ``epilog``, if any, is what ``--help`` ends with.
 
     A wrong one ends the process with status 2 and one sentence on stderr; ``--help`` ends it with status 0.
 
@@ -327,10 +326,9 @@ def parse(
         program: that name, for the usage line and before each error.
         default: values for what is not given.
         advice: what to say of an unknown option that one may expect, or None.
-        epilog: what ``--help`` ends with.
     """
     known = list(options_of(options, default))
-    parser = _parser(options, known, program, epilog)
+    parser = _parser(options, known, program)
     words = [_dashed(word) for word in words]
     if {"-h", "--help"} & {*words}:
         parser.print_help()
@@ -363,11 +361,11 @@ def refuse_unknown(options: type[Any], words: Sequence[str], program: str, advic
         _refuse_unknown(_parser(options, known, program), known, words, advice)
 
 
-def _parser(options: type[Any], known: Sequence[Option], program: str, epilog: str = "") -> Parser:
+def _parser(options: type[Any], known: Sequence[Option], program: str) -> Parser:
     parser = Parser(
         prog=program,
         description=inspect.getdoc(options),
-        epilog=epilog or None,
+        epilog=getattr(options, "epilog", None),
         formatter_class=_HelpFormatter,
         allow_abbrev=False,
         add_help=False,
@@ -403,10 +401,10 @@ def build(kind: type[T], values: dict[str, Any]) -> T:
 
 def named(sentence: str, known: Sequence[Option]) -> str:
     """An error's sentence; where it begins with the name of one of these options, with that as it is typed."""
-    name, colon, rest = sentence.partition(":")
+    head = re.match(r"(?:--)?([a-z][a-z_-]*)(?= '[^']*':|:)", sentence)
     for option in known:
-        if colon and name.removeprefix("--").replace("-", "_") == option.name:
-            return f"{option.flag}:{rest}"
+        if head and head[1].replace("-", "_") == option.name:
+            return option.flag + sentence[head.end() :]
     return sentence
 
 

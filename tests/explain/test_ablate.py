@@ -17,7 +17,8 @@ from msdeform.explain.ablate import AblateOptions
 from msdeform.explain.ablation_pictures import curves_picture, matrix_picture
 from msdeform.explain.ablation_report import Findings
 from msdeform.explain.heads import counts_of, heads_of, orders, switched_off
-from msdeform.explain.interventions import Mask, intervene, mean_outputs
+from msdeform.explain.interventions import intervene, mean_outputs
+from msdeform.explain.masks import Mask
 from msdeform.explain.passes import Masks, Passes
 from msdeform.explain.resampling import Change
 from msdeform.explain.screening import head_gradients, logits_of, loss_of

@@ -12,9 +12,9 @@ from PIL import Image
 
 from msdeform.cli import main
 from msdeform.explain.command import ExplainOptions, jobs
-from msdeform.explain.interventions import Mask
 from msdeform.explain.maps import heat_map
 from msdeform.explain.masked import follow, read_mask_matrix
+from msdeform.explain.masks import Mask
 from msdeform.explain.scene import Scene
 from msdeform.explain.views import View
 from msdeform.train.checkpoint import load_trained

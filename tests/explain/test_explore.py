@@ -9,7 +9,7 @@ import torch
 from msdeform.cli import main
 from msdeform.explain import explore
 from msdeform.explain.explore import Explorer, changes, groups, masks_of, report
-from msdeform.explain.interventions import Mask
+from msdeform.explain.masks import Mask
 from msdeform.explain.scene import Scene, Seen
 from tests.models.families import tiny
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from msdeform.explain.capture import capture
-from msdeform.explain.interventions import Mask, intervene, mean_outputs, parse_mask, parse_masks
+from msdeform.explain.interventions import intervene, mean_outputs
+from msdeform.explain.masks import Mask, parse_mask, parse_masks
 from msdeform.explain.sites import find_sites, sites
 from msdeform.models.attention import MSDeformAttn
 from tests.explain.models import DETRS, images, uneven

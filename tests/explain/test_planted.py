@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from msdeform.explain.capture import capture
-from msdeform.explain.interventions import Mask, intervene
+from msdeform.explain.interventions import intervene
 from msdeform.explain.maps import heat_map, token_map
+from msdeform.explain.masks import Mask
 from msdeform.explain.measures import inside, pointing
 from msdeform.explain.relevance import factors, relevance
 from msdeform.explain.scene import Scene

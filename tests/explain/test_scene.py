@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from msdeform.explain.interventions import Mask
 from msdeform.explain.maps import METHODS, column_map, heat_map, row_map, token_map
+from msdeform.explain.masks import Mask
 from msdeform.explain.scene import Scene, scenes
 from tests.explain.models import DETRS, images, uneven
 from tests.models.families import tiny

@@ -1,0 +1,315 @@
+"""The options of the commands of this folder, and the words that they take. Nothing here needs PyTorch."""
+
+import difflib
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+from ..common.options import (
+    Device,
+    Positional,
+    ReadFile,
+    ReadPath,
+    Repeated,
+    WriteFolder,
+    at_least,
+    between,
+)
+from ..models.catalog import check_model
+from ..models.size import Size
+from ..train.config import AttnBackend, Source
+from .masks import Mask, Masks, Mode, parse_masks
+
+Pairing = Literal["iou", "query"]
+ScreenBy = Literal["loss", "logit"]
+Fill = Literal["blur", "mean"]
+By = Literal["point", "pixel"]
+Method = Literal["points", "raw", "rollout", "gradcam", "relevance", "input-grad"]
+Target = Literal["class", "x", "y", "w", "h"]
+METHODS = ("raw", "rollout", "gradcam", "relevance", "input-grad")
+
+
+@dataclass(frozen=True)
+class View:
+    """What is drawn of it."""
+
+    method: Annotated[tuple[Method, ...], Repeated()] = ()
+    """points: what was sampled. raw, rollout, gradcam, relevance, input-grad: heat maps. May be repeated; points (or
+    raw, where attention is dense) and relevance when not given."""
+    layer: str | None = None
+    """decoder.5, encoder.2, or all; the last decoder layer, and for relevance the sum of all, when not given."""
+    head: str = "mean"
+    """A head's number, mean, or all: each by itself."""
+    level: str = "together"
+    """A level's number, 0 the finest; together, or all: each by itself."""
+    target: Target = "class"
+    """The number whose gradient explains: the class's logit, or a coordinate of the box."""
+    by: By = "point"
+    """relevance: the positive part of each sampled point's, or of each pixel's."""
+    together: bool = False
+    """relevance: one backward pass for all that is explained, by the gradient of their sum; quicker, and mixes them."""
+    slopes: bool = False
+    """points, of one layer: arrows that say where each sample would raise the target."""
+    parity: bool = False
+    """relevance: with the division by zero of its authors' code, which drops whole layers."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is explained; the surest detections when nothing is named."""
+
+    det: Annotated[tuple[int, ...], Repeated()] = ()
+    """A detection, counted from 0, the surest first; may be repeated."""
+    query: Annotated[tuple[int, ...], Repeated()] = ()
+    """A query, whether it detects something or not; may be repeated."""
+    box: str | None = None
+    """x1,y1,x2,y2 in pixels: the query whose box comes nearest, for what was found weakly or missed."""
+    ref: Annotated[tuple[str, ...], Repeated()] = ()
+    """x,y in pixels: the encoder's attention at this place, row and column; may be repeated."""
+    label: str | None = None
+    """The class to explain, by name or number; each query's most probable when not given."""
+    confidence: float = 0.5
+    """Least score of a detection."""
+    most: int = 3
+    """How many detections are explained when none is named, or have relevance on a page: a backward pass each."""
+
+
+@dataclass(frozen=True)
+class Interventions:
+    """The image again with parts of the attention off: boxes that remain, and relevance by layer under each mask."""
+
+    mask: Annotated[tuple[str, ...], Repeated()] = ()
+    """What is off: SITE[:hN][:lN][:pN][:qN][:MODE], such as decoder.*.cross:h0-3; may be repeated, each is drawn by
+    itself; several that act together are joined by +."""
+    mask_matrix: ReadFile | None = None
+    """csv, npy or json of decoder layers x heads: 1 where a head stays, 0 where it is off."""
+    cumulative: bool = False
+    """Heads of all decoder layers off one after the other, until none is left."""
+
+
+@dataclass(frozen=True)
+class ExplainOptions:
+    """Explain what a detector found in an image: pictures, each with its numbers beside it."""
+
+    image: Annotated[ReadFile, Positional("IMAGE")]
+    """An image file."""
+    checkpoint: ReadPath
+    """A run's checkpoint, or its folder for the newest; or official, Hugging Face's or converted weights."""
+    subject: Subject = field(default_factory=Subject)
+    view: View = field(default_factory=View)
+    interventions: Interventions = field(default_factory=Interventions)
+    html: bool = False
+    """Write one page to look with in a browser, without pictures."""
+    annotations: ReadFile | None = None
+    """COCO-format annotations that name this image: detections are drawn beside them."""
+    out: WriteFolder = Path("explanations")
+    """Folder for what is written."""
+    dpi: int = 150
+    """Resolution of pictures, dots an inch: 50 for thumbnails, 300 for print."""
+    image_size: int | None = None
+    """Longest side in pixels; what the model was trained with when not given."""
+    model: str | None = None
+    """A name of msdeform.list_models(): what weights without a description are of."""
+    attn_backend: AttnBackend = "auto"
+    """Implementation of the deformable attention."""
+    device: Device = "auto"
+    """auto (CUDA where there is one), cpu, cuda, cuda:1, ..."""
+    progress: bool = True
+    """Show a progress bar."""
+
+    def __post_init__(self) -> None:
+        between("confidence", self.subject.confidence, 0, 1)
+        at_least("most", self.subject.most, 1)
+        between("dpi", self.dpi, 20, 1200)
+        check_model(self.model)
+        at_least("image_size", self.image_size, 32)
+
+    @property
+    def size(self) -> Size | None:
+        """What the image is resized to, where that was said."""
+        return None if self.image_size is None else Size(self.image_size, self.image_size)
+
+
+@dataclass(frozen=True)
+class JudgeOptions:
+    """Scores of explanations over a data set, beside those of maps that explain nothing.
+
+    Deletion and insertion follow the detection: the best query's IoU with its box times the probability of its class.
+    Pointing and energy are held to the box of the object that was detected, or, where none was, to the detection's.
+    The baseline "box" is a Gaussian in the detection's own box: what one knows without looking inside the model.
+    """
+
+    checkpoint: ReadPath
+    """A run's checkpoint, or its folder for the newest; or official, Hugging Face's or converted weights."""
+    source: Source = field(default_factory=Source)
+    methods: str = ",".join(METHODS)
+    """Which to judge, with commas between them."""
+    confidence: float = 0.5
+    """Least score of a detection that is explained."""
+    limit: int | None = None
+    """Only the first N images."""
+    steps: int = 12
+    """In which pixels are taken away and brought back; after step i of n, (i / n)^2 of them."""
+    fill: Fill = "blur"
+    """What stands in their place: the blurred image, or its mean colour."""
+    randomise: Literal["whole", "cascade", "none"] = "whole"
+    """Explain again with the decoder as before training, whole or one more layer at a time: are the maps the same?"""
+    out: WriteFolder = Path("explain-eval")
+    """Folder for scores.json and scores.png."""
+    seed: int = 0
+    """Of random maps, random weights and the bootstrap."""
+    batch_size: int = 8
+    """Changed images in one forward pass."""
+    image_size: int | None = None
+    """Longest side in pixels; what the model was trained with when not given."""
+    model: str | None = None
+    """A name of msdeform.list_models(): what weights without a description are of."""
+    attn_backend: AttnBackend = "auto"
+    """Implementation of the deformable attention."""
+    device: Device = "auto"
+    """auto (CUDA where there is one), cpu, cuda, cuda:1, ..."""
+    progress: bool = True
+    """Show a progress bar."""
+
+    def __post_init__(self) -> None:
+        between("confidence", self.confidence, 0, 1)
+        check_model(self.model)
+        at_least("limit", self.limit, 1)
+        at_least("steps", self.steps, 1)
+        at_least("batch_size", self.batch_size, 1)
+        at_least("image_size", self.image_size, 32)
+        at_least("seed", self.seed, 0)
+        unknown = [name for name in self.method_names if name not in METHODS]
+        if unknown or not self.method_names:
+            near = difflib.get_close_matches(unknown[0], METHODS, n=1) if unknown else []
+            advice = f"; did you mean {near[0]}?" if near else ""
+            raise ValueError(f"methods: expected some of {', '.join(METHODS)}, got {self.methods!r}{advice}")
+
+    @property
+    def method_names(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(name.strip() for name in self.methods.split(",") if name.strip()))
+
+
+@dataclass(frozen=True)
+class AblateOptions:
+    """Switch parts of a detector's attention off, and measure what that does over a data set."""
+
+    checkpoint: ReadPath
+    """A run's checkpoint, or its folder for the newest; or official, Hugging Face's or converted weights."""
+    source: Source = field(default_factory=Source)
+    mask: Annotated[tuple[str, ...], Repeated()] = ()
+    """What to change, repeatable, each measured alone: SITE[:hN][:lN][:pN][:qN][:MODE], such as decoder.*.cross:h0-3;
+    several that act together with + between them."""
+    matrix: bool = False
+    """Every head of --sites off alone: a matrix of layers and heads."""
+    cumulative: bool = False
+    """Heads of --sites off one after the other: by importance, reversed, and in random orders."""
+    prune: int | None = None
+    """Choose N heads of --sites greedily, the least important first, and say what AP remains without them."""
+    budget: float | None = None
+    """Prune as long as AP falls by no more than this, such as 0.01; with --prune, at most so many heads."""
+    sites: str = "decoder.*.cross"
+    """Attentions whose heads --matrix, --cumulative and --prune go through; patterns with commas between them."""
+    mode: Mode = "zero"
+    """What to do to a head, and to a --mask that names no mode."""
+    limit: int | None = None
+    """Only the first N images, for a quick look; the numbers are then not the data set's."""
+    samples: int = 500
+    """Resamples of the images for the 95% intervals."""
+    seed: int = 0
+    """Of the resamples, the random orders, and the mode shuffled."""
+    confidence: float = 0.5
+    """Least score of what counts as a detection lost, gained or changed; AP counts all."""
+    pairing: Pairing = "iou"
+    """Which detection after is which before: by boxes that overlap by half or more, or by their query."""
+    screen_by: ScreenBy = "loss"
+    """What --cumulative and --prune screen heads by: the training loss, or the logits of what is detected."""
+    screen_images: int = 50
+    """Images that a screening looks at, the first; each costs a forward and a backward pass."""
+    steps: int = 8
+    """Points of a cumulative curve."""
+    random_orders: int = 3
+    """Random orders to draw curves of."""
+    mean_images: int = 100
+    """Images that the mode mean takes its means over, the first."""
+    out: WriteFolder = Path("ablation")
+    """Folder for pictures, tables, and what passes found, which the same command takes up again."""
+    batch_size: int = 1
+    """Images at once."""
+    image_size: int | None = None
+    """Longest side in pixels; what the model was trained with when not given."""
+    model: str | None = None
+    """A name of msdeform.list_models(): what weights without a description are of."""
+    attn_backend: AttnBackend = "auto"
+    """Implementation of the deformable attention."""
+    device: Device = "auto"
+    """auto (CUDA where there is one), cpu, cuda, cuda:1, ..."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """bf16 and fp16 run the model under autocast."""
+    workers: int = 2
+    """Processes that decode images."""
+    progress: bool = True
+    """Show a progress bar."""
+
+    def __post_init__(self) -> None:
+        least = {"batch_size": 1, "limit": 1, "prune": 1, "samples": 40, "screen_images": 1, "steps": 1}
+        least |= {"mean_images": 1, "random_orders": 0, "seed": 0, "workers": 0, "image_size": 32}
+        for name, minimum in least.items():
+            at_least(name, getattr(self, name), minimum)
+        between("confidence", self.confidence, 0, 1)
+        check_model(self.model)
+        if self.budget is not None and not 0 <= self.budget <= 1:
+            raise ValueError(f"budget: expected a fall of AP from 0 to 1, such as 0.01, got {self.budget}")
+        if not (self.mask or self.matrix or self.cumulative or self.prunes):
+            raise ValueError("nothing to do: expected --mask MASK, --matrix, --cumulative, --prune N or --budget FALL")
+        self.masks()
+
+    @property
+    def prunes(self) -> bool:
+        return self.prune is not None or self.budget is not None
+
+    def masks(self) -> list[Masks]:
+        """What --mask names, with the mode and the seed of the others where it has none."""
+        found = []
+        for text in self.mask:
+            masks = zip(text.split("+"), parse_masks(text), strict=True)
+            found.append(tuple(replace(mask, mode=self._mode(one, mask), seed=self.seed) for one, mask in masks))
+        return found
+
+    def _mode(self, text: str, mask: Mask) -> Mode:
+        """Of a mask, or --mode where it names none."""
+        named = mask.mode != "zero" or "zero" in text.strip().split(":")
+        return mask.mode if named else self.mode
+
+
+@dataclass(frozen=True)
+class ExploreOptions:
+    """Upload images in the browser, look at what the detector attends to, and switch heads off."""
+
+    checkpoint: ReadPath
+    """A run's checkpoint, or its folder for the newest; or official, Hugging Face's or converted weights."""
+    confidence: float = 0.5
+    """Least score of a detection, at first."""
+    relevance: int = 3
+    """Detections whose relevance is computed, which takes a backward pass of the detector each; 0 for none."""
+    image_size: int | None = None
+    """Longest side in pixels; what the model was trained with when not given."""
+    model: str | None = None
+    """A name of msdeform.list_models(): what weights without a description are of."""
+    attn_backend: AttnBackend = "auto"
+    """Implementation of the deformable attention."""
+    device: Device = "auto"
+    """auto (CUDA where there is one), cpu, cuda, cuda:1, ..."""
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 lets other machines in, who are asked for no password."""
+    port: int = 7860
+    """Port to listen on; 0 takes a free one."""
+
+    def __post_init__(self) -> None:
+        between("confidence", self.confidence, 0, 1)
+        check_model(self.model)
+        at_least("image_size", self.image_size, 32)
+        if self.relevance < 0:
+            raise ValueError(f"relevance: expected at least 0, got {self.relevance}")
+        if not 0 <= self.port <= 65535:
+            raise ValueError(f"port: expected 0 to 65535, got {self.port}")

@@ -1,0 +1,90 @@
+"""The options of ``msdeform convert`` and ``msdeform export``. Nothing here needs PyTorch."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+from ..common.options import Form, Metavar, Positional, ReadPath, WriteFile, Writes, at_least
+from .catalog import MODELS, check_model
+
+FORMATS = ("official", "huggingface", "msdeform")
+SUFFIXES = (".onnx", ".pt2")
+
+
+@dataclass(frozen=True)
+class ConvertOptions:
+    """Convert a detector's weights from any format into another."""
+
+    epilog: ClassVar[str] = """formats of SRC, told by its content:
+  official      a .pth of the official code of DETR or Deformable DETR: {model, args, ...}, or a bare state dict
+  huggingface   a folder with transformers' config.json and model.safetensors, or one such .safetensors file
+  msdeform      a folder with our config.json and model.safetensors (save_pretrained writes it)
+  training      a checkpoint of msdeform train, or a run's folder for its newest whole one
+
+what DST will be, and hold:
+  official      one file: weights and the model's settings; no names of classes
+  huggingface   a folder that transformers' from_pretrained reads; DETR and Deformable DETR alone
+  msdeform      a folder that msdeform.load_model reads, and msdeform eval, predict and train --init-from
+
+examples:
+  msdeform convert runs/mine mine --to msdeform
+  msdeform convert detr-r50-e632da11.pth detr --to huggingface --model detr_r50
+"""
+
+    src: Annotated[ReadPath, Positional("SRC")]
+    """Weights in any of the formats below."""
+    dst: Annotated[Path, Positional("DST"), Writes("path")]
+    """What to write; must not exist yet."""
+    to: Literal["official", "huggingface", "msdeform"]
+    """Format to write."""
+    model: str | None = None
+    """A name of msdeform.list_models(): what the weights are of, where SRC does not say so itself."""
+
+    def __post_init__(self) -> None:
+        check_model(self.model)
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """Write a detector as a torch.export program or in ONNX, and check its numbers."""
+
+    epilog: ClassVar[str] = """what OUT will be, and take and give:
+  .onnx   an ONNX file, opset 18, of standard operators; run it with onnxruntime and others
+  .pt2    a torch.export program: torch.export.load(OUT).module()(images, mask)
+
+  images  (B, 3, H, W) float32, normalised, of the one size given; mask (B, H, W) bool, True where padded
+  logits  (B, Q, classes), boxes (B, Q, 4), cxcywh, shares of the unpadded image: what model.post_process takes
+  Faster R-CNN takes one image, all of it picture, and confidence () float32, the least score of a detection; it gives
+  boxes (n, 4), xyxy, shares of the image, labels (n,) int64 and scores (n,), best first, of the n that it finds.
+
+examples:
+  msdeform export runs/mine mine.onnx --size 800x1216
+  msdeform export detr-r50-e632da11.pth detr.pt2 --model detr_r50
+"""
+
+    source: Annotated[str, Positional("SOURCE")]
+    """A name of msdeform.list_models(), or weights in any format."""
+    out: Annotated[WriteFile, Positional("OUT")]
+    """OUT.onnx or OUT.pt2."""
+    size: Annotated[str, Form(r"\d+x\d+", "HxW in pixels, such as 800x1216"), Metavar("HxW")] = "800x1216"
+    """Height and width of the images."""
+    batch: int = 1
+    """Images at once."""
+    model: str | None = None
+    """A name of msdeform.list_models(): what the weights are of, where SOURCE does not say so."""
+
+    def __post_init__(self) -> None:
+        at_least("batch", self.batch, 1)
+        check_model(self.model)
+        if self.out.suffix not in SUFFIXES:
+            raise ValueError(f"out: expected a name that ends in {' or '.join(SUFFIXES)}, got {self.out}")
+        if self.source not in MODELS and not Path(self.source).exists():
+            if re.fullmatch(r"\w+", self.source):
+                check_model(self.source, "source")
+            raise ValueError(f"source: expected a model's name or weights; {self.source} does not exist")
+
+    @property
+    def height_and_width(self) -> tuple[int, int]:
+        height, _, width = self.size.partition("x")
+        return int(height), int(width)
