@@ -1,14 +1,13 @@
 """Detectors by name, each with the losses that go with it."""
 
 import dataclasses
-import difflib
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from .backbone import Backbone, load_backbone_weights
-from .catalog import config_of
+from .catalog import check_fields, config_of
 from .configs import (
     FAMILIES,
     Config,
@@ -53,7 +52,7 @@ def create_model(
     ConnectionError for weights that are not there, don't fit or can't be downloaded.
     """
     base = config_of(name)
-    _check_fields(type(base), overrides)
+    check_fields(type(base), overrides)
     if pretrained is not False:
         if backbone_weights is not None:
             raise ValueError("backbone_weights: expected None beside pretrained, whose weights have a backbone")
@@ -126,7 +125,7 @@ def config_from_plain(plain: dict[str, Any]) -> Config:
     family = fields.pop("family", DeformableDetrConfig.family)
     if family not in FAMILIES:
         raise ValueError(f"family: expected one of {', '.join(FAMILIES)}, got {family!r}")
-    _check_fields(FAMILIES[family], fields)
+    check_fields(FAMILIES[family], fields)
     return FAMILIES[family](**fields)
 
 
@@ -223,18 +222,3 @@ def body_of(model: Detector) -> nn.Module:
     if isinstance(model, DetrDemo):
         return model.backbone
     return model.get_submodule("backbone.0.body")
-
-
-def _check_fields(kind: type[Config], fields: dict[str, Any]) -> None:
-    known = [field.name for field in dataclasses.fields(kind)]
-    for name in fields:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise ValueError(
-                f"{name}: not a field of the configuration of {kind.family}, which has {', '.join(known)}{hint}"
-            )
-    for field in dataclasses.fields(kind):
-        value, usual = fields.get(field.name, field.default), type(field.default)
-        if type(value) is not usual and not (usual is float and type(value) is int):
-            raise ValueError(f"{field.name}: expected {usual.__name__}, got {value!r}")

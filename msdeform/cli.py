@@ -9,6 +9,7 @@ stopped it; 141 that whoever read the output went away.
 
 import difflib
 import os
+import select
 import sys
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -270,12 +271,21 @@ def main(argv: list[str] | None = None) -> int:
         finally:
             sys.stdout.flush()
     except BrokenPipeError:
-        try:
-            sys.stdout.flush()
-        except BrokenPipeError:  # `msdeform train --help | head -1`: nobody reads any more, and nobody is told so
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 141
-        raise
+        if not _unread():
+            raise
+        # `msdeform train --help | head -1`: nobody reads any more, and nobody is told so
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _unread() -> bool:
+    """Has the reader of this process's output gone away?"""
+    try:
+        waiting = select.poll()
+        waiting.register(sys.stdout.fileno(), 0)
+    except (AttributeError, OSError):  # no poll on this system, or no file behind the output
+        return False
+    return any(event & select.POLLERR for _, event in waiting.poll(0))
 
 
 def _run(words: list[str]) -> int:

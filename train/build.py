@@ -1,6 +1,5 @@
 """Models for training: made anew by name, on a device and with a backend settled."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from ..models.formats import read_source
 from ..models.loading import Start, start_from
 from ..models.published import fetch
 from ..models.zoo import build_model, create_model
-from .config import Model, flatten
+from .config import Model, flatten, parse_overrides
 
 
 def settle_backend(device: torch.device, attn_backend: str) -> str:
@@ -92,21 +91,3 @@ def backbone_weights(options: Model) -> str | Path | None:
     if options.backbone_weights == "imagenet":
         return "imagenet"
     return Path(options.backbone_weights)
-
-
-def parse_overrides(words: tuple[str, ...]) -> dict[str, Any]:
-    """``num_queries=100 two_stage=true backbone=resnet18`` as a dictionary; values are JSON, or else text.
-
-    Raises:
-        ValueError: a word without ``=``.
-    """
-    overrides = {}
-    for word in words:
-        name, equals, value = word.partition("=")
-        if not equals:
-            raise ValueError(f"override: expected NAME=VALUE, such as num_queries=100, got {word!r}")
-        try:
-            overrides[name] = json.loads(value.lower() if value in ("True", "False") else value)
-        except ValueError:
-            overrides[name] = value
-    return overrides

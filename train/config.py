@@ -4,6 +4,7 @@ Defaults are the published ones of Deformable DETR (Zhu et al. 2021, section 5 a
 """
 
 import dataclasses
+import json
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from ..common.options import Device, ReadFile, ReadFolder, ReadPath, Reads, WriteFolder, at_least, members
-from ..models.catalog import check_model
+from ..models.catalog import check_fields, check_model, config_of
 from ..models.size import Size
 
 T = TypeVar("T")
@@ -152,9 +153,30 @@ class Model:
 
     def __post_init__(self) -> None:
         check_model(self.model)
-        for word in self.override:
-            if not word.partition("=")[1]:
-                raise ValueError(f"override: expected NAME=VALUE, such as num_queries=100, got {word!r}")
+        config, overrides = config_of(self.model), parse_overrides(self.override)
+        try:
+            check_fields(type(config), overrides)
+            dataclasses.replace(config, **overrides)
+        except ValueError as error:
+            raise ValueError(f"override: {error}") from None
+
+
+def parse_overrides(words: tuple[str, ...]) -> dict[str, Any]:
+    """``num_queries=100 two_stage=true backbone=resnet18`` as a dictionary; values are JSON, or else text.
+
+    Raises:
+        ValueError: a word without ``=``.
+    """
+    overrides = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals:
+            raise ValueError(f"override: expected NAME=VALUE, such as num_queries=100, got {word!r}")
+        try:
+            overrides[name] = json.loads(value.lower() if value in ("True", "False") else value)
+        except ValueError:
+            overrides[name] = value
+    return overrides
 
 
 @dataclass(frozen=True)

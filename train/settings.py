@@ -58,6 +58,7 @@ def resolve(
                 f"{flag}: expected none beside --resume, which goes on with the run's own settings; "
                 "single flags do change them"
             )
+        _parse(words, program, TrainOptions())  # a mistake is told before a checkpoint is read
         base = load(Path(given.resume))
         return _parse(words, program, _with_run(base, out=None, resume=None))
     base = _starting_point(given)

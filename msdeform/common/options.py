@@ -331,7 +331,7 @@ def parse(
     parser = _parser(options, known, program)
     words = [_dashed(word) for word in words]
     if {"-h", "--help"} & {*words}:
-        parser.print_help()
+        print(parser.format_help())
         raise SystemExit(0)
     _refuse_unknown(parser, known, words, advice)
     given = vars(parser.parse_args(words))
