@@ -73,6 +73,11 @@ class Subject:
     most: int = 3
     """How many detections are explained when none is named, or have relevance on a page: a backward pass each."""
 
+    def __post_init__(self) -> None:
+        for name in ("det", "query"):
+            for number in getattr(self, name):
+                at_least(name, number, 0)
+
 
 @dataclass(frozen=True)
 class Interventions:

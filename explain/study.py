@@ -13,9 +13,10 @@ from ..train.files import write_json
 from .effects import Effects, Pairing, Sights, effects
 from .heads import Head, heads_of, switched_off
 from .masks import Mode
+from .options import ScreenBy
 from .passes import Masks, Pass, Passes
 from .resampling import Change, changes, match, weighted_metrics
-from .screening import ScreenBy, head_gradients, logits_of, loss_of
+from .screening import head_gradients, logits_of, loss_of
 
 Advance = Callable[[], None]
 

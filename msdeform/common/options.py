@@ -173,24 +173,24 @@ class Option:
             except ValueError:
                 what = "a whole number" if kind is int else "a number"
                 raise WrongValue(f"expected {what}, got {word!r}") from None
-        if kind is Path or self.mark(Reads):
-            return kind(self._path(word))
+        if kind is Path:
+            return Path(word).expanduser()
         form = self.mark(Form)
         if form is not None and not re.fullmatch(form.pattern, word):
             raise WrongValue(f"expected {form.expected}, got {word!r}")
         return word
 
-    def _path(self, word: str) -> Path:
+    def check_path(self, word: str) -> None:
+        """Raises WrongValue where the path that a word says is not there, or cannot be written."""
         path = Path(word).expanduser()
         reads, writes = self.mark(Reads), self.mark(Writes)
         try:
-            if reads is not None and word not in reads.words:
+            if reads is not None and word not in (*reads.words, "None"):
                 _check_readable(path, reads.kind)
-            if writes is not None:
+            if writes is not None and word != "None":
                 check_writable(path, writes.kind)
         except OSError as error:  # a name that is too long, a folder that may not be looked into
             raise WrongValue(f"cannot use {word}: {(error.strerror or str(error)).lower()}") from None
-        return path
 
 
 def members(hint: Any) -> tuple[Any, ...]:
@@ -336,21 +336,28 @@ def parse(
     _refuse_unknown(parser, known, words, advice)
     given = vars(parser.parse_args(words))
     values = {option.name: option.default for option in known}
-    for option in known:
-        if given[option.name] is None:
-            continue
+    told = [option for option in known if given[option.name] not in (None, [])]
+    for option in told:
         try:
             values[option.name] = _read(option, given[option.name])
         except WrongValue as error:
             parser.error(f"{option.flag}: {error}")
     for option in known:
-        if option.default is dataclasses.MISSING and values[option.name] in (dataclasses.MISSING, ()):
+        if values[option.name] is dataclasses.MISSING:
             what = option.flag if option.mark(Positional) else f"{option.flag} {option.metavar}"
             parser.error(f"expected {what}: {_lower(option.help)}")
     try:
-        return build(options, values)
+        read = build(options, values)
     except ValueError as error:
         parser.error(named(str(error), known))
+    for option in told:  # files come last: a word that is wrong is wrong on every machine
+        try:
+            for word in given[option.name] if option.several else [given[option.name]]:
+                if not isinstance(word, bool):
+                    option.check_path(word)
+        except WrongValue as error:
+            parser.error(f"{option.flag}: {error}")
+    return read
 
 
 def refuse_unknown(options: type[Any], words: Sequence[str], program: str, advice: Advice = lambda flag: None) -> None:

@@ -386,8 +386,9 @@ def test_what_cannot_be_done_is_told(
 def test_the_command(
     boards: Path, run: Callable[..., Findings], tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: Any
 ) -> None:
-    words = ["ablate", "--checkpoint", "dense", "--data", str(boards), "--no-progress", "--workers", "0"]
-    words += ["--device", "cpu", "--out", str(tmp_path / "out"), "--samples", "40", "--mode", "uniform"]
+    (tmp_path / "dense").mkdir()  # stands in for the checkpoint
+    words = ["ablate", "--checkpoint", str(tmp_path / "dense"), "--data", str(boards), "--out", str(tmp_path / "out")]
+    words += ["--no-progress", "--workers", "0", "--device", "cpu", "--samples", "40", "--mode", "uniform"]
     assert main([*words, "--mask", "decoder.*.cross:h0", "--mask", "decoder.*.cross:h1:zero+encoder.0.self:h1"]) == 0
     printed = capsys.readouterr().out
     assert f"{3 * IMAGES} forward passes" in printed

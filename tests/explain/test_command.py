@@ -224,9 +224,9 @@ def test_queries_chosen_anew_are_followed(files: dict[str, Path]) -> None:
         (("--mask", "decoder.4.cross:h0"), "site 'decoder.4.cross' matches nothing; this model has encoder.0.self"),
         (("--mask", "decoder.*.cross:h2"), "expected a head from 0 to 1 of decoder.0.cross, got 2"),
         (("--mask", "decoder.*.cross:z2"), "'z2' is none of its parts"),
-        (("--mask-matrix", "none.csv"), "mask-matrix none.csv does not exist"),
-        (("--annotations", "none.json"), "annotation file none.json does not exist"),
-        (("--dpi", "5"), "dpi: expected from 20 to 1200, got 5"),
+        (("--mask-matrix", "none.csv"), "--mask-matrix: expected a file; none.csv does not exist"),
+        (("--annotations", "none.json"), "--annotations: expected a file; none.json does not exist"),
+        (("--dpi", "5"), "--dpi: expected a number from 20 to 1200, got 5"),
         (("--most", "0"), "most: expected at least 1, got 0"),
     ],
 )

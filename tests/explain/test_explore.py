@@ -78,7 +78,7 @@ def test_a_look_is_the_models_own_under_the_masks() -> None:
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(explore, "find_spec", lambda name: None if name == "gradio" else util.find_spec(name))
-    assert main(["explore", "--checkpoint", "nowhere.pt"]) == 1
+    assert main(["explore", "--checkpoint", __file__]) == 1
     assert capsys.readouterr().err == (
         "msdeform explore: the interface needs the package gradio, which is not installed: pip install gradio\n"
     )
@@ -87,7 +87,7 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pyt
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        (["--port", "70000"], "port: expected 0 to 65535, got 70000"),
+        (["--port", "70000"], "--port: expected 0 to 65535, got 70000"),
         (["--confidence", "2"], "confidence: expected a number from 0 to 1, got 2.0"),
         (["--relevance", "-1"], "relevance: expected at least 0, got -1"),
         (["--image-size", "8"], "image-size: expected at least 32, got 8"),

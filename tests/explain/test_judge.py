@@ -93,9 +93,10 @@ def test_relevance_of_a_planted_detector(options, kind) -> None:
 
 
 def test_the_command_prints_and_writes_what_it_found(options, boards, tmp_path, capsys) -> None:
-    options("dense")  # stands in for the checkpoint
+    options("dense")
+    (tmp_path / "dense").mkdir()  # stands in for the checkpoint
     out = tmp_path / "out"
-    words = f"--checkpoint dense --data {boards} --out {out} --device cpu --steps 4 --no-progress"
+    words = f"--checkpoint {tmp_path / 'dense'} --data {boards} --out {out} --device cpu --steps 4 --no-progress"
     assert main(["explain-eval", *words.split(), "--methods", "relevance", "--randomise", "cascade"]) == 0
     printed = capsys.readouterr().out
     assert "\n5 detections, matched to ground truth\n" in printed

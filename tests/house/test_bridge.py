@@ -11,7 +11,7 @@ from tests.house.project import ROOT
 
 TRAINING_ONLY = (
     "torchvision", "PIL", "faster_coco_eval", "matplotlib", "pycocotools", "rich", "safetensors", "scipy",
-    "tensorboard", "tyro",
+    "tensorboard",
 )  # fmt: skip
 
 

@@ -98,7 +98,8 @@ def test_weights_alone_need_a_name(tmp_path: Path, capsys: pytest.CaptureFixture
     torch.save(model.state_dict(), tmp_path / "bare.pth")
     assert main(words(tmp_path / "bare.pth", tmp_path / "out", "--to", "msdeform")) == 1
     assert "name the model it is of: detr_mini, detr_r101" in capsys.readouterr().err
-    assert main(words(tmp_path / "bare.pth", tmp_path / "out", "--to", "msdeform", "--model", "detr_tny")) == 1
+    with pytest.raises(SystemExit):
+        main(words(tmp_path / "bare.pth", tmp_path / "out", "--to", "msdeform", "--model", "detr_tny"))
     assert "did you mean detr_tiny" in capsys.readouterr().err
     assert main(words(tmp_path / "bare.pth", tmp_path / "out", "--to", "msdeform", "--model", "detr_tiny")) == 1
     error = capsys.readouterr().err
@@ -155,12 +156,12 @@ def test_help_and_slips(capsys: pytest.CaptureFixture[str]) -> None:
     for word in (*FORMATS, "training", "--model", "examples:", "msdeform convert runs/mine mine --to msdeform"):
         assert word in text
     for given, sentence in (
-        (("a", "b", "--to", "onnx"), "msdeform convert: argument --to: invalid choice: 'onnx'"),
+        (("a", "b", "--to", "onnx"), "msdeform convert: --to: expected official, huggingface or msdeform, got 'onnx'"),
         (
             ("a", "b", "--to", "msdeform", "--modle", "x"),
-            "msdeform convert: unknown option --modle x; did you mean --model",
+            "msdeform convert: unknown option --modle; did you mean --model",
         ),
-        (("a", "b"), "msdeform convert: the following arguments are required: --to"),
+        (("a", "b"), "msdeform convert: expected --to {official,huggingface,msdeform}: format to write"),
     ):
         with pytest.raises(SystemExit) as done:
             main(words(*given))

@@ -72,10 +72,10 @@ def test_the_official_scripts_are_our_presets(name: str) -> None:
 
 
 def test_other_models_are_overrides() -> None:
-    words = translate(["--num_queries", "500", "--no_aux_loss", "--coco_path=data/coco", "--cache_mode", "--eval"])
+    words = translate(["--num_queries", "500", "--no_aux_loss", "--coco_path=.", "--cache_mode", "--eval"])
     assert words == [
         *("--model", "deformable_detr_r50", "--override", "num_queries=500", "aux_loss=false"),
-        *("--data", "data/coco", "--cache-images", "files", "--eval"),
+        *("--data", ".", "--cache-images", "files", "--eval"),
     ]
     assert resolve(words[:-1]).loading.cache_images == "files"
     assert translate(["--backbone", "resnet101"]) == ["--model", "deformable_detr_r101"]

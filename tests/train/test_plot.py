@@ -181,8 +181,8 @@ def test_the_picture_has_the_format_of_its_name(
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        ([], "runs: expected at least one folder of a run, got none"),
-        (["nowhere"], "nowhere does not exist; expected the folder of a run of msdeform train"),
+        ([], "expected RUN: folders of runs"),
+        (["nowhere"], "RUN: expected a file or folder; nowhere does not exist"),
         (["."], ". holds no log.jsonl; expected the folder of a run of msdeform train"),
         (["empty"], "log.jsonl holds no step to plot"),
         (["run", "--terms", "loss,los_ce"], "terms: no run has logged 'los_ce'; did you mean loss_ce or loss"),

@@ -83,5 +83,5 @@ def test_an_unknown_preset_is_told(capsys: pytest.CaptureFixture[str], name: str
     assert main(["train", "--preset", name]) == 1
     error = capsys.readouterr().err
     assert sentence in error
-    assert error.startswith("msdeform train: preset: ")
+    assert error.startswith("msdeform train: --preset: ")
     assert error.count("\n") == 1

@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 import torch
 
+from msdeform.cli import main
 from msdeform.train.config import TrainOptions
 from msdeform.train.log import read_log
 from msdeform.train.loop import train
-from msdeform.train.replay import ReplayOptions, main, replay
+from msdeform.train.replay import ReplayOptions, replay
 from msdeform.train.training import Training
 from tests.train.processes import together
 
@@ -83,7 +84,7 @@ def test_a_box_that_is_not_a_number(
     # the command says the same
     file = next((tmp_path / "run").glob("nonfinite-*.pt"))
     capsys.readouterr()
-    assert main([str(file), "--device", "cpu"]) == 0
+    assert main(["replay", str(file), "--device", "cpu"]) == 0
     assert f"boxes of image {image} are not finite" in capsys.readouterr().out
 
 
