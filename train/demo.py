@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from ..common.options import command
 from .checkpoint import load_trained
 from .config import Batch, Compute, Input, Loading, Model, Optim, Run, Schedule, Source, TrainOptions
 from .data import validation_data
@@ -72,9 +73,9 @@ def demo(options: DemoOptions) -> dict[str, float]:
     print(f"predictions beside ground truth: {pictures}")
     print(f"loss and AP over training:       {curves}")
     print(f"checkpoint and log:              {run}")
-    print(f"try: msdeform predict {data / 'val2017'} --checkpoint {run}")
+    print(f"try: {command('predict', data / 'val2017', '--checkpoint', run)}")
     image = min((data / "val2017").iterdir())
-    print(f"and: msdeform explain {image} --checkpoint {run} --confidence 0.3")
+    print(f"and: {command('explain', image, '--checkpoint', run, '--confidence', 0.3)}")
     return metrics
 
 

@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 
+from ..common.options import command
 from ..models.formats import checkpoints_in
 from .boards import import_wandb
 from .checkpoint import BEST, checkpoint_path, keep_best, load_checkpoint, remove_old, save_checkpoint
@@ -263,11 +264,11 @@ class _Run:
         every = self.team.gather([target["image_id"] for _, target in samples])
         ids, batch = [image for rank in blamed for image in every[rank]], files[blamed[0]]
         self._write("nonfinite", step=step, image_ids=ids, batch=batch.name, processes=training.blamed)
-        self._say(f"step {step}: loss or gradient not finite, step skipped; look at it by: msdeform replay {batch}")
+        self._say(f"step {step}: loss or gradient not finite, step skipped; look at it by: {command('replay', batch)}")
         if training.nonfinite_in_a_row >= self.options.run.max_nonfinite:
             raise RuntimeError(
                 f"loss or gradient was not finite in {training.nonfinite_in_a_row} steps in a row, the last {step}; "
-                f"try a lower --lr or --precision fp32 (images {ids}; msdeform replay {batch})"
+                f"try a lower --lr or --precision fp32 (images {ids}; {command('replay', batch)})"
             )
 
     def _evaluation_due(self) -> bool:
@@ -337,7 +338,7 @@ class _Run:
 
     def _way_on(self) -> str:
         files = checkpoints_in(self.out)
-        return f"go on with: msdeform train --resume {files[-1]}" if files else "there is no checkpoint yet"
+        return f"resume it with: {command('train', '--resume', files[-1])}" if files else "there is no checkpoint yet"
 
     def _told(self, error: Exception) -> str | None:
         """What happens to long jobs, in a sentence; None for anything else."""

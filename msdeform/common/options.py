@@ -19,6 +19,8 @@ import itertools
 import math
 import os
 import re
+import shlex
+import shutil
 import sys
 import types
 import typing
@@ -432,6 +434,25 @@ def spelled(options: Any) -> list[str]:
         else:
             words += [option.flag, *(map(str, value) if option.several else [str(value)])]
     return words
+
+
+def command(*words: object) -> str:
+    """A command of ours as it can be typed here to run it: ``.venv/bin/msdeform predict ...`` where that is not on the
+    PATH."""
+    return shlex.join([*_program(), *map(str, words)])
+
+
+def _program() -> list[str]:
+    started = Path(sys.argv[0])
+    beside = Path(sys.executable).with_name("msdeform")
+    script = started if started.name == "msdeform" else beside
+    found = shutil.which("msdeform")
+    if found and script.exists() and Path(found).samefile(script):
+        return ["msdeform"]
+    if not script.exists():
+        return [os.path.basename(sys.executable) or "python", "-m", "msdeform"]
+    near = os.path.relpath(script)
+    return [str(script) if near.startswith("..") else near]
 
 
 def _dashed(word: str) -> str:

@@ -15,6 +15,7 @@ from msdeform.common.options import (
     Repeated,
     WriteFolder,
     at_least,
+    command,
     options_of,
     parse,
     refuse_unknown,
@@ -178,3 +179,19 @@ def test_help_has_every_option_in_its_group(capsys: pytest.CaptureFixture[str]) 
         assert words in text
     assert "not in the title" not in text
     assert {option.name for option in options_of(Words)} >= {"files", "lr", "bar"}
+
+
+def test_a_command_is_told_as_it_can_be_typed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    script = tmp_path / ".venv" / "bin" / "msdeform"
+    script.parent.mkdir(parents=True)
+    script.write_text("#!/bin/sh\n")
+    script.chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", [str(script), "demo"])
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert command("predict", Path("my photos")) == ".venv/bin/msdeform predict 'my photos'"
+    monkeypatch.setenv("PATH", str(script.parent))
+    assert command("predict", 1) == "msdeform predict 1"
+    monkeypatch.setattr("sys.argv", ["-m"])
+    monkeypatch.setattr("sys.executable", str(tmp_path / "python3"))
+    assert command("info") == "python3 -m msdeform info"

@@ -1,12 +1,15 @@
 """The demo from end to end, small: what it promises to leave behind, and that it can be repeated."""
 
 import json
+import shlex
+import shutil
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from msdeform.train.demo import DemoOptions, demo, main
+from msdeform.cli import COMMANDS, main
+from msdeform.train.demo import DemoOptions, demo
 from msdeform.train.log import read_log
 from msdeform.train.metrics import METRICS
 
@@ -20,7 +23,7 @@ def flags(tmp_path: Path) -> list[str]:
 def test_the_demo_leaves_all_that_it_names(
     flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(flags) == 0
+    assert main(["demo", *flags]) == 0
     out = tmp_path / "demo"
     printed = capsys.readouterr().out
     metrics = json.loads((out / "metrics.json").read_text())
@@ -33,6 +36,13 @@ def test_the_demo_leaves_all_that_it_names(
     [run] = out.glob("training-*")
     assert str(run) in printed
     assert list(run.glob("checkpoint-*.pt"))
+    # what it says to try can be typed as it stands
+    lines = [line.partition(": ")[2] for line in printed.splitlines() if line.startswith(("try: ", "and: "))]
+    assert len(lines) == 2
+    for line in lines:
+        program, *words = shlex.split(line)
+        assert shutil.which(program)
+        COMMANDS[words[0]].read(words[1:], program)
 
 
 def test_the_same_seed_gives_the_same_numbers_on_the_same_data(tmp_path: Path) -> None:

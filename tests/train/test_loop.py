@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 
+from msdeform.common.options import command
 from msdeform.models.formats import checkpoints_in
 from msdeform.train import checkpoint, loop
 from msdeform.train.checkpoint import load_checkpoint
@@ -217,7 +218,7 @@ def test_a_full_disk_ends_a_run_with_the_way_on(
     out = Path(str(quick.run.out))
     assert str(told.value) == (
         f"no room to write {out} at step 2 (No space left on device); "
-        f"go on with: msdeform train --resume {out / 'checkpoint-00000002.pt'}"
+        f"resume it with: {command('train', '--resume', out / 'checkpoint-00000002.pt')}"
     )
     assert load_checkpoint(out)["step"] == 2
     assert not list(out.glob(".*.tmp"))
@@ -256,7 +257,7 @@ def test_a_file_that_cannot_grow_leaves_the_last_checkpoint_whole(quick: TrainOp
     out = Path(str(quick.run.out))
     assert ended.code == 1
     assert ended.error.startswith(f"no room to write {out} at step 2 ("), ended.error
-    assert ended.error.endswith(f"go on with: msdeform train --resume {out / 'checkpoint-00000001.pt'}")
+    assert ended.error.endswith(f"resume it with: {command('train', '--resume', out / 'checkpoint-00000001.pt')}")
     assert len(ended.error.splitlines()) == 1
     assert load_checkpoint(out)["step"] == 1
     assert not list(out.glob(".*.tmp"))
@@ -301,7 +302,7 @@ def test_out_of_memory_names_what_to_lower(
         train(changed(out=tmp_path / "run", checkpoint_every=2, batch_size=batch_size))
     sentence = str(told.value)
     assert sentence.startswith(f"out of memory at step 2 with --batch-size {batch_size}: {advice}")
-    assert "(CUDA out of memory. Tried to allocate 2.00 GiB.); go on with: msdeform train --resume " in sentence
+    assert "(CUDA out of memory. Tried to allocate 2.00 GiB.); resume it with: " in sentence
     assert len(sentence.splitlines()) == 1
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from msdeform.common.options import command
 from msdeform.kernels import call_cache, registry
 from msdeform.models.formats import checkpoints_in
 from msdeform.train import checkpoint, loop
@@ -165,7 +166,7 @@ def test_ctrl_c_leaves_the_last_checkpoint_and_one_sentence(
     assert caught.value.code == 130
     last = capsys.readouterr().err.strip().splitlines()[-1]
     checkpoint_file = tmp_path / "run" / "checkpoint-00000004.pt"
-    assert last == f"stopped at step 5; go on with: msdeform train --resume {checkpoint_file}"
+    assert last == f"stopped at step 5; resume it with: {command('train', '--resume', checkpoint_file)}"
     assert load_checkpoint(checkpoint_file)["step"] == 4
 
 
@@ -281,7 +282,7 @@ def test_a_full_disk_is_told_in_a_sentence(changed: Change, tmp_path: Path, monk
 
     monkeypatch.setattr(loop, "save_checkpoint", full)
     with pytest.raises(
-        RuntimeError, match=r"^no room to write .* at step 2 \(No space left on device\); go on with: .*1.pt$"
+        RuntimeError, match=r"^no room to write .* at step 2 \(No space left on device\); resume it with: .*1.pt$"
     ):
         train(changed(out=tmp_path / "run", checkpoint_every=1))
 
