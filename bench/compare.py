@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..common.options import nearest
 from ..kernels.arguments import Parser
-from . import cases, records
+from . import records
 from .records import Row
 from .tables import aligned, microseconds
 
@@ -93,7 +94,7 @@ def select(rows: Sequence[Row], before: str, after: str) -> str:
         if of is None:
             known = {row["backend"] for row in rows} | {str(row.get("commit"))[:10] for row in rows}
             known |= {row["device"] for row in rows}
-            raise ValueError(cases.nearest("backend, commit or machine in the results", text, sorted(known)))
+            raise ValueError(nearest("backend, commit or machine in the results", text, sorted(known)))
         dimensions.append(of)
     if dimensions[0] != dimensions[1]:
         raise ValueError(

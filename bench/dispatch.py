@@ -37,7 +37,8 @@ from torch import Tensor
 from ..kernels import call_cache, contract, registry
 from ..kernels.api import fused_ms_deform_attn, ms_deform_attn
 from ..kernels.arguments import Parser
-from .cases import Case, find, make_inputs
+from .cases import Case, find
+from .inputs import make_inputs
 from .measure import interval
 from .provenance import provenance
 from .records import RESULTS, Row, append

@@ -29,9 +29,9 @@ from pathlib import Path
 
 import torch
 
+from ..common.options import nearest
 from ..kernels.arguments import Parser
 from . import gpu_stages, records
-from .cases import nearest
 from .gpu_stages import Run, Stage
 from .isolate import Stopped, logged
 from .provenance import device_name, provenance

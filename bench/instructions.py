@@ -26,10 +26,12 @@ from pathlib import Path
 
 import torch
 
+from ..common.options import nearest
 from ..kernels.arguments import Parser, architecture
 from . import kernel_calls
-from .cases import Case, levels, make_inputs, nearest
+from .cases import Case, levels
 from .counts import CALL, COUNTS, DECODER, DTYPES, ENCODER, Run
+from .inputs import make_inputs
 from .kernel_calls import Call
 from .listings import listing
 from .provenance import provenance

@@ -23,8 +23,9 @@ import torch
 from ..kernels.arguments import Parser
 from . import counts, records
 from .bounds import SCHEDULERS, compulsory_bytes
-from .cases import OperatorInputs, find
+from .cases import find
 from .counts import ENCODER, Run
+from .inputs import OperatorInputs
 from .records import Records, Row
 from .tables import Line, aligned, number
 

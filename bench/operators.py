@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from ..common.options import nearest
 from ..kernels.arguments import Parser
 from . import cases, jobs, peers
 from .provenance import provenance
@@ -67,11 +68,11 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     for name in options.cases or ():
         if name not in cases.CASES:
-            parser.error(f"--cases: {cases.nearest('case', name, list(cases.CASES))}")
+            parser.error(f"--cases: {nearest('case', name, list(cases.CASES))}")
     for option, names in (("backends", options.backends or ()), ("baseline", (options.baseline,))):
         for name in names:
             if name not in peers.PEERS and ":" not in name:
-                parser.error(f"--{option}: {cases.nearest('backend', name, list(peers.PEERS))}")
+                parser.error(f"--{option}: {nearest('backend', name, list(peers.PEERS))}")
     if options.threads is not None and options.threads < 1:
         parser.error(f"--threads: expected at least 1, got {options.threads}")
     return options

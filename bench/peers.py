@@ -16,12 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..common.options import nearest
 from ..kernels import registry
 from ..kernels.api import fused_ms_deform_attn, ms_deform_attn
 from ..kernels.contract import Sizes
 from ..kernels.reference import extents, locate
 from ..kernels.triton import interpreter
-from .cases import nearest
 
 Operator = Callable[[Tensor, Sizes, Tensor, Tensor], Tensor]
 FusedOperator = Callable[[Tensor, Sizes, Tensor, Tensor, Tensor], Tensor]

@@ -10,10 +10,10 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from ..common.options import nearest
 from ..kernels.arguments import Parser
 from ..models.files import atomic_file
 from . import claims, counts, explain, model, plots, records, roofline, spread, training
-from .cases import nearest
 from .published import PUBLISHED
 from .records import Records, Row
 from .tables import Line, markdown, number

@@ -22,6 +22,7 @@ from torch import Tensor
 from ..kernels.arguments import Parser
 from ..kernels.tolerances import compare
 from . import cases, jobs, measure, workloads
+from .inputs import OperatorInputs, make_inputs
 from .provenance import provenance
 from .records import Row
 from .runner import Book, folder, public, usual_device
@@ -137,22 +138,20 @@ def _answer(result: Callable[[], str | None]) -> str | None:
         return workloads.sentence(error)
 
 
-def _prepared(
-    case: str, kernel: str, choice: Settings, inputs: cases.OperatorInputs
-) -> Callable[[], dict[str, Tensor]]:
+def _prepared(case: str, kernel: str, choice: Settings, inputs: OperatorInputs) -> Callable[[], dict[str, Tensor]]:
     from . import variants
 
     make = variants.forward if kernel == FORWARD else variants.sorted_backward
     return make(inputs, cases.find(case).sizes, choice)
 
 
-def _rotating(case: str, kernel: str, choice: Settings, sets: list[cases.OperatorInputs]) -> measure.Call:
+def _rotating(case: str, kernel: str, choice: Settings, sets: list[OperatorInputs]) -> measure.Call:
     prepared = [_prepared(case, kernel, choice, inputs) for inputs in sets]
     return lambda i: prepared[i % len(prepared)]()
 
 
-def _inputs(case: str, dtype: str, device: torch.device, seed: int = 0) -> cases.OperatorInputs:
-    return cases.make_inputs(cases.find(case), jobs.DTYPES[dtype], device, seed)
+def _inputs(case: str, dtype: str, device: torch.device, seed: int = 0) -> OperatorInputs:
+    return make_inputs(cases.find(case), jobs.DTYPES[dtype], device, seed)
 
 
 def words(choice: Settings) -> str:

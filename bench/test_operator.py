@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from msdeform.bench import peers, workloads
-from msdeform.bench.cases import REDUCED, find, make_inputs
+from msdeform.bench.cases import REDUCED, find
+from msdeform.bench.inputs import make_inputs
 from msdeform.bench.runner import usual_device
 
 DEVICE = usual_device()

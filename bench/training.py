@@ -20,11 +20,11 @@ from pathlib import Path
 
 import torch
 
+from ..common.options import nearest
 from ..kernels.arguments import Parser
 from ..train.config import Loading
 from ..train.stages import STAGES
 from . import loading, peers, records, steps
-from .cases import nearest
 from .provenance import code, provenance
 from .published import check_model
 from .records import Row

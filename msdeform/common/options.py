@@ -102,6 +102,7 @@ def between(name: str, value: float | None, least: float, most: float) -> None:
 def nearest(what: str, name: str, known: Sequence[str]) -> str:
     """The sentence for a name that is not known: with the nearest that there are, or all."""
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+    near = near or [one for one in known if name and name in one][:3]
     return f"no {what} is called {name!r}; " + (
         f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}"
     )

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from msdeform.bench import instructions, kernel_calls, listings
-from msdeform.bench.cases import Case, make_inputs
+from msdeform.bench.cases import Case
+from msdeform.bench.inputs import make_inputs
 from msdeform.bench.kernel_calls import Call
 from msdeform.cli import main
 from msdeform.kernels.cuda import compile as nvrtc

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from msdeform import fused_ms_deform_attn, ms_deform_attn
 from msdeform.bench import peers as module
-from msdeform.bench.cases import Case, make_inputs
+from msdeform.bench.cases import Case
+from msdeform.bench.inputs import make_inputs
 from msdeform.bench.peers import find
 from msdeform.kernels.triton import interpreter
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from msdeform.bench import search
-from msdeform.bench.cases import CASES, Case, OperatorInputs, make_inputs
+from msdeform.bench.cases import CASES, Case
+from msdeform.bench.inputs import OperatorInputs, make_inputs
 
 CPU = torch.device("cpu")
 SMALL = Case("small", ((6, 5), (3, 2)), B=1, H=2, D=16)
