@@ -40,7 +40,7 @@ def test_an_unknown_case_names_the_nearest() -> None:
         find("dino-encodr")
     with pytest.raises(ValueError, match="no case is called 'bev'; did you mean bevformer-like"):
         find("bev")
-    with pytest.raises(ValueError, match="no case is called 'qqqq'; expected some of encoder-800x1066-b2, "):
+    with pytest.raises(ValueError, match="no case is called 'qqqq'; there are encoder-800x1066-b2, "):
         find("qqqq")
     assert find("odd", "uniform").locations == "uniform"
 
