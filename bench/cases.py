@@ -8,7 +8,7 @@ cache, and is measured in rows of its own.
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal
 
 from ..common.options import nearest
 
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from ..kernels.contract import Sizes
 
 Locations = Literal["grid", "uniform"]
-LOCATIONS: tuple[Locations, ...] = get_args(Locations)
 
 
 @dataclass(frozen=True)

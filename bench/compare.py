@@ -11,16 +11,14 @@ import statistics
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ..common.options import nearest
-from ..kernels.arguments import Parser
 from . import records
+from .options import CompareOptions
 from .records import Row
 from .tables import aligned, microseconds
 
-THRESHOLD = 0.05
 _KINDS = ("operator", "model", "training")
 
 
@@ -55,14 +53,8 @@ class Change:
         return bool(self.after.get("ours", True))
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Prints ratios; returns 1 if something became slower or fails now, 2 for a wrong command line."""
-    parser = Parser(prog="msdeform bench compare", description=__doc__.split("\n\n")[0])
-    parser.add_argument("before", metavar="A", help="a commit, a machine or a backend")
-    parser.add_argument("after", metavar="B", help="another")
-    parser.add_argument("--results", nargs="+", type=Path, default=[records.RESULTS], metavar="PATH")
-    parser.add_argument("--threshold", type=float, default=THRESHOLD, help="a change that matters (default: 0.05)")
-    options = parser.parse_args(sys.argv[1:] if argv is None else argv)
+def run(options: CompareOptions) -> int:
+    """``msdeform bench compare``: prints ratios; returns 1 if something became slower or fails now."""
     found = records.read(*options.results)
     for sentence in found.broken:
         print(sentence, file=sys.stderr)
@@ -71,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
     changes = compare(rows, dimension, options.before, options.after)
     if not changes:
         raise ValueError(f"{options.before} and {options.after}: the results have no cell of both")
-    print(report(changes, options.threshold, dimension))
+    print(report(changes, options.threshold, dimension, (options.before, options.after)))
     return 1 if any("REGRESSION" in change.verdict(options.threshold) for change in changes) else 0
 
 
@@ -169,7 +161,3 @@ def report(changes: Sequence[Change], threshold: float, dimension: str) -> str:
     slower = sum("REGRESSION" in change.verdict(threshold) for change in changes)
     notes.append(f"{len(changes)} cells, {slower} REGRESSION{'' if slower == 1 else 'S'} (more than {threshold:.0%})")
     return "\n".join([aligned(lines, 1), "", *notes])
-
-
-if __name__ == "__main__":
-    sys.exit(main())

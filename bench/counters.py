@@ -12,9 +12,9 @@ from collections.abc import Iterable
 
 import torch
 
+from ..kernels.verify import DTYPES
 from . import cases, peers, workloads
 from .inputs import make_inputs
-from .jobs import DTYPES
 from .records import Row
 from .runner import usual_device
 from .tables import aligned

@@ -11,9 +11,10 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity
 
+from ..kernels.verify import DTYPES
 from . import cases, measure, workloads
 from .inputs import make_inputs
-from .jobs import DTYPES, Kernels
+from .jobs import Kernels
 from .peers import Peer
 from .records import Row
 from .tables import aligned, number

@@ -16,9 +16,10 @@ from typing import Any
 
 import torch
 
+from ..kernels.verify import DTYPES
 from . import bounds, cases, kernels, measure, peers, workloads
 from .inputs import make_inputs
-from .jobs import DTYPES, FUSED, KINDS, OF_OPERATOR, Correctness, Job, Kernels, Operator
+from .jobs import FUSED, KINDS, OF_OPERATOR, Correctness, Job, Kernels, Operator
 from .peers import Peer
 from .records import Row
 from .workloads import Workload

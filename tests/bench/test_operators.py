@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from msdeform.bench import operators, peers, runner
+from msdeform.bench import operators, runner
+from msdeform.bench.options import PEERS
 from msdeform.cli import main
 from tests.house.project import ROOT
 
@@ -147,10 +148,10 @@ def test_the_reduced_form_keeps_nothing_unasked(
 
 
 def test_the_plan_gives_the_module_to_our_backends_alone() -> None:
-    planned = operators.plan(["odd"], ["grid", "uniform"], ["float32"], peers.PEERS)
+    planned = operators.plan(["odd"], ["grid", "uniform"], ["float32"], PEERS)
     modules = {(job.backend, job.locations) for job in planned if job.function == "MSDeformAttn"}
     assert modules == {(name, "grid") for name in ("reference", "triton", "cuda")}
-    assert len(planned) == 2 * 2 * len(peers.PEERS) + 3
+    assert len(planned) == 2 * 2 * len(PEERS) + 3
 
 
 @pytest.mark.parametrize(
