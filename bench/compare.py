@@ -136,9 +136,20 @@ def _log_width(low: float, high: float) -> float:
     return math.log(high / low) / 2
 
 
-def report(changes: Sequence[Change], threshold: float, dimension: str) -> str:
-    """A line for each cell, and what the others' code says of the machine."""
-    lines: list[Sequence[str]] = [("cell", "A us", "B us", "B/A", "95% interval", "")]
+def report(changes: Sequence[Change], threshold: float, dimension: str, names: tuple[str, str]) -> str:
+    """Which is A and which B, a line for each cell, and what the others' code says of the machine.
+
+    Args:
+        changes: of `compare`.
+        threshold: relative change of a time that matters.
+        dimension: of `select`, what A and B are.
+        names: A and B, as they were asked for.
+    """
+    what = {"device": "machine"}.get(dimension, dimension)
+    head = [
+        f"{letter}: {what} {_full(changes, dimension, letter, name)}" for letter, name in zip("AB", names, strict=True)
+    ]
+    lines: list[Sequence[str]] = [("cell", "A, us", "B, us", "B/A", "95% interval", "")]
     for change in changes:
         known = change.ratio is not None
         lines.append(
@@ -160,4 +171,11 @@ def report(changes: Sequence[Change], threshold: float, dimension: str) -> str:
             notes.append("so the machine itself changed: measure both commits again, one right after the other")
     slower = sum("REGRESSION" in change.verdict(threshold) for change in changes)
     notes.append(f"{len(changes)} cells, {slower} REGRESSION{'' if slower == 1 else 'S'} (more than {threshold:.0%})")
-    return "\n".join([aligned(lines, 1), "", *notes])
+    return "\n".join([*head, "", aligned(lines, 1), "", *notes])
+
+
+def _full(changes: Sequence[Change], dimension: str, side: str, name: str) -> str:
+    """A name as it was asked for, and beside it what the rows of that side say in full."""
+    rows = [change.before if side == "A" else change.after for change in changes]
+    full = list(dict.fromkeys(str(row.get(dimension)) for row in rows))
+    return name if full == [name] else f"{name} ({', '.join(full)})"
