@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from . import counts, records
-from .cases import Case, OperatorInputs
+from .cases import Case
+from .inputs import OperatorInputs
 from .records import Records
 
 SCHEDULERS = 4  # of a multiprocessor, since Volta; each issues a warp instruction a cycle

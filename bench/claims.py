@@ -5,7 +5,7 @@ A ratio, and the word fastest, come from measured rows alone, and say how many t
 
 from collections.abc import Sequence
 
-from . import peers
+from .options import PEERS
 from .records import Row
 from .tables import CELL, Line, microseconds, times_faster
 
@@ -14,7 +14,7 @@ def claims(rows: Sequence[Row], missing: Sequence[Row]) -> list[Line]:
     """A line for each implementation and a column for each case of one machine's rows, after the head."""
     reasons = {row["backend"]: row["reason"] for row in missing}
     cases = list(dict.fromkeys(row["case"] for row in rows))
-    names = list(dict.fromkeys([*peers.PEERS, *(row["backend"] for row in rows)]))
+    names = list(dict.fromkeys([*PEERS, *(row["backend"] for row in rows)]))
     lines: list[Line] = [("implementation", *cases, "")]
     for name in names:
         mine = [row for row in rows if row["backend"] == name]

@@ -11,15 +11,14 @@ import statistics
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from ..kernels.arguments import Parser
-from . import cases, records
+from ..common.options import nearest
+from . import records
+from .options import CompareOptions
 from .records import Row
 from .tables import aligned, microseconds
 
-THRESHOLD = 0.05
 _KINDS = ("operator", "model", "training")
 
 
@@ -54,14 +53,8 @@ class Change:
         return bool(self.after.get("ours", True))
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Prints ratios; returns 1 if something became slower or fails now, 2 for a wrong command line."""
-    parser = Parser(prog="msdeform bench compare", description=__doc__.split("\n\n")[0])
-    parser.add_argument("before", metavar="A", help="a commit, a machine or a backend")
-    parser.add_argument("after", metavar="B", help="another")
-    parser.add_argument("--results", nargs="+", type=Path, default=[records.RESULTS], metavar="PATH")
-    parser.add_argument("--threshold", type=float, default=THRESHOLD, help="a change that matters (default: 0.05)")
-    options = parser.parse_args(sys.argv[1:] if argv is None else argv)
+def run(options: CompareOptions) -> int:
+    """``msdeform bench compare``: prints ratios; returns 1 if something became slower or fails now."""
     found = records.read(*options.results)
     for sentence in found.broken:
         print(sentence, file=sys.stderr)
@@ -70,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
     changes = compare(rows, dimension, options.before, options.after)
     if not changes:
         raise ValueError(f"{options.before} and {options.after}: the results have no cell of both")
-    print(report(changes, options.threshold, dimension))
+    print(report(changes, options.threshold, dimension, (options.before, options.after)))
     return 1 if any("REGRESSION" in change.verdict(options.threshold) for change in changes) else 0
 
 
@@ -93,7 +86,7 @@ def select(rows: Sequence[Row], before: str, after: str) -> str:
         if of is None:
             known = {row["backend"] for row in rows} | {str(row.get("commit"))[:10] for row in rows}
             known |= {row["device"] for row in rows}
-            raise ValueError(cases.nearest("backend, commit or machine in the results", text, sorted(known)))
+            raise ValueError(nearest("backend, commit or machine in the results", text, sorted(known)))
         dimensions.append(of)
     if dimensions[0] != dimensions[1]:
         raise ValueError(
@@ -143,9 +136,20 @@ def _log_width(low: float, high: float) -> float:
     return math.log(high / low) / 2
 
 
-def report(changes: Sequence[Change], threshold: float, dimension: str) -> str:
-    """A line for each cell, and what the others' code says of the machine."""
-    lines: list[Sequence[str]] = [("cell", "A us", "B us", "B/A", "95% interval", "")]
+def report(changes: Sequence[Change], threshold: float, dimension: str, names: tuple[str, str]) -> str:
+    """Which is A and which B, a line for each cell, and what the others' code says of the machine.
+
+    Args:
+        changes: of `compare`.
+        threshold: relative change of a time that matters.
+        dimension: of `select`, what A and B are.
+        names: A and B, as they were asked for.
+    """
+    what = {"device": "machine"}.get(dimension, dimension)
+    head = [
+        f"{letter}: {what} {_full(changes, dimension, letter, name)}" for letter, name in zip("AB", names, strict=True)
+    ]
+    lines: list[Sequence[str]] = [("cell", "A, us", "B, us", "B/A", "95% interval", "")]
     for change in changes:
         known = change.ratio is not None
         lines.append(
@@ -167,8 +171,11 @@ def report(changes: Sequence[Change], threshold: float, dimension: str) -> str:
             notes.append("so the machine itself changed: measure both commits again, one right after the other")
     slower = sum("REGRESSION" in change.verdict(threshold) for change in changes)
     notes.append(f"{len(changes)} cells, {slower} REGRESSION{'' if slower == 1 else 'S'} (more than {threshold:.0%})")
-    return "\n".join([aligned(lines, 1), "", *notes])
+    return "\n".join([*head, "", aligned(lines, 1), "", *notes])
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _full(changes: Sequence[Change], dimension: str, side: str, name: str) -> str:
+    """A name as it was asked for, and beside it what the rows of that side say in full."""
+    rows = [change.before if side == "A" else change.after for change in changes]
+    full = list(dict.fromkeys(str(row.get(dimension)) for row in rows))
+    return name if full == [name] else f"{name} ({', '.join(full)})"

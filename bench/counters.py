@@ -12,8 +12,9 @@ from collections.abc import Iterable
 
 import torch
 
+from ..kernels.verify import DTYPES
 from . import cases, peers, workloads
-from .jobs import DTYPES
+from .inputs import make_inputs
 from .records import Row
 from .runner import usual_device
 from .tables import aligned
@@ -117,7 +118,7 @@ def main(argv: list[str] | None = None) -> int:
     case_name, dtype, backend = sys.argv[1:] if argv is None else argv
     device = usual_device()
     case = cases.find(case_name)
-    inputs = cases.make_inputs(case, DTYPES[dtype], device, seed=0)
+    inputs = make_inputs(case, DTYPES[dtype], device, seed=0)
     work = workloads.operator(case, peers.find(backend, device), [inputs], fused=True)
     for _ in range(2):
         work.both(0)

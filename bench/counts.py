@@ -6,7 +6,7 @@ split has only the new ones.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 from .cases import Case
 from .records import Records, Row
@@ -21,7 +21,8 @@ COUNTS = {
 }
 """fields of a row, and what a table calls them"""
 CALL = ("implementation", "call", "dtype", "case", "arch")
-DTYPES = ("float32", "bfloat16", "float16")
+CountedDtype = Literal["float32", "bfloat16", "float16"]
+DTYPES: tuple[CountedDtype, ...] = get_args(CountedDtype)
 ENCODER, DECODER = "encoder-400x533", "decoder-400x533"
 
 Run = list[Row]

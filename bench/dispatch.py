@@ -23,11 +23,9 @@ import contextlib
 import dataclasses
 import gc
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -36,12 +34,13 @@ from torch import Tensor
 
 from ..kernels import call_cache, contract, registry
 from ..kernels.api import fused_ms_deform_attn, ms_deform_attn
-from ..kernels.arguments import Parser
-from .cases import Case, find, make_inputs
+from .cases import Case, find
+from .inputs import make_inputs
 from .measure import interval
+from .options import DispatchOptions
 from .provenance import provenance
-from .records import RESULTS, Row, append
-from .runner import public, usual_device
+from .records import Row, append
+from .runner import command_line, usual_device
 from .tables import Line, aligned, number
 
 CASE = "decoder-800x1066"
@@ -109,25 +108,14 @@ def without_kernels() -> Iterator[dict[str, Nothing]]:
         yield kernels
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Measures, prints, and on request records."""
-    arguments = sys.argv[1:] if argv is None else argv
-    parser = Parser(prog="msdeform bench dispatch", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--rounds", type=int, default=600, help="how often the stages take turns (default: 600)")
-    parser.add_argument("--calls", type=int, default=3, help="of a stage in its turn (default: 3)")
-    parser.add_argument(
-        "--out", type=Path, nargs="?", const=RESULTS, metavar="DIR", help="append the rows there (bench/results)"
-    )
-    options = parser.parse_args(arguments)
-    for name in ("rounds", "calls"):
-        if getattr(options, name) < 1:
-            parser.error(f"--{name}: expected at least 1, got {getattr(options, name)}")
+def run(options: DispatchOptions) -> int:
+    """``msdeform bench dispatch``: measures, prints, and on request records."""
     device = usual_device()
     rows = measure(device, options.rounds, options.calls)
     print(f"{CASE}, float32, {device.type}: microseconds of the host for a call, launches that do nothing\n")
     print(aligned(table(rows), 3))
     if options.out is not None:
-        source = provenance(device, ["msdeform", "bench", "dispatch", *public(arguments)])
+        source = provenance(device, command_line("msdeform bench dispatch", options))
         append(options.out / "dispatch.jsonl", [{**row, **source} for row in rows])
     return 0
 
@@ -372,7 +360,3 @@ def _function(forward: Callable[..., Tensor], backward: Callable[..., Any]) -> C
             return None, *(g if n else None for g, n in zip(gradients, needs, strict=True))
 
     return Bare.apply
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -9,7 +9,6 @@ Memory is the process's peak (on a GPU, PyTorch's): what the explanation added t
 offsets that differ from query to query, and so is the image; neither changes what is computed.
 """
 
-import argparse
 import resource
 import statistics
 import sys
@@ -18,7 +17,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from itertools import product
 from multiprocessing import get_context
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,39 +24,36 @@ import torch
 from ..explain.capture import Gradients, Tape, capture
 from ..explain.relevance import factors, relevance
 from ..explain.scene import leaves
-from ..kernels.arguments import Parser
+from ..kernels.options import BACKENDS
 from ..models.attention import MSDeformAttn
 from ..models.detector import Detector
 from ..models.zoo import create_model
-from . import peers
+from .options import ExplainOptions
 from .provenance import code, provenance
-from .published import check_model
 from .records import Row
-from .runner import Book, folder, public, usual_device
+from .runner import Book, command_line, folder, usual_device
 from .tables import Line, aligned, number
 
-MODELS = ("deformable_detr_r50", "detr_r50")
 CODE = ("explain/*.py", "bench/explain.py")
 _TARGETS = 10
 _MB = 1e6
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Measures, and prints; returns the exit status."""
-    run(list(sys.argv[1:] if argv is None else argv))
+def run(options: ExplainOptions) -> int:
+    """``msdeform bench explain``: measures, and prints."""
+    fill(options)
     return 0
 
 
-def run(arguments: list[str]) -> int:
-    """What a command line asks for; returns how many cells are left when its time is over."""
+def fill(options: ExplainOptions) -> int:
+    """Measures and prints; returns how many cells are left when the time is over."""
     device = usual_device()
-    options = _parse(arguments, device)
-    command = ["msdeform", "bench", "explain", *public(arguments)]
-    source = {**provenance(device, command), "code": code(*CODE)}
+    source = {**provenance(device, command_line("msdeform bench explain", options)), "code": code(*CODE)}
     book = Book(folder(options.out, keep=not options.quick and device.type == "cuda"), source, again=options.again)
+    backends = options.backends or (("reference",) if device.type == "cpu" else BACKENDS)
     end = time.monotonic() + 60 * options.minutes
     left = 0
-    for cell in product(options.models, options.images, options.backends):
+    for cell in product(options.models, options.images, backends):
         if book.has(("explanation", *cell)):
             book.already += 1
         elif time.monotonic() > end:
@@ -74,34 +69,6 @@ def run(arguments: list[str]) -> int:
     if rows:
         print(aligned(explanation_table(rows), 3) + "\n")
     return left
-
-
-def _parse(arguments: Sequence[str], device: torch.device) -> argparse.Namespace:
-    parser = Parser(prog="msdeform bench explain", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--models", nargs="+", default=list(MODELS), metavar="NAME")
-    parser.add_argument("--images", nargs="+", default=["800x1333"], metavar="HxW")
-    ours = ["reference"] if device.type == "cpu" else peers.OURS
-    parser.add_argument("--backends", nargs="+", choices=peers.OURS, default=ours)
-    parser.add_argument("--times", type=int, default=3, metavar="N", help="of each, after one to warm up (default: 3)")
-    parser.add_argument("--quick", action="store_true", help="each once: does the command work?")
-    parser.add_argument("--minutes", type=float, default=9.0, help="nothing begins after so many (default: 9)")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the rows")
-    parser.add_argument("--again", action="store_true", help="measure cells that are recorded already, too")
-    options = parser.parse_args(arguments)
-    for model in options.models:
-        try:
-            check_model(model)
-        except ValueError as error:
-            parser.error(f"--models: {error}")
-        if model.startswith("fasterrcnn"):
-            parser.error(f"--models: expected a DETR, which has attention to explain, got {model}")
-    for image in options.images:
-        sides = image.split("x")
-        if len(sides) != 2 or not all(side.isdecimal() and int(side) >= 32 for side in sides):
-            parser.error(f"--images: expected HEIGHTxWIDTH of at least 32 pixels, such as 800x1333, got {image}")
-    if options.times < 1:
-        parser.error(f"--times: expected at least 1, got {options.times}")
-    return options
 
 
 def measured(name: str, image: str, backend: str, device: str, times: int) -> Row:
@@ -222,7 +189,3 @@ def explanation_table(rows: Sequence[Row]) -> list[Line]:
         sizes = (number(row[size]) for size in ("model_peak_mb", "added_peak_mb", "tape_mb"))
         lines.append((row["model"], row["image"], row["backend"], *times, *sizes))
     return lines
-
-
-if __name__ == "__main__":
-    sys.exit(main())

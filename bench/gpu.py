@@ -21,45 +21,90 @@ than the seeds of one backend, since all of them train in the same numbers but f
 Kernels: bench/results/predictions.jsonl, printed beside what is measured.
 """
 
-import argparse
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Annotated
 
 import torch
 
-from ..kernels.arguments import Parser
+from ..common.options import Metavar, ReadPath, WriteFolder, at_least, nearest, parse, spelled
 from . import gpu_stages, records
-from .cases import nearest
 from .gpu_stages import Run, Stage
 from .isolate import Stopped, logged
 from .provenance import device_name, provenance
 from .records import Row
-from .runner import Book, Settings, public, usual_device
+from .runner import Book, Settings, command_line, usual_device
 
 ROWS = "rows.jsonl"
 _LEAST_SECONDS = 20.0  # below this a stage does nothing but start
 _GRACE = 20.0  # that a stage may take longer than it was told, to end what it has begun
 
 
+PROGRAM = "python -m msdeform.bench.gpu"
+
+
+@dataclass(frozen=True)
+class GpuOptions:
+    """All that a machine with a GPU has to say, in calls of under ten minutes, the most important first."""
+
+    quick: bool = False
+    """Small shapes; the default where there is no GPU."""
+    minutes: float = 9.0
+    """Minutes of this call, the stage under way included."""
+    out: WriteFolder = Path("gpu-results")
+    """Folder for rows and logs."""
+    known: ReadPath | None = None
+    """File or folder with rows of earlier calls, if --out has none."""
+    runs: WriteFolder = Path("runs/seeds")
+    """Folder for training runs and their data."""
+    seconds: float = 0.3
+    """About how long each measurement of the operator lasts, in seconds."""
+    only: tuple[Annotated[str, Metavar("STAGE")], ...] = ()
+    """Some of the stages, by name."""
+    again: bool = False
+    """Do what is recorded already, too."""
+
+    def __post_init__(self) -> None:
+        at_least("minutes", self.minutes, 0)
+        at_least("seconds", self.seconds, 0)
+        names = [stage.name for stage in gpu_stages.STAGES]
+        for name in self.only:
+            if name not in names:
+                raise ValueError(f"only: {nearest('stage', name, names)}")
+
+
+@dataclass(frozen=True)
+class StageOptions(GpuOptions):
+    """What a call tells the process of a stage."""
+
+    here: str = ""
+    """The stage to run in this process."""
+    limit: float = 0.0
+    """Seconds that it may take."""
+    retry: bool = False
+    """Do again what failed."""
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs the stages, or one of them in this process; returns 1 if one failed in this call."""
-    arguments = sys.argv[1:] if argv is None else argv
-    options = _parse(arguments)
+    words = list(sys.argv[1:] if argv is None else argv)
+    options = parse(StageOptions if "--here" in words else GpuOptions, words, PROGRAM)
     device = usual_device()
-    options.quick = options.quick or device.type == "cpu"
-    if options.here is not None:
-        return _stage(options, device, arguments)
+    options = replace(options, quick=options.quick or device.type == "cpu")
+    if isinstance(options, StageOptions):
+        return _stage(options, device)
     print(
         f"{device_name(device)}{' (reduced form)' if options.quick else ''}, rows and logs in {options.out}", flush=True
     )
     deadline = time.monotonic() + 60 * options.minutes
-    source = provenance(device, _command(arguments))
+    source = provenance(device, command_line(PROGRAM, options))
     if options.known is not None and not (options.out / ROWS).exists():
         records.append(options.out / ROWS, records.at(records.read(options.known).rows, source))
     book = Book(options.out / ROWS, source, again=True)
-    chosen = [stage for stage in gpu_stages.STAGES if options.only is None or stage.name in options.only]
+    chosen = [stage for stage in gpu_stages.STAGES if not options.only or stage.name in options.only]
     before = _recorded(options.out / ROWS, source)
     reasons = {row["stage"]: row.get("skipped") for row in before}
     new, failed = _todo(chosen, [] if options.again else before)
@@ -76,9 +121,8 @@ def main(argv: list[str] | None = None) -> int:
             left.append(stage.name)
         else:
             print(f"== {stage.name}, at most {seconds:.0f} s", flush=True)
-            words = [*arguments, "--here", stage.name, "--limit", f"{seconds:.0f}"]
             begun = time.monotonic()
-            failure = _apart(stage, words, options.out, seconds, retry=stage in failed)
+            failure = _apart(stage, options, seconds, retry=stage in failed)
             took = time.monotonic() - begun
             if failure is not None and seconds < stage.seconds and _ran_out(failure):
                 left.append(f"{stage.name} ({failure})")  # the call's time, not its own
@@ -90,38 +134,6 @@ def main(argv: list[str] | None = None) -> int:
         if lines:
             print("\n".join(["", title, *(f"  {line}" for line in lines)]))
     return 1 if failures else 0
-
-
-def _parse(arguments: list[str]) -> argparse.Namespace:
-    parser = Parser(prog="python -m msdeform.bench.gpu", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--quick", action="store_true", help="small shapes; the default where there is no GPU")
-    parser.add_argument("--minutes", type=float, default=9.0, help="of this call, the stage under way included (9)")
-    parser.add_argument("--out", type=Path, default=Path("gpu-results"), help="folder for rows and logs (gpu-results)")
-    parser.add_argument(
-        "--known", type=Path, metavar="PATH", help="file or folder with rows of earlier calls, if --out has none"
-    )
-    parser.add_argument("--runs", type=Path, default=Path("runs/seeds"), help="folder for training runs and their data")
-    parser.add_argument(
-        "--seconds", type=float, default=0.3, help="about how long each measurement of the operator lasts"
-    )
-    parser.add_argument("--only", nargs="+", metavar="STAGE", help="some of the stages, by name")
-    parser.add_argument("--again", action="store_true", help="do what is recorded already, too")
-    # what a call tells the process of a stage
-    parser.add_argument("--here", help=argparse.SUPPRESS)
-    parser.add_argument("--limit", type=float, help=argparse.SUPPRESS)
-    parser.add_argument("--retry", action="store_true", help=argparse.SUPPRESS)
-    options = parser.parse_args(arguments)
-    names = [stage.name for stage in gpu_stages.STAGES]
-    for name in options.only or ():
-        if name not in names:
-            parser.error(f"--only: {nearest('stage', name, names)}")
-    return options
-
-
-def _command(arguments: list[str]) -> list[str]:
-    """The command line of a row: without places, and without what a call adds for its stages."""
-    kept = arguments[: arguments.index("--here")] if "--here" in arguments else arguments
-    return ["python", "-m", "msdeform.bench.gpu", *public(kept)]
 
 
 def _recorded(file: Path, source: Row) -> list[Row]:
@@ -142,11 +154,12 @@ def _todo(stages: Sequence[Stage], rows: Sequence[Row]) -> tuple[list[Stage], li
     return new, failed
 
 
-def _apart(stage: Stage, words: list[str], out: Path, seconds: float, *, retry: bool) -> str | None:
+def _apart(stage: Stage, options: "GpuOptions", seconds: float, *, retry: bool) -> str | None:
     """Run a stage in a process of its own; returns its failure in a sentence."""
-    command = [sys.executable, "-m", "msdeform.bench.gpu", *words, *(["--retry"] if retry else [])]
+    mine = StageOptions(**vars(options), here=stage.name, limit=round(seconds), retry=retry)
+    command = [sys.executable, "-m", "msdeform.bench.gpu", *spelled(mine)]
     try:
-        status, last = logged(command, out / stage.log, seconds + _GRACE, title=stage.name)
+        status, last = logged(command, options.out / stage.log, seconds + _GRACE, title=stage.name)
     except Stopped:
         return f"{_OUT_OF_TIME} {seconds:.0f} s: stopped"
     return None if status == 0 else last or f"ended with status {status}"
@@ -159,11 +172,12 @@ def _ran_out(failure: str) -> bool:
     return failure.startswith(_OUT_OF_TIME)
 
 
-def _stage(options: argparse.Namespace, device: torch.device, arguments: list[str]) -> int:
+def _stage(options: StageOptions, device: torch.device) -> int:
     """Run one stage in this process, within its limit; its last line is its failure, if it has one."""
     deadline = time.monotonic() + options.limit
     [stage] = [stage for stage in gpu_stages.STAGES if stage.name == options.here]
-    source = provenance(device, _command(arguments))
+    told = GpuOptions(**{field.name: getattr(options, field.name) for field in fields(GpuOptions)})
+    source = provenance(device, command_line(PROGRAM, told))
     book = Book(options.out / ROWS, source, again=options.again, retry=options.retry)
     settings = Settings(device, seconds=options.seconds, deadline=deadline, threads=torch.get_num_threads())
     run = Run(settings, book, options.quick, options.runs)

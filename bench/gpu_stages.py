@@ -15,15 +15,17 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ..kernels.options import BACKENDS
 from . import cases, counters, dispatch, jobs, kernels, peers, predictions, records, search
 from .operators import plan
+from .options import COMPILED_PEERS, FUNCTIONS, PEERS, ExplainOptions, SeedsOptions, TrainingOptions, TrainingPart
 from .records import Records, Row
 from .runner import Book, Settings, measure
 from .tables import aligned, operator_table
@@ -82,15 +84,16 @@ class Run:
             if records.key(row) in cells and row["ours"] and row["failure"] is not None
         ]
 
-    def command(self, name: str, words: Sequence[str], minutes: float | None = None) -> None:
+    def command(
+        self, name: str, options: ExplainOptions | SeedsOptions | TrainingOptions, minutes: float | None = None
+    ) -> None:
         """Run another benchmark's command in what time is left; its rows go beside these, and are known again there."""
         minutes = self.seconds_left / 60 if minutes is None else minutes
         if minutes < _LEAST_MINUTES:
             self.left.append(f"{name}: less than a minute was left")
             return
-        places = [] if self.book.path is None else ["--out", str(self.book.path)]
-        quick = ["--quick"] if self.quick else []
-        left = import_module(f".{name}", __package__).run([*words, *quick, "--minutes", f"{minutes:.1f}", *places])
+        options = replace(options, quick=self.quick, minutes=round(minutes, 1), out=self.book.path)
+        left = import_module(f".{name}", __package__).fill(options)
         if left:
             self.left.append(f"{name}: {left}")
 
@@ -135,8 +138,8 @@ def versions(run: Run) -> None:
 def correctness(run: Run) -> None:
     """Each kernel of ours against the reference in float64, in eight processes; that compiles what is timed later."""
     backends = ("reference",) if run.quick else _OURS
-    main = [(name, function) for name in (cases.REDUCED if run.quick else MAIN) for function in jobs.FUNCTIONS[:2]]
-    odd = [] if run.quick else [(name, jobs.FUNCTIONS[1]) for name in ODD]
+    main = [(name, function) for name in (cases.REDUCED if run.quick else MAIN) for function in FUNCTIONS[:2]]
+    odd = [] if run.quick else [(name, FUNCTIONS[1]) for name in ODD]
     planned = [
         jobs.Correctness(name, "grid", dtype, function, backend)
         for dtypes, calls in ((_BOTH, main), (_BOTH, odd), (_EVERY[2:], main))
@@ -178,7 +181,7 @@ def _operator(run: Run, planned: Sequence[jobs.Job]) -> None:
 
 def operator_main(run: Run) -> None:
     """The operator with its peers at the main shapes."""
-    eager = [name for name in peers.PEERS if name not in peers.COMPILED]
+    eager = [name for name in PEERS if name not in COMPILED_PEERS]
     if run.quick:  # of the peers only what PyTorch runs anywhere
         eager.remove("transformers")
         _operator(run, plan(cases.REDUCED, ["grid"], ["float32"], eager))
@@ -191,14 +194,14 @@ def operator_main(run: Run) -> None:
 
 def operator_others(run: Run) -> None:
     """The other shapes, and uniform locations."""
-    eager = [name for name in peers.PEERS if name not in peers.COMPILED]
+    eager = [name for name in PEERS if name not in COMPILED_PEERS]
     _operator(run, plan(cases.FULL, ["grid"], _EVERY[:3], eager))
-    _operator(run, plan(MAIN, ["uniform"], _BOTH, eager, jobs.FUNCTIONS[:2]))
+    _operator(run, plan(MAIN, ["uniform"], _BOTH, eager, FUNCTIONS[:2]))
 
 
 def operator_compiled(run: Run) -> None:
     """The peers under torch.compile."""
-    _operator(run, plan(MAIN, ["grid"], _BOTH, peers.COMPILED))
+    _operator(run, plan(MAIN, ["grid"], _BOTH, COMPILED_PEERS))
 
 
 def hardware_counters(run: Run) -> None:
@@ -345,7 +348,7 @@ def detectors(run: Run) -> None:
         tiny = table.REDUCED_MODELS[:1]
         run.measure(table.plan_models(tiny, ("reference",), ["float32"], (1,), ("eager",), reduced=True))
     else:
-        speeds = table.plan_models(MODELS, peers.OURS, _BOTH, (1, 4), ("eager",), reduced=False)
+        speeds = table.plan_models(MODELS, BACKENDS, _BOTH, (1, 4), ("eager",), reduced=False)
         run.measure([job for job in speeds if job.method == "published"])
     _speeds(run)
     profiles(run)
@@ -387,7 +390,7 @@ def training_steps(run: Run) -> None:
         tiny = table.REDUCED_MODELS[:1]
         run.measure(table.plan_training(tiny, ("reference",), ["float32"], (2,), reduced=True))
     else:
-        run.measure(table.plan_training(MODELS, peers.OURS, _BOTH, (2, 4), reduced=False))
+        run.measure(table.plan_training(MODELS, BACKENDS, _BOTH, (2, 4), reduced=False))
     _speeds(run)
 
 
@@ -397,50 +400,52 @@ def detectors_others(run: Run) -> None:
     from .published import MODELS
 
     run.settings.limit = 300.0
-    run.measure(table.plan_models(MODELS, peers.OURS, _BOTH, (1, 4), ("eager",), reduced=False))
-    compiled = table.plan_models(MODELS, peers.OURS, _BOTH, (1, 4), ("compiled",), reduced=False)
+    run.measure(table.plan_models(MODELS, BACKENDS, _BOTH, (1, 4), ("eager",), reduced=False))
+    compiled = table.plan_models(MODELS, BACKENDS, _BOTH, (1, 4), ("compiled",), reduced=False)
     run.measure([job for job in compiled if job.method == "published"])
     _speeds(run)
 
 
-def _few(run: Run) -> list[str]:
-    """Of loaders and training steps, what shows that they run."""
+def _training(run: Run, *parts: TrainingPart, options: tuple[str, ...] = ()) -> None:
+    """The benchmark of training; of loaders and steps only what shows that they run where there is no GPU."""
     from . import table
 
-    if not run.quick:
-        return []
-    some = ["--model", table.REDUCED_MODELS[0], "--backends", "reference", "--dtypes", "float32"]
-    return [*some, "--batch", "1", "--image", "64x96", "--workers", "0", "--caches", "none"]
+    few: dict[str, Any] = {}
+    if run.quick:
+        few = {"model": table.REDUCED_MODELS[0], "backends": ("reference",), "dtypes": ("float32",), "batch": (1,)}
+        few |= {"image": "64x96", "workers": (0,), "caches": ("none",)}
+    run.command("training", TrainingOptions(parts=parts, options=options, **few))
 
 
 def training_parts(run: Run) -> None:
     """The parts of a training step."""
-    run.command("training", ["--parts", "step", "--options", "baseline", *_few(run)])
+    _training(run, "step", options=("baseline",))
 
 
 def training_options(run: Run) -> None:
     """Options of a training step, and loading."""
-    options = ["--options", "baseline"] if run.quick else []
-    run.command("training", ["--parts", "step", "loading", *options, *_few(run)])
+    _training(run, "step", "loading", options=("baseline",) if run.quick else ())
 
 
 def explanations(run: Run) -> None:
     """Relevance beside the model's own passes."""
     from . import table
 
-    few = ["--models", table.REDUCED_MODELS[0], "--images", "64x96", "--backends", "reference"] if run.quick else []
-    run.command("explain", few)
+    few: dict[str, Any] = {"models": table.REDUCED_MODELS[:1], "images": ("64x96",), "backends": ("reference",)}
+    run.command("explain", ExplainOptions(**few) if run.quick else ExplainOptions())
 
 
 def training_runs(run: Run) -> None:
-    """Whole runs; one under way is stopped when the time is over, and goes on in the next call."""
-    few = ["--backends", "reference", "--seeds", "0"] if run.quick else []
-    run.command("seeds", [*few, "--runs", str(run.runs)], max(_LEAST_MINUTES, run.seconds_left / 60 - _SAVING))
+    """Whole runs; one under way is stopped when the time is over, and resumes in the next call."""
+    options = SeedsOptions(runs=run.runs)
+    if run.quick:
+        options = replace(options, backends=("reference",), seeds=(0,))
+    run.command("seeds", options, max(_LEAST_MINUTES, run.seconds_left / 60 - _SAVING))
 
 
 _DETECTORS = ("torchvision",)
 _TRAINING = ("torchvision", "scipy", "yaml")
-_COMMANDS = (*_TRAINING, "tyro", "rich", "PIL", "matplotlib", "faster_coco_eval", "tensorboard")
+_COMMANDS = (*_TRAINING, "rich", "PIL", "matplotlib", "faster_coco_eval", "tensorboard")
 
 STAGES = (
     Stage("versions", versions, "correctness.log", 60, gpu=False),

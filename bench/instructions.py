@@ -18,73 +18,53 @@ kernels, and are not the machine's. `sass / ptx` says how many machine instructi
 kernel's listing. Accesses to memory it neither adds nor drops, but for spills.
 """
 
-import argparse
 import re
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 
-from ..kernels.arguments import Parser, architecture
+from ..kernels.options import capability
 from . import kernel_calls
-from .cases import Case, levels, make_inputs, nearest
-from .counts import CALL, COUNTS, DECODER, DTYPES, ENCODER, Run
+from .cases import Case, levels
+from .counts import COUNTS, DECODER, ENCODER, Run
+from .inputs import make_inputs
 from .kernel_calls import Call
 from .listings import listing
+from .options import InstructionsOptions
 from .provenance import provenance
-from .records import RESULTS, Row, append
-from .runner import public
-from .tables import Line, aligned, number
+from .records import Row, append
+from .runner import command_line
+from .tables import Line, number, padded
 
 _SIZES = levels(400, 533, 8, 16, 32, 64)
 CASES = {case.name: case for case in (Case(ENCODER, _SIZES, B=1), Case(DECODER, _SIZES, B=1, Q=300))}
 
+_LEAD = ("case", "implementation", "call", "kernel", "dtype")
+_LEFT = len(_LEAD)
+_HEAD: Line = (*_LEAD, *COUNTS.values(), "sass / ptx", "registers", "spilled bytes")
+# a line is printed as soon as it is there: columns are as wide as our own names
+_WIDTHS = [max(width, len(title)) for width, title in zip((14, 14, 22, 8, 8, *[0] * 8), _HEAD, strict=True)]
+
 _OURS: dict[str, kernel_calls.Calls] = {"triton": kernel_calls.triton, "cuda": kernel_calls.cuda}
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Compiles, executes, prints, and on request records."""
-    arguments = sys.argv[1:] if argv is None else argv
-    options = _parse(arguments)
-    # whose folder a file lies in is no part of a result
-    told = [Path(word).name if "/" in word else word for word in public(arguments)]
-    source = provenance(torch.device("cpu"), ["msdeform", "bench", "instructions", *told])
-    rows = []
-    for run in _runs(options):
-        rows += run
+def run(options: InstructionsOptions) -> int:
+    """``msdeform bench instructions``: compiles, executes, prints a line for each kernel as it comes, and on request
+    records."""
+    source = provenance(torch.device("cpu"), command_line("msdeform bench instructions", options))
+    arch = capability(options.arch)
+    print(f"counts for one (query, head), sm_{arch}\n")
+    print(padded(_HEAD, _WIDTHS, _LEFT), flush=True)
+    for run in _runs(options, arch):
+        for row in run:
+            print(padded(_line(row), _WIDTHS, _LEFT), flush=True)
         if options.out is not None:
             append(options.out / "executed.jsonl", [{**row, **source} for row in run])
-        # a call takes seconds to a minute
-        print(f"{', '.join(str(run[0][name]) for name in CALL)}", file=sys.stderr, flush=True)
-    print(f"counts for one (query, head), sm_{options.arch}\n")
-    print(aligned(_lines(rows), 5))
     return 0
 
 
-def _parse(arguments: list[str]) -> argparse.Namespace:
-    parser = Parser(prog="msdeform bench instructions", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--arch", type=architecture, default=90, help="compute capability times ten (default: 90)")
-    parser.add_argument("--cases", nargs="+", default=list(CASES), metavar="NAME", help=", ".join(CASES))
-    parser.add_argument("--dtypes", nargs="+", default=list(DTYPES), choices=DTYPES, metavar="NAME")
-    parser.add_argument("--implementations", nargs="+", default=list(_OURS), choices=_OURS, metavar="NAME")
-    parser.add_argument("--deformops", type=Path, metavar="FOLDER", help="that holds the package, unpacked")
-    parser.add_argument("--official", type=Path, metavar="FILE", help="Deformable DETR's ms_deform_im2col_cuda.cuh")
-    parser.add_argument(
-        "--out", type=Path, nargs="?", const=RESULTS, metavar="DIR", help="append the rows there (bench/results)"
-    )
-    options = parser.parse_args(arguments)
-    for name in options.cases:
-        if name not in CASES:
-            parser.error(f"--cases: {nearest('case', name, list(CASES))}")
-    if options.deformops is not None and not (options.deformops / "deformops").is_dir():
-        parser.error(f"--deformops: expected a folder with the package in it, got {options.deformops}")
-    if options.official is not None and not options.official.is_file():
-        parser.error(f"--official: expected a file, got {options.official}")
-    return options
-
-
-def _runs(options: argparse.Namespace) -> Iterator[Run]:
+def _runs(options: InstructionsOptions, arch: int) -> Iterator[Run]:
     if options.deformops is not None:
         sources = [kernel_calls.deformops(options.deformops)]
     elif options.official is not None:
@@ -94,8 +74,11 @@ def _runs(options: argparse.Namespace) -> Iterator[Run]:
     for case in (CASES[name] for name in options.cases):
         for dtype in options.dtypes:
             inputs = make_inputs(case, getattr(torch, dtype), torch.device("cpu"), seed=0)
-            for call in (call for calls in sources for call in calls(inputs, case, options.arch)):
-                yield counted(call, case, dtype, options.arch)
+            for call in (call for calls in sources for call in calls(inputs, case, arch)):
+                # takes seconds to minutes
+                names = (call.implementation, call.name, dtype, case.name)
+                print(f"compiling and executing {', '.join(names)}", file=sys.stderr, flush=True)
+                yield counted(call, case, dtype, arch)
 
 
 def counted(call: Call, case: Case, dtype: str, arch: int) -> Run:
@@ -129,12 +112,7 @@ def _short(name: str) -> str:
     return plain.removesuffix("_kernel")
 
 
-def _lines(rows: list[Row]) -> list[Line]:
-    """A head, and a line for each kernel of each call."""
-    lead = ("case", "implementation", "call", "kernel", "dtype")
-    lines: list[Line] = [(*lead, *COUNTS.values(), "sass / ptx", "registers", "spilled bytes")]
-    for row in rows:
-        numbers = (number(row[name]) for name in COUNTS)
-        ratio = f"{row['sass'] / row['ptx']:.2f}"
-        lines.append((*(row[name] for name in lead), *numbers, ratio, str(row["registers"]), str(row["spilled_bytes"])))
-    return lines
+def _line(row: Row) -> Line:
+    numbers = (number(row[name]) for name in COUNTS)
+    ratio = f"{row['sass'] / row['ptx']:.2f}"
+    return (*(row[name] for name in _LEAD), *numbers, ratio, str(row["registers"]), str(row["spilled_bytes"]))

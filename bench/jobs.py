@@ -4,15 +4,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import ClassVar
 
-import torch
-
 from . import bounds, cases
 from .measure import Ratio, Timing
+from .options import FUNCTIONS
 from .records import Row
 from .workloads import Check
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
-FUNCTIONS = ("ms_deform_attn", "fused_ms_deform_attn", "MSDeformAttn")
 FUSED = FUNCTIONS[1:]
 DIRECTIONS = ("forward", "backward", "both")
 NO_BACKEND = "none"

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .cases import Case, OperatorInputs
+from .cases import Case
+from .inputs import OperatorInputs
 
 _BLOCK_Q = 32  # queries of a program of deformops
 _THREADS = 1024  # of a block of the official forward; its backward has one for each channel

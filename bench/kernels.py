@@ -11,8 +11,10 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity
 
+from ..kernels.verify import DTYPES
 from . import cases, measure, workloads
-from .jobs import DTYPES, Kernels
+from .inputs import make_inputs
+from .jobs import Kernels
 from .peers import Peer
 from .records import Row
 from .tables import aligned, number
@@ -31,9 +33,9 @@ def rows(job: Kernels, peer: Peer, device: torch.device) -> Iterator[Row]:
         yield {**row, "failure": "it has no such function"}
         return
     case, dtype = cases.find(job.case), DTYPES[job.dtype]
-    first = cases.make_inputs(case, dtype, device, seed=0)
+    first = make_inputs(case, dtype, device, seed=0)
     more = measure.sets_past_cache(first, device)
-    sets = [first, *(cases.make_inputs(case, dtype, device, seed) for seed in range(1, more))]
+    sets = [first, *(make_inputs(case, dtype, device, seed) for seed in range(1, more))]
     work = workloads.operator(case, peer, sets, fused=True)
     checks = workloads.check(work, workloads.truth(case, first, fused=True)).values()
     row |= {"ours": peer.ours, "failure": next((check.failure for check in checks if check.failure is not None), None)}

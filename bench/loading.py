@@ -21,8 +21,6 @@ from ..train.data import Order, training_data, training_loader
 from ..train.synth import SynthOptions, make_dataset
 from .records import Row
 
-WORKERS = (0, 1, 2, 4)
-CACHES = ("none", "files", "pixels")
 _BATCH = 2
 _SYNTHETIC = (64, 320)  # images, and their sides in pixels: what a reduced run may take
 _INDEX = 50_000  # images listed by the index of many, which share a few files

@@ -16,15 +16,15 @@ measured nowhere. Counts are those that ``msdeform bench instructions`` recorded
 
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
-from ..kernels.arguments import Parser
 from . import counts, records
 from .bounds import SCHEDULERS, compulsory_bytes
-from .cases import OperatorInputs, find
+from .cases import find
 from .counts import ENCODER, Run
+from .inputs import OperatorInputs
+from .options import ModelOptions
 from .records import Records, Row
 from .tables import Line, aligned, number
 
@@ -76,14 +76,9 @@ class Gpu:
 H200 = Gpu("H200", multiprocessors=132, clock=1.98e9, copy=4.3e12, l2=5.5e12, reductions=2e12, gap=2e-6)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Prints a line for each call whose kernels' counts are recorded, the fastest of its kind first."""
-    parser = Parser(prog="msdeform bench model", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--results", nargs="+", type=Path, default=[records.RESULTS], metavar="PATH")
-    options = parser.parse_args(sys.argv[1:] if argv is None else argv)
-    for path in options.results:
-        if not path.exists():
-            parser.error(f"--results: {path} does not exist")
+def run(options: ModelOptions) -> int:
+    """``msdeform bench model``: prints a line for each call whose kernels' counts are recorded, the fastest of its kind
+    first."""
     lines = table(records.read(*options.results))
     if len(lines) == 1:
         print("no counts are recorded: msdeform bench instructions --out", file=sys.stderr)

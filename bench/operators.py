@@ -8,31 +8,28 @@ costs its own cells and no more. What fails its check against float64 gets no sp
 day and device, and cells that are there already, of the same code on the same device, are not measured again.
 """
 
-import argparse
 import sys
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import torch
 
-from ..kernels.arguments import Parser
-from . import cases, jobs, peers
+from ..kernels.options import BACKENDS
+from . import cases, jobs
+from .options import COMPILED_PEERS, FUNCTIONS, PEERS, OperatorsOptions
 from .provenance import provenance
-from .runner import Book, Settings, folder, measure, public, usual_device
+from .runner import Book, Settings, command_line, folder, measure, usual_device
 from .tables import operator_table
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Returns 1 if one of our own backends failed its check, 2 for a wrong command line."""
-    arguments = sys.argv[1:] if argv is None else argv
-    options = _parse(arguments)
+def run(options: OperatorsOptions) -> int:
+    """``msdeform bench``; returns 1 if one of our own backends failed its check."""
     device = usual_device()
     quick = options.quick or device.type == "cpu"
     names = options.cases or (cases.REDUCED if quick else cases.FULL)
-    backends = options.backends or [name for name in peers.PEERS if options.compiled or name not in peers.COMPILED]
+    backends = options.backends or [name for name in PEERS if options.compiled or name not in COMPILED_PEERS]
     threads = options.threads or torch.get_num_threads()
     settings = Settings(device, options.baseline, options.seconds, options.limit, threads=threads)
-    source = provenance(device, ["msdeform", "bench", *public(arguments)]) | {"host_threads": threads}
+    source = provenance(device, command_line("msdeform bench", options)) | {"host_threads": threads}
     book = Book(folder(options.out, keep=not quick), source, again=options.again)
     measure(plan(names, options.locations, options.dtypes, backends, options.functions), settings, book)
     print(file=sys.stderr)
@@ -42,47 +39,12 @@ def main(argv: list[str] | None = None) -> int:
     return 1 if any(row["ours"] and row["failure"] is not None for row in rows) else 0
 
 
-def _parse(arguments: list[str]) -> argparse.Namespace:
-    parser = Parser(prog="msdeform bench", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--cases", nargs="+", metavar="NAME", help=f"some of {', '.join(cases.CASES)}")
-    parser.add_argument(
-        "--backends", nargs="+", metavar="NAME", help=f"some of {', '.join(peers.PEERS)}, or MODULE:FUNCTION of yours"
-    )
-    parser.add_argument("--baseline", metavar="NAME", default="reference", help="what the others alternate with")
-    parser.add_argument("--locations", nargs="+", choices=cases.LOCATIONS, default=["grid"])
-    parser.add_argument("--dtypes", nargs="+", choices=jobs.DTYPES, default=["float32", "bfloat16"])
-    parser.add_argument("--functions", nargs="+", choices=jobs.FUNCTIONS, default=list(jobs.FUNCTIONS))
-    parser.add_argument("--quick", action="store_true", help="small shapes; the default where there is no GPU")
-    parser.add_argument("--compiled", action="store_true", help="torch.compile of reference and core, too")
-    parser.add_argument("--seconds", type=float, default=0.3, help="about how long each measurement lasts")
-    parser.add_argument(
-        "--limit",
-        type=float,
-        default=120.0,
-        help="seconds after which a peer is stopped (compiling for a CPU takes minutes)",
-    )
-    parser.add_argument("--threads", type=int, help="of a CPU (default: torch's)")
-    parser.add_argument("--out", type=Path, help="folder for the rows (default: bench/results; none in reduced form)")
-    parser.add_argument("--again", action="store_true", help="measure cells that are recorded already, too")
-    options = parser.parse_args(arguments)
-    for name in options.cases or ():
-        if name not in cases.CASES:
-            parser.error(f"--cases: {cases.nearest('case', name, list(cases.CASES))}")
-    for option, names in (("backends", options.backends or ()), ("baseline", (options.baseline,))):
-        for name in names:
-            if name not in peers.PEERS and ":" not in name:
-                parser.error(f"--{option}: {cases.nearest('backend', name, list(peers.PEERS))}")
-    if options.threads is not None and options.threads < 1:
-        parser.error(f"--threads: expected at least 1, got {options.threads}")
-    return options
-
-
 def plan(
     names: Iterable[str],
     locations: Iterable[cases.Locations],
     dtypes: Sequence[str],
     backends: Iterable[str],
-    functions: Sequence[str] = jobs.FUNCTIONS,
+    functions: Sequence[str] = FUNCTIONS,
 ) -> list[jobs.Operator]:
     """A job for each combination, a backend's all together. The module is one of ours: it takes our backends only, and
     chooses its own locations."""
@@ -92,9 +54,5 @@ def plan(
         for backend in backends
         for name, place, dtype in cells
         for function in functions
-        if function != "MSDeformAttn" or (backend in peers.OURS and place == "grid")
+        if function != "MSDeformAttn" or (backend in BACKENDS and place == "grid")
     ]
-
-
-if __name__ == "__main__":
-    sys.exit(main())

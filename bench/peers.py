@@ -16,12 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..common.options import nearest
 from ..kernels import registry
 from ..kernels.api import fused_ms_deform_attn, ms_deform_attn
 from ..kernels.contract import Sizes
+from ..kernels.options import BACKENDS
 from ..kernels.reference import extents, locate
 from ..kernels.triton import interpreter
-from .cases import nearest
+from .options import PEERS
 
 Operator = Callable[[Tensor, Sizes, Tensor, Tensor], Tensor]
 FusedOperator = Callable[[Tensor, Sizes, Tensor, Tensor, Tensor], Tensor]
@@ -57,8 +59,8 @@ def find(name: str, device: torch.device) -> Peer:
         module, _, function = name.partition(":")
         return getattr(importlib.import_module(module), function)(device)
     if name not in PEERS:
-        raise ValueError(nearest("backend", name, list(PEERS)))
-    return PEERS[name](device)
+        raise ValueError(nearest("backend", name, PEERS))
+    return _MAKERS[name](device)
 
 
 def _backend(name: str, device: torch.device) -> Peer:
@@ -317,7 +319,6 @@ def _transformers(device: torch.device) -> Peer:
     return _composed(name, plain)
 
 
-OURS = ("reference", "triton", "cuda")
 # what the others are imported from
 _PACKAGES = {
     "deformops": "deformops",
@@ -332,13 +333,12 @@ _PACKAGES = {
 def absent(name: str, device: torch.device) -> str | None:
     """Why a peer is not here, as far as can be told without importing it; None for one that may be."""
     package = _PACKAGES.get(name)
-    if name in OURS or (package is not None and importlib.util.find_spec(package) is None):
+    if name in BACKENDS or (package is not None and importlib.util.find_spec(package) is None):
         return find(name, device).reason
     return None
 
 
-# in the order of the tables; the first is the usual baseline
-PEERS: dict[str, Callable[[torch.device], Peer]] = {
+_MAKERS: dict[str, Callable[[torch.device], Peer]] = {
     "reference": lambda device: _backend("reference", device),
     "triton": lambda device: _backend("triton", device),
     "triton-deterministic": lambda device: _deterministic("triton", device),
@@ -355,4 +355,3 @@ PEERS: dict[str, Callable[[torch.device], Peer]] = {
     "reference-compiled": lambda device: _compiled("reference", device),
     "core-compiled": lambda device: _compiled("core", device),
 }
-COMPILED = tuple(name for name in PEERS if name.endswith("-compiled"))

@@ -8,6 +8,7 @@ from torch.profiler import ProfilerActivity
 from ..models.size import Size
 from ..models.zoo import create_model
 from . import cases, jobs, peers, speed, workloads
+from .inputs import make_inputs
 from .records import Row
 from .tables import aligned, number
 
@@ -35,7 +36,7 @@ def profile(what: str, backend: str, device: torch.device) -> Row:
 
 def _operator(case: str, backend: str, device: torch.device) -> Callable[[], object]:
     found = cases.find(case)
-    inputs = cases.make_inputs(found, torch.float32, device, 0)
+    inputs = make_inputs(found, torch.float32, device, 0)
     work = workloads.operator(found, peers.find(backend, device), [inputs], fused=True)
     return lambda: work.both(0)
 

@@ -17,7 +17,8 @@ _ROOT = Path(__file__).resolve().parent.parent
 # what decides a measurement: the implementations, and the files here that say what is run and how it is timed
 _MEASURED = (
     *("kernels/**/*.py", "kernels/**/*.cu", "models/*.py"),
-    *("bench/cases.py", "bench/measure.py", "bench/workloads.py", "bench/peers.py", "bench/speed.py"),
+    *("bench/cases.py", "bench/inputs.py", "bench/measure.py", "bench/workloads.py", "bench/peers.py"),
+    "bench/speed.py",
 )
 PEERS = ("deformops", "mmcv", "DCNv4", "MultiScaleDeformableAttention", "transformers")
 

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
+from ..common.options import nearest
 from ..models.catalog import list_models
-from .cases import nearest
 
 
 @dataclass(frozen=True)

@@ -10,26 +10,20 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from ..kernels.arguments import Parser
+from ..common.options import nearest
 from ..models.files import atomic_file
 from . import claims, counts, explain, model, plots, records, roofline, spread, training
-from .cases import nearest
+from .options import RenderOptions
 from .published import PUBLISHED
 from .records import Records, Row
 from .tables import Line, markdown, number
 
-ROOT = records.RESULTS.parent.parent
 _BLOCK = re.compile(r"(<!-- rendered ([\w-]+) -->\n)(.*?)(<!-- end of \2 -->)", re.DOTALL)
 _NONE = "No such row is recorded yet."
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Writes, or with --check compares; returns 1 where something was not up to date."""
-    parser = Parser(prog="msdeform bench render", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--check", action="store_true", help="change nothing; status 1 if something is not up to date")
-    parser.add_argument("--root", type=Path, default=ROOT, metavar="DIR", help="of README.md and docs/")
-    parser.add_argument("--results", nargs="+", type=Path, default=[records.RESULTS], metavar="PATH")
-    options = parser.parse_args(sys.argv[1:] if argv is None else argv)
+def run(options: RenderOptions) -> int:
+    """``msdeform bench render``: writes, or with --check compares; returns 1 where something was not up to date."""
     found = records.read(*options.results)
     for sentence in found.broken:
         print(sentence, file=sys.stderr)
@@ -329,7 +323,3 @@ BLOCKS: dict[str, Callable[[Records, list[Plot]], str]] = {
     "training-steps": _training_steps,
     "explanations": _explanations,
 }
-
-
-if __name__ == "__main__":
-    sys.exit(main())

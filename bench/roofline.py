@@ -1,20 +1,15 @@
 """``msdeform bench roofline``: recorded speeds under what the device could do, drawn."""
 
 import sys
-from pathlib import Path
 
-from ..kernels.arguments import Parser
 from ..models.files import atomic_file
 from . import plots, records
+from .options import RooflineOptions
 from .tables import CELL, aligned, number, percent
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Prints the floors of every row of a GPU, and draws them."""
-    parser = Parser(prog="msdeform bench roofline", description=__doc__)
-    parser.add_argument("--results", nargs="+", type=Path, default=[records.RESULTS], metavar="PATH")
-    parser.add_argument("--out", type=Path, default=Path("roofline.svg"), metavar="FILE", help="an SVG file")
-    options = parser.parse_args(sys.argv[1:] if argv is None else argv)
+def run(options: RooflineOptions) -> int:
+    """``msdeform bench roofline``: prints the floors of every row of a GPU, and draws them."""
     found = records.read(*options.results)
     for sentence in found.broken:
         print(sentence, file=sys.stderr)

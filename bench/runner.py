@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import os
 import re
 import sys
 import time
@@ -9,9 +10,11 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from ..common.options import spelled
 from . import peers, records
 from .isolate import ChildFailed, answers
 from .jobs import Job, groups
@@ -178,18 +181,11 @@ def folder(out: Path | None, *, keep: bool) -> Path | None:
     return records.RESULTS if (root / ".git").exists() else Path("msdeform-results")
 
 
-def public(arguments: list[str]) -> list[str]:
-    """The command line without --out, --runs and --known, and with DIR for --data's: a place on someone's disk is no
-    part of a result."""
-    kept = list(arguments)
-    for flag in ("--out", "--runs", "--known"):
-        while flag in kept:
-            at = kept.index(flag)
-            del kept[at : at + 2]
-        kept = [argument for argument in kept if not argument.startswith(f"{flag}=")]
-    if "--data" in kept:
-        kept[kept.index("--data") + 1] = "DIR"
-    return ["--data=DIR" if argument.startswith("--data=") else argument for argument in kept]
+def command_line(program: str, options: Any) -> list[str]:
+    """The command of a row's provenance: a place on someone's disk is no part of a result, so that folders for rows and
+    runs are left out, and of other paths only the name is kept."""
+    words = spelled(options, without=("out", "runs", "known"))
+    return [*program.split(), *(Path(word).name if os.sep in word else word for word in words)]
 
 
 def _file_name(device: str) -> str:

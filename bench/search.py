@@ -8,48 +8,44 @@ that differs is never timed. The others take turns, so that a clock that drops d
 the launcher's own choice.
 """
 
-import argparse
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from multiprocessing import get_context
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ..kernels.arguments import Parser
+from ..common.options import parse
 from ..kernels.tolerances import compare
-from . import cases, jobs, measure, workloads
+from ..kernels.verify import DTYPES
+from . import cases, measure, workloads
+from .inputs import OperatorInputs, make_inputs
+from .options import SearchOptions
 from .provenance import provenance
 from .records import Row
-from .runner import Book, folder, public, usual_device
+from .runner import Book, command_line, folder, usual_device
 from .tables import aligned, number
 
 Settings = Mapping[str, int | None]
-CASES = ("encoder-800x1066-b2", "decoder-800x1066")
 FORWARD, BACKWARD = "forward", "sorted backward"
 BANDS: tuple[Settings, ...] = ({"BAND": 0}, {"BAND": 8})
 WALKS: tuple[Settings, ...] = ({"RUN": 16}, {"RUN": 32}, {"RUN": 64})
 _PROCESSES = 8
 
 
+PROGRAM = "python -m msdeform.bench.search"
+
+
 def main(argv: list[str] | None = None) -> int:
-    """Measures and prints; returns 1 if a choice was wrong, 2 without a GPU."""
-    arguments = sys.argv[1:] if argv is None else argv
-    parser = Parser(prog="python -m msdeform.bench.search", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--cases", nargs="+", choices=cases.CASES, default=list(CASES), metavar="NAME")
-    parser.add_argument("--dtypes", nargs="+", choices=jobs.DTYPES, default=["float32", "bfloat16"])
-    parser.add_argument("--bands", action="store_true", help="only rows of a band of the forward's queries")
-    parser.add_argument("--walks", action="store_true", help="only points of a walk of the sorted backward")
-    parser.add_argument("--seconds", type=float, default=0.5, help="about how long the choices of a case take turns")
-    parser.add_argument("--out", type=Path, help="folder or file for the rows (default: bench/results)")
-    options: argparse.Namespace = parser.parse_args(arguments)
+    """Measures and prints; returns 1 if a choice was wrong or there is no GPU."""
+    options = parse(SearchOptions, sys.argv[1:] if argv is None else argv, PROGRAM)
     device = usual_device()
     if device.type != "cuda":
-        parser.error("torch finds no CUDA device, and only on one do times say anything")
-    book = Book(folder(options.out, keep=True), provenance(device, ["search", *public(arguments)]), again=True)
+        print(f"{PROGRAM}: torch finds no CUDA device, and only on one do times say anything", file=sys.stderr)
+        return 1
+    book = Book(folder(options.out, keep=True), provenance(device, command_line(PROGRAM, options)), again=True)
     for name in options.cases:
         for dtype in options.dtypes:
             if not (options.bands or options.walks):
@@ -137,22 +133,20 @@ def _answer(result: Callable[[], str | None]) -> str | None:
         return workloads.sentence(error)
 
 
-def _prepared(
-    case: str, kernel: str, choice: Settings, inputs: cases.OperatorInputs
-) -> Callable[[], dict[str, Tensor]]:
+def _prepared(case: str, kernel: str, choice: Settings, inputs: OperatorInputs) -> Callable[[], dict[str, Tensor]]:
     from . import variants
 
     make = variants.forward if kernel == FORWARD else variants.sorted_backward
     return make(inputs, cases.find(case).sizes, choice)
 
 
-def _rotating(case: str, kernel: str, choice: Settings, sets: list[cases.OperatorInputs]) -> measure.Call:
+def _rotating(case: str, kernel: str, choice: Settings, sets: list[OperatorInputs]) -> measure.Call:
     prepared = [_prepared(case, kernel, choice, inputs) for inputs in sets]
     return lambda i: prepared[i % len(prepared)]()
 
 
-def _inputs(case: str, dtype: str, device: torch.device, seed: int = 0) -> cases.OperatorInputs:
-    return cases.make_inputs(cases.find(case), jobs.DTYPES[dtype], device, seed)
+def _inputs(case: str, dtype: str, device: torch.device, seed: int = 0) -> OperatorInputs:
+    return make_inputs(cases.find(case), DTYPES[dtype], device, seed)
 
 
 def words(choice: Settings) -> str:

@@ -14,7 +14,6 @@ with `triton` or `cuda`, less than twice that with `reference`, so 30 to 60 minu
 zero, of which nobody can be sure with a net of this size from random weights: more --epochs where it is not.
 """
 
-import argparse
 import contextlib
 import os
 import re
@@ -22,13 +21,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from ..kernels.arguments import Parser
 from ..train.config import Batch, Compute, Input, Loading, Model, Optim, Run, Schedule, Seeing, Source, TrainOptions
 from ..train.configfile import write_settings
 from ..train.history import History
@@ -36,10 +33,10 @@ from ..train.log import read_log
 from ..train.signals import STOPPED
 from ..train.synth import SynthOptions, make_dataset
 from . import peers, spread
+from .options import SeedsOptions
 from .provenance import code, provenance
-from .published import check_model
 from .records import Row
-from .runner import Book, folder, public, usual_device
+from .runner import Book, command_line, folder, usual_device
 from .tables import aligned
 
 # what decides these runs, beside what decides all
@@ -84,17 +81,17 @@ class RunFailed(Exception):
     """A run ended with an error; the message is its last line."""
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Trains, and prints what came of it."""
-    run(list(sys.argv[1:] if argv is None else argv))
+def run(options: SeedsOptions) -> int:
+    """``msdeform bench seeds``: trains, and prints what came of it."""
+    fill(options)
     return 0
 
 
-def run(arguments: list[str]) -> int:
-    """What a command line asks for; returns how many runs are left when its time is over."""
+def fill(options: SeedsOptions) -> int:
+    """Trains and prints; returns how many runs are left when the time is over."""
     device = usual_device()
-    options, recipe = _parse(arguments, device)
-    source = {**provenance(device, ["msdeform", "bench", "seeds", *public(arguments)]), "code": code(*CODE)}
+    recipe = _recipe(options, device)
+    source = {**provenance(device, command_line("msdeform bench seeds", options)), "code": code(*CODE)}
     book = Book(folder(options.out, keep=not options.quick and device.type == "cuda"), source)
     # a run goes on by the code and on the device it began with
     name = _slug(f"{recipe.model} {recipe.settings} {source['code']} {source['device']}")
@@ -120,43 +117,17 @@ def run(arguments: list[str]) -> int:
             book.add(row)
     book.report()
     if left:
-        print(f"{left} runs are left: {options.minutes:g} minutes are over; the same command goes on with them\n")
+        print(f"{left} runs are left: {options.minutes:g} minutes are over; the same command resumes them\n")
     rows = [row for row in book.rows if row["failure"] is None]
     if rows:
         print(f"{aligned(spread.table(rows), 1)}\n{spread.verdict(rows)}\n")
     return left
 
 
-def _parse(arguments: Sequence[str], device: torch.device) -> tuple[argparse.Namespace, Recipe]:
-    parser = Parser(prog="msdeform bench seeds", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--model", metavar="NAME", help=f"default: {GPU.model} on a GPU, {CPU.model} on a CPU")
-    parser.add_argument("--backends", nargs="+", choices=peers.OURS, default=peers.OURS, help="default: all that run")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N")
-    parser.add_argument("--data", type=Path, metavar="DIR", help="data set to train on; default: a synthetic one")
-    parser.add_argument("--images", type=int, metavar="N", help="of a synthetic data set, to train on")
-    parser.add_argument("--image-size", type=int, metavar="PIXELS", help="longest side; of synthetic images, both")
-    parser.add_argument("--epochs", type=int, metavar="N")
-    parser.add_argument("--batch", type=int, metavar="N", help="images to a step")
-    parser.add_argument("--lr", type=float, metavar="RATE")
-    parser.add_argument("--precision", choices=("fp32", "bf16"))
-    parser.add_argument("--quick", action="store_true", help="a tiny detector for seconds: does the command work?")
-    parser.add_argument("--minutes", type=float, default=9.0, help="the run under way is then stopped (default: 9)")
-    parser.add_argument("--runs", type=Path, default=Path("runs/seeds"), metavar="DIR", help="for data and runs")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the rows")
-    options = parser.parse_args(arguments)
+def _recipe(options: SeedsOptions, device: torch.device) -> Recipe:
     usual = QUICK if options.quick else GPU if device.type == "cuda" else CPU
     names = ("model", "data", "images", "image_size", "epochs", "batch", "lr", "precision")
-    given = {name: value for name in names if (value := getattr(options, name)) is not None}
-    recipe = replace(usual, **given)
-    if min(recipe.images, recipe.epochs, recipe.batch, *(seed + 1 for seed in options.seeds)) < 1 or recipe.lr <= 0:
-        parser.error("expected --images, --epochs and --batch of 1 or more, --seeds of 0 or more, and --lr above 0")
-    if recipe.image_size < 64:
-        parser.error(f"--image-size: expected at least 64 pixels, got {recipe.image_size}")
-    try:
-        check_model(recipe.model)
-    except ValueError as error:
-        parser.error(f"--model: {error}")
-    return options, recipe
+    return replace(usual, **{name: value for name in names if (value := getattr(options, name)) is not None})
 
 
 def finished(run: Path) -> bool:
@@ -272,7 +243,3 @@ def _options(recipe: Recipe, data: Path, backend: str, seed: int, device: torch.
 
 def _slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..kernels.verify import DTYPES
 from ..models.catalog import config_of
 from ..models.configs import DeformableDetrConfig
 from ..models.size import Size
@@ -69,7 +70,7 @@ def _create(job: jobs.Model | jobs.Training, device: torch.device) -> Any:
 def _model(job: jobs.Model, device: torch.device) -> Row:
     reduced = job.method.startswith(REDUCED)
     size = _REDUCED_SIZE if reduced else Size()
-    model = _create(job, device).to(jobs.DTYPES[job.dtype]).eval()
+    model = _create(job, device).to(DTYPES[job.dtype]).eval()
     height, width = size.fit(*_IMAGE)
     image = torch.randn(3, height, width, device=device, dtype=model.dtype)
     batch = image.expand(job.batch, -1, -1, -1).contiguous()

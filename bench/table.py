@@ -7,33 +7,29 @@
 Speeds need a GPU: on a CPU a reduced form runs a tiny detector on a small image, which is no result of the method.
 """
 
-import argparse
 import sys
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..kernels.arguments import Parser
-from . import flops, jobs, peers, speed
+from . import flops, jobs, speed
+from .options import TableOptions
 from .provenance import provenance
-from .published import MODELS, check_model, published_as
+from .published import MODELS, published_as
 from .records import Row
-from .runner import Book, Settings, folder, measure, public, usual_device
+from .runner import Book, Settings, command_line, folder, measure, usual_device
 from .tables import aligned, number
 
 REDUCED_MODELS = ("deformable_detr_tiny", "detr_tiny")
 _LIMIT = 300.0  # seconds for a row: building a model and compiling it take most of them
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Counts or measures, and prints; returns the exit status."""
-    arguments = sys.argv[1:] if argv is None else argv
-    options = _parse(arguments)
+def run(options: TableOptions) -> int:
+    """``msdeform table``: counts or measures, and prints."""
     device = usual_device()
-    command = ["msdeform", "table", *public(arguments)]
+    command = command_line("msdeform table", options)
     if options.flops:
         book = Book(options.out, provenance(torch.device("cpu"), command), again=True)
         print(_count(options.models or MODELS, book))
@@ -53,34 +49,6 @@ def main(argv: list[str] | None = None) -> int:
     book.report()
     print(speed_table([row for row in book.rows if row["kind"] == planned[0].kind]))
     return 0
-
-
-def _parse(arguments: list[str]) -> argparse.Namespace:
-    parser = Parser(prog="msdeform table", description="Published numbers of the detectors, and ours beside them.")
-    parser.add_argument("--flops", action="store_true", help="parameters, and multiply-adds of an image")
-    parser.add_argument("--speed", action="store_true", help="images a second, forward and end to end")
-    parser.add_argument("--training", action="store_true", help="images a second of training steps")
-    parser.add_argument("--models", nargs="+", metavar="NAME", help="of msdeform.list_models(); default: the published")
-    parser.add_argument("--backends", nargs="+", choices=peers.OURS, default=list(peers.OURS))
-    parser.add_argument("--dtypes", nargs="+", choices=("float32", "bfloat16"), default=["float32", "bfloat16"])
-    parser.add_argument("--batch", nargs="+", type=int, metavar="N", help="default: 1 and 4, in training 2 and 4")
-    parser.add_argument("--compiled", action="store_true", help="under torch.compile, too")
-    parser.add_argument("--reduced", action="store_true", help="a tiny detector, a small image; the default on a CPU")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the rows")
-    parser.add_argument("--again", action="store_true", help="measure cells that are recorded already, too")
-    options = parser.parse_args(arguments)
-    if sum((options.flops, options.speed, options.training)) != 1:
-        parser.error("expected one table to print, --flops, --speed or --training")
-    if options.out is not None and options.out.is_file():
-        parser.error(f"--out: expected a folder, got the file {options.out}")
-    if options.batch and min(options.batch) < 1:
-        parser.error(f"--batch: expected at least 1, got {min(options.batch)}")
-    for name in options.models or ():
-        try:
-            check_model(name)
-        except ValueError as error:
-            parser.error(f"--models: {error}")
-    return options
 
 
 def _backends(model: str, backends: Iterable[str]) -> Iterable[str]:
@@ -205,7 +173,3 @@ def _published_fps(row: dict[str, Any]) -> str:
     if published is None or row["method"] != "published":
         return "-"
     return {1: f"{published.fps}", 4: f"{published.fps_4}"}.get(row["batch"], "-")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

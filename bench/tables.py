@@ -16,12 +16,13 @@ CELL = ("case", "locations", "dtype", "function", "direction")
 def aligned(lines: Sequence[Line], left: int) -> str:
     """Lines of cells as text; the first `left` columns begin together, the others end together."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(w) if i < left else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    )
+    return "\n".join(padded(line, widths, left) for line in lines)
+
+
+def padded(line: Line, widths: Sequence[int], left: int) -> str:
+    """One line of cells in columns of given widths, for tables whose lines come one by one."""
+    cells = enumerate(zip(line, widths, strict=True))
+    return "  ".join(cell.ljust(w) if i < left else cell.rjust(w) for i, (cell, w) in cells).rstrip()
 
 
 def markdown(lines: Sequence[Line], left: int) -> str:

@@ -10,12 +10,14 @@ import pytest
 import torch
 
 from msdeform.bench import peers, workloads
-from msdeform.bench.cases import REDUCED, find, make_inputs
+from msdeform.bench.cases import REDUCED, find
+from msdeform.bench.inputs import make_inputs
+from msdeform.bench.options import COMPILED_PEERS, PEERS
 from msdeform.bench.runner import usual_device
 
 DEVICE = usual_device()
 CASES = REDUCED if DEVICE.type == "cpu" else ("encoder-800x1066-b2", "decoder-800x1066")
-BACKENDS = [name for name in peers.PEERS if name not in peers.COMPILED]
+BACKENDS = [name for name in PEERS if name not in COMPILED_PEERS]
 
 
 @pytest.mark.parametrize("direction", ["forward", "both"])

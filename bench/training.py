@@ -10,28 +10,24 @@ published detector on 800x1066 images, on a CPU a tiny one on small images, whic
 no result for anything else.
 """
 
-import argparse
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import product
-from pathlib import Path
 
 import torch
 
-from ..kernels.arguments import Parser
+from ..kernels.options import BACKENDS
 from ..train.config import Loading
 from ..train.stages import STAGES
-from . import loading, peers, records, steps
-from .cases import nearest
+from . import loading, records, steps
+from .options import STEP_OPTIONS, TrainingOptions
 from .provenance import code, provenance
-from .published import check_model
 from .records import Row
-from .runner import Book, folder, public, usual_device
+from .runner import Book, command_line, folder, usual_device
 from .tables import Line, aligned, number
 
-PARTS = ("loading", "memory", "step")
 # what decides these measurements, beside what decides all
 CODE = ("train/*.py", "bench/loading.py", "bench/steps.py")
 _MARKS, _REDUCED_MARKS = (200, 2000), (20, 60)
@@ -40,18 +36,16 @@ _MODEL, _REDUCED_MODEL = "deformable_detr_r50", "deformable_detr_tiny"
 _IMAGE, _REDUCED_IMAGE = "800x1066", "128x160"
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Measures, and prints; returns the exit status."""
-    run(list(sys.argv[1:] if argv is None else argv))
+def run(options: TrainingOptions) -> int:
+    """``msdeform bench training``: measures, and prints."""
+    fill(options)
     return 0
 
 
-def run(arguments: list[str]) -> int:
-    """What a command line asks for; returns how many cells are left when its time is over."""
+def fill(options: TrainingOptions) -> int:
+    """Measures and prints; returns how many cells are left when the time is over."""
     device = usual_device()
-    options = _parse(arguments, device)
-    command = ["msdeform", "bench", "training", *public(arguments)]
-    source = {**provenance(device, command), "code": code(*CODE)}
+    source = {**provenance(device, command_line("msdeform bench training", options)), "code": code(*CODE)}
     book = Book(folder(options.out, keep=not options.quick and device.type == "cuda"), source, again=options.again)
     end = time.monotonic() + 60 * options.minutes
     left = 0
@@ -73,46 +67,10 @@ def run(arguments: list[str]) -> int:
     return left
 
 
-def _parse(arguments: Sequence[str], device: torch.device) -> argparse.Namespace:
-    on_cpu = device.type == "cpu"
-    parser = Parser(prog="msdeform bench training", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="default: all")
-    parser.add_argument("--data", type=Path, metavar="DIR", help="what to load; default: synthetic images")
-    parser.add_argument("--workers", nargs="+", type=int, default=list(loading.WORKERS), metavar="N")
-    parser.add_argument("--caches", nargs="+", choices=loading.CACHES, default=list(loading.CACHES))
-    parser.add_argument("--seconds", type=float, default=5.0, metavar="S", help="of each loader (default: 5)")
-    parser.add_argument("--model", default=_REDUCED_MODEL if on_cpu else _MODEL, metavar="NAME")
-    parser.add_argument("--options", nargs="+", metavar="NAME", help=f"of steps: {', '.join(steps.OPTIONS)}")
-    parser.add_argument("--backends", nargs="+", choices=peers.OURS, default=["reference"] if on_cpu else peers.OURS)
-    parser.add_argument("--dtypes", nargs="+", choices=steps.PRECISIONS, default=list(steps.PRECISIONS))
-    parser.add_argument("--batch", nargs="+", type=int, default=[2] if on_cpu else [2, 4], metavar="N")
-    parser.add_argument("--image", default=_REDUCED_IMAGE if on_cpu else _IMAGE, metavar="HxW")
-    parser.add_argument("--quick", action="store_true", help="a few steps of each: do the commands work?")
-    parser.add_argument("--minutes", type=float, default=9.0, help="nothing begins after so many (default: 9)")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the rows")
-    parser.add_argument("--again", action="store_true", help="measure cells that are recorded already, too")
-    options = parser.parse_args(arguments)
-    if options.options is None:  # compiling takes minutes on a CPU
-        options.options = [name for name in steps.OPTIONS if name != "compile" or not on_cpu]
-    for name in options.options:
-        if name not in steps.OPTIONS:
-            parser.error(f"--options: {nearest('option', name, list(steps.OPTIONS))}")
-    if min(options.workers) < 0 or min(options.batch) < 1 or options.seconds <= 0:
-        parser.error("expected --workers of 0 or more, --batch of 1 or more, and --seconds above 0")
-    sides = options.image.split("x")
-    if len(sides) != 2 or not all(side.isdecimal() and int(side) >= 32 for side in sides):
-        parser.error(f"--image: expected HEIGHTxWIDTH of at least 32 pixels, such as 800x1066, got {options.image}")
-    try:
-        check_model(options.model)
-    except ValueError as error:
-        parser.error(f"--model: {error}")
-    return options
-
-
 Planned = Iterator[tuple[tuple[object, ...], Callable[[], Row]]]
 
 
-def _planned(options: argparse.Namespace, device: torch.device) -> Planned:
+def _planned(options: TrainingOptions, device: torch.device) -> Planned:
     """What each row is of, and what measures it."""
     if "loading" in options.parts:
         with loading.data_set(options.data) as where:
@@ -126,12 +84,17 @@ def _planned(options: argparse.Namespace, device: torch.device) -> Planned:
         workers = max(1, *options.workers)
         yield ("loading-memory", workers, index), partial(loading.memory, marks, workers, index)
     if "step" in options.parts:
+        on_cpu = device.type == "cpu"
+        model = options.model or (_REDUCED_MODEL if on_cpu else _MODEL)
+        image = options.image or (_REDUCED_IMAGE if on_cpu else _IMAGE)
+        batches = options.batch or ((2,) if on_cpu else (2, 4))
+        backends = options.backends or (("reference",) if on_cpu else BACKENDS)
+        # compiling takes minutes on a CPU
+        ways = options.options or [name for name in STEP_OPTIONS if name != "compile" or not on_cpu]
         with steps.few_images() as data:
             times = 2 if options.quick else 10
-            for dtype, batch, backend, option in product(
-                options.dtypes, options.batch, options.backends, options.options
-            ):
-                step = steps.Step(options.model, backend, dtype, batch, options.image, option)
+            for dtype, batch, backend, option in product(options.dtypes, batches, backends, ways):
+                step = steps.Step(model, backend, dtype, batch, image, option)
                 yield step.key(), partial(steps.measured, step, data, device, times=times)
 
 
@@ -170,7 +133,3 @@ def step_table(rows: Sequence[Row]) -> list[Line]:
 
 
 TABLES = {"loading": loading_table, "loading-memory": memory_table, "training-step": step_table}
-
-
-if __name__ == "__main__":
-    sys.exit(main())

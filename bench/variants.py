@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..kernels.contract import Sizes
 from ..kernels.triton import launch
-from .cases import OperatorInputs
+from .inputs import OperatorInputs
 
 Settings = Mapping[str, int | None]
 """a compile-time parameter of a kernel, or an option of the compiler, by its name; None leaves it to the compiler"""

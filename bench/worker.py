@@ -16,8 +16,10 @@ from typing import Any
 
 import torch
 
+from ..kernels.verify import DTYPES
 from . import bounds, cases, kernels, measure, peers, workloads
-from .jobs import DTYPES, FUSED, KINDS, OF_OPERATOR, Correctness, Job, Kernels, Operator
+from .inputs import make_inputs
+from .jobs import FUSED, KINDS, OF_OPERATOR, Correctness, Job, Kernels, Operator
 from .peers import Peer
 from .records import Row
 from .workloads import Workload
@@ -38,9 +40,9 @@ class OperatorMeasurer:
         if (peer.fused if fused else peer.plain) is None:
             yield from job.unmeasured("it has no such function")
             return
-        first = cases.make_inputs(case, dtype, self.device, seed=0)
+        first = make_inputs(case, dtype, self.device, seed=0)
         more = measure.sets_past_cache(first, self.device)
-        sets = [first, *(cases.make_inputs(case, dtype, self.device, seed) for seed in range(1, more))]
+        sets = [first, *(make_inputs(case, dtype, self.device, seed) for seed in range(1, more))]
 
         def work_of(one: Peer) -> Workload:
             if job.function == "MSDeformAttn":
@@ -130,7 +132,7 @@ def correctness(job: Correctness, peer: Peer, device: torch.device) -> Iterator[
     if (peer.fused if fused else peer.plain) is None:
         yield from job.unmeasured("it has no such function")
         return
-    inputs = cases.make_inputs(case, DTYPES[job.dtype], device, seed=0)
+    inputs = make_inputs(case, DTYPES[job.dtype], device, seed=0)
     checks = workloads.check(workloads.operator(case, peer, [inputs], fused), workloads.truth(case, inputs, fused))
     for row in job.unmeasured(None):
         yield {**row, **checks[row["direction"]]._asdict(), "ours": peer.ours}

@@ -15,7 +15,8 @@ from torch import Tensor
 from ..kernels.api import fused_ms_deform_attn, ms_deform_attn
 from ..kernels.tolerances import Comparison, compare
 from ..models.attention import MSDeformAttn
-from .cases import Case, OperatorInputs, on_kinks
+from .cases import Case
+from .inputs import OperatorInputs, on_kinks
 from .peers import Peer
 
 # the differentiable inputs of the two functions, in their order

@@ -1,17 +1,15 @@
 """``msdeform info``: every backend, whether it runs here, why not, and what ``auto`` would take."""
 
 import platform
-import sys
-from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
 from . import registry
-from .arguments import Parser
 from .contract import Inputs
+from .device import choose_device
+from .options import InfoOptions
 from .triton.interpreter import interpreting
-from .verify import DTYPES
 
 
 def describe(inputs: Inputs) -> str:
@@ -41,21 +39,10 @@ def describe(inputs: Inputs) -> str:
     return "\n".join(lines)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command."""
-    parser = Parser(
-        prog="msdeform info",
-        description="Show each backend of the operator: does it run here, why not, and which one auto would take for "
-        "a call (the published encoder's unless told otherwise).",
-    )
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="dtype of value (default: float32)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    for name in ("B", "Q", "S", "H", "D", "L", "P"):
-        parser.add_argument(f"--{name}", type=int, metavar="N")
-    options = parser.parse_args(argv)
-    dims = {name: getattr(options, name) for name in ("B", "Q", "S", "H", "D", "L", "P")}
-    given = {name: size for name, size in dims.items() if size is not None}
-    print(describe(registry.example_inputs(options.device, DTYPES[options.dtype], **given)))
+def info(options: InfoOptions) -> int:
+    """``msdeform info``."""
+    device = choose_device(options.device)
+    print(describe(registry.example_inputs(device, getattr(torch, options.dtype), **options.sizes)))
     return 0
 
 
@@ -64,7 +51,3 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "not installed"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -5,21 +5,22 @@ benchmarks check through the same functions.
 """
 
 import math
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from . import registry
 from .api import fused_ms_deform_attn, ms_deform_attn
-from .arguments import Parser
 from .contract import Sizes
+from .device import choose_device
+from .options import DTYPES as NAMES
+from .options import VerifyOptions, parse_levels
 from .tolerances import Comparison, compare
 
-DTYPES = {"float64": torch.float64, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in NAMES}
 
 
 @dataclass(frozen=True)
@@ -175,61 +176,12 @@ def run(cases: Sequence[Case], backends: Sequence[str], device: torch.device | s
     return ok
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns 0 if every error is within its bound, 1 if one is not, 2 for wrong arguments."""
-    parser = Parser(
-        prog="msdeform verify",
-        description="Check output and every gradient of each backend that runs here against the float64 reference. "
-        "Without a GPU, TRITON_INTERPRET=1 runs the Triton kernels in Triton's interpreter. "
-        "Any shape option replaces the default list of cases.",
-    )
-    parser.add_argument(
-        "--compiled",
-        action="store_true",
-        help="comes first: execute the Triton kernels as compiled for a GPU on this machine's CPU; has its own --help",
-    )
-    parser.add_argument("--backend", action="append", metavar="NAME", help="only this one (repeatable)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dtype", choices=DTYPES, help="of value; every dtype by default")
-    parser.add_argument("--levels", metavar="HxW,HxW", help="level sizes, such as 100x134,50x67,25x34,13x17")
-    for option, text in (
-        ("batch", "B"),
-        ("queries", "Q"),
-        ("heads", "H"),
-        ("channels", "D, per head"),
-        ("points", "P, per level"),
-    ):
-        parser.add_argument(f"--{option}", type=int, metavar=text[0], help=text)
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args(argv)
-    if options.compiled:
-        parser.error("--compiled: expected right after verify, as in msdeform verify --compiled --arch sm_90")
-
-    device = torch.device(options.device)
-    chosen: dict[str, object] = {"seed": options.seed}
-    names = {"batch": "B", "queries": "Q", "heads": "H", "channels": "D", "points": "P"}
-    chosen |= {field: getattr(options, o) for o, field in names.items() if getattr(options, o) is not None}
-    if options.levels:
-        chosen["sizes"] = _parse_levels(options.levels)
-    for field, number in chosen.items():
-        if field in names.values() and number < 1:  # type: ignore[operator]
-            raise ValueError(f"{field}: expected at least 1, got {number}")
-    if set(chosen) - {"seed"}:
-        dtypes = [DTYPES[options.dtype]] if options.dtype else list(DTYPES.values())
-        base = Case() if device.type == "cuda" else Case(B=1, Q=9, H=1)
-        cases = [
-            replace(base, coordinates=c, dtype=d, **chosen)  # type: ignore[arg-type]
-            for c in (None, 2, 4)
-            for d in dtypes
-        ]
-    else:
-        cases = [replace(case, seed=options.seed) for case in default_cases(device.type)]
-        if options.dtype:
-            cases = [case for case in cases if case.dtype is DTYPES[options.dtype]]
-
+def verify(options: VerifyOptions) -> int:
+    """``msdeform verify``; returns 0 if every error is within its bound, 1 if one is not."""
+    device = choose_device(options.device)
     backends = []
     for verdict in registry.report(registry.example_inputs(device)):
-        if options.backend and verdict.name not in [registry.check_name(name) for name in options.backend]:
+        if options.backend and verdict.name not in options.backend:
             continue
         if verdict.reason is None:
             backends.append(verdict.name)
@@ -237,26 +189,31 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise registry.BackendUnavailable(f"backend {verdict.name!r} cannot run here: {verdict.reason}")
         else:
             print(f"{verdict.name}: not checked: {verdict.reason}")
-    ok = run(cases, backends, device)
+    ok = run(_chosen_cases(options, device.type), backends, device)
     print(
         f"\n{'every error is within its bound' if ok else 'BREACH: an error exceeds its bound'}: {', '.join(backends)}"
     )
     return 0 if ok else 1
 
 
-def _parse_levels(text: str) -> Sizes:
-    try:
-        sizes = tuple((int(h), int(w)) for h, w in (pair.lower().split("x") for pair in text.split(",")))
-    except ValueError:
-        raise ValueError(f"--levels: expected sizes such as 8x10,4x5, got {text!r}") from None
-    if any(h < 1 or w < 1 for h, w in sizes):
-        raise ValueError(f"--levels: expected sizes of at least 1, got {text!r}")
-    return sizes
+def _chosen_cases(options: VerifyOptions, device_type: str) -> list[Case]:
+    shape = {
+        "B": options.batch,
+        "Q": options.queries,
+        "H": options.heads,
+        "D": options.channels,
+        "P": options.points,
+        "sizes": None if options.levels is None else parse_levels(options.levels),
+    }
+    given: dict[str, Any] = {name: value for name, value in shape.items() if value is not None}
+    if given:
+        base = Case() if device_type == "cuda" else Case(B=1, Q=9, H=1)
+        cases = [replace(base, coordinates=c, dtype=d, **given) for c in (None, 2, 4) for d in DTYPES.values()]
+    else:
+        cases = default_cases(device_type)
+    cases = [replace(case, seed=options.seed) for case in cases]
+    return [case for case in cases if options.dtype is None or case.dtype is DTYPES[options.dtype]]
 
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

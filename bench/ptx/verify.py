@@ -5,7 +5,6 @@ Each Triton kernel, both functions, both backwards and every dtype, in a minute 
 executed, and every access to memory checked; the step from PTX to machine code and concurrency are a device's to show.
 """
 
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,10 +13,11 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from ...kernels.arguments import Parser, architecture
+from ...kernels.options import capability
 from ...kernels.tolerances import Comparison, compare
 from ...kernels.triton import launch
 from ...kernels.verify import DTYPES, Case, evaluate, make_inputs
+from ..options import VerifyCompiledOptions
 from .parse import Fault
 from .triton_driver import executing
 
@@ -97,22 +97,9 @@ def run(arch: int, chosen: Sequence[Case]) -> bool:
     return ok
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns 0 if every error is within its bound and no kernel faults, 1 otherwise."""
-    parser = Parser(prog="msdeform verify --compiled", description="\n".join(__doc__.splitlines()[2:]))
-    parser.add_argument(
-        "--arch",
-        type=lambda text: architecture(text.removeprefix("sm_")),
-        default=90,
-        help="such as sm_90, the default",
-    )
-    parser.add_argument("--dtype", choices=DTYPES, help="of value; every dtype by default")
-    options = parser.parse_args(argv)
+def verify(options: VerifyCompiledOptions) -> int:
+    """``msdeform verify --compiled``; returns 0 if every error is within its bound and no kernel faults, else 1."""
     chosen = [case for case in cases() if options.dtype is None or case.dtype is DTYPES[options.dtype]]
-    ok = run(options.arch, chosen)
+    ok = run(capability(options.arch), chosen)
     print(f"\n{'every error is within its bound' if ok else 'BREACH: an error exceeds its bound, or a kernel faults'}")
     return 0 if ok else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -62,6 +62,13 @@ class Writes:
 
 
 @dataclass(frozen=True)
+class Bare:
+    """An option that may stand without a value, and has this one then."""
+
+    value: Any
+
+
+@dataclass(frozen=True)
 class Metavar:
     """What ``--help`` calls the value."""
 
@@ -104,6 +111,7 @@ def between(name: str, value: float | None, least: float, most: float) -> None:
 def nearest(what: str, name: str, known: Sequence[str]) -> str:
     """The sentence for a name that is not known: with the nearest that there are, or all."""
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+    near = near or [one for one in known if name and name in one][:3]
     return f"no {what} is called {name!r}; " + (
         f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}"
     )
@@ -417,13 +425,14 @@ def named(sentence: str, known: Sequence[Option]) -> str:
     return sentence
 
 
-def spelled(options: Any) -> list[str]:
-    """The words that say the same as an instance of a dataclass of options, those that are its defaults left out."""
+def spelled(options: Any, without: Sequence[str] = ()) -> list[str]:
+    """The words that say the same as an instance of a dataclass of options: those that are its defaults left out, and
+    the fields named ``without``."""
     words: list[str] = []
     given = {option.name: option.default for option in options_of(type(options), options)}
     for option in options_of(type(options)):
         value = given[option.name]
-        if value == option.default:
+        if value == option.default or option.name in without:
             continue
         if isinstance(value, bool):
             words.append(option.flag if value else f"--no-{option.name.replace('_', '-')}")
@@ -487,8 +496,12 @@ def _fill(parser: Parser, known: Sequence[Option], options: type[Any]) -> None:
         elif option.several and option.mark(Repeated):
             group.add_argument(option.flag, action="append", metavar=option.metavar, help=text, dest=option.name)
         else:
-            nargs = "+" if option.several else None
-            group.add_argument(option.flag, nargs=nargs, metavar=option.metavar, help=text, dest=option.name)
+            bare = option.mark(Bare)
+            nargs = "+" if option.several else None if bare is None else "?"
+            const = None if bare is None else str(bare.value)
+            group.add_argument(
+                option.flag, nargs=nargs, const=const, metavar=option.metavar, help=text, dest=option.name
+            )
     parser.add_argument_group("help").add_argument("-h", "--help", action="help", help="Show this and exit.")
 
 
@@ -539,6 +552,8 @@ def _refuse_unknown(parser: Parser, known: Sequence[Option], words: Sequence[str
             if equals:
                 parser.error(f"{flag}: expected no value, got {word.partition('=')[2]!r}")
             continue
+        if option.mark(Bare):
+            continue
         following = words[place + 1 : place + 2]
         if not equals and (not following or (following[0].startswith("--") and following[0] != "--")):
             parser.error(f"{flag}: expected {option.metavar} after it")
@@ -562,7 +577,7 @@ def _spare(parser: Parser, words: Sequence[str]) -> list[str]:
         action = parser._option_string_actions[word.partition("=")[0]]
         if "=" in word or action.nargs == 0:
             continue
-        if queue:
+        if queue and not (action.nargs == "?" and queue[0].startswith("--")):
             queue.pop(0)
         while action.nargs == "+" and queue and not queue[0].startswith("--"):
             queue.pop(0)

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from msdeform.bench import bounds, counts
-from msdeform.bench.cases import CASES, Case, make_inputs
+from msdeform.bench.cases import CASES, Case
+from msdeform.bench.inputs import make_inputs
 
 CPU = torch.device("cpu")
 

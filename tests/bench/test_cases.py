@@ -5,7 +5,8 @@ import torch
 
 from msdeform import fused_ms_deform_attn, ms_deform_attn
 from msdeform.bench import cases
-from msdeform.bench.cases import CASES, FULL, REDUCED, Case, find, levels, make_inputs, on_kinks, pixel_grid
+from msdeform.bench.cases import CASES, FULL, REDUCED, Case, find, levels
+from msdeform.bench.inputs import make_inputs, on_kinks, pixel_grid
 
 CPU = torch.device("cpu")
 UNIFORM = Case("uniform", ((8, 10), (4, 5)), B=1, H=2, D=4, locations="uniform")
@@ -39,7 +40,7 @@ def test_an_unknown_case_names_the_nearest() -> None:
         find("dino-encodr")
     with pytest.raises(ValueError, match="no case is called 'bev'; did you mean bevformer-like"):
         find("bev")
-    with pytest.raises(ValueError, match="no case is called 'qqqq'; expected some of encoder-800x1066-b2, "):
+    with pytest.raises(ValueError, match="no case is called 'qqqq'; there are encoder-800x1066-b2, "):
         find("qqqq")
     assert find("odd", "uniform").locations == "uniform"
 

@@ -96,9 +96,25 @@ def test_others_code_tells_of_the_machine() -> None:
         for name in ("triton", "core")
         for time, commit in ((100.0, "aaaa11"), (130.0, "bbbb22"))
     ]
-    text = report(compare(rows, "commit", "aaaa11", "bbbb22"), 0.05, "commit")
+    text = report(compare(rows, "commit", "aaaa11", "bbbb22"), 0.05, "commit", ("aaaa11", "bbbb22"))
     assert "code that is not this project's takes 1.30 times as long in B: 1 cells" in text
     assert "the machine itself changed" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "heads"),
+    [
+        (["aaaa", "bbbb22"], ["A: commit aaaa (aaaa11)", "B: commit bbbb22"]),
+        (["h200", "a100"], ["A: machine h200 (NVIDIA H200)", "B: machine a100 (NVIDIA A100)"]),
+        (["triton", "cuda"], ["A: backend triton", "B: backend cuda"]),
+    ],
+)
+def test_it_says_which_is_a_and_which_is_b(
+    words: list[str], heads: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [row("triton", 100.0), row("triton", 100.0, "bbbb22"), row("triton", 100.0, device="NVIDIA A100")]
+    main(["bench", "compare", *words, *write(tmp_path, *rows, row("cuda", 100.0))])
+    assert capsys.readouterr().out.splitlines()[:2] == heads
 
 
 def test_machines() -> None:

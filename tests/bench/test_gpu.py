@@ -71,7 +71,7 @@ def test_the_whole_script_on_a_bare_machine(tmp_path: Path) -> None:
     assert set(stages) == {stage.name for stage in gpu_stages.STAGES} | {"machine"}
     assert [stages[stage.name]["failure"] for stage in gpu_stages.STAGES] == [None] * len(gpu_stages.STAGES)
     skipped = {name: row["skipped"] for name, row in stages.items() if row.get("skipped")}
-    assert "not run: needs tyro and rich and faster_coco_eval and tensorboard" in skipped["training runs"]
+    assert "not run: needs rich and faster_coco_eval and tensorboard" in skipped["training runs"]
     ran = {stage.name for stage in gpu_stages.STAGES if stage.name not in skipped}
     least = {"versions", "correctness", "kernels", "operator", "verify", "tests", "detectors", "training steps"}
     assert ran >= least | {"explanations", "training options and loading"}

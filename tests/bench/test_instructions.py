@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from msdeform.bench import instructions, kernel_calls, listings
-from msdeform.bench.cases import Case, make_inputs
+from msdeform.bench import instructions, kernel_calls, listings, options
+from msdeform.bench.cases import Case
+from msdeform.bench.inputs import make_inputs
 from msdeform.bench.kernel_calls import Call
 from msdeform.cli import main
 from msdeform.kernels.cuda import compile as nvrtc
@@ -142,6 +143,7 @@ def test_someone_elses_triton_kernels(
     (kernels / "__init__.py").touch()
     (kernels / "msda_query_tiled.py").write_text(KERNELS)
     monkeypatch.setattr(instructions, "CASES", {TINY.name: TINY})
+    monkeypatch.setattr(options, "COUNTED_CASES", (TINY.name,))
     loaded = [name for name in sys.modules if name.split(".")[0] == "deformops"]
     for name in loaded:
         monkeypatch.delitem(sys.modules, name)
@@ -211,13 +213,13 @@ def test_another_file_is_not_the_official_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["--official", "none.cuh"], "--official: expected a file, got none.cuh"),
+        (["--official", "none.cuh"], "--official: expected a file; none.cuh does not exist"),
         (["--deformops", "tests"], "--deformops: expected a folder with the package in it, got tests"),
         (
             ["--cases", "encodr"],
-            "--cases: no case is called 'encodr'; expected some of encoder-400x533, decoder-400x533",
+            "--cases: no case is called 'encodr'; there are encoder-400x533, decoder-400x533",
         ),
-        (["--arch", "9"], "argument --arch: expected a compute capability times ten, such as 80 or 90, got 9"),
+        (["--arch", "9"], "--arch: expected a compute capability times ten, such as 80 or 90, got '9'"),
     ],
 )
 def test_wrong_words(words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:

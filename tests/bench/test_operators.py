@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from msdeform.bench import operators, peers, runner
+from msdeform.bench import operators, runner
+from msdeform.bench.options import PEERS, OperatorsOptions, SeedsOptions
 from msdeform.cli import main
 from tests.house.project import ROOT
 
@@ -147,10 +148,10 @@ def test_the_reduced_form_keeps_nothing_unasked(
 
 
 def test_the_plan_gives_the_module_to_our_backends_alone() -> None:
-    planned = operators.plan(["odd"], ["grid", "uniform"], ["float32"], peers.PEERS)
+    planned = operators.plan(["odd"], ["grid", "uniform"], ["float32"], PEERS)
     modules = {(job.backend, job.locations) for job in planned if job.function == "MSDeformAttn"}
     assert modules == {(name, "grid") for name in ("reference", "triton", "cuda")}
-    assert len(planned) == 2 * 2 * len(peers.PEERS) + 3
+    assert len(planned) == 2 * 2 * len(PEERS) + 3
 
 
 @pytest.mark.parametrize(
@@ -160,7 +161,7 @@ def test_the_plan_gives_the_module_to_our_backends_alone() -> None:
         (["--backends", "tritn"], "--backends: no backend is called 'tritn'; did you mean triton?"),
         (["--baseline", "cor"], "--baseline: no backend is called 'cor'; did you mean core"),
         (["--threads", "0"], "--threads: expected at least 1, got 0"),
-        (["--dtypes", "int8"], "argument --dtypes: invalid choice: 'int8'"),
+        (["--dtypes", "int8"], "--dtypes: expected float64, float32, float16 or bfloat16, got 'int8'"),
     ],
 )
 def test_slips(words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -171,5 +172,9 @@ def test_slips(words: list[str], sentence: str, capsys: pytest.CaptureFixture[st
 
 
 def test_the_place_of_the_rows_is_no_part_of_the_command() -> None:
-    assert runner.public(["--out", "x", "--quick"]) == ["--quick"]
-    assert runner.public(["--quick", "--out=x"]) == ["--quick"]
+    options = OperatorsOptions(quick=True, out=Path("x"), backends=("core", "fakes:wrong"), limit=2)
+    assert runner.command_line("msdeform bench", options) == [
+        *("msdeform", "bench", "--backends", "core", "fakes:wrong", "--quick", "--limit", "2")
+    ]
+    seeds = SeedsOptions(data=Path("/home/someone/four"), runs=Path("/tmp/runs"))
+    assert runner.command_line("msdeform bench seeds", seeds)[3:] == ["--data", "four"]

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from msdeform import fused_ms_deform_attn, ms_deform_attn
+from msdeform.bench import options
 from msdeform.bench import peers as module
-from msdeform.bench.cases import Case, make_inputs
+from msdeform.bench.cases import Case
+from msdeform.bench.inputs import make_inputs
 from msdeform.bench.peers import find
 from msdeform.kernels.triton import interpreter
 
@@ -23,8 +25,9 @@ def test_others_say_why_not() -> None:
     assert find("reference", CPU).reason is None
     assert "CUDA" in (find("cuda", CPU).reason or "")
     assert find("triton", CPU).reason
-    assert next(iter(module.PEERS)) == "reference"
-    assert set(module.COMPILED) == {"reference-compiled", "core-compiled"}
+    assert options.PEERS[0] == "reference"
+    assert tuple(module._MAKERS) == options.PEERS
+    assert set(options.COMPILED_PEERS) == {"reference-compiled", "core-compiled"}
 
 
 def test_an_unknown_peer_names_the_nearest() -> None:

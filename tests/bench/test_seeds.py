@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from msdeform.bench import records, seeds, spread
+from msdeform.bench.options import SeedsOptions
 from msdeform.cli import main
+from msdeform.common.options import parse
 from msdeform.train.log import read_log
 from msdeform.train.loop import train
 from msdeform.train.settings import resolve
@@ -38,6 +40,10 @@ def here(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def words(tmp_path: Path, *more: str) -> list[str]:
     places = ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "rows")]
     return ["bench", "seeds", "--quick", "--backends", "reference", "cuda", "--seeds", "0", "1", *places, *more]
+
+
+def options(tmp_path: Path, *more: str) -> SeedsOptions:
+    return parse(SeedsOptions, words(tmp_path, *more)[2:], "msdeform bench seeds")
 
 
 def stop_once(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
@@ -85,13 +91,13 @@ def test_a_run_that_was_stopped_goes_on_and_a_finished_one_is_not_done_again(
 
 
 def test_nothing_begins_when_the_time_is_over(here: list[str], tmp_path: Path) -> None:
-    assert seeds.run(words(tmp_path, "--minutes", "0")[2:]) == 2
+    assert seeds.fill(options(tmp_path, "--minutes", "0")) == 2
     assert here == []
 
 
 def test_a_run_that_fails_says_why_and_the_others_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(seeds, "_apart", lambda *_: (1, "msdeform train: out of memory at step 7"))
-    assert seeds.run(words(tmp_path)[2:]) == 0
+    assert seeds.fill(options(tmp_path)) == 0
     rows = records.read(tmp_path / "rows").rows
     assert [(row["failure"], row["ap"]) for row in rows] == [("msdeform train: out of memory at step 7", None)] * 2
 
@@ -122,10 +128,9 @@ def test_one_that_does_not_stop_is_killed(tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     ("more", "sentence"),
     [
-        (
-            ["--epochs", "0"],
-            "expected --images, --epochs and --batch of 1 or more, --seeds of 0 or more, and --lr above 0",
-        ),
+        (["--epochs", "0"], "--epochs: expected at least 1, got 0"),
+        (["--seeds", "-1"], "--seeds: expected at least 0, got -1"),
+        (["--lr", "0"], "--lr: expected a number above 0, got 0"),
         (["--image-size", "32"], "--image-size: expected at least 64 pixels, got 32"),
         (["--model", "detr_r5"], "--model: no model is called 'detr_r5'"),
     ],

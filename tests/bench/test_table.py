@@ -137,14 +137,17 @@ def test_measured_on_a_cpu_it_is_the_reduced_form(
     [
         ([], "msdeform table: expected one table to print, --flops, --speed or --training\n"),
         (["--flops", "--speed"], "msdeform table: expected one table to print, --flops, --speed or --training\n"),
-        (["--flop", "--model", "x"], "msdeform table: --models: no model is called 'x'; expected some of "),
+        (["--flops", "--models", "x"], "msdeform table: --models: no model is called 'x'; "),
         (
             ["--flops", "--models", "detr_r5"],
             "msdeform table: --models: no model is called 'detr_r5'; did you mean detr_r50 or ",
         ),
         (["--flops", "--out", "README.md"], "msdeform table: --out: expected a folder, got the file README.md\n"),
         (["--speed", "--batch", "0"], "msdeform table: --batch: expected at least 1, got 0\n"),
-        (["--speed", "--backends", "tritn"], "msdeform table: argument --backends: invalid choice: 'tritn'"),
+        (
+            ["--speed", "--backends", "tritn"],
+            "msdeform table: --backends: expected reference, triton or cuda, got 'tritn'; did you mean triton?",
+        ),
     ],
 )
 def test_a_slip_gets_a_sentence(

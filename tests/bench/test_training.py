@@ -128,7 +128,9 @@ def test_rows_are_kept_and_not_measured_again(shapes: Path, tmp_path: Path, caps
     [
         (["--options", "compiel"], "--options: no option is called 'compiel'; did you mean compile?"),
         (["--image", "800"], "--image: expected HEIGHTxWIDTH of at least 32 pixels, such as 800x1066, got 800"),
-        (["--batch", "0"], "expected --workers of 0 or more, --batch of 1 or more, and --seconds above 0"),
+        (["--batch", "0"], "--batch: expected at least 1, got 0"),
+        (["--workers", "-1"], "--workers: expected at least 0, got -1"),
+        (["--seconds", "0"], "--seconds: expected a number above 0, got 0"),
         (["--model", "detr_r5"], "--model: no model is called 'detr_r5'"),
     ],
 )

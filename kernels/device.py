@@ -1,0 +1,20 @@
+"""Where it runs: the device that a name stands for."""
+
+import torch
+
+
+def choose_device(name: str) -> torch.device:
+    """``auto``, or a device that is there.
+
+    Raises:
+        ValueError: the device is unknown or absent.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device: expected auto, cpu, cuda or cuda:N, got {name!r}") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device: {name} is not there; this machine has {torch.cuda.device_count()} CUDA devices")
+    return device
