@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ..common.options import parse, refuse_unknown
+from ..common.options import check, parse
 from ..models.files import checkpoints_in
 from .config import Recipe, TrainOptions, flatten, from_plain, merged, to_plain
 from .configfile import merged_from_file, read_settings, write_settings
@@ -44,27 +44,28 @@ def resolve(
         SystemExit: a wrong flag (status 2), or ``--help`` and ``--preset list``, which are answered here (0).
     """
     words = list(words)
-    refuse_unknown(TrainOptions, words, program, counterpart)
+    helping = bool({"-h", "--help"} & {*words})
+    if not helping:
+        check(TrainOptions, words, program, counterpart)  # before a file or a checkpoint is read
     given = _look_ahead(words)
     if given.preset == "list":
         print(list_presets())
         raise SystemExit(0)
-    if given.resume is None or {"-h", "--help"} & {*words}:
+    if given.resume is None or helping:
         return _parse(words, program, _starting_point(given))
     if given.resume != "auto":
         if given.preset or given.config:
             flag = "--preset" if given.preset else "--config"
             raise ValueError(
-                f"{flag}: expected none beside --resume, which goes on with the run's own settings; "
+                f"{flag}: expected none beside --resume, which continues with the run's own settings; "
                 "single flags do change them"
             )
-        _parse(words, program, TrainOptions())  # a mistake is told before a checkpoint is read
         base = load(Path(given.resume))
         return _parse(words, program, _with_run(base, out=None, resume=None))
     base = _starting_point(given)
     out = given.out or base.run.out
     if out is None:
-        raise ValueError("resume: auto goes on with the run in --out; name that folder with --out DIR")
+        raise ValueError("resume: auto resumes the run in --out; name that folder with --out DIR")
     resume = Path(out) if checkpoints_in(Path(out)) else None
     if resume is not None:
         base = load(resume)

@@ -338,6 +338,29 @@ def parse(
         advice: what to say of an unknown option that one may expect, or None.
     """
     known = list(options_of(options, default))
+    parser, values, check_paths = _taken_apart(options, known, words, program, advice)
+    for option in known:
+        if values[option.name] is dataclasses.MISSING:
+            what = option.flag if option.mark(Positional) else f"{option.flag} {option.metavar}"
+            parser.error(f"expected {what}: {_lower(option.help)}")
+    try:
+        read = build(options, values)
+    except ValueError as error:
+        parser.error(named(str(error), known))
+    check_paths()  # after the words: one that is wrong is wrong on every machine
+    return read
+
+
+def check(options: type[Any], words: Sequence[str], program: str, advice: Advice = lambda flag: None) -> None:
+    """Ends the process, as `parse` would, for words that are wrong whatever else is said; arguments as its."""
+    _, _, check_paths = _taken_apart(options, list(options_of(options)), words, program, advice)
+    check_paths()
+
+
+def _taken_apart(
+    options: type[Any], known: Sequence[Option], words: Sequence[str], program: str, advice: Advice
+) -> tuple[Parser, dict[str, Any], Callable[[], None]]:
+    """The parser, the values by name, defaults among them, and what checks the paths that were given."""
     parser = _parser(options, known, program)
     words = [_dashed(word) for word in words]
     if {"-h", "--help"} & {*words}:
@@ -352,30 +375,17 @@ def parse(
             values[option.name] = _read(option, given[option.name])
         except WrongValue as error:
             parser.error(f"{option.flag}: {error}")
-    for option in known:
-        if values[option.name] is dataclasses.MISSING:
-            what = option.flag if option.mark(Positional) else f"{option.flag} {option.metavar}"
-            parser.error(f"expected {what}: {_lower(option.help)}")
-    try:
-        read = build(options, values)
-    except ValueError as error:
-        parser.error(named(str(error), known))
-    for option in told:  # files come last: a word that is wrong is wrong on every machine
-        try:
-            for word in given[option.name] if option.several else [given[option.name]]:
-                if not isinstance(word, bool):
-                    option.check_path(word)
-        except WrongValue as error:
-            parser.error(f"{option.flag}: {error}")
-    return read
 
+    def check_paths() -> None:
+        for option in told:
+            try:
+                for word in given[option.name] if option.several else [given[option.name]]:
+                    if not isinstance(word, bool):
+                        option.check_path(word)
+            except WrongValue as error:
+                parser.error(f"{option.flag}: {error}")
 
-def refuse_unknown(options: type[Any], words: Sequence[str], program: str, advice: Advice = lambda flag: None) -> None:
-    """Ends the process, as `parse` would, for an option that the dataclass does not have; arguments as its."""
-    known = list(options_of(options))
-    words = [_dashed(word) for word in words]
-    if not {"-h", "--help"} & {*words}:
-        _refuse_unknown(_parser(options, known, program), known, words, advice)
+    return parser, values, check_paths
 
 
 def _parser(options: type[Any], known: Sequence[Option], program: str) -> Parser:
@@ -418,7 +428,7 @@ def build(kind: type[T], values: dict[str, Any]) -> T:
 
 def named(sentence: str, known: Sequence[Option]) -> str:
     """An error's sentence; where it begins with the name of one of these options, with that as it is typed."""
-    head = re.match(r"(?:--)?([a-z][a-z_-]*)(?= '[^']*':|:)", sentence)
+    head = re.match(r"(?:--)?([A-Za-z][a-z_-]*)(?= '[^']*':|:)", sentence)
     for option in known:
         if head and head[1].replace("-", "_") == option.name:
             return option.flag + sentence[head.end() :]

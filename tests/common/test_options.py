@@ -15,10 +15,10 @@ from msdeform.common.options import (
     Repeated,
     WriteFolder,
     at_least,
+    check,
     command,
     options_of,
     parse,
-    refuse_unknown,
     spelled,
 )
 
@@ -162,7 +162,7 @@ def test_a_word_too_many_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_advice_for_an_option_of_another_program(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        refuse_unknown(Words, ["--lr", "x", "--sgd"], "p", lambda flag: "AdamW only" if flag == "--sgd" else None)
+        check(Words, ["--lr", "x", "--sgd"], "p", lambda flag: "AdamW only" if flag == "--sgd" else None)
     assert capsys.readouterr().err == "p: unknown option --sgd; AdamW only\n"
 
 

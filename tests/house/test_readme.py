@@ -59,7 +59,7 @@ def uses() -> list[tuple[str, tuple[str, ...]]]:
         words = shlex.split(line, comments=True)
         if words and words[0].split("/")[-1] == "msdeform":
             name = " ".join(words[1:3]) if " ".join(words[1:3]) in COMMANDS else words[1]
-            found.append((name, tuple(word for word in words if word.startswith("--"))))
+            found.append((name, tuple(word for word in words[1 + len(name.split()) :] if word.startswith("--"))))
     return found
 
 

@@ -75,8 +75,8 @@ def test_a_resumed_run_has_its_own_settings_but_for_flags(run_folder: Path) -> N
 
 @pytest.mark.parametrize("flag", ["--preset", "--config"])
 def test_preset_and_file_beside_resume_are_refused(run_folder: Path, flag: str) -> None:
-    with pytest.raises(ValueError, match=rf"^{flag}: expected none beside --resume, which goes on with the run's own"):
-        resolve(["--resume", str(run_folder), flag, "detr-300"], load=checkpoint())
+    with pytest.raises(ValueError, match=rf"^{flag}: expected none beside --resume, which continues with the run's own"):
+        resolve(["--resume", str(run_folder), flag, __file__], load=checkpoint())
 
 
 def test_resume_auto_starts_a_run_where_there_is_none(tmp_path: Path, file: Path) -> None:
@@ -101,7 +101,7 @@ def test_resume_auto_takes_the_folder_from_the_file(run_folder: Path, file: Path
 
 
 def test_resume_auto_needs_a_folder() -> None:
-    with pytest.raises(ValueError, match=r"^resume: auto goes on with the run in --out; name that folder with --out"):
+    with pytest.raises(ValueError, match=r"^resume: auto resumes the run in --out; name that folder with --out"):
         resolve(["--resume", "auto"])
 
 
