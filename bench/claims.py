@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from .options import PEERS
 from .records import Row
-from .tables import CELL, Line, microseconds, times_faster
+from .tables import CELL, DIFFERS, Line, microseconds, times_faster
 
 
 def claims(rows: Sequence[Row], missing: Sequence[Row]) -> list[Line]:
@@ -28,10 +28,15 @@ def _state(rows: Sequence[Row]) -> str:
     if not rows:
         return "not measured"
     measured = sum(row["median_us"] is not None for row in rows)
-    wrong = sum((row["failure"] or "").startswith("incorrect") for row in rows)
+    further_off = sum((row["failure"] or "").startswith(DIFFERS) for row in rows)
     absent = sum(row["failure"] == "it has no such function" for row in rows)
-    failed = len(rows) - measured - wrong - absent
-    parts = [(measured, "measured"), (wrong, "wrong"), (failed, "failed"), (absent, "has none")]
+    failed = len(rows) - measured - further_off - absent
+    parts = [
+        (measured, "measured"),
+        (further_off, "wrong" if rows[0].get("ours") else "differing"),
+        (failed, "failed"),
+        (absent, "has none"),
+    ]
     return ", ".join(f"{count} {what}" for count, what in parts if count)
 
 

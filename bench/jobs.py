@@ -40,7 +40,7 @@ class Operator:
         """Its rows without numbers."""
         case = cases.find(self.case, self.locations)
         shape = {"B": case.B, "Q": case.queries, "S": case.S, "H": case.H, "D": case.D, "L": case.L, "P": case.P}
-        more = ("baseline", "peak_mb", "saved_mb", "composed", "setting")
+        more = ("baseline", "peak_mb", "saved_mb", "composed", "setting", "limits")
         numbers = dict.fromkeys((*Check._fields, *_TIMING, *_RATIO, *more))
         row = {"kind": self.kind, **asdict(self), "ours": False, "shape": shape, **numbers, **bounds.UNKNOWN}
         return [{**row, "direction": direction, "failure": failure} for direction in DIRECTIONS]

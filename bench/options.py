@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
+from ..cli import COMMANDS
 from ..common.options import (
     Bare,
     Metavar,
@@ -44,6 +45,7 @@ STEP_OPTIONS = (
 CacheName = Literal["none", "files", "pixels"]
 TrainingPart = Literal["loading", "memory", "step"]
 Counted = Literal["triton", "cuda"]
+COUNTED_IMPLEMENTATIONS: tuple[Counted, ...] = get_args(Counted)
 COUNTED_CASES = (ENCODER, DECODER)
 EXPLAINED_MODELS = ("deformable_detr_r50", "detr_r50")
 SEARCHED_CASES = ("encoder-800x1066-b2", "decoder-800x1066")
@@ -220,7 +222,7 @@ class InstructionsOptions:
     """Inputs by name."""
     dtypes: tuple[CountedDtype, ...] = get_args(CountedDtype)
     """Dtypes of value."""
-    implementations: tuple[Counted, ...] = get_args(Counted)
+    implementations: tuple[Counted, ...] = COUNTED_IMPLEMENTATIONS
     """Which of ours to count."""
     deformops: ReadFolder | None = None
     """Count deformops' Triton kernels instead: the folder that holds the package, unpacked."""
@@ -315,6 +317,23 @@ class SeedsOptions:
         at_least("image_size", self.image_size, 64, "pixels")
         _above_0("lr", self.lr)
         at_least("minutes", self.minutes, 0)
+        _rows(self.out)
+
+
+@dataclass(frozen=True)
+class StartupOptions:
+    """CPU time of every command before it does anything: ``--help``, a typo, an option out of range."""
+
+    commands: tuple[Annotated[str, Metavar("COMMAND")], ...] = ()
+    """Some of the commands by name, one of two words in quotes; all when not given."""
+    times: Count = 5
+    """Runs of each, after one to warm up; the median counts."""
+    out: Rows | None = None
+    """Folder for the rows."""
+
+    def __post_init__(self) -> None:
+        _known("commands", "command", self.commands, list(COMMANDS))
+        at_least("times", self.times, 1)
         _rows(self.out)
 
 

@@ -48,6 +48,8 @@ class Peer:
     """a backend of this project: one that fails its check fails the run"""
     setting: str | None = None
     """what is set while its backward runs, beside the backend"""
+    limits: str | None = None
+    """why it differs from float64 where it is known to, in words"""
 
 
 def find(name: str, device: torch.device) -> Peer:
@@ -173,7 +175,14 @@ class _Tables:
 
 def _core(device: torch.device) -> Peer:
     """What the official repository calls its core: the sum over levels of a weighted grid_sample, and no more. It
-    promises nothing for numbers that are not finite, and computes in value's dtype."""
+    promises nothing for numbers that are not finite, and computes in value's dtype.
+
+    Maps are views of value, as there: PyTorch 2.11's grid_sample on a CPU returns numbers of any size for 16-bit maps
+    whose channels lie side by side.
+    """
+    limits = "it computes in value's dtype, in which locations of 16 bits are half a pixel off on a wide map"
+    if device.type == "cpu":
+        limits += "; and PyTorch's grid_sample on a CPU may return any number for 16-bit maps that are not contiguous"
 
     def plain(value: Tensor, sizes: Sizes, locations: Tensor, weights: Tensor) -> Tensor:
         B, _, H, D = value.shape
@@ -186,7 +195,7 @@ def _core(device: torch.device) -> Peer:
             output = output + (sampled * weights[:, :, :, level].transpose(1, 2).flatten(0, 1)[:, None]).sum(-1)
         return output.view(B, H * D, Q).transpose(1, 2)
 
-    return _composed("core", plain)
+    return replace(_composed("core", plain), limits=limits)
 
 
 def _compiled(name: str, device: torch.device) -> Peer:
@@ -200,6 +209,7 @@ def _compiled(name: str, device: torch.device) -> Peer:
         f"{name}-compiled",
         plain=torch.compile(peer.plain, fullgraph=True, dynamic=False),
         fused=torch.compile(peer.fused, fullgraph=True, dynamic=False),
+        limits=peer.limits,
     )
 
 

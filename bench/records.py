@@ -36,6 +36,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "loading-memory": ("workers", "entries"),
     "training-step": ("model", "backend", "dtype", "batch", "image", "option"),
     "seeds": ("model", "settings", "backend", "seed"),
+    "startup": ("program", "way"),
     "explanation": ("model", "image", "backend"),
 }
 # and from where: the code is a digest of the sources that are measured, which a commit names where the tree is clean

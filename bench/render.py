@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..common.options import nearest
 from ..models.files import atomic_file
-from . import claims, counts, explain, model, plots, records, roofline, spread, training
+from . import claims, counts, explain, model, plots, records, roofline, spread, startup, training
 from .options import RenderOptions
 from .published import PUBLISHED
 from .records import Records, Row
@@ -261,6 +261,10 @@ def _explanations(found: Records, _: list[Plot]) -> str:
     return _tables(found, "explanation", explain.explanation_table, 3)
 
 
+def _startup(found: Records, _: list[Plot]) -> str:
+    return _tables(found, "startup", startup.startup_table, 1)
+
+
 def _seeds(found: Records, plotted: list[Plot]) -> str:
     return _trained(found, plotted, with_table=True)
 
@@ -322,4 +326,5 @@ BLOCKS: dict[str, Callable[[Records, list[Plot]], str]] = {
     "loading-memory": _loading_memory,
     "training-steps": _training_steps,
     "explanations": _explanations,
+    "startup": _startup,
 }

@@ -100,7 +100,7 @@ class Book:
                 shown = self.path.resolve().relative_to(Path.cwd())
             print(f"{len(self.rows)} rows appended to {shown}")
         if self.skipped:
-            print("\nskipped or failed")
+            print("\nnot measured")
             print("\n".join(f"  {line}" for line in dict.fromkeys(self.skipped)))
         print()
 

@@ -122,7 +122,7 @@ def wrong(case: str, dtype: str, kernel: str, choice: Settings, device: torch.de
         true = truth.results[name]
         comparison = compare(result[keep], true[keep], compute, gradient=name != "output")
         if not comparison.ok:
-            return f"incorrect {name}: error {comparison.error:.2e}, bound {comparison.bound:.2e}"
+            return workloads.difference(name, comparison)
     return None
 
 

@@ -57,6 +57,7 @@ class OperatorMeasurer:
         for row in job.unmeasured(None):
             direction = row["direction"]
             row.update({**checks[direction]._asdict(), "ours": peer.ours, "composed": peer.composed if fused else None})
+            row["limits"] = peer.limits
             row["setting"] = None if direction == "forward" else peer.setting
             if row["failure"] is None:
                 try:

@@ -18,6 +18,7 @@ from ..models.attention import MSDeformAttn
 from .cases import Case
 from .inputs import OperatorInputs, on_kinks
 from .peers import Peer
+from .tables import DIFFERS
 
 # the differentiable inputs of the two functions, in their order
 _PLAIN = ("value", "sampling_locations", "attention_weights")
@@ -139,8 +140,14 @@ def sentence(error: Exception) -> str:
 
 def _verdict(comparisons: dict[str, Comparison]) -> Check:
     name, worst = max(comparisons.items(), key=lambda item: _excess(item[1]))
-    wrong = None if worst.ok else f"incorrect {name}: error {worst.error:.2e}, bound {worst.bound:.2e}"
-    return Check(worst.error, worst.bound, wrong)
+    return Check(worst.error, worst.bound, None if worst.ok else difference(name, worst))
+
+
+def difference(name: str, comparison: Comparison) -> str:
+    """What is told of a result that is further from float64 than its bound."""
+    if math.isnan(comparison.error):
+        return f"{DIFFERS} in {name}: some numbers are not finite in one of the two only"
+    return f"{DIFFERS} in {name}: error {comparison.error:.2e}, bound {comparison.bound:.2e}"
 
 
 def _excess(comparison: Comparison) -> float:

@@ -165,6 +165,11 @@ COMMANDS = {
         "bench.seeds:run",
         "train on every backend with several seeds: do their APs agree?",
     ),
+    "bench startup": Command(
+        "bench.options:StartupOptions",
+        "bench.startup:run",
+        "CPU time of each command's --help and of its answers to mistakes",
+    ),
     "bench training": Command(
         "bench.options:TrainingOptions",
         "bench.training:run",

@@ -291,7 +291,7 @@ def test_every_stage_in_its_full_form(
 
     def rows(case: str, dtype: str, kernel: str, choices: Any, *_: Any) -> Any:
         lead = {"kind": "variant", "case": case, "dtype": dtype, "kernel": kernel, "median_us": 1.0, "ratio": 1.0}
-        wrong = {"failure": "incorrect output", "ratio_low": 1.0, "ratio_high": 1.0}
+        wrong = {"failure": "differs from float64 in output", "ratio_low": 1.0, "ratio_high": 1.0}
         return ({**lead, **wrong, "choice": gpu_stages.search.words(choice)} for choice in choices)
 
     def profiled(what: str, backend: str, device: torch.device) -> records.Row:
@@ -334,7 +334,7 @@ def test_every_stage_in_its_full_form(
     assert run.left == []
     assert "ncu is not installed (it comes with the CUDA toolkit)" in run.failures
     assert (
-        sum(failure.endswith("incorrect output") for failure in run.failures) == 10
+        sum(failure.endswith("differs from float64 in output") for failure in run.failures) == 10
     )  # two bands, three walks, two dtypes
     # variants that are recorded are not measured again
     monkeypatch.setattr(gpu_stages.search, "rows", lambda *_: pytest.fail("measured again"))
@@ -346,7 +346,7 @@ def test_every_stage_in_its_full_form(
 def test_a_wrong_row_fails_its_stage_until_it_is_measured_right(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    wrong: list[str | None] = ["incorrect output"]
+    wrong: list[str | None] = ["differs from float64 in output"]
 
     def measured(jobs: list[Job], settings: runner.Settings, book: runner.Book, processes: int = 1) -> int:
         for job in book.new(jobs):
@@ -359,7 +359,10 @@ def test_a_wrong_row_fails_its_stage_until_it_is_measured_right(
         run = run_of(tmp_path, quick=True, retry=retry)
         gpu_stages.correctness(run)
         assert len(run.failures) == 32
-        assert "encoder-reduced, grid, float32, ms_deform_attn, forward, reference: incorrect output" in run.failures
+        assert (
+            "encoder-reduced, grid, float32, ms_deform_attn, forward, reference: differs from float64 in output"
+            in run.failures
+        )
     wrong[0] = None
     run = run_of(tmp_path, quick=True, retry=True)
     gpu_stages.correctness(run)

@@ -10,6 +10,7 @@ import torch
 
 from msdeform.bench import instructions, kernel_calls, listings, options
 from msdeform.bench.cases import Case
+from msdeform.bench.counts import COUNTS
 from msdeform.bench.inputs import make_inputs
 from msdeform.bench.kernel_calls import Call
 from msdeform.cli import main
@@ -162,6 +163,29 @@ def test_someone_elses_triton_kernels(
     assert rows[2]["reductions"] > 0
     assert str(tmp_path) not in rows[0]["command"]
     assert "sass / ptx" in capsys.readouterr().out
+
+
+def test_each_line_is_printed_when_its_call_is_done(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    printed: list[str] = []
+    told: list[str] = []
+
+    def counted(call: Call, case: Case, dtype: str, arch: int) -> list[dict[str, Any]]:
+        seen = capsys.readouterr()
+        printed.append(seen.out)
+        told.append(seen.err)
+        row = {"case": case.name, "implementation": "triton", "call": call.name, "kernel": "k", "dtype": dtype}
+        return [{**row, **dict.fromkeys(COUNTS, 1.0), "sass": 9, "ptx": 10, "registers": 40, "spilled_bytes": 0}]
+
+    calls = [Call("triton", name, lambda _: None) for name in ("one", "two")]
+    monkeypatch.setattr(instructions, "counted", counted)
+    monkeypatch.setattr(instructions, "_OURS", {"triton": lambda *_: iter(calls)})
+    words = ["--cases", "decoder-400x533", "--dtypes", "float32", "--implementations", "triton"]
+    assert main(["bench", "instructions", *words]) == 0
+    assert "warp instructions" in printed[0]  # the head
+    assert printed[1].split()[:3] == ["decoder-400x533", "triton", "one"]
+    assert told == [f"compiling and executing triton, {name}, float32, decoder-400x533\n" for name in ("one", "two")]
 
 
 # what stands where the official kernels are, with the arguments that their launches have

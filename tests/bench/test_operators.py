@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -104,8 +105,20 @@ def test_one_that_is_wrong_is_shown_as_wrong(bench: Bench, capsys: pytest.Captur
     assert kinds == {"fakes:wrong": "operator", "mmcv": "missing"}
     assert all(row["median_us"] is None for row in rows if row["kind"] == "operator")
     printed = capsys.readouterr().out
-    assert "fakes:wrong  wrong" in printed
+    assert "fakes:wrong  differs" in printed
     assert "mmcv: not installed (pip install openmim && mim install mmcv)" in printed
+
+
+def test_the_known_limits_of_one_that_differs_are_told_in_words(
+    bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, rows = bench("--cases", "encoder-200x266", "--backends", "core", "--dtypes", "bfloat16")
+    assert status == 0
+    assert {row["median_us"] for row in rows} == {None}
+    printed = capsys.readouterr().out
+    assert printed.count("differs from float64 in output") == 4  # forward and both: why, and in the table
+    assert "core differs from float64, and gets no speed: it computes in value's dtype" in printed
+    assert not {"nan", "incorrect", "wrong", "failed"} & set(re.split(r"\W+", printed))
 
 
 def test_what_is_recorded_is_not_measured_again(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
@@ -130,7 +143,7 @@ def test_another_code_is_measured_anew(bench: Bench, monkeypatch: pytest.MonkeyP
 
 def test_a_backend_of_ours_that_is_wrong_fails_the_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def wrong(jobs: Any, settings: Any, book: runner.Book) -> int:
-        for row in jobs[0].unmeasured("incorrect output"):
+        for row in jobs[0].unmeasured("differs from float64 in output"):
             book.add({**row, "ours": True})
         return 0
 

@@ -108,7 +108,7 @@ def test_without_rows_nothing_is_claimed(tmp_path: Path) -> None:
     readme = page(tmp_path, *render.BLOCKS)
     assert run(tmp_path, []) == 0
     text = readme.read_text()
-    assert text.count("No such row is recorded yet.") == 12
+    assert text.count("No such row is recorded yet.") == 13
     assert "No row of a GPU is recorded yet" in text
     assert text.count("not trained") == 10
     assert text.count("not counted") == 20
@@ -119,7 +119,7 @@ def test_claims_over_measured_rows_alone() -> None:
     rows = [
         operator("reference", 100.0),
         operator("core", 50.0),
-        operator("mmcv", None, "incorrect output: error 1"),
+        operator("mmcv", None, "differs from float64 in output: error 1"),
         operator("official", None, "crashed with signal 11 (SIGSEGV)"),
         operator("dcnv4", None, "it has no such function"),
         operator("core", 50.0, case="odd-wide-head"),
@@ -127,7 +127,7 @@ def test_claims_over_measured_rows_alone() -> None:
     lines = {line[0]: line[1:] for line in claims.claims(rows, [{"backend": "cuda", "reason": "no CUDA device"}])}
     assert lines["implementation"] == ("odd", "odd-wide-head", "")
     assert lines["core"] == ("1 measured", "1 measured", "")
-    assert lines["mmcv"] == ("1 wrong", "not measured", "")
+    assert lines["mmcv"] == ("1 differing", "not measured", "")
     assert lines["official"] == ("1 failed", "not measured", "")
     assert lines["dcnv4"] == ("1 has none", "not measured", "")
     assert lines["cuda"] == ("not measured", "not measured", "no CUDA device")
@@ -145,10 +145,10 @@ def test_two_that_cannot_be_told_apart_have_no_fastest() -> None:
 def test_wrong_failed_and_noisy_are_said(tmp_path: Path) -> None:
     rows = [
         operator("reference", 100.0, noisy="it spread"),
-        operator("mmcv", None, "incorrect output"),
+        operator("mmcv", None, "differs from float64 in output"),
         operator("core", None, "crashed"),
     ]
-    assert claims.speeds(rows)[1][5:] == ("100 (noisy)", "wrong", "failed")
+    assert claims.speeds(rows)[1][5:] == ("100 (noisy)", "differs", "failed")
 
 
 def floored(backend: str, median: float) -> dict[str, Any]:

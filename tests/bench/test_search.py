@@ -55,7 +55,7 @@ def test_a_wrong_choice_is_never_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(search, "_prepared", answering("BAND=8"))
     choices = [{"BAND": 8}, {"BAND": 0}, {"BAND": 9}, {"BAND": None}]
     rows = {row["choice"]: row for row in search.rows("small", "float32", search.FORWARD, choices, CPU, 0.0)}
-    assert rows["BAND=8"]["failure"].startswith("incorrect output: error")
+    assert rows["BAND=8"]["failure"].startswith("differs from float64 in output: error")
     assert rows["BAND=8"]["median_us"] is None
     assert rows["BAND=9"]["failure"] == "RuntimeError: out of registers"
     for name in ("BAND=0", "BAND=free"):
@@ -63,7 +63,7 @@ def test_a_wrong_choice_is_never_timed(monkeypatch: pytest.MonkeyPatch) -> None:
         assert rows[name]["median_us"] > 0
         assert rows[name]["beside"] == "BAND=0"  # the first that is right
     assert rows["BAND=0"]["ratio"] == 1.0
-    assert "incorrect output" in search.table([*rows.values()])
+    assert "differs from float64 in output" in search.table([*rows.values()])
 
 
 def test_no_choice_is_timed_where_none_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,7 +146,7 @@ def test_a_wrong_kernel_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(variants, "sorted_backward", skewed)
     answer = search.wrong("small", "float32", search.BACKWARD, {"RUN": 32}, CPU)
     assert answer is not None
-    assert answer.startswith("incorrect value: error")
+    assert answer.startswith("differs from float64 in value: error")
 
 
 @pytest.mark.slow

@@ -92,8 +92,8 @@ def test_the_baseline_is_no_ratio_of_itself() -> None:
 def test_a_wrong_output_gets_no_speed() -> None:
     rows = rows_of(variant("wrong", output=1.001))
     assert all(row["median_us"] is None and row["ratio"] is None for row in rows)
-    assert rows[0]["failure"].startswith("incorrect output: error")
-    assert rows[1]["failure"].startswith("incorrect sampling_locations")
+    assert rows[0]["failure"].startswith("differs from float64 in output: error")
+    assert rows[1]["failure"].startswith("differs from float64 in sampling_locations")
 
 
 def test_a_wrong_gradient_costs_the_backward_its_speed() -> None:
@@ -160,5 +160,5 @@ def test_a_slowed_backend_is_flagged_and_its_twin_is_not() -> None:
     rows = [{**row, **source} for row in rows if row["direction"] == "forward"]
     flagged = compare(rows, "backend", "reference", "slow")
     assert [change.verdict(0.05) for change in flagged] == ["slower REGRESSION"] * 2
-    assert "2 cells, 2 REGRESSIONS" in report(flagged, 0.05, "backend")
+    assert "2 cells, 2 REGRESSIONS" in report(flagged, 0.05, "backend", ("reference", "slow"))
     assert not any("REGRESSION" in change.verdict(0.25) for change in compare(rows, "backend", "reference", "twin"))

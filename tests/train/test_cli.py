@@ -46,6 +46,7 @@ def test_help_lists_every_command_in_a_line_each() -> None:
         "bench render",
         "bench roofline",
         "bench seeds",
+        "bench startup",
         "bench training",
         "ablate",
         "table",
@@ -86,7 +87,7 @@ def test_every_command_is_where_it_is_said_to_be(name: str) -> None:
         (
             ["bench", "comapre", "a"],
             "'bench' is followed by compare or dispatch or explain or instructions or model or render or "
-            "roofline or seeds or training; got 'bench comapre'",
+            "roofline or seeds or startup or training; got 'bench comapre'",
         ),
     ],
 )

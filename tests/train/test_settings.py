@@ -75,7 +75,7 @@ def test_a_resumed_run_has_its_own_settings_but_for_flags(run_folder: Path) -> N
 
 @pytest.mark.parametrize("flag", ["--preset", "--config"])
 def test_preset_and_file_beside_resume_are_refused(run_folder: Path, flag: str) -> None:
-    with pytest.raises(ValueError, match=rf"^{flag}: expected none beside --resume, which continues with the run's own"):
+    with pytest.raises(ValueError, match=rf"^{flag}: expected none beside --resume, which continues"):
         resolve(["--resume", str(run_folder), flag, __file__], load=checkpoint())
 
 
