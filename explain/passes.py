@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from ..models.boxes import cxcywh_to_xyxy
 from ..models.detector import Detector
 from ..models.geometry import widen
+from ..models.mode import evaluating
 from ..train.coco import CocoDetection
 from ..train.data import evaluation_loader, to_device
-from ..train.evaluate import autocast, evaluating
+from ..train.evaluate import autocast
 from ..train.files import atomic_file
 from ..train.results import result_rows
 from .effects import Sights

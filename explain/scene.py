@@ -19,6 +19,7 @@ from ..models.boxes import cxcywh_to_xyxy
 from ..models.detector import Detector
 from ..models.geometry import valid_ratios, widen
 from ..models.images import ImageLike, normalise, read_image
+from ..models.mode import evaluation_mode
 from ..models.size import Size
 from .attention import Shapes, share_of_levels
 from .capture import Gradients, Record, Tape, capture
@@ -375,16 +376,13 @@ def _ratios(tape: Tape, shapes: Sequence[tuple[int, int]], count: int) -> Tensor
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, and parameters without gradients; then as everything was."""
-    modes = [(module, module.training) for module in model.modules()]
     wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    model.eval()
     for parameter, _ in wanted:
         parameter.requires_grad_(False)
     try:
-        yield
+        with evaluation_mode(model):
+            yield
     finally:
-        for module, training in modes:
-            module.training = training
         for parameter, before in wanted:
             parameter.requires_grad_(before)
 

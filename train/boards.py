@@ -16,7 +16,7 @@ from .files import atomic_file
 # the file in a run's folder that holds the id of its run at Weights & Biases
 WANDB_ID = "wandb-id"
 
-_SPEED = ("images_per_s", "data_s", "step_s", "memory_mb")
+_SPEED = ("images_per_s", "seconds_per_step", "data_seconds_per_step", "memory_mb")
 _TERM = re.compile(r"(?P<measure>.+?)(?P<layer>_\d+|_enc)?")
 
 

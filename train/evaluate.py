@@ -5,8 +5,7 @@ import copy
 import dataclasses
 import importlib.metadata
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from .. import __version__
 from ..models.criterion import SetCriterion
 from ..models.detector import Detector
+from ..models.mode import evaluating
 from .checkpoint import Trained, load_trained, num_classes
 from .coco import Category, CocoDetection
 from .commandline import progress_bar
@@ -30,18 +30,6 @@ from .results import Found, read_results, result_rows, unpack_results
 M = TypeVar("M", bound=nn.Module)
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-@contextmanager
-def evaluating(model: M) -> Iterator[M]:
-    """Evaluation mode and no gradients while the block runs."""
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield model
-    finally:
-        model.train(was_training)
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:

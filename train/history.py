@@ -62,6 +62,7 @@ class History:
             last = now
             if event["event"] in ("step", "epoch"):
                 kept.append({**event, "hours": hours})
+        _per_step(kept)
         by_step = [{one["step"]: one for one in kept if one["event"] == kind} for kind in ("step", "epoch")]
         steps, evaluations = ([found[step] for step in sorted(found)] for found in by_step)
         if not steps:
@@ -168,6 +169,20 @@ def _name(run: Path) -> str:
 def _flat(event: dict[str, Any]) -> dict[str, Any]:
     """With the AP of each class as a number of its own, ``AP/NAME``."""
     return {**event, **{f"AP/{name}": value for name, value in (event.get("per_class") or {}).items()}}
+
+
+def _per_step(events: list[dict[str, Any]]) -> None:
+    """In logs of earlier versions, seconds summed up since the event before; here, those of one step on the average.
+
+    ``step_s`` was without ``data_s``, the time of waiting for images.
+    """
+    before = 0
+    for event in events:
+        if event["event"] == "step" and "step_s" in event:
+            step_s, data_s = event.pop("step_s"), event.pop("data_s", 0.0)
+            count = max(1, event["step"] - before)
+            event |= {"seconds_per_step": (step_s + data_s) / count, "data_seconds_per_step": data_s / count}
+        before = event["step"] if event["event"] == "step" else before
 
 
 def _is_curve(name: str, value: Any) -> bool:

@@ -20,6 +20,7 @@ import torch
 
 from ..common.options import command
 from ..models.formats import checkpoints_in
+from ..models.mode import evaluating
 from .boards import import_wandb
 from .checkpoint import BEST, checkpoint_path, keep_best, load_checkpoint, remove_old, save_checkpoint
 from .coco import CocoDetection, Sample
@@ -28,7 +29,6 @@ from .data import validation_data
 from .display import Display, display, peak_memory_mb
 from .distributed import LateError, team
 from .estimate import dry_run, what_to_lower
-from .evaluate import evaluating
 from .files import atomic_file, in_use, remove_leftovers
 from .log import RunLog
 from .metrics import summary
@@ -123,7 +123,7 @@ class _Run:
         self.log, self.bar, self.signals = log, bar, signals
         self.options, self.team = training.options, training.team
         self._data_seconds = self._step_seconds = 0.0
-        self._images, self._replaced = 0, set[str]()
+        self._images, self._steps, self._replaced = 0, 0, set[str]()
 
     def go(self) -> None:
         """To the end, or to a sentence."""
@@ -207,6 +207,7 @@ class _Run:
     def _after_step(self, samples: list[Sample], result: dict[str, float], epoch: int) -> None:
         training, seeing = self.training, self.options.seeing
         self._images += int(result.pop("images"))
+        self._steps += 1
         searching = result.pop("searching")
         seconds = self._data_seconds + self._step_seconds
         speed, waited = self._images / max(seconds, 1e-9), self._data_seconds / max(seconds, 1e-9)
@@ -227,12 +228,12 @@ class _Run:
                 **result,
                 **rates,
                 images_per_s=round(speed, 2),
-                data_s=round(self._data_seconds, 4),
-                step_s=round(self._step_seconds, 4),
+                seconds_per_step=round(seconds / self._steps, 4),
+                data_seconds_per_step=round(self._data_seconds / self._steps, 4),
                 memory_mb=peak_memory_mb(),
             )
             self._data_seconds = self._step_seconds = 0.0
-            self._images = 0
+            self._images = self._steps = 0
 
     def _list_replaced(self, samples: list[Sample]) -> None:
         """Says once of each image that could not be read that another stood in for it."""

@@ -59,7 +59,9 @@ _PANELS: tuple[Panel, ...] = (
     Panel("learning rate", ("lr_main", "lr_backbone", "lr_offsets"), ("main", "backbone", "offsets"), "log"),
     Panel("images a second", ("images_per_s",), from_zero=True),
     Panel("norm of the gradient", ("grad_norm",), scale="log"),
-    Panel("seconds a step", ("step_s", "data_s"), ("in all", "waiting for data"), from_zero=True),
+    Panel(
+        "seconds a step", ("seconds_per_step", "data_seconds_per_step"), ("in all", "waiting for data"), from_zero=True
+    ),
 )
 
 

@@ -417,3 +417,14 @@ def test_a_search_without_end_is_a_failure(changed: Change, tmp_path: Path, monk
     with pytest.raises(RuntimeError, match="not finite in 2 steps in a row, the last 4"):
         train(options)  # at 4 and 2 it searches
     assert [event["step"] for event in events(tmp_path / "run", "nonfinite")] == [3, 4]
+
+
+@pytest.mark.parametrize("every", [1, 4])
+def test_the_log_tells_seconds_of_one_step(quick: TrainOptions, changed: Change, every: int) -> None:
+    """However many steps lie between two lines of the log: images a second times seconds a step are images a step."""
+    out = train(changed(quick, log_every=every, max_steps=8, epochs=8))
+    last = [event for event in read_log(out / "log.jsonl") if event["event"] == "step"][-1]
+    assert last["step"] == 8
+    images = quick.batch.total_batch_size
+    assert last["images_per_s"] * last["seconds_per_step"] == pytest.approx(images, rel=0.1)
+    assert 0 < last["data_seconds_per_step"] < last["seconds_per_step"]

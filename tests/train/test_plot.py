@@ -214,3 +214,18 @@ def test_what_cannot_be_drawn_is_told_in_one_sentence(
     assert status in (1, 2)
     assert sentence in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "plot.png").exists()
+
+
+def test_seconds_a_step_are_those_of_one_step_in_old_logs_too(tmp_path: Path) -> None:
+    """Until now a log held the seconds since the line before it, of ten steps by default."""
+    old = [{"event": "start", "step": 0, "time": 0.0}]
+    old += [{"event": "step", "step": step, "epoch": 0, "step_s": 4.0, "data_s": 1.0} for step in (10, 20)]
+    new = [{"event": "start", "step": 0, "time": 0.0}]
+    times = {"seconds_per_step": 0.5, "data_seconds_per_step": 0.1}
+    new += [{"event": "step", "step": step, "epoch": 0, **times} for step in (10, 20)]
+    for events in (old, new):
+        (tmp_path / "log.jsonl").write_text("".join(f"{json.dumps(event)}\n" for event in events))
+        history = History.read(tmp_path)
+        assert history.curve("seconds_per_step")[1].tolist() == [0.5, 0.5]
+        assert history.curve("data_seconds_per_step")[1].tolist() == [0.1, 0.1]
+        assert "step_s" not in history.curves()
