@@ -284,7 +284,8 @@ class _Run:
         metrics = evaluate(training, self.validation)
         seconds = time.perf_counter() - begun
         training.evaluated_at = training.steps_done
-        better = metrics["AP"] > training.best["AP"] or training.best["step"] < 0
+        first = training.best["step"] < 0
+        better = first or metrics["AP"] > training.best["AP"]
         if better:
             training.best = {"AP": metrics["AP"], "step": float(training.steps_done)}
         training.evaluations_since_best = 0 if better else training.evaluations_since_best + 1
@@ -296,8 +297,8 @@ class _Run:
             ema=training.average is not None,
             seconds=round(seconds, 2),
         )
-        per_class = "" if not better else ", the best so far"
-        self._say(f"validation: AP {metrics['AP']:.3f}, AP50 {metrics['AP50']:.3f}{per_class} ({seconds:.0f} s)")
+        best = ", the best so far" if better and not first else ""
+        self._say(f"validation: AP {metrics['AP']:.3f}, AP50 {metrics['AP50']:.3f}{best} ({seconds:.0f} s)")
         self._draw()
         self._save()
 

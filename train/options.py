@@ -1,6 +1,7 @@
 """The options of the commands of this folder, beside those of training (`config`). Nothing here needs PyTorch."""
 
 import math
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -93,8 +94,9 @@ class PlotOptions:
 
     runs: Annotated[tuple[ReadPath, ...], Positional("RUN")]
     """Folders of runs."""
-    out: WriteFile = Path("plot.png")
-    """Picture to write; its suffix is the format: png, svg or pdf."""
+    out: WriteFile | None = None
+    """Picture to write; its suffix is the format: png, svg or pdf. Without it, plot.png in the run's folder, or in the
+    folder that holds several runs."""
     x: Literal["step", "epoch", "hours"] = "step"
     """What the curves are drawn over. hours: those that the run took, without the time it stood still."""
     smooth: int | None = None
@@ -105,17 +107,27 @@ class PlotOptions:
     """seed: runs that differ in nothing else become one line, their mean, in a band from the least to the most."""
 
     def __post_init__(self) -> None:
-        if self.out.suffix.lower() not in PLOT_SUFFIXES:
+        if self.out is not None and self.out.suffix.lower() not in PLOT_SUFFIXES:
             raise ValueError(f"out: expected a name that ends in {', '.join(PLOT_SUFFIXES)}, got {self.out}")
         at_least("smooth", self.smooth, 1)
+
+    @property
+    def picture(self) -> Path:
+        """Where the picture goes."""
+        if self.out is not None:
+            return self.out
+        folders = {run if run.is_dir() else run.parent for run in self.runs}
+        folder = folders.pop() if len(folders) == 1 else Path(os.path.commonpath([each.resolve() for each in folders]))
+        return folder / "plot.png"
 
 
 @dataclass(frozen=True)
 class ShowOptions:
     """Draw images of a data set as training sees them, and tell what is in it."""
 
-    out: WriteFolder = Path("runs/data")
-    """Folder for images.png, statistics.png and statistics.json, and gaussians.npz with --gaussian."""
+    out: WriteFolder | None = None
+    """Folder for images.png, statistics.png and statistics.json, and gaussians.npz with --gaussian; without it, one of
+    the data set's name in runs/data."""
     source: Source = field(default_factory=Source)
     input: Input = field(default_factory=Input)
     split: Literal["train", "val"] = "train"

@@ -81,8 +81,8 @@ def plot(options: PlotOptions) -> list[History]:
         panels = tuple(_panel_of(name) for name in names)
     figure = draw(grouped(histories, options.group), panels, options.x, options.smooth)
     encoded = io.BytesIO()
-    figure.savefig(encoded, format=options.out.suffix.lower()[1:], dpi=130)
-    with atomic_file(options.out) as file:
+    figure.savefig(encoded, format=options.picture.suffix.lower()[1:], dpi=130)
+    with atomic_file(options.picture) as file:
         file.write(encoded.getvalue())
     return histories
 
@@ -254,5 +254,5 @@ def run(options: PlotOptions) -> int:
     print("\n".join(table(histories)))
     for name, values in differences(histories).items():
         print(f"{name.replace('_', '-')}: {' | '.join(map(_shown, values))}")
-    print(f"curves: {options.out}")
+    print(f"curves: {options.picture}")
     return 0

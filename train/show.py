@@ -192,10 +192,12 @@ def show(options: ShowOptions) -> CocoDetection:
     found = statistics(data)
     names = [category.name for category in data.annotations.categories]
     samples = draw_samples(data, options.count, options.repeat, options.seed)
-    images, charts, numbers = (options.out / name for name in ("images.png", "statistics.png", "statistics.json"))
+    named = options.source.data or data.annotations.path
+    out = options.out or Path("runs", "data", named.resolve().stem)
+    images, charts, numbers = (out / name for name in ("images.png", "statistics.png", "statistics.json"))
     save_picture(draw_sheet(names, samples, options.repeat, options.sigma if options.gaussian else None), images)
     if options.gaussian:
-        save_maps(samples, options.sigma, options.out / "gaussians.npz")
+        save_maps(samples, options.sigma, out / "gaussians.npz")
     draw_charts(found, data, charts)
     write_json(numbers, found)
     print_table(found)
@@ -203,7 +205,7 @@ def show(options: ShowOptions) -> CocoDetection:
         print(line)
     print(f"images with their boxes: {images}")
     if options.gaussian:
-        print(f"the Gaussian maps:       {options.out / 'gaussians.npz'}")
+        print(f"the Gaussian maps:       {out / 'gaussians.npz'}")
     print(f"classes and sizes:       {charts}, {numbers}")
     return data
 

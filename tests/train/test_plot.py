@@ -229,3 +229,11 @@ def test_seconds_a_step_are_those_of_one_step_in_old_logs_too(tmp_path: Path) ->
         assert history.curve("seconds_per_step")[1].tolist() == [0.5, 0.5]
         assert history.curve("data_seconds_per_step")[1].tolist() == [0.1, 0.1]
         assert "step_s" not in history.curves()
+
+
+def test_the_picture_goes_where_the_runs_are(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    one, other = write("one"), write("other")
+    assert main(["plot", str(one)]) == 0
+    assert main(["plot", str(one / "log.jsonl"), str(other)]) == 0
+    assert sorted(str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*.png")) == ["one/plot.png", "plot.png"]
