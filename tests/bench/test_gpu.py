@@ -15,6 +15,7 @@ from msdeform.bench import gpu, gpu_stages, records, runner
 from msdeform.bench.gpu_stages import Run, Stage
 from msdeform.bench.isolate import Stopped, logged
 from msdeform.bench.jobs import Correctness, Job
+from msdeform.bench.options import ExplainOptions, SeedsOptions, TrainingOptions
 
 ROOT = gpu_stages.ROOT
 CPU = torch.device("cpu")
@@ -22,7 +23,7 @@ SOURCE: dict[str, Any] = {"code": "c", "device": "cpu", "host_cpu": "x"}
 # what a bare machine with a GPU lacks: PyTorch, Triton, cuda-core, numpy, scipy, pillow, matplotlib, pytest and
 # transformers with all that they need are there
 LACKING = (
-    *("tyro", "rich", "pycocotools", "faster_coco_eval", "tensorboard", "timm", "onnx", "onnxruntime", "onnxscript"),
+    *("rich", "pycocotools", "faster_coco_eval", "tensorboard", "timm", "onnx", "onnxruntime", "onnxscript"),
     *("gradio", "fastapi", "hypothesis", "xdist", "pytest_timeout", "pytest_benchmark", "wandb", "mypy"),
 )
 # stands before Python's own start; metadata too, since pytest loads every plug-in that it finds the metadata of
@@ -280,13 +281,13 @@ def test_every_stage_in_its_full_form(
     from msdeform.bench import explain, profile, seeds, training
 
     said: list[str] = []
-    asked: list[list[str]] = []
+    asked: list[Any] = []
 
     def say(command: list[str], run: Run, name: str, environment: dict[str, str] | None = None) -> None:
         said.append(name)
 
-    def act(words: list[str]) -> int:
-        asked.append(words)
+    def act(options: Any) -> int:
+        asked.append(options)
         return 0
 
     def rows(case: str, dtype: str, kernel: str, choices: Any, *_: Any) -> Any:
@@ -304,7 +305,7 @@ def test_every_stage_in_its_full_form(
     monkeypatch.setattr(profile, "profile", profiled)
     monkeypatch.setenv("PATH", str(tmp_path))
     for command in (training, explain, seeds):
-        monkeypatch.setattr(command, "run", act)
+        monkeypatch.setattr(command, "fill", act)
     run = run_of(tmp_path, deadline=time.monotonic() + 600)
     for one in gpu_stages.STAGES:
         one.act(run)
@@ -384,22 +385,23 @@ def test_training_gets_the_time_that_is_left(quick: bool, tmp_path: Path, monkey
     from msdeform.bench import explain, seeds, training
 
     run = run_of(tmp_path, deadline=time.monotonic() + 180, quick=quick)
-    asked: list[list[str]] = []
+    asked: list[Any] = []
 
-    def note(words: list[str]) -> int:
-        asked.append(words)
-        return 4 if "--runs" in words else 0
+    def note(options: Any) -> int:
+        asked.append(options)
+        return 4 if isinstance(options, SeedsOptions) else 0
 
     for command in (training, explain, seeds):
-        monkeypatch.setattr(command, "run", note)
+        monkeypatch.setattr(command, "fill", note)
     gpu_stages.training_parts(run)
     gpu_stages.explanations(run)
     gpu_stages.training_runs(run)
-    for words in asked:
-        assert 1.5 < float(words[words.index("--minutes") + 1]) <= 3
-        assert ("--quick" in words) == quick
-        assert words[words.index("--out") + 1] == str(tmp_path / "rows.jsonl")
-    assert float(asked[2][asked[2].index("--minutes") + 1]) <= 2  # a training run has to save
+    assert [type(options) for options in asked] == [TrainingOptions, ExplainOptions, SeedsOptions]
+    for options in asked:
+        assert 1.5 < options.minutes <= 3
+        assert options.quick == quick
+        assert options.out == tmp_path / "rows.jsonl"
+    assert asked[2].minutes <= 2  # a training run has to save
     assert run.left == ["seeds: 4"]
     # less than a minute is nothing to begin such a command with
     run.settings.deadline = time.monotonic() + 30
