@@ -313,7 +313,10 @@ def _free_port(host: str, port: int) -> int:
         with socket.create_server((host, port)) as server:
             return int(server.getsockname()[1])
     except OSError as error:
-        raise ValueError(f"cannot listen on {host}, port {port}: {error.strerror or error}; name another") from None
+        raise ValueError(
+            f"cannot listen on {host}, port {port}: {error.strerror or error}; name another with --port, such as --port 0 "
+            "for any free one"
+        ) from None
 
 
 def main(argv: list[str] | None = None) -> int:
