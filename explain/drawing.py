@@ -103,8 +103,11 @@ def headline(figure: Any, *parts: str) -> None:
 
 
 def told(seen: Seen | None, image: str = "") -> str:
-    """A detection and the image that it is in."""
-    named = "" if seen is None else f"{seen.name} {seen.score:.2f} (query {seen.query})"
+    """A detection and the image that it is in; with the class that it is detected as, where another is explained."""
+    named = ""
+    if seen is not None:
+        query = f"query {seen.query}" + f", detected as {seen.detected_as}" * bool(seen.detected_as)
+        named = f"{seen.name} {seen.score:.2f} ({query})"
     return ": ".join(part for part in (image, named) if part)
 
 
@@ -112,11 +115,6 @@ def colour_of(label: int) -> Rgb:
     """A class's, as in every picture of this package."""
     red, green, blue = class_colour(label)
     return red / 255, green / 255, blue / 255
-
-
-def class_name(scene: Scene, label: int) -> str:
-    names = scene.model.categories
-    return names[label] if names and label < len(names) else str(label)
 
 
 def outlined(width: float) -> list[Any]:

@@ -314,8 +314,8 @@ def _free_port(host: str, port: int) -> int:
             return int(server.getsockname()[1])
     except OSError as error:
         raise ValueError(
-            f"cannot listen on {host}, port {port}: {error.strerror or error}; name another with --port, such as --port 0 "
-            "for any free one"
+            f"cannot listen on {host}, port {port}: {error.strerror or error}; choose another with --port (0 takes a "
+            "free one) or --host"
         ) from None
 
 

@@ -13,7 +13,6 @@ from .drawing import (
     around,
     array,
     canvas,
-    class_name,
     colour_of,
     draw_box,
     headline,
@@ -66,7 +65,7 @@ def draw_journey(scene: Scene, seen: Seen, *, image: str = "") -> Drawing:
 
     handles = []
     for number, colour in enumerate(colours):
-        said = f"decoder.{number}: {class_name(scene, int(labels[number]))} {best[number]:.2f}"
+        said = f"decoder.{number}: {scene.class_name(int(labels[number]))} {best[number]:.2f}"
         if labels[number] != seen.label:
             said += f" ({seen.name} {own[number]:.2f})"
         handles.append(_key("s", colour, said))
@@ -143,7 +142,7 @@ def draw_queries(scene: Scene, confidence: float = 0.5, *, image: str = "") -> D
                 zorder=over + 0.5,
             )
     found = sorted(set(labels[-1, sure].tolist()))
-    handles = [_key("o", colour_of(label), class_name(scene, label)) for label in found]
+    handles = [_key("o", colour_of(label), scene.class_name(label)) for label in found]
     handles.append(_key("o", _REST, f"below {confidence:.2g}"))
     if scene.references:
         handles.append(_key("o", "0.4", "first reference", markerfacecolor="none"))

@@ -1,7 +1,6 @@
 """``msdeform explain-eval``: over a data set, is what the methods say of detections better than saying nothing?"""
 
 import difflib
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -44,6 +43,7 @@ from .measures import (
     randomised,
     rank_correlation,
 )
+from .outputs import default_folder
 from .scene import Scene, Seen
 from .scores import MEASURES, Scores, save_chart, table, verdict
 
@@ -75,8 +75,9 @@ class JudgeOptions:
     """What stands in their place: the blurred image, or its mean colour."""
     randomise: Literal["whole", "cascade", "none"] = "whole"
     """Explain again with the decoder as before training, whole or one more layer at a time: are the maps the same?"""
-    out: Path = Path("explain-eval")
-    """Folder for scores.json and scores.png."""
+    out: Path | None = None
+    """Folder for scores.json and scores.png; explain-eval in the run's folder when not given, or in the current folder
+    for weights that are not a run's."""
     seed: int = 0
     """Of random maps, random weights and the bootstrap."""
     batch_size: int = 8
@@ -313,11 +314,12 @@ def main(argv: list[str] | None = None) -> int:
             print(f"{name}: {', '.join(f'{mean:.3f}' for mean in np.mean([one.cascade[name] for one in judged], 0))}")
     title, keep = next(iter(parts.items()))
     print("\n".join(("", f"what beats what, over {title}:", *verdict(scores.of(keep)))))
-    write_json(options.out / "scores.json", report(judged, scores, parts, about))
+    out = options.out or default_folder(options.checkpoint, "explain-eval")
+    write_json(out / "scores.json", report(judged, scores, parts, about))
     chosen = [one for one, kept in zip(judged, keep, strict=True) if kept]
     curves = mean_curves(chosen, names)
-    save_chart(options.out / "scores.png", scores.of(keep), curves, f"{about['model']}: {title}; 95% intervals")
-    print(f"scores.json and scores.png: {options.out}{os.sep}")
+    save_chart(out / "scores.png", scores.of(keep), curves, f"{about['model']}: {title}; 95% intervals")
+    print(f"scores.json and scores.png in {out}")
     return 0
 
 

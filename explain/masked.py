@@ -16,6 +16,7 @@ from .drawing import Drawing, canvas, colour_of, draw_box, headline
 from .grids import draw_heat_grid
 from .interventions import Mask
 from .maps import heat_map
+from .relevance import By
 from .scene import Scene, Seen
 from .sites import find_sites
 
@@ -92,9 +93,14 @@ def follow(before: Scene, after: Scene, seen: Seen) -> int:
 
 
 def fate(before: Scene, variant: Variant, seen: Seen, confidence: float) -> str:
-    """What became of a detection: ``kept``, ``changed to NAME``, or ``lost``, with the score that says so."""
+    """What became of a detection: ``kept``, ``changed to NAME``, or ``lost``, with the score that says so.
+
+    Of a class that the query did not detect, or not with this confidence, its name and its score under the masks.
+    """
     query = follow(before, variant.scene, seen)
     now, own = variant.scene.seen(query), variant.scene.seen(query, seen.label)
+    if seen.detected_as or seen.score < confidence:
+        return f"{own.name} {own.score:.2f}"
     if now.score < confidence:
         return f"lost ({own.score:.2f})"
     return f"kept ({own.score:.2f})" if now.label == seen.label else f"changed to {now.name} ({now.score:.2f})"
@@ -133,7 +139,14 @@ def draw_remaining(made: Sequence[Variant], confidence: float, *, image: str = "
 
 
 def draw_masked_relevance(
-    made: Sequence[Variant], seen: Seen, confidence: float, *, target: str = "class", image: str = ""
+    made: Sequence[Variant],
+    seen: Seen,
+    confidence: float,
+    *,
+    target: str = "class",
+    by: By = "point",
+    parity: bool = False,
+    image: str = "",
 ) -> Drawing:
     """A detection's relevance under every mask, in rows: of each decoder layer, and of all. What is lost is drawn too.
 
@@ -145,7 +158,7 @@ def draw_masked_relevance(
     for variant in made:
         own = variant.scene.seen(follow(scene, variant.scene, seen), seen.label)
         row = [
-            heat_map(variant.scene, own, "relevance", layer=layer, target=target)
+            heat_map(variant.scene, own, "relevance", layer=layer, target=target, by=by, parity=parity)
             for layer in [*range(len(layers)), None]
         ]
         heats.append(row)

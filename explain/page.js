@@ -95,10 +95,13 @@ function describe(view, side, query) {
   const name = className(label(query)), now = label(query, state.layer);
   const layer = state.all ? "all layers" : `layer ${state.layer}`;
   const meanwhile = state.all || now === label(query) ? "" : `, here rather ${className(now)}`;
+  // asked for on the command line: the maps are of another class than the one that is detected
+  const d = detection(query), other = d < 0 ? label(query) : meta.mapped_classes[d];
+  const mapOf = state.method === "raw" || other === label(query) ? "" : `, ${methodTitle()} of its ${className(other)}`;
   view.what.replaceChildren(
     ...(comparing() ? [make("span", { className: "side" }, side.toUpperCase())] : []),
     make("b", {}, name), make("span", {}, score(query).toFixed(2)),
-    make("span", { className: "faint" }, `query ${query}, ${layer}${meanwhile}`));
+    make("span", { className: "faint" }, `query ${query}, ${layer}${meanwhile}${mapOf}`));
   view.canvas.setAttribute("aria-label", `What query ${query} (${name} ${score(query).toFixed(2)}) attends to, ${layer}`);
   view.columns.forEach(({ bar, text, button }, i) => {
     const value = score(query, i);

@@ -15,7 +15,7 @@ const gridW = Math.max(1, Math.round(W * gridScale)), gridH = Math.max(1, Math.r
 
 let arrays = {}, picture;
 const state = {
-  a: null, b: null, hover: null, layer: N - 1, all: false, method: meta.methods[0].name,
+  a: meta.selected ?? null, b: null, hover: null, layer: N - 1, all: false, method: meta.methods[0].name,
   heads: Array(HEADS).fill(true), levels: Array(LEVELS).fill(true),
   map: true, points: true, boxes: true, path: false, opacity: 0.8, confidence: meta.confidence,
 };
