@@ -20,7 +20,14 @@ from .capture import Record
 from .relevance import By, factors, relevance
 from .scene import TARGETS, Scene, Seen
 
-METHODS = ("raw", "rollout", "gradcam", "relevance", "input-grad")
+METHOD_TITLES = {
+    "raw": "raw attention",
+    "rollout": "attention rollout",
+    "gradcam": "Grad-CAM",
+    "relevance": "relevance",
+    "input-grad": "gradient with respect to the pixels",
+}
+METHODS = tuple(METHOD_TITLES)
 
 
 def check_method(method: str) -> None:

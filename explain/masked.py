@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..models.images import ImageLike, Size
-from .drawing import Drawing, canvas, colour_of, draw_box, headline
+from .drawing import Drawing, canvas, colour_of, draw_box, headline, layer_in_words, target_in_words
 from .grids import draw_heat_grid
 from .interventions import Mask
 from .maps import heat_map
@@ -163,8 +163,9 @@ def draw_masked_relevance(
         ]
         heats.append(row)
     names = [f"{variant.name}\n{fate(scene, variant, seen, confidence)}" for variant in made]
-    title = f"relevance for its {target}, by layer and by what is switched off"
-    return draw_heat_grid(scene, heats, names, [*layers, "all layers"], seen, title, image=image)
+    title = f"relevance for {target_in_words(target, seen)}, by layer and by what is switched off"
+    columns = [*map(layer_in_words, layers), "all layers"]
+    return draw_heat_grid(scene, heats, names, columns, seen, title, image=image)
 
 
 def draw_masked_attention(made: Sequence[Variant], place: tuple[float, float], *, image: str = "") -> Drawing:
@@ -181,9 +182,12 @@ def draw_masked_attention(made: Sequence[Variant], place: tuple[float, float], *
     for variant in made:
         own = variant.scene.seen(follow(scene, variant.scene, seen))
         heats.append([heat_map(variant.scene, own, "raw", layer=layer) for layer in range(len(layers))])
-    title = f"attention of query {seen.query}, the nearest to x {place[0]:g}, y {place[1]:g}, by what is switched off"
+    title = (
+        f"raw attention of query {seen.query}, the nearest to x {place[0]:g}, y {place[1]:g}, by what is switched off"
+    )
     names = [variant.name for variant in made]
-    return draw_heat_grid(scene, heats, names, layers, None, title, image=image)
+    columns = [*map(layer_in_words, layers)]
+    return draw_heat_grid(scene, heats, names, columns, None, title, image=image)
 
 
 def summary(made: Sequence[Variant], seen: Sequence[Seen], confidence: float) -> list[dict[str, Any]]:

@@ -52,8 +52,6 @@ function drawView(side, most) {
   if (query !== null && state.map) {
     const { grid } = cachedMap(query);
     if (grid) {
-      context.fillStyle = `rgba(0,0,0,${0.45 * state.opacity})`;
-      context.fillRect(0, 0, wide, tall);
       context.globalAlpha = state.opacity;
       context.drawImage(heatPicture(grid, most), 0, 0, wide, tall);
       context.globalAlpha = 1;

@@ -22,16 +22,12 @@ from PIL import Image
 from torch import Tensor
 
 from ..train.files import atomic_file
-from .maps import METHODS, token_map
+from .heat import heat_colours
+from .maps import METHOD_TITLES, METHODS, token_map
+from .points import point_colours
 from .relevance import factors, relevance
 from .scene import Scene, Seen
 
-TITLES = {
-    "raw": "raw attention",
-    "rollout": "rollout",
-    "gradcam": "Grad-CAM",
-    "relevance": "relevance",
-}
 SCRIPTS = ("page_maps.js", "page_draw.js", "page.js")
 LONGEST_IMAGE = 1600
 CLASSES_KEPT = 5
@@ -78,7 +74,7 @@ def page(
     Raises:
         ValueError: a method that has no map of tokens, a confidence out of its range, or a `most` below 1.
     """
-    known = [name for name in METHODS if name in TITLES]
+    known = [name for name in METHODS if name != "input-grad"]
     for method in methods:
         if method not in known:
             raise ValueError(f"methods: expected any of {', '.join(known)}, got {method!r}")
@@ -117,7 +113,7 @@ def _description(scene: Scene, mapped: Sequence[Seen], methods: Sequence[str]) -
         else f"Attention of single heads is stored {stored}; of other queries the mean over heads, in as many steps."
     )
     if set(methods) - {"raw"}:
-        exactness += f" {', '.join(TITLES[m] for m in methods if m != 'raw').capitalize()}: stored {stored}."
+        exactness += f" {', '.join(METHOD_TITLES[m] for m in methods if m != 'raw').capitalize()}: stored {stored}."
     return {
         "about": f"{type(scene.model).__name__}: {queries} queries, {layers} decoder layers, {counts}",
         "exactness": exactness,
@@ -133,8 +129,8 @@ def _description(scene: Scene, mapped: Sequence[Seen], methods: Sequence[str]) -
         "names": list(scene.model.categories or []),
         "mapped": [seen.query for seen in mapped],
         "mapped_classes": [seen.label for seen in mapped],
-        "methods": [{"name": name, "title": TITLES[name]} for name in methods],
-        "palettes": {"heat": _palette("inferno"), "weights": _palette("viridis")},
+        "methods": [{"name": name, "title": METHOD_TITLES[name]} for name in methods],
+        "palettes": {"heat": _palette(heat_colours()), "weights": _palette(point_colours())},
     }
 
 
@@ -207,10 +203,9 @@ def _data_url(image: Tensor) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(encoded.getvalue()).decode()}"
 
 
-def _palette(name: str) -> str:
-    from matplotlib import colormaps
-
-    return base64.b64encode(colormaps[name](np.arange(256), bytes=True)[:, :3].tobytes()).decode()
+def _palette(colours: Any) -> str:
+    """A matplotlib colour map in 256 steps of red, green, blue and opacity, a byte each, in base64."""
+    return base64.b64encode(colours(np.arange(256), bytes=True).tobytes()).decode()
 
 
 def _filled(title: str, meta: dict[str, Any]) -> str:

@@ -2,20 +2,18 @@
 
 const heat = fromBase64(meta.palettes.heat), weightColours = fromBase64(meta.palettes.weights);
 const colourOf = (colours, value) => {
-  const i = 3 * Math.round(255 * Math.min(1, Math.max(0, value)));
-  return `rgb(${colours[i]},${colours[i + 1]},${colours[i + 2]})`;
+  const i = 4 * Math.round(255 * Math.min(1, Math.max(0, value)));
+  return `rgba(${colours[i]},${colours[i + 1]},${colours[i + 2]},${colours[i + 3] / 255})`;
 };
-const classColour = (index) => `hsl(${(index * 222.5) % 360} 90% 60%)`;
+// as in the pictures that Python draws
+const classColour = (index) => `hsl(${((index * 0.61803) % 1) * 360} 100% 57.5%)`;
 
 function heatPicture(grid, most) {
   const canvas = Object.assign(document.createElement("canvas"), { width: gridW, height: gridH });
   const context = canvas.getContext("2d"), image = context.createImageData(gridW, gridH);
   for (let i = 0; i < grid.length; i++) {
-    const value = most > 0 ? Math.sqrt(grid[i] / most) : 0, colour = 3 * Math.round(255 * Math.min(1, value));
-    image.data[4 * i] = heat[colour];
-    image.data[4 * i + 1] = heat[colour + 1];
-    image.data[4 * i + 2] = heat[colour + 2];
-    image.data[4 * i + 3] = 255 * Math.min(1, 1.6 * value);
+    const value = most > 0 ? Math.sqrt(grid[i] / most) : 0, colour = 4 * Math.round(255 * Math.min(1, value));
+    image.data.set(heat.subarray(colour, colour + 4), 4 * i);
   }
   context.putImageData(image, 0, 0);
   return canvas;
