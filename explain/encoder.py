@@ -102,6 +102,8 @@ def _say_outside(axes: Any, scene: Scene, xy: Array) -> None:
     height, width = scene.image.shape[-2:]
     outside = int(((xy < 0) | (xy > [width, height])).any(-1).sum())
     if outside:
+        from matplotlib.patheffects import Normal, Stroke
+
         axes.annotate(
             f"{outside} outside",
             (1, 0),
@@ -111,6 +113,7 @@ def _say_outside(axes: Any, scene: Scene, xy: Array) -> None:
             ha="right",
             fontsize=7.5,
             color="white",
+            path_effects=[Stroke(linewidth=2, foreground="black"), Normal()],
         )
 
 

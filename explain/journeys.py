@@ -125,7 +125,8 @@ def draw_queries(scene: Scene, confidence: float = 0.5, *, image: str = "") -> D
     for group, over in ((np.flatnonzero(~sure), 2), (np.flatnonzero(sure), 3)):
         colours: Any = [colour_of(int(label)) for label in labels[-1, group]] if over == 3 else _REST
         if scene.references:
-            axes.scatter(*path[0, group].T, s=16, facecolors="none", edgecolors=colours, linewidths=0.7, zorder=over)
+            hollow: dict[str, Any] = {"facecolors": "none", "linewidths": 0.7, "path_effects": outlined(0.7)}
+            axes.scatter(*path[0, group].T, s=16, edgecolors=colours, zorder=over, **hollow)
         for start, end in pairwise(path[:, group]):
             axes.quiver(
                 *start.T,
@@ -157,8 +158,8 @@ def draw_queries(scene: Scene, confidence: float = 0.5, *, image: str = "") -> D
         handles.append(_key("o", "0.4", "first reference", markerfacecolor="none"))
     sizes = [_key("o", "0.4", f"score {score:g}", markersize=(90 * score + 2) ** 0.5) for score in (0.25, 0.5, 1)]
     show_key(axes, handles + sizes)
-    what = f"how the box centres of {len(sure)} queries move through {len(centres)} decoder layers"
-    headline(figure, image, f"{what}; {sure.sum()} of them are detections")
+    what = f"box centres of {len(sure)} queries through {len(centres)} decoder layers"
+    headline(figure, image, f"{what}; {sure.sum()} queries are detections")
     return Drawing(figure, numbers)
 
 

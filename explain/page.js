@@ -315,11 +315,17 @@ function setUp() {
     $("status").textContent = `Queries are numbered 0 to ${Q - 1}.`;
     return undefined;
   });
-  $("methods").append(...meta.methods.map(({ name, title }) => {
-    const input = make("input", { type: "radio", name: "method", value: name, checked: name === state.method });
-    input.addEventListener("change", () => { state.method = name; redraw(); });
-    return make("label", {}, input, ` ${title}`);
-  }));
+  // buttons, not radio buttons: those take the arrow keys, which step through layers and detections
+  const methods = meta.methods.map(({ name, title }) => {
+    const button = make("button", { type: "button", ariaPressed: String(name === state.method) }, title);
+    button.addEventListener("click", () => {
+      state.method = name;
+      for (const other of methods) other.ariaPressed = String(other === button);
+      redraw();
+    });
+    return button;
+  });
+  $("methods").append(...methods);
   const heads = makeSwitches("heads", "heads", state.heads, (i) => [String(i)]);
   makeSwitches("levels", "levels", state.levels, (i) => [
     ...(arrays.locations ? [markIcon(i)] : []), ` ${i} (${shapes[i][1]}×${shapes[i][0]})`]);
@@ -350,7 +356,6 @@ function key(event, heads) {
   if (event.ctrlKey || event.altKey || event.metaKey) return;
   const typing = event.target.matches("input[type=number], input[type=range]") && event.key !== "Escape";
   if (typing) return;
-  const radio = event.target.matches("input[type=radio]");
   const found = candidates(), here = found.indexOf(state.a);
   const actions = {
     ArrowLeft: () => setLayer(state.layer - 1),
@@ -362,7 +367,7 @@ function key(event, heads) {
     b: () => select("b", comparing() ? null : shownQuery("a")),
     Escape: () => (comparing() ? select("b", null) : select("a", null)),
   };
-  if (event.key in actions && !(radio && event.key.startsWith("Arrow"))) {
+  if (event.key in actions) {
     event.preventDefault();
     actions[event.key]();
     if (event.key === "ArrowUp" || event.key === "ArrowDown") {

@@ -32,6 +32,8 @@ function markPath(context, mark, x, y, r) {
   if (mark === "square") context.rect(x - 0.85 * r, y - 0.85 * r, 1.7 * r, 1.7 * r);
   if (mark === "triangle") { r *= 1.25; corners(3, -Math.PI / 2); }
   if (mark === "diamond") { r *= 1.2; corners(4, 0); }
+  if (mark === "triangle down") { r *= 1.25; corners(3, Math.PI / 2); }
+  if (mark === "plus") { r *= 1.2; corners(8, 0, 0.4); }
   if (mark === "cross") { r *= 1.2; corners(8, Math.PI / 4, 0.4); }
   if (mark === "star") { r *= 1.35; corners(10, -Math.PI / 2, 0.45); }
 }
