@@ -60,10 +60,7 @@ function drawView(side, most) {
   const others = candidates().filter((q) => q !== query).reverse();
   if (query === null) {
     for (const q of others) drawBox(context, k, box(q), classColour(label(q)), 2);
-    for (const q of others) {
-      drawText(context, `${className(label(q))} ${score(q).toFixed(2)}`, box(q)[0] * k, box(q)[1] * k,
-        classColour(label(q)), wide);
-    }
+    drawNames(context, k, [...others].reverse(), wide, tall);
   } else {
     if (state.boxes) for (const q of others) drawBox(context, k, box(q), "rgba(255,255,255,.45)", 1);
     if (state.path) drawPath(context, k, query);
@@ -74,8 +71,7 @@ function drawView(side, most) {
       drawPoints(context, k, query);
       drawReference(context, k, query);
     }
-    drawText(context, `${className(label(query))} ${score(query).toFixed(2)}`, box(query)[0] * k, box(query)[1] * k,
-      colour, wide);
+    drawNames(context, k, [query], wide, tall);
   }
   describe(view, side, query);
 }
@@ -146,7 +142,9 @@ function drawNow() {
 
 function remark(sides) {
   const missing = sides.map(shownQuery).filter((query) => query !== null && state.map && !cachedMap(query).grid);
-  if (missing.length) return `${methodTitle()} was computed for the detections only, not for query ${missing.join(", ")}.`;
+  if (missing.length) {
+    return `${methodTitle()} was computed for ${meta.mapped.length} of ${Q} queries, not for query ${missing.join(", ")}.`;
+  }
   if (!chosen(state.heads).length) return "Every head is off: nothing to show.";
   if (!chosen(state.levels).length) return "Every level is off: nothing to show.";
   const partial = sides.map(shownQuery).some((query) => query !== null && detection(query) < 0);

@@ -17,10 +17,12 @@ from msdeform.explain.page import write_page
 from msdeform.explain.points import MARKERS, point_colours
 from msdeform.explain.scene import Scene
 from msdeform.train.drawing import class_colour
+from msdeform.train.labels import place_labels
 from tests.explain.browser import Watched, browser
 from tests.explain.stand_in import StandInScene, stand_in_maps
 from tests.explain.test_page import HOSTILE
 from tests.models.families import tiny
+from tests.train.test_labels import assert_apart_and_inside, random_boxes
 
 pytestmark = pytest.mark.slow
 
@@ -222,7 +224,7 @@ def test_any_query_can_be_chosen_and_the_threshold_moved(open_page: Open) -> Non
     assert state(watched)["a"] == worst.query
     page.get_by_role("button", name="relevance").click()
     page.evaluate(DRAWN)
-    assert "was computed for the detections only" in page.locator("#status").inner_text()
+    assert f"relevance was computed for 1 of 6 queries, not for query {worst.query}." in page.locator("#status").inner_text()
     page.locator("#query").fill("6")
     page.keyboard.press("Enter")
     assert page.locator("#status").inner_text() == "Queries are numbered 0 to 5."
@@ -293,6 +295,21 @@ def test_colours_are_those_of_the_pictures(open_page: Open) -> None:
     zero = ink(watched)
     page.locator("#show-map").uncheck()
     assert ink(watched) == zero
+
+
+def test_names_of_boxes_are_placed_as_in_pictures(open_page: Open) -> None:
+    page = open_page(StandInScene()).page
+    for count, seed in ((1, 0), (45, 1), (100, 2)):
+        boxes = random_boxes(count, seed)
+        sizes = [(float(w), 14.0) for w in np.random.default_rng(seed).integers(20, 90, count)]
+        found = page.evaluate("([boxes, sizes]) => placeLabels(boxes, sizes, 640, 480)", [boxes, sizes])
+        assert len(found) == count
+        assert_apart_and_inside(found)
+        assert np.allclose(found, place_labels(boxes, sizes, (0, 0, 640, 480)))
+    assert page.evaluate("() => placeLabels([[0, 0, 9, 9], [0, 0, 9, 9]], [[5, 5], [5, 9]], 9, 9)") == [
+        [0, 0, 5, 5],
+        None,
+    ]
 
 
 def test_a_class_that_was_asked_for_is_named(open_page: Open) -> None:
