@@ -224,7 +224,10 @@ def test_any_query_can_be_chosen_and_the_threshold_moved(open_page: Open) -> Non
     assert state(watched)["a"] == worst.query
     page.get_by_role("button", name="relevance").click()
     page.evaluate(DRAWN)
-    assert f"relevance was computed for 1 of 6 queries, not for query {worst.query}." in page.locator("#status").inner_text()
+    assert (
+        f"relevance was computed for 1 of 6 queries, not for query {worst.query}."
+        in page.locator("#status").inner_text()
+    )
     page.locator("#query").fill("6")
     page.keyboard.press("Enter")
     assert page.locator("#status").inner_text() == "Queries are numbered 0 to 5."
