@@ -61,7 +61,7 @@ class AblateOptions:
     seed: int = 0
     """Of the resamples, the random orders, and the mode shuffled."""
     confidence: float = 0.5
-    """Least score of what counts as a detection lost, gained or changed; AP counts all."""
+    """Minimum score of what counts as a detection lost, gained or changed; AP counts all."""
     pairing: Pairing = "iou"
     """Which detection after is which before: by boxes that overlap by half or more, or by their query."""
     screen_by: ScreenBy = "loss"

@@ -193,10 +193,11 @@ def choose(scene: Scene, subject: Subject, *, masked: bool = False) -> list[tupl
         chosen.append((f"query{nearest.query}", scene.seen(nearest.query, label)))
     if chosen or (subject.ref and not masked):
         return list(dict(chosen).items())
-    of_class = [(f"det{number}", seen) for number, seen in enumerate(found) if label in (None, seen.label)]
+    of_class = found if label is None else scene.detections(subject.confidence, label)
     if label is not None and not of_class:
         raise ValueError(f"label: {_found(scene, 0, subject.confidence, label)}")
-    return of_class[: subject.most]
+    numbers = {seen.query: number for number, seen in enumerate(found)}
+    return [(f"det{numbers[seen.query]}", seen) for seen in of_class[: subject.most]]
 
 
 def _found(scene: Scene, count: int, confidence: float, label: int | None = None) -> str:
@@ -206,7 +207,9 @@ def _found(scene: Scene, count: int, confidence: float, label: int | None = None
     if label is None:
         best, what = scene.detections(0.0)[0], "nothing"
     else:
-        best = scene.seen(int(scene.layer_scores[-1, :, label].argmax()), label)
+        best = next(iter(scene.detections(0.0, label)), None) or scene.seen(
+            int(scene.layer_scores[-1, :, label].argmax()), label
+        )
         what = f"no {best.name}"
     instead = f", detected as {best.detected_as}" * bool(best.detected_as)
     return (
@@ -301,14 +304,18 @@ def explain(options: ExplainOptions) -> dict[str, Any]:
     if not chosen and not options.subject.ref and not sets and not options.html:
         raise ValueError(_found(scene, 0, confidence))
     folder, stem = place_for(options.image, options.out, options.checkpoint)
-    files: list[Path] = []
+    label, files = find_label(model, options.subject.label), list[Path]()
+    of_label = [] if label is None else scene.detections(confidence, label)
     about: dict[str, Any] = {
         "image": options.image.name,
         "image_sha256": digest_of(options.image),
         "checkpoint": str(options.checkpoint),
+        "model": trained.name,
+        "step": trained.step,
         "attn_backend": trained.attn_backend,
         "confidence": confidence,
         "detections": [as_displayed(scene, seen) for seen in found],
+        "detections_of_label": [as_displayed(scene, seen) for seen in of_label],
         "explained": {who: as_displayed(scene, seen) for who, seen in chosen},
         "levels": scene.shapes,
         "tape_bytes": scene.tape.nbytes,
@@ -366,12 +373,14 @@ def _truth(path: Path, image: str, trained: Trained) -> tuple[Tensor, Tensor]:
 
 def lines(about: dict[str, Any], options: ExplainOptions) -> list[str]:
     """What is printed: the detections, of the class asked for, ten or as many as are explained; masks; the folder."""
-    label = next((one["label"] for one in about["explained"].values()), None) if options.subject.label else None
-    found = [(number, one) for number, one in enumerate(about["detections"]) if label in (None, one["label"])]
+    numbers = {one["query"]: number for number, one in enumerate(about["detections"])}
+    found = about["detections_of_label" if options.subject.label else "detections"]
     shown, told = max(LISTED, options.subject.most), []
-    for number, one in found[:shown]:
+    for one in found[:shown]:
         box = ", ".join(f"{value:.0f}" for value in one["box"])
-        told.append(f"  det {number}  query {one['query']:<4} {one['name']} {one['score']:.3f}  at {box}")
+        told.append(
+            f"  det {numbers[one['query']]}  query {one['query']:<4} {one['name']} {one['score']:.3f}  at {box}"
+        )
     if len(found) > shown:
         told.append(f"  and {len(found) - shown} more (--most {len(found)} explains and lists them all)")
     for who, one in about["explained"].items():

@@ -50,7 +50,7 @@ class ExploreOptions:
     checkpoint: Path
     """A run's checkpoint, or its folder for the newest; or official, Hugging Face's or converted weights."""
     confidence: float = 0.5
-    """Least score of a detection, at first."""
+    """Minimum score of a detection, at first."""
     relevance: int = 3
     """Detections whose relevance is computed, which takes a backward pass of the detector each; 0 for none."""
     image_size: int | None = None
@@ -239,7 +239,7 @@ def interface(explorer: Explorer, confidence: float) -> Any:
         with gr.Row():
             with gr.Column(scale=1, min_width=300):
                 file = gr.File(label="Image", type="filepath", height=140, elem_id="image")
-                least = gr.Slider(0, 1, confidence, step=0.01, label="Least score")
+                least = gr.Slider(0, 1, confidence, step=0.01, label="Minimum score")
                 switches: list[Any] = []
                 for key, group in grouped.items():
                     with gr.Accordion(HEADINGS[key], open=key == "decoder.cross"):

@@ -66,7 +66,7 @@ class JudgeOptions:
     methods: str = ",".join(METHODS)
     """Which to judge, with commas between them."""
     confidence: float = 0.5
-    """Least score of a detection that is explained."""
+    """Minimum score of a detection that is explained."""
     limit: int | None = None
     """Only the first N images."""
     steps: int = 12

@@ -158,14 +158,18 @@ class Scene:
     def detections(self, confidence: float = 0.5, label: int | None = None) -> list[Seen]:
         """What queries see with at least this probability, best first, each once.
 
-        With `label` those whose most probable class it is. Raises ValueError for a class that is not there.
+        With `label` those that see this class with at least this probability: where classes exclude each other (a
+        softmax) as their most probable one, else beside others, too, as `model.predict` has it. Raises ValueError for
+        a class that is not there.
         """
-        scores, labels = self.layer_scores[-1].max(-1)
-        wanted = scores >= confidence
+        every = self.layer_scores[-1]
+        scores, labels = every.max(-1)
         if label is not None:
-            wanted &= labels == self._known(label)
+            scores = every[:, self._known(label)]
+            if not self.model.focal:
+                scores = scores.where(labels == label, -1.0)
         order = scores.argsort(descending=True, stable=True)
-        return [self.seen(int(query)) for query in order[wanted[order]]]
+        return [self.seen(int(query), label) for query in order if scores[query] >= max(confidence, 0)]
 
     def nearest(self, box: Sequence[float]) -> Seen:
         """The query whose box overlaps this one (xyxy, pixels) most, sure of it or not; of several the surest.

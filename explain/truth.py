@@ -18,7 +18,7 @@ def draw_truth(scene: Scene, boxes: Tensor, labels: Tensor, confidence: float = 
     Args:
         scene: whose image and detections.
         boxes, labels: (N, 4) xyxy in pixels of the image, and (N,) the model's class numbers.
-        confidence: least score of a detection that is drawn.
+        confidence: minimum score of a detection that is drawn.
         image: the image's name, for the title.
 
     Returns:

@@ -168,10 +168,27 @@ def test_a_class_chooses_its_own_detections(files: dict[str, Path], tmp_path: Pa
     found = scene.detections(0)
     other = next(seen for seen in found if seen.label != found[0].label)
     about = explained(files, "two-stage", tmp_path, "--label", other.name, "--confidence", 0, "--most", 2)
-    wanted = [number for number, seen in enumerate(found) if seen.label == other.label][:2]
+    assert scene.model.focal, "a query may detect several classes"
+    queries = scene.layer_scores[-1, :, other.label].argsort(descending=True, stable=True)[:2].tolist()
+    wanted = [[seen.query for seen in found].index(query) for query in queries]
     assert list(about["explained"]) == [f"det{number}" for number in wanted]
     assert {one["label"] for one in about["explained"].values()} == {other.label}
     assert {f"det{number}-relevance" for number in wanted} <= pictures(about)
+
+
+def test_detections_of_a_class_are_those_of_predict(files: dict[str, Path]) -> None:
+    """Whether classes exclude each other or not."""
+    for family in ("two-stage", "detr"):
+        model = load_trained(files[family], torch.device("cpu")).model
+        scene = Scene(model, files["image"], size=64)
+        confidence = float(scene.layer_scores[-1].amax(-1).median()) - 1e-4
+        predicted = model.predict(files["image"], confidence=confidence, size=64)
+        for label in range(3):
+            own = predicted.scores[predicted.labels == label]
+            found = [seen.score for seen in scene.detections(confidence, label)]
+            assert np.allclose(found, own, atol=1e-5), (family, label)
+    with pytest.raises(ValueError, match="label: expected from 0 to 2, got 3"):
+        scene.detections(0.5, 3)
 
 
 def test_a_class_that_is_not_detected_is_told_with_its_best(
@@ -182,6 +199,7 @@ def test_a_class_that_is_not_detected_is_told_with_its_best(
     label = (first.label + 1) % 3
     query = int(scene.layer_scores[-1, :, label].argmax())
     best = scene.seen(query, label)
+    assert best.score < first.score
     assert main(words(files, "two-stage", tmp_path / "out", "--label", best.name, "--confidence", first.score)) == 1
     told = capsys.readouterr().err
     assert f"label: no {best.name} was detected with at least {first.score:g}; the best is {best.name} with " in told
@@ -226,17 +244,26 @@ def test_what_is_named_opens_the_page(files: dict[str, Path], tmp_path: Path) ->
 
 def test_ten_detections_are_listed() -> None:
     options = ExplainOptions(Path("street.png"), Path("run"))
-    one = {"query": 3, "label": 0, "name": "cat", "score": 0.9, "box": (0.0, 1.0, 2.0, 3.0), "detected_as": ""}
-    about = {"detections": [one] * 45, "explained": {}, "folder": "there", "files": ["a.png", "a.npz", "b.png"]}
+    one = {"label": 0, "name": "cat", "score": 0.9, "box": (0.0, 1.0, 2.0, 3.0), "detected_as": ""}
+    found = [one | {"query": query} for query in range(100, 145)]
+    about = {
+        "detections": found,
+        "detections_of_label": found[-1:],
+        "explained": {},
+        "folder": "there",
+        "files": ["a.png", "a.npz", "b.png"],
+    }
     printed = lines(about, options)
     assert len(printed) == 12
     assert printed[-3:] == [
-        "  det 9  query 3    cat 0.900  at 0, 1, 2, 3",
+        "  det 9  query 109  cat 0.900  at 0, 1, 2, 3",
         "  and 35 more (--most 45 explains and lists them all)",
         "2 pictures, each with its numbers as .npz, in there",
     ]
-    assert len(lines(about | {"detections": [one] * 10}, options)) == 11
+    assert len(lines(about | {"detections": found[:10]}, options)) == 11
     assert len(lines(about, ExplainOptions(Path("street.png"), Path("run"), Subject(most=45)))) == 46
+    of_class = lines(about, ExplainOptions(Path("street.png"), Path("run"), Subject(label="cat")))
+    assert of_class[:-1] == ["  det 44  query 144  cat 0.900  at 0, 1, 2, 3"]
 
 
 def test_boxes_are_clipped_to_the_image(files: dict[str, Path]) -> None:
