@@ -24,6 +24,7 @@ from .ablation_report import Findings, summary, write
 from .heads import Head, counts_of, heads_of, orders
 from .masks import Masks
 from .options import AblateOptions
+from .outputs import default_folder
 from .passes import TOGETHER, Passes, check
 from .resampling import resample
 from .study import Advance, Study
@@ -38,18 +39,19 @@ def ablate(options: AblateOptions) -> Findings:
     trained = load_trained(options.checkpoint, choose_device(options.device), options.attn_backend, options.model)
     heads = heads_of(trained.model, options.sites)
     _check(options, trained.model, heads)
-    with in_use(options.out):
-        remove_leftovers(options.out)
-        study, about = _study(options, trained)
+    out = options.out or default_folder(options.checkpoint, "ablation")
+    with in_use(out):
+        remove_leftovers(out)
+        study, about = _study(options, trained, out)
         print(about["sentence"])
         print(_plan(options, study, heads))
         start = time.perf_counter()
         findings = _find(options, study, heads)
         findings.about.update({name: value for name, value in about.items() if name != "sentence"})
         findings.about["seconds"] = round(time.perf_counter() - start, 1)
-        files = write(findings, options.out)
+        files = write(findings, out)
     print("\n".join(summary(findings)))
-    print(f"{findings.about['seconds']:.0f} s; written to {options.out}: {', '.join(files)}")
+    print(f"{findings.about['seconds']:.0f} s; written to {out}: {', '.join(files)}")
     return findings
 
 
@@ -64,7 +66,7 @@ def _check(options: AblateOptions, model: Detector, heads: Sequence[Head]) -> No
         raise ValueError("pairing: a two-stage model chooses its queries anew at every pass; expected --pairing iou")
 
 
-def _study(options: AblateOptions, trained: Trained) -> tuple[Study, dict[str, Any]]:
+def _study(options: AblateOptions, trained: Trained, out: Path) -> tuple[Study, dict[str, Any]]:
     """The model on its data, and what they are."""
     size = Input(image_size=options.image_size).size
     if options.image_size is None:
@@ -91,7 +93,7 @@ def _study(options: AblateOptions, trained: Trained) -> tuple[Study, dict[str, A
         data,
         trained.device,
         ids,
-        options.out / "passes",
+        out / "passes",
         settings,
         confidence=options.confidence,
         batch_size=options.batch_size,

@@ -29,9 +29,13 @@ from .masked import (
 )
 from .masks import Mask, parse_mask
 from .options import ExplainOptions, Interventions, Subject
+from .outputs import digest_of, place_for
 from .scene import Scene, Seen
 from .truth import draw_truth
 from .views import Job, Look, find_layers
+
+LISTED = 10
+"""Detections that are printed, at the least that many if there are so many."""
 
 
 def numbers_of(text: str, count: int, what: str) -> list[float]:
@@ -63,9 +67,11 @@ def find_label(model: Any, text: str | None) -> int | None:
 def choose(scene: Scene, subject: Subject, *, masked: bool = False) -> list[tuple[str, Seen]]:
     """The detections and queries to explain, each with a name for its files.
 
-    Where none is named the surest detections; none of them where places are, unless masks are at work.
+    Where none is named the best detections, with a class those of that class; none of them where places are, unless
+    masks are at work. What a query that is named by its number, box or detection says of a class is explained whether
+    or not it detected that class.
 
-    Raises ValueError for a detection, query or class that is not there, and where nothing is named and nothing found.
+    Raises ValueError for a detection, query or class that is not there, and where a class is named and not detected.
     """
     label = find_label(scene.model, subject.label)
     found = scene.detections(subject.confidence)
@@ -80,18 +86,28 @@ def choose(scene: Scene, subject: Subject, *, masked: bool = False) -> list[tupl
         chosen.append((f"query{nearest.query}", scene.seen(nearest.query, label)))
     if chosen or (subject.ref and not masked):
         return list(dict(chosen).items())
-    for number, seen in enumerate(found[: subject.most]):
-        chosen.append((f"det{number}", seen if label is None else scene.seen(seen.query, label)))
-    return chosen
+    of_class = found if label is None else scene.detections(subject.confidence, label)
+    if label is not None and not of_class:
+        raise ValueError(f"label: {_found(scene, 0, subject.confidence, label)}")
+    numbers = {seen.query: number for number, seen in enumerate(found)}
+    return [(f"det{numbers[seen.query]}", seen) for seen in of_class[: subject.most]]
 
 
-def _found(scene: Scene, count: int, confidence: float) -> str:
+def _found(scene: Scene, count: int, confidence: float, label: int | None = None) -> str:
+    """What can be chosen of `count` detections; where there is none, of that class or any, what comes closest."""
     if count:
         return f"expected from 0 to {count - 1}, of detections of at least {confidence:g}"
-    best = scene.detections(0.0)[0]
+    if label is None:
+        best, what = scene.detections(0.0)[0], "nothing"
+    else:
+        best = next(iter(scene.detections(0.0, label)), None) or scene.seen(
+            int(scene.layer_scores[-1, :, label].argmax()), label
+        )
+        what = f"no {best.name}"
+    instead = f", detected as {best.detected_as}" * bool(best.detected_as)
     return (
-        f"nothing was detected with at least {confidence:g}; the best is {best.name} with {best.score:.3f} (query "
-        f"{best.query}): lower --confidence, or name --query N or --box x1,y1,x2,y2"
+        f"{what} was detected with at least {confidence:g}; the best is {best.name} with {best.score:.3f} (query "
+        f"{best.query}{instead}): lower --confidence, or name --query N or --box x1,y1,x2,y2"
     )
 
 
@@ -155,7 +171,8 @@ def masked_jobs(made: Sequence[Variant], options: ExplainOptions, chosen: Sequen
     confidence, name = options.subject.confidence, options.image.name
     wanted: list[Job] = [("masked-boxes", partial(draw_remaining, made, confidence, image=name))]
     for who, seen in chosen:
-        draw = partial(draw_masked_relevance, made, seen, confidence, target=options.view.target, image=name)
+        view = {"target": options.view.target, "by": options.view.by, "parity": options.view.parity}
+        draw = partial(draw_masked_relevance, made, seen, confidence, image=name, **view)
         wanted.append((f"masked-{who}-relevance", draw))
     for number, place in enumerate(_places(made[0].scene, options.subject)):
         wanted.append((f"masked-ref{number}-attention", partial(draw_masked_attention, made, place, image=name)))
@@ -169,7 +186,8 @@ def explain(options: ExplainOptions) -> dict[str, Any]:
     and nothing is named. Pictures are written one by one, each whole; ``explanation.json`` at the end.
     """
     pixels = read_image(options.image)
-    annotations = None if options.annotations is None else Annotations.load(options.annotations)
+    if options.annotations is not None and not options.annotations.is_file():
+        raise FileNotFoundError(f"annotation file {options.annotations} does not exist")
     trained = load_trained(options.checkpoint, choose_device(options.device), options.attn_backend, options.model)
     model, confidence = trained.model, options.subject.confidence
     sets = mask_sets(model, options.interventions)
@@ -178,27 +196,35 @@ def explain(options: ExplainOptions) -> dict[str, Any]:
     found = scene.detections(confidence)
     if not chosen and not options.subject.ref and not sets and not options.html:
         raise ValueError(_found(scene, 0, confidence))
-    stem, files = options.image.stem, []
+    folder, stem = place_for(options.image, options.out, options.checkpoint)
+    label, files = find_label(model, options.subject.label), list[Path]()
+    of_label = [] if label is None else scene.detections(confidence, label)
     about: dict[str, Any] = {
         "image": options.image.name,
+        "image_sha256": digest_of(options.image),
         "checkpoint": str(options.checkpoint),
+        "model": trained.name,
+        "step": trained.step,
         "attn_backend": trained.attn_backend,
         "confidence": confidence,
-        "detections": [vars(seen) for seen in found],
-        "explained": {who: vars(seen) for who, seen in chosen},
+        "detections": [as_displayed(scene, seen) for seen in found],
+        "detections_of_label": [as_displayed(scene, seen) for seen in of_label],
+        "explained": {who: as_displayed(scene, seen) for who, seen in chosen},
         "levels": scene.shapes,
         "tape_bytes": scene.tape.nbytes,
     }
     if options.html:
         from .page import write_page
 
-        page = options.out / f"{stem}.html"
-        write_page(scene, page, confidence=confidence, title=options.image.name, most=options.subject.most)
-        files.append(page)
+        files.append(folder / f"{stem}.html")
+        methods = tuple(method for method in options.view.method if method != "points") or ("raw", "relevance")
+        named = [seen for _, seen in chosen] if options.subject.names else []
+        view: dict[str, Any] = {"confidence": confidence, "methods": methods, "most": options.subject.most}
+        write_page(scene, files[0], title=options.image.name, subjects=named, **view)
     else:
         wanted: list[Job] = []
-        if annotations is not None:
-            truth = _truth(annotations, options, trained)
+        if options.annotations is not None:
+            truth = _truth(options.annotations, options.image.name, trained)
             wanted.append(("truth", partial(draw_truth, scene, *truth, confidence, image=options.image.name)))
         if sets:
             made = variants(model, pixels, sets, confidence=confidence, size=options.size)
@@ -208,35 +234,65 @@ def explain(options: ExplainOptions) -> dict[str, Any]:
             wanted += jobs(scene, options, chosen)
         with progress_bar("drawing", len(wanted), shown=options.progress) as advance:
             for what, draw in wanted:
-                files += draw().save(options.out / f"{stem}-{what}.png", options.dpi)
+                files += draw().save(folder / f"{stem}-{what}.png", options.dpi)
                 advance()
-    about["files"] = [file.name for file in files]
-    write_json(options.out / f"{stem}-explanation.json", about)
+    about |= {"folder": str(folder), "files": [file.name for file in files]}
+    write_json(folder / f"{stem}-explanation.json", about)
     return about
 
 
-def _truth(annotations: Annotations, options: ExplainOptions, trained: Trained) -> tuple[Tensor, Tensor]:
+def as_displayed(scene: Scene, seen: Seen) -> dict[str, Any]:
+    """A detection as a dictionary, its box clipped to the image."""
+    x0, y0, x1, y1 = seen.box
+    wide, high = float(scene.width), float(scene.height)
+    inside = (min(max(x0, 0.0), wide), min(max(y0, 0.0), high), min(max(x1, 0.0), wide), min(max(y1, 0.0), high))
+    return vars(seen) | {"box": inside}
+
+
+def _truth(path: Path, image: str, trained: Trained) -> tuple[Tensor, Tensor]:
     """The image's annotated boxes (N, 4) xyxy and the model's labels of them (N,)."""
-    rows = [row for row, entry in enumerate(annotations.images) if Path(entry.name).name == options.image.name]
+    own = trained.step is not None
+    annotations = Annotations.load(path, trained.categories if own else None)
+    rows = [row for row, entry in enumerate(annotations.images) if Path(entry.name).name == image]
     if not rows:
-        raise ValueError(f"annotations {options.annotations}: no image is called {options.image.name}")
-    ids: list[int | None] = [category.id for category in trained.categories]
-    if trained.step is None:
-        ids = match_categories(trained, annotations.categories)
+        raise ValueError(f"annotations {path}: no image is called {image}")
     span = slice(int(annotations.first[rows[0]]), int(annotations.first[rows[0] + 1]))
-    labels = [ids.index(annotations.categories[label].id) for label in annotations.labels[span]]
+    labels = annotations.labels[span].tolist()
+    if not own:
+        ids = match_categories(trained, annotations.categories)
+        labels = [ids.index(annotations.categories[label].id) for label in labels]
     return torch.from_numpy(annotations.boxes[span]), torch.tensor(labels, dtype=torch.int64)
+
+
+def lines(about: dict[str, Any], options: ExplainOptions) -> list[str]:
+    """What is printed: the detections, of the class asked for, ten or as many as are explained; masks; the folder."""
+    numbers = {one["query"]: number for number, one in enumerate(about["detections"])}
+    found = about["detections_of_label" if options.subject.label else "detections"]
+    shown, told = max(LISTED, options.subject.most), []
+    for one in found[:shown]:
+        box = ", ".join(f"{value:.0f}" for value in one["box"])
+        told.append(
+            f"  det {numbers[one['query']]}  query {one['query']:<4} {one['name']} {one['score']:.3f}  at {box}"
+        )
+    if len(found) > shown:
+        told.append(f"  and {len(found) - shown} more (--most {len(found)} explains and lists them all)")
+    for who, one in about["explained"].items():
+        if one["detected_as"]:
+            told.append(
+                f"  {who}: explained is {one['name']} {one['score']:.3f} of query {one['query']}, which is detected as "
+                f"{one['detected_as']}"
+            )
+    for mask in about.get("masks", []):
+        became = "; ".join(f"query {query} {what}" for query, what in mask["became"].items())
+        count = len(mask["detections"])
+        told.append(f"  {mask['name']}: {count} detection{'s' * (count != 1)}{'; ' + became if became else ''}")
+    if options.html:
+        return [*told, f"the page: {Path(about['folder']) / about['files'][0]}"]
+    pictures = sum(not file.endswith(".npz") for file in about["files"])
+    return [*told, f"{pictures} picture{'s' * (pictures != 1)}, each with its numbers as .npz, in {about['folder']}"]
 
 
 def run(options: ExplainOptions) -> int:
     """``msdeform explain``."""
-    about = explain(options)
-    for number, one in enumerate(about["detections"]):
-        box = ", ".join(f"{value:.0f}" for value in one["box"])
-        print(f"  det {number}  query {one['query']:<4} {one['name']} {one['score']:.3f}  at {box}")
-    for mask in about.get("masks", []):
-        became = "; ".join(f"query {query} {what}" for query, what in mask["became"].items())
-        print(f"  {mask['name']}: {len(mask['detections'])} detections{'; ' + became if became else ''}")
-    pictures = [file for file in about["files"] if not file.endswith(".npz")]
-    print(f"{len(pictures)} file{'s' * (len(pictures) != 1)} in {options.out}: {', '.join(pictures)}")
+    print("\n".join(lines(explain(options), options)))
     return 0

@@ -21,8 +21,6 @@ Rgb = tuple[float, float, float]
 SUFFIXES = (".png", ".svg", ".pdf")
 # inches: the longer side of an image alone, of one of two or three, and of one of many; and the most of a whole grid
 ALONE, BESIDE, SMALL, WHOLE = 6.4, 4.6, 2.1, 17.0
-# of the image's brightness and colour, so that what lies over it stands out
-_BRIGHT, _COLOURFUL = 0.7, 0.5
 # of the picture beyond the image that may be shown for points outside it
 _OUTSIDE = 0.15
 
@@ -60,7 +58,7 @@ def array(values: Tensor | Sequence[float]) -> Array:
 
 
 def canvas(scene: Scene, rows: int = 1, columns: int = 1, *, largest: float | None = None) -> tuple[Any, Array]:
-    """A figure and its axes (rows, columns), each with the image, dimmed, in its own proportions.
+    """A figure and its axes (rows, columns), each with the image, in its own colours and proportions.
 
     An axis counts pixels of the image: its upper left corner is at 0, 0, a pixel's centre at a half. `largest` is an
     image's longer side in inches, less where the whole would be too large.
@@ -77,7 +75,7 @@ def canvas(scene: Scene, rows: int = 1, columns: int = 1, *, largest: float | No
     layout = ConstrainedLayoutEngine(compress=True, w_pad=0.03, h_pad=0.03, wspace=0.0, hspace=0.0)
     figure = Figure(figsize=size, layout=layout)
     axes = figure.subplots(rows, columns, squeeze=False)
-    pixels = dimmed(scene.image)
+    pixels = array(scene.image).transpose(1, 2, 0)
     for place, one in enumerate(axes.flat):
         one.xaxis.set_visible(False)
         one.yaxis.set_visible(place % columns == 0)  # its label; laying out what is empty takes most of the time
@@ -88,13 +86,6 @@ def canvas(scene: Scene, rows: int = 1, columns: int = 1, *, largest: float | No
     return figure, axes
 
 
-def dimmed(image: Tensor) -> Array:
-    """(3, H, W) uint8 to (H, W, 3), darker and less colourful."""
-    pixels = array(image).transpose(1, 2, 0).astype(np.float32)
-    grey = (pixels @ np.array([0.299, 0.587, 0.114], np.float32))[..., None]
-    return (_BRIGHT * (_COLOURFUL * pixels + (1 - _COLOURFUL) * grey)).round().astype(np.uint8)
-
-
 def headline(figure: Any, *parts: str) -> None:
     """The title of a figure, in lines that are no longer than the picture is wide."""
     letters = max(34, round(11 * (figure.get_size_inches()[0] - 3)))
@@ -103,20 +94,42 @@ def headline(figure: Any, *parts: str) -> None:
 
 
 def told(seen: Seen | None, image: str = "") -> str:
-    """A detection and the image that it is in."""
-    named = "" if seen is None else f"{seen.name} {seen.score:.2f} (query {seen.query})"
+    """A detection and the image that it is in; with the class that it is detected as, where another is explained."""
+    named = ""
+    if seen is not None:
+        query = f"query {seen.query}" + f", detected as {seen.detected_as}" * bool(seen.detected_as)
+        named = f"{seen.name} {seen.score:.2f} ({query})"
     return ": ".join(part for part in (image, named) if part)
+
+
+def in_words(site: str) -> str:
+    """ "decoder layer 5, cross-attention" of decoder.5.cross."""
+    stack, layer, kind = site.split(".")
+    return f"{stack} layer {layer}, {kind}-attention"
+
+
+def layer_in_words(site: str) -> str:
+    """ "decoder layer 5" of decoder.5.cross."""
+    return in_words(site).split(",")[0]
+
+
+_TARGETS = {
+    "x": "the horizontal position of its box",
+    "y": "the vertical position of its box",
+    "w": "the width of its box",
+    "h": "the height of its box",
+}
+
+
+def target_in_words(target: str, seen: Seen) -> str:
+    """What is explained: "the score of WBC" of class, "the width of its box" of w."""
+    return _TARGETS.get(target, f"the score of {seen.name}")
 
 
 def colour_of(label: int) -> Rgb:
     """A class's, as in every picture of this package."""
     red, green, blue = class_colour(label)
     return red / 255, green / 255, blue / 255
-
-
-def class_name(scene: Scene, label: int) -> str:
-    names = scene.model.categories
-    return names[label] if names and label < len(names) else str(label)
 
 
 def outlined(width: float) -> list[Any]:
@@ -142,7 +155,7 @@ def show_key(axes: Any, handles: Sequence[Any]) -> None:
 def draw_box(
     axes: Any, box: Sequence[float], colour: Any, *, style: str = "-", width: float = 1.8, name: str = ""
 ) -> None:
-    """A box, xyxy in pixels, and its name on it, inside the picture."""
+    """A box, xyxy in pixels, and its name, which covers no other box's and stays inside the picture."""
     from matplotlib.patches import Rectangle
 
     x0, y0, x1, y1 = box
@@ -160,27 +173,12 @@ def draw_box(
         )
     )
     if name:
-        (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
-        above, leftish = y0 - top > 0.07 * (bottom - top), x0 < (left + right) / 2
-        axes.annotate(
-            name,
-            (max(x0, left) if leftish else min(x1, right), max(y0, top)),
-            xytext=(0 if leftish else -1, 3 if above else -3),
-            textcoords="offset points",
-            ha="left" if leftish else "right",
-            va="bottom" if above else "top",
-            fontsize=8,
-            color=readable_on(colour),
-            bbox={"facecolor": colour, "edgecolor": "none", "pad": 1.5},
-            zorder=6,
-        )
+        from .box_labels import BoxLabels
 
-
-def readable_on(colour: Any) -> str:
-    from matplotlib.colors import to_rgb
-
-    red, green, blue = to_rgb(colour)
-    return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.45 else "white"
+        labels = next((one for one in axes.artists if isinstance(one, BoxLabels)), None)
+        if labels is None:
+            axes.add_artist(labels := BoxLabels())
+        labels.add(box, name, colour)
 
 
 def root_scale(most: float) -> Any:
@@ -211,7 +209,7 @@ def colour_bar(
         shrink=0.9,
     )
     # colours that let the image through do so here, too
-    bar.ax.set_facecolor(str(0.5 * _BRIGHT))
+    bar.ax.set_facecolor("0.9")
     ticks = root_ticks(norm.vmax)
     bar.set_ticks(ticks, labels=[f"{tick:.3g}" if tick < 100 else f"{tick:,.0f}" for tick in ticks])
     bar.ax.minorticks_off()

@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from .drawing import SMALL, Array, Drawing, array, canvas, chosen, colour_bar, headline, root_scale
+from .drawing import SMALL, Array, Drawing, array, canvas, chosen, colour_bar, headline, in_words, root_scale
 from .heat import heat_colours, natural_end, overlay
 from .maps import column_map, row_map
 from .points import WEIGHT, draw_key, point_colours, scatter
 from .scene import Scene
 
-UNIT = "times uniform attention (square-root scale)"
+UNIT = "attention, 1 where spread evenly (square-root scale)"
 
 
 def draw_encoder(
@@ -72,7 +72,7 @@ def draw_encoder(
     end = natural_end(relative) if most is None else most
     norm, of_points = root_scale(end), root_scale(1.0)
     figure, axes = canvas(scene, len(tokens), 3 if one.deformable else 2, largest=3.2 if len(tokens) < 4 else SMALL)
-    titles = ["where it looks (row)", "who looks at it (column)"]
+    titles = ["where this place looks (row)", "which places look here (column)"]
     for line, (number, place) in zip(axes, enumerate(places), strict=True):
         for each, heat in zip(line[-2:], relative[number], strict=True):
             overlay(each, heat, norm)
@@ -84,7 +84,7 @@ def draw_encoder(
         for each in line:
             _mark(each, place)
         line[0].set_ylabel(f"x {place[0]:g}, y {place[1]:g}", fontsize=8.5)
-    for each, title in zip(axes[0], ["the points it samples"] * one.deformable + titles, strict=True):
+    for each, title in zip(axes[0], ["points that it samples"] * one.deformable + titles, strict=True):
         each.set_title(title, fontsize=9, pad=4)
     if one.deformable:
         draw_key(figure, scene, range(one.levels), place="")
@@ -92,8 +92,8 @@ def draw_encoder(
         colour_bar(figure, axes[:, :1], of_points, point_colours(), WEIGHT, beyond=beyond, left=True)
     colour_bar(figure, axes[:, -2:], norm, heat_colours(), UNIT, beyond=bool(relative.max() > norm.vmax))
     which = "mean of heads" if head is None else f"head {head}"
-    of_level = f", tokens of level {level}" if len(scene.shapes) > 1 else ""
-    headline(figure, image, f"{site}, {which}{of_level}")
+    of_level = f", a pixel of level {level}" if len(scene.shapes) > 1 else ""
+    headline(figure, image, f"{in_words(site)}, {which}{of_level}")
     return Drawing(figure, numbers)
 
 
@@ -102,6 +102,8 @@ def _say_outside(axes: Any, scene: Scene, xy: Array) -> None:
     height, width = scene.image.shape[-2:]
     outside = int(((xy < 0) | (xy > [width, height])).any(-1).sum())
     if outside:
+        from matplotlib.patheffects import Normal, Stroke
+
         axes.annotate(
             f"{outside} outside",
             (1, 0),
@@ -111,6 +113,7 @@ def _say_outside(axes: Any, scene: Scene, xy: Array) -> None:
             ha="right",
             fontsize=7.5,
             color="white",
+            path_effects=[Stroke(linewidth=2, foreground="black"), Normal()],
         )
 
 

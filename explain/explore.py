@@ -205,7 +205,7 @@ def interface(explorer: Explorer, confidence: float) -> Any:
         with gr.Row():
             with gr.Column(scale=1, min_width=300):
                 file = gr.File(label="Image", type="filepath", height=140, elem_id="image")
-                least = gr.Slider(0, 1, confidence, step=0.01, label="Least score")
+                least = gr.Slider(0, 1, confidence, step=0.01, label="Minimum score")
                 switches: list[Any] = []
                 for key, group in grouped.items():
                     with gr.Accordion(HEADINGS[key], open=key == "decoder.cross"):
@@ -279,7 +279,10 @@ def _free_port(host: str, port: int) -> int:
         with socket.create_server((host, port)) as server:
             return int(server.getsockname()[1])
     except OSError as error:
-        raise ValueError(f"cannot listen on {host}, port {port}: {error.strerror or error}; name another") from None
+        raise ValueError(
+            f"cannot listen on {host}, port {port}: {error.strerror or error}; choose another with --port (0 takes a "
+            "free one) or --host"
+        ) from None
 
 
 def run(options: ExploreOptions) -> int:

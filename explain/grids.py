@@ -15,13 +15,15 @@ from .drawing import (
     colour_of,
     draw_box,
     headline,
+    in_words,
+    layer_in_words,
     root_scale,
     show_outside,
     told,
     zoom,
 )
 from .heat import UNIT, heat_colours, on_image, overlay, scaled
-from .maps import heat_map
+from .maps import METHOD_TITLES, heat_map
 from .points import (
     WEIGHT,
     draw_key,
@@ -74,7 +76,8 @@ def draw_grid(
         return heat_map(scene, seen, method, layer=layer, head=head, level=level, target=target)
 
     heats = [[heat(row, column) for column in range(len(columns))] for row in range(len(rows))]
-    what = f"{method} by {by.replace(' x ', ' and ')}" + (f" at {sites[0]}" if by == "heads x levels" else "")
+    what = f"{METHOD_TITLES[method]} by {by.replace(' x ', ' and ')}"
+    what += f", {in_words(sites[0])}" if by == "heads x levels" else ""
     return draw_heat_grid(scene, heats, rows, columns, seen, what, most=most, image=image)
 
 
@@ -91,7 +94,7 @@ def check_grid(sites: Sequence[str], by: str) -> Sequence[str]:
 def titles(sites: Sequence[str], by: By, heads: int, levels: int) -> tuple[list[str], list[str]]:
     """Of rows and columns."""
     head_names, level_names = [f"head {head}" for head in range(heads)], [f"level {level}" for level in range(levels)]
-    rows = head_names if by == "heads x levels" else list(sites)
+    rows = head_names if by == "heads x levels" else [layer_in_words(site) for site in sites]
     return rows, head_names if by == "layers x heads" else level_names
 
 
@@ -140,7 +143,7 @@ def draw_point_grid(
     draw_key(figure, scene, range(levels), boxed=numbers["reference"].shape[-1] == 4)
     part = "" if window is None else ", around the detection"
     part += f"; {far} of {x.size} lie outside" if far else ""
-    where = f"{sites[0]}: " if by == "heads x levels" else ""
+    where = f"{in_words(sites[0])}: " if by == "heads x levels" else ""
     headline(figure, told(seen, image), f"{where}sampled points by {by.replace(' x ', ' and ')}" + part)
     return Drawing(figure, numbers | {"sites": np.array(list(sites)), "box": array(seen.box)})
 
@@ -182,7 +185,9 @@ def draw_heat_grid(
         if seen is not None:
             draw_box(one, seen.box, colour_of(seen.label), width=1.0)
     _name(axes, rows, columns)
-    colour_bar(figure, axes, norm, heat_colours(), UNIT.replace("mean", "mean of all"), beyond=relative.max() > end)
+    colour_bar(
+        figure, axes, norm, heat_colours(), UNIT.replace("of the image", "of all pictures"), beyond=relative.max() > end
+    )
     headline(figure, told(seen, image), title)
     numbers = {"heat": values, "rows": np.array(list(rows)), "columns": np.array(list(columns))}
     numbers |= {"mean": np.array(mean), "most": np.array(end)}

@@ -10,7 +10,7 @@ from .scene import Scene, Seen
 
 # end of a colour scale at the least, times the mean: what is nearly uniform does not look as if it were not
 LEAST = 8.0
-UNIT = "times the mean (square-root scale)"
+UNIT = "how many times the mean of the image (square-root scale)"
 
 
 def draw_heat(
@@ -84,11 +84,11 @@ def overlay(axes: Any, relative: Array, norm: Any) -> None:
 
 
 def heat_colours() -> Any:
-    """From the image itself through violet to bright yellow."""
+    """From the image itself, whose colours stay where a map is low, through violet to bright yellow."""
     from matplotlib import colormaps
     from matplotlib.colors import ListedColormap
 
     rising = np.linspace(0, 1, 256)
-    colours = colormaps["inferno"](0.15 + 0.85 * rising)
-    colours[:, 3] = 0.92 * rising**0.7
+    colours = colormaps["inferno"](0.25 + 0.75 * rising)
+    colours[:, 3] = 0.92 * np.sin(np.pi / 2 * rising) ** 1.5
     return ListedColormap(colours)

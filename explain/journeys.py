@@ -4,16 +4,15 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import torch
+from torchvision.ops import box_iou
 
 from .drawing import (
-    ALONE,
-    BESIDE,
     Array,
     Drawing,
     around,
     array,
     canvas,
-    class_name,
     colour_of,
     draw_box,
     headline,
@@ -27,13 +26,17 @@ from .points import MARKERS, stack_references
 from .scene import Scene, Seen
 
 _REST = "0.75"
+# of a picture's longer side: shorter arrows are nothing but their heads
+_VISIBLE = 0.02
 
 
 def draw_journey(scene: Scene, seen: Seen, *, image: str = "") -> Drawing:
-    """One query: arrows from its first reference through every layer's box, boxes coloured by layer, scores beside.
+    """One query: its box after every decoder layer, a picture each, and where it lies in the whole image.
 
-    A dashed arrow leads from the first reference straight to the last box. Of deformable detectors a cross marks every
-    layer's reference; a detector that does not refine boxes has the same at all layers.
+    A layer's box is in the colour of its most probable class, over the last layer's box, dashed and white. An arrow
+    leads from the centre of the box before (of the first layer, from the first reference), where that is far enough to
+    be seen; how far the centre moved and the IoU with the last box are written above. Of deformable detectors a cross
+    marks the layer's reference; a detector that does not refine boxes has the same at all layers.
 
     Args:
         scene: of any detector with a decoder.
@@ -49,50 +52,55 @@ def draw_journey(scene: Scene, seen: Seen, *, image: str = "") -> Drawing:
     labels = scores.argmax(-1)
     best, own = scores.max(-1), scores[:, seen.label]
     numbers = {"boxes": boxes, "labels": labels, "scores": best, "own_scores": own}
-    colours = layer_colours(len(boxes))
     places = [boxes[:, :2], boxes[:, 2:]]
+    references: Array | None = None
     if scene.references:
-        numbers["references"] = stack_references([array(reference[seen.query]) for reference in scene.references])
-        places.append(numbers["references"][:, :2])
-    window = around(scene, np.concatenate(places), margin=0.15)
-    figure, [axes] = canvas(scene, 1, 1 if window is None else 2, largest=ALONE if window is None else BESIDE)
-    for one in axes:
-        _draw_path(one, boxes, numbers.get("references"), colours)
-    show_outside(axes[0], scene, *np.concatenate(places).T)
-    if window is not None:
-        zoom(axes[1], window)
-        axes[1].set_title("around its boxes", fontsize=9, pad=4)
-        axes[0].set_title("the whole image", fontsize=9, pad=4)
+        references = stack_references([array(reference[seen.query]) for reference in scene.references])
+        numbers["references"] = references
+        places.append(references[:, :2])
+    window = around(scene, np.concatenate(places), margin=0.2)
+    count = 1 + len(boxes)
+    columns = count if count < 4 else -(-count // 2)
+    figure, axes = canvas(scene, -(-count // columns), columns)
+    whole, *others = list(axes.flat)
+    for spare in others[len(boxes) :]:
+        spare.remove()
 
-    handles = []
-    for number, colour in enumerate(colours):
-        said = f"decoder.{number}: {class_name(scene, int(labels[number]))} {best[number]:.2f}"
+    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+    stops = centres if references is None else np.concatenate([references[:1, :2], centres])
+    draw_box(whole, seen.box, colour_of(seen.label), name=f"{seen.name} {seen.score:.2f}")
+    show_outside(whole, scene, *np.concatenate(places).T)
+    _arrow(whole, stops[0], stops[-1], "white")
+    whole.set_title("the whole image", fontsize=9, pad=4)
+    for number, one in enumerate(others[: len(boxes)]):
+        last = number == len(boxes) - 1
+        if not last:
+            draw_box(one, boxes[-1], "white", style="--", width=1.2)
+        draw_box(one, boxes[number], colour_of(int(labels[number])))
+        # the stops begin with the first reference, where there is one
+        start, end = stops[max(number - (references is None), 0)], centres[number]
+        if references is not None:
+            _point(one, references[number, :2], "+", "white", 9)
+        if window is not None:
+            zoom(one, window)
+        _arrow(one, start, end, "white")
+        said = f"layer {number}: {scene.class_name(int(labels[number]))} {best[number]:.2f}"
         if labels[number] != seen.label:
             said += f" ({seen.name} {own[number]:.2f})"
-        handles.append(_key("s", colour, said))
-    if scene.references:
-        handles.append(_key("+", "0.45", "reference of each layer", markersize=9, markeredgewidth=1.6))
-        handles.append(_key("", "0.6", "first reference to last box", linestyle="--"))
-    show_key(axes[-1], handles)
-    headline(figure, told(seen, image), "the query's boxes, layer by layer")
-    return Drawing(figure, numbers)
+        parts = []
+        if number > 0 or references is not None:
+            parts.append(f"centre moved by {np.linalg.norm(end - start):.1f} pixels")
+        if not last:
+            overlap = box_iou(*(torch.from_numpy(boxes[[which]]) for which in (number, -1)))
+            parts.append(f"IoU {float(overlap):.2f} with the last box")
+        one.set_title("\n".join([said, ", ".join(parts)]), fontsize=8.5, pad=4)
 
-
-def _draw_path(axes: Any, boxes: Array, references: Array | None, colours: Array) -> None:
-    """Boxes (N, 4) in the colours of their layers, and arrows from the first reference, if any, over their centres."""
-    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
-    for box, colour, width in zip(boxes, colours, np.linspace(3.6, 1.4, len(boxes)), strict=True):
-        draw_box(axes, box, colour, width=width)  # thinner later, so that equal boxes are all seen
-    path = centres
+    handles = [_key("", "0.6", "box of the last layer", linestyle="--")]
     if references is not None:
-        path = np.concatenate([references[:1, :2], centres])
-        _arrow(axes, path[0], path[-1], "white", style="--", width=1.0, over=3.5)
-        for reference, colour in zip(references, colours, strict=True):
-            _point(axes, reference[:2], "+", colour, 9)
-    for (start, end), colour in zip(pairwise(path), colours[len(colours) - len(path) + 1 :], strict=True):
-        _arrow(axes, start, end, colour)
-    for centre, colour in zip(centres, colours, strict=True):
-        _point(axes, centre, "o", colour, 4.5)
+        handles.append(_key("+", "0.45", "reference point of the layer", markersize=9, markeredgewidth=1.6))
+    figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=8, frameon=False)
+    headline(figure, told(seen, image), "the query's box after every layer of the decoder")
+    return Drawing(figure, numbers)
 
 
 def draw_queries(scene: Scene, confidence: float = 0.5, *, image: str = "") -> Drawing:
@@ -117,7 +125,8 @@ def draw_queries(scene: Scene, confidence: float = 0.5, *, image: str = "") -> D
     for group, over in ((np.flatnonzero(~sure), 2), (np.flatnonzero(sure), 3)):
         colours: Any = [colour_of(int(label)) for label in labels[-1, group]] if over == 3 else _REST
         if scene.references:
-            axes.scatter(*path[0, group].T, s=16, facecolors="none", edgecolors=colours, linewidths=0.7, zorder=over)
+            hollow: dict[str, Any] = {"facecolors": "none", "linewidths": 0.7, "path_effects": outlined(0.7)}
+            axes.scatter(*path[0, group].T, s=16, edgecolors=colours, zorder=over, **hollow)
         for start, end in pairwise(path[:, group]):
             axes.quiver(
                 *start.T,
@@ -143,13 +152,14 @@ def draw_queries(scene: Scene, confidence: float = 0.5, *, image: str = "") -> D
                 zorder=over + 0.5,
             )
     found = sorted(set(labels[-1, sure].tolist()))
-    handles = [_key("o", colour_of(label), class_name(scene, label)) for label in found]
+    handles = [_key("o", colour_of(label), scene.class_name(label)) for label in found]
     handles.append(_key("o", _REST, f"below {confidence:.2g}"))
     if scene.references:
         handles.append(_key("o", "0.4", "first reference", markerfacecolor="none"))
     sizes = [_key("o", "0.4", f"score {score:g}", markersize=(90 * score + 2) ** 0.5) for score in (0.25, 0.5, 1)]
     show_key(axes, handles + sizes)
-    headline(figure, image, f"centres of {len(sure)} queries through {len(centres)} layers, {sure.sum()} detections")
+    what = f"box centres of {len(sure)} queries through {len(centres)} decoder layers"
+    headline(figure, image, f"{what}; {sure.sum()} queries are detections")
     return Drawing(figure, numbers)
 
 
@@ -171,9 +181,9 @@ def draw_seeds(scene: Scene, confidence: float = 0.5, *, image: str = "") -> Dra
     places = np.array([scene.place_of(token) for token in tokens.tolist()]).reshape(-1, 3)
     levels, xy = places[:, 2].astype(int), places[:, :2]
     figure, [[axes]] = canvas(scene)
-    for seen, level, place in zip(found, levels.tolist(), xy, strict=True):
+    for seen, level, place in reversed(list(zip(found, levels.tolist(), xy, strict=True))):  # the surest on top
         colour, (x0, y0, x1, y1) = colour_of(seen.label), seen.box
-        draw_box(axes, seen.box, colour, width=1.4, name=f"{seen.name} {seen.score:.2f}" if len(found) <= 12 else "")
+        draw_box(axes, seen.box, colour, width=1.4, name=f"{seen.name} {seen.score:.2f}")
         _arrow(axes, place, np.array([x0 + x1, y0 + y1]) / 2, colour, width=1.2)
         _point(axes, place, MARKERS[level % len(MARKERS)], colour, 8)
     handles = [
@@ -181,23 +191,21 @@ def draw_seeds(scene: Scene, confidence: float = 0.5, *, image: str = "") -> Dra
         for level, (h, w) in enumerate(scene.shapes)
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
-    headline(figure, image, f"encoder tokens that became {len(found)} detections of at least {confidence:.2g}")
+    headline(
+        figure, image, f"pixels of the encoder that {len(found)} detections of at least {confidence:.2g} came from"
+    )
     numbers = {"queries": queries, "tokens": tokens, "levels": levels, "xy": xy}
     numbers |= {"boxes": np.array([seen.box for seen in found], float).reshape(-1, 4)}
     numbers |= {"labels": np.array([seen.label for seen in found], int)}
     return Drawing(figure, numbers | {"scores": np.array([seen.score for seen in found], float)})
 
 
-def layer_colours(count: int) -> Array:
-    """(count, 4), from blue for the first layer to yellow for the last."""
-    from matplotlib import colormaps
-
-    return colormaps["viridis"](np.linspace(0.25, 1, count) if count > 1 else [1.0])
-
-
 def _arrow(
     axes: Any, start: Array, end: Array, colour: Any, *, style: str = "-", width: float = 1.8, over: float = 4.0
 ) -> None:
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    if np.linalg.norm(end - start) < _VISIBLE * max(abs(right - left), abs(top - bottom)):
+        return
     axes.annotate(
         "",
         end,

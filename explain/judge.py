@@ -1,6 +1,5 @@
 """``msdeform explain-eval``: over a data set, is what the methods say of detections better than saying nothing?"""
 
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -44,6 +43,7 @@ from .measures import (
     rank_correlation,
 )
 from .options import JudgeOptions
+from .outputs import default_folder
 from .scene import Scene, Seen
 from .scores import MEASURES, Scores, save_chart, table, verdict
 
@@ -254,11 +254,12 @@ def run(options: JudgeOptions) -> int:
             print(f"{name}: {', '.join(f'{mean:.3f}' for mean in np.mean([one.cascade[name] for one in judged], 0))}")
     title, keep = next(iter(parts.items()))
     print("\n".join(("", f"what beats what, over {title}:", *verdict(scores.of(keep)))))
-    write_json(options.out / "scores.json", report(judged, scores, parts, about))
+    out = options.out or default_folder(options.checkpoint, "explain-eval")
+    write_json(out / "scores.json", report(judged, scores, parts, about))
     chosen = [one for one, kept in zip(judged, keep, strict=True) if kept]
     curves = mean_curves(chosen, names)
-    save_chart(options.out / "scores.png", scores.of(keep), curves, f"{about['model']}: {title}; 95% intervals")
-    print(f"scores.json and scores.png: {options.out}{os.sep}")
+    save_chart(out / "scores.png", scores.of(keep), curves, f"{about['model']}: {title}; 95% intervals")
+    print(f"scores.json and scores.png in {out}")
     return 0
 
 

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from ..models.images import ImageLike
 from ..models.size import Size
-from .drawing import Drawing, canvas, colour_of, draw_box, headline
+from .drawing import Drawing, canvas, colour_of, draw_box, headline, layer_in_words, target_in_words
 from .grids import draw_heat_grid
 from .maps import heat_map
 from .masks import Mask
+from .relevance import By
 from .scene import Scene, Seen
 from .sites import find_sites
 
@@ -93,9 +94,14 @@ def follow(before: Scene, after: Scene, seen: Seen) -> int:
 
 
 def fate(before: Scene, variant: Variant, seen: Seen, confidence: float) -> str:
-    """What became of a detection: ``kept``, ``changed to NAME``, or ``lost``, with the score that says so."""
+    """What became of a detection: ``kept``, ``changed to NAME``, or ``lost``, with the score that says so.
+
+    Of a class that the query did not detect, or not with this confidence, its name and its score under the masks.
+    """
     query = follow(before, variant.scene, seen)
     now, own = variant.scene.seen(query), variant.scene.seen(query, seen.label)
+    if seen.detected_as or seen.score < confidence:
+        return f"{own.name} {own.score:.2f}"
     if now.score < confidence:
         return f"lost ({own.score:.2f})"
     return f"kept ({own.score:.2f})" if now.label == seen.label else f"changed to {now.name} ({now.score:.2f})"
@@ -134,7 +140,14 @@ def draw_remaining(made: Sequence[Variant], confidence: float, *, image: str = "
 
 
 def draw_masked_relevance(
-    made: Sequence[Variant], seen: Seen, confidence: float, *, target: str = "class", image: str = ""
+    made: Sequence[Variant],
+    seen: Seen,
+    confidence: float,
+    *,
+    target: str = "class",
+    by: By = "point",
+    parity: bool = False,
+    image: str = "",
 ) -> Drawing:
     """A detection's relevance under every mask, in rows: of each decoder layer, and of all. What is lost is drawn too.
 
@@ -146,13 +159,14 @@ def draw_masked_relevance(
     for variant in made:
         own = variant.scene.seen(follow(scene, variant.scene, seen), seen.label)
         row = [
-            heat_map(variant.scene, own, "relevance", layer=layer, target=target)
+            heat_map(variant.scene, own, "relevance", layer=layer, target=target, by=by, parity=parity)
             for layer in [*range(len(layers)), None]
         ]
         heats.append(row)
     names = [f"{variant.name}\n{fate(scene, variant, seen, confidence)}" for variant in made]
-    title = f"relevance for its {target}, by layer and by what is switched off"
-    return draw_heat_grid(scene, heats, names, [*layers, "all layers"], seen, title, image=image)
+    title = f"relevance for {target_in_words(target, seen)}, by layer and by what is switched off"
+    columns = [*map(layer_in_words, layers), "all layers"]
+    return draw_heat_grid(scene, heats, names, columns, seen, title, image=image)
 
 
 def draw_masked_attention(made: Sequence[Variant], place: tuple[float, float], *, image: str = "") -> Drawing:
@@ -169,9 +183,12 @@ def draw_masked_attention(made: Sequence[Variant], place: tuple[float, float], *
     for variant in made:
         own = variant.scene.seen(follow(scene, variant.scene, seen))
         heats.append([heat_map(variant.scene, own, "raw", layer=layer) for layer in range(len(layers))])
-    title = f"attention of query {seen.query}, the nearest to x {place[0]:g}, y {place[1]:g}, by what is switched off"
+    title = (
+        f"raw attention of query {seen.query}, the nearest to x {place[0]:g}, y {place[1]:g}, by what is switched off"
+    )
     names = [variant.name for variant in made]
-    return draw_heat_grid(scene, heats, names, layers, None, title, image=image)
+    columns = [*map(layer_in_words, layers)]
+    return draw_heat_grid(scene, heats, names, columns, None, title, image=image)
 
 
 def summary(made: Sequence[Variant], seen: Sequence[Seen], confidence: float) -> list[dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 import difflib
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Annotated, Literal
 
 from ..common.options import (
@@ -67,9 +66,10 @@ class Subject:
     ref: Annotated[tuple[str, ...], Repeated()] = ()
     """x,y in pixels: the encoder's attention at this place, row and column; may be repeated."""
     label: str | None = None
-    """The class to explain, by name or number; each query's most probable when not given."""
+    """A class, by name or number: its best detections are explained; with --det, --query or --box, this class's score
+    of that query, whatever the query detected. All classes when not given."""
     confidence: float = 0.5
-    """Least score of a detection."""
+    """Minimum score of a detection."""
     most: int = 3
     """How many detections are explained when none is named, or have relevance on a page: a backward pass each."""
 
@@ -77,6 +77,11 @@ class Subject:
         for name in ("det", "query"):
             for number in getattr(self, name):
                 at_least(name, number, 0)
+
+    @property
+    def names(self) -> bool:
+        """Is a detection, a query or a class named?"""
+        return bool(self.det or self.query or self.box or self.label)
 
 
 @dataclass(frozen=True)
@@ -107,8 +112,9 @@ class ExplainOptions:
     """Write one page to look with in a browser, without pictures."""
     annotations: ReadFile | None = None
     """COCO-format annotations that name this image: detections are drawn beside them."""
-    out: WriteFolder = Path("explanations")
-    """Folder for what is written."""
+    out: WriteFolder | None = None
+    """Folder for what is written; explanations/IMAGE in the run's folder when not given, or in the current folder for
+    weights that are not a run's."""
     dpi: int = 150
     """Resolution of pictures, dots an inch: 50 for thumbnails, 300 for print."""
     image_size: int | None = None
@@ -128,6 +134,25 @@ class ExplainOptions:
         between("dpi", self.dpi, 20, 1200)
         check_model(self.model)
         at_least("image_size", self.image_size, 32)
+        self._refuse_ignored()
+
+    def _refuse_ignored(self) -> None:
+        """Raises ValueError for an option that would change nothing."""
+        view, masks = self.view, self.interventions
+        of_grids = {name: getattr(view, name) for name in ("layer", "head", "level", "slopes", "together")}
+        if self.html:
+            what, shown = "html", "the page shows all layers, heads and levels, the class's relevance, nothing off"
+            given = vars(masks) | of_grids | {"target": view.target, "by": view.by, "parity": view.parity}
+            given |= {"ref": self.subject.ref, "annotations": self.annotations}
+        elif masks != Interventions():
+            what, shown = "mask", "with masks, boxes and the relevance by layer are drawn"
+            given = of_grids | {"method": view.method}
+        else:
+            return
+        usual = vars(Interventions()) | vars(View()) | {"ref": (), "annotations": None}
+        for name, value in given.items():
+            if value != usual[name]:
+                raise ValueError(f"{what}: {shown}; --{name.replace('_', '-')} has no effect on that, leave it out")
 
     @property
     def size(self) -> Size | None:
@@ -150,7 +175,7 @@ class JudgeOptions:
     methods: str = ",".join(METHODS)
     """Which to judge, with commas between them."""
     confidence: float = 0.5
-    """Least score of a detection that is explained."""
+    """Minimum score of a detection that is explained."""
     limit: int | None = None
     """Only the first N images."""
     steps: int = 12
@@ -159,8 +184,9 @@ class JudgeOptions:
     """What stands in their place: the blurred image, or its mean colour."""
     randomise: Literal["whole", "cascade", "none"] = "whole"
     """Explain again with the decoder as before training, whole or one more layer at a time: are the maps the same?"""
-    out: WriteFolder = Path("explain-eval")
-    """Folder for scores.json and scores.png."""
+    out: WriteFolder | None = None
+    """Folder for scores.json and scores.png; explain-eval in the run's folder when not given, or in the current folder
+    for weights that are not a run's."""
     seed: int = 0
     """Of random maps, random weights and the bootstrap."""
     batch_size: int = 8
@@ -224,7 +250,7 @@ class AblateOptions:
     seed: int = 0
     """Of the resamples, the random orders, and the mode shuffled."""
     confidence: float = 0.5
-    """Least score of what counts as a detection lost, gained or changed; AP counts all."""
+    """Minimum score of what counts as a detection lost, gained or changed; AP counts all."""
     pairing: Pairing = "iou"
     """Which detection after is which before: by boxes that overlap by half or more, or by their query."""
     screen_by: ScreenBy = "loss"
@@ -237,8 +263,9 @@ class AblateOptions:
     """Random orders to draw curves of."""
     mean_images: int = 100
     """Images that the mode mean takes its means over, the first."""
-    out: WriteFolder = Path("ablation")
-    """Folder for pictures, tables, and what passes found, which the same command takes up again."""
+    out: WriteFolder | None = None
+    """Folder for pictures, tables, and what passes found, from which the same command resumes; ablation in the run's
+    folder when not given, or in the current folder for weights that are not a run's."""
     batch_size: int = 1
     """Images at once."""
     image_size: int | None = None
@@ -294,7 +321,7 @@ class ExploreOptions:
     checkpoint: ReadPath
     """A run's checkpoint, or its folder for the newest; or official, Hugging Face's or converted weights."""
     confidence: float = 0.5
-    """Least score of a detection, at first."""
+    """Minimum score of a detection, at first."""
     relevance: int = 3
     """Detections whose relevance is computed, which takes a backward pass of the detector each; 0 for none."""
     image_size: int | None = None

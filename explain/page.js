@@ -52,8 +52,6 @@ function drawView(side, most) {
   if (query !== null && state.map) {
     const { grid } = cachedMap(query);
     if (grid) {
-      context.fillStyle = `rgba(0,0,0,${0.45 * state.opacity})`;
-      context.fillRect(0, 0, wide, tall);
       context.globalAlpha = state.opacity;
       context.drawImage(heatPicture(grid, most), 0, 0, wide, tall);
       context.globalAlpha = 1;
@@ -62,10 +60,7 @@ function drawView(side, most) {
   const others = candidates().filter((q) => q !== query).reverse();
   if (query === null) {
     for (const q of others) drawBox(context, k, box(q), classColour(label(q)), 2);
-    for (const q of others) {
-      drawText(context, `${className(label(q))} ${score(q).toFixed(2)}`, box(q)[0] * k, box(q)[1] * k,
-        classColour(label(q)), wide);
-    }
+    drawNames(context, k, [...others].reverse(), wide, tall);
   } else {
     if (state.boxes) for (const q of others) drawBox(context, k, box(q), "rgba(255,255,255,.45)", 1);
     if (state.path) drawPath(context, k, query);
@@ -76,8 +71,7 @@ function drawView(side, most) {
       drawPoints(context, k, query);
       drawReference(context, k, query);
     }
-    drawText(context, `${className(label(query))} ${score(query).toFixed(2)}`, box(query)[0] * k, box(query)[1] * k,
-      colour, wide);
+    drawNames(context, k, [query], wide, tall);
   }
   describe(view, side, query);
 }
@@ -95,10 +89,13 @@ function describe(view, side, query) {
   const name = className(label(query)), now = label(query, state.layer);
   const layer = state.all ? "all layers" : `layer ${state.layer}`;
   const meanwhile = state.all || now === label(query) ? "" : `, here rather ${className(now)}`;
+  // asked for on the command line: the maps are of another class than the one that is detected
+  const d = detection(query), other = d < 0 ? label(query) : meta.mapped_classes[d];
+  const mapOf = state.method === "raw" || other === label(query) ? "" : `, ${methodTitle()} of its ${className(other)}`;
   view.what.replaceChildren(
     ...(comparing() ? [make("span", { className: "side" }, side.toUpperCase())] : []),
     make("b", {}, name), make("span", {}, score(query).toFixed(2)),
-    make("span", { className: "faint" }, `query ${query}, ${layer}${meanwhile}`));
+    make("span", { className: "faint" }, `query ${query}, ${layer}${meanwhile}${mapOf}`));
   view.canvas.setAttribute("aria-label", `What query ${query} (${name} ${score(query).toFixed(2)}) attends to, ${layer}`);
   view.columns.forEach(({ bar, text, button }, i) => {
     const value = score(query, i);
@@ -145,7 +142,9 @@ function drawNow() {
 
 function remark(sides) {
   const missing = sides.map(shownQuery).filter((query) => query !== null && state.map && !cachedMap(query).grid);
-  if (missing.length) return `${methodTitle()} was computed for the detections only, not for query ${missing.join(", ")}.`;
+  if (missing.length) {
+    return `${methodTitle()} was computed for ${meta.mapped.length} of ${Q} queries, not for query ${missing.join(", ")}.`;
+  }
   if (!chosen(state.heads).length) return "Every head is off: nothing to show.";
   if (!chosen(state.levels).length) return "Every level is off: nothing to show.";
   const partial = sides.map(shownQuery).some((query) => query !== null && detection(query) < 0);
@@ -314,11 +313,17 @@ function setUp() {
     $("status").textContent = `Queries are numbered 0 to ${Q - 1}.`;
     return undefined;
   });
-  $("methods").append(...meta.methods.map(({ name, title }) => {
-    const input = make("input", { type: "radio", name: "method", value: name, checked: name === state.method });
-    input.addEventListener("change", () => { state.method = name; redraw(); });
-    return make("label", {}, input, ` ${title}`);
-  }));
+  // buttons, not radio buttons: those take the arrow keys, which step through layers and detections
+  const methods = meta.methods.map(({ name, title }) => {
+    const button = make("button", { type: "button", ariaPressed: String(name === state.method) }, title);
+    button.addEventListener("click", () => {
+      state.method = name;
+      for (const other of methods) other.ariaPressed = String(other === button);
+      redraw();
+    });
+    return button;
+  });
+  $("methods").append(...methods);
   const heads = makeSwitches("heads", "heads", state.heads, (i) => [String(i)]);
   makeSwitches("levels", "levels", state.levels, (i) => [
     ...(arrays.locations ? [markIcon(i)] : []), ` ${i} (${shapes[i][1]}×${shapes[i][0]})`]);
@@ -349,7 +354,6 @@ function key(event, heads) {
   if (event.ctrlKey || event.altKey || event.metaKey) return;
   const typing = event.target.matches("input[type=number], input[type=range]") && event.key !== "Escape";
   if (typing) return;
-  const radio = event.target.matches("input[type=radio]");
   const found = candidates(), here = found.indexOf(state.a);
   const actions = {
     ArrowLeft: () => setLayer(state.layer - 1),
@@ -361,7 +365,7 @@ function key(event, heads) {
     b: () => select("b", comparing() ? null : shownQuery("a")),
     Escape: () => (comparing() ? select("b", null) : select("a", null)),
   };
-  if (event.key in actions && !(radio && event.key.startsWith("Arrow"))) {
+  if (event.key in actions) {
     event.preventDefault();
     actions[event.key]();
     if (event.key === "ArrowUp" || event.key === "ArrowDown") {

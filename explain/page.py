@@ -22,16 +22,12 @@ from PIL import Image
 from torch import Tensor
 
 from ..train.files import atomic_file
-from .maps import METHODS, token_map
+from .heat import heat_colours
+from .maps import METHOD_TITLES, METHODS, token_map
+from .points import point_colours
 from .relevance import factors, relevance
 from .scene import Scene, Seen
 
-TITLES = {
-    "raw": "raw attention",
-    "rollout": "rollout",
-    "gradcam": "Grad-CAM",
-    "relevance": "relevance",
-}
 SCRIPTS = ("page_maps.js", "page_draw.js", "page.js")
 LONGEST_IMAGE = 1600
 CLASSES_KEPT = 5
@@ -45,9 +41,11 @@ def write_page(
     methods: Sequence[str] = ("raw", "relevance"),
     title: str = "",
     most: int = 20,
+    subjects: Sequence[Seen] = (),
 ) -> None:
     """Writes the page to `path`, whole or not at all; arguments and errors as those of `page`."""
-    text = page(scene, confidence=confidence, methods=methods, title=title or Path(path).stem, most=most)
+    name = title or Path(path).stem
+    text = page(scene, confidence=confidence, methods=methods, title=name, most=most, subjects=subjects)
     with atomic_file(Path(path)) as file:
         file.write(text.encode())
 
@@ -59,22 +57,24 @@ def page(
     methods: Sequence[str] = ("raw", "relevance"),
     title: str = "",
     most: int = 20,
+    subjects: Sequence[Seen] = (),
 ) -> str:
     """The page as text.
 
     Args:
         scene: a recorded forward pass of a detector with a decoder.
-        confidence: least score of the queries that are shown at first; the page can change it.
+        confidence: minimum score of the queries that are shown at first; the page can change it.
         methods: heat maps, of raw, rollout, gradcam and relevance. All but raw are computed here, for detections and
             the three best queries, once a decoder layer and once over all; rollout over all only. Relevance and
             gradcam cost a backward pass of the detector for each.
         title: heading, such as the image's file name.
         most: for how many queries at most.
+        subjects: queries whose maps come first, of the classes given with them; the page opens at the first.
 
     Raises:
         ValueError: a method that has no map of tokens, a confidence out of its range, or a `most` below 1.
     """
-    known = [name for name in METHODS if name in TITLES]
+    known = [name for name in METHODS if name != "input-grad"]
     for method in methods:
         if method not in known:
             raise ValueError(f"methods: expected any of {', '.join(known)}, got {method!r}")
@@ -85,8 +85,12 @@ def page(
     if most < 1:
         raise ValueError(f"most: expected at least 1, got {most}")
     ranked = scene.detections(0.0)
-    mapped = ranked[: min(most, max(3, sum(seen.score >= confidence for seen in ranked)))]
+    named = {seen.query for seen in subjects}
+    count = max(len(named), min(most, max(3, sum(seen.score >= confidence for seen in ranked))))
+    mapped = [*{seen.query: seen for seen in reversed(subjects)}.values()][::-1]
+    mapped = [*mapped, *(seen for seen in ranked if seen.query not in named)][:count]
     meta = _description(scene, mapped, methods)
+    meta["selected"] = mapped[0].query if subjects else None
     meta.update(confidence=confidence, image=_data_url(scene.image))
     meta["arrays"] = {name: _packed(array) for name, array in _arrays(scene, mapped, methods)}
     return _filled(title or "Image", meta)
@@ -109,7 +113,7 @@ def _description(scene: Scene, mapped: Sequence[Seen], methods: Sequence[str]) -
         else f"Attention of single heads is stored {stored}; of other queries the mean over heads, in as many steps."
     )
     if set(methods) - {"raw"}:
-        exactness += f" {', '.join(TITLES[m] for m in methods if m != 'raw').capitalize()}: stored {stored}."
+        exactness += f" {', '.join(METHOD_TITLES[m] for m in methods if m != 'raw').capitalize()}: stored {stored}."
     return {
         "about": f"{type(scene.model).__name__}: {queries} queries, {layers} decoder layers, {counts}",
         "exactness": exactness,
@@ -124,8 +128,9 @@ def _description(scene: Scene, mapped: Sequence[Seen], methods: Sequence[str]) -
         "points": site.points,
         "names": list(scene.model.categories or []),
         "mapped": [seen.query for seen in mapped],
-        "methods": [{"name": name, "title": TITLES[name]} for name in methods],
-        "palettes": {"heat": _palette("inferno"), "weights": _palette("viridis")},
+        "mapped_classes": [seen.label for seen in mapped],
+        "methods": [{"name": name, "title": METHOD_TITLES[name]} for name in methods],
+        "palettes": {"heat": _palette(heat_colours()), "weights": _palette(point_colours())},
     }
 
 
@@ -198,10 +203,9 @@ def _data_url(image: Tensor) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(encoded.getvalue()).decode()}"
 
 
-def _palette(name: str) -> str:
-    from matplotlib import colormaps
-
-    return base64.b64encode(colormaps[name](np.arange(256), bytes=True)[:, :3].tobytes()).decode()
+def _palette(colours: Any) -> str:
+    """A matplotlib colour map in 256 steps of red, green, blue and opacity, a byte each, in base64."""
+    return base64.b64encode(colours(np.arange(256), bytes=True).tobytes()).decode()
 
 
 def _filled(title: str, meta: dict[str, Any]) -> str:

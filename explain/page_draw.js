@@ -2,20 +2,18 @@
 
 const heat = fromBase64(meta.palettes.heat), weightColours = fromBase64(meta.palettes.weights);
 const colourOf = (colours, value) => {
-  const i = 3 * Math.round(255 * Math.min(1, Math.max(0, value)));
-  return `rgb(${colours[i]},${colours[i + 1]},${colours[i + 2]})`;
+  const i = 4 * Math.round(255 * Math.min(1, Math.max(0, value)));
+  return `rgba(${colours[i]},${colours[i + 1]},${colours[i + 2]},${colours[i + 3] / 255})`;
 };
-const classColour = (index) => `hsl(${(index * 222.5) % 360} 90% 60%)`;
+// as in the pictures that Python draws
+const classColour = (index) => `hsl(${((index * 0.61803) % 1) * 360} 100% 57.5%)`;
 
 function heatPicture(grid, most) {
   const canvas = Object.assign(document.createElement("canvas"), { width: gridW, height: gridH });
   const context = canvas.getContext("2d"), image = context.createImageData(gridW, gridH);
   for (let i = 0; i < grid.length; i++) {
-    const value = most > 0 ? Math.sqrt(grid[i] / most) : 0, colour = 3 * Math.round(255 * Math.min(1, value));
-    image.data[4 * i] = heat[colour];
-    image.data[4 * i + 1] = heat[colour + 1];
-    image.data[4 * i + 2] = heat[colour + 2];
-    image.data[4 * i + 3] = 255 * Math.min(1, 1.6 * value);
+    const value = most > 0 ? Math.sqrt(grid[i] / most) : 0, colour = 4 * Math.round(255 * Math.min(1, value));
+    image.data.set(heat.subarray(colour, colour + 4), 4 * i);
   }
   context.putImageData(image, 0, 0);
   return canvas;
@@ -34,6 +32,8 @@ function markPath(context, mark, x, y, r) {
   if (mark === "square") context.rect(x - 0.85 * r, y - 0.85 * r, 1.7 * r, 1.7 * r);
   if (mark === "triangle") { r *= 1.25; corners(3, -Math.PI / 2); }
   if (mark === "diamond") { r *= 1.2; corners(4, 0); }
+  if (mark === "triangle down") { r *= 1.25; corners(3, Math.PI / 2); }
+  if (mark === "plus") { r *= 1.2; corners(8, 0, 0.4); }
   if (mark === "cross") { r *= 1.2; corners(8, Math.PI / 4, 0.4); }
   if (mark === "star") { r *= 1.35; corners(10, -Math.PI / 2, 0.45); }
 }
@@ -56,15 +56,64 @@ function drawBox(context, k, [x0, y0, x1, y1], colour, width, dash) {
   stroke(context, colour, width, dash);
 }
 
-function drawText(context, text, x, y, colour, limit) {
-  context.font = "12px system-ui, 'Liberation Sans', sans-serif";
-  const width = Math.min(context.measureText(text).width, limit - 10);
-  x = Math.min(Math.max(x, 0), limit - width - 10);
-  y = Math.max(y, 17);
-  context.fillStyle = colour;
-  context.fillRect(x, y - 17, width + 10, 17);
-  context.fillStyle = "#000";
-  context.fillText(text, x + 5, y - 4.5, width);
+const FONT = "12px system-ui, 'Liberation Sans', sans-serif", TEXT_HEIGHT = 17;
+
+/**
+ * A rectangle [x0, y0, x1, y1] for the label of each box, of the [width, height] in `sizes`; none covers another or leaves
+ * the picture of `wide` times `tall`. Null where none is free. As of labels.py: the first is placed first, above its box at
+ * the left if it can be, else at another edge or corner of it, else at the nearest free place.
+ */
+function placeLabels(boxes, sizes, wide, tall) {
+  const taken = [], clip = (value, low, high) => Math.min(Math.max(value, low), high);
+  return boxes.map((box, i) => {
+    const [w, h] = sizes[i], lastX = wide - w, lastY = tall - h;
+    if (lastX < 0 || lastY < 0) return null;
+    const [x0, x1] = [box[0], box[2]].map((x) => clip(x, 0, wide)), [y0, y1] = [box[1], box[3]].map((y) => clip(y, 0, tall));
+    const free = ([x, y]) => taken.every(([a, b, c, d]) => x >= c || x + w <= a || y >= d || y + h <= b);
+    const place = (found) => {
+      taken.push([found[0], found[1], found[0] + w, found[1] + h]);
+      return taken.at(-1);
+    };
+    const wanted = [y0 - h, y0, y1, y1 - h].flatMap((y) => [x0, x1 - w].map((x) => [clip(x, 0, lastX), clip(y, 0, lastY)]));
+    const first = wanted.find(free);
+    if (first) return place(first);
+    const columns = [0, lastX, x0, x1 - w, x1, x0 - w, ...taken.flatMap(([a, , c]) => [c, a - w])];
+    const rows = [0, lastY, y0 - h, y0, y1, y1 - h, ...taken.flatMap(([, b, , d]) => [d, b - h])];
+    const inside = (values, last) => [...new Set(values)].filter((value) => value >= 0 && value <= last);
+    const away = ([x, y]) => {
+      const [mx, my] = [x + w / 2, y + h / 2];
+      return Math.abs(mx - clip(mx, x0, x1)) + Math.abs(my - clip(my, y0, y1)) + 0.01 * (Math.abs(x - x0) + Math.abs(y - y0));
+    };
+    const places = inside(columns, lastX).flatMap((x) => inside(rows, lastY).map((y) => [x, y])).filter(free);
+    return places.length ? place(places.reduce((one, two) => (away(two) < away(one) ? two : one))) : null;
+  });
+}
+
+/** The names of queries at their boxes, the first in the list placed first; the box of each is led to from afar. */
+function drawNames(context, k, queries, wide, tall) {
+  context.font = FONT;
+  const texts = queries.map((q) => `${className(label(q))} ${score(q).toFixed(2)}`);
+  const boxes = queries.map((q) => [...box(q)].map((value) => value * k));
+  const sizes = texts.map((text) => [Math.min(context.measureText(text).width + 10, wide), TEXT_HEIGHT]);
+  const places = placeLabels(boxes, sizes, wide, tall);
+  places.forEach((place, i) => {
+    if (!place) return;
+    const [x0, y0, x1, y1] = place, [a, b, c, d] = boxes[i];
+    if (x0 <= c && x1 >= a && y0 <= d && y1 >= b) return;
+    const x = (x0 + x1) / 2, y = (y0 + y1) / 2;
+    context.beginPath();
+    context.moveTo(x, y);
+    context.lineTo(Math.min(Math.max(x, a), c), Math.min(Math.max(y, b), d));
+    stroke(context, classColour(label(queries[i])), 1);
+  });
+  places.forEach((place, i) => {
+    if (!place) return;
+    const [x0, y0, x1] = place;
+    context.fillStyle = classColour(label(queries[i]));
+    context.fillRect(x0, y0, x1 - x0, TEXT_HEIGHT);
+    context.fillStyle = "#000";
+    context.fillText(texts[i], x0 + 5, y0 + TEXT_HEIGHT - 4.5, x1 - x0 - 10);
+  });
 }
 
 function drawArrow(context, from, to, colour) {

@@ -5,7 +5,8 @@ const $ = (id) => document.getElementById(id);
 const meta = JSON.parse($("data").textContent);
 const { width: W, height: H, shapes, ratios, layers: N, queries: Q, heads: HEADS, levels: LEVELS, points: POINTS } = meta;
 const TYPES = { float32: Float32Array, uint16: Uint16Array, uint8: Uint8Array };
-const MARKS = ["circle", "square", "triangle", "diamond", "cross", "star"];
+// in the order of MARKERS of points.py
+const MARKS = ["circle", "square", "triangle", "diamond", "triangle down", "plus", "cross", "star"];
 const starts = shapes.map((_, i) => shapes.slice(0, i).reduce((sum, [h, w]) => sum + h * w, 0));
 const TOKENS = shapes.reduce((sum, [h, w]) => sum + h * w, 0);
 // the finest grid that a map is computed on, along its longer side; the canvas smooths between
@@ -15,7 +16,7 @@ const gridW = Math.max(1, Math.round(W * gridScale)), gridH = Math.max(1, Math.r
 
 let arrays = {}, picture;
 const state = {
-  a: null, b: null, hover: null, layer: N - 1, all: false, method: meta.methods[0].name,
+  a: meta.selected ?? null, b: null, hover: null, layer: N - 1, all: false, method: meta.methods[0].name,
   heads: Array(HEADS).fill(true), levels: Array(LEVELS).fill(true),
   map: true, points: true, boxes: true, path: false, opacity: 0.8, confidence: meta.confidence,
 };

@@ -18,10 +18,12 @@ from .drawing import (
     colour_of,
     draw_box,
     headline,
+    in_words,
     listed,
     outlined,
     root_scale,
     show_outside,
+    target_in_words,
     told,
     zoom,
 )
@@ -89,14 +91,22 @@ def draw_points(
         axes[0].set_title("the whole image", fontsize=9, pad=4)
     colour_bar(figure, axes, norm, point_colours(), WEIGHT, beyond=bool((numbers["weights"] > most).any()))
     draw_key(figure, scene, level_numbers, boxed=len(numbers["reference"]) == 4)
-    what = f"{site}, {listed('head', head_numbers, count)}, {listed('level', level_numbers, of_levels)}"
+    what = f"{in_words(site)}, {listed('head', head_numbers, count)}, {listed('level', level_numbers, of_levels)}"
     outside = f", {far} of them outside the picture" if far else ""
-    arrows = ""
-    if slopes is not None:
-        longest = float(np.linalg.norm(numbers["slopes"], axis=-1).max())
-        arrows = f"arrows: where its {slopes} would rise, the longest by {longest:.2g} a pixel"
+    arrows = "" if slopes is None else _arrows_in_words(scene, seen, slopes, numbers["slopes"])
     headline(figure, told(seen, image), f"{what}: {numbers['weights'].size} sampled points{outside}", arrows)
     return Drawing(figure, numbers)
+
+
+def _arrows_in_words(scene: Scene, seen: Seen, target: str, slopes: Array) -> str:
+    """What the arrows of slopes mean; a coordinate of the box, which the model has in [0, 1], in pixels."""
+    pixels = {"x": scene.width, "w": scene.width, "y": scene.height, "h": scene.height}
+    longest = float(np.linalg.norm(slopes, axis=-1).max()) * pixels.get(target, 1)
+    rises = f"by {longest:.2g} pixels" if target in pixels else f"its logit by {longest:.2g}"
+    return (
+        f"arrows: the direction in which moving a sampled point increases {target_in_words(target, seen)}, along the "
+        f"longest arrow {rises} for each pixel that the point moves"
+    )
 
 
 def sampled(scene: Scene, seen: Seen, site: str) -> dict[str, Array]:

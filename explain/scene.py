@@ -43,6 +43,8 @@ class Seen:
     """Probability of the class, in [0, 1]."""
     box: tuple[float, float, float, float]
     """xyxy, in pixels of the image as it is displayed; not clipped to it."""
+    detected_as: str = ""
+    """Where another class was asked for than the query's most probable: that one and its probability, "RBC 0.93"."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,19 +139,40 @@ class Scene:
         scores = self.layer_scores[-1]
         if not 0 <= query < len(scores):
             raise ValueError(f"query: expected from 0 to {len(scores) - 1}, got {query}")
-        if label is not None and not 0 <= label < scores.shape[1]:
-            raise ValueError(f"label: expected from 0 to {scores.shape[1] - 1}, got {label}")
-        label = int(scores[query].argmax()) if label is None else label
-        names = self.model.categories
+        best = int(scores[query].argmax())
+        label = best if label is None else self._known(label)
         x0, y0, x1, y1 = self.layer_boxes[-1, query].tolist()
-        name = names[label] if names and label < len(names) else str(label)
-        return Seen(query, label, name, float(scores[query, label]), (x0, y0, x1, y1))
+        detected_as = "" if label == best else f"{self.class_name(best)} {float(scores[query, best]):.2f}"
+        score = float(scores[query, label])
+        return Seen(query, label, self.class_name(label), score, (x0, y0, x1, y1), detected_as)
 
-    def detections(self, confidence: float = 0.5) -> list[Seen]:
-        """What queries see with at least this probability, best first, each once."""
-        best = self.layer_scores[-1].amax(-1)
-        order = best.argsort(descending=True, stable=True)
-        return [self.seen(int(query)) for query in order if best[query] >= confidence]
+    def _known(self, label: int) -> int:
+        """The class. Raises ValueError for one that the model does not have."""
+        classes = self.layer_scores.shape[-1]
+        if not 0 <= label < classes:
+            raise ValueError(f"label: expected from 0 to {classes - 1}, got {label}")
+        return label
+
+    def class_name(self, label: int) -> str:
+        """Its number as text where the model knows no name of it."""
+        names = self.model.categories
+        return names[label] if names and label < len(names) else str(label)
+
+    def detections(self, confidence: float = 0.5, label: int | None = None) -> list[Seen]:
+        """What queries see with at least this probability, best first, each once.
+
+        With `label` those that see this class with at least this probability: where classes exclude each other (a
+        softmax) as their most probable one, else beside others, too, as `model.predict` has it. Raises ValueError for
+        a class that is not there.
+        """
+        every = self.layer_scores[-1]
+        scores, labels = every.max(-1)
+        if label is not None:
+            scores = every[:, self._known(label)]
+            if not self.model.focal:
+                scores = scores.where(labels == label, -1.0)
+        order = scores.argsort(descending=True, stable=True)
+        return [self.seen(int(query), label) for query in order if scores[query] >= max(confidence, 0)]
 
     def nearest(self, box: Sequence[float]) -> Seen:
         """The query whose box overlaps this one (xyxy, pixels) most, sure of it or not; of several the surest.

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from ..train.pictures import MATCHING_IOU, match
-from .drawing import BESIDE, Drawing, array, canvas, class_name, draw_box, headline
+from .drawing import BESIDE, Drawing, array, canvas, draw_box, headline
 from .scene import Scene
 
 # told apart by lightness too, and by the line: what is wrong is dashed; as of evaluation's pictures
@@ -18,7 +18,7 @@ def draw_truth(scene: Scene, boxes: Tensor, labels: Tensor, confidence: float = 
     Args:
         scene: whose image and detections.
         boxes, labels: (N, 4) xyxy in pixels of the image, and (N,) the model's class numbers.
-        confidence: least score of a detection that is drawn.
+        confidence: minimum score of a detection that is drawn.
         image: the image's name, for the title.
 
     Returns:
@@ -34,7 +34,7 @@ def draw_truth(scene: Scene, boxes: Tensor, labels: Tensor, confidence: float = 
     figure, [[left, right]] = canvas(scene, 1, 2, largest=BESIDE)
     for number, (box, label) in enumerate(zip(boxes.tolist(), labels.tolist(), strict=True)):
         hit = number in taken
-        draw_box(left, box, _RIGHT if hit else _MISSED, style="-" if hit else "--", name=class_name(scene, label))
+        draw_box(left, box, _RIGHT if hit else _MISSED, style="-" if hit else "--", name=scene.class_name(label))
     for seen, one in reversed(list(zip(found, taken, strict=True))):  # the surest on top
         hit = one is not None
         name = f"{seen.name} {seen.score:.2f}"

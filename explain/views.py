@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
-from .drawing import Drawing
+from .drawing import Drawing, layer_in_words, target_in_words
 from .grids import draw_heat_grid, draw_point_grid
 from .heat import draw_heat
-from .maps import heat_map
+from .maps import METHOD_TITLES, heat_map
 from .options import View
 from .points import draw_points
 from .scene import Scene, Seen
@@ -124,7 +124,9 @@ class Look:
             yield file, partial(draw, sites, by="layers x levels" if view.level == "all" else "layers x heads")
 
     def _heats(self, method: str, file: str) -> Iterator[Job]:
-        what = method + f" for its {self.view.target}" * (method in ("gradcam", "relevance", "input-grad"))
+        what = METHOD_TITLES[method]
+        if method in ("gradcam", "relevance", "input-grad"):
+            what += f" for {target_in_words(self.view.target, self.seen)}"
         sites: list[str | None] = list(self.layers.decoder)
         heads, levels = self.heads, self.levels
         if method in ("rollout", "input-grad"):
@@ -135,11 +137,11 @@ class Look:
             levels = [None]
         of_head = {one: "all heads" if one is None else f"head {one}" for one in heads}
         of_level = {one: "all levels" if one is None else f"level {one}" for one in levels}
-        of_site = {one: "all layers" if one is None else one for one in sites}
+        of_site = {one: "all layers" if one is None else layer_in_words(one) for one in sites}
         if len(heads) > 1 and len(levels) > 1:
             for site, where in of_site.items():
                 cells = [[(site, head, level) for level in levels] for head in heads]
-                name = file if len(sites) == 1 else f"{file}-{_short(where)}"
+                name = file if site is None or len(sites) == 1 else f"{file}-{_short(site)}"
                 titles = (list(of_head.values()), list(of_level.values()), f"{what}, {where}, by head and level")
                 yield name, partial(self._grid, method, cells, *titles)
         elif len(sites) * len(heads) * len(levels) == 1:

@@ -2,6 +2,7 @@
 
 import colorsys
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from .files import atomic_file
+from .labels import lead, place_labels
 
 Colour = tuple[int, int, int]
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
@@ -41,9 +43,11 @@ def draw_boxes(
     font_size: int | None = None,
     line: int | None = None,
 ) -> Image.Image:
-    """A copy of the image, magnified, with boxes and, over them, their texts; later ones lie on top.
+    """A copy of the image, magnified, with boxes, later ones on top, and over them their texts.
 
-    Texts and lines are as large as suits the picture, unless ``font_size`` and ``line`` say how many pixels.
+    Texts never cover each other and never leave the picture (`labels.place_labels`): the last box's is placed first,
+    and a text that has no room left is left out. One that stands apart from its box is joined to it by a line. Texts
+    and lines are as large as suits the picture, unless ``font_size`` and ``line`` say how many pixels.
     """
     size = (max(1, round(image.width * magnify)), max(1, round(image.height * magnify)))
     picture = image.convert("RGB").resize(size, Image.Resampling.BICUBIC) if magnify != 1.0 else image.convert("RGB")
@@ -58,15 +62,26 @@ def draw_boxes(
             _dashed_rectangle(draw, corners, colour, line)
         else:
             draw.rectangle(corners, outline=colour, width=line)
-    for box in boxes:  # no line crosses a text
-        x0, y0 = (value * magnify for value in box.xyxy[:2])
-        left, top, right, bottom = draw.textbbox((0, 0), box.text, font=font)
-        width, height = right - left + 4, bottom - top + 4
-        # above the box, or inside where there is no room above; never off the right edge
-        x, y = min(max(x0, 0), size[0] - width), y0 - height if y0 >= height else max(y0, 0)
-        draw.rectangle((x, y, x + width, y + height), fill=box.colour or class_colour(box.label))
-        draw.text((x + 2 - left, y + 2 - top), box.text, fill=(0, 0, 0), font=font)
+    _draw_labels(draw, boxes, magnify, font)
     return picture
+
+
+def _draw_labels(draw: ImageDraw.ImageDraw, boxes: Sequence[Box], magnify: float, font: Font) -> None:
+    """The texts of boxes, over all lines; the last box's is placed first."""
+    named = [box for box in reversed(boxes) if box.text]
+    corners = [tuple(value * magnify for value in box.xyxy) for box in named]
+    areas = [draw.textbbox((0, 0), box.text, font=font) for box in named]
+    # whole pixels, so that rounding moves no label onto another; a rectangle covers its last pixel, too
+    sizes = [(math.ceil(right - left) + 5, math.ceil(bottom - top) + 5) for left, top, right, bottom in areas]
+    whole = [(math.floor(x0), math.floor(y0), math.ceil(x1), math.ceil(y1)) for x0, y0, x1, y1 in corners]
+    labels = place_labels(whole, sizes, (0, 0, *draw.im.size))
+    shown = [(label, *rest) for label, *rest in zip(labels, named, whole, areas, strict=True) if label is not None]
+    for label, box, corner, _ in shown:
+        if (line := lead(label, corner)) is not None:
+            draw.line(line, fill=box.colour or class_colour(box.label))
+    for (x0, y0, x1, y1), box, _, (left, top, *_) in shown:
+        draw.rectangle((x0, y0, x1 - 1, y1 - 1), fill=box.colour or class_colour(box.label))
+        draw.text((x0 + 2 - left, y0 + 2 - top), box.text, fill=(0, 0, 0), font=font)
 
 
 def _dashed_rectangle(

@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,14 @@ import torch
 from PIL import Image
 
 from msdeform.cli import main
-from msdeform.explain.command import ExplainOptions, jobs
+from msdeform.explain.ablate import AblateOptions
+from msdeform.explain.command import ExplainOptions, Subject, as_displayed, jobs, lines
+from msdeform.explain.drawing import told
+from msdeform.explain.judge import JudgeOptions
 from msdeform.explain.maps import heat_map
 from msdeform.explain.masked import follow, read_mask_matrix
 from msdeform.explain.masks import Mask
+from msdeform.explain.outputs import default_folder
 from msdeform.explain.scene import Scene
 from msdeform.explain.views import View
 from msdeform.train.checkpoint import load_trained
@@ -80,7 +86,8 @@ def test_what_is_drawn_by_default(files: dict[str, Path], tmp_path: Path, capsys
     assert best == about["detections"][0]
     printed = capsys.readouterr().out
     assert f"det 0  query {best['query']:<4} {best['name']} {best['score']:.3f}  at " in printed
-    assert "6 files in" in printed
+    assert f"6 pictures, each with its numbers as .npz, in {tmp_path}\n" in printed
+    assert "journey.png" not in printed
     truth = np.load(tmp_path / "street-truth.npz")
     assert truth["true_labels"].tolist() == [1]
     assert truth["true_boxes"].tolist() == [[4, 4, 24, 24]]
@@ -152,6 +159,156 @@ def test_what_is_missed_is_explained_by_its_box(files: dict[str, Path], tmp_path
     assert about["detections"] == []
     (seen,) = about["explained"].values()
     assert (seen["label"], seen["name"]) == (2, "cow")
+
+
+def test_a_class_chooses_its_own_detections(files: dict[str, Path], tmp_path: Path) -> None:
+    """Not the best of all, explained for a class that they are not."""
+    model = load_trained(files["two-stage"], torch.device("cpu")).model
+    scene = Scene(model, files["image"], size=64)
+    found = scene.detections(0)
+    other = next(seen for seen in found if seen.label != found[0].label)
+    about = explained(files, "two-stage", tmp_path, "--label", other.name, "--confidence", 0, "--most", 2)
+    assert scene.model.focal, "a query may detect several classes"
+    queries = scene.layer_scores[-1, :, other.label].argsort(descending=True, stable=True)[:2].tolist()
+    wanted = [[seen.query for seen in found].index(query) for query in queries]
+    assert list(about["explained"]) == [f"det{number}" for number in wanted]
+    assert {one["label"] for one in about["explained"].values()} == {other.label}
+    assert {f"det{number}-relevance" for number in wanted} <= pictures(about)
+
+
+def test_detections_of_a_class_are_those_of_predict(files: dict[str, Path]) -> None:
+    """Whether classes exclude each other or not."""
+    for family in ("two-stage", "detr"):
+        model = load_trained(files[family], torch.device("cpu")).model
+        scene = Scene(model, files["image"], size=64)
+        confidence = float(scene.layer_scores[-1].amax(-1).median()) - 1e-4
+        predicted = model.predict(files["image"], confidence=confidence, size=64)
+        for label in range(3):
+            own = predicted.scores[predicted.labels == label]
+            found = [seen.score for seen in scene.detections(confidence, label)]
+            assert np.allclose(found, own, atol=1e-5), (family, label)
+    with pytest.raises(ValueError, match="label: expected from 0 to 2, got 3"):
+        scene.detections(0.5, 3)
+
+
+def test_a_class_that_is_not_detected_is_told_with_its_best(
+    files: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scene = Scene(load_trained(files["two-stage"], torch.device("cpu")).model, files["image"], size=64)
+    first = scene.detections(0)[0]
+    label = (first.label + 1) % 3
+    query = int(scene.layer_scores[-1, :, label].argmax())
+    best = scene.seen(query, label)
+    assert best.score < first.score
+    assert main(words(files, "two-stage", tmp_path / "out", "--label", best.name, "--confidence", first.score)) == 1
+    told = capsys.readouterr().err
+    assert f"label: no {best.name} was detected with at least {first.score:g}; the best is {best.name} with " in told
+    assert f"{best.score:.3f} (query {query}" in told
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_class_of_a_named_query_is_explained_and_said(
+    files: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scene = Scene(load_trained(files["deformable"], torch.device("cpu")).model, files["image"], size=64)
+    best = scene.detections(0)[0]
+    other = scene.seen(best.query, (best.label + 1) % 3)
+    assert other.detected_as == f"{best.name} {best.score:.2f}"
+    assert told(other, "street") == (
+        f"street: {other.name} {other.score:.2f} (query {best.query}, detected as {best.name} {best.score:.2f})"
+    )
+    chosen = ("--det", 0, "--label", other.name, "--confidence", 0, "--method", "relevance")
+    about = explained(files, "deformable", tmp_path, *chosen)
+    assert about["explained"]["det0"]["label"] == other.label
+    printed = capsys.readouterr().out
+    assert f"det0: explained is {other.name} {other.score:.3f} of query {best.query}, which is detected as" in printed
+    heat = np.load(tmp_path / "street-det0-relevance.npz")["heat"]
+    assert np.allclose(heat, heat_map(scene, other, "relevance"))
+    # under masks that change nothing of it, it was not detected before and is not lost or changed
+    masked = explained(files, "deformable", tmp_path / "masked", *chosen[:-2], "--mask", "decoder.0.cross:h0")
+    assert masked["masks"][0]["became"] == {str(best.query): f"{other.name} {other.score:.2f}"}
+
+
+def test_what_is_named_opens_the_page(files: dict[str, Path], tmp_path: Path) -> None:
+    """With the maps of the class asked for."""
+    scene = Scene(load_trained(files["deformable"], torch.device("cpu")).model, files["image"], size=64)
+    query = scene.detections(0)[-1].query
+    label = (scene.seen(query).label + 1) % 3
+    explained(files, "deformable", tmp_path, "--query", query, "--label", label, "--html", "--method", "gradcam")
+    data = re.search(r'id="data">(.*?)</script>', (tmp_path / "street.html").read_text(), re.DOTALL)
+    assert data is not None
+    meta = json.loads(data[1])
+    assert (meta["selected"], meta["mapped"][0], meta["mapped_classes"][0]) == (query, query, label)
+    assert [one["name"] for one in meta["methods"]] == ["gradcam"]
+
+
+def test_ten_detections_are_listed() -> None:
+    options = ExplainOptions(Path("street.png"), Path("run"))
+    one = {"label": 0, "name": "cat", "score": 0.9, "box": (0.0, 1.0, 2.0, 3.0), "detected_as": ""}
+    found = [one | {"query": query} for query in range(100, 145)]
+    about = {
+        "detections": found,
+        "detections_of_label": found[-1:],
+        "explained": {},
+        "folder": "there",
+        "files": ["a.png", "a.npz", "b.png"],
+    }
+    printed = lines(about, options)
+    assert len(printed) == 12
+    assert printed[-3:] == [
+        "  det 9  query 109  cat 0.900  at 0, 1, 2, 3",
+        "  and 35 more (--most 45 explains and lists them all)",
+        "2 pictures, each with its numbers as .npz, in there",
+    ]
+    assert len(lines(about | {"detections": found[:10]}, options)) == 11
+    assert len(lines(about, ExplainOptions(Path("street.png"), Path("run"), Subject(most=45)))) == 46
+    of_class = lines(about, ExplainOptions(Path("street.png"), Path("run"), Subject(label="cat")))
+    assert of_class[:-1] == ["  det 44  query 144  cat 0.900  at 0, 1, 2, 3"]
+
+
+def test_boxes_are_clipped_to_the_image(files: dict[str, Path]) -> None:
+    scene = Scene(load_trained(files["detr"], torch.device("cpu")).model, files["image"], size=64)
+    shown = as_displayed(scene, replace(scene.seen(0), box=(-3.5, 4.0, 64.5, 60.0)))
+    assert shown["box"] == (0, 4, 64, 48)
+    assert shown["query"] == 0
+
+
+def test_outputs_lie_in_the_run_and_do_not_overwrite_each_other(
+    files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, here = tmp_path / "run", tmp_path / "here"
+    shutil.copytree(files["deformable"], run)
+    (run / "log.jsonl").touch()
+    here.mkdir()
+    monkeypatch.chdir(here)
+    (tmp_path / "other").mkdir()
+    other = tmp_path / "other" / "street.png"
+    Image.new("RGB", (64, 48), (90, 120, 30)).save(other)
+    rest = ["--query", "1", "--method", "raw", "--image-size", "64", "--no-progress", "--dpi", "40"]
+    for image, folder in ((files["image"], "street"), (other, "street-2"), (files["image"], "street")):
+        assert main(["explain", str(image), "--checkpoint", str(run), *rest]) == 0
+        place = run / "explanations" / folder
+        assert f"in {place}\n" in capsys.readouterr().out
+        assert (place / f"{folder}-query1-raw-decoder.1.png").is_file()
+    assert sorted(one.name for one in (run / "explanations").iterdir()) == ["street", "street-2"]
+    assert list(here.iterdir()) == []
+    assert main(["explain", str(other), "--checkpoint", str(files["deformable"]), *rest]) == 0
+    assert (here / "explanations" / "street" / "street-explanation.json").is_file()
+    # the other commands that explain
+    assert default_folder(run, "ablation") == default_folder(run / "best.pt", "ablation") == run / "ablation"
+    assert default_folder(files["deformable"], "explain-eval") == Path("explain-eval")
+    assert AblateOptions(run, matrix=True).out is JudgeOptions(run).out is None
+
+
+def test_annotations_whose_classes_are_not_the_models(
+    files: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = json.loads(files["annotations"].read_text())
+    content["categories"][0]["name"] = "horse"
+    (tmp_path / "horses.json").write_text(json.dumps(content))
+    named = ("--annotations", tmp_path / "horses.json", "--query", 1)
+    assert main(words(files, "deformable", tmp_path / "out", *named)) == 1
+    assert "has no class 'horse'" in capsys.readouterr().err
 
 
 def test_heads_off_on_one_image(files: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -228,6 +385,10 @@ def test_queries_chosen_anew_are_followed(files: dict[str, Path]) -> None:
         (("--annotations", "none.json"), "--annotations: expected a file; none.json does not exist"),
         (("--dpi", "5"), "--dpi: expected a number from 20 to 1200, got 5"),
         (("--most", "0"), "most: expected at least 1, got 0"),
+        (("--html", "--mask", "decoder.*.cross:h0"), "html: the page shows .*; --mask has no effect on that"),
+        (("--html", "--target", "x"), "html: the page shows .*; --target has no effect on that"),
+        (("--cumulative", "--head", "1"), "mask: with masks, .*; --head has no effect on that"),
+        (("--cumulative", "--method", "raw"), "mask: with masks, .*; --method has no effect on that"),
     ],
 )
 def test_what_is_wrong_is_one_sentence(

@@ -103,5 +103,7 @@ def test_a_wrong_flag_is_told(flags: list[str], sentence: str, capsys: pytest.Ca
 def test_a_taken_port_is_told() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-        with pytest.raises(ValueError, match=f"cannot listen on 127.0.0.1, port {port}: "):
+        with pytest.raises(
+            ValueError, match=f"cannot listen on 127.0.0.1, port {port}: .*; choose another with --port"
+        ):
             explore._free_port("127.0.0.1", port)

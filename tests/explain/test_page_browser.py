@@ -1,6 +1,8 @@
 """The page in a real browser, from a file: what is drawn follows hand and keys, and nothing is asked of the network."""
 
+import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +11,18 @@ import pytest
 import torch
 
 from msdeform.explain import page as page_module
+from msdeform.explain.drawing import root_scale
 from msdeform.explain.maps import heat_map, token_map
 from msdeform.explain.page import write_page
+from msdeform.explain.points import MARKERS, point_colours
 from msdeform.explain.scene import Scene
+from msdeform.train.drawing import class_colour
+from msdeform.train.labels import place_labels
 from tests.explain.browser import Watched, browser
 from tests.explain.stand_in import StandInScene, stand_in_maps
 from tests.explain.test_page import HOSTILE
 from tests.models.families import tiny
+from tests.train.test_labels import assert_apart_and_inside, random_boxes
 
 pytestmark = pytest.mark.slow
 
@@ -157,6 +164,7 @@ def test_heads_and_levels_switch_what_is_drawn(open_page: Open) -> None:
         seen.add(ink(watched))
     assert len(seen) == 3
     page.get_by_role("button", name="no heads").click()
+    page.evaluate(DRAWN)
     assert "Every head is off" in page.locator("#status").inner_text()
     page.get_by_role("button", name="all heads").click()
     page.get_by_role("button", name="all levels").click()
@@ -214,9 +222,12 @@ def test_any_query_can_be_chosen_and_the_threshold_moved(open_page: Open) -> Non
     page.locator("#query").fill(str(worst.query))
     page.keyboard.press("Enter")
     assert state(watched)["a"] == worst.query
-    page.get_by_label("relevance").check()
+    page.get_by_role("button", name="relevance").click()
     page.evaluate(DRAWN)
-    assert "was computed for the detections only" in page.locator("#status").inner_text()
+    assert (
+        f"relevance was computed for 1 of 6 queries, not for query {worst.query}."
+        in page.locator("#status").inner_text()
+    )
     page.locator("#query").fill("6")
     page.keyboard.press("Enter")
     assert page.locator("#status").inner_text() == "Queries are numbered 0 to 5."
@@ -239,6 +250,84 @@ def test_everything_is_reached_by_keys(open_page: Open) -> None:
     page.keyboard.press("Escape")
     now = state(watched)
     assert (now["a"], now["b"]) == (None, None)
+
+
+def test_arrow_keys_step_whatever_was_clicked(open_page: Open) -> None:
+    """A method that was chosen does not take them."""
+    scene = StandInScene()
+    watched = open_page(scene)
+    page = watched.page
+    button = page.get_by_role("button", name="relevance")
+    button.click()
+    assert state(watched)["method"] == "relevance"
+    assert button.get_attribute("aria-pressed") == "true"
+    for key, name, expected in (
+        ("ArrowLeft", "layer", 1),
+        ("ArrowLeft", "layer", 0),
+        ("ArrowRight", "layer", 1),
+        ("ArrowDown", "a", scene.detections()[0].query),
+    ):
+        page.keyboard.press(key)
+        now = state(watched)
+        assert (now[name], now["method"]) == (expected, "relevance"), key
+    # by keys alone
+    page.keyboard.press("Shift+Tab")
+    page.keyboard.press("Enter")
+    assert state(watched)["method"] == "raw"
+
+
+def test_colours_are_those_of_the_pictures(open_page: Open) -> None:
+    """Of points, classes and maps; a map of zero leaves the photograph as it is."""
+    watched = open_page(StandInScene())
+    page = watched.page
+    for index in range(6):
+        drawn = page.evaluate("(index) => { const c = document.createElement('canvas').getContext('2d');"
+            "c.fillStyle = classColour(index); c.fillRect(0, 0, 1, 1);"
+            "return [...c.getImageData(0, 0, 1, 1).data.slice(0, 3)]; }", index)  # fmt: skip
+        assert np.abs(np.array(drawn) - class_colour(index)).max() <= 2
+    for weight in (0.0, 0.2, 0.7, 1.0):
+        drawn = page.evaluate("(weight) => colourOf(weightColours, Math.sqrt(weight))", weight)
+        wanted = point_colours()(root_scale(1.0)(weight), bytes=True)
+        assert np.abs(np.array([int(v) for v in re.findall(r"\d+", drawn)[:3]]) - wanted[:3]).max() <= 4
+    assert page.evaluate("() => MARKS.length") == len(MARKERS)
+    page.locator("#list li").first.click()
+    for name in ("points", "boxes"):
+        page.locator(f"#show-{name}").uncheck()
+    page.locator("#opacity").fill("1")
+    page.get_by_role("button", name="no heads").click()
+    zero = ink(watched)
+    page.locator("#show-map").uncheck()
+    assert ink(watched) == zero
+
+
+def test_names_of_boxes_are_placed_as_in_pictures(open_page: Open) -> None:
+    page = open_page(StandInScene()).page
+    for count, seed in ((1, 0), (45, 1), (100, 2)):
+        boxes = random_boxes(count, seed)
+        sizes = [(float(w), 14.0) for w in np.random.default_rng(seed).integers(20, 90, count)]
+        found = page.evaluate("([boxes, sizes]) => placeLabels(boxes, sizes, 640, 480)", [boxes, sizes])
+        assert len(found) == count
+        assert_apart_and_inside(found)
+        assert np.allclose(found, place_labels(boxes, sizes, (0, 0, 640, 480)))
+    assert page.evaluate("() => placeLabels([[0, 0, 9, 9], [0, 0, 9, 9]], [[5, 5], [5, 9]], 9, 9)") == [
+        [0, 0, 5, 5],
+        None,
+    ]
+
+
+def test_a_class_that_was_asked_for_is_named(open_page: Open) -> None:
+    scene = StandInScene()
+    query = scene.detections(0.0)[-1].query
+    seen = scene.seen(query)
+    other = (seen.label + 1) % 3
+    watched = open_page(scene, subjects=[replace(seen, label=other)])
+    assert state(watched)["a"] == query
+    assert "relevance of" not in watched.page.locator(".what").inner_text()
+    watched.page.get_by_role("button", name="relevance").click()
+    watched.page.evaluate(DRAWN)
+    told = watched.page.locator(".what").inner_text()
+    assert f"relevance of its {scene.model.categories[other]}" in told
+    assert seen.name in told
 
 
 def test_names_from_outside_are_text(open_page: Open) -> None:

@@ -7,18 +7,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from torch import Tensor
 
-from msdeform.explain.drawing import Drawing, around, colour_of, root_ticks
+from msdeform.explain.drawing import Drawing, around, canvas, colour_of, draw_box, root_ticks, zoom
 from msdeform.explain.encoder import draw_encoder
 from msdeform.explain.grids import draw_grid, draw_heat_grid, draw_point_grid
-from msdeform.explain.heat import LEAST, draw_heat
+from msdeform.explain.heat import LEAST, draw_heat, heat_colours
 from msdeform.explain.journeys import draw_journey, draw_queries, draw_seeds
 from msdeform.explain.maps import heat_map
 from msdeform.explain.points import MARKERS, draw_points
 from msdeform.explain.scene import Scene, Seen
 from msdeform.explain.truth import draw_truth
 from tests.models.families import tiny
+from tests.train.test_labels import assert_apart_and_inside
 
 HEIGHT, WIDTH = 90, 120
 
@@ -96,7 +98,9 @@ def test_points_lie_where_the_scene_says_and_are_the_numbers(deformable: Scene) 
         (cross,) = axes.lines
         assert (cross.get_xdata()[0], cross.get_ydata()[0]) == pytest.approx((x, y))
     assert said(drawing).startswith(f"street.jpg: {seen.name} {seen.score:.2f} (query 3)\n")
-    assert "decoder.1.cross, all heads, all levels: 8 sampled points" in " ".join(said(drawing).split("\n"))
+    assert "decoder layer 1, cross-attention, all heads, all levels: 8 sampled points" in " ".join(
+        said(drawing).split("\n")
+    )
 
 
 def test_an_image_pixel_is_drawn_at_its_own_place(deformable: Scene) -> None:
@@ -169,6 +173,74 @@ def test_a_heat_map_is_drawn_in_units_of_its_mean(deformable: Scene) -> None:
     assert "zero everywhere" in said(draw_heat(deformable, torch.zeros(HEIGHT, WIDTH), title="relevance"))
 
 
+def rendered(drawing: Drawing) -> np.ndarray:
+    """(H, W, 3) uint8, of the whole figure."""
+    canvas = FigureCanvasAgg(drawing.figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3]
+
+
+def test_a_photograph_keeps_its_colours_where_a_map_is_low() -> None:
+    """To the pixel where it is zero, nearly at a hundredth of its maximum, and more is hidden the higher it is."""
+    image = torch.zeros(3, HEIGHT, WIDTH, dtype=torch.uint8)
+    image[0], image[1] = 200, 120
+    scene = Scene(tiny("detr"), image, size=128)
+    heat = torch.zeros(HEIGHT, WIDTH)
+    heat[:, 80:] = 0.01
+    heat[:, 100:] = 1.0
+    drawing = draw_heat(scene, heat)
+    picture = rendered(drawing)
+    view = panels(drawing)[0].get_window_extent()
+    middle = picture.shape[0] - round((view.y0 + view.y1) / 2)
+    zero, low, high = (
+        picture[middle, round(view.x0 + x / WIDTH * view.width)].astype(int) for x in (40.0, 90.0, 110.0)
+    )
+    assert zero.tolist() == [200, 120, 0]
+    assert np.abs(low - zero).max() < 25
+    assert np.abs(high - zero).max() > 60
+    opacity = heat_colours()(np.linspace(0, 1, 256))[:, 3]
+    assert opacity[0] == 0
+    assert (np.diff(opacity) >= 0).all()
+    assert opacity[81] < 1 / 3, "at a tenth of the maximum, whose square root is 0.32"
+
+
+def test_names_of_boxes_are_apart_and_inside(deformable: Scene) -> None:
+    """45 of them in one picture, wherever the boxes are; as they are drawn, at any resolution and zoomed in."""
+    random = np.random.default_rng(0)
+    corners = random.uniform([-10, -10], [120, 90], (45, 2))
+    figure, [[axes]] = canvas(deformable)
+    for corner, size in zip(corners, random.uniform(4, 50, (45, 2)), strict=True):
+        draw_box(axes, [*corner, *(corner + size)], (1.0, 0.2, 0.1), name=f"dog {random.uniform():.2f}")
+    (labels,) = axes.artists
+    for dpi, window in ((60, None), (150, None), (100, (30, 20, 90, 65))):
+        figure.set_dpi(dpi)
+        if window is not None:
+            zoom(axes, window)
+        rendered(Drawing(figure, {}))
+        view = axes.get_window_extent()
+        assert len(labels.placed) == 45 or window is not None
+        assert len(labels.placed) > 20
+        assert_apart_and_inside(labels.placed, (view.x0 - 0.1, -view.y1 - 0.1, view.x1 + 0.1, -view.y0 + 0.1))
+
+
+def test_the_caption_of_arrows_is_words_and_pixels(deformable: Scene) -> None:
+    seen, site = deformable.seen(3), "decoder.1.cross"
+    told = {
+        target: " ".join(said(draw_points(deformable, seen, site, slopes=target)).split())
+        for target in ("class", "x", "h")
+    }
+    longest = {target: float(np.linalg.norm(deformable.slopes(site, seen, target), axis=-1).max()) for target in told}
+    moving = "arrows: the direction in which moving a sampled point increases "
+    each = "for each pixel that the point moves"
+    by = f"its logit by {longest['class']:.2g} {each}"
+    assert told["class"].endswith(f"{moving}the score of {seen.name}, along the longest arrow {by}")
+    # the model has coordinates in [0, 1]
+    by = f"by {longest['x'] * WIDTH:.2g} pixels {each}"
+    assert told["x"].endswith(f"{moving}the horizontal position of its box, along the longest arrow {by}")
+    by = f"by {longest['h'] * HEIGHT:.2g} pixels {each}"
+    assert told["h"].endswith(f"{moving}the height of its box, along the longest arrow {by}")
+
+
 @pytest.mark.parametrize(
     ("heat", "sentence"),
     [
@@ -238,7 +310,7 @@ def test_the_encoder_is_drawn_by_row_and_by_column(dense: Scene, deformable: Sce
             rings = [one for one in axes[0].collections if one.get_array() is None]
             assert rings[0].get_offsets().tolist() == [[x, y]]
         titles = [axes.get_title() for axes in panels(drawing)[:columns]]
-        assert titles[-2:] == ["where it looks (row)", "who looks at it (column)"]
+        assert titles[-2:] == ["where this place looks (row)", "which places look here (column)"]
         assert "head 1" in said(drawing)
     points = deformable.points("encoder.0.self", int(numbers["tokens"][0]))
     assert np.array_equal(numbers["xy"][0, 0], points.xy[1])
@@ -255,16 +327,27 @@ def test_a_journey_leads_from_the_reference_to_the_last_box(deformable: Scene) -
     assert numbers["own_scores"][-1] == pytest.approx(seen.score)
     assert numbers["labels"].tolist() == deformable.layer_scores[:, 4].argmax(-1).tolist()
     assert np.array_equal(numbers["references"], torch.stack([one[4] for one in deformable.references]))
-    axes = panels(drawing)[0]
-    assert np.allclose(rectangles(axes)[:2], numbers["boxes"])
+    whole, *layers = panels(drawing)
+    assert np.allclose(rectangles(whole), numbers["boxes"][-1:])
+    # a picture a layer, in which its box lies over the last one, dashed
+    assert np.allclose([rectangles(axes)[-1] for axes in layers], numbers["boxes"])
+    assert np.allclose(rectangles(layers[0])[:-1], numbers["boxes"][-1:])
+    assert layers[0].patches[0].get_linestyle() == "--"
+    assert len(layers[1].patches) == 1
     centres = (numbers["boxes"][:, :2] + numbers["boxes"][:, 2:]) / 2
     stops = np.concatenate([numbers["references"][:1, :2], centres])
-    arrows = [(one.xyann, one.xy) for one in axes.texts if one.arrow_patch is not None]
-    wanted = [(stops[0], stops[-1]), (stops[0], stops[1]), (stops[1], stops[2])]
-    assert np.allclose(arrows, wanted)
-    texts = [text.get_text() for text in panels(drawing)[-1].get_legend().get_texts()]
+    # arrows where the way is long enough to be seen
+    for axes, start, end in ((whole, stops[0], stops[-1]), (layers[0], *stops[:2]), (layers[1], *stops[1:])):
+        arrows = [(one.xyann, one.xy) for one in axes.texts if one.arrow_patch is not None]
+        seen_from = 0.02 * max(abs(np.diff(axes.get_xlim())[0]), abs(np.diff(axes.get_ylim())[0]))
+        assert len(arrows) == int(np.linalg.norm(end - start) >= seen_from)
+        assert np.allclose(arrows, [(start, end)] if arrows else [])
+    crosses = [next(line.get_xydata()[0] for line in axes.lines if line.get_marker() == "+") for axes in layers]
+    assert np.allclose(crosses, numbers["references"][:, :2])
     name = ["cat", "dog", "emu"][numbers["labels"][0]]
-    assert texts[0].startswith(f"decoder.0: {name} {numbers['scores'][0]:.2f}")
+    first = layers[0].get_title()
+    assert first.startswith(f"layer 0: {name} {numbers['scores'][0]:.2f}")
+    assert f"centre moved by {np.linalg.norm(stops[1] - stops[0]):.1f} pixels, IoU 0." in first
 
 
 def test_references_that_begin_as_points_and_become_boxes() -> None:
@@ -303,7 +386,8 @@ def test_all_queries_are_drawn_in_the_colours_of_their_classes(deformable: Scene
     labels = numbers["labels"][-1, sure].tolist()
     assert np.allclose(last.get_facecolors()[:, :3], [colour_of(label) for label in labels])
     assert np.allclose(last.get_sizes(), 90 * numbers["scores"][-1, sure] + 2)
-    assert f"{len(scores)} queries through 2 layers, {len(sure)} detections" in said(drawing)
+    told = " ".join(said(drawing).split("\n"))
+    assert f"{len(scores)} queries through 2 decoder layers; {len(sure)} queries are detections" in told
 
 
 def test_seeds_are_the_tokens_that_became_queries(deformable: Scene, dense: Scene) -> None:
