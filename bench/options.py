@@ -233,7 +233,7 @@ class InstructionsOptions:
 
     def __post_init__(self) -> None:
         _known("cases", "case", self.cases, COUNTED_CASES)
-        if self.deformops is not None and not (self.deformops / "deformops").is_dir():
+        if self.deformops is not None and self.deformops.is_dir() and not (self.deformops / "deformops").is_dir():
             raise ValueError(f"deformops: expected a folder with the package in it, got {self.deformops}")
 
 
@@ -257,7 +257,7 @@ class RenderOptions:
     """Files and folders of recorded rows."""
 
     def __post_init__(self) -> None:
-        if not (self.root / "README.md").is_file():
+        if self.root.is_dir() and not (self.root / "README.md").is_file():
             raise ValueError(f"root: expected a checkout, with README.md and docs/, got {self.root}")
 
 
