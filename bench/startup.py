@@ -10,6 +10,7 @@ does not exist. Nothing else of a command is run.
 """
 
 import contextlib
+import dataclasses
 import io
 import resource
 import statistics
@@ -22,7 +23,7 @@ from typing import NamedTuple
 import torch
 
 from ..cli import COMMANDS
-from ..common.options import Option
+from ..common.options import Option, Positional
 from .options import StartupOptions
 from .provenance import code, provenance
 from .records import Row
@@ -88,22 +89,27 @@ def _typo(program: str) -> str:
 
 def _refused(program: str) -> list[str] | None:
     """An option with a value that the command refuses, or None; numbers come first."""
+    needed: list[str] = []
+    for option in COMMANDS[program].known_options():
+        if option.default is dataclasses.MISSING:
+            value = "." if Path in option.kinds else "word"
+            needed += [value] if option.mark(Positional) else [option.flag, value]
     for value, kinds in _WRONG.items():
         for option in _flags(program):
             takes = {kind if isinstance(kind, type) else str for kind in option.kinds}  # a choice is a word
-            if takes & {*kinds} and _refuses(program, [option.flag, value]):
-                return [option.flag, value]
+            if takes & {*kinds} and _refuses(program, [*needed, option.flag, value], option.flag):
+                return [*needed, option.flag, value]
     return None
 
 
-def _refuses(program: str, words: list[str]) -> bool:
-    """Whether a command line ends with status 2 and a sentence that begins with its option."""
+def _refuses(program: str, words: list[str], flag: str) -> bool:
+    """Whether a command line ends with status 2 and a sentence that begins with this option."""
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
             COMMANDS[program].read(words, f"msdeform {program}")
     except SystemExit as stop:
-        return stop.code == 2 and said.getvalue().startswith(f"msdeform {program}: {words[0]}:")
+        return stop.code == 2 and said.getvalue().startswith(f"msdeform {program}: {flag}:")
     except (ValueError, OSError):
         return False
     return False

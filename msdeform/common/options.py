@@ -17,6 +17,7 @@ import functools
 import inspect
 import itertools
 import math
+import operator
 import os
 import re
 import shlex
@@ -271,7 +272,8 @@ def _stripped(hint: Any) -> tuple[tuple[Any, ...], Any]:
     if not marks:
         return (), hint
     inner = tuple(part for _, part in parts)
-    return marks, tuple[inner] if typing.get_origin(hint) is tuple else typing.Union[inner]  # noqa: UP007
+    several = typing.get_origin(hint) is tuple
+    return marks, types.GenericAlias(tuple, inner) if several else functools.reduce(operator.or_, inner)
 
 
 def _default(field: dataclasses.Field[Any], default: Any) -> Any:
@@ -503,14 +505,14 @@ def _fill(parser: Parser, known: Sequence[Option], options: type[Any]) -> None:
             group.add_argument(
                 option.flag, action=argparse.BooleanOptionalAction, default=None, help=text, dest=option.name
             )
-        elif option.several and option.mark(Repeated):
+        elif option.several and option.mark(Repeated) is not None:
             group.add_argument(option.flag, action="append", metavar=option.metavar, help=text, dest=option.name)
         else:
             bare = option.mark(Bare)
-            nargs = "+" if option.several else None if bare is None else "?"
+            many = "+" if option.several else None if bare is None else "?"
             const = None if bare is None else str(bare.value)
             group.add_argument(
-                option.flag, nargs=nargs, const=const, metavar=option.metavar, help=text, dest=option.name
+                option.flag, nargs=many, const=const, metavar=option.metavar, help=text, dest=option.name
             )
     parser.add_argument_group("help").add_argument("-h", "--help", action="help", help="Show this and exit.")
 
@@ -576,7 +578,8 @@ def _refuse_unknown(parser: Parser, known: Sequence[Option], words: Sequence[str
 
 def _spare(parser: Parser, words: Sequence[str]) -> list[str]:
     """The words that belong to no option."""
-    spare, queue = [], list(words)
+    spare: list[str] = []
+    queue = list(words)
     while queue:
         word = queue.pop(0)
         if word == "--":

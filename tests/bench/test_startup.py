@@ -36,7 +36,7 @@ def test_what_is_run_is_a_mistake_in_an_option_of_the_command() -> None:
     words = {(one.program, one.way): one.words[2:] for one in startup.tries(["info", "bench compare"])}
     assert words["info", "typo"] == ["info", "--dtyp"]
     assert words["info", "out of range"] == ["info", "--B", "-1"]
-    assert words["bench compare", "out of range"] == ["bench", "compare", "--results", "no/such/file"]
+    assert words["bench compare", "out of range"] == ["bench", "compare", "word", "word", "--threshold", "-1"]
 
 
 def test_nothing_loads_pytorch_to_answer() -> None:
