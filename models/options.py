@@ -1,6 +1,6 @@
 """The options of ``msdeform convert`` and ``msdeform export``. Nothing here needs PyTorch."""
 
-import re
+import difflib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
@@ -80,9 +80,9 @@ examples:
         if self.out.suffix not in SUFFIXES:
             raise ValueError(f"out: expected a name that ends in {' or '.join(SUFFIXES)}, got {self.out}")
         if self.source not in MODELS and not Path(self.source).exists():
-            if re.fullmatch(r"\w+", self.source):
-                check_model(self.source, "source")
-            raise ValueError(f"source: expected a model's name or weights; {self.source} does not exist")
+            near = difflib.get_close_matches(self.source, MODELS, n=3, cutoff=0.6)
+            advice = f"no model is called so; did you mean {' or '.join(near)}?" if near else "nor is it a model's name"
+            raise ValueError(f"source: expected a model's name or weights; {self.source} does not exist, {advice}")
 
     @property
     def height_and_width(self) -> tuple[int, int]:

@@ -115,7 +115,7 @@ def test_numbers_that_differ_are_told(monkeypatch: pytest.MonkeyPatch, tmp_path:
     ("words", "status", "sentence"),
     [
         (["detr_tiny", "out.bin"], 2, "OUT: expected a name that ends in .onnx or .pt2, got out.bin"),
-        (["detr_tinny", "out.pt2"], 2, "no model is called 'detr_tinny'; did you mean detr_tiny"),
+        (["detr_tinny", "out.pt2"], 2, "detr_tinny does not exist, no model is called so; did you mean detr_tiny"),
         (["nowhere/model.pth", "out.pt2"], 2, "nowhere/model.pth does not exist"),
         (["detr_tiny", "out.pt2", "--size", "16x64"], 1, "sides of at least 32 pixels, got 1 of 16x64"),
         (["fasterrcnn_tiny", "out.pt2", "--size", "64x100"], 1, "sides of multiples of 32, got 1 of 64x100"),
