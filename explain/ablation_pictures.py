@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..train.files import atomic_file
+from .drawing import in_words
 from .heads import Head
 from .resampling import Change
 
@@ -59,8 +60,8 @@ def matrix_picture(changes: Mapping[Head, Change], title: str) -> Any:
             span = f"{100 * change.low:+.1f} to {100 * change.high:+.1f}"
             axes.text(head, row + 0.22, span, fontsize=6.5, **place)
     axes.set_xticks(range(heads), [f"head {head}" for head in range(heads)], fontsize=8)
-    axes.set_yticks(range(len(sites)), sites, fontsize=8)
-    axes.set_title(f"{title}\n* the 95% interval leaves out 0", fontsize=9)
+    axes.set_yticks(range(len(sites)), [in_words(site) for site in sites], fontsize=8)
+    axes.set_title(f"{title}\n* the 95% interval does not contain 0", fontsize=9)
     bar = figure.colorbar(image, ax=axes)
     bar.set_label("change of AP, in hundredths", fontsize=8)
     bar.ax.tick_params(labelsize=8)
@@ -104,11 +105,16 @@ def screening_picture(importance: Mapping[Head, float], truth: Mapping[Head, Cha
         high = np.array([-100 * (truth[head].low or 0.0) for head in heads])
         # a percentile interval need not hold the estimate
         bars = np.clip([y - low, high - y], 0, None)
-        axes.errorbar(x, y, bars, fmt="o", color=shade, markersize=5, linewidth=0.8, alpha=0.9, label=site)
+        axes.errorbar(x, y, bars, fmt="o", color=shade, markersize=5, linewidth=0.8, alpha=0.9, label=in_words(site))
         for head, across, up in zip(heads, x, y, strict=True):
             axes.annotate(str(head[1]), (across, up), textcoords="offset points", xytext=(5, 4), fontsize=7)
     axes.axhline(0, color="0.6", linewidth=0.8)
-    _finish(axes, f"screening: mean |dy/dm|, y the {what}", "AP lost without the head, in hundredths", title)
+    _finish(
+        axes,
+        f"screening: mean |derivative| of the {what} by a factor on the head's weights",
+        "AP lost without the head, in hundredths",
+        title,
+    )
     axes.legend(fontsize=7, frameon=False, title="head numbers beside the points", title_fontsize=7)
     return figure
 

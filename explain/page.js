@@ -163,7 +163,7 @@ function drawTicks(id, ticks) {
 }
 
 function drawLegend(most) {
-  const unit = ["raw", "rollout"].includes(state.method) ? ", 1 where spread evenly" : ", per image area";
+  const unit = ["raw", "rollout"].includes(state.method) ? ", 1 where spread evenly" : ": the total if the whole image were this high";
   $("about-map").textContent = `${methodTitle()}${most ? unit : ""}, square-root scale`;
   const per = (value) => Number((value * W * H).toPrecision(3)).toString();
   drawTicks("ticks-map", most ? [[0, "0"], [0.5, per(most / 4)], [1, per(most)]] : [[0, "0"], [1, "largest"]]);

@@ -333,12 +333,14 @@ def texts(figure: Any) -> list[str]:
 
 def test_the_matrix_marks_what_is_sure_and_is_centred() -> None:
     changes = {
-        ("a", 0): Change(0.4, 0.38, -0.02, -0.03, -0.01),
-        ("a", 1): Change(0.4, 0.405, 0.005, -0.01, 0.02),
-        ("b", 0): Change(0.4, 0.4, None, None, None),
+        ("decoder.0.cross", 0): Change(0.4, 0.38, -0.02, -0.03, -0.01),
+        ("decoder.0.cross", 1): Change(0.4, 0.405, 0.005, -0.01, 0.02),
+        ("decoder.1.cross", 0): Change(0.4, 0.4, None, None, None),
     }
     figure = matrix_picture(changes, "title")
     assert texts(figure) == ["-2.0*", "-3.0 to -1.0", "+0.5", "-1.0 to +2.0"]
+    rows = [tick.get_text() for tick in figure.axes[0].get_yticklabels()]
+    assert rows == ["decoder layer 0, cross-attention", "decoder layer 1, cross-attention"]
     (image,) = figure.axes[0].images
     assert image.get_clim() == (-2, 2)
     red, _, blue, _ = image.cmap(0.0)
