@@ -20,7 +20,6 @@ the padding as well, and so do the losses of the encoder in two stages, as backg
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 Images = Sequence[Tensor] | tuple[Tensor, Tensor] | Tensor
@@ -85,5 +84,13 @@ def as_batch(images: Images, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 
 def shrink_mask(mask: Tensor, size: Sequence[int]) -> Tensor:
-    """The padding mask (B, H, W) at another resolution, nearest pixel."""
-    return F.interpolate(mask[None].float(), size=tuple(size))[0].bool()
+    """The padding mask (B, H, W) at another resolution (B, h, w): pixel (y, x) is that of (y * H // h, x * W // w).
+
+    In whole numbers, so that every engine that runs an exported model finds the same pixels: those of
+    ``F.interpolate(mode="nearest")``, which ONNX's Resize does not always hit.
+    """
+    rows, columns = (
+        torch.arange(count, device=mask.device) * whole // count
+        for count, whole in zip(size, mask.shape[1:], strict=True)
+    )
+    return mask.index_select(1, rows).index_select(2, columns)
