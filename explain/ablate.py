@@ -25,7 +25,7 @@ from .ablation_report import Findings, summary, write
 from .effects import Pairing
 from .heads import Head, counts_of, heads_of, orders
 from .interventions import Mask, Mode, parse_masks
-from .outputs import default_folder
+from .outputs import check_writable, default_folder
 from .passes import TOGETHER, Masks, Passes, check
 from .resampling import resample
 from .screening import ScreenBy
@@ -135,7 +135,7 @@ def ablate(options: AblateOptions) -> Findings:
     trained = load_trained(options.checkpoint, choose_device(options.device), options.attn_backend, options.model)
     heads = heads_of(trained.model, options.sites)
     _check(options, trained.model, heads)
-    out = options.out or default_folder(options.checkpoint, "ablation")
+    out = check_writable(options.out or default_folder(options.checkpoint, "ablation"))
     with in_use(out):
         remove_leftovers(out)
         study, about = _study(options, trained, out)

@@ -43,7 +43,7 @@ from .measures import (
     randomised,
     rank_correlation,
 )
-from .outputs import default_folder
+from .outputs import check_writable, default_folder
 from .scene import Scene, Seen
 from .scores import MEASURES, Scores, save_chart, table, verdict
 
@@ -296,6 +296,7 @@ def mean_curves(judged: Sequence[Judged], names: tuple[str, ...]) -> dict[str, l
 def main(argv: list[str] | None = None) -> int:
     """``msdeform explain-eval``."""
     options = parse(JudgeOptions, argv, "msdeform explain-eval")
+    out = check_writable(options.out or default_folder(options.checkpoint, "explain-eval"))
     judged, about = judge(options)
     names = (*options.method_names, *BASELINES)
     scores = collect(judged, names, options.seed)
@@ -314,7 +315,6 @@ def main(argv: list[str] | None = None) -> int:
             print(f"{name}: {', '.join(f'{mean:.3f}' for mean in np.mean([one.cascade[name] for one in judged], 0))}")
     title, keep = next(iter(parts.items()))
     print("\n".join(("", f"what beats what, over {title}:", *verdict(scores.of(keep)))))
-    out = options.out or default_folder(options.checkpoint, "explain-eval")
     write_json(out / "scores.json", report(judged, scores, parts, about))
     chosen = [one for one, kept in zip(judged, keep, strict=True) if kept]
     curves = mean_curves(chosen, names)

@@ -300,6 +300,28 @@ def test_outputs_lie_in_the_run_and_do_not_overwrite_each_other(
     assert AblateOptions(run, matrix=True).out is JudgeOptions(run).out is None
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("explain", "IMAGE", "--checkpoint", "MODEL", "--query", "1", "--no-progress"),
+        ("explain-eval", "--checkpoint", "MODEL", "--data", "nowhere"),
+        ("ablate", "--checkpoint", "MODEL", "--data", "nowhere", "--matrix"),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_one_sentence(
+    files: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], command: tuple[str, ...]
+) -> None:
+    """Before anything that takes long."""
+    (tmp_path / "file").touch()
+    given = {"IMAGE": str(files["image"]), "MODEL": str(files["deformable"])}
+    out = tmp_path / "file" / "out"
+    assert main([*(given.get(word, word) for word in command), "--out", str(out)]) == 1
+    assert capsys.readouterr().err == (
+        f"msdeform {command[0]}: out: cannot write to {out}: {tmp_path / 'file'} is not a folder; name another folder "
+        "with --out\n"
+    )
+
+
 def test_annotations_whose_classes_are_not_the_models(
     files: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
