@@ -24,7 +24,7 @@ from .ablation_report import Findings, summary, write
 from .heads import Head, counts_of, heads_of, orders
 from .masks import Masks
 from .options import AblateOptions
-from .outputs import default_folder
+from .outputs import checked, default_folder
 from .passes import TOGETHER, Passes, check
 from .resampling import resample
 from .study import Advance, Study
@@ -39,7 +39,7 @@ def ablate(options: AblateOptions) -> Findings:
     trained = load_trained(options.checkpoint, choose_device(options.device), options.attn_backend, options.model)
     heads = heads_of(trained.model, options.sites)
     _check(options, trained.model, heads)
-    out = options.out or default_folder(options.checkpoint, "ablation")
+    out = checked(options.out or default_folder(options.checkpoint, "ablation"))
     with in_use(out):
         remove_leftovers(out)
         study, about = _study(options, trained, out)

@@ -36,12 +36,13 @@ class BoxLabels(Artist):
         self._named.append((box, name, colour))
 
     def draw(self, renderer: Any) -> None:
+        axes: Any = self.axes
         pad = renderer.points_to_pixels(_PAD)
-        view = self.axes.get_window_extent(renderer)
+        view = axes.get_window_extent(renderer)
         picture = (view.x0, -view.y1, view.x1, -view.y0)
         shown, boxes, sizes = [], [], []
         for box, name, colour in reversed(self._named):
-            (x0, y0), (x1, y1) = self.axes.transData.transform([box[:2], box[2:]])
+            (x0, y0), (x1, y1) = axes.transData.transform([box[:2], box[2:]])
             if x0 > view.x1 or x1 < view.x0 or y1 > view.y1 or y0 < view.y0:
                 continue
             text = Text(0, 0, name, fontsize=_FONT, color=readable_on(colour), va="bottom")

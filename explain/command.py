@@ -171,7 +171,7 @@ def masked_jobs(made: Sequence[Variant], options: ExplainOptions, chosen: Sequen
     confidence, name = options.subject.confidence, options.image.name
     wanted: list[Job] = [("masked-boxes", partial(draw_remaining, made, confidence, image=name))]
     for who, seen in chosen:
-        view = {"target": options.view.target, "by": options.view.by, "parity": options.view.parity}
+        view: dict[str, Any] = {"target": options.view.target, "by": options.view.by, "parity": options.view.parity}
         draw = partial(draw_masked_relevance, made, seen, confidence, image=name, **view)
         wanted.append((f"masked-{who}-relevance", draw))
     for number, place in enumerate(_places(made[0].scene, options.subject)):

@@ -43,7 +43,7 @@ from .measures import (
     rank_correlation,
 )
 from .options import JudgeOptions
-from .outputs import default_folder
+from .outputs import checked, default_folder
 from .scene import Scene, Seen
 from .scores import MEASURES, Scores, save_chart, table, verdict
 
@@ -236,6 +236,7 @@ def mean_curves(judged: Sequence[Judged], names: tuple[str, ...]) -> dict[str, l
 
 def run(options: JudgeOptions) -> int:
     """``msdeform explain-eval``."""
+    out = checked(options.out or default_folder(options.checkpoint, "explain-eval"))
     judged, about = judge(options)
     names = (*options.method_names, *BASELINES)
     scores = collect(judged, names, options.seed)
@@ -254,7 +255,6 @@ def run(options: JudgeOptions) -> int:
             print(f"{name}: {', '.join(f'{mean:.3f}' for mean in np.mean([one.cascade[name] for one in judged], 0))}")
     title, keep = next(iter(parts.items()))
     print("\n".join(("", f"what beats what, over {title}:", *verdict(scores.of(keep)))))
-    out = options.out or default_folder(options.checkpoint, "explain-eval")
     write_json(out / "scores.json", report(judged, scores, parts, about))
     chosen = [one for one, kept in zip(judged, keep, strict=True) if kept]
     curves = mean_curves(chosen, names)

@@ -4,11 +4,22 @@ import hashlib
 import json
 from pathlib import Path
 
+from ..common.options import WrongValue, check_writable
+
 
 def default_folder(checkpoint: Path, name: str) -> Path:
     """``name`` in the folder of the run that a checkpoint is of, or in the current folder for other weights."""
     folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
     return folder / name if (folder / "log.jsonl").is_file() else Path(name)
+
+
+def checked(folder: Path) -> Path:
+    """The folder, not made yet. Raises ValueError where it cannot be written or made."""
+    try:
+        check_writable(folder, "folder")
+    except WrongValue as error:
+        raise ValueError(f"out: {error}") from None
+    return folder
 
 
 def digest_of(image: Path) -> str:
@@ -21,14 +32,15 @@ def place_for(image: Path, out: Path | None, checkpoint: Path) -> tuple[Path, st
     """The folder for what is said of an image, and what the names of its files begin with.
 
     Of an image x.jpg those are ``explanations/x`` in the run's folder, and x. Where another image of that name has been
-    explained there, it is x-2, and so on: two images do not overwrite each other.
+    explained there, it is x-2, and so on: two images do not overwrite each other. Raises ValueError where the folder
+    cannot be written to.
     """
     own, number, stem = digest_of(image), 1, image.stem
     while True:
         name = stem if number == 1 else f"{stem}-{number}"
         folder = out or default_folder(checkpoint, "explanations") / name
         if _explained(folder / f"{name}-explanation.json") in (None, own):
-            return folder, name
+            return checked(folder), name
         number += 1
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from .files import atomic_file
-from .labels import lead, place_labels
+from .labels import Rectangle, lead, place_labels
 
 Colour = tuple[int, int, int]
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
@@ -69,19 +69,22 @@ def draw_boxes(
 def _draw_labels(draw: ImageDraw.ImageDraw, boxes: Sequence[Box], magnify: float, font: Font) -> None:
     """The texts of boxes, over all lines; the last box's is placed first."""
     named = [box for box in reversed(boxes) if box.text]
-    corners = [tuple(value * magnify for value in box.xyxy) for box in named]
     areas = [draw.textbbox((0, 0), box.text, font=font) for box in named]
     # whole pixels, so that rounding moves no label onto another; a rectangle covers its last pixel, too
     sizes = [(math.ceil(right - left) + 5, math.ceil(bottom - top) + 5) for left, top, right, bottom in areas]
-    whole = [(math.floor(x0), math.floor(y0), math.ceil(x1), math.ceil(y1)) for x0, y0, x1, y1 in corners]
-    labels = place_labels(whole, sizes, (0, 0, *draw.im.size))
-    shown = [(label, *rest) for label, *rest in zip(labels, named, whole, areas, strict=True) if label is not None]
-    for label, box, corner, _ in shown:
-        if (line := lead(label, corner)) is not None:
+    corners: list[Rectangle] = []
+    for box in named:
+        x0, y0, x1, y1 = (value * magnify for value in box.xyxy)
+        corners.append((math.floor(x0), math.floor(y0), math.ceil(x1), math.ceil(y1)))
+    labels = place_labels(corners, sizes, (0, 0, *draw.im.size))
+    for box, corner, label in zip(named, corners, labels, strict=True):
+        if label is not None and (line := lead(label, corner)) is not None:
             draw.line(line, fill=box.colour or class_colour(box.label))
-    for (x0, y0, x1, y1), box, _, (left, top, *_) in shown:
-        draw.rectangle((x0, y0, x1 - 1, y1 - 1), fill=box.colour or class_colour(box.label))
-        draw.text((x0 + 2 - left, y0 + 2 - top), box.text, fill=(0, 0, 0), font=font)
+    for box, (left, top, *_), label in zip(named, areas, labels, strict=True):
+        if label is not None:
+            x0, y0, x1, y1 = label
+            draw.rectangle((x0, y0, x1 - 1, y1 - 1), fill=box.colour or class_colour(box.label))
+            draw.text((x0 + 2 - left, y0 + 2 - top), box.text, fill=(0, 0, 0), font=font)
 
 
 def _dashed_rectangle(

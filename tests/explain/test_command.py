@@ -20,7 +20,7 @@ from msdeform.explain.judge import JudgeOptions
 from msdeform.explain.maps import heat_map
 from msdeform.explain.masked import follow, read_mask_matrix
 from msdeform.explain.masks import Mask
-from msdeform.explain.outputs import default_folder
+from msdeform.explain.outputs import checked, default_folder
 from msdeform.explain.scene import Scene
 from msdeform.explain.views import View
 from msdeform.train.checkpoint import load_trained
@@ -298,6 +298,14 @@ def test_outputs_lie_in_the_run_and_do_not_overwrite_each_other(
     assert default_folder(run, "ablation") == default_folder(run / "best.pt", "ablation") == run / "ablation"
     assert default_folder(files["deformable"], "explain-eval") == Path("explain-eval")
     assert AblateOptions(run, matrix=True).out is JudgeOptions(run).out is None
+
+
+def test_a_folder_that_cannot_be_made_is_told_before_what_takes_long(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=f"^out: expected a place that can be written; {tmp_path}/file is a file"):
+        checked(tmp_path / "file" / "explanations")
+    assert checked(tmp_path / "new") == tmp_path / "new"
+    assert not (tmp_path / "new").exists()
 
 
 def test_annotations_whose_classes_are_not_the_models(
