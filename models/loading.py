@@ -10,10 +10,17 @@ from torch import nn
 from .catalog import MODELS, config_of
 from .detector import Detector
 from .formats import Source, check_fit, config_of_source, read_source
+from .size import Size
 from .zoo import build_model, config_from_plain, plain_config
 
 # parameters that depend on the data's classes and the number of queries, and may be made anew
 HEADS = ("class_embed", "query_embed", "linear_class", "query_pos", "box_predictor")
+
+# what happens to images where nothing beside the weights tells their size
+_PUBLISHED = Size()
+WITHOUT_SIZE = (
+    f"without --image-size, detecting resizes them to {_PUBLISHED.short} pixels, at most {_PUBLISHED.longest}"
+)
 
 # what may differ between weights and the name they are said to be of: none of it decides a parameter of the body
 _FREE = ("num_classes", "backbone_frozen", "dropout", "aux_loss")
@@ -44,8 +51,8 @@ def load_model(path: str | Path, *, attn_backend: str = "auto", name: str | None
     """A detector out of a checkpoint in any format (`formats`), with its weights and classes, in evaluation mode.
 
     Args:
-        path: an official ``.pth``, a folder or file of Hugging Face's or ours, or a checkpoint or folder of
-            ``msdeform train``.
+        path: an official ``.pth``, a folder or file of Hugging Face's or ours, or a checkpoint of ``msdeform
+            train``, or a run's folder for its best.
         attn_backend: the operator's backend, held by every deformable attention.
         name: of `list_models`, the model that the weights are of; needed where they lie alone, without a
             configuration or the official command line beside them, and held against those where there are.
@@ -101,7 +108,7 @@ def init_from(model: nn.Module, path: Path) -> Start:
     """Loads weights as a start for other data; leaves heads that do not fit as they are.
 
     Args:
-        path: weights in any format that `formats.read_source` reads, or a run's folder for its newest checkpoint.
+        path: weights in any format that `formats.read_source` reads, or a run's folder for its best checkpoint.
 
     Raises:
         FileNotFoundError, ValueError: no such file; or anything but heads differs.

@@ -62,9 +62,9 @@ def written(model: Detector, form: str, folder: Path) -> Path:
     path = folder / {"official": "official.pth", "training": "checkpoint-00000007.pt"}.get(form, form)
     weights, config = model.state_dict(), plain_config(model)
     if form == "official":
-        save_official(path, weights, config)
+        save_official(path, weights, config, model.categories, model.input_size)
     elif form == "huggingface":
-        save_huggingface(path, weights, config, model.categories)
+        save_huggingface(path, weights, config, model.categories, model.input_size)
     elif form == "msdeform":
         save_msdeform(path, weights, config, model.categories, model.input_size)
     elif form == "training":
@@ -98,8 +98,8 @@ def test_every_format_rebuilds_the_model(variant: str, form: str, tmp_path: Path
     assert found.config == model.config
     assert not found.training
     assert_same_outputs(found, model)
-    assert found.categories == (None if form == "official" else NAMES)
-    assert found.input_size == (None if form in ("official", "huggingface") else Size(64, 64))
+    assert found.categories == NAMES
+    assert found.input_size == Size(64, 64)
 
 
 @pytest.mark.parametrize("form", ["official", "msdeform", "training"])
@@ -213,7 +213,7 @@ def test_a_folder_that_says_nonsense_is_named(tmp_path: Path) -> None:
     (folder / "config.json").unlink()
     with pytest.raises(ValueError, match="name the model it is of"):
         load_model(folder)
-    with pytest.raises(FileNotFoundError, match=r"or a run's with checkpoint-\*\.pt, found neither"):
+    with pytest.raises(FileNotFoundError, match=r"or a run's with best\.pt or checkpoint-\*\.pt, found neither"):
         load_model(tmp_path)
 
 
