@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Literal, overload
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as F
 
 from .images import ImageLike, normalise, read_image
+from .modes import evaluation_mode
 from .size import Size
 
 
@@ -169,7 +169,7 @@ class Predictor(nn.Module):
         while chunk := list(islice(named, batch_size)):
             pixels = [read_image(image, name=name) for name, image in chunk]
             sizes = [(image.shape[1], image.shape[2]) for image in pixels]
-            with _evaluating(self), torch.inference_mode():
+            with evaluation_mode(self), torch.inference_mode():
                 inputs = [
                     normalise(F.resize(image, list(size.fit(*image.shape[1:])), antialias=True).to(like.device))
                     for image in pixels
@@ -200,18 +200,6 @@ class Predictor(nn.Module):
                 f"and a detection of class {max(labels)}"
             )
         return [self.categories[label] for label in labels]
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode while the block runs; then every module has its own mode again, as not all need agree."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _size(size: int | tuple[int, int] | Size | None) -> Size | None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from .. import __version__
 from ..models.criterion import SetCriterion
 from ..models.detector import Detector
+from ..models.modes import evaluation_mode
 from .checkpoint import Trained, load_trained, num_classes
 from .coco import Category, CocoDetection
 from .commandline import progress_bar
@@ -34,14 +35,9 @@ _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 @contextmanager
 def evaluating(model: M) -> Iterator[M]:
-    """Evaluation mode and no gradients while the block runs."""
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield model
-    finally:
-        model.train(was_training)
+    """Evaluation mode and no gradients while the block runs; then every module has its own mode again."""
+    with evaluation_mode(model), torch.no_grad():
+        yield model
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
