@@ -89,8 +89,8 @@ class Source:
 def read_source(path: Path) -> Source:
     """Reads weights in any of the formats; what format they are in is told by their content.
 
-    Of a run's folder its ``best.pt``, or, where there is none that is whole, its newest checkpoint; ``Source.path`` says
-    which.
+    Of a run's folder its ``best.pt``, or, where there is none that is whole, its newest checkpoint; ``Source.path``
+    says which.
 
     Raises:
         FileNotFoundError: there is no such file, or nothing in the folder.

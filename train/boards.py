@@ -17,6 +17,8 @@ from .files import atomic_file
 WANDB_ID = "wandb-id"
 
 _SPEED = ("images_per_s", "data_s", "step_s", "memory_mb")
+# where a point is, and of how many steps it is the mean
+_NOT_SHOWN = ("step", "epoch", "time", "steps")
 _TERM = re.compile(r"(?P<measure>.+?)(?P<layer>_\d+|_enc)?")
 
 
@@ -53,7 +55,7 @@ def tagged(event: str, values: dict[str, Any]) -> dict[str, float]:
 
 def _numbers(values: dict[str, Any]) -> Iterator[tuple[str, float]]:
     for name, value in values.items():
-        if isinstance(value, int | float) and not isinstance(value, bool) and name not in ("step", "epoch", "time"):
+        if isinstance(value, int | float) and not isinstance(value, bool) and name not in _NOT_SHOWN:
             yield name, value
 
 

@@ -25,8 +25,6 @@ from .coco import Category
 from .config import TrainOptions, from_plain
 from .files import atomic_file
 
-BEST = "best.pt"
-
 
 def random_state() -> dict[str, Any]:
     """The state of every global generator, as plain values and tensors."""

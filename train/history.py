@@ -16,7 +16,9 @@ Axis = Literal["step", "epoch", "hours"]
 Array = np.ndarray
 
 # beside numbers, what an event of a step or an evaluation holds of itself
-_NOT_CURVES = ("event", "step", "epoch", "time", "hours")
+_NOT_CURVES = ("event", "step", "epoch", "time", "hours", "steps")
+# seconds of a step, which logs without "steps" sum over the steps since the line before
+_SECONDS = ("data_s", "step_s")
 # settings that say where a run is and how it came to end there, not what it was
 PLACES = ("out", "resume")
 
@@ -50,16 +52,19 @@ class History:
             raise FileNotFoundError(f"{what}; expected the folder of a run of msdeform train")
         facts: dict[str, Any] = {}
         kept: list[dict[str, Any]] = []
-        hours, last = 0.0, math.nan
+        hours, last, logged = 0.0, math.nan, 0
         for event in read_log(path):
             now = event.get("time", math.nan)
             if event["event"] in ("start", "resume"):
                 facts = event
                 kept = [one for one in kept if one["step"] <= event["step"]] if event["event"] == "resume" else []
                 hours = kept[-1]["hours"] if kept else 0.0
+                logged = event["step"]
             else:
                 hours += (now - last) / 3600
             last = now
+            if event["event"] == "step":
+                event, logged = _of_one_step(event, event["step"] - logged), event["step"]
             if event["event"] in ("step", "epoch"):
                 kept.append({**event, "hours": hours})
         by_step = [{one["step"]: one for one in kept if one["event"] == kind} for kind in ("step", "epoch")]
@@ -163,6 +168,13 @@ def grouped(histories: Sequence[History], by: str | None) -> list[list[History]]
 def _name(run: Path) -> str:
     whole = run.resolve()
     return whole.name if whole.suffix != ".jsonl" else whole.parent.name
+
+
+def _of_one_step(event: dict[str, Any], steps: int) -> dict[str, Any]:
+    """An event of a step with its seconds as those of one step; ``steps`` were done since the line before."""
+    if "steps" in event or steps < 1:
+        return event
+    return {**event, **{name: event[name] / steps for name in _SECONDS if isinstance(event.get(name), int | float)}}
 
 
 def _flat(event: dict[str, Any]) -> dict[str, Any]:

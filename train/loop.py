@@ -123,7 +123,8 @@ class _Run:
         self.log, self.bar, self.signals = log, bar, signals
         self.options, self.team = training.options, training.team
         self._data_seconds = self._step_seconds = 0.0
-        self._images, self._replaced = 0, set[str]()
+        self._images = self._steps = 0
+        self._replaced = set[str]()
 
     def go(self) -> None:
         """To the end, or to a sentence."""
@@ -207,6 +208,7 @@ class _Run:
     def _after_step(self, samples: list[Sample], result: dict[str, float], epoch: int) -> None:
         training, seeing = self.training, self.options.seeing
         self._images += int(result.pop("images"))
+        self._steps += 1
         searching = result.pop("searching")
         seconds = self._data_seconds + self._step_seconds
         speed, waited = self._images / max(seconds, 1e-9), self._data_seconds / max(seconds, 1e-9)
@@ -227,12 +229,13 @@ class _Run:
                 **result,
                 **rates,
                 images_per_s=round(speed, 2),
-                data_s=round(self._data_seconds, 4),
-                step_s=round(self._step_seconds, 4),
+                steps=self._steps,
+                data_s=round(self._data_seconds / self._steps, 4),
+                step_s=round(self._step_seconds / self._steps, 4),
                 memory_mb=peak_memory_mb(),
             )
             self._data_seconds = self._step_seconds = 0.0
-            self._images = 0
+            self._images = self._steps = 0
 
     def _list_replaced(self, samples: list[Sample]) -> None:
         """Says once of each image that could not be read that another stood in for it."""
@@ -283,7 +286,8 @@ class _Run:
         metrics = evaluate(training, self.validation)
         seconds = time.perf_counter() - begun
         training.evaluated_at = training.steps_done
-        better = metrics["AP"] > training.best["AP"] or training.best["step"] < 0
+        first = training.best["step"] < 0
+        better = first or metrics["AP"] > training.best["AP"]
         if better:
             training.best = {"AP": metrics["AP"], "step": float(training.steps_done)}
         training.evaluations_since_best = 0 if better else training.evaluations_since_best + 1
@@ -295,8 +299,8 @@ class _Run:
             ema=training.average is not None,
             seconds=round(seconds, 2),
         )
-        per_class = "" if not better else ", the best so far"
-        self._say(f"validation: AP {metrics['AP']:.3f}, AP50 {metrics['AP50']:.3f}{per_class} ({seconds:.0f} s)")
+        record = ", the best so far" if better and not first else ""
+        self._say(f"validation: AP {metrics['AP']:.3f}, AP50 {metrics['AP50']:.3f}{record} ({seconds:.0f} s)")
         self._draw()
         self._save()
 

@@ -19,7 +19,7 @@ class PredictOptions:
     images: Annotated[tuple[ReadPath, ...], Positional("IMAGE")]
     """Image files, and folders of them."""
     checkpoint: ReadPath
-    """A run's checkpoint, or its folder for the newest; or official, Hugging Face's or converted weights."""
+    """A run's checkpoint, or its folder for its best; or official, Hugging Face's or converted weights."""
     confidence: float = 0.5
     """Least score of a detection that is kept."""
     out: WriteFolder = Path("predictions")
@@ -46,7 +46,7 @@ class EvalOptions:
     """COCO metrics of a checkpoint, or of detections in a file."""
 
     checkpoint: ReadPath | None = None
-    """A run's checkpoint, or its folder for the newest; or official, Hugging Face's or converted weights."""
+    """A run's checkpoint, or its folder for its best; or official, Hugging Face's or converted weights."""
     results: ReadFile | None = None
     """Instead of a checkpoint: detections in COCO's results format, such as --out or predict wrote."""
     source: Source = field(default_factory=Source)
@@ -93,8 +93,9 @@ class PlotOptions:
 
     runs: Annotated[tuple[ReadPath, ...], Positional("RUN")]
     """Folders of runs."""
-    out: WriteFile = Path("plot.png")
-    """Picture to write; its suffix is the format: png, svg or pdf."""
+    out: WriteFile | None = None
+    """Picture to write, a png, svg or pdf; plot.png in the run's folder, or in the one that holds all runs, if not
+    given."""
     x: Literal["step", "epoch", "hours"] = "step"
     """What the curves are drawn over. hours: those that the run took, without the time it stood still."""
     smooth: int | None = None
@@ -105,7 +106,7 @@ class PlotOptions:
     """seed: runs that differ in nothing else become one line, their mean, in a band from the least to the most."""
 
     def __post_init__(self) -> None:
-        if self.out.suffix.lower() not in PLOT_SUFFIXES:
+        if self.out is not None and self.out.suffix.lower() not in PLOT_SUFFIXES:
             raise ValueError(f"out: expected a name that ends in {', '.join(PLOT_SUFFIXES)}, got {self.out}")
         at_least("smooth", self.smooth, 1)
 

@@ -214,3 +214,33 @@ def test_what_cannot_be_drawn_is_told_in_one_sentence(
     assert status in (1, 2)
     assert sentence in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "plot.png").exists()
+
+
+def test_the_picture_lies_with_the_runs_unless_told_otherwise(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    first, second = write("runs/a"), write("runs/b")
+    for runs, folder in (([first], first), ([first / "log.jsonl"], first), ([first, second], tmp_path / "runs")):
+        assert main(["plot", *map(str, runs), "--terms", "loss"]) == 0
+        assert capsys.readouterr().out.splitlines()[-1] == f"curves: {folder / 'plot.png'}"
+        assert (folder / "plot.png").is_file()
+        (folder / "plot.png").unlink()
+    assert not any((tmp_path / "elsewhere").iterdir())
+
+
+def test_seconds_are_those_of_one_step_in_old_logs_too(tmp_path: Path) -> None:
+    start = {"event": "start", "step": 0, "time": 0.0}
+    old = [
+        {"event": "step", "step": step, "step_s": s, "data_s": s / 2} for step, s in ((1, 3.0), (10, 18.0), (20, 20))
+    ]
+    # resumed at step 25, whose checkpoint lay between two lines, by a version that logs the mean
+    resumed = [{"event": "resume", "step": 25}, {"event": "step", "step": 30, "step_s": 10.0, "data_s": 5.0}]
+    new = [{"event": "step", "step": 40, "step_s": 2.0, "data_s": 1.0, "steps": 10}]
+    lines = [json.dumps({"time": float(i), **event}) for i, event in enumerate([start, *old, *resumed, *new])]
+    (tmp_path / "log.jsonl").write_text("\n".join(lines))
+    history = History.read(tmp_path)
+    assert history.curve("step_s")[1].tolist() == [3.0, 2.0, 2.0, 2.0, 2.0]
+    assert history.curve("data_s")[1].tolist() == [1.5, 1.0, 1.0, 1.0, 1.0]
+    assert "steps" not in history.curves()
