@@ -64,8 +64,9 @@ class History:
                 hours += (now - last) / 3600
             last = now
             if event["event"] == "step":
-                event, logged = _of_one_step(event, event["step"] - logged), event["step"]
-            if event["event"] in ("step", "epoch"):
+                kept.append({**_of_one_step(event, event["step"] - logged), "hours": hours})
+                logged = event["step"]
+            elif event["event"] == "epoch":
                 kept.append({**event, "hours": hours})
         by_step = [{one["step"]: one for one in kept if one["event"] == kind} for kind in ("step", "epoch")]
         steps, evaluations = ([found[step] for step in sorted(found)] for found in by_step)

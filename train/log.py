@@ -22,8 +22,8 @@ class RunLog:
 
     Each line has an ``event``: start, step, epoch (with the metrics of an evaluation), nonfinite, resume, end; and its
     ``time``, in seconds since 1970. A step's ``data_s`` and ``step_s`` are the seconds that one step waited for images
-    and computed, the mean of the ``steps`` since the line before; lines without ``steps``, of older versions, hold their
-    sums.
+    and computed, the mean of the ``steps`` since the line before; lines without ``steps``, of older versions, hold
+    their sums.
 
     Args:
         folder: of the run; made if it is not there.
