@@ -77,8 +77,9 @@ def find_sites(model: nn.Module, pattern: str) -> list[Site]:
     known = sites(model)
     if not known:
         raise ValueError(
-            f"model: expected a detector of msdeform.create_model or msdeform.load_model, got a {type(model).__name__}, "
-            "whose attention cannot be recorded; msdeform.load_model(FOLDER) makes one of transformers' weights"
+            "model: expected a detector of msdeform.create_model or msdeform.load_model, got a "
+            f"{type(model).__name__}, whose attention cannot be recorded; msdeform.load_model(FOLDER) makes one of "
+            "transformers' weights"
         )
     chosen: dict[str, Site] = {}
     for one in pattern.split(","):
