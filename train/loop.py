@@ -288,7 +288,8 @@ class _Run:
         training.evaluated_at = training.steps_done
         first = training.best["step"] < 0
         better = first or metrics["AP"] > training.best["AP"]
-        if better:
+        # among checkpoints that find nothing, the newest has learnt most
+        if better or metrics["AP"] == training.best["AP"] == 0:
             training.best = {"AP": metrics["AP"], "step": float(training.steps_done)}
         training.evaluations_since_best = 0 if better else training.evaluations_since_best + 1
         self._write(
@@ -394,7 +395,7 @@ class _Run:
         for line in training.start.sentences() if training.start else ():
             self._say(line)
         if training.steps_done:
-            self._say(f"going on at step {training.steps_done} of {training.total_steps}")
+            self._say(f"resuming at step {training.steps_done} of {training.total_steps}")
         for line in settings_lines(options, self.out / "config.yaml"):
             self._say(line)
         self._write(

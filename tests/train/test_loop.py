@@ -90,6 +90,14 @@ def test_a_runs_folder_stands_for_its_best(
     assert f"passing over {out / 'best.pt'}: " in capfd.readouterr().err
 
 
+def test_the_newest_is_the_best_of_those_that_find_nothing(
+    quick: TrainOptions, changed: Change, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scripted(monkeypatch, 0.0, 0.0, 0.0)
+    out = train(changed(quick, patience=2))  # which they count for all the same
+    assert best_step(out) == load_checkpoint(out)["step"] == 3
+
+
 def test_seconds_are_logged_as_those_of_one_step(
     quick: TrainOptions, changed: Change, monkeypatch: pytest.MonkeyPatch
 ) -> None:
