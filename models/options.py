@@ -24,7 +24,7 @@ class ConvertOptions:
 
 what DST will be, and hold:
   official      one file: weights, the model's settings, names of classes and the size of images
-  huggingface   a folder that transformers' from_pretrained reads; DETR and Deformable DETR alone
+  huggingface   a folder that transformers' from_pretrained reads; only of DETR and Deformable DETR
   msdeform      a folder that msdeform.load_model reads, and msdeform eval, predict and train --init-from
 
 examples:
