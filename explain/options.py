@@ -104,7 +104,7 @@ class ExplainOptions:
     image: Annotated[ReadFile, Positional("IMAGE")]
     """An image file."""
     checkpoint: ReadPath
-    """A run's checkpoint, or its folder for the newest; or official, Hugging Face's or converted weights."""
+    """A run's checkpoint, or its folder for its best; or official, Hugging Face's or converted weights."""
     subject: Subject = field(default_factory=Subject)
     view: View = field(default_factory=View)
     interventions: Interventions = field(default_factory=Interventions)
@@ -170,7 +170,7 @@ class JudgeOptions:
     """
 
     checkpoint: ReadPath
-    """A run's checkpoint, or its folder for the newest; or official, Hugging Face's or converted weights."""
+    """A run's checkpoint, or its folder for its best; or official, Hugging Face's or converted weights."""
     source: Source = field(default_factory=Source)
     methods: str = ",".join(METHODS)
     """Which to judge, with commas between them."""
@@ -226,7 +226,7 @@ class AblateOptions:
     """Switch parts of a detector's attention off, and measure what that does over a data set."""
 
     checkpoint: ReadPath
-    """A run's checkpoint, or its folder for the newest; or official, Hugging Face's or converted weights."""
+    """A run's checkpoint, or its folder for its best; or official, Hugging Face's or converted weights."""
     source: Source = field(default_factory=Source)
     mask: Annotated[tuple[str, ...], Repeated()] = ()
     """What to change, repeatable, each measured alone: SITE[:hN][:lN][:pN][:qN][:MODE], such as decoder.*.cross:h0-3;
@@ -319,7 +319,7 @@ class ExploreOptions:
     """Upload images in the browser, look at what the detector attends to, and switch heads off."""
 
     checkpoint: ReadPath
-    """A run's checkpoint, or its folder for the newest; or official, Hugging Face's or converted weights."""
+    """A run's checkpoint, or its folder for its best; or official, Hugging Face's or converted weights."""
     confidence: float = 0.5
     """Minimum score of a detection, at first."""
     relevance: int = 3

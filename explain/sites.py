@@ -76,7 +76,11 @@ def find_sites(model: nn.Module, pattern: str) -> list[Site]:
     """
     known = sites(model)
     if not known:
-        raise ValueError(f"{type(model).__name__} has no attention to look at")
+        raise ValueError(
+            "model: expected a detector of msdeform.create_model or msdeform.load_model, got a "
+            f"{type(model).__name__}, whose attention cannot be recorded; msdeform.load_model(FOLDER) makes one of "
+            "transformers' weights"
+        )
     chosen: dict[str, Site] = {}
     for one in pattern.split(","):
         matching = {name: site for name, site in known.items() if fnmatchcase(name, one.strip())}

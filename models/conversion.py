@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from .formats import Source, check_fit, read_source, save_huggingface, save_msdeform, save_official
-from .loading import settle_config
+from .loading import WITHOUT_SIZE, settle_config
 from .options import FORMATS, ConvertOptions
 from .zoo import build_model
 
@@ -21,8 +21,8 @@ def run(options: ConvertOptions) -> int:
         print(f"left out {counts} counts of batches: there, batch norms are constants")
     if source.ignored:
         print(f"left out {len(source.ignored)} that are no weights: {', '.join(source.ignored)}")
-    if options.to == "official" and source.categories is not None:
-        print(f"left out the names of {len(source.categories)} classes, which this format has no place for")
+    if source.input_size is None:
+        print(f"{source.path} does not say to what size images were resized in training: {WITHOUT_SIZE}")
     return 0
 
 
@@ -49,7 +49,7 @@ def convert(src: Path, dst: Path, to: str, model: str | None = None) -> Source:
     # weights that don't make the detector would only be found out by those who load the result
     check_fit(build_model(config, attn_backend="reference").state_dict(), source.weights, src)
     if to == "official":
-        save_official(dst, source.weights, config)
+        save_official(dst, source.weights, config, source.categories, source.input_size)
         return source
     # beside it under another name, then renamed: no half of a folder is left where the whole should be
     dst.parent.mkdir(parents=True, exist_ok=True)
@@ -57,7 +57,7 @@ def convert(src: Path, dst: Path, to: str, model: str | None = None) -> Source:
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
         if to == "huggingface":
-            save_huggingface(unfinished, source.weights, config, source.categories)
+            save_huggingface(unfinished, source.weights, config, source.categories, source.input_size)
         else:
             save_msdeform(unfinished, source.weights, config, source.categories, source.input_size)
         if dst.exists():

@@ -9,9 +9,15 @@ from typing import Any
 
 from .backbone import SLIM, TORCHVISION
 from .configs import FAMILIES
+from .images import IMAGENET_MEAN, IMAGENET_STD
+from .size import Size
 
 # the groups of Hugging Face's normalisations behind the projections; ours are gcd(32, hidden_dim / 4)
 HF_GROUPS = 32
+
+PROCESSORS = {"detr": "DetrImageProcessor", "deformable_detr": "DeformableDetrImageProcessor"}
+# a longest side that no image has, for files that bound the shortest only
+_UNBOUNDED = 2**31 - 1
 
 ARCHITECTURES = {"detr": "DetrForObjectDetection", "deformable_detr": "DeformableDetrForObjectDetection"}
 
@@ -119,6 +125,68 @@ def config_from_args(args: Mapping[str, Any], family: str) -> dict[str, Any]:
     if kind is not None:
         ours["position_embedding"] = kind
     return {"family": family, **{name: value for name, value in ours.items() if name in known}}
+
+
+def preprocessor_of(family: str, size: Size) -> dict[str, Any]:
+    """The preprocessor_config.json with which transformers brings images to `size` and normalises them as we do."""
+    return {
+        "image_processor_type": PROCESSORS[family],
+        "do_resize": True,
+        "size": {"shortest_edge": size.short, "longest_edge": size.longest},
+        "resample": 2,  # bilinear, by PIL's numbers
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(IMAGENET_MEAN),
+        "image_std": list(IMAGENET_STD),
+        "do_pad": True,
+        "format": "coco_detection",
+    }
+
+
+def preprocesses_otherwise(theirs: Any) -> bool:
+    """Does a preprocessor_config.json normalise images otherwise than our detectors do?"""
+    if not isinstance(theirs, Mapping):
+        return False
+    mean, std = theirs.get("image_mean", IMAGENET_MEAN), theirs.get("image_std", IMAGENET_STD)
+    return not theirs.get("do_normalize", True) or (tuple(mean), tuple(std)) != (IMAGENET_MEAN, IMAGENET_STD)
+
+
+def size_of_preprocessor(theirs: Any) -> Size | None:
+    """The size that a preprocessor_config.json of transformers describes; None where it names none.
+
+    Raises ValueError for sizes that are no bounds of the two sides, as one fixed height and width.
+    """
+    if not isinstance(theirs, Mapping):
+        raise ValueError(f"expected an object with size, got {type(theirs).__name__}")
+    size = theirs.get("size")
+    if size is None or not theirs.get("do_resize", True):
+        return None
+    if isinstance(size, Mapping) and size.keys() == {"max_height", "max_width"}:
+        if size["max_height"] == size["max_width"]:  # both sides at most this: what a longest side is
+            return _size("size", size["max_height"], size["max_width"])
+    elif isinstance(size, Mapping) and "shortest_edge" in size:
+        longest = size.get("longest_edge") or theirs.get("max_size")
+        return _size("size", size["shortest_edge"], _UNBOUNDED if longest is None else longest)
+    elif isinstance(size, int):  # the first versions of transformers, and the published files
+        return _size("size", size, theirs.get("max_size", _UNBOUNDED))
+    raise ValueError(f"size: expected shortest_edge and longest_edge in pixels, got {size!r}")
+
+
+def size_from_args(args: Mapping[str, Any]) -> Size | None:
+    """The size of images beside official weights, where `formats.save_official` wrote it. Raises ValueError."""
+    size = args.get("input_size")
+    if size is None:
+        return None
+    if not isinstance(size, list | tuple) or len(size) != 2:
+        raise ValueError(f"input_size: expected [shortest, longest] in pixels, got {size!r}")
+    return _size("input_size", *size)
+
+
+def _size(name: str, short: Any, longest: Any) -> Size:
+    if not (isinstance(short, int) and isinstance(longest, int) and 1 <= short <= longest):
+        raise ValueError(f"{name}: expected pixels, the shortest side and then the longest, got {short!r}, {longest!r}")
+    return Size(short, longest)
 
 
 def _check_exists_there(ours: Mapping[str, Any]) -> None:

@@ -34,6 +34,10 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+# beside a run's checkpoints: that of its highest AP
+BEST = "best.pt"
+
+
 def checkpoints_in(folder: Path) -> list[Path]:
     """The checkpoints of a run, oldest first."""
     return sorted(folder.glob("checkpoint-*.pt"))

@@ -4,10 +4,11 @@
 format     on disk                                                                      written by
 ========== ============================================================================ =========================
 official   a .pth file: ``{model, args, ...}``, or a bare state dict                      the official code
-huggingface a folder: config.json and model.safetensors; or one such file                 transformers
+huggingface a folder: config.json, preprocessor_config.json, model.safetensors; or        transformers
+           model.safetensors only
 msdeform   a folder: config.json and model.safetensors                                  `save_msdeform`, the Hub
-training   a .pt file: weights, configuration, classes and all that a run needs to go on; ``msdeform train``
-           or a run's folder, for the newest whole one in it
+training   a .pt file: weights, configuration, classes and all that a run needs to       ``msdeform train``
+           resume; or a run's folder, for its best
 ========== ============================================================================ =========================
 
 Ours is a folder, not one file with its configuration inside, because the Hub, transformers and their tools all look
@@ -18,7 +19,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,8 +27,17 @@ import torch
 from torch import Tensor
 
 from .convert import family_of, from_huggingface, is_huggingface, to_huggingface
-from .convert_config import config_from_args, config_from_huggingface, config_to_huggingface, hf_backbone
-from .files import atomic_file, checkpoints_in
+from .convert_config import (
+    config_from_args,
+    config_from_huggingface,
+    config_to_huggingface,
+    hf_backbone,
+    preprocesses_otherwise,
+    preprocessor_of,
+    size_from_args,
+    size_of_preprocessor,
+)
+from .files import BEST, atomic_file, checkpoints_in
 from .size import Size
 
 T = TypeVar("T")
@@ -37,6 +47,8 @@ TRAINING_FORMAT = "msdeform-checkpoint-1"
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
+# how images are resized and normalised, in the form that transformers' image processors read
+PREPROCESSOR_FILE = "preprocessor_config.json"
 
 # what a profiler left in the official code's checkpoints
 _COUNTERS = ("total_params", "total_ops")
@@ -77,6 +89,9 @@ class Source:
 def read_source(path: Path) -> Source:
     """Reads weights in any of the formats; what format they are in is told by their content.
 
+    Of a run's folder its ``best.pt``, or, where there is none that is whole, its newest checkpoint; ``Source.path``
+    says which.
+
     Raises:
         FileNotFoundError: there is no such file, or nothing in the folder.
         ValueError: it is damaged, or no detector's; one sentence, which names the file.
@@ -84,11 +99,19 @@ def read_source(path: Path) -> Source:
     if path.is_dir():
         if (path / WEIGHTS_FILE).is_file():
             return _read_safetensors(path / WEIGHTS_FILE, path)
+        best = path / BEST
+        if best.is_file():
+            try:
+                return read_source(best)
+            except ValueError as error:
+                if not checkpoints_in(path):
+                    raise
+                print(f"passing over {best}: {error}", file=sys.stderr)
         if checkpoints_in(path):
             return newest_whole(path, read_source)
         raise FileNotFoundError(
-            f"{path}: expected a folder with {WEIGHTS_FILE} and {CONFIG_FILE}, or a run's with checkpoint-*.pt, "
-            "found neither"
+            f"{path}: expected a folder with {WEIGHTS_FILE} and {CONFIG_FILE}, or a run's with {BEST} or "
+            "checkpoint-*.pt, found neither"
         )
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint {path} does not exist")
@@ -124,8 +147,9 @@ def source_of(state: Any, path: Path) -> Source:
     if isinstance(state, dict) and state.get("format") == TRAINING_FORMAT:
         categories = [str(category["name"]) for category in state.get("categories", [])]
         config = {"family": "deformable_detr", **state["model_config"]}  # the first versions had one family
-        longest = state.get("options", {}).get("input", {}).get("image_size")
-        size = None if longest is None else Size(longest, longest)
+        options = state.get("options", {})
+        longest = options.get("input", options).get("image_size")  # the first versions had no groups
+        size = Size() if longest is None else Size(longest, longest)
         average = state.get("ema")  # what the run evaluated, if it kept one
         weights = state["model"] if average is None else average["weights"]
         return Source(path, "training", weights, config, categories or None, size, training=state)
@@ -160,22 +184,44 @@ def check_fit(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], path: Pa
         )
 
 
-def save_official(path: Path, weights: Mapping[str, Tensor], config: Mapping[str, Any] | None = None) -> None:
-    """Writes what the official code's ``--resume`` and ``torch.hub`` read, whole or not at all."""
+def save_official(
+    path: Path,
+    weights: Mapping[str, Tensor],
+    config: Mapping[str, Any] | None = None,
+    categories: list[str] | None = None,
+    input_size: Size | None = None,
+) -> None:
+    """Writes what the official code's ``--resume`` and ``torch.hub`` read, whole or not at all.
+
+    The official code has no fields for names of classes and the size of images; it leaves unknown fields of ``args``
+    alone, so they stand there as ``categories`` and ``input_size``, (shortest, at most longest) in pixels.
+    """
+    args = {name: value for name, value in (config or {}).items() if name != "family"}
+    if categories is not None:
+        args["categories"] = list(categories)
+    if input_size is not None:
+        args["input_size"] = [input_size.short, input_size.longest]
     state: dict[str, Any] = {"model": _plain(weights)}
-    if config is not None:
-        state["args"] = argparse.Namespace(**{name: value for name, value in config.items() if name != "family"})
+    if args:
+        state["args"] = argparse.Namespace(**args)
     with atomic_file(path) as file:
         torch.save(state, file)
 
 
 def save_huggingface(
-    folder: Path, weights: Mapping[str, Tensor], config: Mapping[str, Any], categories: list[str] | None = None
+    folder: Path,
+    weights: Mapping[str, Tensor],
+    config: Mapping[str, Any],
+    categories: list[str] | None = None,
+    input_size: Size | None = None,
 ) -> None:
-    """Writes what transformers' ``from_pretrained`` reads. Raises ValueError for a detector that it does not have."""
+    """Writes what transformers' ``from_pretrained`` reads. Raises ValueError for a detector that it does not have.
+
+    Where `input_size` is known, ``AutoImageProcessor.from_pretrained`` finds it, and the normalisation, there as well.
+    """
     theirs = config_to_huggingface(config, categories)
     renamed = to_huggingface(weights, backbone=hf_backbone(config["backbone"]))
-    _save_folder(folder, renamed, theirs)
+    _save_folder(folder, renamed, theirs, None if input_size is None else preprocessor_of(config["family"], input_size))
 
 
 def save_msdeform(
@@ -191,15 +237,20 @@ def save_msdeform(
     _save_folder(folder, dict(weights), described)
 
 
-def _save_folder(folder: Path, weights: dict[str, Tensor], config: dict[str, Any]) -> None:
+def _save_folder(
+    folder: Path, weights: dict[str, Tensor], config: dict[str, Any], preprocessor: dict[str, Any] | None = None
+) -> None:
     from safetensors.torch import save
 
     # without its configuration a folder is not taken for a model, so none is half of one
     (folder / CONFIG_FILE).unlink(missing_ok=True)
+    (folder / PREPROCESSOR_FILE).unlink(missing_ok=True)  # of the weights that were there before
     with atomic_file(folder / WEIGHTS_FILE) as file:
         file.write(save(_plain(weights), metadata={"format": "pt"}))
-    with atomic_file(folder / CONFIG_FILE) as file:
-        file.write((json.dumps(config, indent=2) + "\n").encode())
+    for name, content in ((PREPROCESSOR_FILE, preprocessor), (CONFIG_FILE, config)):
+        if content is not None:
+            with atomic_file(folder / name) as file:
+                file.write((json.dumps(content, indent=2) + "\n").encode())
 
 
 def _plain(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -218,14 +269,28 @@ def _read_safetensors(file: Path, path: Path) -> Source:
     # of a lone file, its neighbour counts only where both have the names that belong together
     beside = file.with_name(CONFIG_FILE)
     config = _read_config(beside) if file.name == WEIGHTS_FILE and beside.is_file() else None
-    return _source(weights, path, config, None)
+    source = _source(weights, path, config, None)
+    described = file.with_name(PREPROCESSOR_FILE)
+    if source.format != "huggingface" or config is None or not described.is_file():
+        return source
+    preprocessor = _read_json(described)
+    if preprocesses_otherwise(preprocessor):
+        print(f"{described}: images are normalised otherwise than with ImageNet's mean and deviation", file=sys.stderr)
+    try:
+        return replace(source, input_size=size_of_preprocessor(preprocessor))
+    except ValueError as error:
+        raise ValueError(f"{described}: {error}") from None
+
+
+def _read_json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file} cannot be read as JSON: {error}") from error
 
 
 def _read_config(file: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{file} cannot be read as JSON: {error}") from error
+    config = _read_json(file)
     ours = isinstance(config, dict) and config.get("format") == FORMAT and isinstance(config.get("model"), dict)
     if not ours and not (isinstance(config, dict) and "model_type" in config):
         raise ValueError(
@@ -256,8 +321,14 @@ def _source(
         family = family_of(weights)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    known = None if args is None else config_from_args(args, family)
-    return Source(path, "official", weights, known, ignored=ignored)
+    if args is None:
+        return Source(path, "official", weights, ignored=ignored)
+    try:
+        size = size_from_args(args)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    known = config_from_args(args, family)
+    return Source(path, "official", weights, known, args.get("categories"), size, ignored)
 
 
 def _labels(config: dict[str, Any] | None) -> list[str] | None:

@@ -4,12 +4,14 @@ What is written is our folder format (`formats`): config.json and model.safetens
 read, from a local folder or a repository, is that or transformers' own.
 """
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-from .formats import CONFIG_FILE, WEIGHTS_FILE, save_msdeform
+from .formats import CONFIG_FILE, PREPROCESSOR_FILE, WEIGHTS_FILE, save_msdeform
 from .predictor import Predictor
 
 D = TypeVar("D", bound="HubDetector")
@@ -89,6 +91,8 @@ def _download(repository: str, **settings: Any) -> Path:
         raise FileNotFoundError(f"{repository}: expected a folder, a file or OWNER/NAME on the Hugging Face Hub")
     try:
         hf_hub_download(repository, CONFIG_FILE, **settings)
+        with suppress(EntryNotFoundError, LocalEntryNotFoundError):  # not every repository says how to resize images
+            hf_hub_download(repository, PREPROCESSOR_FILE, **settings)
         return Path(hf_hub_download(repository, WEIGHTS_FILE, **settings)).parent
     except Exception as error:  # the client raises kinds of its own and of its HTTP library
         reason = str(error).split("\n")[0] or type(error).__name__

@@ -1,6 +1,7 @@
 """Detectors out of weights in any format: rebuilt whole, or started from what fits."""
 
 import dataclasses
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,26 @@ from torch import nn
 from .catalog import MODELS, config_of
 from .detector import Detector
 from .formats import Source, check_fit, config_of_source, read_source
+from .size import Size
 from .zoo import build_model, config_from_plain, plain_config
 
-# parameters that depend on the data's classes and the number of queries, and may be made anew
-HEADS = ("class_embed", "query_embed", "linear_class", "query_pos", "box_predictor")
+# parameters that may be made anew, each with what its shape depends on
+HEADS = {
+    "class_embed": "classes",
+    "query_embed": "numbers of queries",
+    "linear_class": "classes",
+    "query_pos": "numbers of queries",
+    "box_predictor": "classes",
+}
 
+# what happens to images where nothing beside the weights tells their size
+_PUBLISHED = Size()
+WITHOUT_SIZE = (
+    f"without --image-size, detecting resizes them to {_PUBLISHED.short} pixels, at most {_PUBLISHED.longest}"
+)
+
+# not of the model that a name stands for: the classes are the data's, and norms follow the weights
+_OF_THE_DATA = ("num_classes", "backbone_frozen")
 # what may differ between weights and the name they are said to be of: none of it decides a parameter of the body
 _FREE = ("num_classes", "backbone_frozen", "dropout", "aux_loss")
 
@@ -34,9 +50,15 @@ class Start:
 
     def sentences(self) -> list[str]:
         lines = [f"{len(self.loaded)} tensors loaded from {self.source} ({self.format} format)"]
-        for what, names in (("initialised anew", self.fresh), ("ignored", self.ignored)):
-            if names:
-                lines.append(f"{len(names)} {what}: {', '.join(names)}")
+        for head, differing in HEADS.items():
+            count = sum(head in name for name in self.fresh)
+            if count:
+                lines.append(f"new: {head} ({count} tensors), because the {differing} differ")
+        unused = Counter(name.split(".")[0] for name in set(self.ignored) - set(self.fresh))
+        if unused:
+            lines.append(
+                f"not used: {', '.join(f'{part} ({count} tensors)' for part, count in sorted(unused.items()))}"
+            )
         return lines
 
 
@@ -44,8 +66,8 @@ def load_model(path: str | Path, *, attn_backend: str = "auto", name: str | None
     """A detector out of a checkpoint in any format (`formats`), with its weights and classes, in evaluation mode.
 
     Args:
-        path: an official ``.pth``, a folder or file of Hugging Face's or ours, or a checkpoint or folder of
-            ``msdeform train``.
+        path: an official ``.pth``, a folder or file of Hugging Face's or ours, or a checkpoint of ``msdeform
+            train``, or a run's folder for its best.
         attn_backend: the operator's backend, held by every deformable attention.
         name: of `list_models`, the model that the weights are of; needed where they lie alone, without a
             configuration or the official command line beside them, and held against those where there are.
@@ -97,11 +119,30 @@ def settle_config(source: Source, name: str | None = None) -> dict[str, Any]:
     return config
 
 
+def nearest_model(source: Source) -> tuple[str, dict[str, Any]] | None:
+    """The name of `list_models` whose detector a source's differs least from, and its settings that differ.
+
+    Of a run, the name that it was given. Settings of the data, as the number of classes, are left out. None where
+    nothing beside the weights tells their structure.
+    """
+    if source.config is None or source.config.keys() == {"family"}:  # a command line of other things
+        return None
+    own = config_from_plain(config_of_source(source))
+    named = None if source.training is None else source.training.get("model_name")
+    fields = [field.name for field in dataclasses.fields(own) if field.name not in _OF_THE_DATA]
+    found = {
+        name: {field: getattr(own, field) for field in fields if getattr(own, field) != getattr(config, field)}
+        for name, config in MODELS.items()
+        if type(config) is type(own) and named in (None, name)
+    }
+    return min(found.items(), key=lambda item: len(item[1]), default=None)
+
+
 def init_from(model: nn.Module, path: Path) -> Start:
     """Loads weights as a start for other data; leaves heads that do not fit as they are.
 
     Args:
-        path: weights in any format that `formats.read_source` reads, or a run's folder for its newest checkpoint.
+        path: weights in any format that `formats.read_source` reads, or a run's folder for its best checkpoint.
 
     Raises:
         FileNotFoundError, ValueError: no such file; or anything but heads differs.

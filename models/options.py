@@ -20,11 +20,11 @@ class ConvertOptions:
   official      a .pth of the official code of DETR or Deformable DETR: {model, args, ...}, or a bare state dict
   huggingface   a folder with transformers' config.json and model.safetensors, or one such .safetensors file
   msdeform      a folder with our config.json and model.safetensors (save_pretrained writes it)
-  training      a checkpoint of msdeform train, or a run's folder for its newest whole one
+  training      a checkpoint of msdeform train, or a run's folder for its best
 
 what DST will be, and hold:
-  official      one file: weights and the model's settings; no names of classes
-  huggingface   a folder that transformers' from_pretrained reads; DETR and Deformable DETR alone
+  official      one file: weights, the model's settings, names of classes and the size of images
+  huggingface   a folder that transformers' from_pretrained reads; only of DETR and Deformable DETR
   msdeform      a folder that msdeform.load_model reads, and msdeform eval, predict and train --init-from
 
 examples:

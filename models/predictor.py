@@ -122,7 +122,7 @@ class Predictor(nn.Module):
         Args:
             images: a path, PIL image, array (H, W[, 1, 3 or 4]) or tensor (1, 3 or 4, H, W); or a list, or any other
                 iterable, of these. See `images.read_image` for what is made of grey, alpha, 16 bits and EXIF.
-            confidence: least score of a detection that is kept.
+            confidence: minimum score of a detection that is kept.
             size: what images are resized to: the longest side in pixels, or (shortest, at most longest); when None
                 the model's `input_size`, or the published (800, 1333).
             batch_size: images in one forward pass. Those of different sizes are padded to the largest, and padding

@@ -76,36 +76,41 @@ PUBLISHED = {
 }
 
 
-def published_of(name: str) -> Published:
+def published_of(name: str, argument: str = "pretrained") -> Published:
     """The published weights of a model. Raises ValueError where there are none, with the names that have some."""
     if name not in PUBLISHED:
-        raise ValueError(f"pretrained: no weights of {name} are known; there are those of {', '.join(PUBLISHED)}")
+        raise ValueError(f"{argument}: no weights of {name} are known; there are those of {', '.join(PUBLISHED)}")
     return PUBLISHED[name]
 
 
-def fetch(name: str) -> Path:
+def fetch(name: str, argument: str = "pretrained", by: str = "pretrained=PATH") -> Path:
     """The file of a model's published weights, downloaded unless it is there already, and checked either way.
 
     It goes to the cache of `torch.hub` (``TORCH_HOME``); the Hub's own cache is looked into, too, and its mirrors
     (``HF_ENDPOINT``) and ``HF_HUB_OFFLINE`` hold.
 
+    Args:
+        name: of `list_models`.
+        argument: what asked for the weights, for messages.
+        by: how the same file is named where it was fetched elsewhere, for messages.
+
     Raises:
         ValueError: none are published, or the file is not the one that was.
         ConnectionError: it is neither here nor to be had.
     """
-    published = published_of(name)
+    published = published_of(name, argument)
     try:
         file = _from_url(published, published.url) if published.url else _from_hub(published)
     except (OSError, RuntimeError) as error:
         reason = str(error).split("\n")[0] or type(error).__name__
         raise ConnectionError(
-            f"pretrained: the weights of {name} could not be downloaded from {published.address} ({reason}); "
-            "fetch that file elsewhere and name it: pretrained=PATH"
+            f"{argument}: the weights of {name} could not be downloaded from {published.address} ({reason}); "
+            f"fetch that file elsewhere and name it: {by}"
         ) from error
     found = _sha256(file)
     if not found.startswith(published.sha256):
         raise ValueError(
-            f"pretrained: {file} is not the published file of {name}: expected SHA-256 {published.sha256}, got "
+            f"{argument}: {file} is not the published file of {name}: expected SHA-256 {published.sha256}, got "
             f"{found}; remove it to have {published.address} fetched again"
         )
     return file

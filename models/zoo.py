@@ -78,6 +78,7 @@ def _pretrained(
     overrides.setdefault("backbone_frozen", source.backbone_frozen)
     model = build_model(dataclasses.replace(base, num_classes=num_classes, **overrides), attn_backend=attn_backend)
     start = start_from(model, source)
+    model.input_size = source.input_size
     if not any("class" in name for name in start.fresh):
         model.categories = source.categories or (coco_names() if num_classes == len(coco_names()) else None)
     return model

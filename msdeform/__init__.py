@@ -25,11 +25,13 @@ if _TYPE_CHECKING:
     from .models.hub import from_pretrained
     from .models.loading import load_model
     from .models.zoo import create_criterion, create_model
+    from .train.api import finetune
 
 _public = {
     "MSDeformAttn": "models.attention",
     "create_criterion": "models.zoo",
     "create_model": "models.zoo",
+    "finetune": "train.api",
     "from_pretrained": "models.hub",
     "fused_ms_deform_attn": "kernels.api",
     "list_models": "models.catalog",
@@ -42,6 +44,7 @@ __all__ = [
     "MSDeformAttn",
     "create_criterion",
     "create_model",
+    "finetune",
     "from_pretrained",
     "fused_ms_deform_attn",
     "list_models",

@@ -16,7 +16,9 @@ from .files import atomic_file
 # the file in a run's folder that holds the id of its run at Weights & Biases
 WANDB_ID = "wandb-id"
 
-_SPEED = ("images_per_s", "seconds_per_step", "data_seconds_per_step", "memory_mb")
+_SPEED = ("images_per_s", "data_s", "step_s", "memory_mb")
+# where a point is, and of how many steps it is the mean
+_NOT_SHOWN = ("step", "epoch", "time", "steps")
 _TERM = re.compile(r"(?P<measure>.+?)(?P<layer>_\d+|_enc)?")
 
 
@@ -53,7 +55,7 @@ def tagged(event: str, values: dict[str, Any]) -> dict[str, float]:
 
 def _numbers(values: dict[str, Any]) -> Iterator[tuple[str, float]]:
     for name, value in values.items():
-        if isinstance(value, int | float) and not isinstance(value, bool) and name not in ("step", "epoch", "time"):
+        if isinstance(value, int | float) and not isinstance(value, bool) and name not in _NOT_SHOWN:
             yield name, value
 
 

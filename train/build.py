@@ -1,6 +1,7 @@
 """Models for training: made anew by name, on a device and with a backend settled."""
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,8 @@ from ..kernels import registry
 from ..models.backbone import TORCHVISION
 from ..models.catalog import config_of
 from ..models.detector import Detector
-from ..models.formats import read_source
-from ..models.loading import Start, start_from
+from ..models.formats import Source, read_source
+from ..models.loading import Start, nearest_model, start_from
 from ..models.published import fetch
 from ..models.zoo import build_model, create_model
 from .config import Model, flatten, parse_overrides
@@ -49,17 +50,55 @@ def new_model(options: Model, num_classes: int, device: torch.device) -> Built:
     backend = settle_backend(device, options.attn_backend)
     overrides = parse_overrides(options.override)
     source = None
-    if options.init_from is not None:
-        published = str(options.init_from) == "published"
-        source = read_source(fetch(options.model) if published else options.init_from)
+    if _starts_from_weights(options):
+        source = read_source(_file_to_start_from(options))
         # as they were trained: statistics that were constants stay constants
         overrides.setdefault("backbone_frozen", source.backbone_frozen)
     weights = backbone_weights(options)
     model = create_model(
         options.model, num_classes=num_classes, attn_backend=backend, backbone_weights=weights, **overrides
     )
-    start = None if source is None else start_from(model, source)
+    start = None if source is None else _started(model, source)
     return Built(model.to(device), backend, weights is not None or source is not None, start)
+
+
+def with_model_of_start(options: Model) -> Model:
+    """The same with the model that ``init_from`` is of, whose differences from its name come before other overrides.
+
+    Unchanged where there is no such file, or nothing in it tells its model. Raises ValueError, FileNotFoundError as
+    `read_source`.
+    """
+    if not _starts_from_weights(options) or str(options.init_from) == "published":
+        return options
+    found = nearest_model(read_source(_file_to_start_from(options)))
+    if found is None:
+        return options
+    name, differing = found
+    words = [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in differing.items()]
+    return replace(options, model=name, override=(*words, *options.override))
+
+
+def _starts_from_weights(options: Model) -> bool:
+    return options.init_from is not None and str(options.init_from) != "none"
+
+
+def _file_to_start_from(options: Model) -> Path:
+    assert options.init_from is not None
+    if str(options.init_from) == "published":
+        return fetch(options.model, "init_from", "--init-from PATH; or start from random weights: --init-from none")
+    return options.init_from
+
+
+def _started(model: Detector, source: Source) -> Start:
+    try:
+        return start_from(model, source)
+    except ValueError as error:
+        own = nearest_model(source)
+        if own is None:
+            advice = "name its model with --model, and its settings with --override"
+        else:
+            advice = f"without --model, its own is taken, {own[0]}{' with other settings' if own[1] else ''}"
+        raise ValueError(f"{error}; {advice}") from None
 
 
 def model_of_checkpoint(state: dict[str, Any], path: Path, options: Model, device: torch.device) -> Built:
@@ -82,7 +121,7 @@ def model_of_checkpoint(state: dict[str, Any], path: Path, options: Model, devic
 def backbone_weights(options: Model) -> str | Path | None:
     """What ``create_model`` is given: ``auto`` means trained weights for the published models and none for others.
 
-    A model that starts from a checkpoint (``--init-from``) needs no other weights.
+    A model that starts from a checkpoint needs no other weights, and ``--init-from none`` means random ones.
     """
     if options.backbone_weights == "auto":
         return "imagenet" if config_of(options.model).backbone in TORCHVISION and options.init_from is None else None

@@ -8,6 +8,7 @@ import dataclasses
 import os
 import random
 import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from ..models.detector import Detector
+from ..models.files import BEST
 from ..models.formats import TRAINING_FORMAT, check_fit, checkpoints_in, newest_whole, read_source
-from ..models.loading import model_of_source
+from ..models.loading import WITHOUT_SIZE, model_of_source
 from .coco import Category
 from .config import TrainOptions, from_plain
 from .files import atomic_file
-
-BEST = "best.pt"
 
 
 def random_state() -> dict[str, Any]:
@@ -135,7 +135,7 @@ def load_trained(path: Path, device: torch.device, attn_backend: str = "auto", n
     """Rebuilds the model of a checkpoint in any format (`models.formats`), in evaluation mode.
 
     Args:
-        path: the checkpoint, or a run's folder for its newest whole one.
+        path: the checkpoint, or a run's folder for its best; stderr then tells which file that is.
         device: where the model will be.
         attn_backend: implementation of the deformable attention.
         name: of `list_models`, for weights without a description beside them.
@@ -147,6 +147,10 @@ def load_trained(path: Path, device: torch.device, attn_backend: str = "auto", n
     from .build import settle_backend
 
     source = read_source(path)
+    if source.path != path:
+        print(f"checkpoint: {source.path}", file=sys.stderr)
+    if source.input_size is None:
+        print(f"{path} does not say to what size images were resized in training: {WITHOUT_SIZE}", file=sys.stderr)
     backend = settle_backend(device, attn_backend)
     model = model_of_source(source, attn_backend=backend, name=name).to(device)
     state = source.training

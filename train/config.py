@@ -149,7 +149,8 @@ class Model:
     backbone_weights: Annotated[str, Reads("file", ("auto", "imagenet", "none"))] = "auto"
     """imagenet (downloads), none, or a state dict file; auto: imagenet for published models, else none."""
     init_from: Annotated[Path, Reads("path", ("published", "none"))] | None = None
-    """Start from a checkpoint's weights, with heads for other classes anew; published: the authors' own, downloaded."""
+    """Start from weights of any format, or a run's best, and from their model without --model; heads for other classes
+    are made anew; published: the authors' weights, downloaded; none: random weights."""
 
     def __post_init__(self) -> None:
         check_model(self.model)

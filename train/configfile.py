@@ -14,6 +14,7 @@ import math
 import tomllib
 import types
 import typing
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,11 @@ def read_settings(path: Path) -> dict[str, Any]:
         FileNotFoundError: there is no such file.
         ValueError: not YAML or TOML, an unknown setting, or a value of another type; each message names the file.
     """
-    content = _read(path)
+    return take_settings(_read(path), path)
+
+
+def take_settings(content: Mapping[Any, Any], path: Path | str) -> dict[str, Any]:
+    """The settings out of such a file's content, each of its type; messages name ``path``. Raises ValueError."""
     settings: dict[str, Any] = {}
     for key, value in content.items():
         name = _name(key)
@@ -125,7 +130,7 @@ def _name(key: Any) -> str:
     return str(key).replace("-", "_")
 
 
-def _take(settings: dict[str, Any], name: str, value: Any, path: Path, group: str | None = None) -> None:
+def _take(settings: dict[str, Any], name: str, value: Any, path: Path | str, group: str | None = None) -> None:
     """Adds one setting, or says what is wrong with it."""
     if name not in TYPES:
         raise ValueError(f"{path}: unknown setting {name}; {_advice(name, group)}")

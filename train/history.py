@@ -16,7 +16,9 @@ Axis = Literal["step", "epoch", "hours"]
 Array = np.ndarray
 
 # beside numbers, what an event of a step or an evaluation holds of itself
-_NOT_CURVES = ("event", "step", "epoch", "time", "hours")
+_NOT_CURVES = ("event", "step", "epoch", "time", "hours", "steps")
+# seconds of a step, which logs without "steps" sum over the steps since the line before
+_SECONDS = ("data_s", "step_s")
 # settings that say where a run is and how it came to end there, not what it was
 PLACES = ("out", "resume")
 
@@ -50,19 +52,22 @@ class History:
             raise FileNotFoundError(f"{what}; expected the folder of a run of msdeform train")
         facts: dict[str, Any] = {}
         kept: list[dict[str, Any]] = []
-        hours, last = 0.0, math.nan
+        hours, last, logged = 0.0, math.nan, 0
         for event in read_log(path):
             now = event.get("time", math.nan)
             if event["event"] in ("start", "resume"):
                 facts = event
                 kept = [one for one in kept if one["step"] <= event["step"]] if event["event"] == "resume" else []
                 hours = kept[-1]["hours"] if kept else 0.0
+                logged = event["step"]
             else:
                 hours += (now - last) / 3600
             last = now
-            if event["event"] in ("step", "epoch"):
+            if event["event"] == "step":
+                kept.append({**_of_one_step(event, event["step"] - logged), "hours": hours})
+                logged = event["step"]
+            elif event["event"] == "epoch":
                 kept.append({**event, "hours": hours})
-        _per_step(kept)
         by_step = [{one["step"]: one for one in kept if one["event"] == kind} for kind in ("step", "epoch")]
         steps, evaluations = ([found[step] for step in sorted(found)] for found in by_step)
         if not steps:
@@ -166,23 +171,16 @@ def _name(run: Path) -> str:
     return whole.name if whole.suffix != ".jsonl" else whole.parent.name
 
 
+def _of_one_step(event: dict[str, Any], steps: int) -> dict[str, Any]:
+    """An event of a step with its seconds as those of one step; ``steps`` were done since the line before."""
+    if "steps" in event or steps < 1:
+        return event
+    return {**event, **{name: event[name] / steps for name in _SECONDS if isinstance(event.get(name), int | float)}}
+
+
 def _flat(event: dict[str, Any]) -> dict[str, Any]:
     """With the AP of each class as a number of its own, ``AP/NAME``."""
     return {**event, **{f"AP/{name}": value for name, value in (event.get("per_class") or {}).items()}}
-
-
-def _per_step(events: list[dict[str, Any]]) -> None:
-    """In logs of earlier versions, seconds summed up since the event before; here, those of one step on the average.
-
-    ``step_s`` was without ``data_s``, the time of waiting for images.
-    """
-    before = 0
-    for event in events:
-        if event["event"] == "step" and "step_s" in event:
-            step_s, data_s = event.pop("step_s"), event.pop("data_s", 0.0)
-            count = max(1, event["step"] - before)
-            event |= {"seconds_per_step": (step_s + data_s) / count, "data_seconds_per_step": data_s / count}
-        before = event["step"] if event["event"] == "step" else before
 
 
 def _is_curve(name: str, value: Any) -> bool:

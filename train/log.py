@@ -21,7 +21,9 @@ class RunLog:
     """Appends events to ``folder/log.jsonl``, one JSON object a line, and numbers to the boards asked for.
 
     Each line has an ``event``: start, step, epoch (with the metrics of an evaluation), nonfinite, resume, end; and its
-    ``time``, in seconds since 1970.
+    ``time``, in seconds since 1970. A step's ``data_s`` and ``step_s`` are the seconds that one step waited for images
+    and computed, the mean of the ``steps`` since the line before; lines without ``steps``, of older versions, hold
+    their sums.
 
     Args:
         folder: of the run; made if it is not there.

@@ -123,7 +123,8 @@ class _Run:
         self.log, self.bar, self.signals = log, bar, signals
         self.options, self.team = training.options, training.team
         self._data_seconds = self._step_seconds = 0.0
-        self._images, self._steps, self._replaced = 0, 0, set[str]()
+        self._images = self._steps = 0
+        self._replaced = set[str]()
 
     def go(self) -> None:
         """To the end, or to a sentence."""
@@ -228,8 +229,9 @@ class _Run:
                 **result,
                 **rates,
                 images_per_s=round(speed, 2),
-                seconds_per_step=round(seconds / self._steps, 4),
-                data_seconds_per_step=round(self._data_seconds / self._steps, 4),
+                steps=self._steps,
+                data_s=round(self._data_seconds / self._steps, 4),
+                step_s=round(self._step_seconds / self._steps, 4),
                 memory_mb=peak_memory_mb(),
             )
             self._data_seconds = self._step_seconds = 0.0
@@ -286,7 +288,8 @@ class _Run:
         training.evaluated_at = training.steps_done
         first = training.best["step"] < 0
         better = first or metrics["AP"] > training.best["AP"]
-        if better:
+        # among checkpoints that find nothing, the newest has learnt most
+        if better or metrics["AP"] == training.best["AP"] == 0:
             training.best = {"AP": metrics["AP"], "step": float(training.steps_done)}
         training.evaluations_since_best = 0 if better else training.evaluations_since_best + 1
         self._write(
@@ -297,8 +300,8 @@ class _Run:
             ema=training.average is not None,
             seconds=round(seconds, 2),
         )
-        best = ", the best so far" if better and not first else ""
-        self._say(f"validation: AP {metrics['AP']:.3f}, AP50 {metrics['AP50']:.3f}{best} ({seconds:.0f} s)")
+        record = ", the best so far" if better and not first else ""
+        self._say(f"validation: AP {metrics['AP']:.3f}, AP50 {metrics['AP50']:.3f}{record} ({seconds:.0f} s)")
         self._draw()
         self._save()
 
@@ -392,7 +395,7 @@ class _Run:
         for line in training.start.sentences() if training.start else ():
             self._say(line)
         if training.steps_done:
-            self._say(f"going on at step {training.steps_done} of {training.total_steps}")
+            self._say(f"resuming at step {training.steps_done} of {training.total_steps}")
         for line in settings_lines(options, self.out / "config.yaml"):
             self._say(line)
         self._write(

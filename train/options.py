@@ -1,7 +1,6 @@
 """The options of the commands of this folder, beside those of training (`config`). Nothing here needs PyTorch."""
 
 import math
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -20,7 +19,7 @@ class PredictOptions:
     images: Annotated[tuple[ReadPath, ...], Positional("IMAGE")]
     """Image files, and folders of them."""
     checkpoint: ReadPath
-    """A run's checkpoint, or its folder for the newest; or official, Hugging Face's or converted weights."""
+    """A run's checkpoint, or its folder for its best; or official, Hugging Face's or converted weights."""
     confidence: float = 0.5
     """Least score of a detection that is kept."""
     out: WriteFolder = Path("predictions")
@@ -47,7 +46,7 @@ class EvalOptions:
     """COCO metrics of a checkpoint, or of detections in a file."""
 
     checkpoint: ReadPath | None = None
-    """A run's checkpoint, or its folder for the newest; or official, Hugging Face's or converted weights."""
+    """A run's checkpoint, or its folder for its best; or official, Hugging Face's or converted weights."""
     results: ReadFile | None = None
     """Instead of a checkpoint: detections in COCO's results format, such as --out or predict wrote."""
     source: Source = field(default_factory=Source)
@@ -95,8 +94,8 @@ class PlotOptions:
     runs: Annotated[tuple[ReadPath, ...], Positional("RUN")]
     """Folders of runs."""
     out: WriteFile | None = None
-    """Picture to write; its suffix is the format: png, svg or pdf. Without it, plot.png in the run's folder, or in the
-    folder that holds several runs."""
+    """Picture to write, a png, svg or pdf; plot.png in the run's folder, or in the one that holds all runs, if not
+    given."""
     x: Literal["step", "epoch", "hours"] = "step"
     """What the curves are drawn over. hours: those that the run took, without the time it stood still."""
     smooth: int | None = None
@@ -110,15 +109,6 @@ class PlotOptions:
         if self.out is not None and self.out.suffix.lower() not in PLOT_SUFFIXES:
             raise ValueError(f"out: expected a name that ends in {', '.join(PLOT_SUFFIXES)}, got {self.out}")
         at_least("smooth", self.smooth, 1)
-
-    @property
-    def picture(self) -> Path:
-        """Where the picture goes."""
-        if self.out is not None:
-            return self.out
-        folders = {run if run.is_dir() else run.parent for run in self.runs}
-        folder = folders.pop() if len(folders) == 1 else Path(os.path.commonpath([each.resolve() for each in folders]))
-        return folder / "plot.png"
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,10 @@
 """``msdeform plot``: the curves of runs side by side in one picture, and a table of what came of them."""
 
 import io
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -59,9 +61,7 @@ _PANELS: tuple[Panel, ...] = (
     Panel("learning rate", ("lr_main", "lr_backbone", "lr_offsets"), ("main", "backbone", "offsets"), "log"),
     Panel("images a second", ("images_per_s",), from_zero=True),
     Panel("norm of the gradient", ("grad_norm",), scale="log"),
-    Panel(
-        "seconds a step", ("seconds_per_step", "data_seconds_per_step"), ("in all", "waiting for data"), from_zero=True
-    ),
+    Panel("seconds a step", ("step_s", "data_s"), ("computing", "waiting for data"), from_zero=True),
 )
 
 
@@ -71,6 +71,7 @@ def plot(options: PlotOptions) -> list[History]:
     Raises:
         FileNotFoundError, ValueError: a run has no log or nothing in it, or no run has a curve of that name.
     """
+    out = place(options)
     histories = read_all(options.runs)
     panels = _PANELS
     if options.terms is not None:
@@ -81,10 +82,20 @@ def plot(options: PlotOptions) -> list[History]:
         panels = tuple(_panel_of(name) for name in names)
     figure = draw(grouped(histories, options.group), panels, options.x, options.smooth)
     encoded = io.BytesIO()
-    figure.savefig(encoded, format=options.picture.suffix.lower()[1:], dpi=130)
-    with atomic_file(options.picture) as file:
+    figure.savefig(encoded, format=out.suffix.lower()[1:], dpi=130)
+    with atomic_file(out) as file:
         file.write(encoded.getvalue())
     return histories
+
+
+def place(options: PlotOptions) -> Path:
+    """Where the picture goes: --out, or plot.png in the run's folder, or in the folder that holds all runs."""
+    if options.out is not None:
+        return options.out
+    folders = [run if run.is_dir() else run.parent for run in options.runs]
+    # relative paths stay relative, as they are printed
+    common = folders[0] if len(folders) == 1 else Path(os.path.commonpath([folder.resolve() for folder in folders]))
+    return common / "plot.png"
 
 
 def _panel_of(name: str) -> Panel:
@@ -254,5 +265,5 @@ def run(options: PlotOptions) -> int:
     print("\n".join(table(histories)))
     for name, values in differences(histories).items():
         print(f"{name.replace('_', '-')}: {' | '.join(map(_shown, values))}")
-    print(f"curves: {options.picture}")
+    print(f"curves: {place(options)}")
     return 0

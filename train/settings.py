@@ -52,7 +52,8 @@ def resolve(
         print(list_presets())
         raise SystemExit(0)
     if given.resume is None or helping:
-        return _parse(words, program, _starting_point(given))
+        base, named = _starting_point(given)
+        return _with_model(_parse(words, program, base), words, named)
     if given.resume != "auto":
         if given.preset or given.config:
             flag = "--preset" if given.preset else "--config"
@@ -62,7 +63,7 @@ def resolve(
             )
         base = load(Path(given.resume))
         return _parse(words, program, _with_run(base, out=None, resume=None))
-    base = _starting_point(given)
+    base, named = _starting_point(given)
     out = given.out or base.run.out
     if out is None:
         raise ValueError("resume: auto resumes the run in --out; name that folder with --out DIR")
@@ -70,7 +71,8 @@ def resolve(
     if resume is not None:
         base = load(resume)
     # the flag itself says auto
-    return _with_run(_parse(words, program, base), out=Path(out), resume=resume)
+    options = _with_run(_parse(words, program, base), out=Path(out), resume=resume)
+    return options if resume is not None else _with_model(options, words, named)
 
 
 def save_settings(options: TrainOptions, folder: Path) -> Path:
@@ -113,8 +115,8 @@ def _look_ahead(words: list[str]) -> argparse.Namespace:
     return ahead.parse_known_args(words)[0]
 
 
-def _starting_point(given: argparse.Namespace) -> TrainOptions:
-    """Defaults, preset and file."""
+def _starting_point(given: argparse.Namespace) -> tuple[TrainOptions, bool]:
+    """Defaults, preset and file; and whether the file names a model."""
     file = Path(given.config) if given.config else None
     settings = read_settings(file) if file else {}
     named = settings.pop("preset", None)
@@ -126,7 +128,16 @@ def _starting_point(given: argparse.Namespace) -> TrainOptions:
         raise ValueError(str(error) if given.preset else f"{file}: {error}") from None
     if file:
         base = merged_from_file(base, settings, file)
-    return dataclasses.replace(base, recipe=Recipe(given.preset or named, file))
+    return dataclasses.replace(base, recipe=Recipe(given.preset or named, file)), "model" in settings
+
+
+def _with_model(options: TrainOptions, words: list[str], named: bool) -> TrainOptions:
+    """The model of the weights that a run starts from, unless one is ``named``, in a file or by a flag."""
+    if options.model.init_from is None or named or any(word.split("=")[0] == "--model" for word in words):
+        return options
+    from .build import with_model_of_start  # brings PyTorch, which a run that starts from no file does not wait for
+
+    return dataclasses.replace(options, model=with_model_of_start(options.model))
 
 
 def _with_run(options: TrainOptions, out: Path | None, resume: Path | None) -> TrainOptions:

@@ -189,5 +189,5 @@ def test_the_place_of_the_rows_is_no_part_of_the_command() -> None:
     assert runner.command_line("msdeform bench", options) == [
         *("msdeform", "bench", "--backends", "core", "fakes:wrong", "--quick", "--limit", "2")
     ]
-    seeds = SeedsOptions(data=Path("/home/someone/four"), runs=Path("/tmp/runs"))
+    seeds = SeedsOptions(data=Path("somewhere/four"), runs=Path("elsewhere/runs"))
     assert runner.command_line("msdeform bench seeds", seeds)[3:] == ["--data", "four"]

@@ -4,14 +4,18 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from torchvision.transforms.v2 import functional as F
 
 from msdeform.cli import main
 from msdeform.models import formats
 from msdeform.models.conversion import FORMATS, convert
 from msdeform.models.formats import read_source
+from msdeform.models.images import normalise, read_image
 from msdeform.models.loading import load_model
+from msdeform.models.size import Size
 from tests.models.huggingface import batch
 from tests.models.test_loading import DETECTORS, NAMES, assert_same_outputs, detector, written
 
@@ -28,10 +32,10 @@ def test_every_format_becomes_every_other(form: str, to: str, tmp_path: Path) ->
     found = load_model(dst, attn_backend="reference")
     assert_same_outputs(found, model)
     assert found.config == model.config
-    assert found.categories == (None if "official" in (form, to) else NAMES)
-    kept = form in ("msdeform", "run") and to == "msdeform"
-    assert found.input_size == (model.input_size if kept else None)
+    assert found.categories == NAMES
+    assert found.input_size == model.input_size == Size(64, 64)
     convert(dst, back, "official")
+    assert (read_source(back).categories, read_source(back).input_size) == (NAMES, Size(64, 64))
     again = read_source(back).weights
     assert again.keys() == source.weights.keys()
     for name, tensor in model.state_dict().items():
@@ -62,6 +66,73 @@ def test_transformers_reads_what_is_converted(variant: str, tmp_path: Path) -> N
         assert torch.equal(again[name], tensor), name
 
 
+@pytest.mark.parametrize("variant", ["detr", "two-stage"])
+def test_transformers_resizes_and_normalises_as_the_training_did(variant: str, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    model = detector(variant)
+    model.input_size = Size(48, 90)
+    convert(written(model, "msdeform", tmp_path), tmp_path / "theirs", "huggingface")
+    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "theirs", local_files_only=True)
+    assert (processor.size["shortest_edge"], processor.size["longest_edge"]) == (48, 90)
+    image = np.random.default_rng(0).integers(0, 256, (60, 200, 3), dtype=np.uint8)
+    theirs = processor(images=image, return_tensors="pt")["pixel_values"][0]
+    pixels = read_image(image, name="image")
+    ours = normalise(F.resize(pixels, list(model.input_size.fit(60, 200)), antialias=True))
+    assert theirs.shape == ours.shape == (3, 27, 90)
+    # one of them rounds to 8 bits between resizing and normalising
+    assert (theirs - ours).abs().max() < 0.02
+    # and what it saves is read again
+    processor.save_pretrained(tmp_path / "theirs")
+    assert read_source(tmp_path / "theirs").input_size == Size(48, 90)
+
+
+@pytest.mark.parametrize(
+    ("described", "size"),
+    [
+        ({"size": {"shortest_edge": 48, "longest_edge": 90}}, Size(48, 90)),
+        ({"size": 48, "max_size": 90}, Size(48, 90)),  # as in the published files
+        ({"size": {"shortest_edge": 48}, "max_size": 90}, Size(48, 90)),
+        ({"size": {"max_height": 90, "max_width": 90}}, Size(90, 90)),
+        ({"do_resize": False, "size": {"shortest_edge": 48, "longest_edge": 90}}, None),
+        ({"do_resize": True}, None),
+    ],
+)
+def test_sizes_as_other_programs_write_them(described: dict[str, Any], size: Size | None, tmp_path: Path) -> None:
+    folder = written(detector("detr"), "huggingface", tmp_path)
+    (folder / "preprocessor_config.json").write_text(json.dumps(described))
+    assert read_source(folder).input_size == size
+
+
+def test_a_size_that_is_none_is_refused_by_its_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = written(detector("detr"), "huggingface", tmp_path)
+    file = folder / "preprocessor_config.json"
+    file.write_text('{"size": {"height": 48, "width": 90}}')
+    with pytest.raises(ValueError, match="expected shortest_edge and longest_edge in pixels, got {'height': 48"):
+        read_source(folder)
+    file.write_text('{"size": ')
+    with pytest.raises(ValueError, match="preprocessor_config.json cannot be read as JSON"):
+        read_source(folder)
+    file.write_text('{"size": 90, "max_size": 48}')
+    with pytest.raises(ValueError, match="size: expected pixels, the shortest side and then the longest, got 90, 48"):
+        read_source(folder)
+    file.write_text('{"size": 48, "max_size": 90, "image_mean": [0.5, 0.5, 0.5]}')
+    assert read_source(folder).input_size == Size(48, 90)
+    assert "images are normalised otherwise than with ImageNet's mean" in capsys.readouterr().err
+
+
+def test_a_size_that_nobody_knows_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = detector("detr")
+    model.input_size = None
+    src = written(model, "msdeform", tmp_path)
+    assert main(words(src, tmp_path / "theirs", "--to", "huggingface")) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        f"{src} does not say to what size images were resized in training: without --image-size, "
+        "detecting resizes them to 800 pixels, at most 1333"
+    )
+    assert not (tmp_path / "theirs" / "preprocessor_config.json").exists()
+    assert read_source(tmp_path / "theirs").input_size is None
+
+
 def test_transformers_names_the_classes(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     convert(written(detector("detr"), "msdeform", tmp_path), tmp_path / "theirs", "huggingface")
@@ -80,7 +151,6 @@ def test_the_command_says_what_it_wrote_and_left_out(tmp_path: Path, capsys: pyt
     assert main(words(src, tmp_path / "a.pth", "--to", "official")) == 0
     assert capsys.readouterr().out.splitlines() == [
         f"{count} tensors from {src} (msdeform) to {tmp_path / 'a.pth'} (official)",
-        "left out the names of 4 classes, which this format has no place for",
     ]
     state = torch.load(tmp_path / "a.pth", weights_only=False)
     torch.save({"model": {**state["model"], "total_ops": torch.zeros(1)}, "args": state["args"]}, tmp_path / "a.pth")

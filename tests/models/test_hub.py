@@ -106,7 +106,8 @@ def test_a_repository_is_fetched_at_its_revision(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(hub, "hf_hub_download", download)
     assert_same(DeformableDetr.from_pretrained("me/mine", revision="v1", attn_backend="reference"), model)
-    assert asked == [("me/mine", "config.json", "v1"), ("me/mine", "model.safetensors", "v1")]
+    files = ("config.json", "preprocessor_config.json", "model.safetensors")
+    assert asked == [("me/mine", file, "v1") for file in files]
 
 
 def test_without_a_network_one_sentence_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

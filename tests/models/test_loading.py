@@ -14,7 +14,7 @@ from torch import Tensor
 
 from msdeform.models.detector import Detector
 from msdeform.models.formats import read_source, save_huggingface, save_msdeform, save_official
-from msdeform.models.loading import Start, init_from, load_model
+from msdeform.models.loading import Start, init_from, load_model, nearest_model
 from msdeform.models.size import Size
 from msdeform.models.zoo import create_model, plain_config
 from msdeform.train.checkpoint import save_checkpoint
@@ -62,9 +62,9 @@ def written(model: Detector, form: str, folder: Path) -> Path:
     path = folder / {"official": "official.pth", "training": "checkpoint-00000007.pt"}.get(form, form)
     weights, config = model.state_dict(), plain_config(model)
     if form == "official":
-        save_official(path, weights, config)
+        save_official(path, weights, config, model.categories, model.input_size)
     elif form == "huggingface":
-        save_huggingface(path, weights, config, model.categories)
+        save_huggingface(path, weights, config, model.categories, model.input_size)
     elif form == "msdeform":
         save_msdeform(path, weights, config, model.categories, model.input_size)
     elif form == "training":
@@ -98,8 +98,8 @@ def test_every_format_rebuilds_the_model(variant: str, form: str, tmp_path: Path
     assert found.config == model.config
     assert not found.training
     assert_same_outputs(found, model)
-    assert found.categories == (None if form == "official" else NAMES)
-    assert found.input_size == (None if form in ("official", "huggingface") else Size(64, 64))
+    assert found.categories == NAMES
+    assert found.input_size == Size(64, 64)
 
 
 @pytest.mark.parametrize("form", ["official", "msdeform", "training"])
@@ -213,7 +213,7 @@ def test_a_folder_that_says_nonsense_is_named(tmp_path: Path) -> None:
     (folder / "config.json").unlink()
     with pytest.raises(ValueError, match="name the model it is of"):
         load_model(folder)
-    with pytest.raises(FileNotFoundError, match=r"or a run's with checkpoint-\*\.pt, found neither"):
+    with pytest.raises(FileNotFoundError, match=r"or a run's with best\.pt or checkpoint-\*\.pt, found neither"):
         load_model(tmp_path)
 
 
@@ -235,7 +235,30 @@ def test_init_from_any_format_reports_what_it_took(variant: str, form: str, tmp_
         assert torch.equal(tensor, (before if name in heads else given)[name]), name
     lines = start.sentences()
     assert lines[0].startswith(f"{len(start.loaded)} tensors loaded from {start.source} ({start.format} format)")
-    assert lines[1:] == [f"{len(heads)} {what}: {', '.join(heads)}" for what in ("initialised anew", "ignored")]
+    assert lines[1:] == [f"new: class_embed ({len(heads)} tensors), because the classes differ"]
+
+
+def test_a_start_says_what_is_new_and_not_used_in_a_line_each() -> None:
+    fresh = ["class_embed.0.weight", "class_embed.1.weight", "query_embed.weight"]
+    start = Start(Path("x"), "official", ["a"], fresh, [*fresh, "other.a", "other.b", "total_ops"])
+    assert start.sentences() == [
+        "1 tensors loaded from x (official format)",
+        "new: class_embed (2 tensors), because the classes differ",
+        "new: query_embed (1 tensors), because the numbers of queries differ",
+        "not used: other (2 tensors), total_ops (1 tensors)",
+    ]
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_the_nearest_model_and_what_differs_rebuild_the_detector(form: str, tmp_path: Path) -> None:
+    model = detector("two-stage", num_queries=7)
+    found = nearest_model(read_source(written(model, form, tmp_path)))
+    assert found is not None
+    name, differing = found
+    again = create_model(name, num_classes=model.config.num_classes, attn_backend="reference", **differing)
+    assert dataclasses.replace(again.config, backbone_frozen=model.config.backbone_frozen) == model.config
+    torch.save(model.state_dict(), tmp_path / "bare.pth")
+    assert nearest_model(read_source(tmp_path / "bare.pth")) is None
 
 
 @pytest.mark.parametrize("form", FORMATS)

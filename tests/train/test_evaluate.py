@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from msdeform.cli import main
 from msdeform.models.detector import Detector
@@ -18,7 +19,7 @@ from msdeform.train.coco import Annotations, CocoDetection
 from msdeform.train.config import TrainOptions
 from msdeform.train.data import evaluation_loader, to_device
 from msdeform.train.distributed import Team
-from msdeform.train.evaluate import detect
+from msdeform.train.evaluate import detect, evaluating
 from msdeform.train.metrics import METRICS, coco_metrics, evaluate_boxes
 from msdeform.train.results import Found, coco_results, merge, pack_results, unpack_results
 from msdeform.train.together import evaluate_together
@@ -67,6 +68,18 @@ class Oracle(Detector):
             logits[row, queries, target["labels"]] = 20.0
             boxes[row, queries] = target["boxes"]
         return {"pred_logits": logits, "pred_boxes": boxes}
+
+
+def test_every_module_has_its_own_mode_again_after_an_evaluation() -> None:
+    model = nn.Sequential(nn.Dropout(), nn.BatchNorm2d(3), nn.Sequential(nn.Dropout()))
+    model.train()
+    model[1].eval()  # such as norms that the user holds constant
+    before = [module.training for module in model.modules()]
+    with evaluating(model):
+        assert not any(module.training for module in model.modules())
+        assert not torch.is_grad_enabled()
+    assert [module.training for module in model.modules()] == before
+    assert torch.is_grad_enabled()
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])

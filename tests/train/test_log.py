@@ -83,7 +83,7 @@ def test_other_errors_of_the_disk_stay_what_they_are(tmp_path: Path) -> None:
 def test_boards_group_numbers_and_keep_the_last_layer_apart() -> None:
     values = {"step": 3, "epoch": 0, "loss": 7, "loss_ce": 1.0, "loss_ce_0": 2.0, "loss_giou_enc": 3.0, "finite": 1.0}
     values |= {"class_error": 4.0, "cardinality_error_0": 5.0, "lr_main": 0.1, "grad_norm": 6.0}
-    values |= {"data_seconds_per_step": 0.2}
+    values |= {"data_s": 0.2}
     values |= {"loss_box_reg": 8.0, "scale": 2.0, "anything": 9.0, "ema": True, "name": "text"}
     assert tagged("step", values) == {
         "loss/total": 7.0,
@@ -97,7 +97,7 @@ def test_boards_group_numbers_and_keep_the_last_layer_apart() -> None:
         "gradient/norm": 6.0,
         "gradient/finite": 1.0,
         "gradient/scale": 2.0,
-        "speed/data_seconds_per_step": 0.2,
+        "speed/data_s": 0.2,
         "step/anything": 9.0,
     }
     epoch = {"step": 8, "epoch": 1, "AP": 0.5, "AP_L": -1.0, "val_loss_ce": 0.3, "seconds": 2.0, "ema": True}

@@ -17,9 +17,9 @@ import pytest
 import torch
 
 from msdeform.common.options import command
-from msdeform.models.formats import checkpoints_in
+from msdeform.models.formats import checkpoints_in, read_source
 from msdeform.train import checkpoint, loop
-from msdeform.train.checkpoint import load_checkpoint
+from msdeform.train.checkpoint import checkpoint_path, load_checkpoint, load_trained
 from msdeform.train.config import TrainOptions
 from msdeform.train.distributed import team
 from msdeform.train.files import in_use
@@ -68,6 +68,47 @@ def test_the_best_remains_when_older_checkpoints_go(
     assert [file.name for file in checkpoints_in(out)] == ["checkpoint-00000003.pt", "checkpoint-00000004.pt"]
     assert best_step(out) == 1  # the first of equals
     assert load_checkpoint(out)["best"] == {"AP": 0.3, "step": 1}
+
+
+def test_a_runs_folder_stands_for_its_best(
+    quick: TrainOptions, changed: Change, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    scripted(monkeypatch, 0.0, 0.2, 0.3, 0.1)
+    out = train(changed(quick, progress=True))
+    # the first has none before it to be better than
+    said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("validation:")]
+    assert ["best so far" in line for line in said] == [False, True, True, False]
+    cpu = torch.device("cpu")
+    assert load_trained(out, cpu, "reference").step == 3
+    assert capfd.readouterr().err == f"checkpoint: {out / 'best.pt'}\n"
+    assert read_source(out).path == out / "best.pt"
+    assert load_checkpoint(out)["step"] == 4  # which is what --resume goes by
+    assert load_trained(checkpoint_path(out, 4), cpu, "reference").step == 4
+    assert capfd.readouterr().err == ""
+    (out / "best.pt").write_bytes(b"half of a file")
+    assert load_trained(out, cpu, "reference").step == 4
+    assert f"passing over {out / 'best.pt'}: " in capfd.readouterr().err
+
+
+def test_the_newest_is_the_best_of_those_that_find_nothing(
+    quick: TrainOptions, changed: Change, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scripted(monkeypatch, 0.0, 0.0, 0.0)
+    out = train(changed(quick, patience=2))  # which they count for all the same
+    assert best_step(out) == load_checkpoint(out)["step"] == 3
+
+
+def test_seconds_are_logged_as_those_of_one_step(
+    quick: TrainOptions, changed: Change, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticks = iter(range(10_000))
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: float(next(ticks)))
+    scripted(monkeypatch, 0.0)
+    out = train(changed(quick, epochs=9, eval_every=9, log_every=4, checkpoint_every=None))
+    steps = events(out, "step")
+    assert [(event["step"], event["steps"]) for event in steps] == [(1, 1), (4, 3), (8, 4)]
+    # each step takes its two looks at the clock
+    assert [event["step_s"] for event in steps] == [1.0, 1.0, 1.0]
 
 
 def test_patience_ends_a_run_which_stays_ended(
@@ -424,7 +465,6 @@ def test_the_log_tells_seconds_of_one_step(quick: TrainOptions, changed: Change,
     """However many steps lie between two lines of the log: images a second times seconds a step are images a step."""
     out = train(changed(quick, log_every=every, max_steps=8, epochs=8))
     last = [event for event in read_log(out / "log.jsonl") if event["event"] == "step"][-1]
-    assert last["step"] == 8
-    images = quick.batch.total_batch_size
-    assert last["images_per_s"] * last["seconds_per_step"] == pytest.approx(images, rel=0.1)
-    assert 0 < last["data_seconds_per_step"] < last["seconds_per_step"]
+    assert (last["step"], last["steps"]) == (8, every)
+    seconds = last["step_s"] + last["data_s"]
+    assert last["images_per_s"] * seconds == pytest.approx(quick.batch.total_batch_size, rel=0.1)

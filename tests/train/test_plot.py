@@ -216,24 +216,31 @@ def test_what_cannot_be_drawn_is_told_in_one_sentence(
     assert not (tmp_path / "plot.png").exists()
 
 
-def test_seconds_a_step_are_those_of_one_step_in_old_logs_too(tmp_path: Path) -> None:
-    """Until now a log held the seconds since the line before it, of ten steps by default."""
-    old = [{"event": "start", "step": 0, "time": 0.0}]
-    old += [{"event": "step", "step": step, "epoch": 0, "step_s": 4.0, "data_s": 1.0} for step in (10, 20)]
-    new = [{"event": "start", "step": 0, "time": 0.0}]
-    times = {"seconds_per_step": 0.5, "data_seconds_per_step": 0.1}
-    new += [{"event": "step", "step": step, "epoch": 0, **times} for step in (10, 20)]
-    for events in (old, new):
-        (tmp_path / "log.jsonl").write_text("".join(f"{json.dumps(event)}\n" for event in events))
-        history = History.read(tmp_path)
-        assert history.curve("seconds_per_step")[1].tolist() == [0.5, 0.5]
-        assert history.curve("data_seconds_per_step")[1].tolist() == [0.1, 0.1]
-        assert "step_s" not in history.curves()
+def test_the_picture_lies_with_the_runs_unless_told_otherwise(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    first, second = write("runs/a"), write("runs/b")
+    for runs, folder in (([first], first), ([first / "log.jsonl"], first), ([first, second], tmp_path / "runs")):
+        assert main(["plot", *map(str, runs), "--terms", "loss"]) == 0
+        assert capsys.readouterr().out.splitlines()[-1] == f"curves: {folder / 'plot.png'}"
+        assert (folder / "plot.png").is_file()
+        (folder / "plot.png").unlink()
+    assert not any((tmp_path / "elsewhere").iterdir())
 
 
-def test_the_picture_goes_where_the_runs_are(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    one, other = write("one"), write("other")
-    assert main(["plot", str(one)]) == 0
-    assert main(["plot", str(one / "log.jsonl"), str(other)]) == 0
-    assert sorted(str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*.png")) == ["one/plot.png", "plot.png"]
+def test_seconds_are_those_of_one_step_in_old_logs_too(tmp_path: Path) -> None:
+    start = {"event": "start", "step": 0, "time": 0.0}
+    old = [
+        {"event": "step", "step": step, "step_s": s, "data_s": s / 2} for step, s in ((1, 3.0), (10, 18.0), (20, 20))
+    ]
+    # resumed at step 25, whose checkpoint lay between two lines, by a version that logs the mean
+    resumed = [{"event": "resume", "step": 25}, {"event": "step", "step": 30, "step_s": 10.0, "data_s": 5.0}]
+    new = [{"event": "step", "step": 40, "step_s": 2.0, "data_s": 1.0, "steps": 10}]
+    lines = [json.dumps({"time": float(i), **event}) for i, event in enumerate([start, *old, *resumed, *new])]
+    (tmp_path / "log.jsonl").write_text("\n".join(lines))
+    history = History.read(tmp_path)
+    assert history.curve("step_s")[1].tolist() == [3.0, 2.0, 2.0, 2.0, 2.0]
+    assert history.curve("data_s")[1].tolist() == [1.5, 1.0, 1.0, 1.0, 1.0]
+    assert "steps" not in history.curves()

@@ -1,0 +1,91 @@
+"""``msdeform.finetune``: the settings of the command by name, and what comes back."""
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import msdeform
+from msdeform.models.formats import read_source
+from msdeform.train.api import Run
+from msdeform.train.checkpoint import load_checkpoint
+
+QUICK: dict[str, Any] = {
+    "attn_backend": "reference",
+    "device": "cpu",
+    "image_size": 64,
+    "workers": 0,
+    "total_batch_size": 2,
+    "dry_steps": 0,
+    "pictures": 0,
+    "log_every": 1,
+    "progress": False,
+    "tensorboard": False,
+    "max_steps": 3,
+    "override": ("num_queries=9",),
+}
+
+
+def test_a_run_is_made_looked_at_and_resumed(shapes: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    quick = {**QUICK, "init_from": "none", "ema": None, "lr": 1e-3}
+    run = msdeform.finetune("deformable_detr_tiny", shapes, out=out, **quick)
+    assert (run.folder, load_checkpoint(out)["step"]) == (out, 3)
+    options = load_checkpoint(out)["options"]
+    # flat names, wherever their group; and the preset's where none is given
+    assert (options["optim"]["lr"], options["schedule"]["schedule"], options["optim"]["ema"]) == (1e-3, "cosine", None)
+    assert run.metrics["best"].keys() >= {"AP", "AP50", "step"}
+    assert run.metrics["last"]["step"] == 3
+    steps, losses = run.history.curve("loss")
+    assert steps.tolist() == [1, 2, 3]
+    assert losses.all()
+    assert run.model.categories == [category["name"] for category in load_checkpoint(out)["categories"]]
+    assert not run.model.training
+    weights = read_source(out / "best.pt").weights
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in run.model.state_dict().items())
+
+    again = Run(out).resume(max_steps=5)
+    assert again.history.steps[-1]["step"] == again.metrics["last"]["step"] == 5
+    assert load_checkpoint(out)["options"]["optim"]["lr"] == 1e-3
+
+    # weights bring their model
+    other = msdeform.finetune(out, str(shapes), out=tmp_path / "other", preset=None, **{**QUICK, "override": ()})
+    assert other.model.config == run.model.config
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "sentence"),
+    [
+        ({"epoch": 3}, ValueError, "finetune: unknown setting epoch; did you mean epochs?"),
+        ({"epochs": "many"}, ValueError, "finetune: epochs: expected a whole number, got 'many'"),
+        ({"epochs": 0}, ValueError, "epochs: expected at least 1, got 0"),
+        ({"augment": "much"}, ValueError, "augment: expected one of official, flip, none, got 'much'"),
+        ({"resume": "x"}, ValueError, r"resume is for the command line; Run\(FOLDER\).resume\(\) resumes a run"),
+        ({"preset": "finetun"}, ValueError, "preset: none is called 'finetun'; did you mean finetune?"),
+        ({"model": "deformable_detr_tny"}, ValueError, "did you mean deformable_detr_tiny"),
+        ({"model": "no/where.pt"}, FileNotFoundError, "expected a model's name or weights; no/where.pt does not exist"),
+        ({"model": torch.nn.ReLU()}, TypeError, r"expected a name of msdeform.list_models\(\) or weights, got a ReLU"),
+        ({"model": ".", "init_from": "published"}, ValueError, "init_from: expected none beside the weights ."),
+        ({"data": "nowhere", "init_from": "none"}, FileNotFoundError, "data directory nowhere does not exist"),
+        ({"data": 7}, ValueError, "finetune: data: expected a path or null, got 7"),
+    ],
+)
+def test_mistakes_are_told_in_a_sentence(
+    shapes: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: dict[str, Any],
+    error: type[Exception],
+    sentence: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(error, match=sentence) as caught:
+        msdeform.finetune(**{"model": "deformable_detr_tiny", "data": shapes, **arguments})
+    assert "\n" not in str(caught.value)
+    assert not any(tmp_path.iterdir())
+
+
+def test_its_own_arguments_have_the_names_of_settings() -> None:
+    assert list(inspect.signature(msdeform.finetune).parameters) == ["model", "data", "out", "preset", "settings"]

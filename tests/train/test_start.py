@@ -1,0 +1,86 @@
+"""``--init-from``: which weights a run starts from, and of which model."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from msdeform.cli import main
+from msdeform.models import published
+from msdeform.models.conversion import convert
+from msdeform.train.build import new_model
+from msdeform.train.checkpoint import load_checkpoint, save_checkpoint
+from msdeform.train.config import TrainOptions
+from msdeform.train.settings import resolve
+from msdeform.train.training import Training
+from tests.models.huggingface import randomise
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def run(options: TrainOptions, changed: Any) -> Path:
+    """A run's folder, of a model that differs from every name."""
+    training = Training(changed(override=("hidden_dim=128", "backbone_frozen=true", "num_queries=9")))
+    randomise(training.model)
+    folder = Path(str(options.run.out))
+    save_checkpoint(folder / "checkpoint-00000003.pt", training.state())
+    return folder
+
+
+def words(shapes: Path, *rest: object) -> list[str]:
+    usual = ["--data", str(shapes), "--image-size", "64", "--device", "cpu", "--attn-backend", "reference"]
+    usual += ["--workers", "0", "--no-progress", "--no-tensorboard", "--dry-steps", "0", "--pictures", "0"]
+    return ["train", *usual, "--max-steps", "1", *map(str, rest)]
+
+
+@pytest.mark.parametrize("to", [None, "msdeform", "huggingface", "official"])
+def test_a_run_starts_from_the_model_of_its_weights(run: Path, shapes: Path, tmp_path: Path, to: str | None) -> None:
+    if to is not None:
+        convert(run, tmp_path / to, to)
+    source = run if to is None else tmp_path / to
+    # the preset names a model too, which is not what was asked for
+    start = ["--preset", "finetune", "--init-from", source, "--override", "dropout=0.0", "--out", tmp_path / "second"]
+    assert main(words(shapes, *start)) == 0
+    state, before = load_checkpoint(tmp_path / "second"), load_checkpoint(run)
+    config = {name: value for name, value in state["model_config"].items() if name not in ("dropout", "num_classes")}
+    assert config == {name: before["model_config"][name] for name in config}
+    assert state["model_config"]["dropout"] == 0.0
+    # the next run repeats it, from its file of settings
+    again = resolve(["--config", str(tmp_path / "second" / "config.yaml")])
+    assert again.model.override == tuple(state["options"]["model"]["override"])
+
+
+def test_another_model_is_refused_with_the_way_out(
+    run: Path, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start = ["--init-from", run, "--model", "deformable_detr_tiny", "--out", tmp_path / "second"]
+    assert main(words(shapes, *start)) == 1
+    error = capsys.readouterr().err
+    assert "is a checkpoint of another model: " in error
+    assert error.endswith("; without --model, its own is taken, deformable_detr_tiny with other settings\n")
+    torch.save(load_checkpoint(run)["model"], tmp_path / "bare.pth")
+    assert main(words(shapes, "--init-from", tmp_path / "bare.pth", *start[2:])) == 1
+    assert capsys.readouterr().err.endswith("; name its model with --model, and its settings with --override\n")
+
+
+def test_none_starts_from_random_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(published, "_from_url", lambda *_: pytest.fail("downloaded"))
+    options = resolve(["--preset", "finetune", "--init-from", "none"])
+    assert options.model.model == "deformable_detr_r50_two_stage"
+    built = new_model(options.model, 3, CPU)
+    assert (built.start, built.backbone_trained) == (None, False)
+
+
+def test_published_weights_that_cannot_be_had_name_the_flag(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, shapes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(published.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(published, "try_to_load_from_cache", lambda *_, **__: None)
+    assert main(words(shapes, "--preset", "finetune", "--out", tmp_path / "run")) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("msdeform train: --init-from: the weights of deformable_detr_r50_two_stage could not be ")
+    assert error.endswith("name it: --init-from PATH; or start from random weights: --init-from none\n")
+    assert "pretrained" not in error
