@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..kernels.device import choose_device
 from ..models.detector import Detector
 from ..train.checkpoint import Trained, load_trained
 from ..train.coco import CocoDetection
 from ..train.commandline import progress_bar
 from ..train.config import Input
 from ..train.data import validation_data
-from ..train.device import choose_device
 from ..train.evaluate import match_categories
 from ..train.files import in_use, remove_leftovers
 from .ablation_report import Findings, summary, write

@@ -23,10 +23,10 @@ from PIL import Image
 from torch import Tensor
 from torchvision.ops import box_iou
 
+from ..kernels.device import choose_device
 from ..models.detector import Detector
 from ..models.images import read_image
 from ..train.checkpoint import load_trained
-from ..train.device import choose_device
 from ..train.drawing import Box, draw_boxes
 from .masks import Mask
 from .options import ExploreOptions

@@ -12,6 +12,7 @@ from torchvision.ops import box_iou
 from torchvision.transforms.v2 import functional as F
 
 from .. import __version__
+from ..kernels.device import choose_device
 from ..models.images import normalise
 from ..models.size import Size
 from ..train.checkpoint import Trained, load_trained
@@ -19,7 +20,6 @@ from ..train.coco import CocoDetection
 from ..train.commandline import progress_bar
 from ..train.config import Input
 from ..train.data import validation_data
-from ..train.device import choose_device
 from ..train.evaluate import match_categories
 from ..train.files import write_json
 from .maps import heat_map

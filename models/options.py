@@ -55,7 +55,7 @@ class ExportOptions:
 
   images  (B, 3, H, W) float32, normalised, of the one size given; mask (B, H, W) bool, True where padded
   logits  (B, Q, classes), boxes (B, Q, 4), cxcywh, shares of the unpadded image: what model.post_process takes
-  Faster R-CNN takes one image, all of it picture, and confidence () float32, the least score of a detection; it gives
+  Faster R-CNN takes one image, all of it picture, and confidence () float32, the minimum score of a detection; it gives
   boxes (n, 4), xyxy, shares of the image, labels (n,) int64 and scores (n,), best first, of the n that it finds.
 
 examples:

@@ -350,7 +350,7 @@ class TrainOptions:
       torchrun --nproc-per-node=8 -m msdeform.train --preset r50_deformable_detr --data DIR
   on Slurm, going on by itself after time limits:
       sbatch train/slurm.sbatch --preset r50_deformable_detr --data DIR --out runs/coco
-  go on with a run that was stopped:
+  resume a run that was stopped:
       msdeform train --resume runs/coco
   repeat a run, but for one setting:
       msdeform train --config runs/coco/config.yaml --lr 1e-4

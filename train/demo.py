@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 
 from ..common.options import command
+from ..kernels.device import choose_device
 from .checkpoint import load_trained
 from .config import Batch, Compute, Input, Loading, Model, Optim, Run, Schedule, Source, TrainOptions
 from .data import validation_data
-from .device import choose_device
 from .drawing import save_picture
 from .evaluate import detect
 from .files import write_json

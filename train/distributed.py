@@ -21,8 +21,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ..kernels.device import choose_device
 from .config import Compute
-from .device import choose_device
 from .launch import Place, place
 
 T = TypeVar("T")

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import __version__
+from ..kernels.device import choose_device
 from ..models.criterion import SetCriterion
 from ..models.detector import Detector
 from ..models.mode import evaluating
@@ -21,7 +22,6 @@ from .coco import Category, CocoDetection
 from .commandline import progress_bar
 from .config import Input
 from .data import evaluation_loader, to_device, validation_data
-from .device import choose_device
 from .files import write_json
 from .metrics import Evaluation, class_table, evaluate_boxes, summary
 from .options import EvalOptions

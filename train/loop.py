@@ -442,7 +442,7 @@ def _refuse_another_run(options: TrainOptions, out: Path, step: int) -> None:
     files, resume = checkpoints_in(out), options.run.resume
     if resume is None:
         if files:
-            raise ValueError(f"{out} holds a run already; go on with it by --resume {out}, or name another --out")
+            raise ValueError(f"{out} holds a run already; resume it with --resume {out}, or name another --out")
         return
     if files and not out.samefile(resume if resume.is_dir() else resume.parent):
         raise ValueError(f"{out} holds a run already, and not that of {resume}; name another --out")

@@ -5,11 +5,11 @@ from typing import Any
 
 from PIL import Image
 
+from ..kernels.device import choose_device
 from ..models.images import read_image
 from ..models.predictor import Detections
 from .checkpoint import load_trained
 from .commandline import progress_bar
-from .device import choose_device
 from .drawing import Box, draw_boxes, save_picture
 from .files import write_json
 from .options import PredictOptions

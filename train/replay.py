@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from ..kernels.device import choose_device
 from ..models.boxes import cxcywh_to_xyxy
 from ..models.detector import Detector
 from ..models.formats import check_fit
@@ -19,7 +20,6 @@ from .build import settle_backend
 from .checkpoint import read_saved
 from .coco import Sample
 from .data import to_device
-from .device import choose_device
 from .drawing import Box, draw_boxes, save_picture
 from .evaluate import autocast
 from .options import ReplayOptions

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..kernels.device import choose_device
 from ..models.detector import Detector
 from ..models.matcher import NonFiniteCostError
 from ..models.zoo import create_criterion, plain_config
@@ -24,7 +25,6 @@ from .checkpoint import category_list, load_model_state, random_state, set_rando
 from .coco import CocoDetection, Sample
 from .config import TrainOptions, from_plain, to_plain
 from .data import Order, to_device, training_data, training_loader
-from .device import choose_device
 from .distributed import Team
 from .evaluate import autocast
 from .optim import Rates, make_optimizer, rate_at

@@ -267,7 +267,7 @@ def test_bf16_trains(changed: Change) -> None:
 
 def test_an_occupied_run_folder_is_refused(changed: Change, tmp_path: Path) -> None:
     out = train(changed(out=tmp_path / "run", max_steps=1))
-    with pytest.raises(ValueError, match="holds a run already; go on with it by --resume"):
+    with pytest.raises(ValueError, match="holds a run already; resume it with --resume"):
         train(changed(out=out))
 
 
