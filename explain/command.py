@@ -11,6 +11,7 @@ import tyro
 from torch import Tensor
 
 from ..models.images import Size, read_image
+from ..models.predictor import nothing_detected
 from ..train.annotations import Annotations
 from ..train.checkpoint import Trained, load_trained
 from ..train.commandline import parse, progress_bar
@@ -171,10 +172,8 @@ def _found(scene: Scene, count: int, confidence: float) -> str:
     if count:
         return f"expected from 0 to {count - 1}, of detections of at least {confidence:g}"
     best = scene.detections(0.0)[0]
-    return (
-        f"nothing was detected with at least {confidence:g}; the best is {best.name} with {best.score:.3f} (query "
-        f"{best.query}): lower --confidence, or name --query N or --box x1,y1,x2,y2"
-    )
+    return f"{nothing_detected(confidence, best.name, best.score)} (query {best.query}): "
+        "lower --confidence, or name --query N or --box x1,y1,x2,y2"
 
 
 def jobs(scene: Scene, options: ExplainOptions, chosen: Sequence[tuple[str, Seen]]) -> list[Job]:

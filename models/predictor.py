@@ -34,6 +34,13 @@ class Detections:
     def __len__(self) -> int:
         return len(self.scores)
 
+    def at_least(self, confidence: float) -> "Detections":
+        """Those of at least this score."""
+        count = int((self.scores >= confidence).sum())  # scores fall
+        return Detections(
+            self.boxes[:count], self.labels[:count], self.names[:count], self.scores[:count], self.image_size
+        )
+
     def to_supervision(self) -> Any:
         """The same as ``supervision.Detections``, names under ``data["class_name"]``.
 
@@ -45,6 +52,11 @@ class Detections:
             class_id=self.labels.numpy().astype(int),
             data={"class_name": np.array(self.names, dtype=str)},
         )
+
+
+def nothing_detected(confidence: float, name: str, score: float) -> str:
+    """What to tell where no detection reaches ``confidence``: the class and score of the best."""
+    return f"nothing was detected with at least {confidence:g}; the best is {name} with {score:.3f}"
 
 
 class Predictor(nn.Module):

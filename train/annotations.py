@@ -16,6 +16,11 @@ BadData = Literal["fatal", "skip"]
 LISTED = 10
 
 
+def counted(count: int, noun: str) -> str:
+    """A number and its noun, such as "1 image", "2 images", "2 boxes"."""
+    return f"{count} {noun}{'' if count == 1 else 'es' if noun.endswith('x') else 's'}"
+
+
 @dataclass(frozen=True)
 class Category:
     """A class as the annotation file names it."""
@@ -83,16 +88,16 @@ class Dropped:
     def sentences(self) -> list[str]:
         """A line for each reason that left something out, and of what was wrong the first few in a line each."""
         lines = [
-            f"left out {len(ids)} {reason} (image ids {_shown(sorted(set(ids)))})"
-            for reason, ids in (
-                ("crowd regions, which are not single objects", self.crowd),
-                ("boxes with no area inside their image", self.degenerate),
+            f"left out {counted(len(ids), noun)}{reason} (image ids {_shown(sorted(set(ids)))})"
+            for noun, reason, ids in (
+                ("crowd region", ", annotated as a group and not as single objects", self.crowd),
+                ("box", " with no area inside the image", self.degenerate),
             )
             if ids
         ]
-        for reason, sentences in (("wrong annotations", self.wrong), ("images", self.images)):
+        for reason, sentences in (("wrong annotation", self.wrong), ("image", self.images)):
             if sentences:
-                lines += [f"left out {len(sentences)} {reason}:", *(f"  {line}" for line in sentences[:LISTED])]
+                lines += [f"left out {counted(len(sentences), reason)}:", *(f"  {line}" for line in sentences[:LISTED])]
             if len(sentences) > LISTED:
                 lines.append(f"  and {len(sentences) - LISTED} more")
         return lines
