@@ -172,8 +172,10 @@ def _found(scene: Scene, count: int, confidence: float) -> str:
     if count:
         return f"expected from 0 to {count - 1}, of detections of at least {confidence:g}"
     best = scene.detections(0.0)[0]
-    return f"{nothing_detected(confidence, best.name, best.score)} (query {best.query}): "
+    return (
+        f"{nothing_detected(confidence, best.name, best.score)} (query {best.query}): "
         "lower --confidence, or name --query N or --box x1,y1,x2,y2"
+    )
 
 
 def jobs(scene: Scene, options: ExplainOptions, chosen: Sequence[tuple[str, Seen]]) -> list[Job]:

@@ -85,8 +85,11 @@ class Dropped:
     images: list[str] = field(default_factory=list)
     """With bad data skipped, a sentence for each image that is missing, unreadable or of another size than stated."""
 
+    warnings: list[str] = field(default_factory=list)
+    """With bad data skipped, what looks like a mistake in all annotations, which are kept."""
+
     def sentences(self) -> list[str]:
-        """A line for each reason that left something out, and of what was wrong the first few in a line each."""
+        """Warnings, a line for each reason that left something out, and of what was wrong the first few in a line each."""
         lines = [
             f"left out {counted(len(ids), noun)}{reason} (image ids {_shown(sorted(set(ids)))})"
             for noun, reason, ids in (
@@ -100,7 +103,7 @@ class Dropped:
                 lines += [f"left out {counted(len(sentences), reason)}:", *(f"  {line}" for line in sentences[:LISTED])]
             if len(sentences) > LISTED:
                 lines.append(f"  and {len(sentences) - LISTED} more")
-        return lines
+        return [*(f"warning: {line}" for line in self.warnings), *lines]
 
 
 @dataclass
@@ -164,6 +167,11 @@ class Annotations:
             boxes.append(box)
             labels.append(label)
             rows.append(row)
+        doubt = _other_units(path, images, rows, boxes)
+        if doubt is not None:
+            if bad_data == "fatal":
+                raise ValueError(f"{doubt} (--bad-data skip takes them as they are)")
+            dropped.warnings.append(doubt)
         return cls.pack(path, images, categories, rows, labels, boxes, dropped)
 
     @classmethod
@@ -253,6 +261,30 @@ class Annotations:
                 )
             ],
         }
+
+
+def _other_units(
+    path: Path, images: Sequence[ImageEntry], rows: Sequence[int], boxes: Sequence[Sequence[float]]
+) -> str | None:
+    """A sentence where boxes, read as x, y, width, height in pixels, look like corners or like parts of the image."""
+    values = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
+    sizes = np.array([(images[row].width, images[row].height) for row in rows], dtype=np.float64).reshape(-1, 2)
+    whole = (values[:, 2:] > 0).all(1)
+    values, sizes = values[whole], sizes[whole]
+    if not len(values):
+        return None
+    start, end = values[:, :2], values[:, 2:]
+    wanted = f"{path}: bbox is expected to be [x, y, width, height] in pixels"
+    if (values >= 0).all() and (values <= 1).all() and (end < 1).all() and (sizes > 1).all():
+        return f"{wanted}; every box is under one pixel: are they normalised?"
+    leaving = (start + end > sizes + 1).any(1)
+    # a rounding or two over the edge is no other format
+    if leaving.sum() >= 2 and leaving.mean() >= 0.05 and ((end > start) & (start >= 0) & (end <= sizes + 1)).all():
+        return (
+            f"{wanted}; {leaving.mean():.0%} of the boxes leave their image when read so, and none as "
+            "[x1, y1, x2, y2]: are they corners?"
+        )
+    return None
 
 
 class _Checked:
