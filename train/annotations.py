@@ -10,6 +10,8 @@ from typing import Any, Literal, NamedTuple, overload
 
 import numpy as np
 
+from .voc import read_voc
+
 BadData = Literal["fatal", "skip"]
 
 # lines of a listing on the terminal; the log has all of them
@@ -89,11 +91,11 @@ class Dropped:
     """With bad data skipped, what looks like a mistake in all annotations, which are kept."""
 
     def sentences(self) -> list[str]:
-        """Warnings, a line for each reason that left something out, and of what was wrong the first few in a line each."""
+        """Warnings, a line for each reason that left something out, and the first few of what was wrong."""
         lines = [
             f"left out {counted(len(ids), noun)}{reason} (image ids {_shown(sorted(set(ids)))})"
             for noun, reason, ids in (
-                ("crowd region", ", annotated as a group and not as single objects", self.crowd),
+                ("region", " marked as crowd or difficult, which evaluation ignores", self.crowd),
                 ("box", " with no area inside the image", self.degenerate),
             )
             if ids
@@ -131,7 +133,7 @@ class Annotations:
 
     @classmethod
     def load(cls, path: Path, categories: list[Category] | None = None, bad_data: BadData = "fatal") -> "Annotations":
-        """Reads and checks an ``instances_*.json``.
+        """Reads and checks an ``instances_*.json``, or a split of a Pascal VOC data set, ``ImageSets/Main/*.txt``.
 
         Args:
             path: the file.
@@ -336,6 +338,8 @@ def _shown(ids: Sequence[float]) -> str:
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"annotation file {path} does not exist")
+    if path.suffix == ".txt":
+        return read_voc(path)
     try:
         content = json.loads(path.read_bytes())
     except ValueError as error:

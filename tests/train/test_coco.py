@@ -37,7 +37,7 @@ def test_boxes_are_clipped_and_crowds_and_degenerate_ones_dropped_by_name(annota
     assert read.dropped.crowd == [7]
     assert read.dropped.degenerate == [7, 7]
     assert read.dropped.sentences() == [
-        "left out 1 crowd region, annotated as a group and not as single objects (image ids 7)",
+        "left out 1 region marked as crowd or difficult, which evaluation ignores (image ids 7)",
         "left out 2 boxes with no area inside the image (image ids 7)",
     ]
 
