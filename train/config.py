@@ -28,7 +28,7 @@ class Source:
     """Where the images are. --data DIR stands for DIR/train2017, DIR/val2017 and DIR/annotations/instances_*.json."""
 
     data: Path | None = None
-    """A folder laid out as COCO's, Roboflow's COCO, CVAT's COCO or Pascal VOC, or with a YOLO data.yaml, or that file."""
+    """A folder in COCO's, Roboflow's, CVAT's COCO or Pascal VOC's layout, or with a YOLO data.yaml, or that file."""
     train_images: Path | None = None
     """Folder of the training images, instead of --data's."""
     train_annotations: Path | None = None

@@ -15,6 +15,8 @@ from xml.etree import ElementTree
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".JPG", ".JPEG", ".PNG")
 
+SIDES = ("xmin", "ymin", "xmax", "ymax")
+
 
 def read_voc(path: Path) -> dict[str, Any]:
     """The images, annotations and categories of a split, ``ImageSets/Main/*.txt``; names are within JPEGImages.

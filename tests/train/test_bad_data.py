@@ -130,6 +130,13 @@ def test_missing_images_and_those_of_another_size_are_left_out_with_their_ids(ma
     ]
 
 
+def test_an_image_of_another_size_is_refused_before_training(many: Source) -> None:
+    assert many.train_images is not None
+    Image.new("RGB", (50, 30)).save(many.train_images / "2.png")
+    with pytest.raises(ValueError, match=r"2\.png is 50 wide and 30 high, but .* says 40 and 30 \(image 12\)"):
+        training_data(many, Input(), Loading(), seed=0)
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_unreadable_image_is_replaced_by_the_next_in_training(many: Source, workers: int) -> None:
     truncate(many, 1, 2, 5)
