@@ -124,8 +124,8 @@ def test_missing_images_and_those_of_another_size_are_left_out_with_their_ids(ma
     assert data.sentences() == [
         "instances.json: left out 2 images:",
         f"instances.json:   image {folder}/1.png does not exist (image 11)",
-        f"instances.json:   {folder}/2.png is 30 wide and 40 high, but {many.train_annotations} says 40 and 30 "
-        "(image 12)",
+        f"instances.json:   {folder}/2.png is 30 wide and 40 high, but {many.train_annotations} says 40 and 30, "
+        "the two exchanged: is the file turned by an EXIF tag? (image 12)",
         "instances.json: 1 of 4 images have no boxes, and are kept",
     ]
 
