@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..kernels.device import choose_device
 from ..models.images import read_image
+from ..models.predictor import nothing_detected
 from ..train.annotations import Annotations
 from ..train.checkpoint import Trained, load_trained
 from ..train.commandline import progress_bar
@@ -106,8 +107,8 @@ def _found(scene: Scene, count: int, confidence: float, label: int | None = None
         what = f"no {best.name}"
     instead = f", detected as {best.detected_as}" * bool(best.detected_as)
     return (
-        f"{what} was detected with at least {confidence:g}; the best is {best.name} with {best.score:.3f} (query "
-        f"{best.query}{instead}): lower --confidence, or name --query N or --box x1,y1,x2,y2"
+        f"{nothing_detected(confidence, best.name, best.score, what)} (query {best.query}{instead}): "
+        "lower --confidence, or name --query N or --box x1,y1,x2,y2"
     )
 
 

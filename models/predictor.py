@@ -35,6 +35,13 @@ class Detections:
     def __len__(self) -> int:
         return len(self.scores)
 
+    def at_least(self, confidence: float) -> "Detections":
+        """Those of at least this score."""
+        count = int((self.scores >= confidence).sum())  # scores fall
+        return Detections(
+            self.boxes[:count], self.labels[:count], self.names[:count], self.scores[:count], self.image_size
+        )
+
     def to_supervision(self) -> Any:
         """The same as ``supervision.Detections``, names under ``data["class_name"]``.
 
@@ -46,6 +53,11 @@ class Detections:
             class_id=self.labels.numpy().astype(int),
             data={"class_name": np.array(self.names, dtype=str)},
         )
+
+
+def nothing_detected(confidence: float, name: str, score: float, what: str = "nothing") -> str:
+    """What to tell where no detection, or none of ``what``, reaches ``confidence``: the best's class and score."""
+    return f"{what} was detected with at least {confidence:g}; the best is {name} with {score:.3f}"
 
 
 class Predictor(nn.Module):

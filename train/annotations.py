@@ -10,10 +10,17 @@ from typing import Any, Literal, NamedTuple, overload
 
 import numpy as np
 
+from .voc import read_voc
+
 BadData = Literal["fatal", "skip"]
 
 # lines of a listing on the terminal; the log has all of them
 LISTED = 10
+
+
+def counted(count: int, noun: str) -> str:
+    """A number and its noun, such as "1 image", "2 images", "2 boxes"."""
+    return f"{count} {noun}{'' if count == 1 else 'es' if noun.endswith('x') else 's'}"
 
 
 @dataclass(frozen=True)
@@ -80,22 +87,25 @@ class Dropped:
     images: list[str] = field(default_factory=list)
     """With bad data skipped, a sentence for each image that is missing, unreadable or of another size than stated."""
 
+    warnings: list[str] = field(default_factory=list)
+    """With bad data skipped, what looks like a mistake in all annotations, which are kept."""
+
     def sentences(self) -> list[str]:
-        """A line for each reason that left something out, and of what was wrong the first few in a line each."""
+        """Warnings, a line for each reason that left something out, and the first few of what was wrong."""
         lines = [
-            f"left out {len(ids)} {reason} (image ids {_shown(sorted(set(ids)))})"
-            for reason, ids in (
-                ("crowd regions, which are not single objects", self.crowd),
-                ("boxes with no area inside their image", self.degenerate),
+            f"left out {counted(len(ids), noun)}{reason} (image ids {_shown(sorted(set(ids)))})"
+            for noun, reason, ids in (
+                ("region", " marked as crowd or difficult, which evaluation ignores", self.crowd),
+                ("box", " with no area inside the image", self.degenerate),
             )
             if ids
         ]
-        for reason, sentences in (("wrong annotations", self.wrong), ("images", self.images)):
+        for reason, sentences in (("wrong annotation", self.wrong), ("image", self.images)):
             if sentences:
-                lines += [f"left out {len(sentences)} {reason}:", *(f"  {line}" for line in sentences[:LISTED])]
+                lines += [f"left out {counted(len(sentences), reason)}:", *(f"  {line}" for line in sentences[:LISTED])]
             if len(sentences) > LISTED:
                 lines.append(f"  and {len(sentences) - LISTED} more")
-        return lines
+        return [*(f"warning: {line}" for line in self.warnings), *lines]
 
 
 @dataclass
@@ -123,7 +133,7 @@ class Annotations:
 
     @classmethod
     def load(cls, path: Path, categories: list[Category] | None = None, bad_data: BadData = "fatal") -> "Annotations":
-        """Reads and checks an ``instances_*.json``.
+        """Reads and checks an ``instances_*.json``, or a split of a Pascal VOC data set, ``ImageSets/Main/*.txt``.
 
         Args:
             path: the file.
@@ -159,6 +169,11 @@ class Annotations:
             boxes.append(box)
             labels.append(label)
             rows.append(row)
+        doubt = _other_units(path, images, rows, boxes)
+        if doubt is not None:
+            if bad_data == "fatal":
+                raise ValueError(f"{doubt} (--bad-data skip takes them as they are)")
+            dropped.warnings.append(doubt)
         return cls.pack(path, images, categories, rows, labels, boxes, dropped)
 
     @classmethod
@@ -250,6 +265,30 @@ class Annotations:
         }
 
 
+def _other_units(
+    path: Path, images: Sequence[ImageEntry], rows: Sequence[int], boxes: Sequence[Sequence[float]]
+) -> str | None:
+    """A sentence where boxes, read as x, y, width, height in pixels, look like corners or like parts of the image."""
+    values = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
+    sizes = np.array([(images[row].width, images[row].height) for row in rows], dtype=np.float64).reshape(-1, 2)
+    whole = (values[:, 2:] > 0).all(1)
+    values, sizes = values[whole], sizes[whole]
+    if not len(values):
+        return None
+    start, end = values[:, :2], values[:, 2:]
+    wanted = f"{path}: bbox is expected to be [x, y, width, height] in pixels"
+    if (values >= 0).all() and (values <= 1).all() and (end < 1).all() and (sizes > 1).all():
+        return f"{wanted}; every box is under one pixel: are they normalised?"
+    leaving = (start + end > sizes + 1).any(1)
+    # a rounding or two over the edge is no other format
+    if leaving.sum() >= 2 and leaving.mean() >= 0.05 and ((end > start) & (start >= 0) & (end <= sizes + 1)).all():
+        return (
+            f"{wanted}; {leaving.mean():.0%} of the boxes leave their image when read so, and none as "
+            "[x1, y1, x2, y2]: are they corners?"
+        )
+    return None
+
+
 class _Checked:
     """Checks annotations of one file: called with one, it gives (row of the image, label, box xywh)."""
 
@@ -299,6 +338,8 @@ def _shown(ids: Sequence[float]) -> str:
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"annotation file {path} does not exist")
+    if path.suffix == ".txt":
+        return read_voc(path)
     try:
         content = json.loads(path.read_bytes())
     except ValueError as error:

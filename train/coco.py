@@ -17,6 +17,9 @@ from .cache import ImageCache
 from .sizes import image_size
 from .threads import in_threads
 
+# images whose headers are read before a run; with bad data skipped, all are
+SAMPLED = 256
+
 # a target before batching: boxes are tv_tensors (N, 4) xyxy in pixels, or, after transforms, what models/ expects
 Target = dict[str, Any]
 Sample = tuple[Tensor, Target]
@@ -77,6 +80,7 @@ class CocoDetection(Dataset[Sample]):
             self._leave_out("checking images", self._why_not_as_stated, progress)
         else:
             self._refuse_missing()
+            self._refuse_other_sizes()
         self.cache: ImageCache | None = None
         if cache != "none":
             self._fill_cache(cache, share, progress)
@@ -171,10 +175,22 @@ class CocoDetection(Dataset[Sample]):
     def _refuse_size(self, row: int, height: int, width: int) -> None:
         entry = self.annotations.images[row]
         if (height, width) != (entry.height, entry.width):
+            turned = (height, width) == (entry.width, entry.height)
+            exchanged = ", the two exchanged: is the file turned by an EXIF tag?" if turned else ""
             raise BadImageError(
                 f"{self.folder / entry.name} is {width} wide and {height} high, "
-                f"but {self.annotations.path} says {entry.width} and {entry.height} (image {entry.id})"
+                f"but {self.annotations.path} says {entry.width} and {entry.height}{exchanged} (image {entry.id})"
             )
+
+    def _refuse_other_sizes(self) -> None:
+        """Compares the headers of SAMPLED images, spread over all, with what the annotations say."""
+        rows = np.unique(self.rows)
+        for row in rows[np.linspace(0, len(rows) - 1, min(len(rows), SAMPLED)).astype(int)].tolist():
+            try:
+                size = image_size(self.folder / self.annotations.images[row].name, oriented=self.annotations.yolo)
+            except BadImageError:  # told when it comes to it
+                continue
+            self._refuse_size(row, *size)
 
     def _leave_out(self, what: str, why: Callable[[int], str | None], progress: bool) -> None:
         rows = np.unique(self.rows).tolist()

@@ -14,6 +14,8 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 from ..common.options import Device, ReadFile, ReadFolder, ReadPath, Reads, WriteFolder, at_least, members
 from ..models.catalog import check_fields, check_model, config_of
 from ..models.size import Size
+from .layouts import KNOWN, find_split
+from .layouts import described as contents
 
 T = TypeVar("T")
 
@@ -25,7 +27,7 @@ class Source:
     """Where the images are. --data DIR stands for DIR/train2017, DIR/val2017 and DIR/annotations/instances_*.json."""
 
     data: ReadPath | None = None
-    """A folder laid out as COCO's, or the data.yaml of a YOLO data set, or a folder that holds one."""
+    """A folder in COCO's, Roboflow's, CVAT's COCO or Pascal VOC's layout, or with a YOLO data.yaml, or that file."""
     train_images: ReadFolder | None = None
     """Folder of the training images, instead of --data's."""
     train_annotations: ReadFile | None = None
@@ -50,6 +52,10 @@ class Source:
                 f"or {both}"
             )
         if self.data is not None:
+            if images is None and annotations is None and self.data.is_dir():
+                found = find_split(self.data, name)
+                if found is not None:
+                    return Split(name, *found, yolo=False)
             described = _data_yaml(self.data)
             if described is not None and images is None and annotations is None:
                 return Split(name, described.parent, described, yolo=True)
@@ -58,7 +64,9 @@ class Source:
             images = images or self.data / f"{name}2017"
             annotations = annotations or self.data / "annotations" / f"instances_{name}2017.json"
         if not annotations.is_file():
-            neither = "" if self.data is None else f", nor is there a data.yaml in {self.data}"
+            neither = ""
+            if self.data is not None:
+                neither = f"; {self.data} holds {contents(self.data)}, and --data takes {KNOWN}"
             raise FileNotFoundError(f"annotation file {annotations} does not exist{neither}")
         if not images.is_dir():
             raise FileNotFoundError(f"image folder {images} does not exist")

@@ -17,6 +17,7 @@ from ..kernels.device import choose_device
 from ..models.criterion import SetCriterion
 from ..models.detector import Detector
 from ..models.mode import evaluating
+from .annotations import counted
 from .checkpoint import Trained, load_trained, num_classes
 from .coco import Category, CocoDetection
 from .commandline import progress_bar
@@ -203,9 +204,10 @@ def _detect(options: EvalOptions) -> tuple[Found, CocoDetection, dict[str, Any]]
 def _read(options: EvalOptions) -> tuple[np.ndarray, CocoDetection, dict[str, Any]]:
     """The detections of a file, the images that count, and where they are from."""
     assert options.results is not None
-    rows = read_results(options.results)
-    data, images = _first(validation_data(options.source, Input(), None), options.limit)
-    print(f"{options.results}: {len(rows)} detections, {_images(images)}")
+    whole = validation_data(options.source, Input(), None)
+    rows = read_results(options.results, whole.annotations)
+    data, images = _first(whole, options.limit)
+    print(f"{options.results}: {counted(len(rows), 'detection')}, {_images(images)}")
     return rows, data, {"results": str(options.results), **images}
 
 

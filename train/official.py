@@ -99,8 +99,8 @@ FLAGS = (
     Flag(
         "resume",
         "--resume",
-        note="a run of ours; from an official file, --init-from trains on and `msdeform eval --checkpoint FILE --data DIR` "
-        "evaluates",
+        note="a run of ours; from an official file, --init-from trains on and `msdeform eval "
+        "--checkpoint FILE --data DIR` evaluates",
     ),
     Flag("start_epoch", note="the checkpoint knows where it stopped"),
     Flag("eval", "--eval", switch=True),

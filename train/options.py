@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-from ..common.options import Device, Positional, ReadFile, ReadPath, WriteFile, WriteFolder, at_least, between
+from ..common.options import Device, Positional, ReadFile, ReadPath, Reads, WriteFile, WriteFolder, at_least, between
 from ..models.catalog import check_model
 from .config import AttnBackend, Input, Source
 
@@ -16,14 +16,15 @@ PLOT_SUFFIXES = (".png", ".svg", ".pdf")
 class PredictOptions:
     """Detect objects in images."""
 
-    images: Annotated[tuple[ReadPath, ...], Positional("IMAGE")]
-    """Image files, and folders of them."""
+    images: Annotated[tuple[Path, ...], Positional("IMAGE"), Reads("path", patterns=True)]
+    """Image files, folders of them with their subfolders, and quoted patterns such as "photos/*.jpg"."""
     checkpoint: ReadPath
     """A run's checkpoint, or its folder for its best; or official, Hugging Face's or converted weights."""
     confidence: float = 0.5
-    """Least score of a detection that is kept."""
-    out: WriteFolder = Path("predictions")
-    """Folder for the pictures and predictions.json."""
+    """Minimum score of a detection that is kept."""
+    out: WriteFolder | None = None
+    """Folder for the pictures, predictions.json and images.json; predictions/ in the run's folder by default, or here
+    for weights of no run."""
     image_size: int | None = None
     """Longest side in pixels; what the model was trained with when not given."""
     model: str | None = None

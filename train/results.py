@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .annotations import Annotations
+
 # a detection's row, in the order of the COCO API's own arrays: image id, box as x, y, width, height in pixels, score,
 # category id; float64, which holds every integer below 2**53
 COLUMNS = 7
@@ -98,12 +100,17 @@ def pack_results(results: Sequence[dict[str, Any]]) -> np.ndarray:
     return rows
 
 
-def read_results(path: Path) -> np.ndarray:
+def read_results(path: Path, annotations: Annotations | None = None) -> np.ndarray:
     """A file in COCO's results format as rows (N, 7).
+
+    Args:
+        path: the file.
+        annotations: what the results are to be compared with. Results that carry a ``file_name`` are then matched by
+            it, whatever their ids; others by ``image_id``. Categories, and names of them, must be the annotations'.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not such a file.
+        ValueError: not such a file, or its images or categories are not those of the annotations.
     """
     if not path.is_file():
         raise FileNotFoundError(f"results file {path} does not exist")
@@ -113,7 +120,56 @@ def read_results(path: Path) -> np.ndarray:
         raise ValueError(f"results file {path} is not JSON: {error}") from error
     if not isinstance(results, list):
         raise ValueError(f"results file {path}: expected a list of detections, got a {type(results).__name__}")
-    return pack_results(results)
+    rows = pack_results(results)
+    if annotations is not None and results:
+        _match_images(path, results, rows, annotations)
+        _require_known_categories(path, results, rows, annotations)
+    return rows
+
+
+def _match_images(path: Path, results: Sequence[dict[str, Any]], rows: np.ndarray, annotations: Annotations) -> None:
+    """Gives rows whose results name their files the annotations' image ids. Raises ValueError."""
+    named = sum("file_name" in result for result in results)
+    if not named:
+        return
+    if named < len(results):
+        raise ValueError(f"results file {path}: expected a file_name in every detection or in none, got {named}")
+    names, ids = {}, {}
+    for result in results:
+        image_id, name = result["image_id"], str(result["file_name"])
+        if names.setdefault(image_id, name) != name or ids.setdefault(name, image_id) != image_id:
+            raise ValueError(
+                f"results file {path}: expected one file_name for each image_id, got {name} with id {image_id} "
+                f"beside {names[image_id]} and id {ids.get(name, image_id)}"
+            )
+    # the results may name files from the folder of images, the annotations from a folder above it
+    known: dict[str, set[int]] = {}
+    for image in annotations.images:
+        parts = image.name.split("/")
+        for start in range(len(parts)):
+            known.setdefault("/".join(parts[start:]), set()).add(image.id)
+    for image in annotations.images:
+        known[image.name] = {image.id}
+    for row, result in zip(rows, results, strict=True):
+        found = known.get(str(result["file_name"]), set())
+        if len(found) != 1:
+            what = "does not list" if not found else f"lists {len(found)} times"
+            raise ValueError(f"results file {path}: image {result['file_name']}, which {annotations.path} {what}")
+        row[0] = next(iter(found))
+
+
+def _require_known_categories(
+    path: Path, results: Sequence[dict[str, Any]], rows: np.ndarray, annotations: Annotations
+) -> None:
+    names = {category.id: category.name for category in annotations.categories}
+    for category_id, result in zip(rows[:, 6].tolist(), results, strict=True):
+        if category_id not in names:
+            raise ValueError(f"results file {path}: category {category_id:g} is not one of {annotations.path}")
+        if result.get("category_name", names[category_id]) != names[category_id]:
+            raise ValueError(
+                f"results file {path}: category {category_id:g} is '{result['category_name']}', but "
+                f"'{names[category_id]}' in {annotations.path}"
+            )
 
 
 def unpack_results(rows: np.ndarray) -> list[dict[str, Any]]:

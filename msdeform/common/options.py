@@ -14,6 +14,7 @@ import ast
 import dataclasses
 import difflib
 import functools
+import glob
 import inspect
 import itertools
 import math
@@ -53,6 +54,8 @@ class Reads:
     kind: Literal["file", "folder", "path"] = "path"
     words: tuple[str, ...] = ()
     """Words that may stand instead of a path."""
+    patterns: bool = False
+    """May it be a pattern, such as ``photos/**/*.jpg``, that matches something?"""
 
 
 @dataclass(frozen=True)
@@ -196,7 +199,8 @@ class Option:
         path = Path(word).expanduser()
         reads, writes = self.mark(Reads), self.mark(Writes)
         try:
-            if reads is not None and word not in (*reads.words, "None"):
+            matched = reads is not None and reads.patterns and any(glob.iglob(word, recursive=True))
+            if reads is not None and word not in (*reads.words, "None") and not matched:
                 _check_readable(path, reads.kind)
             if writes is not None and word != "None":
                 check_writable(path, writes.kind)

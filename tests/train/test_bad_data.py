@@ -124,10 +124,17 @@ def test_missing_images_and_those_of_another_size_are_left_out_with_their_ids(ma
     assert data.sentences() == [
         "instances.json: left out 2 images:",
         f"instances.json:   image {folder}/1.png does not exist (image 11)",
-        f"instances.json:   {folder}/2.png is 30 wide and 40 high, but {many.train_annotations} says 40 and 30 "
-        "(image 12)",
+        f"instances.json:   {folder}/2.png is 30 wide and 40 high, but {many.train_annotations} says 40 and 30, "
+        "the two exchanged: is the file turned by an EXIF tag? (image 12)",
         "instances.json: 1 of 4 images have no boxes, and are kept",
     ]
+
+
+def test_an_image_of_another_size_is_refused_before_training(many: Source) -> None:
+    assert many.train_images is not None
+    Image.new("RGB", (50, 30)).save(many.train_images / "2.png")
+    with pytest.raises(ValueError, match=r"2\.png is 50 wide and 30 high, but .* says 40 and 30 \(image 12\)"):
+        training_data(many, Input(), Loading(), seed=0)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

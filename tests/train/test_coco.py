@@ -37,8 +37,8 @@ def test_boxes_are_clipped_and_crowds_and_degenerate_ones_dropped_by_name(annota
     assert read.dropped.crowd == [7]
     assert read.dropped.degenerate == [7, 7]
     assert read.dropped.sentences() == [
-        "left out 1 crowd regions, which are not single objects (image ids 7)",
-        "left out 2 boxes with no area inside their image (image ids 7)",
+        "left out 1 region marked as crowd or difficult, which evaluation ignores (image ids 7)",
+        "left out 2 boxes with no area inside the image (image ids 7)",
     ]
 
 
@@ -78,6 +78,27 @@ def test_a_wrong_file_is_named(tmp_path: Path, content: str, sentence: str) -> N
     path.write_text(content)
     with pytest.raises(ValueError, match=re.escape(str(path)) + ".*" + re.escape(sentence)):
         Annotations.load(path)
+
+
+@pytest.mark.parametrize(
+    ("boxes", "sentence"),
+    [
+        (
+            [[1, 2, 11, 12], [20, 15, 38, 29], [25, 10, 39, 28]],
+            "67% of the boxes leave their image when read so, and none as [x1, y1, x2, y2]: are they corners?",
+        ),
+        ([[0.1, 0.2, 0.5, 0.4], [0.5, 0.5, 0.2, 0.2]], "every box is under one pixel: are they normalised?"),
+    ],
+)
+def test_boxes_in_other_units_are_refused_or_told(
+    annotation_file: Write, boxes: list[list[float]], sentence: str
+) -> None:
+    path = annotation_file(*({"bbox": box} for box in boxes))
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        Annotations.load(path)
+    kept = Annotations.load(path, bad_data="skip")
+    assert len(kept.boxes) == len(boxes)
+    assert sentence in kept.dropped.sentences()[0]
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

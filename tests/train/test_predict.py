@@ -1,6 +1,7 @@
 """Prediction on files: pictures, results in COCO's format, and what a user is told."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +9,13 @@ import pytest
 import torch
 from PIL import Image
 
+from msdeform import cli
+from msdeform.train.annotations import Annotations
 from msdeform.train.checkpoint import save_checkpoint
 from msdeform.train.config import TrainOptions
 from msdeform.train.drawing import Box, class_colour, draw_boxes, side_by_side
 from msdeform.train.predict import PredictOptions, find_images, image_ids, predict
+from msdeform.train.results import read_results
 from msdeform.train.training import Training
 
 
@@ -66,11 +70,56 @@ def test_ids_are_cocos_where_names_are() -> None:
     assert image_ids([Path("a/7.jpg"), Path("b/7.jpg")]) == [1, 2]
 
 
-def test_a_broken_image_ends_it_without_results(checkpoint: Path, tmp_path: Path) -> None:
-    (tmp_path / "x.jpg").write_bytes(b"\xff\xd8\xff")
-    with pytest.raises(ValueError, match=r"x\.jpg cannot be decoded"):
-        predict(PredictOptions((tmp_path / "x.jpg",), checkpoint, out=tmp_path / "out", device="cpu", progress=False))
-    assert not (tmp_path / "out" / "predictions.json").exists()
+def test_a_broken_image_is_left_out_and_listed(
+    checkpoint: Path, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos, out = tmp_path / "photos", tmp_path / "out"
+    good = sorted((shapes / "val2017").iterdir())[0]
+    for name in ("a/one.jpg", "b/one.jpg"):
+        (photos / name).parent.mkdir(parents=True)
+        shutil.copy(good, photos / name)
+    (photos / "x.jpg").write_bytes(b"\xff\xd8\xff")
+    words = ["predict", str(photos), "--checkpoint", str(checkpoint), "--out", str(out), "--device", "cpu"]
+    assert cli.main([*words, "--no-progress", "--confidence", "1"]) == 1
+    said = capsys.readouterr()
+    assert "the best is " in said.out
+    assert said.err.startswith("1 image could not be read:\n  image ")
+    assert json.loads((out / "predictions.json").read_text()) == []
+    images = json.loads((out / "images.json").read_text())
+    assert [image["file_name"] for image in images["images"]] == ["a/one.jpg", "b/one.jpg"]
+    assert [image["file_name"] for image in images["unreadable"]] == ["x.jpg"]
+    assert (out / "a" / "one.jpg").is_file()
+    assert (out / "b" / "one.jpg").is_file()
+    assert find_images((photos / "*" / "*.jpg",)) == [photos / "a" / "one.jpg", photos / "b" / "one.jpg"]
+
+
+def test_what_it_wrote_is_measured_by_file_name(
+    checkpoint: Path, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    annotations = json.loads((shapes / "annotations" / "instances_val2017.json").read_text())
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for number, image in enumerate(annotations["images"]):
+        shutil.copy(shapes / "val2017" / image["file_name"], photos / f"photo{9 - number}.jpg")
+        image["file_name"] = f"photo{9 - number}.jpg"
+    truth = tmp_path / "truth.json"
+    truth.write_text(json.dumps(annotations))
+    predict(PredictOptions((photos,), checkpoint, 0.0, tmp_path / "out", device="cpu", progress=False))
+    file = tmp_path / "out" / "predictions.json"
+    written = json.loads(file.read_text())
+    ids = {image["file_name"]: image["id"] for image in annotations["images"]}
+    assert any(one["image_id"] != ids[one["file_name"]] for one in written)
+    read = read_results(file, Annotations.load(truth))
+    assert read[:, 0].tolist() == [ids[one["file_name"]] for one in written]
+    for change, sentence in (
+        ({"file_name": "no.jpg"}, "image no.jpg, which"),
+        ({"category_id": 77}, "category 77 is not one of"),
+        ({"category_name": "cow"}, "is 'cow', but"),
+    ):
+        file.write_text(json.dumps([{**written[0], **change}]))
+        words = ["eval", "--results", str(file), "--val-images", str(photos), "--val-annotations", str(truth)]
+        assert cli.main(words) == 1
+        assert sentence in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("field", "value"), [("confidence", 1.5), ("image_size", 8)])
