@@ -23,6 +23,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.ops import box_iou
 
+from ..common.text import counted
 from ..kernels.device import choose_device
 from ..models.detector import Detector
 from ..models.images import read_image
@@ -130,7 +131,8 @@ def _picture(image: Tensor, seen: Sequence[tuple[Seen, bool]]) -> str:
     encoded = io.BytesIO()
     draw_boxes(picture, boxes, magnify=PICTURE / max(picture.size)).save(encoded, "JPEG", quality=90)
     data = base64.b64encode(encoded.getvalue()).decode()
-    return f'<img alt="{len(seen)} detections" style="width:100%" src="data:image/jpeg;base64,{data}">'
+    alt = counted(len(seen), "detection")
+    return f'<img alt="{alt}" style="width:100%" src="data:image/jpeg;base64,{data}">'
 
 
 def report(image: Tensor, found: Sequence[Change], confidence: float) -> str:
@@ -182,7 +184,7 @@ def interface(explorer: Explorer, confidence: float) -> Any:
             return None, html.escape(str(error).replace(path, Path(path).name)), "", "", ""
         name = Path(path).name
         found, text = explorer.look(image, least, (), name)
-        said = f"{name}: {len(found)} detections of at least {least:g}."
+        said = f"{name}: {counted(len(found), 'detection')} of at least {least:g}."
         return _Visit(image, name, found), html.escape(said), _frame(text), "", ""
 
     def run_again(visit: _Visit | None, least: float, *switches: list[int]) -> tuple[str, str, str]:

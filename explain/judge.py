@@ -12,6 +12,7 @@ from torchvision.ops import box_iou
 from torchvision.transforms.v2 import functional as F
 
 from .. import __version__
+from ..common.text import counted
 from ..kernels.device import choose_device
 from ..models.images import normalise
 from ..models.size import Size
@@ -241,10 +242,12 @@ def run(options: JudgeOptions) -> int:
     names = (*options.method_names, *BASELINES)
     scores = collect(judged, names, options.seed)
     matched = np.array([one.truth is not None for one in judged])
-    parts = {f"{matched.sum()} detections, matched to ground truth": matched} if matched.any() else {}
+    parts = {f"{counted(matched.sum(), 'detection')}, matched to ground truth": matched} if matched.any() else {}
     if not matched.all():
-        parts[f"all {len(judged)} detections, {matched.sum()} of them matched to ground truth"] = np.ones_like(matched)
-    some = f"{about['images']} of {about['of_images']} images"
+        parts[f"all {counted(len(judged), 'detection')}, {matched.sum()} of them matched to ground truth"] = (
+            np.ones_like(matched)
+        )
+    some = f"{about['images']} of {counted(about['of_images'], 'image')}"
     print(f"{about['model']}, {about['attn_backend']} on {about['device']}, {some}, {options.confidence} or better")
     print(f"{about['seconds_per_image']:.1f} s an image; means over detections, with 95% bootstrap intervals by image")
     for title, keep in parts.items():

@@ -10,17 +10,13 @@ from typing import Any, Literal, NamedTuple, overload
 
 import numpy as np
 
+from ..common.text import counted
 from .voc import read_voc
 
 BadData = Literal["fatal", "skip"]
 
 # lines of a listing on the terminal; the log has all of them
 LISTED = 10
-
-
-def counted(count: int, noun: str) -> str:
-    """A number and its noun, such as "1 image", "2 images", "2 boxes"."""
-    return f"{count} {noun}{'' if count == 1 else 'es' if noun.endswith('x') else 's'}"
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..common.text import counted
 from ..models.images import BadImageError, read_image
 from .threads import in_threads
 
@@ -68,7 +69,9 @@ class ImageCache:
 
     def sentence(self) -> str:
         """How much is kept."""
-        return f"keeping {self._there.sum()} images in memory as {self.kind}, {self.nbytes / MEGABYTE:,.0f} MB"
+        return (
+            f"keeping {counted(self._there.sum(), 'image')} in memory as {self.kind}, {self.nbytes / MEGABYTE:,.0f} MB"
+        )
 
     def read(self, slot: int, path: Path) -> Tensor | None:
         """The image (3, H, W) uint8, or None if it is not here.

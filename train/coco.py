@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
+from ..common.text import counted
 from ..models.images import BadImageError
 from ..models.images import read_image as read_any_image
 from .annotations import Annotations, BadData, Category  # noqa: F401  # importers of the data set want categories, too
@@ -141,7 +142,8 @@ class CocoDetection(Dataset[Sample]):
         empty = int((np.diff(self.annotations.first)[rows] == 0).sum())
         lines = [f"{self.annotations.path.name}: {line}" for line in self.annotations.dropped.sentences()]
         if empty:
-            lines.append(f"{self.annotations.path.name}: {empty} of {len(rows)} images have no boxes, and are kept")
+            images = counted(len(rows), "image")
+            lines.append(f"{self.annotations.path.name}: no boxes in {empty} of {images}, kept all the same")
         return lines if self.cache is None else [*lines, self.cache.sentence()]
 
     def _target(self, row: int) -> Target:

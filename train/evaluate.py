@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from .. import __version__
+from ..common.text import counted
 from ..kernels.device import choose_device
 from ..models.criterion import SetCriterion
 from ..models.detector import Detector
 from ..models.mode import evaluating
-from .annotations import counted
 from .checkpoint import Trained, load_trained, num_classes
 from .coco import Category, CocoDetection
 from .commandline import progress_bar
@@ -225,7 +225,7 @@ def _first(data: CocoDetection, limit: int | None) -> tuple[CocoDetection, dict[
 
 def _images(about: dict[str, Any]) -> str:
     some, whole = about["images"], about["of_images"]
-    return f"{whole} images" if some == whole else f"the first {some} of {whole} images alone"
+    return counted(whole, "image") if some == whole else f"only the first {some} of {counted(whole, 'image')}"
 
 
 def _report(options: EvalOptions, evaluation: Evaluation, data: CocoDetection, about: dict[str, Any]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from ..common.options import command
+from ..common.text import counted
 from ..models.formats import checkpoints_in
 from ..models.mode import evaluating
 from .boards import import_wandb
@@ -386,7 +387,7 @@ class _Run:
         self._say(
             f"{len(set(training.data.rows))} training and {len(self.validation)} validation images, "
             f"{len(training.data.annotations.categories)} classes; {training.total_steps} steps of "
-            f"{min(training.order.total, len(training.data))} images{divided}; results in {self.out}"
+            f"{counted(min(training.order.total, len(training.data)), 'image')}{divided}; results in {self.out}"
         )
         if training.order.total > len(training.data):
             self._say(f"--total-batch-size {training.order.total} is more than there are; a step is one pass over all")

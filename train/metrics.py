@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ..common.text import counted
 from .results import COLUMNS, Found, pack_results
 
 Engine = Literal["faster", "pycocotools"]
@@ -127,7 +128,8 @@ def _checked(
         missed = np.setdiff1d(image_ids, results.image_ids)
         if len(missed):
             raise ValueError(
-                f"detections: {len(missed)} of {len(image_ids)} images were not looked at, the first is {missed[0]}"
+                f"detections: {len(missed)} of {counted(len(image_ids), 'image')} not looked at, the first is "
+                f"{missed[0]}"
             )
         rows = results.results
     else:
@@ -145,7 +147,7 @@ def _checked(
         unknown = sorted({int(image) for image in np.unique(wanted)} - known)
         if unknown:
             raise ValueError(
-                f"{name}: {len(unknown)} images are not among the {len(known)} annotated ones, the first is "
+                f"{name}: {counted(len(unknown), 'image')} not among the {len(known)} annotated ones, the first is "
                 f"{unknown[0]}; are these the annotations of the images that were looked at?"
             )
     return rows

@@ -57,7 +57,7 @@ def predictions_beside_truth(
     if len(rows) == 0:
         raise ValueError("rows: expected at least one image to draw, got none")
     annotations = data.annotations
-    images = [read_image(data.folder / annotations.images[row][1]) for row in rows]
+    images = [read_image(data.folder / annotations.images[row][1], oriented=annotations.yolo) for row in rows]
     spans = [slice(int(annotations.first[row]), int(annotations.first[row + 1])) for row in rows]
     truths = [(torch.from_numpy(annotations.boxes[span]), torch.from_numpy(annotations.labels[span])) for span in spans]
     found = [model.predict(image, confidence=0.0, size=size) for image in images]

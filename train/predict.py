@@ -11,10 +11,10 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
+from ..common.text import counted
 from ..kernels.device import choose_device
 from ..models.images import BadImageError, read_image
 from ..models.predictor import Detections, nothing_detected
-from .annotations import counted
 from .checkpoint import Trained, load_trained
 from .commandline import progress_bar
 from .drawing import Box, draw_boxes, save_picture

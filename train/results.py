@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..common.text import counted
 from .annotations import Annotations
 
 # a detection's row, in the order of the COCO API's own arrays: image id, box as x, y, width, height in pixels, score,
@@ -42,8 +43,8 @@ def merge(parts: Sequence[Found]) -> Found:
         twice = ids[counts > 1][0]
         who = [str(rank) for rank, part in enumerate(parts) for _ in range(np.count_nonzero(part.image_ids == twice))]
         raise ValueError(
-            f"detections: {np.count_nonzero(counts > 1)} images were looked at more than once, the first is {twice} "
-            f"(by processes {', '.join(who)}); every image counts once"
+            f"detections: {counted(np.count_nonzero(counts > 1), 'image')} looked at more than once, the first is "
+            f"{twice} (by processes {', '.join(who)}); every image counts once"
         )
     names = dict.fromkeys(name for part in parts for name in part.losses)
     return Found(

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ..common.text import counted
 from .coco import CocoDetection
 from .files import atomic_file
 
@@ -117,7 +118,7 @@ def summary(found: dict[str, Any]) -> list[str]:
     absent = [entry["name"] for entry in found["classes"] if entry["boxes"] == 0]
     if absent:
         shown = ", ".join(absent[:10]) + (", ..." if len(absent) > 10 else "")
-        lines.append(f"{len(absent)} classes have no box: {shown}")
+        lines.append(f"{counted(len(absent), 'class')} without a box: {shown}")
     return lines
 
 

@@ -126,7 +126,7 @@ def test_missing_images_and_those_of_another_size_are_left_out_with_their_ids(ma
         f"instances.json:   image {folder}/1.png does not exist (image 11)",
         f"instances.json:   {folder}/2.png is 30 wide and 40 high, but {many.train_annotations} says 40 and 30, "
         "the two exchanged: is the file turned by an EXIF tag? (image 12)",
-        "instances.json: 1 of 4 images have no boxes, and are kept",
+        "instances.json: no boxes in 1 of 4 images, kept all the same",
     ]
 
 
@@ -174,7 +174,7 @@ def test_evaluation_leaves_unreadable_images_out_beforehand(many: Source) -> Non
 def test_images_without_boxes_are_kept_among_others_but_not_alone(many: Source) -> None:
     data = training_data(many, Input(), Loading(), seed=0)
     assert len(data) == 6
-    assert data.sentences() == ["instances.json: 1 of 6 images have no boxes, and are kept"]
+    assert data.sentences() == ["instances.json: no boxes in 1 of 6 images, kept all the same"]
     content = json.loads(many.train_annotations.read_text())
     many.train_annotations.write_text(json.dumps({**content, "annotations": []}))
     for make in (lambda: training_data(many, Input(), Loading(), seed=0), lambda: validation_data(many, Input(), None)):

@@ -168,9 +168,7 @@ def one_batch(model: Detector, data: CocoDetection) -> tuple[dict[str, Any], lis
 def test_an_image_seen_twice_or_never_is_refused(data: CocoDetection, model: Detector) -> None:
     first, second = (detect(model, data, CPU, shard=(rank, 2)) for rank in range(2))
     ids = data.image_ids
-    with pytest.raises(
-        ValueError, match=rf"^detections: 4 images were looked at more than once, the first is {ids[1]} "
-    ):
+    with pytest.raises(ValueError, match=rf"^detections: 4 images looked at more than once, the first is {ids[1]} "):
         merge([first, second, second])
     with pytest.raises(ValueError, match=rf"4 of 8 images were not looked at, the first is {ids[1]}$"):
         evaluate_boxes(data.annotations.path, first, ids)
@@ -242,8 +240,8 @@ def test_eval_prints_and_writes_all_numbers(
 def test_a_quick_look_says_so(run: Path, shapes: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["eval", "--data", str(shapes), "--checkpoint", str(run), "--limit", "3", *QUIET]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].endswith("the first 3 of 4 images alone")
-    assert lines[-1] == "of the first 3 of 4 images alone: not the data set's numbers"
+    assert lines[0].endswith("only the first 3 of 4 images")
+    assert lines[-1] == "of only the first 3 of 4 images: not the data set's numbers"
 
 
 def test_what_eval_cannot_measure_is_told_in_one_sentence(
@@ -255,7 +253,7 @@ def test_what_eval_cannot_measure_is_told_in_one_sentence(
     bare.write_text(json.dumps({**json.loads(path.read_text()), "annotations": []}))
     stranger = {"image_id": 99, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 0.5}
     for content, more, sentence in (
-        ([stranger], (), "detections: 1 images are not among the 4 annotated ones, the first is 99"),
+        ([stranger], (), "detections: 1 image not among the 4 annotated ones, the first is 99"),
         ([], ("--val-annotations", str(bare)), f"{bare}: no annotated images: none of 4 images of val has a box"),
         ({}, (), f"results file {file}: expected a list of detections, got a dict"),
         (

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from msdeform import cli
+from msdeform.models.images import read_image
 from msdeform.train.annotations import Annotations
 from msdeform.train.checkpoint import save_checkpoint
 from msdeform.train.config import TrainOptions
@@ -122,9 +123,29 @@ def test_what_it_wrote_is_measured_by_file_name(
         assert sentence in capsys.readouterr().err
 
 
+def test_what_was_done_is_written_when_interrupted(
+    checkpoint: Path, shapes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (checkpoint.parent / "config.yaml").touch()
+    files: list[Path] = []
+
+    def read_two(path: Path) -> torch.Tensor:
+        files.append(path)
+        if len(files) > 2:
+            raise KeyboardInterrupt
+        return read_image(path)
+
+    monkeypatch.setattr("msdeform.train.predict.read_image", read_two)
+    with pytest.raises(KeyboardInterrupt):
+        predict(PredictOptions((shapes / "val2017",), checkpoint, 0.0, device="cpu", progress=False))
+    out = checkpoint.parent / "predictions"  # of the run, where --out does not say
+    assert len({one["image_id"] for one in json.loads((out / "predictions.json").read_text())}) == 2
+    assert len(json.loads((out / "images.json").read_text())["images"]) == 2
+
+
 @pytest.mark.parametrize(("field", "value"), [("confidence", 1.5), ("image_size", 8)])
 def test_wrong_settings_are_named(field: str, value: float) -> None:
-    with pytest.raises(ValueError, match=f"{field.replace('_', '-')}: expected"):
+    with pytest.raises(ValueError, match=f"{field}: expected"):
         PredictOptions((), Path("x"), **{field: value})
 
 

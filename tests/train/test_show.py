@@ -62,7 +62,7 @@ def test_classes_and_sizes_are_counted(counted: CocoDetection) -> None:
     lines = summary(found)
     assert lines[0] == "boxes per image: median 1, at most 3; 1 of 3 images have none"
     assert lines[1] == "image sizes: 300 x 200 (2), 100 x 200 (1)"
-    assert lines[-1] == "1 classes have no box: emu"
+    assert lines[-1] == "1 class without a box: emu"
 
 
 def test_only_images_on_offer_are_counted_and_each_once(counted: CocoDetection) -> None:

@@ -131,10 +131,10 @@ def test_an_occupied_folder_is_left_alone(shapes: Path) -> None:
 @pytest.mark.parametrize(
     ("field", "value", "sentence"),
     [
-        ("classes", 9, "classes: expected 1 to 8, got 9"),
+        ("classes", 9, "classes: expected a number from 1 to 8, got 9"),
         ("size", 32, "size: expected at least 64 pixels, got 32"),
-        ("train", 0, "at least 1 image each, got 0 and"),
-        ("seed", -1, "seed: expected 0 or more, got -1"),
+        ("train", 0, "train: expected at least 1, got 0"),
+        ("seed", -1, "seed: expected at least 0, got -1"),
     ],
 )
 def test_wrong_settings_are_named(tmp_path: Path, field: str, value: int, sentence: str) -> None:
