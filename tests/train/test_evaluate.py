@@ -170,7 +170,7 @@ def test_an_image_seen_twice_or_never_is_refused(data: CocoDetection, model: Det
     ids = data.image_ids
     with pytest.raises(ValueError, match=rf"^detections: 4 images looked at more than once, the first is {ids[1]} "):
         merge([first, second, second])
-    with pytest.raises(ValueError, match=rf"4 of 8 images were not looked at, the first is {ids[1]}$"):
+    with pytest.raises(ValueError, match=rf"4 of 8 images not looked at, the first is {ids[1]}$"):
         evaluate_boxes(data.annotations.path, first, ids)
     with pytest.raises(ValueError, match=r"^shard: expected a rank from 0 to 1 of 2 processes, got 2$"):
         detect(model, data, CPU, shard=(2, 2))

@@ -277,7 +277,7 @@ def test_what_cannot_be_counted_is_told_in_a_sentence(shapes: Path) -> None:
         (row, [*ids, 998], "the images to evaluate on: 1 image not among the 4 annotated ones, the first is 998"),
         (infinite, ids, "results: 1 of 1 detections are not finite, the first one's score is nan and its box"),
         (row[:, :6], ids, r"results: expected rows of 7 numbers, \(N, 7\), got \(1, 6\)"),
-        (seen, ids, f"detections: 1 of 4 images were not looked at, the first is {ids[0]}"),
+        (seen, ids, f"detections: 1 of 4 images not looked at, the first is {ids[0]}"),
         ([{"image_id": 1, "bbox": [1, 2, 3]}], ids, "results: expected image_id, category_id, bbox"),
     ):
         with pytest.raises(ValueError, match=f"^{sentence}"):
