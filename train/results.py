@@ -43,7 +43,7 @@ def merge(parts: Sequence[Found]) -> Found:
         twice = ids[counts > 1][0]
         who = [str(rank) for rank, part in enumerate(parts) for _ in range(np.count_nonzero(part.image_ids == twice))]
         raise ValueError(
-            f"detections: {counted(np.count_nonzero(counts > 1), 'image')} looked at more than once, the first is "
+            f"detections: {counted(int((counts > 1).sum()), 'image')} looked at more than once, the first is "
             f"{twice} (by processes {', '.join(who)}); every image counts once"
         )
     names = dict.fromkeys(name for part in parts for name in part.losses)
@@ -135,7 +135,8 @@ def _match_images(path: Path, results: Sequence[dict[str, Any]], rows: np.ndarra
         return
     if named < len(results):
         raise ValueError(f"results file {path}: expected a file_name in every detection or in none, got {named}")
-    names, ids = {}, {}
+    names: dict[Any, str] = {}
+    ids: dict[str, Any] = {}
     for result in results:
         image_id, name = result["image_id"], str(result["file_name"])
         if names.setdefault(image_id, name) != name or ids.setdefault(name, image_id) != image_id:
