@@ -113,3 +113,13 @@ def test_a_backbone_that_cannot_be_had_names_the_flag(
     monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
     assert main(words(shapes, "--model", "detr_r50", "--out", tmp_path / "run")) == 1
     assert "--backbone-weights PATH" in capsys.readouterr().err
+
+
+def test_a_model_without_published_weights_is_told_the_way_out(
+    shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start = ["--preset", "finetune", "--model", "deformable_detr_tiny", "--out", tmp_path / "run"]
+    assert main(words(shapes, *start)) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("msdeform train: --init-from: no weights of deformable_detr_tiny are known; ")
+    assert error.endswith("; start from a file: --init-from PATH; or from random weights: --init-from none\n")
