@@ -89,7 +89,7 @@ def _published(name: str) -> dict[str, Tensor]:
     except (OSError, RuntimeError) as error:
         raise ConnectionError(
             f"backbone_weights: the ImageNet weights of {name} could not be downloaded from {weights.url} ({error}); "
-            "fetch that file elsewhere and name it: backbone_weights=PATH"
+            "fetch that file elsewhere and name it: backbone_weights=PATH, or --backbone-weights PATH"
         ) from error
 
 

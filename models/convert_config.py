@@ -148,39 +148,49 @@ def preprocesses_otherwise(theirs: Any) -> bool:
     """Does a preprocessor_config.json normalise images otherwise than our detectors do?"""
     if not isinstance(theirs, Mapping):
         return False
-    mean, std = theirs.get("image_mean", IMAGENET_MEAN), theirs.get("image_std", IMAGENET_STD)
-    return not theirs.get("do_normalize", True) or (tuple(mean), tuple(std)) != (IMAGENET_MEAN, IMAGENET_STD)
+    if not (theirs.get("do_normalize", True) and theirs.get("do_rescale", True)):
+        return True
+    usual = {"image_mean": list(IMAGENET_MEAN), "image_std": list(IMAGENET_STD), "rescale_factor": 1 / 255}
+    return any(theirs.get(name, value) != value for name, value in usual.items())
 
 
 def size_of_preprocessor(theirs: Any) -> Size | None:
-    """The size that a preprocessor_config.json of transformers describes; None where it names none.
+    """The size that a preprocessor_config.json of transformers describes; None where it does not bound the two sides.
 
-    Raises ValueError for sizes that are no bounds of the two sides, as one fixed height and width.
+    Raises ValueError for a size that is none.
     """
     if not isinstance(theirs, Mapping):
         raise ValueError(f"expected an object with size, got {type(theirs).__name__}")
     size = theirs.get("size")
     if size is None or not theirs.get("do_resize", True):
         return None
-    if isinstance(size, Mapping) and size.keys() == {"max_height", "max_width"}:
-        if size["max_height"] == size["max_width"]:  # both sides at most this: what a longest side is
-            return _size("size", size["max_height"], size["max_width"])
-    elif isinstance(size, Mapping) and "shortest_edge" in size:
-        longest = size.get("longest_edge") or theirs.get("max_size")
-        return _size("size", size["shortest_edge"], _UNBOUNDED if longest is None else longest)
-    elif isinstance(size, int):  # the first versions of transformers, and the published files
+    if isinstance(size, Mapping):
+        if "shortest_edge" in size:
+            longest = size.get("longest_edge") or theirs.get("max_size")
+            return _size("size", size["shortest_edge"], _UNBOUNDED if longest is None else longest)
+        if "max_height" in size and size["max_height"] == size.get("max_width"):
+            return _size("size", size["max_height"], size["max_width"])  # both at most this: what a longest side is
+        return None
+    if isinstance(size, int):  # the first versions of transformers, and the published files
         return _size("size", size, theirs.get("max_size", _UNBOUNDED))
     raise ValueError(f"size: expected shortest_edge and longest_edge in pixels, got {size!r}")
 
 
-def size_from_args(args: Mapping[str, Any]) -> Size | None:
-    """The size of images beside official weights, where `formats.save_official` wrote it. Raises ValueError."""
-    size = args.get("input_size")
+def read_size(size: Any) -> Size | None:
+    """``input_size`` as our files keep it, [shortest, longest] or None. Raises ValueError for anything else."""
     if size is None:
         return None
     if not isinstance(size, list | tuple) or len(size) != 2:
         raise ValueError(f"input_size: expected [shortest, longest] in pixels, got {size!r}")
     return _size("input_size", *size)
+
+
+def size_from_args(args: Mapping[str, Any]) -> Size | None:
+    """The size of images beside official weights, where `formats.save_official` wrote it."""
+    try:
+        return read_size(args.get("input_size"))
+    except ValueError:  # other programs have a field of this name too
+        return None
 
 
 def _size(name: str, short: Any, longest: Any) -> Size:

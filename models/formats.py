@@ -34,6 +34,7 @@ from .convert_config import (
     hf_backbone,
     preprocesses_otherwise,
     preprocessor_of,
+    read_size,
     size_from_args,
     size_of_preprocessor,
 )
@@ -277,9 +278,13 @@ def _read_safetensors(file: Path, path: Path) -> Source:
     if preprocesses_otherwise(preprocessor):
         print(f"{described}: images are normalised otherwise than with ImageNet's mean and deviation", file=sys.stderr)
     try:
-        return replace(source, input_size=size_of_preprocessor(preprocessor))
+        size = size_of_preprocessor(preprocessor)
     except ValueError as error:
         raise ValueError(f"{described}: {error}") from None
+    if size is None and preprocessor.get("size") is not None and preprocessor.get("do_resize", True):
+        shape = f"size {preprocessor['size']} changes the shape of images"
+        print(f"{described}: {shape}, which these detectors do not do", file=sys.stderr)
+    return replace(source, input_size=size)
 
 
 def _read_json(file: Path) -> Any:
@@ -307,8 +312,10 @@ def _source(
     ignored = sorted(name for name in content if name.endswith(counters))
     weights = {name: tensor for name, tensor in content.items() if not name.endswith(counters)}
     if config is not None and config.get("format") == FORMAT:
-        size = config.get("input_size")
-        fitted = None if size is None else Size(*size)
+        try:
+            fitted = read_size(config.get("input_size"))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
         return Source(path, "msdeform", weights, config["model"], config.get("categories"), fitted, ignored)
     try:
         if is_huggingface(weights):
@@ -323,12 +330,10 @@ def _source(
         raise ValueError(f"{path}: {error}") from None
     if args is None:
         return Source(path, "official", weights, ignored=ignored)
-    try:
-        size = size_from_args(args)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+    names = args.get("categories")
+    categories = [str(name) for name in names] if isinstance(names, list) else None
     known = config_from_args(args, family)
-    return Source(path, "official", weights, known, args.get("categories"), size, ignored)
+    return Source(path, "official", weights, known, categories, size_from_args(args), ignored)
 
 
 def _labels(config: dict[str, Any] | None) -> list[str] | None:

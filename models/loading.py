@@ -48,6 +48,9 @@ class Start:
     ignored: list[str]
     """Names in the file that the model has no use for: other shapes, other parts, no weights at all."""
 
+    input_size: Size | None = None
+    """What images were resized to when the weights were trained, where the file says so."""
+
     def sentences(self) -> list[str]:
         lines = [f"{len(self.loaded)} tensors loaded from {self.source} ({self.format} format)"]
         for head, differing in HEADS.items():
@@ -122,8 +125,8 @@ def settle_config(source: Source, name: str | None = None) -> dict[str, Any]:
 def nearest_model(source: Source) -> tuple[str, dict[str, Any]] | None:
     """The name of `list_models` whose detector a source's differs least from, and its settings that differ.
 
-    Of a run, the name that it was given. Settings of the data, as the number of classes, are left out. None where
-    nothing beside the weights tells their structure.
+    Of a run, the name that it was given, if there still is one. Settings of the data, as the number of classes, are
+    left out. None where nothing beside the weights tells their structure.
     """
     if source.config is None or source.config.keys() == {"family"}:  # a command line of other things
         return None
@@ -133,8 +136,10 @@ def nearest_model(source: Source) -> tuple[str, dict[str, Any]] | None:
     found = {
         name: {field: getattr(own, field) for field in fields if getattr(own, field) != getattr(config, field)}
         for name, config in MODELS.items()
-        if type(config) is type(own) and named in (None, name)
+        if type(config) is type(own)
     }
+    if named in found:
+        return named, found[named]
     return min(found.items(), key=lambda item: len(item[1]), default=None)
 
 
@@ -167,7 +172,7 @@ def start_from(model: nn.Module, source: Source) -> Start:
         )
     model.load_state_dict(fitting, strict=False)
     ignored = sorted([*source.ignored, *(weights.keys() - fitting.keys())])
-    return Start(source.path, source.format, sorted(fitting), fresh, ignored)
+    return Start(source.path, source.format, sorted(fitting), fresh, ignored, source.input_size)
 
 
 def _check_family(source: Source, family: Any, who: str) -> None:

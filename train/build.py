@@ -13,7 +13,7 @@ from ..models.catalog import config_of
 from ..models.detector import Detector
 from ..models.formats import Source, read_source
 from ..models.loading import Start, nearest_model, start_from
-from ..models.published import fetch
+from ..models.published import fetch, published_of
 from ..models.zoo import build_model, create_model
 from .config import Model, flatten, parse_overrides
 
@@ -85,6 +85,11 @@ def _starts_from_weights(options: Model) -> bool:
 def _file_to_start_from(options: Model) -> Path:
     assert options.init_from is not None
     if str(options.init_from) == "published":
+        try:
+            published_of(options.model, "init_from")
+        except ValueError as error:
+            way_out = "start from a file: --init-from PATH; or from random weights: --init-from none"
+            raise ValueError(f"{error}; {way_out}") from None
         return fetch(options.model, "init_from", "--init-from PATH; or start from random weights: --init-from none")
     return options.init_from
 

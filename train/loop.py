@@ -395,6 +395,12 @@ class _Run:
             self._say(line)
         for line in training.start.sentences() if training.start else ():
             self._say(line)
+        size = training.start.input_size if training.start else None
+        if size is not None and size != options.input.size:
+            self._say(
+                f"those weights were trained on images of at most {size.longest} pixels, this run uses "
+                f"{options.input.size.longest}; --image-size changes that"
+            )
         if training.steps_done:
             self._say(f"resuming at step {training.steps_done} of {training.total_steps}")
         for line in settings_lines(options, self.out / "config.yaml"):

@@ -106,8 +106,8 @@ def test_sizes_as_other_programs_write_them(described: dict[str, Any], size: Siz
 def test_a_size_that_is_none_is_refused_by_its_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = written(detector("detr"), "huggingface", tmp_path)
     file = folder / "preprocessor_config.json"
-    file.write_text('{"size": {"height": 48, "width": 90}}')
-    with pytest.raises(ValueError, match="expected shortest_edge and longest_edge in pixels, got {'height': 48"):
+    file.write_text('{"size": "large"}')
+    with pytest.raises(ValueError, match="expected shortest_edge and longest_edge in pixels, got 'large'"):
         read_source(folder)
     file.write_text('{"size": ')
     with pytest.raises(ValueError, match="preprocessor_config.json cannot be read as JSON"):
@@ -115,9 +115,49 @@ def test_a_size_that_is_none_is_refused_by_its_file(tmp_path: Path, capsys: pyte
     file.write_text('{"size": 90, "max_size": 48}')
     with pytest.raises(ValueError, match="size: expected pixels, the shortest side and then the longest, got 90, 48"):
         read_source(folder)
-    file.write_text('{"size": 48, "max_size": 90, "image_mean": [0.5, 0.5, 0.5]}')
-    assert read_source(folder).input_size == Size(48, 90)
-    assert "images are normalised otherwise than with ImageNet's mean" in capsys.readouterr().err
+    capsys.readouterr()
+    for otherwise in (
+        '"image_mean": [0.5, 0.5, 0.5]',
+        '"image_std": 0.5',
+        '"do_rescale": false',
+        '"rescale_factor": 1',
+    ):
+        file.write_text(f'{{"size": 48, "max_size": 90, {otherwise}}}')
+        assert read_source(folder).input_size == Size(48, 90)
+        assert "images are normalised otherwise than with ImageNet's mean" in capsys.readouterr().err, otherwise
+
+
+def test_a_size_of_another_kind_is_said_and_the_weights_are_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = written(detector("detr"), "huggingface", tmp_path)
+    file = folder / "preprocessor_config.json"
+    file.write_text('{"size": {"height": 48, "width": 90}}')
+    assert read_source(folder).input_size is None
+    assert capsys.readouterr().err == (
+        f"{file}: size {{'height': 48, 'width': 90}} changes the shape of images, which these detectors do not do\n"
+    )
+
+
+@pytest.mark.parametrize(("size", "known"), [([48, 90], Size(48, 90)), (224, None), ([3, 224, 224], None)])
+def test_fields_of_other_programs_in_official_files_are_no_mistake(
+    size: Any, known: Size | None, tmp_path: Path
+) -> None:
+    path = written(detector("detr"), "official", tmp_path)
+    state = torch.load(path, weights_only=False)
+    state["args"].input_size, state["args"].categories = size, "coco"
+    torch.save(state, path)
+    source = read_source(path)
+    assert (source.input_size, source.categories) == (known, None)
+
+
+@pytest.mark.parametrize("size", [[48], 48, [90, 48], ["a", "b"]])
+def test_a_wrong_size_in_our_own_folder_is_one_sentence(size: Any, tmp_path: Path) -> None:
+    folder = written(detector("detr"), "msdeform", tmp_path)
+    file = folder / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "input_size": size}))
+    with pytest.raises(ValueError, match=r"msdeform: input_size: expected "):
+        read_source(folder)
 
 
 def test_a_size_that_nobody_knows_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

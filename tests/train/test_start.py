@@ -84,3 +84,42 @@ def test_published_weights_that_cannot_be_had_name_the_flag(
     assert error.startswith("msdeform train: --init-from: the weights of deformable_detr_r50_two_stage could not be ")
     assert error.endswith("name it: --init-from PATH; or start from random weights: --init-from none\n")
     assert "pretrained" not in error
+
+
+def test_another_size_of_images_is_said(
+    run: Path, shapes: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    said = "those weights were trained on images of at most 64 pixels, this run uses 96; --image-size changes that\n"
+    for size in (64, 96):
+        command = words(shapes, "--init-from", run, "--out", tmp_path / str(size), "--image-size", size)
+        assert main([word for word in command if word != "--no-progress"]) == 0
+        assert (said in capfd.readouterr().err) == (size == 96)
+
+
+def test_a_run_of_a_model_that_no_longer_has_its_name_is_a_start(run: Path) -> None:
+    file = run / "checkpoint-00000003.pt"
+    state = load_checkpoint(file)
+    save_checkpoint(file, {**state, "model_name": "deformable_detr_former"})
+    assert resolve(["--init-from", str(run)]).model.model == "deformable_detr_tiny"
+
+
+def test_a_backbone_that_cannot_be_had_names_the_flag(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, shapes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
+    assert main(words(shapes, "--model", "detr_r50", "--out", tmp_path / "run")) == 1
+    assert "--backbone-weights PATH" in capsys.readouterr().err
+
+
+def test_a_model_without_published_weights_is_told_the_way_out(
+    shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start = ["--preset", "finetune", "--model", "deformable_detr_tiny", "--out", tmp_path / "run"]
+    assert main(words(shapes, *start)) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("msdeform train: --init-from: no weights of deformable_detr_tiny are known; ")
+    assert error.endswith("; start from a file: --init-from PATH; or from random weights: --init-from none\n")
