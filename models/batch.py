@@ -20,7 +20,6 @@ the padding as well, and so do the losses of the encoder in two stages, as backg
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 Images = Sequence[Tensor] | tuple[Tensor, Tensor] | Tensor
@@ -85,5 +84,13 @@ def as_batch(images: Images, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 
 def shrink_mask(mask: Tensor, size: Sequence[int]) -> Tensor:
-    """The padding mask (B, H, W) at another resolution, nearest pixel."""
-    return F.interpolate(mask[None].float(), size=tuple(size))[0].bool()
+    """The padding mask (B, H, W) at another resolution (h, w): row i is that of pixel floor(i * H / h), and so on.
+
+    In integers, so that every runtime picks the same pixels: `interpolate` and ONNX's Resize multiply by a rounded
+    scale, each its own, and pick another pixel where i * H / h is whole or nearly so.
+    """
+    rows, columns = (
+        torch.arange(short, device=mask.device) * full // short
+        for full, short in zip(mask.shape[1:], size, strict=True)
+    )
+    return mask.index_select(1, rows).index_select(2, columns)

@@ -9,6 +9,7 @@ import torch
 
 from msdeform.cli import main
 from msdeform.models import export as module
+from msdeform.models.batch import shrink_mask
 from msdeform.models.detector import Detector
 from msdeform.models.export import Exportable, example, export
 from msdeform.models.zoo import create_model
@@ -76,6 +77,28 @@ def test_an_onnx_file_gives_the_models_numbers_and_has_standard_operators_alone(
     made = onnx.load(path)
     assert {node.domain for node in made.graph.node} <= {"", "ai.onnx"}
     onnx.checker.check_model(made)
+
+
+@needs_onnx
+def test_onnx_shrinks_a_mask_to_the_same_pixels_at_every_row(tmp_path: Path) -> None:
+    """ONNX's Resize took the pixel before at rows 15, 30 and 45 of 60: a row of padding was image in the file only."""
+    import onnxruntime
+
+    sizes = [(8, 12), (4, 6), (2, 3), (1, 2)]
+
+    class Shrink(torch.nn.Module):
+        def forward(self, mask: torch.Tensor) -> list[torch.Tensor]:
+            return [shrink_mask(mask, size) for size in sizes]
+
+    whole = torch.zeros(1, 60, 90, dtype=torch.bool)
+    path = tmp_path / "mask.onnx"
+    torch.onnx.export(Shrink(), (whole,), path, dynamo=True, verbose=False, input_names=["mask"])
+    session = onnxruntime.InferenceSession(path)
+    for rows in range(1, 61):
+        mask = whole.clone()
+        mask[:, rows:], mask[:, :, rows * 3 // 2 :] = True, True
+        for came, size in zip(session.run(None, {"mask": mask.numpy()}), sizes, strict=True):
+            assert torch.equal(torch.from_numpy(came), shrink_mask(mask, size)), (rows, size)
 
 
 @pytest.mark.parametrize("name", quick((*FAMILY, *DILATED), "two-stage"))
