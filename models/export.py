@@ -294,9 +294,8 @@ def run(options: ExportOptions) -> int:
     print(f"wrote {options.out}: {', '.join(program.outputs)} of {', '.join(program.inputs)}, images {shape}")
     tried, total = found.boundaries
     where = f", {tried} of {total} boundaries of padding among them" if total else ""
-    print(
-        f"largest difference from the model: {found.difference:.1e} of the largest number, on {found.compared} inputs{where}"
-    )
+    print(f"largest difference from the model: {found.difference:.1e} of the largest number")
+    print(f"compared on {found.compared} inputs{where}")
     print("\nit runs without this package:\n")
     print(recipe(options.out, about(model, options.height_and_width, options.batch)["kind"]))
     return 0

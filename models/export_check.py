@@ -5,8 +5,8 @@ A map's padding mask takes whole rows and columns of the image's. Three kinds of
 - no padding;
 - stripes: in pass k, a row or a column is padded where bit k of its number is set, so that any two rows, and any two
   columns, differ in some pass, and a wrong one on any level changes the mask there;
-- boundaries: padding at the right and at the bottom, as `pad_images` makes it, with each number of real rows and of real
-  columns beside which the mask of some level changes, coarsest level first.
+- boundaries: padding at the right and at the bottom, as `pad_images` makes it, with each number of real rows and of
+  real columns beside which the mask of some level changes, coarsest level first.
 """
 
 from collections.abc import Sequence
@@ -59,7 +59,7 @@ def like_a_photograph(size: tuple[int, int], seed: int = 0) -> Tensor:
 
 
 def map_sizes(model: Detector, size: tuple[int, int]) -> list[tuple[int, int]]:
-    """(h, w) of each feature map of a DETR whose padding mask is needed, finest first, for images of (height, width)."""
+    """(h, w) of each feature map that a DETR makes of images of (height, width), finest first."""
     projections = model.get_submodule("conv" if hasattr(model, "conv") else "input_proj")
     found: list[tuple[int, int]] = []
     watched = list(projections) if isinstance(projections, torch.nn.ModuleList) else [projections]

@@ -15,13 +15,13 @@ from .size import Size
 FILE = "about.json"
 """the extra file of a ``.pt2`` that holds it all"""
 
+_TAKES = "images (B, 3, H, W) float32, normalised, 0 where padded; mask (B, H, W) bool, True where padded"
+_BOXES = "boxes (B, Q, 4) cxcywh, shares of the unpadded image"
 _USE = {
-    "faster_rcnn": "images (1, 3, H, W) float32, normalised; confidence () float32, the minimum score. boxes (n, 4) xyxy, "
-    "shares of the image; labels (n,); scores (n,), best first",
-    "sigmoid": "images (B, 3, H, W) float32, normalised, 0 where padded; mask (B, H, W) bool, True where padded. logits "
-    "(B, Q, classes): the sigmoid is a class's score; boxes (B, Q, 4) cxcywh, shares of the unpadded image",
-    "softmax": "images (B, 3, H, W) float32, normalised, 0 where padded; mask (B, H, W) bool, True where padded. logits "
-    "(B, Q, classes + 1): softmax, the last is no object; boxes (B, Q, 4) cxcywh, shares of the unpadded image",
+    "faster_rcnn": "images (1, 3, H, W) float32, normalised; confidence () float32, the minimum score. "
+    "boxes (n, 4) xyxy, shares of the image; labels (n,); scores (n,), best first",
+    "sigmoid": f"{_TAKES}. logits (B, Q, classes): the sigmoid is a class's score; {_BOXES}",
+    "softmax": f"{_TAKES}. logits (B, Q, classes + 1): softmax, the last is no object; {_BOXES}",
 }
 
 
@@ -93,30 +93,28 @@ def recipe(path: Path, kind: str) -> str:
         "images[0, :, : len(x), : len(x[0])] = ((x - about['mean']) / about['std']).transpose(2, 0, 1)",
     ]
     if kind == "faster_rcnn":
-        inputs = {"images": "images", "confidence": "np.array(0.5, np.float32)"}
-        outputs = "boxes, labels, scores"
+        inputs, outputs = {"images": "images", "confidence": "np.array(0.5, np.float32)"}, "boxes, labels, scores"
         decode = [
-            "found = [(about['classes'][c], s, b * [W, H, W, H] / scale) for b, c, s in zip(boxes, labels, scores)]"
+            "boxes = boxes * [W, H, W, H] / scale",
+            "found = [(about['classes'][c], score, box) for c, score, box in zip(labels, scores, boxes)]",
         ]
     else:
-        lines += ["mask = np.zeros((about['batch'], H, W), bool); mask[0, len(x) :] = mask[0, :, len(x[0]) :] = True"]
         inputs, outputs = {"images": "images", "mask": "mask"}, "logits, boxes"
-        score = "scores = 1 / (1 + np.exp(-logits[0]))"
+        lines += ["mask = np.zeros((about['batch'], H, W), bool); mask[0, len(x) :] = mask[0, :, len(x[0]) :] = True"]
+        decode = ["scores = 1 / (1 + np.exp(-logits[0]))"]
         if kind == "softmax":
-            score = (
-                "scores = (e := np.exp(logits[0] - logits[0].max(-1, keepdims=True)))[:, :-1] / e.sum(-1, keepdims=True)\n"
-                "scores *= scores == scores.max(-1, keepdims=True)"
-            )
-        decode = [
-            score,
+            decode = [
+                "scores = np.exp(logits[0] - logits[0].max(-1, keepdims=True))",
+                "scores = (scores / scores.sum(-1, keepdims=True))[:, :-1]",
+                "scores *= scores == scores.max(-1, keepdims=True)",
+            ]
+        decode += [
             "xyxy = (boxes[0] @ [[1, 0, 1, 0], [0, 1, 0, 1], [-0.5, 0, 0.5, 0], [0, -0.5, 0, 0.5]]) * [w, h, w, h]",
             "found = [(about['classes'][c], scores[q, c], xyxy[q]) for q, c in zip(*np.nonzero(scores >= 0.5))]",
         ]
     if onnx:
         call = f"session.run(None, {{{', '.join(f'{name!r}: {value}' for name, value in inputs.items())}}})"
     else:
-        tensors = ", ".join(
-            f"torch.from_numpy({v})" if v in ("images", "mask") else "torch.tensor(0.5)" for v in inputs.values()
-        )
+        tensors = ", ".join(f"torch.as_tensor({value})" for value in inputs.values())
         call = f"(out.detach().numpy() for out in program({tensors}))"
     return "\n".join([*lines, f"{outputs} = {call}", *decode, "print(*found, sep='\\n')"])

@@ -104,9 +104,7 @@ class ExportableFasterRcnn(nn.Module):
             inputs = images, torch.tensor(confidence)
             if len(self.expected(*inputs)[0]):
                 return inputs
-        raise ValueError(
-            "model: found nothing at any confidence in the picture, so that there is nothing to compare; name others with --images"
-        )
+        raise ValueError("images: the model finds nothing in one at any confidence, so that nothing can be compared")
 
     def expected(self, images: Tensor, confidence: Tensor) -> tuple[Tensor, ...]:
         """What `FasterRcnn` itself finds: torchvision's way, not this file's."""
