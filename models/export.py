@@ -145,17 +145,24 @@ def export(
         raise ValueError(
             f"size: expected a batch of at least 1 and sides of {kind}, got {batch} of {size[0]}x{size[1]}"
         )
-    program = exportable(model.float().cpu())
     pictures = [like_a_photograph(size, seed) for seed in range(batch)] if images is None else photographs(images, size)
-    inputs = example(program, batch, size)
-    with torch.no_grad():
-        exported = torch.export.export(program, inputs)
-        serialise = _onnx if path.suffix == ".onnx" else _program
-        content, call = serialise(program, exported, about(model, size, batch))
-        found = compare(program, call, pictures, batch=batch, checks=checks, progress=progress)
+    program, call, content = exported_program(model, path.suffix, size=size, batch=batch)
+    found = compare(program, call, pictures, batch=batch, checks=checks, progress=progress)
     with atomic_file(path) as file:
         file.write(content)
     return found
+
+
+def exported_program(
+    model: Detector, suffix: str, *, size: tuple[int, int], batch: int = 1
+) -> tuple[Exportable | ExportableFasterRcnn, "Call", bytes]:
+    """What is exported, what computes it from a file's content, and that content."""
+    program = exportable(model.float().cpu())
+    with torch.no_grad():
+        exported = torch.export.export(program, example(program, batch, size))
+        serialise = _onnx if suffix == ".onnx" else _program
+        content, call = serialise(program, exported, about(model, size, batch))
+    return program, call, content
 
 
 def compare(
@@ -165,11 +172,12 @@ def compare(
     *,
     batch: int = 1,
     checks: int | None = None,
+    tolerance: float = TOLERANCE,
     progress: bool = False,
 ) -> Comparison:
     """Compares what `call` computes with what the model does, on normalised `pictures` (3, H, W) of one size.
 
-    Raises ValueError for a difference over `TOLERANCE`.
+    Raises ValueError for a difference over `tolerance`, or another shape.
     """
     worst, total, tried = 0.0, 0, 0
     if isinstance(program, ExportableFasterRcnn):
@@ -195,7 +203,7 @@ def compare(
     with progress_bar("comparing", number, shown=progress) as advance, torch.no_grad():
         for inputs in runs:
             wanted = program.expected(*inputs)
-            worst = max(worst, _difference(program, wanted, program.paired(wanted, call(*inputs))))
+            worst = max(worst, _difference(program, wanted, program.paired(wanted, call(*inputs)), tolerance))
             advance()
     return Comparison(worst, compared, (tried, total))
 
@@ -257,16 +265,18 @@ def _quiet(*loggers: str) -> Iterator[None]:
             logging.getLogger(name).setLevel(level)
 
 
-def _difference(program: Exportable | ExportableFasterRcnn, wanted: tuple[Tensor, ...], came: list[Tensor]) -> float:
+def _difference(
+    program: Exportable | ExportableFasterRcnn, wanted: Sequence[Tensor], came: Sequence[Tensor], tolerance: float
+) -> float:
     worst = 0.0
     for name, one, other in zip(program.outputs, wanted, came, strict=True):
         if one.shape != other.shape:
             raise ValueError(f"{name}: the model gives {tuple(one.shape)}, the exported program {tuple(other.shape)}")
         share = float((one - other).abs().max() / one.abs().max().clamp(min=1))
-        if not share <= TOLERANCE:
+        if not share <= tolerance:
             raise ValueError(
                 f"{name}: the exported program differs from the model by {share:.1e} of the largest number, more than "
-                f"{TOLERANCE:.0e}"
+                f"{tolerance:.0e}"
             )
         worst = max(worst, share)
     return worst

@@ -203,7 +203,8 @@ def test_the_printed_lines_find_in_an_image_what_the_model_predicts(
     model = detector(name)
     model.categories, model.input_size = ["a", "b", "c", "d", "naïve, e"], Size(64, 96)
     model.save_pretrained(tmp_path / "model")
-    save_picture((90, 135))
+    # suppression among boxes of random weights turns on the last digit: no resizing there
+    save_picture((64, 96) if name == "faster-rcnn" else (90, 135))
     assert main(["export", "model", f"out{suffix}", "--size", "64x96", "--no-progress"]) == 0
     lines = printed(capsys)
     # of random weights, the best score is below a half
