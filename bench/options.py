@@ -48,6 +48,12 @@ Counted = Literal["triton", "cuda"]
 COUNTED_IMPLEMENTATIONS: tuple[Counted, ...] = get_args(Counted)
 COUNTED_CASES = (ENCODER, DECODER)
 EXPLAINED_MODELS = ("deformable_detr_r50", "detr_r50")
+EXPORTED_MODELS = (
+    *("detr_tiny", "detr_mini", "deformable_detr_tiny", "deformable_detr_mini", "detr_demo"),
+    *("deformable_detr_r50_two_stage", "deformable_detr_r50", "deformable_detr_r50_refine", "deformable_detr_r50_dc5"),
+    *("deformable_detr_r50_single_scale", "deformable_detr_r50_single_scale_dc5"),
+    *("detr_r50", "detr_r50_dc5", "detr_r50_dc5_plus"),
+)
 SEARCHED_CASES = ("encoder-800x1066-b2", "decoder-800x1066")
 
 Name = Annotated[str, Metavar("NAME")]
@@ -208,6 +214,32 @@ class ExplainOptions:
         for image in self.images:
             _image("images", image, "800x1333")
         at_least("times", self.times, 1)
+        at_least("minutes", self.minutes, 0)
+        _rows(self.out)
+
+
+@dataclass(frozen=True)
+class ExportsOptions:
+    """Run exported detectors at every boundary of padding: how far do they differ from the models?"""
+
+    models: tuple[Name, ...] = EXPORTED_MODELS
+    """Detectors that take a padding mask, of msdeform.list_models()."""
+    images: tuple[Annotated[str, Metavar("HxW")], ...] = ("96x128", "160x224", "250x333")
+    """Height and width of the images, in pixels."""
+    minutes: float = 9.0
+    """Minutes after which nothing begins."""
+    out: Rows | None = None
+    """Folder for the rows."""
+    again: bool = False
+    """Measure what is recorded already, too."""
+
+    def __post_init__(self) -> None:
+        _models("models", self.models)
+        for model in self.models:
+            if model.startswith("fasterrcnn"):
+                raise ValueError(f"models: expected a DETR, which takes a padding mask, got {model}")
+        for image in self.images:
+            _image("images", image, "160x224")
         at_least("minutes", self.minutes, 0)
         _rows(self.out)
 

@@ -37,6 +37,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "training-step": ("model", "backend", "dtype", "batch", "image", "option"),
     "seeds": ("model", "settings", "backend", "seed"),
     "startup": ("program", "way"),
+    "export": ("model", "image", "format"),
     "explanation": ("model", "image", "backend"),
 }
 # and from where: the code is a digest of the sources that are measured, which a commit names where the tree is clean

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..common.options import nearest
 from ..models.files import atomic_file
-from . import claims, counts, explain, model, plots, records, roofline, spread, startup, training
+from . import claims, counts, explain, exports, model, plots, records, roofline, spread, startup, training
 from .options import RenderOptions
 from .published import PUBLISHED
 from .records import Records, Row
@@ -261,6 +261,10 @@ def _explanations(found: Records, _: list[Plot]) -> str:
     return _tables(found, "explanation", explain.explanation_table, 3)
 
 
+def _exports(found: Records, _: list[Plot]) -> str:
+    return _tables(found, "export", exports.export_table, 1)
+
+
 def _startup(found: Records, _: list[Plot]) -> str:
     return _tables(found, "startup", startup.startup_table, 1)
 
@@ -327,4 +331,5 @@ BLOCKS: dict[str, Callable[[Records, list[Plot]], str]] = {
     "training-steps": _training_steps,
     "explanations": _explanations,
     "startup": _startup,
+    "exports": _exports,
 }

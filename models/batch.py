@@ -84,13 +84,13 @@ def as_batch(images: Images, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 
 def shrink_mask(mask: Tensor, size: Sequence[int]) -> Tensor:
-    """The padding mask (B, H, W) at another resolution (B, h, w): pixel (y, x) is that of (y * H // h, x * W // w).
+    """The padding mask (B, H, W) at another resolution (h, w): row i is that of pixel floor(i * H / h), and so on.
 
-    In whole numbers, so that every engine that runs an exported model finds the same pixels: those of
-    ``F.interpolate(mode="nearest")``, which ONNX's Resize does not always hit.
+    In integers, so that every runtime picks the same pixels: `interpolate` and ONNX's Resize multiply by a rounded
+    scale, each its own, and pick another pixel where i * H / h is whole or nearly so.
     """
     rows, columns = (
-        torch.arange(count, device=mask.device) * whole // count
-        for count, whole in zip(size, mask.shape[1:], strict=True)
+        torch.arange(short, device=mask.device) * full // short
+        for full, short in zip(mask.shape[1:], size, strict=True)
     )
     return mask.index_select(1, rows).index_select(2, columns)

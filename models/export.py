@@ -1,25 +1,33 @@
-"""``msdeform export``: a detector as a `torch.export` program or in ONNX, its numbers held against the model's.
+"""``msdeform export``: a detector as a `torch.export` program or in ONNX, its numbers compared with the model's.
 
 Images (B, 3, H, W) and a padding mask (B, H, W) in, class logits and boxes out, at one fixed size. The deformable
 attention is the reference's, `grid_sample` and sums: ONNX has it as the standard operator GridSample, so that nothing
 of ours is needed to run the file.
 
-Faster R-CNN takes one image and the least score of a detection; how many it finds is known when the graph runs.
+Faster R-CNN takes one image and the minimum score of a detection; how many it finds is known when the graph runs.
 """
 
 import io
+import json
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
+from ..common.progress import progress_bar
 from .attention import MSDeformAttn
 from .catalog import MODELS
 from .detector import Detector
+from .export_check import Padding, like_a_photograph, map_sizes, paddings, photographs
+from .export_recipe import FILE, about, recipe
 from .faster_rcnn import STRIDE, FasterRcnn
 from .faster_rcnn_export import ExportableFasterRcnn
 from .files import atomic_file
@@ -49,18 +57,31 @@ class Exportable(nn.Module):
     def example(self, images: Tensor) -> tuple[Tensor, ...]:
         """`images`, the last quarter of every one's rows and columns padded."""
         height, width = images.shape[2:]
-        mask = torch.zeros(images.shape[0], height, width, dtype=torch.bool)
-        mask[:, height - height // 4 :], mask[:, :, width - width // 4 :] = True, True
+        rows, columns = torch.arange(height)[:, None], torch.arange(width)
+        return self.padded(images, [(rows >= height - height // 4, columns >= width - width // 4)] * len(images))
+
+    def padded(self, images: Tensor, paddings: Sequence[Padding]) -> tuple[Tensor, ...]:
+        """`images` (B, 3, H, W), each padded as the padding of its place says."""
+        mask = torch.stack([rows | columns for rows, columns in paddings])
         return images.masked_fill(mask[:, None], 0.0), mask
 
     def expected(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """What the exported program is held against."""
+        """What the exported program is compared with."""
         outputs: tuple[Tensor, ...] = self(*inputs)
         return outputs
 
     def paired(self, wanted: Sequence[Tensor], came: Sequence[Tensor]) -> list[Tensor]:
-        """`came`, in the order of `wanted`: queries keep theirs."""
-        return list(came)
+        """`came`, in the order of `wanted`: queries keep theirs, but in two stages.
+
+        There a query is a proposal, and they are in the order of their scores: rounding decides which of two almost
+        equal ones is first. Its place in the order decides nothing of what comes of it, and the output is a set. Each
+        is compared with the one that it is nearest to, one to one.
+        """
+        if not getattr(getattr(self.model, "transformer", None), "two_stage", False):
+            return list(came)
+        pairs = zip(torch.cat(list(wanted), -1), torch.cat(list(came), -1), strict=True)
+        order = [linear_sum_assignment(torch.cdist(one.double(), other.double(), p=1))[1] for one, other in pairs]
+        return [torch.stack([one[rows] for one, rows in zip(tensor, order, strict=True)]) for tensor in came]
 
 
 def exportable(model: Detector) -> Exportable | ExportableFasterRcnn:
@@ -78,17 +99,37 @@ def exportable(model: Detector) -> Exportable | ExportableFasterRcnn:
 
 
 def example(model: Exportable | ExportableFasterRcnn, batch: int, size: tuple[int, int]) -> tuple[Tensor, ...]:
-    """Inputs to trace and check with, of noise."""
-    return model.example(torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(0)))
+    """Inputs to trace with."""
+    return model.example(torch.stack([like_a_photograph(size, seed) for seed in range(batch)]))
 
 
-def export(model: Detector, path: Path, *, size: tuple[int, int], batch: int = 1) -> float:
+@dataclass(frozen=True)
+class Comparison:
+    """What an exported program's numbers were, beside the model's."""
+
+    difference: float
+    """The largest, as a share of the largest number of each output."""
+    compared: int
+    """Pictures, each with its padding, that it is the largest of."""
+    boundaries: tuple[int, int]
+    """Boundaries of padding among them, and all that there are."""
+
+
+def export(
+    model: Detector,
+    path: Path,
+    *,
+    size: tuple[int, int],
+    batch: int = 1,
+    images: Path | None = None,
+    checks: int | None = 32,
+    progress: bool = False,
+) -> Comparison:
     """Writes a detector to `path`, ``.onnx`` or ``.pt2`` by its name, whole or not at all.
 
-    What will be in the file is read and run first.
-
-    Returns:
-        The largest difference of its numbers from the model's, as a share of the largest of each output.
+    What will be in the file is read and run first, on `images`, a file or a folder (else on a picture made to be like a
+    photograph), without padding, with stripes, and at most `checks` boundaries of padding (all if None): see
+    `export_check`.
 
     Raises:
         ValueError: another suffix, size or backend than can be exported, or a difference over `TOLERANCE`.
@@ -104,36 +145,87 @@ def export(model: Detector, path: Path, *, size: tuple[int, int], batch: int = 1
         raise ValueError(
             f"size: expected a batch of at least 1 and sides of {kind}, got {batch} of {size[0]}x{size[1]}"
         )
-    program = exportable(model.float().cpu())
-    inputs = example(program, batch, size)
-    with torch.no_grad():
-        wanted = program.expected(*inputs)
-        exported = torch.export.export(program, inputs)
-        serialise = _onnx if path.suffix == ".onnx" else _program
-        content, came = serialise(program, exported, inputs)
-    difference = _difference(program, wanted, program.paired(wanted, came))
+    pictures = [like_a_photograph(size, seed) for seed in range(batch)] if images is None else photographs(images, size)
+    program, call, content = exported_program(model, path.suffix, size=size, batch=batch)
+    found = compare(program, call, pictures, batch=batch, checks=checks, progress=progress)
     with atomic_file(path) as file:
         file.write(content)
-    return difference
+    return found
+
+
+def exported_program(
+    model: Detector, suffix: str, *, size: tuple[int, int], batch: int = 1
+) -> tuple[Exportable | ExportableFasterRcnn, "Call", bytes]:
+    """What is exported, what computes it from a file's content, and that content."""
+    program = exportable(model.float().cpu())
+    with torch.no_grad():
+        exported = torch.export.export(program, example(program, batch, size))
+        serialise = _onnx if suffix == ".onnx" else _program
+        content, call = serialise(program, exported, about(model, size, batch))
+    return program, call, content
+
+
+def compare(
+    program: Exportable | ExportableFasterRcnn,
+    call: "Call",
+    pictures: Sequence[Tensor],
+    *,
+    batch: int = 1,
+    checks: int | None = None,
+    tolerance: float = TOLERANCE,
+    progress: bool = False,
+) -> Comparison:
+    """Compares what `call` computes with what the model does, on normalised `pictures` (3, H, W) of one size.
+
+    Raises ValueError for a difference over `tolerance`, or another shape.
+    """
+    worst, total, tried = 0.0, 0, 0
+    if isinstance(program, ExportableFasterRcnn):
+        runs = [program.example(picture[None]) for picture in pictures]
+        compared = len(runs)
+    else:
+        size = (pictures[0].shape[1], pictures[0].shape[2])
+        first, cuts = paddings(size, map_sizes(program.model, size))
+        total, tried = len(cuts), len(cuts) if checks is None else min(checks, len(cuts))
+        # every picture without padding, then all of them in turn
+        todo = [first[0]] * len(pictures) + first[1:] + cuts[:tried]
+        compared = len(todo)
+        todo += [first[0]] * (-len(todo) % batch)
+        turns = list(zip(todo, cycle(pictures), strict=False))
+        runs = (  # type: ignore[assignment]
+            program.padded(
+                torch.stack([picture for _, picture in turns[start : start + batch]]),
+                [padding for padding, _ in turns[start : start + batch]],
+            )
+            for start in range(0, len(turns), batch)
+        )
+    number = compared if isinstance(runs, list) else len(todo) // batch
+    with progress_bar("comparing", number, shown=progress) as advance, torch.no_grad():
+        for inputs in runs:
+            wanted = program.expected(*inputs)
+            worst = max(worst, _difference(program, wanted, program.paired(wanted, call(*inputs)), tolerance))
+            advance()
+    return Comparison(worst, compared, (tried, total))
+
+
+Call = Callable[..., list[Tensor]]
+"""What a file computes of a program's inputs."""
 
 
 def _program(
-    program: Exportable | ExportableFasterRcnn,
-    exported: torch.export.ExportedProgram,
-    inputs: tuple[Tensor, ...],
-) -> tuple[bytes, list[Tensor]]:
+    program: Exportable | ExportableFasterRcnn, exported: torch.export.ExportedProgram, notes: dict[str, Any]
+) -> tuple[bytes, Call]:
     """A ``.pt2`` file's content, and what it computes once read again."""
     buffer = io.BytesIO()
-    torch.export.save(exported, buffer)
+    torch.export.save(exported, buffer, extra_files={FILE: json.dumps(notes)})
     content = buffer.getvalue()
-    return content, list(torch.export.load(io.BytesIO(content)).module()(*inputs))
+    module = torch.export.load(io.BytesIO(content)).module()
+    return content, lambda *inputs: list(module(*inputs))
 
 
 def _onnx(
-    program: Exportable | ExportableFasterRcnn,
-    exported: torch.export.ExportedProgram,
-    inputs: tuple[Tensor, ...],
-) -> tuple[bytes, list[Tensor]]:
+    program: Exportable | ExportableFasterRcnn, exported: torch.export.ExportedProgram, notes: dict[str, Any]
+) -> tuple[bytes, Call]:
     """An ``.onnx`` file's content, and what onnxruntime computes with it."""
     import onnxruntime
 
@@ -147,10 +239,17 @@ def _onnx(
             output_names=list(program.outputs),
         )
     assert made is not None
-    content = made.model_proto.SerializeToString()
+    proto = made.model_proto
+    for name, value in notes.items():
+        proto.metadata_props.add(key=name, value=json.dumps(value))
+    content = proto.SerializeToString()
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    answers = session.run(None, {name: tensor.numpy() for name, tensor in zip(program.inputs, inputs, strict=True)})
-    return content, [torch.from_numpy(answer) for answer in answers]
+
+    def call(*inputs: Tensor) -> list[Tensor]:
+        feed = {name: tensor.numpy() for name, tensor in zip(program.inputs, inputs, strict=True)}
+        return [torch.from_numpy(answer) for answer in session.run(None, feed)]
+
+    return content, call
 
 
 @contextmanager
@@ -166,16 +265,18 @@ def _quiet(*loggers: str) -> Iterator[None]:
             logging.getLogger(name).setLevel(level)
 
 
-def _difference(program: Exportable | ExportableFasterRcnn, wanted: tuple[Tensor, ...], came: list[Tensor]) -> float:
+def _difference(
+    program: Exportable | ExportableFasterRcnn, wanted: Sequence[Tensor], came: Sequence[Tensor], tolerance: float
+) -> float:
     worst = 0.0
     for name, one, other in zip(program.outputs, wanted, came, strict=True):
         if one.shape != other.shape:
             raise ValueError(f"{name}: the model gives {tuple(one.shape)}, the exported program {tuple(other.shape)}")
         share = float((one - other).abs().max() / one.abs().max().clamp(min=1))
-        if not share <= TOLERANCE:
+        if not share <= tolerance:
             raise ValueError(
                 f"{name}: the exported program differs from the model by {share:.1e} of the largest number, more than "
-                f"{TOLERANCE:.0e}"
+                f"{tolerance:.0e}"
             )
         worst = max(worst, share)
     return worst
@@ -185,7 +286,15 @@ def run(options: ExportOptions) -> int:
     """``msdeform export``."""
     model = _find(options.source, options.model)
     try:
-        difference = export(model, options.out, size=options.height_and_width, batch=options.batch)
+        found = export(
+            model,
+            options.out,
+            size=options.height_and_width,
+            batch=options.batch,
+            images=options.images,
+            checks=options.checks,
+            progress=options.progress,
+        )
     except ModuleNotFoundError as error:
         if error.name not in ("onnx", "onnxscript", "onnxruntime"):
             raise
@@ -193,7 +302,12 @@ def run(options: ExportOptions) -> int:
     shape = "x".join(map(str, (options.batch, 3, *options.height_and_width)))
     program = exportable(model)
     print(f"wrote {options.out}: {', '.join(program.outputs)} of {', '.join(program.inputs)}, images {shape}")
-    print(f"largest difference from the model: {difference:.1e} of the largest number")
+    tried, total = found.boundaries
+    where = f", {tried} of {total} boundaries of padding among them" if total else ""
+    print(f"largest difference from the model: {found.difference:.1e} of the largest number")
+    print(f"compared on {found.compared} inputs{where}")
+    print("\nit runs without this package:\n")
+    print(recipe(options.out, about(model, options.height_and_width, options.batch)["kind"]))
     return 0
 
 

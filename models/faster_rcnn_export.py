@@ -20,12 +20,12 @@ from .geometry import widen
 
 # torchvision's, in both of its stages: a box of no area is none
 _LEAST_SIDE = {"proposals": 1e-3, "detections": 1e-2}
-# the least score of a detection that the check starts with; it is lowered until there are some
+# the minimum score of a detection that the check starts with; it is lowered until there are some
 _CONFIDENCES = (0.5, 0.05, 0.02, 0.01, 0.005, 0.0)
 
 
 class ExportableFasterRcnn(nn.Module):
-    """One image and the least score of a detection to (boxes, labels, scores), best first.
+    """One image and the minimum score of a detection to (boxes, labels, scores), best first.
 
     The same layers, thresholds and order as `FasterRcnn`'s in evaluation.
     """
@@ -104,7 +104,7 @@ class ExportableFasterRcnn(nn.Module):
             inputs = images, torch.tensor(confidence)
             if len(self.expected(*inputs)[0]):
                 return inputs
-        raise ValueError("model: found nothing at any confidence in an image of noise, so the export proves nothing")
+        raise ValueError("images: the model finds nothing in one at any confidence, so that nothing can be compared")
 
     def expected(self, images: Tensor, confidence: Tensor) -> tuple[Tensor, ...]:
         """What `FasterRcnn` itself finds: torchvision's way, not this file's."""

@@ -58,8 +58,12 @@ class ExportOptions:
   Faster R-CNN takes one image, all of it picture, and confidence () float32, the minimum score of a detection; it gives
   boxes (n, 4), xyxy, shares of the image, labels (n,) int64 and scores (n,), best first, of the n that it finds.
 
+The file carries its classes, size and normalisation, and the Python that runs it is printed. Before it is written, what
+it computes is compared with the model: without padding, with masks that tell every row and column apart, and with
+padding that ends where the mask of some level changes.
+
 examples:
-  msdeform export runs/mine mine.onnx --size 800x1216
+  msdeform export runs/mine mine.onnx --size 800x1216 --images photographs
   msdeform export detr-r50-e632da11.pth detr.pt2 --model detr_r50
 """
 
@@ -73,9 +77,16 @@ examples:
     """Images at once."""
     model: str | None = None
     """A name of msdeform.list_models(): what the weights are of, where SOURCE does not say so."""
+    images: Annotated[ReadPath | None, Metavar("FILE_OR_FOLDER")] = None
+    """Photographs to compare file and model on; a picture with the statistics of one when not given."""
+    checks: int = 32
+    """Most boundaries of padding to compare at, coarsest level first."""
+    progress: bool = True
+    """Show a progress bar."""
 
     def __post_init__(self) -> None:
         at_least("batch", self.batch, 1)
+        at_least("checks", self.checks, 0)
         check_model(self.model)
         if self.out.suffix not in SUFFIXES:
             raise ValueError(f"out: expected a name that ends in {' or '.join(SUFFIXES)}, got {self.out}")

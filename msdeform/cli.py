@@ -140,6 +140,11 @@ COMMANDS = {
         "bench.explain:run",
         "time relevance beside the model's own passes, and the memory it adds",
     ),
+    "bench exports": Command(
+        "bench.options:ExportsOptions",
+        "bench.exports:run",
+        "run exported detectors at every boundary of padding, beside their models",
+    ),
     "bench instructions": Command(
         "bench.options:InstructionsOptions",
         "bench.instructions:run",

@@ -22,7 +22,7 @@ def test_names_without_pytorch_are_those_of_the_tables() -> None:
     assert tuple(instructions._OURS) == options.COUNTED_IMPLEMENTATIONS
 
 
-ROWS = ("bench", "bench explain", "bench seeds", "bench startup", "bench training", "table --flops")
+ROWS = ("bench", "bench explain", "bench exports", "bench seeds", "bench startup", "bench training", "table --flops")
 
 
 @pytest.mark.parametrize(
@@ -52,6 +52,16 @@ ROWS = ("bench", "bench explain", "bench seeds", "bench startup", "bench trainin
         ("bench compare", ["a", "b", "--threshold", "-1"], "--threshold: expected at least 0, got -1"),
         ("bench compare", ["a", "b", "--results", "none"], "--results: expected a file or folder; none does not exist"),
         ("bench explain", ["--minutes", "-1"], "--minutes: expected at least 0, got -1"),
+        (
+            "bench exports",
+            ["--models", "fasterrcnn_tiny"],
+            "--models: expected a DETR, which takes a padding mask, got",
+        ),
+        (
+            "bench exports",
+            ["--images", "16x64"],
+            "--images: expected HEIGHTxWIDTH of at least 32 pixels, such as 160x224",
+        ),
         ("bench instructions", ["--official", "."], "--official: expected a file, got the folder ."),
         ("bench render", ["--root", "file"], "--root: expected a folder, got the file file"),
         ("bench render", ["--root", "."], "--root: expected a checkout, with README.md and docs/, got ."),

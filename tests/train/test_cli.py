@@ -41,6 +41,7 @@ def test_help_lists_every_command_in_a_line_each() -> None:
         "bench compare",
         "bench dispatch",
         "bench explain",
+        "bench exports",
         "bench instructions",
         "bench model",
         "bench render",
@@ -86,7 +87,7 @@ def test_every_command_is_where_it_is_said_to_be(name: str) -> None:
         (["qqq"], "unknown command 'qqq'; msdeform --help lists the commands"),
         (
             ["bench", "comapre", "a"],
-            "'bench' is followed by compare or dispatch or explain or instructions or model or render or "
+            "'bench' is followed by compare or dispatch or explain or exports or instructions or model or render or "
             "roofline or seeds or startup or training; got 'bench comapre'",
         ),
     ],
