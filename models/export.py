@@ -285,11 +285,12 @@ def _difference(
 def run(options: ExportOptions) -> int:
     """``msdeform export``."""
     model = _find(options.source, options.model)
+    size = options.height_and_width(model.input_size, STRIDE if isinstance(model, FasterRcnn) else 1)
     try:
         found = export(
             model,
             options.out,
-            size=options.height_and_width,
+            size=size,
             batch=options.batch,
             images=options.images,
             checks=options.checks,
@@ -299,7 +300,7 @@ def run(options: ExportOptions) -> int:
         if error.name not in ("onnx", "onnxscript", "onnxruntime"):
             raise
         raise ValueError(f"ONNX needs the package {error.name}: pip install onnx onnxscript onnxruntime") from None
-    shape = "x".join(map(str, (options.batch, 3, *options.height_and_width)))
+    shape = "x".join(map(str, (options.batch, 3, *size)))
     program = exportable(model)
     print(f"wrote {options.out}: {', '.join(program.outputs)} of {', '.join(program.inputs)}, images {shape}")
     tried, total = found.boundaries
@@ -307,7 +308,7 @@ def run(options: ExportOptions) -> int:
     print(f"largest difference from the model: {found.difference:.1e} of the largest number")
     print(f"compared on {found.compared} inputs{where}")
     print("\nit runs without this package:\n")
-    print(recipe(options.out, about(model, options.height_and_width, options.batch)["kind"]))
+    print(recipe(options.out, about(model, size, options.batch)["kind"]))
     return 0
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from ..common.options import Form, Metavar, Positional, ReadPath, WriteFile, Writes, at_least
 from .catalog import MODELS, check_model
+from .size import Size
 
 FORMATS = ("official", "huggingface", "msdeform")
 SUFFIXES = (".onnx", ".pt2")
@@ -71,8 +72,8 @@ examples:
     """A name of msdeform.list_models(), or weights in any format."""
     out: Annotated[WriteFile, Positional("OUT")]
     """OUT.onnx or OUT.pt2."""
-    size: Annotated[str, Form(r"\d+x\d+", "HxW in pixels, such as 800x1216"), Metavar("HxW")] = "800x1216"
-    """Height and width of the images."""
+    size: Annotated[str, Form(r"\d+x\d+", "HxW in pixels, such as 800x1216"), Metavar("HxW")] | None = None
+    """Height and width of the images; when not given, those that the model was trained with, or 800x1216."""
     batch: int = 1
     """Images at once."""
     model: str | None = None
@@ -95,7 +96,11 @@ examples:
             advice = f"no model is called so; did you mean {' or '.join(near)}?" if near else "nor is it a model's name"
             raise ValueError(f"source: expected a model's name or weights; {self.source} does not exist, {advice}")
 
-    @property
-    def height_and_width(self) -> tuple[int, int]:
-        height, _, width = self.size.partition("x")
-        return int(height), int(width)
+    def height_and_width(self, trained: Size | None, step: int = 1) -> tuple[int, int]:
+        """What --size says, or else the size of a model's training, in multiples of ``step``."""
+        if self.size is not None:
+            height, _, width = self.size.partition("x")
+            return int(height), int(width)
+        if trained is None or trained == Size():
+            return 800, 1216
+        return -(-trained.short // step) * step, -(-trained.longest // step) * step

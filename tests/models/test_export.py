@@ -14,6 +14,7 @@ from msdeform.models.batch import shrink_mask
 from msdeform.models.detector import Detector
 from msdeform.models.export import Exportable, example, export
 from msdeform.models.export_check import like_a_photograph
+from msdeform.models.options import ExportOptions
 from msdeform.models.size import Size
 from msdeform.models.zoo import create_model
 
@@ -244,3 +245,20 @@ def same_detections(found: list[Any], names: list[str], scores: torch.Tensor, bo
         far = (boxes - torch.as_tensor(box)).abs().amax(1) + 10 * (scores - float(score)).abs()
         far += torch.tensor([10.0 * (name != other) for other in names])
         assert far.min() < 0.3, (name, score, box)
+
+
+@pytest.mark.parametrize(
+    ("said", "trained", "step", "size"),
+    [
+        (None, None, 1, (800, 1216)),
+        (None, Size(), 1, (800, 1216)),
+        (None, Size(160, 160), 1, (160, 160)),
+        (None, Size(100, 170), 32, (128, 192)),
+        ("96x128", Size(160, 160), 1, (96, 128)),
+    ],
+)
+def test_the_size_of_an_export_is_that_of_training(
+    said: str | None, trained: Size | None, step: int, size: tuple[int, int]
+) -> None:
+    options = ExportOptions("detr_tiny", Path("x.onnx"), size=said)
+    assert options.height_and_width(trained, step) == size
