@@ -74,7 +74,7 @@ def compared(name: str, image: str) -> Row:
 
 def export_table(rows: Sequence[Row]) -> list[Line]:
     """A head, and a line for each detector with its largest differences, and the inputs that were compared."""
-    images = list(dict.fromkeys(row["image"] for row in rows))
+    images = sorted({row["image"] for row in rows}, key=lambda image: [int(side) for side in image.split("x")])
     lines: list[Line] = [("detector", *(part for image in images for part in (image, "inputs")))]
     for model in dict.fromkeys(row["model"] for row in rows):
         mine = {row["image"]: row for row in rows if row["model"] == model}

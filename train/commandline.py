@@ -1,4 +1,4 @@
-"""What every command of training prints with."""
+"""The progress bar, under the name that commands of training and explanation import."""
 
 from ..common.progress import progress_bar
 

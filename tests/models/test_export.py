@@ -12,7 +12,7 @@ from msdeform.cli import main
 from msdeform.models import export as module
 from msdeform.models.batch import shrink_mask
 from msdeform.models.detector import Detector
-from msdeform.models.export import Exportable, example, export
+from msdeform.models.export import Exportable, example, export, exported_program
 from msdeform.models.export_check import like_a_photograph
 from msdeform.models.options import ExportOptions
 from msdeform.models.size import Size
@@ -103,6 +103,26 @@ def test_onnx_shrinks_a_mask_to_the_same_pixels_at_every_row(tmp_path: Path) -> 
         mask[:, rows:], mask[:, :, rows * 3 // 2 :] = True, True
         for came, size in zip(session.run(None, {"mask": mask.numpy()}), sizes, strict=True):
             assert torch.equal(torch.from_numpy(came), shrink_mask(mask, size)), (rows, size)
+
+
+@needs_onnx
+def test_padded_images_get_the_models_boxes_from_onnx(tmp_path: Path) -> None:
+    """With four levels at 60x90, the file took other rows for padding than the model at 15, 30 and 45 of 60."""
+    import onnxruntime
+
+    torch.manual_seed(0)
+    model = create_model("deformable_detr_tiny", num_feature_levels=4, num_classes=3, attn_backend="reference").eval()
+    program, _, content = exported_program(model, ".onnx", size=(60, 90))
+    session = onnxruntime.InferenceSession(content)
+    picture = like_a_photograph((60, 90))[None]
+    for real in (60, 45, 31, 30, 15):
+        padding = (torch.arange(60)[:, None] >= real, torch.arange(90) >= 90)
+        images, mask = program.padded(picture, [padding])
+        with torch.no_grad():
+            wanted = program(images, mask)
+        came = session.run(None, {"images": images.numpy(), "mask": mask.numpy()})
+        for one, other in zip(wanted, came, strict=True):
+            torch.testing.assert_close(torch.from_numpy(other), one, rtol=1e-4, atol=1e-4, msg=f"{real} real rows")
 
 
 @pytest.mark.parametrize("name", quick((*FAMILY, *DILATED), "two-stage"))
