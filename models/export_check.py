@@ -18,11 +18,10 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from .detector import Detector
-from .images import normalise, read_image
+from .images import SUFFIXES, normalise, read_image
 
 Padding = tuple[Tensor, Tensor]
 """Rows (H, 1) and columns (W,) that are padded, bool; one or the other pads a pixel."""
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
 def photographs(path: Path, size: tuple[int, int]) -> list[Tensor]:

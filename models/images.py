@@ -15,6 +15,9 @@ from torchvision.transforms.v2 import functional as F
 
 ImageLike = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor
 
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+"""Of the files in a folder that are taken for images."""
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..common.text import counted
 from ..kernels.device import choose_device
-from ..models.images import BadImageError, read_image
+from ..models.images import SUFFIXES, BadImageError, read_image
 from ..models.predictor import Detections, nothing_detected
 from .checkpoint import Trained, load_trained
 from .commandline import progress_bar
@@ -21,8 +21,6 @@ from .drawing import Box, draw_boxes, save_picture
 from .files import write_json
 from .options import PredictOptions
 from .results import coco_results
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
 def find_images(paths: tuple[Path, ...]) -> list[Path]:
