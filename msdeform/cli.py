@@ -70,7 +70,7 @@ COMMANDS = {
     "train": Command(
         "train.config:TrainOptions",
         "train.loop:run",
-        "train a detector on a COCO-format data set",
+        "train a detector on photographs with boxes, in COCO's, YOLO's or Pascal VOC's format",
         parse="train.settings:resolve",
     ),
     "replay": Command(
@@ -213,10 +213,23 @@ def print_version(options: VersionOptions) -> int:
     return 0
 
 
+GROUPS = {
+    "start": ("demo", "data show", "data synth"),
+    "detectors": ("train", "eval", "predict", "plot", "replay", "convert", "export"),
+    "explanations": ("explain", "explore", "ablate", "explain-eval"),
+    "the operator": ("info", "verify", "verify --compiled"),
+    "measurements": ("table", *(name for name in COMMANDS if name.split()[0] == "bench")),
+    "": ("version",),
+}
+
+
 def help_text(names: Collection[str] = tuple(COMMANDS)) -> str:
-    """What ``msdeform --help`` prints: every command in a line each, or some."""
+    """What ``msdeform --help`` prints: every command in a line each, or some, by what they are for."""
     width = max(map(len, names))
-    lines = [f"  {name:<{width}}  {COMMANDS[name].summary}" for name in names]
+    lines: list[str] = []
+    for title, group in GROUPS.items():
+        shown = [f"  {name:<{width}}  {COMMANDS[name].summary}" for name in group if name in names]
+        lines += [*([f"{title}:"] if title else []), *shown, ""] if shown else []
     return "\n".join(
         [
             "usage: msdeform COMMAND [OPTIONS]",
@@ -224,7 +237,6 @@ def help_text(names: Collection[str] = tuple(COMMANDS)) -> str:
             "Multi-scale deformable attention on interchangeable backends, and the detectors built on it.",
             "",
             *lines,
-            "",
             "msdeform COMMAND --help lists the options of a command.",
         ]
     )

@@ -347,7 +347,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """Train a detector on a COCO- or YOLO-format data set.
+    """Train a detector on data in the format of COCO, YOLO or Pascal VOC.
 
     Under torchrun or srun every process trains on its share; nothing else is needed."""
 

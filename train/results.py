@@ -1,6 +1,7 @@
 """Detections as one array, which is small, quick to gather from several processes, and what COCO's own tools read."""
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -124,7 +125,7 @@ def read_results(path: Path, annotations: Annotations | None = None) -> np.ndarr
     rows = pack_results(results)
     if annotations is not None and results:
         _match_images(path, results, rows, annotations)
-        _require_known_categories(path, results, rows, annotations)
+        _match_categories(path, results, rows, annotations)
     return rows
 
 
@@ -160,18 +161,26 @@ def _match_images(path: Path, results: Sequence[dict[str, Any]], rows: np.ndarra
         row[0] = next(iter(found))
 
 
-def _require_known_categories(
+def _match_categories(
     path: Path, results: Sequence[dict[str, Any]], rows: np.ndarray, annotations: Annotations
 ) -> None:
+    """Gives rows whose results name their classes the annotations' category ids. Raises ValueError for unknown ones.
+
+    Weights that were converted know the names of classes, but not the ids that a data set gives them.
+    """
     names = {category.id: category.name for category in annotations.categories}
-    for category_id, result in zip(rows[:, 6].tolist(), results, strict=True):
-        if category_id not in names:
-            raise ValueError(f"results file {path}: category {category_id:g} is not one of {annotations.path}")
-        if result.get("category_name", names[category_id]) != names[category_id]:
-            raise ValueError(
-                f"results file {path}: category {category_id:g} is '{result['category_name']}', but "
-                f"'{names[category_id]}' in {annotations.path}"
-            )
+    ids = {name: category_id for category_id, name in names.items()}
+    renumbered = False
+    for row, result in zip(rows, results, strict=True):
+        name = result.get("category_name")
+        if name is None and row[6] not in names:
+            raise ValueError(f"results file {path}: category {row[6]:g} is not one of {annotations.path}")
+        if name is not None and name not in ids:
+            raise ValueError(f"results file {path}: class '{name}' is not one of {annotations.path}")
+        if name is not None and names.get(row[6]) != name:
+            renumbered, row[6] = True, ids[name]
+    if renumbered:
+        print(f"{path}: category ids differ from those of {annotations.path}; matched by name", file=sys.stderr)
 
 
 def unpack_results(rows: np.ndarray) -> list[dict[str, Any]]:

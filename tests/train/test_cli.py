@@ -57,6 +57,10 @@ def test_help_lists_every_command_in_a_line_each() -> None:
     assert max(map(len, lines)) <= 110
 
 
+def test_every_command_is_in_one_group_of_the_help() -> None:
+    assert sorted(name for group in cli.GROUPS.values() for name in group) == sorted(COMMANDS)
+
+
 def test_help_of_a_group_lists_its_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "--help"]) == 0
     out = capsys.readouterr().out

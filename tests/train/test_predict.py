@@ -112,10 +112,15 @@ def test_what_it_wrote_is_measured_by_file_name(
     assert any(one["image_id"] != ids[one["file_name"]] for one in written)
     read = read_results(file, Annotations.load(truth))
     assert read[:, 0].tolist() == [ids[one["file_name"]] for one in written]
+    # converted weights know the names of classes, and not the ids that the data gives them
+    assert capsys.readouterr().err == ""
+    file.write_text(json.dumps([{**one, "category_id": one["category_id"] - 1} for one in written]))
+    assert (read_results(file, Annotations.load(truth)) == read).all()
+    assert capsys.readouterr().err.endswith("matched by name\n")
     for change, sentence in (
         ({"file_name": "no.jpg"}, "image no.jpg, which"),
-        ({"category_id": 77}, "category 77 is not one of"),
-        ({"category_name": "cow"}, "is 'cow', but"),
+        ({"category_id": 77, "category_name": None}, "category 77 is not one of"),
+        ({"category_name": "cow"}, "class 'cow' is not one of"),
     ):
         file.write_text(json.dumps([{**written[0], **change}]))
         words = ["eval", "--results", str(file), "--val-images", str(photos), "--val-annotations", str(truth)]
