@@ -289,6 +289,7 @@ class _Run:
         training.evaluated_at = training.steps_done
         first = training.best["step"] < 0
         better = first or metrics["AP"] > training.best["AP"]
+        told = not first and round(metrics["AP"], 3) > round(training.best["AP"], 3)
         # among checkpoints that find nothing, the newest has learnt most
         if better or metrics["AP"] == training.best["AP"] == 0:
             training.best = {"AP": metrics["AP"], "step": float(training.steps_done)}
@@ -301,7 +302,7 @@ class _Run:
             ema=training.average is not None,
             seconds=round(seconds, 2),
         )
-        record = ", the best so far" if better and not first else ""
+        record = ", the best so far" if told else ""
         self._say(f"validation: AP {metrics['AP']:.3f}, AP50 {metrics['AP50']:.3f}{record} ({seconds:.0f} s)")
         self._draw()
         self._save()
