@@ -59,9 +59,9 @@ def _name(model: Detector) -> str | None:
     """The model's name in the catalogue, if it differs from one there in what does not shape it only."""
     if model.config is None:
         return None
-    free = {"num_classes": 1, "backbone_frozen": False}
+    free: dict[str, Any] = {"num_classes": 1, "backbone_frozen": False}
     if not isinstance(model.config, FasterRcnnConfig):
-        free["dropout"] = 0.0  # type: ignore[assignment]
+        free["dropout"] = 0.0
     plain = dataclasses.replace(model.config, **free)
     for name, config in MODELS.items():
         if type(config) is type(plain) and dataclasses.replace(config, **free) == plain:

@@ -360,4 +360,6 @@ def _classes(weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> int:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).split("\n")[0] or type(error).__name__
+    """What an error says; of one that names a key alone, its type."""
+    line = str(error).split("\n")[0]
+    return type(error).__name__ if isinstance(error, KeyError) or not line else line

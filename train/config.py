@@ -64,10 +64,11 @@ class Source:
             images = images or self.data / f"{name}2017"
             annotations = annotations or self.data / "annotations" / f"instances_{name}2017.json"
         if not annotations.is_file():
-            neither = ""
-            if self.data is not None:
-                neither = f"; {self.data} holds {contents(self.data)}, and --data takes {KNOWN}"
-            raise FileNotFoundError(f"annotation file {annotations} does not exist{neither}")
+            if self.data is not None and not (self.data / "annotations").is_dir():
+                raise FileNotFoundError(
+                    f"data: expected the layout of {KNOWN}; {self.data} holds {contents(self.data)}"
+                )
+            raise FileNotFoundError(f"annotation file {annotations} does not exist")
         if not images.is_dir():
             raise FileNotFoundError(f"image folder {images} does not exist")
         return Split(name, images, annotations, yolo=False)

@@ -188,6 +188,8 @@ class Option:
                 what = "a whole number" if kind is int else "a number"
                 raise WrongValue(f"expected {what}, got {word!r}") from None
         if kind is Path:
+            if not word:  # the current folder to pathlib
+                raise WrongValue("expected a path, got nothing")
             return Path(word).expanduser()
         form = self.mark(Form)
         if form is not None and not re.fullmatch(form.pattern, word):
@@ -233,6 +235,8 @@ def check_writable(path: Path, kind: Literal["file", "folder", "path"]) -> None:
     """Raises WrongValue for a path that cannot be written, or made with the folders above it; writes nothing."""
     if kind == "file" and path.is_dir():
         raise WrongValue(f"expected a file to write, got the folder {path}")
+    if path.exists() and not path.is_file() and not path.is_dir():  # a file put in its place would replace it
+        raise WrongValue(f"expected a {'place' if kind == 'path' else kind} to write, got the device {path}")
     if kind == "folder" and path.exists() and not path.is_dir():
         raise WrongValue(f"expected a folder to write into, got the file {path}")
     if path.exists() and not os.access(path, os.W_OK):

@@ -136,7 +136,8 @@ def test_what_an_instance_says_can_be_typed_again(tmp_path: Path) -> None:
         ((".", "--bar=1"), "--bar: expected no value, got '1'"),
         ((".", "--device", "gpu"), "--device: expected auto, cpu, cuda or cuda:N, got 'gpu'"),
         ((".", "--start", "."), "--start: expected a file, got the folder ."),
-        ((".", "--out", "/dev/null"), "--out: expected a folder to write into, got the file /dev/null"),
+        ((".", "--out", "/dev/null"), "--out: expected a folder to write, got the device /dev/null"),
+        (("",), "FILE: expected a path, got nothing"),
         (("nowhere", "--lr", "-1"), "--lr: expected at least 0, got -1.0"),
     ],
 )

@@ -80,5 +80,5 @@ def test_exports_of_roboflow_and_cvat_are_recognised(shapes: Path, tmp_path: Pat
 
 def test_an_unknown_layout_is_told_with_what_was_found(tmp_path: Path) -> None:
     (tmp_path / "pictures").mkdir()
-    with pytest.raises(FileNotFoundError, match="holds pictures/, and --data takes COCO .* Pascal VOC"):
+    with pytest.raises(FileNotFoundError, match="^data: expected the layout of COCO .* Pascal VOC.*.*holds pictures"):
         Source(data=tmp_path).split("train")
