@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..common.progress import progress_bar
 from ..kernels.device import choose_device
 from ..models.detector import Detector
 from ..train.checkpoint import Trained, load_trained
 from ..train.coco import CocoDetection
-from ..train.commandline import progress_bar
 from ..train.config import Input
 from ..train.data import validation_data
 from ..train.evaluate import match_categories

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..common.progress import progress_bar
 from ..kernels.device import choose_device
 from ..models.images import read_image
 from ..models.predictor import nothing_detected
 from ..train.annotations import Annotations
 from ..train.checkpoint import Trained, load_trained
-from ..train.commandline import progress_bar
 from ..train.evaluate import match_categories
 from ..train.files import write_json
 from .encoder import draw_encoder

@@ -12,13 +12,13 @@ from torchvision.ops import box_iou
 from torchvision.transforms.v2 import functional as F
 
 from .. import __version__
+from ..common.progress import progress_bar
 from ..common.text import counted
 from ..kernels.device import choose_device
 from ..models.images import normalise
 from ..models.size import Size
 from ..train.checkpoint import Trained, load_trained
 from ..train.coco import CocoDetection
-from ..train.commandline import progress_bar
 from ..train.config import Input
 from ..train.data import validation_data
 from ..train.evaluate import match_categories

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import __version__
+from ..common.progress import progress_bar
 from ..common.text import counted
 from ..kernels.device import choose_device
 from ..models.criterion import SetCriterion
@@ -20,7 +21,6 @@ from ..models.detector import Detector
 from ..models.mode import evaluating
 from .checkpoint import Trained, load_trained, num_classes
 from .coco import Category, CocoDetection
-from .commandline import progress_bar
 from .config import Input
 from .data import evaluation_loader, to_device, validation_data
 from .files import write_json

@@ -11,12 +11,12 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
+from ..common.progress import progress_bar
 from ..common.text import counted
 from ..kernels.device import choose_device
 from ..models.images import SUFFIXES, BadImageError, read_image
 from ..models.predictor import Detections, nothing_detected
 from .checkpoint import Trained, load_trained
-from .commandline import progress_bar
 from .drawing import Box, draw_boxes, save_picture
 from .files import write_json
 from .options import PredictOptions

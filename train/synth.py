@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image
 
-from .commandline import progress_bar
+from ..common.progress import progress_bar
 from .files import atomic_folder, write_json
 from .options import SynthOptions
 from .outlines import mask_polygons

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from .commandline import progress_bar
+from ..common.progress import progress_bar
 
 T = TypeVar("T")
 R = TypeVar("R")
