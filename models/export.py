@@ -7,6 +7,7 @@ of ours is needed to run the file.
 Faster R-CNN takes one image and the minimum score of a detection; how many it finds is known when the graph runs.
 """
 
+import copy
 import io
 import json
 import logging
@@ -157,7 +158,7 @@ def exported_program(
     model: Detector, suffix: str, *, size: tuple[int, int], batch: int = 1
 ) -> tuple[Exportable | ExportableFasterRcnn, "Call", bytes]:
     """What is exported, what computes it from a file's content, and that content."""
-    program = exportable(model.float().cpu())
+    program = exportable(copy.deepcopy(model).float().cpu())  # the caller's keeps its mode, dtype and device
     with torch.no_grad():
         exported = torch.export.export(program, example(program, batch, size))
         serialise = _onnx if suffix == ".onnx" else _program

@@ -172,7 +172,8 @@ def _match_categories(
     ids = {name: category_id for category_id, name in names.items()}
     renumbered = False
     for row, result in zip(rows, results, strict=True):
-        name = result.get("category_name")
+        given = result.get("category_name")
+        name = None if given is None else str(given)
         if name is None and row[6] not in names:
             raise ValueError(f"results file {path}: category {row[6]:g} is not one of {annotations.path}")
         if name is not None and name not in ids:

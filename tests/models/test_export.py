@@ -282,3 +282,10 @@ def test_the_size_of_an_export_is_that_of_training(
 ) -> None:
     options = ExportOptions("detr_tiny", Path("x.onnx"), size=said)
     assert options.height_and_width(trained, step) == size
+
+
+def test_the_model_that_is_exported_stays_as_it_was(tmp_path: Path) -> None:
+    model = detector("detr").double().train()
+    export(model, tmp_path / "model.pt2", size=SIZE)
+    assert model.training
+    assert next(model.parameters()).dtype == torch.float64
