@@ -12,6 +12,7 @@ import io
 import json
 import logging
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -160,7 +161,9 @@ def exported_program(
     """What is exported, what computes it from a file's content, and that content."""
     program = exportable(copy.deepcopy(model).float().cpu())  # the caller's keeps its mode, dtype and device
     with torch.no_grad():
-        exported = torch.export.export(program, example(program, batch, size))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # PyTorch's about itself
+            exported = torch.export.export(program, example(program, batch, size))
         serialise = _onnx if suffix == ".onnx" else _program
         content, call = serialise(program, exported, about(model, size, batch))
     return program, call, content
@@ -308,6 +311,10 @@ def run(options: ExportOptions) -> int:
     where = f", {tried} of {total} boundaries of padding among them" if total else ""
     print(f"largest difference from the model: {found.difference:.1e} of the largest number")
     print(f"compared on {found.compared} inputs{where}")
+    print(
+        f"an image that does not fill {size[0]}x{size[1]} is padded, and found in it is not quite what predict finds "
+        "(models/batch.py says why): give --size the shape of your images"
+    )
     print("\nit runs without this package:\n")
     print(recipe(options.out, about(model, size, options.batch)["kind"]))
     return 0

@@ -326,7 +326,7 @@ class Seeing:
     pictures: int = 4
     """Validation images drawn at every evaluation, predictions beside ground truth."""
     progress: bool = True
-    """Show a progress bar."""
+    """Show a progress bar, and lines where there is no terminal; without it, a run says only what is wrong."""
     profile: int = 0
     """Profile so many steps after the first three, print where their time goes, write a trace beside the log, stop."""
 

@@ -120,6 +120,10 @@ def predict_files(options: PredictOptions) -> Predictions:
     """
     names = named_images(options.images)
     trained = load_trained(options.checkpoint, choose_device(options.device), options.attn_backend, options.model)
+    if trained.step is None and trained.model.categories is not None:  # converted: a run knows its data's ids
+        print(
+            "category ids in the JSON are class numbers, from 0: these weights know no data set's ids", file=sys.stderr
+        )
     done = Predictions(output_folder(options, trained))
     # pictures of an earlier call may lie in the folder that is searched
     own = done.out.resolve()

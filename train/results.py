@@ -156,7 +156,9 @@ def _match_images(path: Path, results: Sequence[dict[str, Any]], rows: np.ndarra
     for row, result in zip(rows, results, strict=True):
         found = known.get(str(result["file_name"]), set())
         if len(found) != 1:
-            what = "does not list" if not found else f"lists {len(found)} times"
+            what = f"lists {len(found)} times"
+            if not found:
+                what = "does not list; predict the images of that split only"
             raise ValueError(f"results file {path}: image {result['file_name']}, which {annotations.path} {what}")
         row[0] = next(iter(found))
 

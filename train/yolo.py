@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from ..models.images import BadImageError
@@ -102,10 +103,33 @@ def read_yolo(
         labels += found.labels
         boxes += found.boxes
         images.append(ImageEntry(image_id, os.path.relpath(file, path.parent), found.height, found.width))
+    doubt = _corners(path, split, images, rows, boxes)
+    if doubt is not None:
+        if bad_data == "fatal":
+            raise ValueError(f"{doubt} (--bad-data skip takes them as they are)")
+        dropped.warnings.append(doubt)
     # labels are places among the file's own classes, but stand for those of the model
     label_of = {category.id: label for label, category in enumerate(categories or own)}
     return Annotations.pack(
         path, images, categories or own, rows, [label_of[label] for label in labels], boxes, dropped, yolo=True
+    )
+
+
+def _corners(
+    path: Path, split: str, images: Sequence[ImageEntry], rows: Sequence[int], boxes: Sequence[Sequence[float]]
+) -> str | None:
+    """A sentence where boxes that were read as cx, cy, w, h look like corners; they are x, y, width, height here."""
+    if not boxes:
+        return None
+    start, size = np.hsplit(np.asarray(boxes, dtype=np.float64), 2)
+    sides = np.array([(images[row].width, images[row].height) for row in rows], dtype=np.float64)
+    leaving = ((start < -1) | (start + size > sides + 1)).any(1)
+    # as corners, the centre is the first and the size is the second
+    if leaving.sum() < 2 or leaving.mean() < 0.05 or not (size > start + size / 2).all():
+        return None
+    return (
+        f"{path}: labels of {split} are expected to be class cx cy w h; {leaving.mean():.0%} of the boxes leave their "
+        "image when read so, and none as x1 y1 x2 y2: are they corners?"
     )
 
 

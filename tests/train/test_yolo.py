@@ -236,3 +236,14 @@ def test_without_labels_there_is_nothing_to_train_on(make: Make) -> None:
     path = make({"a": None, "b": ""})
     with pytest.raises(ValueError, match="no annotated images: none of 2 images of train has a box; labels are expec"):
         training_data(Source(data=path), Input(), Loading(), seed=0)
+
+
+def test_corners_are_refused_or_told(make: Make) -> None:
+    corners = "0 0.4 0.4 0.6 0.6\n1 0.8 0.8 0.95 0.95\n"
+    path = make({"a": corners, "b": corners})
+    sentence = "50% of the boxes leave their image when read so, and none as x1 y1 x2 y2: are they corners?"
+    with pytest.raises(ValueError, match=f"data.yaml: labels of train are .* {sentence}".replace("?", r"\?")):
+        read_yolo(path, "train")
+    assert sentence in read_yolo(path, "train", bad_data="skip").dropped.sentences()[-1]
+    # sizes over the edge alone are no sign of corners
+    read_yolo(make({"a": "0 0.9 0.9 0.5 0.5\n0 0.1 0.1 0.5 0.5\n"}), "train")
