@@ -21,9 +21,9 @@ from ..common.options import (
     nearest,
 )
 from ..kernels.options import BACKENDS, Architecture, BackendName, DtypeName
+from ..models.catalog import check_model
 from .cases import CASES, Locations
 from .counts import DECODER, ENCODER, CountedDtype
-from .published import check_model
 from .records import RESULTS
 
 FunctionName = Literal["ms_deform_attn", "fused_ms_deform_attn", "MSDeformAttn"]
@@ -71,10 +71,7 @@ def _known(option: str, what: str, names: Sequence[str], known: Sequence[str]) -
 
 def _models(option: str, names: Sequence[str]) -> None:
     for name in names:
-        try:
-            check_model(name)
-        except ValueError as error:
-            raise ValueError(f"{option}: {error}") from None
+        check_model(name, option)
 
 
 def _above_0(name: str, value: float | None) -> None:

@@ -2,9 +2,6 @@
 
 from dataclasses import dataclass
 
-from ..common.options import nearest
-from ..models.catalog import list_models
-
 
 @dataclass(frozen=True)
 class Published:
@@ -66,10 +63,3 @@ MODELS = tuple(dict.fromkeys(row.model for row in PUBLISHED))
 def published_as(model: str) -> Published | None:
     """The first published row of a model, or None. Its size and speed are those of every other one."""
     return next((row for row in PUBLISHED if row.model == model), None)
-
-
-def check_model(name: str) -> str:
-    """A model's name. Raises ValueError for an unknown one, with the nearest that there are."""
-    if name not in list_models():
-        raise ValueError(nearest("model", name, list_models()))
-    return name

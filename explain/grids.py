@@ -23,7 +23,8 @@ from .drawing import (
     zoom,
 )
 from .heat import UNIT, heat_colours, on_image, overlay, scaled
-from .maps import METHOD_TITLES, heat_map
+from .maps import heat_map
+from .options import METHOD_TITLES
 from .points import (
     WEIGHT,
     draw_key,

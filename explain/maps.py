@@ -21,14 +21,6 @@ from .options import METHODS
 from .relevance import By, factors, relevance
 from .scene import TARGETS, Scene, Seen
 
-METHOD_TITLES = {
-    "raw": "raw attention",
-    "rollout": "attention rollout",
-    "gradcam": "Grad-CAM",
-    "relevance": "relevance",
-    "input-grad": "gradient with respect to the pixels",
-}
-
 
 def check_method(method: str) -> None:
     """Raises ValueError for a method that is none of METHODS."""

@@ -25,7 +25,14 @@ Fill = Literal["blur", "mean"]
 By = Literal["point", "pixel"]
 Method = Literal["points", "raw", "rollout", "gradcam", "relevance", "input-grad"]
 Target = Literal["class", "x", "y", "w", "h"]
-METHODS = ("raw", "rollout", "gradcam", "relevance", "input-grad")
+METHOD_TITLES = {
+    "raw": "raw attention",
+    "rollout": "attention rollout",
+    "gradcam": "Grad-CAM",
+    "relevance": "relevance",
+    "input-grad": "gradient with respect to the pixels",
+}
+METHODS = tuple(METHOD_TITLES)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,8 @@ from torch import Tensor
 
 from ..train.files import atomic_file
 from .heat import heat_colours
-from .maps import METHOD_TITLES, METHODS, token_map
+from .maps import METHODS, token_map
+from .options import METHOD_TITLES
 from .points import point_colours
 from .relevance import factors, relevance
 from .scene import Scene, Seen

@@ -11,8 +11,8 @@ from torch import Tensor
 from .drawing import Drawing, layer_in_words, target_in_words
 from .grids import draw_heat_grid, draw_point_grid
 from .heat import draw_heat
-from .maps import METHOD_TITLES, heat_map
-from .options import View
+from .maps import heat_map
+from .options import METHOD_TITLES, View
 from .points import draw_points
 from .scene import Scene, Seen
 
