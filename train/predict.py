@@ -127,10 +127,18 @@ def predict_files(options: PredictOptions) -> Predictions:
     done = Predictions(output_folder(options, trained))
     # pictures of an earlier call may lie in the folder that is searched
     own = done.out.resolve()
-    files = [file for file in names if not file.resolve().is_relative_to(own)]
+    inside = any(own != path.resolve() and own.is_relative_to(path.resolve()) for path in options.images)
+    files = [file for file in names if not (inside and file.resolve().is_relative_to(own))]
     if not files:
         raise ValueError(f"images: expected some outside {done.out}, which holds the pictures of predictions")
     repeated = len({Path(names[file]).with_suffix("") for file in files}) < len(files)
+    pictures = {
+        file: done.out / (f"{names[file]}.jpg" if repeated else Path(names[file]).with_suffix(".jpg")) for file in files
+    }
+    given = {file.resolve() for file in files}
+    for picture in pictures.values():
+        if picture.resolve() in given:
+            raise ValueError(f"out: expected another folder than {done.out}, where {picture} would be written over")
     try:
         with progress_bar("detecting", len(files), shown=options.progress) as advance:
             for file, image_id in zip(files, image_ids(files), strict=True):
@@ -140,8 +148,7 @@ def predict_files(options: PredictOptions) -> Predictions:
                 except (BadImageError, OSError) as error:
                     done.unreadable.append({"file_name": name, "error": str(error)})
                 else:
-                    picture = done.out / (f"{name}.jpg" if repeated else Path(name).with_suffix(".jpg"))
-                    _detect(trained, options, image, image_id, name, picture, done)
+                    _detect(trained, options, image, image_id, name, pictures[file], done)
                 advance()
     finally:
         write_json(done.out / "predictions.json", done.results)

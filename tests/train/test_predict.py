@@ -148,6 +148,25 @@ def test_what_was_done_is_written_when_interrupted(
     assert len(json.loads((out / "images.json").read_text())["images"]) == 2
 
 
+def test_photographs_are_neither_passed_over_nor_written_over(
+    checkpoint: Path, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "photos").mkdir()
+    photo = tmp_path / "photos" / "one.jpg"
+    shutil.copy(next((shapes / "val2017").iterdir()), photo)
+    before = photo.read_bytes()
+    monkeypatch.chdir(tmp_path)
+    settings = {"checkpoint": checkpoint, "confidence": 0.0, "device": "cpu", "progress": False}
+    for images in (Path("photos"), photo):
+        with pytest.raises(ValueError, match=r"^out: expected another folder than photos, where .*one.jpg would be"):
+            predict(PredictOptions((images,), out=Path("photos"), **settings))
+    # a folder above the photographs is no place of predictions; one among them is, and is passed over
+    for out in (Path(), Path("photos/found"), Path("photos/found")):
+        assert predict(PredictOptions((Path("photos"),), out=out, **settings))
+    assert len(json.loads(Path("photos/found/images.json").read_text())["images"]) == 1
+    assert photo.read_bytes() == before
+
+
 @pytest.mark.parametrize(("field", "value"), [("confidence", 1.5), ("image_size", 8)])
 def test_wrong_settings_are_named(field: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"{field}: expected"):
