@@ -32,8 +32,8 @@ def ms_deform_attn(
         return value.new_zeros(B, Q, H * D) + 0 * nothing.to(value.dtype)
 
     compute = inputs.compute_dtype
-    # (B, S, H, D) -> (B*H, D, S): one image per head. Channels stay side by side in memory: what has to be copied, for a
-    # batch of several, is copied in rows of D
+    # (B, S, H, D) -> (B*H, D, S): one image per head. Channels stay side by side in memory: a batch of several has
+    # to be copied, and is in rows of D
     maps = value.to(compute).transpose(1, 2).flatten(0, 1).transpose(1, 2)
     grid, weights = _settle(_by_level(sampling_locations.to(compute)), _by_level(attention_weights.to(compute)))
     output = maps.new_zeros(B * H, D, Q)
