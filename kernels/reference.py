@@ -103,10 +103,12 @@ def _grid(locations: Tensor, sizes: Sizes) -> tuple[Tensor, Tensor]:
     extent = extents(sizes, locations.device, locations.dtype)
     margin = (2.0 / extent)[:, None]  # two pixels beyond the border in normalised units, (L, 1, 2)
     nan = locations.isnan()
+    either = nan.any(-1, keepdim=True)
     settled = torch.where(nan, -margin, locations.clamp(-margin, 1 + margin))
     # the product's gradient is NaN where the factor is, and zero elsewhere
-    factor = torch.zeros_like(settled[..., 0]).masked_fill(nan.any(-1), float("nan"))
-    poison = torch.where(nan, locations, settled).sum(-1) * factor
+    factor = torch.zeros_like(settled[..., 0]).masked_fill(either[..., 0], float("nan"))
+    # not what is settled: a clamp would hold the gradient of the other coordinate at zero
+    poison = torch.where(either, locations, settled).sum(-1) * factor
     return 2 * settled - 1, poison
 
 
