@@ -77,11 +77,11 @@ class Scratch:
         self.located = columns[8:11]  # x, y and weight
         self.gradients = columns[11:14]  # of x, y and weight
         self.bounds = address + 14 * size  # of each level, the first pixel of this thread and the first of the next
-        self.pixels = self.bounds + 16 * kind.L
+        self.pixels = self.bounds + 16 * kind.padded_levels
 
     @staticmethod
     def bytes(kind: Kind) -> int:
-        return -(-((14 * BYTES[kind.compute] + 4) * kind.padded + 16 * kind.L) // 64) * 64
+        return -(-((14 * BYTES[kind.compute] + 4) * kind.padded + 16 * kind.padded_levels) // 64) * 64
 
 
 def emit(kind: Kind, needs: Needs) -> Emitter:

@@ -52,6 +52,11 @@ class Kind(NamedTuple):
         return -(-self.LP // AT_ONCE) * AT_ONCE
 
     @property
+    def padded_levels(self) -> int:
+        """L, and the levels that the points beyond L*P would belong to: those have no pixel."""
+        return -(-self.padded // self.P)
+
+    @property
     def lanes(self) -> int:
         """Numbers of the compute dtype in a vector register."""
         return vector_bytes() // BYTES[self.compute]
@@ -143,7 +148,7 @@ def level_table(sizes: Sequence[int], kind: Kind, row_bytes: int, sums_bytes: in
         for name in names:
             packed += struct.pack(f"={kind.padded}{letter}", *columns[name], *padding)
     for name in _SIZES:
-        packed += struct.pack(f"={kind.L}q", *columns[name])
+        packed += struct.pack(f"={kind.padded_levels}q", *columns[name], *[0] * (kind.padded_levels - kind.L))
     return packed
 
 
@@ -157,7 +162,7 @@ class Levels:
             (_FLOATS, BYTES[kind.compute], kind.padded),
             (_INTS, 4, kind.padded),
             (_STEPS, 8, kind.padded),
-            (_SIZES, 8, kind.L),
+            (_SIZES, 8, kind.padded_levels),
         ):
             for name in names:
                 self.addresses[name] = table
