@@ -2,7 +2,9 @@
 
 Precedence: the ``backend=`` argument, then :func:`use_backend`, then ``MSDEFORM_BACKEND`` (read once, when this module
 is imported), then ``auto``. A backend named by any of the first three runs or raises; only ``auto`` chooses, and it
-takes the highest rank that runs here and takes these inputs.
+takes the highest rank that runs here and takes these inputs. Within ``torch.func``, forward-mode differentiation and
+the export to ONNX it takes ``reference``, since they know PyTorch's own operators only: the others' have no forward
+derivative, ``torch.func.grad`` refuses them, ``vmap`` calls them once for each element, and no ONNX runtime has them.
 
 This module imports neither Triton nor CUDA, and what lies on the call path (:func:`resolve`) is plain functions and
 module dictionaries, so that ``torch.compile(fullgraph=True)`` can trace it.
@@ -19,6 +21,7 @@ from typing import Any
 import torch
 
 from .backend import Backend, Functions, Implementation
+from .call_cache import transformed
 from .contract import Inputs
 
 AUTO = "auto"
@@ -117,6 +120,8 @@ def resolve(inputs: Inputs, backend: str | None = None) -> str:
         if reason is not None:
             raise BackendUnavailable(f"backend {name!r} cannot run {inputs.describe()}: {reason}")
         return name
+    if transformed() or torch.onnx.is_in_onnx_export():
+        return "reference"
     best = None
     for candidate in BACKENDS.values():
         if (best is None or candidate.rank > best.rank) and _auto_reason(candidate, inputs) is None:
