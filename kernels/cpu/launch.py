@@ -149,8 +149,7 @@ def prepare_backward(
     value_dtype, compute = call.value.dtype, torch.float64 if kind.compute == "float64" else torch.float32
     row_bytes = call.value.stride(1) * call.value.element_size()
     size = BYTES[kind.compute]
-    sums_bytes = size * kind.D * (1 if backward.has_sums(kind) else H)
-    fixed = {"H": H, "Q": Q, "S": S, **call.strides(), "sums_s": sums_bytes, "sums_unit": S * kind.D * size}
+    fixed = {"H": H, "Q": Q, "S": S, **call.strides()}
     wanted = dict(
         zip(
             ("value", "references", "points", "weights") if kind.fused else ("value", "points", "weights"),
@@ -175,21 +174,27 @@ def prepare_backward(
         if grad_output.dtype != value_dtype:
             grad_output = grad_output.to(value_dtype)
         threads = _threads(2 * B * Q * H * kind.LP, B * H * Q)
-        shares = -(-threads // (B * H)) if B * H else 1
+        groups, shares = _units(B, H, threads) if "value" in empty else (1, _UNITS_A_THREAD * threads)
+        heads = -(-H // groups)
         flags = {name: name in empty for name in ("value", "references", "points", "weights")}
-        function = _backward(kind, backward.Needs(**flags, shared=shares > 1))
-        units = B * H * shares
+        shared = "value" in empty and shares > 1
+        function = _backward(kind, backward.Needs(**flags, shared=shared))
+        sums_bytes = size * kind.D * (heads if backward.has_sums(kind) else H)
         table, order = _level_table(sizes, kind, row_bytes, sums_bytes), _order(sizes, Q)
         scratch = torch.zeros(threads * backward.Scratch.bytes(kind), dtype=torch.uint8)
         sums = None
         if "value" in empty and backward.has_sums(kind):
-            sums = torch.empty((B * H if shares > 1 else threads) * S * kind.D, dtype=compute)
+            sums = torch.empty((B * groups if shared else threads) * S * heads * kind.D, dtype=compute)
         step = grad_output.element_size()
         numbers = fixed | call.pointers()
         numbers |= {f"grad_{name}": tensor.data_ptr() for name, tensor in empty.items()}
         numbers |= {
-            "units": units,
+            "units": B * groups * shares,
+            "heads": heads,
+            "groups": groups,
             "shares": shares,
+            "sums_s": sums_bytes,
+            "sums_unit": S * sums_bytes,
             "scratch": scratch.data_ptr(),
             "levels": ctypes.addressof(table),
             "order": order.buffer_info()[0],
@@ -274,6 +279,14 @@ def _order(sizes: tuple[int, ...], Q: int) -> "array[int]":
             start += h * w
         pixels = torch.cat(tiles)
     return array("i", pixels.tolist())
+
+
+def _units(B: int, H: int, threads: int) -> tuple[int, int]:
+    """Into how many groups the heads are parted, and into how many shares a group, so that each thread has a unit."""
+    if B == 0:
+        return 1, 1
+    groups = min(H, -(-threads // B))
+    return -(-H // -(-H // groups)), -(-threads // (B * groups))
 
 
 def _threads(points: int, most: int) -> int:
