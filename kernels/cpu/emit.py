@@ -252,6 +252,13 @@ class Emitter:
             result = result | bit
         return result
 
+    def add_up(self, vectors: Sequence[Value]) -> Value:
+        """The sum of vectors of one length, lane by lane, in pairs."""
+        vectors = list(vectors)
+        while len(vectors) > 1:
+            vectors = [a + b for a, b in zip(vectors[::2], vectors[1::2], strict=True)]
+        return vectors[0]
+
     def sum_of(self, vectors: Sequence[Value]) -> Value:
         """All numbers of all vectors added up, in a fixed order."""
         return self._fold(vectors, lambda a, b: a + b, 0.0)

@@ -56,6 +56,21 @@ class Kind(NamedTuple):
         """Numbers of the compute dtype in a vector register."""
         return vector_bytes() // BYTES[self.compute]
 
+    @property
+    def registers(self) -> int:
+        """Vector registers of the processor: 32 with AVX-512 and on ARM, 16 on other x86."""
+        return 16 if vector_bytes() == 32 else 32
+
+
+# what both kernels take first, as `launch` fills it in: counters that threads share, addresses, and strides in bytes
+TAKEN, SLOTS = "taken", "slots"
+COMMON_ARGUMENTS = (
+    *(TAKEN, SLOTS, "units", "scratch", "levels", "order"),
+    *("value", "references", "points", "weights"),
+    *("value_b", "value_s", "value_h", "references_b", "references_q", "references_l"),
+    *("points_b", "points_q", "points_h", "weights_b", "weights_q", "weights_h"),
+)
+
 
 class Block(NamedTuple):
     """Points, or channels, that one vector holds."""
