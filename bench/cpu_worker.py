@@ -32,6 +32,7 @@ OURS = "cpu"
 _TURN = 0.02  # seconds
 _MOST_CALLS = 20  # in a turn
 _MOST_ROUNDS = 50
+_QUIET = 0.03  # seconds before a turn, in which OpenMP's threads of the last one give up waiting by spinning
 
 Begin = Callable[[str], None]
 """told the name of the implementation that is about to run"""
@@ -127,6 +128,7 @@ def take_turns(
             if name in failures:
                 continue
             begin(name)
+            time.sleep(_QUIET)
             try:
                 if name not in repeats:  # also warms it up
                     repeats[name] = min(_MOST_CALLS, max(1, int(_TURN * 1e6 / min(_once(call), _once(call)))))
