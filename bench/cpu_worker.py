@@ -30,6 +30,7 @@ from .workloads import Check, Workload
 DIRECTIONS = ("forward", "both")
 OURS = "cpu"
 _TURN = 0.02  # seconds
+_LONG = 0.5  # seconds of a call that is warm from its check
 _MOST_CALLS = 20  # in a turn
 _MOST_ROUNDS = 50
 _QUIET = 0.03  # seconds before a turn, in which OpenMP's threads of the last one give up waiting by spinning
@@ -130,11 +131,17 @@ def take_turns(
             begin(name)
             time.sleep(_QUIET)
             try:
-                if name not in repeats:  # also warms it up
-                    repeats[name] = min(_MOST_CALLS, max(1, int(_TURN * 1e6 / min(_once(call), _once(call)))))
-                if repeats[name] > 1:
-                    call(0)
-                turn = [_once(call) for _ in range(repeats[name])]
+                turn = []
+                if name not in repeats:
+                    first = _once(call)
+                    if first > _LONG * 1e6:  # its check has warmed it up
+                        repeats[name], turn = 1, [first]
+                    else:
+                        repeats[name] = min(_MOST_CALLS, max(1, int(_TURN * 1e6 / min(first, _once(call)))))
+                if not turn:
+                    if repeats[name] > 1:
+                        call(0)
+                    turn = [_once(call) for _ in range(repeats[name])]
             except Exception as error:  # a peer may pass its check and fail in the next call
                 failures[name] = workloads.sentence(error)
                 times.pop(name, None)
