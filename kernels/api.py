@@ -31,7 +31,7 @@ def ms_deform_attn(
         attention_weights: (B, Q, H, L, P), used as given.
         level_start_index: accepted because existing models pass it. The starts follow from spatial_shapes and are
             computed from there; a contradiction is an error where the host can see it, and ignored where it cannot.
-        backend: ``auto``, ``reference``, ``triton`` or ``cuda``; None takes the setting of
+        backend: ``auto``, ``reference``, ``cpu``, ``triton`` or ``cuda``; None takes the setting of
             :func:`~msdeform.use_backend`.
 
     All tensors are float64, float32, float16 or bfloat16, mixed as you like (a bfloat16 value with float32 locations

@@ -30,11 +30,11 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 _MOST_KEYS = 1024  # about the sizes of images in a row; past that all are forgotten
 _MOST_ALIKE = 8  # encoder and decoder, with and without gradients
 
-# (function, backend, sizes or None if a tensor) -> guards of the calls kept, and how to make them
+# (function, gradients, backend, sizes or None if a tensor) -> guards of the calls kept, and how to make them
 _kept: dict[tuple[Any, ...], list[tuple[Callable[..., bool], Direct]]] = {}
 _plain_keys: dict[bool, tuple[int, ...]] = {}
-# of each function the last sizes and setting, and what is kept for them: layers of a model hand on one tuple
-_last: dict[bool, tuple[object, str, list[tuple[Callable[..., bool], Direct]]]] = {}
+# by function and gradients the last sizes and setting, and what is kept for them: layers of a model hand on one tuple
+_last: dict[tuple[bool, bool], tuple[object, str, list[tuple[Callable[..., bool], Direct]]]] = {}
 
 
 def find(
@@ -51,7 +51,8 @@ def find(
     """
     if WHY_OFF is not None or _in_a_mode():
         return None
-    last = _last.get(fused)
+    gradients = torch.is_grad_enabled()
+    last = _last.get((fused, gradients))
     if last is not None and last[0] is spatial_shapes and last[1] is setting and level_start_index is None:
         alike = last[2]
     else:
@@ -61,7 +62,7 @@ def find(
             return None
         alike = found
         if type(spatial_shapes) is tuple:  # of tuples, or it would be no part of a key: nothing in it can change
-            _last[fused] = spatial_shapes, setting, alike
+            _last[fused, gradients] = spatial_shapes, setting, alike
     guarded = (*tensors, spatial_shapes) if isinstance(spatial_shapes, Tensor) else tensors
     for passes, direct in alike:
         if passes(*guarded):
@@ -99,7 +100,7 @@ def keep(
 
     if key not in _kept and len(_kept) >= _MOST_KEYS:
         forget()
-    _last.pop(fused, None)
+    _last.pop((fused, torch.is_grad_enabled()), None)
     # a new list: another thread may be walking the old one
     _kept[key] = [(_guard(guarded), direct), *_kept.get(key, [])][:_MOST_ALIKE]
 
@@ -127,7 +128,6 @@ class _Prepared:
 def _prepare(operator: Operator, sizes: Sizes, shapes: Tensor | None, tensors: tuple[Tensor, ...]) -> Direct:
     """The way past PyTorch's dispatcher, for calls of plain tensors."""
     prepared = _Prepared(operator, sizes, shapes, tensors)
-    # the guard compares requires_grad as it is where gradients are on, and takes it for False where they are off
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
         # without what Function.apply does for functorch's transforms, in which no call comes here
         apply = super(torch.autograd.Function, _Attention).apply
@@ -200,9 +200,14 @@ def _in_a_mode() -> bool:
 
 
 def _key(fused: bool, setting: str, spatial_shapes: SpatialShapes, level_start_index: object) -> tuple[Any, ...] | None:
-    """What no guard of tensors sees, or None for a call that is checked every time."""
+    """What no guard of tensors sees, or None for a call that is checked every time.
+
+    Whether gradients are on is part of it: a guard made where they are off passes tensors that require them where they
+    are on.
+    """
+    gradients = torch.is_grad_enabled()
     if isinstance(spatial_shapes, Tensor):
-        return fused, setting, None
+        return fused, gradients, setting, None
     if level_start_index is not None and not (isinstance(level_start_index, Tensor) and level_start_index.is_cuda):
         return None  # the host can see whether it contradicts the sizes
     try:
@@ -211,7 +216,7 @@ def _key(fused: bool, setting: str, spatial_shapes: SpatialShapes, level_start_i
                 return None
         if type(spatial_shapes) is not tuple:
             spatial_shapes = tuple((h, w) for h, w in spatial_shapes)
-        key = fused, setting, spatial_shapes
+        key = fused, gradients, setting, spatial_shapes
         hash(key)
     except (TypeError, ValueError):  # not pairs: the checks say so
         return None

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, get_args
 
 from ..common.options import Device, Form, Metavar, Repeated, at_least, between
 
-BackendName = Literal["reference", "triton", "cuda"]
+BackendName = Literal["reference", "cpu", "triton", "cuda"]
 BACKENDS: tuple[BackendName, ...] = get_args(BackendName)
 """in the order of messages and tables"""
 DtypeName = Literal["float64", "float32", "float16", "bfloat16"]

@@ -15,9 +15,9 @@ class MSDeformAttn(nn.Module):
     Parameter names, shapes and initialisation are those of the module of the official Deformable DETR
     (``sampling_offsets``, ``attention_weights``, ``value_proj``, ``output_proj``), so that its weights load.
 
-    `backend` is the operator's (``auto``, ``reference``, ``triton``, ``cuda``), held from construction as the attribute
-    ``backend``; ``auto`` takes the process-wide setting of that moment. A setting that changed between a forward pass
-    and its recomputation would otherwise change the backend.
+    `backend` is the operator's (``auto``, ``reference``, ``cpu``, ``triton``, ``cuda``), held from construction as the
+    attribute ``backend``; ``auto`` takes the process-wide setting of that moment. A setting that changed between a
+    forward pass and its recomputation would otherwise change the backend.
 
     Raises ValueError if `d_model` is not a multiple of `n_heads`, a count is below 1, or the backend is not known.
     """

@@ -37,7 +37,7 @@ ROWS = (
         ("info", ["--B", "two"], "--B: expected a whole number, got 'two'"),
         ("info", ["--B", "0"], "--B: expected at least 1, got 0"),
         ("info", ["--device", "toaster"], "--device: expected auto, cpu, cuda or cuda:N, got 'toaster'"),
-        ("verify", ["--backend", "auto"], "--backend: expected reference, triton or cuda, got 'auto'"),
+        ("verify", ["--backend", "auto"], "--backend: expected reference, cpu, triton or cuda, got 'auto'"),
         ("verify", ["--levels", "8x"], "--levels: expected sizes such as 8x10,4x5, got '8x'"),
         ("verify", ["--levels", "8x0"], "--levels: expected sizes of at least 1, got '8x0'"),
         ("verify", ["--seed", "-1"], "--seed: expected a number from 0 to "),

@@ -10,7 +10,7 @@ import msdeform
 from tests.house.project import ROOT
 
 TRAINING_ONLY = (
-    "torchvision", "PIL", "faster_coco_eval", "matplotlib", "pycocotools", "rich", "safetensors", "scipy",
+    "llvmlite", "torchvision", "PIL", "faster_coco_eval", "matplotlib", "pycocotools", "rich", "safetensors", "scipy",
     "tensorboard",
 )  # fmt: skip
 
@@ -22,12 +22,12 @@ def python(code: str, cwd: Path = ROOT) -> str:
 
 
 def test_import_costs_neither_torch_nor_triton() -> None:
-    heavy = "{'torch', 'triton', 'numpy', 'torchvision', 'cuda'} & set(sys.modules)"
+    heavy = "{'torch', 'triton', 'numpy', 'torchvision', 'cuda', 'llvmlite'} & set(sys.modules)"
     assert python(f"import sys, msdeform; dir(msdeform); print({heavy} or 'light')") == "light"
 
 
 def test_registry_imports_no_backend() -> None:
-    loaded = "{'triton', 'cuda.core', 'torchvision'} & set(sys.modules)"
+    loaded = "{'triton', 'cuda.core', 'torchvision', 'llvmlite'} & set(sys.modules)"
     assert python(f"import torch, sys, msdeform.kernels.registry; print({loaded} or 'none')") == "none"
 
 

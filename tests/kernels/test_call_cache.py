@@ -183,6 +183,18 @@ def test_gradients_are_asked_for_when_they_are() -> None:
         assert kernels["forward"].launches == 8
 
 
+@pytest.mark.parametrize("without", [torch.no_grad, torch.inference_mode])
+def test_a_call_without_gradients_is_not_kept_for_one_with_them(without: Callable[[], Any]) -> None:
+    """An evaluation before the first training step, with tensors of the same sizes."""
+    with without_kernels():
+        tensors = [tensor.requires_grad_() for tensor in make_inputs(PLAIN)]
+        for _ in range(2):
+            with without():
+                assert call(tensors).grad_fn is None
+        for _ in range(2):
+            assert call(tensors).grad_fn is not None
+
+
 def test_a_graph_of_gradients_and_batched_ones_go_by_the_operator() -> None:
     with without_kernels() as kernels:
         tensors = tuple(tensor.requires_grad_() for tensor in make_inputs(PLAIN))

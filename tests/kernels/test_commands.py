@@ -13,7 +13,7 @@ def test_info_describes_the_call_that_is_asked_about(capsys: pytest.CaptureFixtu
     printed = capsys.readouterr().out
     assert all(f"\n{name} " in printed for name in registry.BACKENDS)
     asked = "of bfloat16 on cpu, B=1, Q=5, S=17821, H=8, D=32, L=2, P=4"
-    assert f"auto takes 'reference' for fused_ms_deform_attn {asked}" in printed
+    assert f"auto takes 'cpu' for fused_ms_deform_attn {asked}" in printed
 
 
 def test_verify_checks_the_shape_that_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:

@@ -33,7 +33,8 @@ def test_auto_takes_the_highest_rank_that_fits(monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setitem(registry._availability, name, None)
     monkeypatch.setitem(BACKENDS, "triton", BACKENDS["triton"]._replace(rank=20))  # as without the interpreter
     assert registry.resolve(example_inputs("cuda"), AUTO) == "triton"
-    assert registry.resolve(example_inputs("cpu"), AUTO) == "reference"
+    assert registry.resolve(example_inputs("cpu"), AUTO) == "cpu"
+    assert registry.resolve(example_inputs("mps"), AUTO) == "reference"
     monkeypatch.setitem(registry._availability, "triton", "a reason")
     assert registry.resolve(example_inputs("cuda"), AUTO) == "cuda"
 
@@ -45,7 +46,10 @@ def test_auto_never_takes_a_rank_below_zero(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(BackendUnavailable, match="triton: runs only when named; cuda: runs only when named"):
         registry.resolve(example_inputs("cuda"), AUTO)
     assert registry.resolve(example_inputs("cuda"), "triton") == "triton"
-    assert {verdict.auto_reason for verdict in registry.report(example_inputs("cuda"))} == {"runs only when named"}
+    assert {verdict.auto_reason for verdict in registry.report(example_inputs("cuda"))} == {
+        "runs only when named",
+        "the tensors are on cuda, not on the CPU",
+    }
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
@@ -54,7 +58,7 @@ def test_the_interpreter_runs_only_when_named(interpret: str, rank: str) -> None
     code = (
         "from msdeform.kernels import registry\n"
         "from msdeform.kernels.triton.interpreter import interpreting\n"
-        "print(registry.BACKENDS['triton'].rank, interpreting(), registry.resolve_for('cpu'))\n"
+        "print(registry.BACKENDS['triton'].rank, interpreting(), registry.resolve_for('mps'))\n"
         "if interpreting(): assert registry.resolve_for('cpu', backend='triton') == 'triton'"
     )
     environment = os.environ | {"TRITON_INTERPRET": interpret, "MSDEFORM_BACKEND": ""}
@@ -91,15 +95,18 @@ def test_not_installed_and_broken_are_different_reasons(caplog: pytest.LogCaptur
 
 
 def test_every_backend_describes_itself_under_its_name() -> None:
-    assert list(BACKENDS) == ["reference", "triton", "cuda"]
+    assert list(BACKENDS) == ["reference", "cpu", "triton", "cuda"]
     assert all(backend.name == name and backend.summary for name, backend in BACKENDS.items())
-    assert BACKENDS["cuda"].rank > BACKENDS["reference"].rank >= 0
+    assert min(BACKENDS["cuda"].rank, BACKENDS["cpu"].rank) > BACKENDS["reference"].rank >= 0
 
 
 def test_backends_refuse_what_they_cannot_read() -> None:
     assert BACKENDS["cuda"].refuses(example_inputs("cpu")) == "the tensors are on cpu, not on a CUDA device"
     assert BACKENDS["triton"].refuses(example_inputs("mps")) == "the tensors are on mps, not on a CUDA device"
-    assert all(backend.refuses(example_inputs("cuda")) is None for backend in BACKENDS.values())
+    assert BACKENDS["cpu"].refuses(example_inputs("cuda")) == "the tensors are on cuda, not on the CPU"
+    assert "S=2147483648 pixels" in str(BACKENDS["cpu"].refuses(example_inputs("cpu", S=2**31)))
+    taking = {name for name, backend in BACKENDS.items() if backend.refuses(example_inputs("cuda")) is None}
+    assert taking == {"reference", "triton", "cuda"}
 
 
 def test_use_backend_refuses_unknown_names_and_leaves_the_setting() -> None:
@@ -126,7 +133,7 @@ def test_a_misspelt_environment_is_named() -> None:
     environment = os.environ | {"MSDEFORM_BACKEND": "cudda"}
     code = "from msdeform.kernels import registry"
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
-    assert "MSDEFORM_BACKEND: backend: expected one of auto, reference, triton, cuda, got 'cudda'" in done.stderr
+    assert "MSDEFORM_BACKEND: backend: expected one of auto, reference, cpu, triton, cuda, got 'cudda'" in done.stderr
 
 
 def test_the_registry_imports_neither_triton_nor_cuda() -> None:

@@ -1,0 +1,115 @@
+"""Forward: output[b, q, h, :] = sum over l, p of weight * bilinear(value[b, level l, h, :], location).
+
+Work: units of neighbouring queries of one image, taken by whichever thread is free; all heads of a query one after
+another, as its offsets, logits and output lie in memory.
+Reads: per point two coordinates and a weight (or offset and logit), and four rows of D channels. Writes: D channels.
+Bound: loads. A point of 32 float32 channels takes 8 loads of 64 bytes and as many multiply-adds; coordinates, softmax
+and coefficients of all points of a query are computed side by side in vectors, and handed on through scratch memory.
+"""
+
+from .emit import BYTES, Emitter, Value, Variable
+from .points import AT_ONCE, Block, Kind, Levels, Located, Row, blocks, channels, corners, not_finite
+
+ARGUMENTS = (
+    *("next", "slots", "units", "scratch", "levels", "order"),
+    *("value", "references", "points", "weights", "output"),
+    *("H", "Q", "unit_queries", "image_units"),
+    # strides in bytes
+    *("value_b", "value_s", "value_h", "references_b", "references_q", "references_l"),
+    *("points_b", "points_q", "points_h", "weights_b", "weights_q", "weights_h"),
+)
+
+
+class Scratch:
+    """What is handed from vectors over points to the loop over points."""
+
+    def __init__(self, e: Emitter, kind: Kind, address: Value) -> None:
+        size = BYTES[kind.compute] * kind.padded
+        self.coefficients = [address + size * i for i in range(4)]
+        self.pixels = address + 4 * size
+
+    @staticmethod
+    def bytes(kind: Kind) -> int:
+        return -(-(4 * BYTES[kind.compute] + 4) * kind.padded // 64) * 64
+
+
+def emit(kind: Kind) -> Emitter:
+    """The function of one kind of call; see `ARGUMENTS`."""
+    e = Emitter("forward", ARGUMENTS)
+    a = e.arguments
+    levels = Levels(e, kind, a["levels"])
+    scratch = Scratch(e, kind, a["scratch"] + e.fetch_add("slots", 1) * Scratch.bytes(kind))
+    with e.until_taken("next", a["units"]) as unit:
+        b, place = unit // a["image_units"], unit % a["image_units"]
+        first = place * a["unit_queries"]
+        last = e.smaller(first + a["unit_queries"], a["Q"])
+        with e.loop(first, last) as i:
+            q = e.to_int64(e.load(a["order"] + i * 4, "int32"))
+            with e.loop(0, a["H"]) as head:
+                _emit_row(e, kind, levels, scratch, Row(e, kind, levels, b, q, head))
+    return e
+
+
+def _emit_row(e: Emitter, kind: Kind, levels: Levels, scratch: Scratch, row: Row) -> None:
+    a = e.arguments
+    output = a["output"] + ((row.b * a["Q"] + row.q) * a["H"] + row.head) * (kind.D * BYTES[kind.value])
+    located = row.locate()
+    for block, points in zip(blocks(kind), located, strict=True):
+        e.store(points.near.pixel, scratch.pixels + 4 * block.first, "int32")
+        for address, coefficient in zip(scratch.coefficients, points.coefficients(), strict=True):
+            e.store(coefficient, address + BYTES[kind.compute] * block.first, kind.compute)
+    broken = []
+    for group in channels(kind):
+        sums = _sum(e, kind, levels, scratch, row, group)
+        _store(e, kind, output, group, sums)
+        broken += [not_finite(e, [total]) for total in sums]
+    with e.when(e.either_bit(broken), likely=False):
+        _emit_exact(e, kind, levels, scratch, row, located, output)
+
+
+def _sum(e: Emitter, kind: Kind, levels: Levels, scratch: Scratch, row: Row, group: list[Block]) -> list[Value]:
+    """The weighted sum over points of some channels."""
+    size = BYTES[kind.compute]
+    sums = [Variable(e, e.number(0.0, kind.compute, part.lanes)) for part in group]
+    for point in e.loop_over(kind.LP, AT_ONCE):
+        pixel = row.value + e.to_int64(e.load(scratch.pixels + point * 4, "int32")) * e.arguments["value_s"]
+        addresses = levels.corners(pixel, point)
+        coefficients = [e.load(address + point * size, kind.compute) for address in scratch.coefficients]
+        for part, total in zip(group, sums, strict=True):
+            result = total.get()
+            for coefficient, address in zip(coefficients, addresses, strict=True):
+                result = result + coefficient * row.channels(address, part)
+            total.set(result)
+    return [total.get() for total in sums]
+
+
+def _emit_exact(
+    e: Emitter, kind: Kind, levels: Levels, scratch: Scratch, row: Row, located: list[Located], output: Value
+) -> None:
+    """The same with every neighbour looked at by itself, for numbers that are not finite."""
+    size = BYTES[kind.compute]
+    columns = scratch.coefficients[:3]  # read to the end by now
+    for block, points in zip(blocks(kind), located, strict=True):
+        for address, numbers in zip(columns, (points.x, points.y, points.weight), strict=True):
+            e.store(numbers, address + size * block.first, kind.compute)
+    for group in channels(kind):
+        sums = [Variable(e, e.number(0.0, kind.compute, part.lanes)) for part in group]
+        samples = [Variable(e, e.number(0.0, kind.compute, part.lanes)) for part in group]
+        with e.loop(0, kind.LP) as point:
+            x, y, weight = (e.load(address + point * size, kind.compute) for address in columns)
+            nan = e.is_nan(x) | e.is_nan(y)
+            for part, sample in zip(group, samples, strict=True):
+                sample.set(e.select(nan, float("nan"), e.number(0.0, kind.compute, part.lanes)))
+            for corner in corners(e, kind, levels, point // kind.P, x, y):
+                with e.when(corner.inside):
+                    address = row.value + corner.pixel * e.arguments["value_s"]
+                    for part, sample in zip(group, samples, strict=True):
+                        sample.set(sample.get() + corner.x * corner.y * row.channels(address, part))
+            for total, sample in zip(sums, samples, strict=True):
+                total.set(total.get() + weight * sample.get())
+        _store(e, kind, output, group, [total.get() for total in sums])
+
+
+def _store(e: Emitter, kind: Kind, output: Value, group: list[Block], sums: list[Value]) -> None:
+    for part, total in zip(group, sums, strict=True):
+        e.store_as(total, output + part.first * BYTES[kind.value], kind.compute, kind.value)
