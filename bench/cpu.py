@@ -176,27 +176,41 @@ def all_lines(rows: Sequence[Row]) -> list[Line]:
     return lines
 
 
-def speed_table(rows: Sequence[Row], *, full: bool = True) -> list[Line]:
+def speed_table(rows: Sequence[Row]) -> list[Line]:
     """A line for each case, dtype and number of threads: time of ours, nanoseconds a point, and how many times as long
-    the fastest of the others and the reference take, forward and forward with backward. Not `full`: two cases in
-    float32."""
+    the fastest of the others and the reference take, forward and forward with backward."""
     columns = ("ms", "ns a point", "fastest other", "reference")
-    if not full:
-        rows = [row for row in rows if row["case"] in SHORT and row["dtype"] == "float32"]
-        columns = ("ms", *columns[2:])
     titles = [f"{title}: {column}" for title in ("forward", "forward + backward") for column in columns]
-    lines: list[Line] = [("case", *(("dtype",) if full else ()), "threads", *titles)]
-    for (case, dtype, threads), mine in _cells(rows, "case", "dtype", "threads").items():
-        line = [str(case), *((str(dtype),) if full else ()), str(threads)]
+    lines: list[Line] = [("case", "dtype", "threads", *titles)]
+    for cell, mine in _cells(rows, "case", "dtype", "threads").items():
+        line = [str(part) for part in cell]
         for direction in DIRECTIONS:
-            found = {row["backend"]: row for row in mine if row["direction"] == direction}
-            ours = found.get(OURS)
-            line.append(_said(ours))
-            if full:
-                line.append("-" if ours is None else number(ours["ns_a_point"]))
-            line += [fastest_other(list(found.values())), _times(found.get("reference"))]
+            ours, *others = _compared(mine, direction)
+            point = "-" if ours is None else number(ours["ns_a_point"])
+            line += [_said(ours), point, *others]
         lines.append(line)
     return lines
+
+
+def short_table(rows: Sequence[Row]) -> list[Line]:
+    """The same in short: an encoder and a decoder in float32, with the most threads."""
+    lines: list[Line] = [
+        ("case", "threads", "forward ms", "fastest other", "reference", "with backward", "fastest other", "reference")
+    ]
+    for case in SHORT:
+        found = [row for row in rows if row["case"] == case and row["dtype"] == "float32"]
+        if found:
+            threads = max(row["threads"] for row in found)
+            mine = [row for row in found if row["threads"] == threads]
+            cells = [_compared(mine, direction) for direction in DIRECTIONS]
+            lines.append((case, str(threads), *(part for ours, *others in cells for part in (_said(ours), *others))))
+    return lines
+
+
+def _compared(rows: Sequence[Row], direction: str) -> tuple[Row | None, str, str]:
+    """Ours in one direction, and how many times as long the fastest other and the reference take."""
+    found = {row["backend"]: row for row in rows if row["direction"] == direction}
+    return found.get(OURS), fastest_other(list(found.values())), _times(found.get("reference"))
 
 
 def fastest_other(rows: Sequence[Row]) -> str:

@@ -71,8 +71,6 @@ def find(name: str, device: torch.device) -> Peer:
 
 
 def _backend(name: str, device: torch.device) -> Peer:
-    if name not in registry.BACKENDS:
-        return Peer(name, "this version of msdeform has no such backend", ours=True)
     reason = registry.unavailable(name) or registry.BACKENDS[name].refuses(registry.example_inputs(device))
     if name == "triton" and interpreter.interpreting():
         reason = "Triton's interpreter is never timed (unset TRITON_INTERPRET)"

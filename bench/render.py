@@ -299,7 +299,7 @@ def _cpu(found: Records, _: list[Plot]) -> str:
 def _cpu_short(found: Records, _: list[Plot]) -> str:
     parts = []
     for machine, rows in _timed_on_cpus(found).items():
-        lines = cpu.speed_table([row for row in rows if row["function"] == cpu.MAIN], full=False)
+        lines = cpu.short_table([row for row in rows if row["function"] == cpu.MAIN])
         if len(lines) > 1:
             parts += [f"**{machine}**", markdown(lines, 2), _from(rows)]
     return "\n\n".join(parts) or _NONE

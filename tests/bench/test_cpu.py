@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from msdeform import fused_ms_deform_attn, ms_deform_attn
-from msdeform.bench import cases, cpu, cpu_worker, peers, records
+from msdeform.bench import cases, cpu, cpu_worker, records
 from msdeform.bench.cases import Case
 from msdeform.bench.options import CPU_PEERS, CpuOptions
 from msdeform.bench.peers import Peer
@@ -241,9 +241,20 @@ def test_the_fastest_of_others_is_right_and_not_ours() -> None:
     assert line[:7] == ["encoder-800x1066-b1", "float32", "1", "2.00", "2000", "12.0x (openvino)", "10.0x"]
     assert line[7:] == ["not measured", "-", "-", "not measured"]
     assert len(head) == len(line) == 11
-    head, line = cpu.speed_table(rows, full=False)
-    assert line[:5] == ["encoder-800x1066-b1", "1", "2.00", "12.0x (openvino)", "10.0x"]
-    assert cpu.speed_table([one | {"case": "odd"} for one in rows], full=False)[1:] == []
+    more = [row("cpu", 1.0, threads=2), row("mmcv", 9.0, 9.0, threads=2, direction="both")]
+    head, line = cpu.short_table(rows + more)
+    assert line == (
+        "encoder-800x1066-b1",
+        "2",
+        "1.00",
+        "-",
+        "not measured",
+        "not measured",
+        "9.00x (mmcv)",
+        "not measured",
+    )
+    assert len(head) == len(line)
+    assert cpu.short_table([one | {"case": "odd"} for one in rows])[1:] == []
     assert cpu.peers_table(rows)[1][3:] == ("forward", "10.0x", "differs", "20.0x", "12.0x")
 
 
@@ -263,8 +274,3 @@ def test_areas() -> None:
     assert [line[0] for line in lines] == ["encoder-200x266", "encoder-800x1066-b1"]
     assert lines[0][3:] == ("500", "not measured", "not measured", "not measured", "-", "-")
     assert lines[1][1:] == ("50", "1000", "2000", "1000", "5000", "not measured", "2.00x", "-")
-
-
-def test_a_backend_that_this_version_lacks_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(peers.registry.BACKENDS, "cpu", raising=False)
-    assert peers.find("cpu", torch.device("cpu")).reason == "this version of msdeform has no such backend"
