@@ -24,14 +24,13 @@ import torch
 from ..explain.capture import Gradients, Tape, capture
 from ..explain.relevance import factors, relevance
 from ..explain.scene import leaves
-from ..kernels.options import BACKENDS
 from ..models.attention import MSDeformAttn
 from ..models.detector import Detector
 from ..models.zoo import create_model
 from .options import ExplainOptions
 from .provenance import code, provenance
 from .records import Row
-from .runner import Book, command_line, folder, usual_device
+from .runner import Book, command_line, folder, usual_backends, usual_device
 from .tables import Line, aligned, number
 
 CODE = ("explain/*.py", "bench/explain.py")
@@ -50,7 +49,7 @@ def fill(options: ExplainOptions) -> int:
     device = usual_device()
     source = {**provenance(device, command_line("msdeform bench explain", options)), "code": code(*CODE)}
     book = Book(folder(options.out, keep=not options.quick and device.type == "cuda"), source, again=options.again)
-    backends = options.backends or (("reference",) if device.type == "cpu" else BACKENDS)
+    backends = options.backends or usual_backends(device)
     end = time.monotonic() + 60 * options.minutes
     left = 0
     for cell in product(options.models, options.images, backends):

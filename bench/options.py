@@ -264,7 +264,7 @@ class ExplainOptions:
     images: tuple[Annotated[str, Metavar("HxW")], ...] = ("800x1333",)
     """Height and width of the image, in pixels."""
     backends: tuple[BackendName, ...] = ()
-    """Backends of the operator; on a CPU reference when not given, else all."""
+    """Backends of the operator; on a CPU what auto takes when not given, on a GPU all of its own."""
     times: Count = 3
     """Passes of each, after one to warm up."""
     quick: bool = False
@@ -458,7 +458,7 @@ class TrainingOptions:
     options: tuple[Name, ...] = ()
     """Ways to run a step, by name; on a CPU all but compile when not given."""
     backends: tuple[BackendName, ...] = ()
-    """Backends of the operator; on a CPU reference when not given, else all."""
+    """Backends of the operator; on a CPU what auto takes when not given, on a GPU all of its own."""
     dtypes: tuple[StepDtype, ...] = STEP_DTYPES
     """Numbers that a step computes with; bfloat16: autocast."""
     batch: tuple[Count, ...] = ()

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from ..common.options import spelled
+from ..kernels import registry
 from . import peers, records
 from .isolate import ChildFailed, answers
 from .jobs import Job, groups
@@ -45,6 +46,14 @@ class Settings:
 
 def usual_device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def usual_backends(device: torch.device) -> tuple[str, ...]:
+    """Those to measure where none is named: on a CPU what auto takes, on a GPU all that take its tensors."""
+    call = registry.example_inputs(device)
+    if device.type == "cpu":
+        return (registry.resolve(call, registry.AUTO),)
+    return tuple(name for name, backend in registry.BACKENDS.items() if backend.refuses(call) is None)
 
 
 class Book:

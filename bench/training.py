@@ -18,14 +18,13 @@ from itertools import product
 
 import torch
 
-from ..kernels.options import BACKENDS
 from ..train.config import Loading
 from ..train.stages import STAGES
 from . import loading, records, steps
 from .options import STEP_OPTIONS, TrainingOptions
 from .provenance import code, provenance
 from .records import Row
-from .runner import Book, command_line, folder, usual_device
+from .runner import Book, command_line, folder, usual_backends, usual_device
 from .tables import Line, aligned, number
 
 # what decides these measurements, beside what decides all
@@ -88,7 +87,7 @@ def _planned(options: TrainingOptions, device: torch.device) -> Planned:
         model = options.model or (_REDUCED_MODEL if on_cpu else _MODEL)
         image = options.image or (_REDUCED_IMAGE if on_cpu else _IMAGE)
         batches = options.batch or ((2,) if on_cpu else (2, 4))
-        backends = options.backends or (("reference",) if on_cpu else BACKENDS)
+        backends = options.backends or usual_backends(device)
         # compiling takes minutes on a CPU
         ways = options.options or [name for name in STEP_OPTIONS if name != "compile" or not on_cpu]
         with steps.few_images() as data:

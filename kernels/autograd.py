@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from .contract import Inputs, Sizes
 
@@ -46,7 +47,7 @@ class Operator:
     def __init__(
         self, name: str, fused: bool, prepare_forward: PrepareForward, prepare_backward: PrepareBackward
     ) -> None:
-        self.prepare_forward, self.prepare_backward = prepare_forward, prepare_backward
+        self.backend, self.prepare_forward, self.prepare_backward = name, prepare_forward, prepare_backward
         name = f"{name}_fused" if fused else name
         self.forward = _define(f"{name}_forward", f"({_TENSORS[fused]}, {_LEVELS}) -> Tensor")
         gradients = ", ".join(["Tensor"] * (4 if fused else 3))
@@ -60,9 +61,15 @@ class Operator:
         torch.library.register_fake(forward, _fake_forward, lib=_LIBRARY)
         torch.library.register_fake(backward, _fake_backward, lib=_LIBRARY)
         torch.library.register_autograd(forward, self._differentiate, setup_context=_save_inputs, lib=_LIBRARY)
-        torch.library.register_autograd(backward, _refuse(name), lib=_LIBRARY)
+        torch.library.register_autograd(backward, _refuse(self.backend), lib=_LIBRARY)
 
     def __call__(self, _: Inputs, value: Tensor, shapes: Tensor | None, sizes: Sizes, *tensors: Tensor) -> Tensor:
+        if any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in (value, *tensors)):
+            # PyTorch would take the forward derivative for zero
+            raise RuntimeError(
+                f"the {self.backend} backend of multi-scale deformable attention has no forward derivative; "
+                "backend='reference' has that along the attention weights or logits, and grid_sample no other"
+            )
         return self.forward(value, *tensors, shapes, [size for pair in sizes for size in pair])
 
     def _run_forward(self, *arguments: Any) -> Tensor:
@@ -114,8 +121,9 @@ def _fake_backward(grad_output: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
 def _refuse(name: str) -> Callable[..., Any]:
     def refuse(ctx: Any, *_: Tensor) -> Any:
         raise RuntimeError(
-            f"the {name} backend of multi-scale deformable attention has no second derivative (grid_sample has none "
-            "either): differentiate its gradients no further"
+            f"the {name} backend of multi-scale deformable attention has no second derivative: differentiate its "
+            "gradients no further, or take backend='reference', whose gradient of the attention weights or logits can "
+            "be differentiated again (grid_sample has no second derivative of value and locations either)"
         )
 
     return refuse

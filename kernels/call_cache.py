@@ -180,6 +180,11 @@ def plain(*tensors: Tensor) -> bool:
     return True
 
 
+def transformed() -> bool:
+    """Whether this stands within a transform of ``torch.func`` or a level of forward-mode derivatives."""
+    return WHY_OFF is None and (torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0)
+
+
 def _find_plain_keys(cuda: bool) -> tuple[int, ...]:
     """The dispatch keys that tensors on a device have, made in inference mode and outside."""
     found = []

@@ -2,7 +2,9 @@
 
 Precedence: the ``backend=`` argument, then :func:`use_backend`, then ``MSDEFORM_BACKEND`` (read once, when this module
 is imported), then ``auto``. A backend named by any of the first three runs or raises; only ``auto`` chooses, and it
-takes the highest rank that runs here and takes these inputs.
+takes the highest rank that runs here and takes these inputs. Within ``torch.func``, forward-mode differentiation and
+the export to ONNX it takes ``reference``, since they know PyTorch's own operators only: the others' have no forward
+derivative, ``torch.func.grad`` refuses them, ``vmap`` calls them once for each element, and no ONNX runtime has them.
 
 This module imports neither Triton nor CUDA, and what lies on the call path (:func:`resolve`) is plain functions and
 module dictionaries, so that ``torch.compile(fullgraph=True)`` can trace it.
@@ -10,6 +12,7 @@ module dictionaries, so that ``torch.compile(fullgraph=True)`` can trace it.
 
 import difflib
 import os
+import threading
 from dataclasses import dataclass
 from importlib import import_module
 from types import TracebackType
@@ -18,6 +21,7 @@ from typing import Any
 import torch
 
 from .backend import Backend, Functions, Implementation
+from .call_cache import transformed
 from .contract import Inputs
 
 AUTO = "auto"
@@ -36,6 +40,11 @@ BACKENDS: dict[str, Backend] = {
 
 _loaded: dict[str, Functions] = {}
 _availability: dict[str, str | None] = {}
+# operators are defined once in a process, and two threads may make the first call at once; one that forks waits, as its
+# child would for a thread that it does not have
+_loading = threading.RLock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_loading.acquire, after_in_parent=_loading.release, after_in_child=_loading.release)
 
 
 def check_name(name: str) -> str:
@@ -89,10 +98,12 @@ def current_setting() -> str:
     return _setting
 
 
+@torch.compiler.assume_constant_result  # asked while torch.compile traces, too: what it looks at cannot be traced
 def unavailable(name: str) -> str | None:
     """Why backend ``name`` cannot run on this machine, or None; asked once in a process."""
     if name not in _availability:
-        _availability[name] = BACKENDS[name].unavailable()
+        with _loading:
+            _availability[name] = BACKENDS[name].unavailable()
     return _availability[name]
 
 
@@ -109,6 +120,8 @@ def resolve(inputs: Inputs, backend: str | None = None) -> str:
         if reason is not None:
             raise BackendUnavailable(f"backend {name!r} cannot run {inputs.describe()}: {reason}")
         return name
+    if transformed() or torch.onnx.is_in_onnx_export():
+        return "reference"
     best = None
     for candidate in BACKENDS.values():
         if (best is None or candidate.rank > best.rank) and _auto_reason(candidate, inputs) is None:
@@ -127,9 +140,16 @@ def _auto_reason(backend: Backend, inputs: Inputs) -> str | None:
 
 def implementation(name: str, fused: bool) -> Implementation:
     """The function of a backend that :func:`resolve` has named; loads it at first use."""
-    if name not in _loaded:
-        _loaded[name] = BACKENDS[name].load()
+    _load(name)
     return _loaded[name][1 if fused else 0]
+
+
+@torch.compiler.assume_constant_result
+def _load(name: str) -> None:
+    if name not in _loaded:
+        with _loading:
+            if name not in _loaded:
+                _loaded[name] = BACKENDS[name].load()
 
 
 @dataclass(frozen=True)

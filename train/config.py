@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from ..common.options import Device, ReadFile, ReadFolder, ReadPath, Reads, WriteFolder, at_least, members
+from ..kernels.options import BackendName
 from ..models.catalog import check_fields, check_model, config_of
 from ..models.size import Size
 from .layouts import KNOWN, find_split
@@ -19,7 +20,7 @@ from .layouts import described as contents
 
 T = TypeVar("T")
 
-AttnBackend = Literal["auto", "reference", "cuda", "triton"]
+AttnBackend = Literal["auto", BackendName]
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@
 
 and through the softmax: grad_logit = weight * (grad_weight - sum over points of weight * grad_weight).
 
-Work: units of one image and head, all of its queries in one order, by one thread: no two threads write to a pixel, so
-nothing is atomic, and the sums have the same bits for any number of threads. Where there are fewer heads than threads,
-a unit is shared out: each thread goes through all queries, adds to its own rows of pixels, and computes the points'
-gradients of its own queries.
+Work: units of some heads of one image, all of its queries in one order, by one thread: no two threads write to a pixel,
+so nothing is atomic, and the sums have the same bits for any number of threads. Where there are fewer heads than
+threads, a unit is shared out: each thread goes through all queries, adds to its own rows of pixels, and computes the
+points' gradients of its own queries.
 Reads: what the forward does, and rows of D channels of grad_output. Writes: adds to four rows of D channels per point;
 every gradient once.
 Bound: loads and stores. A point of 32 float32 channels takes 16 loads and 8 stores of 64 bytes, and the four dot
@@ -21,17 +21,27 @@ from contextlib import nullcontext
 from typing import NamedTuple
 
 from .emit import BYTES, Emitter, Value, Variable
-from .points import AT_ONCE, Block, Kind, Levels, Located, Row, blocks, channels, corners, not_finite
+from .points import (
+    AT_ONCE,
+    COMMON_ARGUMENTS,
+    SLOTS,
+    TAKEN,
+    Block,
+    Kind,
+    Levels,
+    Located,
+    Row,
+    blocks,
+    channels,
+    corners,
+    not_finite,
+)
 
 ARGUMENTS = (
-    *("next", "slots", "units", "scratch", "levels", "order"),
-    *("value", "references", "points", "weights", "grad_output"),
+    *COMMON_ARGUMENTS,
+    *("grad_output", "grad_output_b", "grad_output_q"),
     *("grad_value", "grad_references", "grad_points", "grad_weights", "sums"),
-    *("H", "Q", "S", "shares"),
-    # strides in bytes
-    *("value_b", "value_s", "value_h", "references_b", "references_q", "references_l"),
-    *("points_b", "points_q", "points_h", "weights_b", "weights_q", "weights_h"),
-    *("grad_output_b", "grad_output_q", "grad_output_h", "sums_s", "sums_unit"),
+    *("H", "Q", "S", "heads", "groups", "shares", "sums_s", "sums_unit"),
 )
 
 
@@ -67,11 +77,11 @@ class Scratch:
         self.located = columns[8:11]  # x, y and weight
         self.gradients = columns[11:14]  # of x, y and weight
         self.bounds = address + 14 * size  # of each level, the first pixel of this thread and the first of the next
-        self.pixels = self.bounds + 16 * kind.L
+        self.pixels = self.bounds + 16 * kind.padded_levels
 
     @staticmethod
     def bytes(kind: Kind) -> int:
-        return -(-((14 * BYTES[kind.compute] + 4) * kind.padded + 16 * kind.L) // 64) * 64
+        return -(-((14 * BYTES[kind.compute] + 4) * kind.padded + 16 * kind.padded_levels) // 64) * 64
 
 
 def emit(kind: Kind, needs: Needs) -> Emitter:
@@ -82,71 +92,79 @@ def emit(kind: Kind, needs: Needs) -> Emitter:
 
 
 class _Unit:
-    """All queries of one image and head, or a thread's share of them."""
+    """All queries of some heads of one image, or a thread's share of them."""
 
     def __init__(self, e: Emitter, kind: Kind, needs: Needs) -> None:
         self.e, self.kind, self.needs = e, kind, needs
         self.size = BYTES[kind.compute]
         self.parts = [part for group in channels(kind) for part in group]
         self.levels = Levels(e, kind, e.arguments["levels"])
-        self.slot = e.fetch_add("slots", 1)
+        self.slot = e.fetch_add(SLOTS, 1)
         self.scratch = Scratch(e, kind, e.arguments["scratch"] + self.slot * Scratch.bytes(kind))
 
     def emit(self) -> None:
-        e, a = self.e, self.e.arguments
-        with e.until_taken("next", a["units"]) as unit:
-            share, image_head = unit % a["shares"], unit // a["shares"]
-            b, head = image_head // a["H"], image_head % a["H"]
+        e, a, needs = self.e, self.e.arguments, self.needs
+        with e.until_taken(TAKEN, a["units"]) as unit:
+            share, group = unit % a["shares"], unit // a["shares"]
+            b, self.first_head = group // a["groups"], group % a["groups"] * a["heads"]
+            self.end_head = e.smaller(self.first_head + a["heads"], a["H"])
             first, last = a["Q"] * share // a["shares"], a["Q"] * (share + 1) // a["shares"]
-            if self.needs.value:
-                self._begin(b, head, share, image_head)
-            with e.loop(0, a["Q"]) as i:
+            if needs.value:
+                self._begin(b, share, group)
+            with e.loop(*((0, a["Q"]) if needs.value else (first, last))) as i:
                 q = e.to_int64(e.load(a["order"] + i * 4, "int32"))
-                row = Row(e, self.kind, self.levels, b, q, head)
-                self._emit_row(row, (i >= first) & (i < last) if self.needs.shared else None)
-            if self.needs.value and has_sums(self.kind):
+                with e.loop(self.first_head, self.end_head) as head:
+                    row = Row(e, self.kind, self.levels, b, q, head)
+                    self._emit_row(row, (i >= first) & (i < last) if needs.shared else None)
+            if needs.value and has_sums(self.kind):
                 self._round()
 
     # the pixels
 
-    def _begin(self, b: Value, head: Value, share: Value, image_head: Value) -> None:
+    def _begin(self, b: Value, share: Value, group: Value) -> None:
         """Where this unit adds up grad_value, and which of its pixels are this thread's; they are filled with zeros."""
         e, kind, a, number = self.e, self.kind, self.e.arguments, self.levels.number
-        pixel_bytes = kind.D * BYTES[kind.value]
-        self.grad_value = a["grad_value"] + (b * a["S"] * a["H"] + head) * pixel_bytes
+        self.grad_value = a["grad_value"] + (b * a["S"] * a["H"] + self.first_head) * (kind.D * BYTES[kind.value])
         self.sums = self.grad_value
         if has_sums(kind):
-            self.sums = a["sums"] + (image_head if self.needs.shared else self.slot) * a["sums_unit"]
+            self.sums = a["sums"] + (group if self.needs.shared else self.slot) * a["sums_unit"]
         with e.loop(0, kind.L) as level:
             rows, columns = number("rows", level), number("columns", level)
             for i in range(2):
                 pixel = number("first", level) + rows * (share + i) // a["shares"] * columns
                 e.store(pixel, self.scratch.bounds + level * 16 + 8 * i, "int64")
-        for pixel in self._own_pixels():
+        for pixel, head in self._own_pixels():
             for part in self.parts:
                 zeros = e.number(0.0, kind.compute, part.lanes)
-                e.store(zeros, self._sum_address(pixel, part), kind.compute)
+                e.store(zeros, self._sums_of(head) + pixel * a["sums_s"] + part.first * self.size, kind.compute)
 
     def _round(self) -> None:
         """grad_value from sums in another dtype."""
         e, kind, a = self.e, self.kind, self.e.arguments
-        for pixel in self._own_pixels():
-            target = self.grad_value + pixel * a["H"] * (kind.D * BYTES[kind.value])
+        size = BYTES[kind.value]
+        for pixel, head in self._own_pixels():
+            target = self.grad_value + (pixel * a["H"] + head - self.first_head) * (kind.D * size)
             for part in self.parts:
-                total = e.load(self._sum_address(pixel, part), kind.compute, part.lanes)
-                e.store_as(total, target + part.first * BYTES[kind.value], kind.compute, kind.value)
+                sums = self._sums_of(head) + pixel * a["sums_s"] + part.first * self.size
+                e.store_as(e.load(sums, kind.compute, part.lanes), target + part.first * size, kind.compute, kind.value)
 
-    def _own_pixels(self) -> Iterator[Value]:
-        """The number of each of this thread's pixels, for a ``for`` that runs to its end."""
-        with self.e.loop(0, self.kind.L) as level, self.e.loop(*self._bounds(level)) as pixel:
-            yield pixel
+    def _sums_of(self, head: Value) -> Value:
+        """Address of the sums of a head's first pixel."""
+        return self.sums + (head - self.first_head) * (self.kind.D * self.size)
+
+    def _own_pixels(self) -> Iterator[tuple[Value, Value]]:
+        """The number of each of this thread's pixels, and each head, for a ``for`` that runs to its end."""
+        e = self.e
+        with (
+            e.loop(0, self.kind.L) as level,
+            e.loop(*self._bounds(level)) as pixel,
+            e.loop(self.first_head, self.end_head) as head,
+        ):
+            yield pixel, head
 
     def _bounds(self, level: Value) -> tuple[Value, Value]:
         address = self.scratch.bounds + level * 16
         return self.e.load(address, "int64"), self.e.load(address + 8, "int64")
-
-    def _sum_address(self, pixel: Value, part: Block) -> Value:
-        return self.sums + pixel * self.e.arguments["sums_s"] + part.first * self.size
 
     def _add(self, address: Value, part: Block, amount: Value) -> None:
         place = address + part.first * self.size
@@ -161,7 +179,7 @@ class _Unit:
         """
         e, kind, scratch, a = self.e, self.kind, self.scratch, self.e.arguments
         grad = a["grad_output"] + row.b * a["grad_output_b"] + row.q * a["grad_output_q"]
-        grad = grad + row.head * a["grad_output_h"]
+        grad = grad + row.head * (kind.D * BYTES[kind.value])
         located = row.locate()
         doubtful = []
         for block, points in zip(blocks(kind), located, strict=True):
@@ -220,7 +238,7 @@ class _Unit:
                     e.store(dots, place, kind.compute)
                     waiting = waiting[kind.lanes :]
                 if self.needs.value:
-                    self._scatter(point, pixel, group, gradient)
+                    self._scatter(row, point, pixel, group, gradient)
         if not points:
             return
         doubtful = []
@@ -242,10 +260,10 @@ class _Unit:
             products.append(product)
         return products
 
-    def _scatter(self, point: Value, pixel: Value, group: list[Block], gradient: list[Value]) -> None:
+    def _scatter(self, row: Row, point: Value, pixel: Value, group: list[Block], gradient: list[Value]) -> None:
         """Add grad_output to the four pixels, each with its coefficient; to those that are this thread's."""
         e, kind = self.e, self.kind
-        addresses = self.levels.corners(self.sums + pixel * e.arguments["sums_s"], point, sums=True)
+        addresses = self.levels.corners(self._sums_of(row.head) + pixel * e.arguments["sums_s"], point, sums=True)
         low, high = self._bounds(point // kind.P) if self.needs.shared else (pixel, pixel)
         for line in range(2):
             on_line = pixel + self.levels.number("columns", point // kind.P) * line if self.needs.shared else pixel
@@ -306,7 +324,7 @@ class _Unit:
                     if pixels:
                         low, high = self._bounds(point // kind.P)
                         with e.when((corner.pixel >= low) & (corner.pixel < high)):
-                            address = self.sums + corner.pixel * e.arguments["sums_s"]
+                            address = self._sums_of(row.head) + corner.pixel * e.arguments["sums_s"]
                             for part, of_grad in zip(self.parts, gradient, strict=True):
                                 self._add(address, part, corner.x * corner.y * weight * of_grad)
             for column, total in zip(self.scratch.gradients, totals, strict=True):

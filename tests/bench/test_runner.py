@@ -15,6 +15,7 @@ import torch
 from msdeform.bench import records, runner
 from msdeform.bench.jobs import Correctness, Job, Kernels
 from msdeform.bench.runner import Book, Settings
+from msdeform.kernels import registry
 from tests.house.project import ROOT
 
 SOURCE: dict[str, Any] = {"code": "c", "device": "cpu", "host_cpu": "x"}
@@ -24,6 +25,11 @@ SETTINGS = Settings(torch.device("cpu"))
 def jobs_of(*backends: str) -> list[Job]:
     dtypes = ("float32", "bfloat16", "float16", "float64")
     return [Correctness("odd", "grid", dtype, "ms_deform_attn", backend) for dtype in dtypes for backend in backends]
+
+
+def test_backends_are_measured_on_their_own_device() -> None:
+    assert runner.usual_backends(torch.device("cpu")) == (registry.resolve_for("cpu", backend=registry.AUTO),)
+    assert runner.usual_backends(torch.device("cuda")) == ("reference", "triton", "cuda")
 
 
 def test_processes_share_a_backends_jobs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,18 +1,20 @@
 """The backends as PyTorch operators: opcheck, compile, export, autocast, graphs, determinism, second derivatives."""
 
+import io
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 import msdeform
 from msdeform.kernels import call_cache, registry
 from msdeform.kernels.api import fused_ms_deform_attn, ms_deform_attn
 from msdeform.kernels.contract import Sizes
 from msdeform.kernels.verify import Case, make_inputs
-from tests.kernels.backends import ALL, CUDA, OPERATORS, TRITON
+from tests.kernels.backends import ALL, CPU, CUDA, OPERATORS, TRITON
 
 PLAIN = Case(B=1, Q=3, H=2, D=4, P=2, sizes=((3, 4), (2, 2)), coordinates=None)
 FUSED = Case(B=1, Q=3, H=2, D=4, P=2, sizes=((3, 4), (2, 2)), coordinates=4)
@@ -43,24 +45,29 @@ def test_opcheck(where: tuple[str, str], case: Case, direction: str, on_device: 
     torch.library.opcheck(getattr(torch.ops.msdeform, name).default, arguments)
 
 
-@pytest.mark.parametrize("where", TRITON)
+def nondeterminism(backend: str) -> float:
+    """How far apart two backwards may be: atomic additions in another order differ in the last bit."""
+    return 0.0 if backend == "cpu" else 1e-12
+
+
+@pytest.mark.parametrize("where", [*CPU, *TRITON])
 @pytest.mark.parametrize("coordinates", [None, 2, 4])
 def test_gradcheck_on_the_kernels(where: tuple[str, str], coordinates: int | None) -> None:
     backend, device = where
     case = Case(B=1, Q=2, H=1, D=2, P=2, sizes=((2, 3), (1, 2)), dtype=torch.float64, coordinates=coordinates)
     tensors = [t.requires_grad_() for t in make_inputs(case, device)]
-    # atomic additions in another order differ in the last bit
-    assert torch.autograd.gradcheck(function(case, backend), tensors, nondet_tol=1e-12, fast_mode=True)
+    tolerance = nondeterminism(backend)
+    assert torch.autograd.gradcheck(function(case, backend), tensors, nondet_tol=tolerance, fast_mode=True)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("where", [*TRITON, *CUDA])
+@pytest.mark.parametrize("where", OPERATORS)
 @pytest.mark.parametrize("coordinates", [None, 2, 4])
 def test_full_gradcheck_on_the_kernels(where: tuple[str, str], coordinates: int | None) -> None:
     backend, device = where
     case = Case(B=1, Q=1, H=1, D=2, P=2, sizes=((2, 3), (1, 2)), dtype=torch.float64, coordinates=coordinates)
     tensors = [t.requires_grad_() for t in make_inputs(case, device)]
-    assert torch.autograd.gradcheck(function(case, backend), tensors, nondet_tol=1e-12)
+    assert torch.autograd.gradcheck(function(case, backend), tensors, nondet_tol=nondeterminism(backend))
 
 
 @pytest.mark.parametrize("where", ALL)
@@ -159,6 +166,65 @@ def test_a_second_derivative_is_refused_in_a_sentence(where: tuple[str, str]) ->
     first = torch.autograd.grad(output.square().sum(), tensors, create_graph=True)
     with pytest.raises(RuntimeError, match="has no second derivative"):
         first[0].sum().backward()
+
+
+@pytest.mark.parametrize("where", OPERATORS)
+def test_a_forward_derivative_is_refused_rather_than_zero(where: tuple[str, str]) -> None:
+    backend, device = where
+    value, *rest = make_inputs(PLAIN, device)
+    with forward_ad.dual_level():
+        function(PLAIN, backend)(value, *rest)  # asks for none
+        with pytest.raises(RuntimeError, match="has no forward derivative"):
+            function(PLAIN, backend)(forward_ad.make_dual(value, value), *rest)
+
+
+Call = Callable[[Tensor], Tensor]
+TRANSFORMS: dict[str, Callable[[Call, Tensor], Tensor]] = {
+    "func.grad": lambda call, weights: torch.func.grad(lambda x: call(x).square().sum())(weights),
+    "vmap": lambda call, weights: torch.vmap(call)(torch.stack([weights, -weights])),
+    "jvp": lambda call, weights: torch.func.jvp(call, (weights,), (weights,))[1],
+    "jacrev": lambda call, weights: torch.func.jacrev(call)(weights),
+    "jacfwd": lambda call, weights: torch.func.jacfwd(call)(weights),
+}
+
+
+@pytest.mark.filterwarnings("error:There is a performance drop")  # vmap, where it goes through the batch one by one
+@pytest.mark.parametrize(
+    ("case", "compiled"), [(PLAIN, False), (FUSED, False), (PLAIN, True)], ids=["plain", "fused", "compiled"]
+)
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_auto_is_differentiated_and_batched_as_the_reference_is(name: str, case: Case, compiled: bool) -> None:
+    *rest, weights = make_inputs(case)  # or logits: along the others grid_sample has no forward derivative
+    transform = TRANSFORMS[name]
+
+    def within(backend: str | None, weights: Tensor) -> Tensor:
+        return transform(lambda weights: function(case, backend)(*rest, weights), weights)
+
+    torch._dynamo.reset()
+    run = torch.compile(within, backend="aot_eager", fullgraph=True) if compiled else within
+    torch.testing.assert_close(run(None, weights), within("reference", weights))
+
+
+@pytest.mark.parametrize("dynamo", [True, False], ids=["dynamo", "torchscript"])
+@pytest.mark.filterwarnings("ignore")
+def test_auto_is_exported_to_onnx_in_standard_operators(dynamo: bool) -> None:
+    onnx = pytest.importorskip("onnx")
+    if dynamo:
+        pytest.importorskip("onnxscript")
+
+    class Module(torch.nn.Module):
+        def forward(self, *tensors: Tensor) -> Tensor:
+            return function(FUSED)(*tensors)
+
+    file = io.BytesIO()
+    if dynamo:
+        program = torch.onnx.export(Module(), make_inputs(FUSED), dynamo=True, verbose=False)
+        program.save(file)
+    else:
+        torch.onnx.export(Module(), make_inputs(FUSED), file, dynamo=False, opset_version=18)
+    graph = onnx.load_from_string(file.getvalue()).graph
+    assert "GridSample" in {node.op_type for node in graph.node}
+    assert {node.domain for node in graph.node} <= {"", "ai.onnx"}
 
 
 @pytest.mark.parametrize("where", CUDA)

@@ -142,7 +142,10 @@ def test_a_misspelt_flag_is_answered_with_the_nearest(
         (["--lr", "nan"], "--lr: expected a finite number, at least 0, got nan"),
         (["--lr"], "--lr: expected NUMBER after it"),
         (["--progress=no"], "--progress: expected no value, got 'no'"),
-        (["--attn-backend", "tritn"], "--attn-backend: expected auto, reference, cuda or triton, got 'tritn'; did you"),
+        (
+            ["--attn-backend", "tritn"],
+            "--attn-backend: expected auto, reference, cpu, triton or cuda, got 'tritn'; did you",
+        ),
         (["--batch-size", "0"], "--batch-size: expected at least 1, got 0"),
         (["--eval"], "--eval: expected --resume CHECKPOINT beside it, to say what to evaluate"),
         (["--data", "nowhere"], "--data: expected a file or folder; nowhere does not exist"),
