@@ -11,6 +11,7 @@ import torch
 
 from msdeform.models.zoo import create_model
 from msdeform.train.config import (
+    AttnBackend,
     Batch,
     Compute,
     Input,
@@ -47,7 +48,7 @@ def start_weights(path: Path, num_classes: int) -> Path:
     return path
 
 
-def golden_options(folder: Path, backend: str = "reference") -> TrainOptions:
+def golden_options(folder: Path, backend: AttnBackend = "reference") -> TrainOptions:
     """Ten steps of two images, in float64, with warm-up and without dropout."""
     data = folder / "data"
     if not data.exists():
