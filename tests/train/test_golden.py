@@ -9,12 +9,8 @@ import pytest
 from msdeform.train.config import AttnBackend, Source
 from msdeform.train.log import read_log
 from msdeform.train.loop import run_steps, train
-from tests.train.golden import BOUND, STEPS, golden_losses, golden_options, start_weights
+from tests.train.golden import BOUND, SAME_MACHINE, STEPS, golden_losses, golden_options, start_weights
 from tests.train.processes import together
-
-# on one machine; float64, because Adam blows rounding up: float32 runs drift apart by 1e-3, and a gradient that is 1%
-# off takes them no further (test_training.py shows that such a one breaks this)
-SAME_MACHINE = 1e-10
 
 
 def logged(folder: Path) -> list[float]:

@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 from msdeform.train.loop import run_steps
-from tests.train.golden import BOUND, STEPS, golden_losses, golden_options
+from tests.train.golden import SAME_MACHINE, golden_options
 
 pytestmark = pytest.mark.interpreter
 
 
-def test_triton_takes_the_golden_curve(tmp_path: Path) -> None:
-    losses = run_steps(golden_options(tmp_path, "triton"), STEPS)
-    assert len(set(losses)) == STEPS
-    assert losses == pytest.approx(golden_losses(), rel=BOUND)
+def test_triton_takes_the_references_curve(tmp_path: Path) -> None:
+    """A gradient that is 1% off takes the fourth loss further off than the bound, be it of value, offsets or logits."""
+    reference, triton = (run_steps(golden_options(tmp_path, backend), 4) for backend in ("reference", "triton"))
+    assert len(set(triton)) == 4
+    assert triton == pytest.approx(reference, rel=SAME_MACHINE)
