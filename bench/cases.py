@@ -75,6 +75,8 @@ CASES: dict[str, Case] = {
         Case("odd-wide-head", ((25, 34), (13, 17)), B=1, Q=301, H=3, D=71, P=5),
         # small enough for a CPU
         Case("encoder-200x266", levels(200, 266, 8, 16, 32, 64), B=1),
+        Case("encoder-400x533", levels(400, 533, 8, 16, 32, 64), B=1),
+        Case("encoder-1200x1600", levels(1200, 1600, 8, 16, 32, 64), B=1),
         Case("decoder-200x266", levels(200, 266, 8, 16, 32, 64), B=1, Q=300),
         Case("encoder-reduced", levels(64, 80, 8, 16, 32, 64), B=1, H=2, D=16),
         Case("decoder-reduced", levels(64, 80, 8, 16, 32, 64), B=1, Q=20, H=2, D=16),
@@ -82,7 +84,13 @@ CASES: dict[str, Case] = {
 }
 SMALL = ("encoder-200x266", "decoder-200x266", "odd", "odd-wide-head")
 REDUCED = ("encoder-reduced", "decoder-reduced")
-FULL = tuple(name for name in CASES if name not in (*SMALL[:2], *REDUCED))
+AREAS = ("encoder-200x266", "encoder-400x533", "encoder-800x1066-b1", "encoder-1200x1600")
+"""of one encoder, by the image's area"""
+ON_A_CPU = (
+    *("encoder-200x266", "encoder-800x1066-b1", "encoder-800x1066-b2", "decoder-200x266", "decoder-800x1066"),
+    *("rt-detr-decoder", "mask2former-pixel-decoder", "odd"),
+)
+FULL = tuple(name for name in CASES if name not in (*SMALL[:2], *AREAS[1::2], *REDUCED))
 
 
 def find(name: str, locations: Locations = "grid") -> Case:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from .options import PEERS
 from .records import Row
-from .tables import CELL, DIFFERS, Line, microseconds, times_faster
+from .tables import CELL, DIFFERS, HAS_NONE, Line, microseconds, times_faster
 
 
 def claims(rows: Sequence[Row], missing: Sequence[Row]) -> list[Line]:
@@ -29,7 +29,7 @@ def _state(rows: Sequence[Row]) -> str:
         return "not measured"
     measured = sum(row["median_us"] is not None for row in rows)
     further_off = sum((row["failure"] or "").startswith(DIFFERS) for row in rows)
-    absent = sum(row["failure"] == "it has no such function" for row in rows)
+    absent = sum(row["failure"] == HAS_NONE for row in rows)
     failed = len(rows) - measured - further_off - absent
     parts = [
         (measured, "measured"),
@@ -82,7 +82,7 @@ def speeds(rows: Sequence[Row]) -> list[Line]:
 def _speed(row: Row | None) -> str:
     if row is None:
         return "not measured"
-    if row["failure"] == "it has no such function":
+    if row["failure"] == HAS_NONE:
         return "has none"
     ratio = times_faster(row)
     star = "*" if row["composed"] else ""

@@ -17,7 +17,7 @@ from .inputs import make_inputs
 from .jobs import Kernels
 from .peers import Peer
 from .records import Row
-from .tables import aligned, number
+from .tables import HAS_NONE, aligned, number
 
 PASSES = 20
 _WARM_UP = 3
@@ -30,7 +30,7 @@ def rows(job: Kernels, peer: Peer, device: torch.device) -> Iterator[Row]:
     sum over a pass."""
     [row] = job.unmeasured(None)
     if peer.fused is None:
-        yield {**row, "failure": "it has no such function"}
+        yield {**row, "failure": HAS_NONE}
         return
     case, dtype = cases.find(job.case), DTYPES[job.dtype]
     first = make_inputs(case, dtype, device, seed=0)

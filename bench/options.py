@@ -28,11 +28,18 @@ from .records import RESULTS
 
 FunctionName = Literal["ms_deform_attn", "fused_ms_deform_attn", "MSDeformAttn"]
 FUNCTIONS: tuple[FunctionName, ...] = get_args(FunctionName)
+AloneName = Literal["fused_ms_deform_attn", "ms_deform_attn"]
+"""functions without a module around them"""
 PEERS = (
-    *("reference", "triton", "triton-deterministic", "triton-cells", "cuda", "deformops", "deformops-fp32acc"),
-    *("official", "mmcv", "dcnv4", "transformers", "core", "reference-compiled", "core-compiled"),
+    *("reference", "triton", "triton-deterministic", "triton-cells", "cuda", "cpu", "deformops", "deformops-fp32acc"),
+    *("official", "mmcv", "dcnv4", "transformers", "core", "embedding-bag", "onnxruntime", "openvino"),
+    *("reference-compiled", "core-compiled"),
 )
 """implementations of the operator, in the order of the tables; the first is the usual baseline"""
+CPU_PEERS = (
+    *("cpu", "reference", "core", "transformers", "deformops", "mmcv", "embedding-bag", "onnxruntime", "openvino"),
+)
+"""those that run on a CPU, ours first"""
 COMPILED_PEERS = tuple(name for name in PEERS if name.endswith("-compiled"))
 StepDtype = Literal["float32", "bfloat16"]
 """dtypes of a detector's step; bfloat16: autocast"""
@@ -91,6 +98,70 @@ def _rows(out: Path | None) -> None:
         raise ValueError(f"out: expected a folder, got the file {out}")
     if out is not None and out.is_dir() and out.suffix == ".jsonl":
         raise ValueError(f"out: expected a folder, or a file that ends in .jsonl, got the folder {out}")
+
+
+@dataclass(frozen=True)
+class CpuOptions:
+    """Time the operator's implementations on a CPU, all of them in turn, with one thread and with more.
+
+    Without --cases and --backends, encoders of other image areas are timed with the backend cpu alone, too.
+    """
+
+    cases: tuple[Name, ...] = ()
+    """Some of the cases by name; those of a CPU when not given."""
+    backends: tuple[Name, ...] = ()
+    """Some of the implementations by name, or MODULE:FUNCTION of yours; all that run on a CPU when not given."""
+    dtypes: tuple[DtypeName, ...] = ("float32", "bfloat16")
+    """Dtypes of value."""
+    functions: tuple[AloneName, ...] = ("fused_ms_deform_attn",)
+    """Functions to time; the fused one computes locations and softmax, too."""
+    threads: tuple[Count, ...] = ()
+    """Numbers of threads, one after the other; 1 and PyTorch's own number when not given."""
+    seconds: float = 2.0
+    """About how long all implementations together take turns, for a direction and a number of threads, in seconds."""
+    rounds: Count = 3
+    """Least rounds of turns, whatever time they take."""
+    limit: float = 120.0
+    """Seconds after which an implementation that does not answer is stopped."""
+    out: Rows | None = None
+    """Folder for the rows."""
+    again: bool = False
+    """Measure cells that are recorded already, too."""
+
+    def __post_init__(self) -> None:
+        _known("cases", "case", self.cases, list(CASES))
+        _known("backends", "backend", [name for name in self.backends if ":" not in name], PEERS)
+        for count in self.threads:
+            at_least("threads", count, 1)
+        at_least("seconds", self.seconds, 0)
+        at_least("rounds", self.rounds, 2)
+        _above_0("limit", self.limit)
+        _rows(self.out)
+
+
+@dataclass(frozen=True)
+class FirstCallOptions:
+    """Time the first call of the operator on a CPU in a new process, beside its second.
+
+    What was compiled before and lies on the disk is used, as in any process. Importing PyTorch and msdeform comes
+    before the first call, and has columns of its own.
+    """
+
+    case: Name = "encoder-200x266"
+    """Inputs by name."""
+    backends: tuple[BackendName, ...] = ()
+    """Backends of the operator; those that run on a CPU when not given."""
+    dtypes: tuple[DtypeName, ...] = ("float32",)
+    """Dtypes of value."""
+    times: Count = 3
+    """New processes of each; the median counts."""
+    out: Rows | None = None
+    """Folder for the rows."""
+
+    def __post_init__(self) -> None:
+        _known("case", "case", [self.case], list(CASES))
+        at_least("times", self.times, 1)
+        _rows(self.out)
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,13 @@ computed for it in PyTorch, as its users would, and are part of its time; such r
 here: each is used where it can be imported, and otherwise says how to get it.
 """
 
+import contextlib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -23,6 +25,7 @@ from ..kernels.contract import Sizes
 from ..kernels.options import BACKENDS
 from ..kernels.reference import extents, locate
 from ..kernels.triton import interpreter
+from . import graphs
 from .options import PEERS
 
 Operator = Callable[[Tensor, Sizes, Tensor, Tensor], Tensor]
@@ -50,6 +53,8 @@ class Peer:
     """what is set while its backward runs, beside the backend"""
     limits: str | None = None
     """why it differs from float64 where it is known to, in words"""
+    forward_only: bool = False
+    """it computes no gradients"""
 
 
 def find(name: str, device: torch.device) -> Peer:
@@ -135,16 +140,23 @@ def _during_backward(
     )
 
 
-def _composed(name: str, plain: Operator) -> Peer:
-    """A peer that has the plain function alone."""
+def _composed(name: str, plain: Operator, *, mixed: bool = False) -> Peer:
+    """A peer that has the plain function alone. `mixed`: it takes 16 bits as training in mixed precision does, under
+    autocast, with locations, weights and grid_sample in float32."""
     extent = _Extents()
+
+    def attend(value: Tensor, sizes: Sizes, locations: Tensor, weights: Tensor) -> Tensor:
+        if not mixed:
+            return plain(value, sizes, locations, weights)
+        with torch.autocast(value.device.type, value.dtype, enabled=value.dtype.itemsize == 2):
+            return plain(value, sizes, locations, weights).to(value.dtype)
 
     def fused(value: Tensor, sizes: Sizes, references: Tensor, offsets: Tensor, logits: Tensor) -> Tensor:
         locations = locate(references, offsets.float(), extent(sizes, value.device))
-        weights = logits.flatten(3).softmax(-1).view(logits.shape)
-        return plain(value, sizes, locations, weights)
+        weights = logits.flatten(3).softmax(-1, dtype=torch.float32 if mixed else None).view(logits.shape)
+        return attend(value, sizes, locations, weights)
 
-    return Peer(name, plain=plain, fused=fused, composed="locations and softmax")
+    return Peer(name, plain=attend, fused=fused, composed="locations and softmax")
 
 
 class _Extents:
@@ -198,6 +210,75 @@ def _core(device: torch.device) -> Peer:
     return replace(_composed("core", plain), limits=limits)
 
 
+def _embedding_bag(device: torch.device) -> Peer:
+    """PyTorch's sum of weighted rows of a table: the table is value, a row a pixel of a head, and a bag the four pixels
+    around each point of a (query, head).
+
+    What it cannot: it rounds the weights of pixels to value's dtype, keeps an index and a weight of every pixel in
+    memory, and takes a pixel outside the map for row 0 with weight 0, which is NaN where row 0 is not finite.
+    """
+
+    def plain(value: Tensor, sizes: Sizes, locations: Tensor, weights: Tensor) -> Tensor:
+        B, S, H, D = value.shape
+        Q, L, P = weights.shape[1], weights.shape[3], weights.shape[4]
+        heads = torch.arange(H).view(H, 1, 1) + H * S * torch.arange(B).view(B, 1, 1, 1, 1)  # (B, 1, H, 1, 1)
+        rows, shares, start = [], [], 0
+        for level, (h, w) in enumerate(sizes):
+            x, y = (locations[:, :, :, level] * locations.new_tensor((w, h)) - 0.5).unbind(-1)  # (B, Q, H, P)
+            left, top = x.detach().floor(), y.detach().floor()
+            columns, in_row = _pair(x - left, left.long(), w)  # (B, Q, H, P, 2)
+            lines, in_column = _pair(y - top, top.long(), h)
+            pixels = start + lines[..., :, None] * w + columns[..., None, :]  # (B, Q, H, P, 2, 2)
+            rows.append(pixels.flatten(4) * H + heads)
+            share = in_column[..., :, None] * in_row[..., None, :]
+            shares.append(share.flatten(4) * weights[:, :, :, level, :, None])
+            start += h * w
+        bags = torch.stack(rows, 3).view(B * Q * H, L * P * 4)
+        per_row = torch.stack(shares, 3).view(B * Q * H, L * P * 4).to(value.dtype)
+        table = value.reshape(B * S * H, D)
+        return F.embedding_bag(bags, table, mode="sum", per_sample_weights=per_row).view(B, Q, H * D)
+
+    if device.type != "cpu":
+        return Peer("embedding-bag", "written for a CPU")
+    limits = "it rounds the weight of every pixel to value's dtype"
+    return replace(_composed("embedding-bag", plain), limits=limits)
+
+
+def _pair(fraction: Tensor, first: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """The two pixels along an axis around each point and their weights, (..., 2): pixel 0 with weight 0 outside."""
+    pixels = torch.stack([first, first + 1], -1)
+    inside = (pixels >= 0) & (pixels < size)
+    return pixels * inside, torch.stack([1 - fraction, fraction], -1) * inside
+
+
+def _engine(name: str, how: str, make: Callable[[bytes, int], graphs.Engine], device: torch.device) -> Peer:
+    """An engine that runs the operator as a graph of GridSample nodes: forward only, in float32."""
+    for module in (name, "onnx"):
+        found = _imported(name, module, how)
+        if isinstance(found, Peer):
+            return found
+    engines: dict[Any, graphs.Engine] = {}
+
+    def run(sizes: Sizes, *tensors: Tensor) -> Tensor:
+        inputs = [tensor.detach().float().contiguous() for tensor in tensors]
+        shapes = tuple(tuple(tensor.shape) for tensor in inputs)
+        key = sizes, shapes, torch.get_num_threads()
+        if key not in engines:
+            engines[key] = make(graphs.graph(sizes, shapes, fused=len(inputs) == len(graphs.FUSED)), key[-1])
+        B, Q, H = shapes[-1][:3]
+        output = torch.empty(B, Q, H * shapes[0][3])
+        engines[key](inputs, output)
+        return output.to(tensors[0].dtype)
+
+    def call(value: Tensor, sizes: Sizes, *rest: Tensor) -> Tensor:
+        return run(sizes, value, *rest)
+
+    if device.type != "cpu":
+        return Peer(name, "it is measured on a CPU alone")
+    converted = "conversion of 16-bit numbers to float32 and back"
+    return Peer(name, plain=call, fused=call, composed=converted, forward_only=True)
+
+
 def _compiled(name: str, device: torch.device) -> Peer:
     """A peer of PyTorch's operators under torch.compile, whole graphs only."""
     peer = find(name, device)
@@ -243,10 +324,12 @@ def _deformops(name: str, device: torch.device, **options: bool) -> Peer:
 
     def fused(value: Tensor, sizes: Sizes, references: Tensor, offsets: Tensor, logits: Tensor) -> Tensor:
         locations = locate(references, offsets.float(), extent(sizes, value.device))
-        return msda(value, *tables(sizes, value.device), locations, logits, method="softmax", **options)
+        output = msda(value, *tables(sizes, value.device), locations, logits, method="softmax", **options)
+        return output.to(value.dtype)  # on a CPU, float32 locations make it float32
 
-    # on a CPU it is eager PyTorch
-    return _needs_cuda(name, device) or Peer(name, plain=plain, fused=fused, composed="locations")
+    peer = Peer(name, plain=plain, fused=fused, composed="locations")
+    # on a CPU it is eager PyTorch, which has no option of accumulation
+    return peer if device.type == "cpu" and not options else _needs_cuda(name, device) or peer
 
 
 def _official(device: torch.device) -> Peer:
@@ -285,16 +368,43 @@ def _step(value: Tensor) -> int:
 
 
 def _mmcv(device: torch.device) -> Peer:
-    """mmcv.ops (github.com/open-mmlab/mmcv): locations and weights are cast to value's dtype."""
-    found = _imported("mmcv", "mmcv.ops.multi_scale_deform_attn", "pip install openmim && mim install mmcv")
+    """mmcv.ops (github.com/open-mmlab/mmcv): locations and weights are cast to value's dtype. On a CPU, its function
+    of PyTorch's operators, 16 bits under autocast."""
+    with _without_extension("mmcv") if device.type == "cpu" else contextlib.nullcontext():
+        found = _imported("mmcv", "mmcv.ops.multi_scale_deform_attn", "pip install openmim && mim install mmcv")
     if isinstance(found, Peer):
         return found
-    function, tables = found.MultiScaleDeformableAttnFunction, _Tables()
+    tables = _Tables()
+    if device.type == "cpu":
+
+        def pytorch(value: Tensor, sizes: Sizes, locations: Tensor, weights: Tensor) -> Tensor:
+            shapes, _ = tables(sizes, value.device)
+            return found.multi_scale_deformable_attn_pytorch(value, shapes, locations, weights)
+
+        return _composed("mmcv", pytorch, mixed=True)
+    function = found.MultiScaleDeformableAttnFunction
 
     def plain(value: Tensor, sizes: Sizes, locations: Tensor, weights: Tensor) -> Tensor:
         return function.apply(value, *tables(sizes, value.device), locations, weights, _step(value))
 
     return _needs_cuda("mmcv", device) or _composed("mmcv", plain)
+
+
+@contextlib.contextmanager
+def _without_extension(package: str) -> Iterator[None]:
+    """For an import of what a package has in Python where its compiled part, ``_ext``, was not built: an empty module
+    stands in for it, any name of which is None."""
+    name = f"{package}._ext"
+    if name in sys.modules or importlib.util.find_spec(package) is None or importlib.util.find_spec(name) is not None:
+        yield
+        return
+    empty = ModuleType(name)
+    empty.__getattr__ = lambda _: None  # type: ignore[method-assign]
+    sys.modules[name] = empty
+    try:
+        yield
+    finally:
+        del sys.modules[name]
 
 
 def _dcnv4(device: torch.device) -> Peer:
@@ -315,7 +425,8 @@ def _dcnv4(device: torch.device) -> Peer:
 
 
 def _transformers(device: torch.device) -> Peer:
-    """The layer inside transformers' Deformable DETR; without its kernels hub, a grid_sample of PyTorch."""
+    """The layer inside transformers' Deformable DETR; without its kernels hub, a grid_sample of PyTorch. Of 16 bits,
+    under autocast."""
     name, module = "transformers", "transformers.models.deformable_detr.modeling_deformable_detr"
     found = _imported(name, module, "pip install transformers")
     if isinstance(found, Peer):
@@ -326,7 +437,7 @@ def _transformers(device: torch.device) -> Peer:
         shapes, starts = tables(sizes, value.device)
         return layer(value, shapes, list(sizes), starts, locations, weights, _step(value))
 
-    return _composed(name, plain)
+    return _composed(name, plain, mixed=True)
 
 
 # what the others are imported from
@@ -337,6 +448,8 @@ _PACKAGES = {
     "mmcv": "mmcv",
     "dcnv4": "DCNv4",
     "transformers": "transformers",
+    "onnxruntime": "onnxruntime",
+    "openvino": "openvino",
 }
 
 
@@ -354,6 +467,7 @@ _MAKERS: dict[str, Callable[[torch.device], Peer]] = {
     "triton-deterministic": lambda device: _deterministic("triton", device),
     "triton-cells": _cells,
     "cuda": lambda device: _backend("cuda", device),
+    "cpu": lambda device: _backend("cpu", device),
     "deformops": lambda device: _deformops("deformops", device),
     # it leaves float32 accumulation of grad_value off on Hopper unless told
     "deformops-fp32acc": lambda device: _deformops("deformops-fp32acc", device, fp32acc=True),
@@ -362,6 +476,11 @@ _MAKERS: dict[str, Callable[[torch.device], Peer]] = {
     "dcnv4": _dcnv4,
     "transformers": _transformers,
     "core": _core,
+    "embedding-bag": _embedding_bag,
+    "onnxruntime": lambda device: _engine(
+        "onnxruntime", "pip install onnxruntime onnx", graphs.onnxruntime_engine, device
+    ),
+    "openvino": lambda device: _engine("openvino", "pip install openvino onnx", graphs.openvino_engine, device),
     "reference-compiled": lambda device: _compiled("reference", device),
     "core-compiled": lambda device: _compiled("core", device),
 }

@@ -18,9 +18,12 @@ _ROOT = Path(__file__).resolve().parent.parent
 _MEASURED = (
     *("kernels/**/*.py", "kernels/**/*.cu", "models/*.py"),
     *("bench/cases.py", "bench/inputs.py", "bench/measure.py", "bench/workloads.py", "bench/peers.py"),
-    "bench/speed.py",
+    *("bench/graphs.py", "bench/speed.py"),
 )
-PEERS = ("deformops", "mmcv", "DCNv4", "MultiScaleDeformableAttention", "transformers")
+PEERS = (
+    *("deformops", "mmcv", "mmcv-lite", "DCNv4", "MultiScaleDeformableAttention", "transformers"),
+    *("onnxruntime", "openvino"),
+)
 
 
 def provenance(device: torch.device, command: list[str]) -> dict[str, Any]:
@@ -40,6 +43,7 @@ def provenance(device: torch.device, command: list[str]) -> dict[str, Any]:
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
         "triton": _version("triton"),
+        "llvmlite": _version("llvmlite"),
         "peers": {name: version for name in PEERS if (version := _version(name)) is not None},
         "python": platform.python_version(),
         "host_cpu": host_cpu(),

@@ -18,6 +18,8 @@ RESULTS = Path(__file__).resolve().parent / "results"
 # what names a cell: rows of a kind that agree in these are of the same thing
 KEYS: dict[str, tuple[str, ...]] = {
     "operator": ("case", "locations", "dtype", "function", "direction", "backend"),
+    "cpu": ("case", "dtype", "function", "direction", "threads", "backend"),
+    "first-call": ("case", "dtype", "direction", "backend"),
     "correctness": ("case", "locations", "dtype", "function", "direction", "backend"),
     "kernels": ("case", "dtype", "backend"),
     "counters": ("case", "dtype", "backend", "kernel"),

@@ -12,7 +12,22 @@ from pathlib import Path
 
 from ..common.options import nearest
 from ..models.files import atomic_file
-from . import claims, counts, explain, exports, model, plots, records, roofline, spread, startup, training
+from . import (
+    cases,
+    claims,
+    counts,
+    cpu,
+    explain,
+    exports,
+    first_call,
+    model,
+    plots,
+    records,
+    roofline,
+    spread,
+    startup,
+    training,
+)
 from .options import RenderOptions
 from .published import PUBLISHED
 from .records import Records, Row
@@ -269,6 +284,50 @@ def _startup(found: Records, _: list[Plot]) -> str:
     return _tables(found, "startup", startup.startup_table, 1)
 
 
+def _cpu(found: Records, _: list[Plot]) -> str:
+    parts = []
+    for machine, rows in _timed_on_cpus(found).items():
+        for function in dict.fromkeys(row["function"] for row in rows):
+            mine = [row for row in rows if row["function"] == function and row["case"] in cases.ON_A_CPU]
+            if not mine:
+                continue
+            parts += [f"**{machine}, `{function}`**", markdown(cpu.speed_table(mine), 3), _from(mine)]
+            parts += ["How many times as long as `cpu` each takes:", markdown(cpu.peers_table(mine), 4)]
+    return "\n\n".join(parts) or _NONE
+
+
+def _cpu_short(found: Records, _: list[Plot]) -> str:
+    parts = []
+    for machine, rows in _timed_on_cpus(found).items():
+        lines = cpu.short_table([row for row in rows if row["function"] == cpu.MAIN])
+        if len(lines) > 1:
+            parts += [f"**{machine}**", markdown(lines, 2), _from(rows)]
+    return "\n\n".join(parts) or _NONE
+
+
+def _cpu_areas(found: Records, _: list[Plot]) -> str:
+    parts = []
+    for machine, rows in _timed_on_cpus(found).items():
+        lines = cpu.area_table([row for row in rows if row["function"] == cpu.MAIN])
+        if len(lines) > 1:
+            parts += [f"**{machine}**", markdown(lines, 1), _from(rows)]
+    return "\n\n".join(parts) or _NONE
+
+
+def _timed_on_cpus(found: Records) -> dict[str, list[Row]]:
+    """Rows of machines on which ours was timed."""
+    machines = _machines(found, "cpu").items()
+    return {
+        machine: rows
+        for machine, rows in machines
+        if any(row["backend"] == cpu.OURS and row["median_us"] is not None for row in rows)
+    }
+
+
+def _first_call(found: Records, _: list[Plot]) -> str:
+    return _tables(found, "first-call", first_call.first_call_table, 4)
+
+
 def _seeds(found: Records, plotted: list[Plot]) -> str:
     return _trained(found, plotted, with_table=True)
 
@@ -331,5 +390,9 @@ BLOCKS: dict[str, Callable[[Records, list[Plot]], str]] = {
     "training-steps": _training_steps,
     "explanations": _explanations,
     "startup": _startup,
+    "cpu": _cpu,
+    "cpu-short": _cpu_short,
+    "cpu-areas": _cpu_areas,
+    "first-call": _first_call,
     "exports": _exports,
 }

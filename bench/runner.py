@@ -22,7 +22,7 @@ from .jobs import Job, groups
 from .provenance import host_load
 from .records import Row
 
-_START_LIMIT = 180.0  # seconds to import torch and a peer, on a busy machine
+START_LIMIT = 180.0  # seconds to import torch and a peer, on a busy machine
 _MOST_CRASHES = 3  # of one process's jobs, after which the others are given up
 _WORKER = "msdeform.bench.worker"
 
@@ -149,7 +149,7 @@ def _measure_group(jobs: list[Job], settings: Settings, book: Book) -> int:
         }
         begun, missing = -1, set()
         try:
-            for answer in answers(_WORKER, request, start_limit=_START_LIMIT, limit=settings.limit):
+            for answer in answers(_WORKER, request, start_limit=START_LIMIT, limit=settings.limit):
                 if "missing" in answer:
                     book.add({"kind": "missing", "backend": backend, "reason": answer["missing"]})
                     return 0

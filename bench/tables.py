@@ -13,6 +13,8 @@ Line = Sequence[str]
 CELL = ("case", "locations", "dtype", "function", "direction")
 # how the failure begins of one that was held against the reference in float64 and is further off than rounding explains
 DIFFERS = "differs from float64"
+HAS_NONE = "it has no such function"
+"""the failure of one that lacks one of the two functions, or the backward"""
 
 
 def aligned(lines: Sequence[Line], left: int) -> str:

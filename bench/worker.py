@@ -22,6 +22,7 @@ from .inputs import make_inputs
 from .jobs import FUSED, KINDS, OF_OPERATOR, Correctness, Job, Kernels, Operator
 from .peers import Peer
 from .records import Row
+from .tables import HAS_NONE
 from .workloads import Workload
 
 
@@ -38,7 +39,7 @@ class OperatorMeasurer:
         peer, case, dtype = self.peer, cases.find(job.case, job.locations), DTYPES[job.dtype]
         fused = job.function in FUSED
         if (peer.fused if fused else peer.plain) is None:
-            yield from job.unmeasured("it has no such function")
+            yield from job.unmeasured(HAS_NONE)
             return
         first = make_inputs(case, dtype, self.device, seed=0)
         more = measure.sets_past_cache(first, self.device)
@@ -131,7 +132,7 @@ def correctness(job: Correctness, peer: Peer, device: torch.device) -> Iterator[
     """A row for the output, and one for the gradients."""
     case, fused = cases.find(job.case, job.locations), job.function in FUSED
     if (peer.fused if fused else peer.plain) is None:
-        yield from job.unmeasured("it has no such function")
+        yield from job.unmeasured(HAS_NONE)
         return
     inputs = make_inputs(case, DTYPES[job.dtype], device, seed=0)
     checks = workloads.check(workloads.operator(case, peer, [inputs], fused), workloads.truth(case, inputs, fused))

@@ -18,7 +18,7 @@ from ..models.attention import MSDeformAttn
 from .cases import Case
 from .inputs import OperatorInputs, on_kinks
 from .peers import Peer
-from .tables import DIFFERS
+from .tables import DIFFERS, HAS_NONE
 
 # the differentiable inputs of the two functions, in their order
 _PLAIN = ("value", "sampling_locations", "attention_weights")
@@ -36,6 +36,8 @@ class Workload:
     """gradient of each set's output"""
     parameters: tuple[Tensor, ...] = ()
     """more tensors whose gradients the backward computes"""
+    forward_only: bool = False
+    """it has no backward"""
 
     def forward(self, i: int) -> Tensor:
         return self.run(*self.leaves[i % len(self.leaves)])
@@ -59,7 +61,7 @@ def operator(case: Case, peer: Peer, sets: list[OperatorInputs], fused: bool) ->
         return function(value, case.sizes, *rest)
 
     leaves = [_leaves(inputs, fused) for inputs in sets]
-    return Workload(run, leaves, [inputs.grad_output for inputs in sets])
+    return Workload(run, leaves, [inputs.grad_output for inputs in sets], forward_only=peer.forward_only)
 
 
 def _leaves(inputs: OperatorInputs, fused: bool, dtype: torch.dtype | None = None) -> tuple[Tensor, ...]:
@@ -119,17 +121,19 @@ def check(work: Workload, truth: Truth) -> dict[str, Check]:
     """Hold the first set's output (``forward``) and all its gradients (``backward``) against the truth."""
     try:
         output = work.forward(0)
-        results = dict(zip(truth.results, (output.detach(), *work.gradients(0, output)), strict=True))
+        gradients = () if work.forward_only else work.gradients(0, output)
+        results = dict(zip(truth.results, (output.detach(), *gradients), strict=not work.forward_only))
         compute = torch.float64 if output.dtype is torch.float64 else torch.float32
         comparisons = {}
-        for name, true in truth.results.items():
-            keep = ~truth.ignored[name] if name in truth.ignored else ...
-            comparisons[name] = compare(results[name][keep], true[keep], compute, gradient=name != "output")
+        for name, result in results.items():
+            true, keep = truth.results[name], ~truth.ignored[name] if name in truth.ignored else ...
+            comparisons[name] = compare(result[keep], true[keep], compute, gradient=name != "output")
     except Exception as error:  # a peer may fail in any way, and the others are still to be measured
         failed = Check(None, None, sentence(error))
         return {"forward": failed, "backward": failed}
     output_comparison = comparisons.pop("output")
-    return {"forward": _verdict({"output": output_comparison}), "backward": _verdict(comparisons)}
+    backward = Check(None, None, HAS_NONE) if work.forward_only else _verdict(comparisons)
+    return {"forward": _verdict({"output": output_comparison}), "backward": backward}
 
 
 def sentence(error: Exception) -> str:

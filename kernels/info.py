@@ -15,8 +15,9 @@ from .triton.interpreter import interpreting
 def describe(inputs: Inputs) -> str:
     """The report as text."""
     lines = [f"python {platform.python_version()} on {platform.system()} {platform.machine()}"]
-    for package in ("torch", "triton", "cuda-core"):
+    for package in ("torch", "llvmlite", "triton", "cuda-core"):
         lines.append(f"{package} {_version(package)}")
+    lines.append(_processor())
     if torch.cuda.is_available():
         capability = torch.cuda.get_device_capability()
         lines.append(f"device {torch.cuda.get_device_name()}, compute capability {capability[0]}.{capability[1]}")
@@ -44,6 +45,18 @@ def info(options: InfoOptions) -> int:
     device = choose_device(options.device)
     print(describe(registry.example_inputs(device, getattr(torch, options.dtype), **options.sizes)))
     return 0
+
+
+def _processor() -> str:
+    """What the backend ``cpu`` has to work with."""
+    threads = f"threads {torch.get_num_threads()}, by torch.set_num_threads"
+    if registry.unavailable("cpu") is not None:  # it is LLVM that knows the processor
+        return f"processor: {threads}"
+    from llvmlite.binding import get_host_cpu_name
+
+    from .cpu.emit import vector_bytes
+
+    return f"processor: {get_host_cpu_name()}, vectors of {8 * vector_bytes()} bits; {threads}"
 
 
 def _version(package: str) -> str:

@@ -64,7 +64,8 @@ class InfoOptions:
 class VerifyOptions:
     """Check output and every gradient of each backend that runs here against the float64 reference.
 
-    Without a GPU, TRITON_INTERPRET=1 runs the Triton kernels in Triton's interpreter.
+    Without a GPU these are cpu and reference; TRITON_INTERPRET=1 adds triton, run by Triton's slow interpreter.
+    With one, --device cpu checks those that take CPU tensors.
     Any option of a shape replaces the default list of cases.
     """
 

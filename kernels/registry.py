@@ -12,6 +12,7 @@ module dictionaries, so that ``torch.compile(fullgraph=True)`` can trace it.
 
 import difflib
 import os
+import threading
 from dataclasses import dataclass
 from importlib import import_module
 from types import TracebackType
@@ -39,6 +40,11 @@ BACKENDS: dict[str, Backend] = {
 
 _loaded: dict[str, Functions] = {}
 _availability: dict[str, str | None] = {}
+# operators are defined once in a process, and two threads may make the first call at once; one that forks waits, as its
+# child would for a thread that it does not have
+_loading = threading.RLock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_loading.acquire, after_in_parent=_loading.release, after_in_child=_loading.release)
 
 
 def check_name(name: str) -> str:
@@ -92,10 +98,12 @@ def current_setting() -> str:
     return _setting
 
 
+@torch.compiler.assume_constant_result  # asked while torch.compile traces, too: what it looks at cannot be traced
 def unavailable(name: str) -> str | None:
     """Why backend ``name`` cannot run on this machine, or None; asked once in a process."""
     if name not in _availability:
-        _availability[name] = BACKENDS[name].unavailable()
+        with _loading:
+            _availability[name] = BACKENDS[name].unavailable()
     return _availability[name]
 
 
@@ -132,9 +140,16 @@ def _auto_reason(backend: Backend, inputs: Inputs) -> str | None:
 
 def implementation(name: str, fused: bool) -> Implementation:
     """The function of a backend that :func:`resolve` has named; loads it at first use."""
-    if name not in _loaded:
-        _loaded[name] = BACKENDS[name].load()
+    _load(name)
     return _loaded[name][1 if fused else 0]
+
+
+@torch.compiler.assume_constant_result
+def _load(name: str) -> None:
+    if name not in _loaded:
+        with _loading:
+            if name not in _loaded:
+                _loaded[name] = BACKENDS[name].load()
 
 
 @dataclass(frozen=True)

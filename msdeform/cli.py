@@ -130,6 +130,11 @@ COMMANDS = {
         "bench.compare:run",
         "what became slower between two commits, machines or backends",
     ),
+    "bench cpu": Command(
+        "bench.options:CpuOptions",
+        "bench.cpu:run",
+        "time the operator's backends and their peers on a CPU, all in turn, by threads",
+    ),
     "bench dispatch": Command(
         "bench.options:DispatchOptions",
         "bench.dispatch:run",
@@ -144,6 +149,11 @@ COMMANDS = {
         "bench.options:ExportsOptions",
         "bench.exports:run",
         "run exported detectors at every boundary of padding, beside their models",
+    ),
+    "bench first-call": Command(
+        "bench.options:FirstCallOptions",
+        "bench.first_call:run",
+        "time the operator's first call in a new process, beside its second, on a CPU",
     ),
     "bench instructions": Command(
         "bench.options:InstructionsOptions",

@@ -1,19 +1,43 @@
 """What the registry knows of the CPU backend; importing it costs no llvmlite."""
 
-import platform
+import re
+from collections.abc import Mapping
 
 from ..backend import Backend, Functions, import_failure
 from ..contract import Inputs
 
-INSTALL = "pip install 'msdeform[cpu]' brings it, and CPU tensors take a tenth of the time or less"
+OLDEST = (0, 46)  # of llvmlite; pyproject.toml asks for the same
+_GAIN = "CPU tensors then run on kernels compiled for this processor, many times faster than `reference`"
 
 
 def unavailable() -> str | None:
     try:
+        import llvmlite
         import llvmlite.binding as llvm
+
+        processor = _unfit(llvm.get_process_triple(), llvm.get_host_cpu_features())  # the first calls load LLVM
     except Exception as error:  # a broken installation raises whatever it likes
-        return f"{import_failure('llvmlite', 'llvmlite', error)} ({INSTALL})"
-    if platform.machine().lower() in ("x86_64", "amd64") and not llvm.get_host_cpu_features().get("f16c"):
+        missing = isinstance(error, ModuleNotFoundError) and error.name == "llvmlite"
+        remedy = "pip install 'msdeform[cpu]'" if missing else "pip install --force-reinstall llvmlite"
+        return f"{import_failure('llvmlite', 'llvmlite', error)} ({remedy}; {_GAIN})"
+    return _too_old(llvmlite.__version__) or processor
+
+
+def _too_old(version: str) -> str | None:
+    """Why a version of llvmlite does not do, or None where it does; what no number begins is taken as new enough."""
+    numbers = re.match(r"(\d+)\.(\d+)", version)
+    if numbers is None or tuple(map(int, numbers.groups())) >= OLDEST:
+        return None
+    oldest = ".".join(map(str, OLDEST))
+    return f"llvmlite: expected version {oldest} or newer, got {version} (pip install 'llvmlite>={oldest}'; {_GAIN})"
+
+
+def _unfit(triple: str, features: Mapping[str, bool]) -> str | None:
+    """Why a processor does not do, from LLVM's name of the platform, such as x86_64-unknown-linux-gnu."""
+    architecture = triple.split("-", 1)[0]
+    if architecture not in ("x86_64", "aarch64", "arm64"):
+        return f"expected an x86-64 or a 64-bit Arm processor, got {architecture}"
+    if architecture == "x86_64" and not features.get("f16c"):
         return "the processor has no F16C instructions, which x86 processors have had since 2013"
     return None
 

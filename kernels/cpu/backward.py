@@ -21,17 +21,27 @@ from contextlib import nullcontext
 from typing import NamedTuple
 
 from .emit import BYTES, Emitter, Value, Variable
-from .points import AT_ONCE, Block, Kind, Levels, Located, Row, blocks, channels, corners, not_finite
+from .points import (
+    AT_ONCE,
+    COMMON_ARGUMENTS,
+    SLOTS,
+    TAKEN,
+    Block,
+    Kind,
+    Levels,
+    Located,
+    Row,
+    blocks,
+    channels,
+    corners,
+    not_finite,
+)
 
 ARGUMENTS = (
-    *("next", "slots", "units", "scratch", "levels", "order"),
-    *("value", "references", "points", "weights", "grad_output"),
+    *COMMON_ARGUMENTS,
+    *("grad_output", "grad_output_b", "grad_output_q"),
     *("grad_value", "grad_references", "grad_points", "grad_weights", "sums"),
-    *("H", "Q", "S", "heads", "groups", "shares"),
-    # strides in bytes
-    *("value_b", "value_s", "value_h", "references_b", "references_q", "references_l"),
-    *("points_b", "points_q", "points_h", "weights_b", "weights_q", "weights_h"),
-    *("grad_output_b", "grad_output_q", "grad_output_h", "sums_s", "sums_unit"),
+    *("H", "Q", "S", "heads", "groups", "shares", "sums_s", "sums_unit"),
 )
 
 
@@ -67,11 +77,11 @@ class Scratch:
         self.located = columns[8:11]  # x, y and weight
         self.gradients = columns[11:14]  # of x, y and weight
         self.bounds = address + 14 * size  # of each level, the first pixel of this thread and the first of the next
-        self.pixels = self.bounds + 16 * kind.L
+        self.pixels = self.bounds + 16 * kind.padded_levels
 
     @staticmethod
     def bytes(kind: Kind) -> int:
-        return -(-((14 * BYTES[kind.compute] + 4) * kind.padded + 16 * kind.L) // 64) * 64
+        return -(-((14 * BYTES[kind.compute] + 4) * kind.padded + 16 * kind.padded_levels) // 64) * 64
 
 
 def emit(kind: Kind, needs: Needs) -> Emitter:
@@ -89,12 +99,12 @@ class _Unit:
         self.size = BYTES[kind.compute]
         self.parts = [part for group in channels(kind) for part in group]
         self.levels = Levels(e, kind, e.arguments["levels"])
-        self.slot = e.fetch_add("slots", 1)
+        self.slot = e.fetch_add(SLOTS, 1)
         self.scratch = Scratch(e, kind, e.arguments["scratch"] + self.slot * Scratch.bytes(kind))
 
     def emit(self) -> None:
         e, a, needs = self.e, self.e.arguments, self.needs
-        with e.until_taken("next", a["units"]) as unit:
+        with e.until_taken(TAKEN, a["units"]) as unit:
             share, group = unit % a["shares"], unit // a["shares"]
             b, self.first_head = group // a["groups"], group % a["groups"] * a["heads"]
             self.end_head = e.smaller(self.first_head + a["heads"], a["H"])
@@ -145,9 +155,12 @@ class _Unit:
     def _own_pixels(self) -> Iterator[tuple[Value, Value]]:
         """The number of each of this thread's pixels, and each head, for a ``for`` that runs to its end."""
         e = self.e
-        with e.loop(0, self.kind.L) as level, e.loop(*self._bounds(level)) as pixel:
-            with e.loop(self.first_head, self.end_head) as head:
-                yield pixel, head
+        with (
+            e.loop(0, self.kind.L) as level,
+            e.loop(*self._bounds(level)) as pixel,
+            e.loop(self.first_head, self.end_head) as head,
+        ):
+            yield pixel, head
 
     def _bounds(self, level: Value) -> tuple[Value, Value]:
         address = self.scratch.bounds + level * 16
@@ -166,7 +179,7 @@ class _Unit:
         """
         e, kind, scratch, a = self.e, self.kind, self.scratch, self.e.arguments
         grad = a["grad_output"] + row.b * a["grad_output_b"] + row.q * a["grad_output_q"]
-        grad = grad + row.head * a["grad_output_h"]
+        grad = grad + row.head * (kind.D * BYTES[kind.value])
         located = row.locate()
         doubtful = []
         for block, points in zip(blocks(kind), located, strict=True):

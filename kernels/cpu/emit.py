@@ -7,9 +7,11 @@ compiles; nothing but the module llvmlite is needed for it, no compiler and no l
 """
 
 import itertools
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, Literal
 
 import llvmlite.binding as llvm
@@ -154,7 +156,7 @@ class Emitter:
     def __init__(self, name: str, arguments: Sequence[str]) -> None:
         name = f"{name}_{next(_count)}"
         self.module = ir.Module(name=name)
-        self.module.triple = llvm.get_process_triple()
+        self.module.triple, _, _ = _processor()
         self._function = ir.Function(self.module, ir.FunctionType(ir.VoidType(), [ir.PointerType()]), name=name)
         self.builder = ir.IRBuilder(self._function.append_basic_block("entry"))
         # variables are made room for in the first block, code begins in the second
@@ -251,6 +253,13 @@ class Emitter:
         for bit in bits[1:]:
             result = result | bit
         return result
+
+    def add_up(self, vectors: Sequence[Value]) -> Value:
+        """The sum of vectors of one length, lane by lane, in pairs."""
+        vectors = list(vectors)
+        while len(vectors) > 1:
+            vectors = [a + b for a, b in zip(vectors[::2], vectors[1::2], strict=True)]
+        return vectors[0]
 
     def sum_of(self, vectors: Sequence[Value]) -> Value:
         """All numbers of all vectors added up, in a fixed order."""
@@ -442,9 +451,45 @@ class Emitter:
         return self.module
 
 
-_lock = threading.Lock()  # LLVM's compiler is used by one thread at a time
+# LLVM is used by one thread at a time. One that forks waits for it, as its child would for a thread it does not have.
+_lock = threading.RLock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
+
 _compiler: Any = None  # (machine, engine): made at first use, never freed, as code that is called must not be
 _count = itertools.count()
+
+
+@cache
+def _processor() -> tuple[str, str, Any]:
+    """Of this machine: LLVM's name of the platform, of the processor, and its features."""
+    with _lock:
+        return llvm.get_process_triple(), llvm.get_host_cpu_name(), llvm.get_host_cpu_features()
+
+
+def vector_bytes() -> int:
+    """Size of the processor's widest vector registers."""
+    _, _, features = _processor()
+    return 64 if features.get("avx512f") else 32 if features.get("avx") else 16
+
+
+def compile_module(module: ir.Module) -> int:
+    """Address of the module's function as machine code of this processor."""
+    with _lock:
+        return _compile(module)
+
+
+def _compile(module: ir.Module) -> int:
+    machine, engine = _load_compiler()
+    parsed = llvm.parse_assembly(str(module))
+    parsed.verify()
+    options = llvm.create_pipeline_tuning_options(speed_level=2)
+    options.loop_vectorization = options.slp_vectorization = options.loop_unrolling = False
+    passes = llvm.create_pass_builder(machine, options)
+    passes.getModulePassManager().run(parsed, passes)
+    engine.add_module(parsed)
+    engine.finalize_object()
+    return engine.get_function_address(module.name)
 
 
 def _load_compiler() -> Any:
@@ -452,30 +497,9 @@ def _load_compiler() -> Any:
     if _compiler is None:
         llvm.initialize_native_target()
         llvm.initialize_native_asmprinter()
-        target = llvm.Target.from_triple(llvm.get_process_triple())
-        machine = target.create_target_machine(
-            cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=3, jit=True
+        triple, name, features = _processor()
+        machine = llvm.Target.from_triple(triple).create_target_machine(
+            cpu=name, features=features.flatten(), opt=3, jit=True
         )
         _compiler = machine, llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
     return _compiler
-
-
-def vector_bytes() -> int:
-    """Size of the processor's widest vector registers."""
-    features = llvm.get_host_cpu_features()
-    return 64 if features.get("avx512f") else 32 if features.get("avx") else 16
-
-
-def compile_module(module: ir.Module) -> int:
-    """Address of the module's function as machine code of this processor."""
-    with _lock:
-        machine, engine = _load_compiler()
-        parsed = llvm.parse_assembly(str(module))
-        parsed.verify()
-        options = llvm.create_pipeline_tuning_options(speed_level=2)
-        options.loop_vectorization = options.slp_vectorization = options.loop_unrolling = False
-        passes = llvm.create_pass_builder(machine, options)
-        passes.getModulePassManager().run(parsed, passes)
-        engine.add_module(parsed)
-        engine.finalize_object()
-        return engine.get_function_address(module.name)

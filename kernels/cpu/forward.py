@@ -8,15 +8,25 @@ and coefficients of all points of a query are computed side by side in vectors, 
 """
 
 from .emit import BYTES, Emitter, Value, Variable
-from .points import AT_ONCE, Block, Kind, Levels, Located, Row, blocks, channels, corners, not_finite
+from .points import (
+    AT_ONCE,
+    COMMON_ARGUMENTS,
+    SLOTS,
+    TAKEN,
+    Block,
+    Kind,
+    Levels,
+    Located,
+    Row,
+    blocks,
+    channels,
+    corners,
+    not_finite,
+)
 
 ARGUMENTS = (
-    *("next", "slots", "units", "scratch", "levels", "order"),
-    *("value", "references", "points", "weights", "output"),
-    *("H", "Q", "unit_queries", "image_units"),
-    # strides in bytes
-    *("value_b", "value_s", "value_h", "references_b", "references_q", "references_l"),
-    *("points_b", "points_q", "points_h", "weights_b", "weights_q", "weights_h"),
+    *COMMON_ARGUMENTS,
+    *("output", "H", "Q", "unit_queries", "image_units"),
 )
 
 
@@ -38,8 +48,8 @@ def emit(kind: Kind) -> Emitter:
     e = Emitter("forward", ARGUMENTS)
     a = e.arguments
     levels = Levels(e, kind, a["levels"])
-    scratch = Scratch(e, kind, a["scratch"] + e.fetch_add("slots", 1) * Scratch.bytes(kind))
-    with e.until_taken("next", a["units"]) as unit:
+    scratch = Scratch(e, kind, a["scratch"] + e.fetch_add(SLOTS, 1) * Scratch.bytes(kind))
+    with e.until_taken(TAKEN, a["units"]) as unit:
         b, place = unit // a["image_units"], unit % a["image_units"]
         first = place * a["unit_queries"]
         last = e.smaller(first + a["unit_queries"], a["Q"])
@@ -70,17 +80,18 @@ def _emit_row(e: Emitter, kind: Kind, levels: Levels, scratch: Scratch, row: Row
 def _sum(e: Emitter, kind: Kind, levels: Levels, scratch: Scratch, row: Row, group: list[Block]) -> list[Value]:
     """The weighted sum over points of some channels."""
     size = BYTES[kind.compute]
-    sums = [Variable(e, e.number(0.0, kind.compute, part.lanes)) for part in group]
+    # an addition waits for the one before it: several sums side by side, as far as there are registers
+    chains = next(n for n in (4, 2, 1) if n * len(group) <= kind.registers // 2)
+    sums = [[Variable(e, e.number(0.0, kind.compute, part.lanes)) for _ in range(chains)] for part in group]
     for point in e.loop_over(kind.LP, AT_ONCE):
         pixel = row.value + e.to_int64(e.load(scratch.pixels + point * 4, "int32")) * e.arguments["value_s"]
         addresses = levels.corners(pixel, point)
         coefficients = [e.load(address + point * size, kind.compute) for address in scratch.coefficients]
-        for part, total in zip(group, sums, strict=True):
-            result = total.get()
-            for coefficient, address in zip(coefficients, addresses, strict=True):
-                result = result + coefficient * row.channels(address, part)
-            total.set(result)
-    return [total.get() for total in sums]
+        for part, totals in zip(group, sums, strict=True):
+            for i, (coefficient, address) in enumerate(zip(coefficients, addresses, strict=True)):
+                total = totals[i % chains]
+                total.set(total.get() + coefficient * row.channels(address, part))
+    return [e.add_up([total.get() for total in totals]) for totals in sums]
 
 
 def _emit_exact(

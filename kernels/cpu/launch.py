@@ -19,6 +19,7 @@ from torch import Tensor
 from ..autograd import Levels
 from . import backward, forward
 from .emit import BYTES, compile_module
+from .memory import new_empty
 from .points import Kind, level_table
 from .pool import POOL
 
@@ -47,27 +48,16 @@ class Call(NamedTuple):
         B, S, H, _ = self.value.shape
         return B, self.points.shape[1], S, H
 
-    def strides(self) -> dict[str, int]:
-        """In bytes, by the names that the kernels know them by."""
-        strides = {}
-        for name, tensor, axes in (
-            ("value", self.value, "bsh"),
-            ("references", self.references, "bql"),
-            ("points", self.points, "bqh"),
-            ("weights", self.weights, "bqh"),
-        ):
-            for axis, letter in enumerate(axes):
-                step = 0 if tensor is None else tensor.stride(axis) * tensor.element_size()
-                strides[f"{name}_{letter}"] = step
-        return strides
+    @property
+    def pointers(self) -> list[int]:
+        return [0 if tensor is None else tensor.data_ptr() for tensor in self]
 
-    def pointers(self) -> dict[str, int]:
-        return {
-            "value": self.value.data_ptr(),
-            "references": 0 if self.references is None else self.references.data_ptr(),
-            "points": self.points.data_ptr(),
-            "weights": self.weights.data_ptr(),
-        }
+    @property
+    def strides(self) -> list[int]:
+        """Of the first three dimensions of each tensor, in bytes."""
+        return [
+            0 if tensor is None else tensor.stride(axis) * tensor.element_size() for tensor in self for axis in range(3)
+        ]
 
 
 def call_of(tensors: Tensors) -> Call:
@@ -108,13 +98,13 @@ def prepare_forward(levels: Levels, tensors: Tensors) -> Callable[[Levels, Tenso
     call = call_of(tensors)
     kind = kind_of(call)
     B, Q, S, H = call.sizes
+    strides = call.strides
+    row_bytes = strides[1]
     function = _forward(kind)
-    row_bytes = call.value.stride(1) * call.value.element_size()
-    fixed = {"H": H, "Q": Q, **call.strides()}
 
     def run(levels: Levels, tensors: Tensors) -> Tensor:
         call = call_of(tensors)
-        output = call.value.new_empty(B, Q, H * kind.D)
+        output = new_empty(call.value, B, Q, H * kind.D)
         sizes = _host_sizes(levels)
         if not _add_up(sizes, S):
             return output.fill_(float("nan"))
@@ -123,16 +113,10 @@ def prepare_forward(levels: Levels, tensors: Tensors) -> Callable[[Levels, Tenso
         image_units = -(-Q // unit_queries)
         table, order = _level_table(sizes, kind, row_bytes, 0), _order(sizes, Q)
         scratch = torch.zeros(threads * forward.Scratch.bytes(kind), dtype=torch.uint8)
-        numbers = fixed | call.pointers()
-        numbers |= {
-            "units": B * image_units,
-            "unit_queries": unit_queries,
-            "image_units": image_units,
-            "scratch": scratch.data_ptr(),
-            "levels": ctypes.addressof(table),
-            "order": order.buffer_info()[0],
-            "output": output.data_ptr(),
-        }
+        numbers = [
+            *(B * image_units, scratch.data_ptr(), ctypes.addressof(table), order.buffer_info()[0]),
+            *(*call.pointers, *strides, output.data_ptr(), H, Q, unit_queries, image_units),
+        ]
         function(numbers, threads, (call, table, order, scratch, output))
         return output
 
@@ -146,105 +130,87 @@ def prepare_backward(
     call = call_of(tensors)
     kind = kind_of(call)
     B, Q, S, H = call.sizes
-    value_dtype, compute = call.value.dtype, torch.float64 if kind.compute == "float64" else torch.float32
-    row_bytes = call.value.stride(1) * call.value.element_size()
-    size = BYTES[kind.compute]
-    fixed = {"H": H, "Q": Q, "S": S, **call.strides()}
-    wanted = dict(
-        zip(
-            ("value", "references", "points", "weights") if kind.fused else ("value", "points", "weights"),
-            needs,
-            strict=True,
-        )
-    )
+    strides = call.strides
+    row_bytes = strides[1]
+    dtype, compute = call.value.dtype, torch.float64 if kind.compute == "float64" else torch.float32
+    wanted = Call(*needs) if kind.fused else Call(needs[0], False, *needs[1:])  # type: ignore[arg-type]
+    pixel_bytes = kind.D * BYTES[kind.compute]
+    has_sums = backward.has_sums(kind)
 
     def run(grad_output: Tensor, levels: Levels, tensors: Tensors) -> tuple[Tensor | None, ...]:
         call = call_of(tensors)
-        empty: dict[str, Tensor] = {}
-        for name, tensor in call._asdict().items():
-            if tensor is not None and wanted[name]:
-                empty[name] = tensor.new_empty(tensor.shape)
+        gradients: list[Tensor | None] = [
+            new_empty(tensor, *tensor.shape) if tensor is not None and wants else None
+            for tensor, wants in zip(call, wanted, strict=True)
+        ]
         sizes = _host_sizes(levels)
-        if not _add_up(sizes, S):
-            return tuple(empty[name].fill_(float("nan")) if name in empty else None for name in wanted)
-        if "references" in empty:  # of each head first
-            empty["references"] = torch.empty(B, Q, H, kind.L, kind.coordinates, dtype=compute)
-        if grad_output.stride(2) != 1:
-            grad_output = grad_output.contiguous()
-        if grad_output.dtype != value_dtype:
-            grad_output = grad_output.to(value_dtype)
-        threads = _threads(2 * B * Q * H * kind.LP, B * H * Q)
-        groups, shares = _units(B, H, threads) if "value" in empty else (1, _UNITS_A_THREAD * threads)
-        heads = -(-H // groups)
-        flags = {name: name in empty for name in ("value", "references", "points", "weights")}
-        shared = "value" in empty and shares > 1
-        function = _backward(kind, backward.Needs(**flags, shared=shared))
-        sums_bytes = size * kind.D * (heads if backward.has_sums(kind) else H)
-        table, order = _level_table(sizes, kind, row_bytes, sums_bytes), _order(sizes, Q)
-        scratch = torch.zeros(threads * backward.Scratch.bytes(kind), dtype=torch.uint8)
-        sums = None
-        if "value" in empty and backward.has_sums(kind):
-            sums = torch.empty((B * groups if shared else threads) * S * heads * kind.D, dtype=compute)
-        step = grad_output.element_size()
-        numbers = fixed | call.pointers()
-        numbers |= {f"grad_{name}": tensor.data_ptr() for name, tensor in empty.items()}
-        numbers |= {
-            "units": B * groups * shares,
-            "heads": heads,
-            "groups": groups,
-            "shares": shares,
-            "sums_s": sums_bytes,
-            "sums_unit": S * sums_bytes,
-            "scratch": scratch.data_ptr(),
-            "levels": ctypes.addressof(table),
-            "order": order.buffer_info()[0],
-            "sums": 0 if sums is None else sums.data_ptr(),
-            "grad_output": grad_output.data_ptr(),
-            "grad_output_b": grad_output.stride(0) * step,
-            "grad_output_q": grad_output.stride(1) * step,
-            "grad_output_h": kind.D * step,
-        }
-        function(numbers, threads, (call, table, order, scratch, sums, grad_output, empty))
-        if "references" in empty:
-            heads = empty["references"].unbind(2)
-            total = heads[0]
-            for head in heads[1:]:  # one after another: the same order, whatever the shape
-                total = total + head
-            assert call.references is not None
-            empty["references"] = total.to(call.references.dtype)
-        return tuple(empty.get(name) for name in wanted)
+        if _add_up(sizes, S):
+            threads = _threads(2 * B * Q * H * kind.LP, B * Q * H)
+            groups, shares = _units(B, H, threads) if wanted.value else (1, _UNITS_A_THREAD * threads)
+            heads = -(-H // groups)
+            shared = bool(wanted.value) and shares > 1
+            sums_bytes = pixel_bytes * (heads if has_sums else H)
+            sums = None
+            if wanted.value and has_sums:
+                units = B * groups if shared else threads
+                sums = new_empty(torch.empty(0, dtype=compute), units * S * heads * kind.D)
+            by_head = torch.empty(B, Q, H, kind.L, kind.coordinates, dtype=compute) if wanted.references else None
+            dense = grad_output.to(dtype)
+            if dense.stride(2) != 1:
+                dense = dense.contiguous()
+            table, order = _level_table(sizes, kind, row_bytes, sums_bytes), _order(sizes, Q)
+            scratch = torch.zeros(threads * backward.Scratch.bytes(kind), dtype=torch.uint8)
+            written = (gradients[0], by_head, *gradients[2:], sums)
+            numbers = [
+                *(B * groups * shares, scratch.data_ptr(), ctypes.addressof(table), order.buffer_info()[0]),
+                *(*call.pointers, *strides, dense.data_ptr()),
+                *(dense.stride(0) * dense.element_size(), dense.stride(1) * dense.element_size()),
+                *(0 if tensor is None else tensor.data_ptr() for tensor in written),
+                *(H, Q, S, heads, groups, shares, sums_bytes, S * sums_bytes),
+            ]
+            function = _backward(kind, backward.Needs(*map(bool, wanted), shared))
+            function(numbers, threads, (call, dense, table, order, scratch, written))
+            if by_head is not None:
+                references = gradients[1]
+                assert references is not None
+                total = by_head[:, :, 0]
+                for head in range(1, H):  # one after another: in the same order, whatever the shape
+                    total = total + by_head[:, :, head]
+                references.copy_(total)
+        else:
+            for gradient in gradients:
+                if gradient is not None:
+                    gradient.fill_(float("nan"))
+        return tuple(gradients) if kind.fused else (gradients[0], *gradients[2:])
 
     return run
 
 
 class _Function:
-    """A compiled function, with its arguments by name."""
+    """A compiled function that threads call together."""
 
-    def __init__(self, address: int, names: Sequence[str]) -> None:
+    def __init__(self, address: int) -> None:
         self._call = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(address)
-        self._names = names
 
-    def __call__(self, numbers: dict[str, int], threads: int, memory: Any) -> None:
+    def __call__(self, numbers: list[int], threads: int, memory: Any) -> None:
         """
         Args:
-            numbers: arguments that are not named are 0.
+            numbers: its arguments from the third on, in their order; the first is how many units there are.
             memory: owns everything that the numbers point to.
         """
-        if numbers["units"] == 0:
-            return
-        get = numbers.get
-        arguments = array("q", [get(name, 0) for name in self._names])
-        POOL.run(self._call, arguments.buffer_info()[0], min(threads, numbers["units"]), (arguments, memory))
+        if numbers[0] > 0:
+            arguments = array("q", [0, 0, *numbers])  # none taken yet
+            POOL.run(self._call, arguments.buffer_info()[0], min(threads, numbers[0]), (arguments, memory))
 
 
 @cache
 def _forward(kind: Kind) -> _Function:
-    return _Function(compile_module(forward.emit(kind).finish()), forward.ARGUMENTS)
+    return _Function(compile_module(forward.emit(kind).finish()))
 
 
 @cache
 def _backward(kind: Kind, needs: backward.Needs) -> _Function:
-    return _Function(compile_module(backward.emit(kind, needs).finish()), backward.ARGUMENTS)
+    return _Function(compile_module(backward.emit(kind, needs).finish()))
 
 
 def _name(dtype: torch.dtype) -> Any:
@@ -268,25 +234,26 @@ def _level_table(sizes: tuple[int, ...], kind: Kind, row_bytes: int, sums_bytes:
 
 @lru_cache(maxsize=64)
 def _order(sizes: tuple[int, ...], Q: int) -> "array[int]":
-    """The order in which queries are gone through: as they come, or tile by tile if they are the levels' pixels."""
-    pixels = torch.arange(Q, dtype=torch.int32)
-    if sum(h * w for h, w in zip(sizes[::2], sizes[1::2], strict=True)) == Q:
+    """The order in which queries are gone through: tile by tile if they are the levels' pixels, else as they come."""
+    queries = torch.arange(Q, dtype=torch.int32)
+    if _add_up(sizes, Q):
         tiles: list[Tensor] = []
         start = 0
         for h, w in zip(sizes[::2], sizes[1::2], strict=True):
-            level = pixels[start : start + h * w].view(h, w)
+            level = queries[start : start + h * w].view(h, w)
             tiles += [tile.flatten() for band in level.split(_TILE, 0) for tile in band.split(_TILE, 1)]
             start += h * w
-        pixels = torch.cat(tiles)
-    return array("i", pixels.tolist())
+        queries = torch.cat(tiles)
+    return array("i", queries.tolist())
 
 
 def _units(B: int, H: int, threads: int) -> tuple[int, int]:
     """Into how many groups the heads are parted, and into how many shares a group, so that each thread has a unit."""
     if B == 0:
         return 1, 1
-    groups = min(H, -(-threads // B))
-    return -(-H // -(-H // groups)), -(-threads // (B * groups))
+    heads = -(-H // min(H, -(-threads // B)))
+    groups = -(-H // heads)
+    return groups, -(-threads // (B * groups))
 
 
 def _threads(points: int, most: int) -> int:

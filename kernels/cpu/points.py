@@ -52,9 +52,29 @@ class Kind(NamedTuple):
         return -(-self.LP // AT_ONCE) * AT_ONCE
 
     @property
+    def padded_levels(self) -> int:
+        """L, and the levels that the points beyond L*P would belong to: those have no pixel."""
+        return -(-self.padded // self.P)
+
+    @property
     def lanes(self) -> int:
         """Numbers of the compute dtype in a vector register."""
         return vector_bytes() // BYTES[self.compute]
+
+    @property
+    def registers(self) -> int:
+        """Vector registers of the processor: 32 with AVX-512 and on ARM, 16 on other x86."""
+        return 16 if vector_bytes() == 32 else 32
+
+
+# what both kernels take first, as `launch` fills it in: counters that threads share, addresses, and strides in bytes
+TAKEN, SLOTS = "taken", "slots"
+COMMON_ARGUMENTS = (
+    *(TAKEN, SLOTS, "units", "scratch", "levels", "order"),
+    *("value", "references", "points", "weights"),
+    *("value_b", "value_s", "value_h", "references_b", "references_q", "references_l"),
+    *("points_b", "points_q", "points_h", "weights_b", "weights_q", "weights_h"),
+)
 
 
 class Block(NamedTuple):
@@ -128,7 +148,7 @@ def level_table(sizes: Sequence[int], kind: Kind, row_bytes: int, sums_bytes: in
         for name in names:
             packed += struct.pack(f"={kind.padded}{letter}", *columns[name], *padding)
     for name in _SIZES:
-        packed += struct.pack(f"={kind.L}q", *columns[name])
+        packed += struct.pack(f"={kind.padded_levels}q", *columns[name], *[0] * (kind.padded_levels - kind.L))
     return packed
 
 
@@ -142,7 +162,7 @@ class Levels:
             (_FLOATS, BYTES[kind.compute], kind.padded),
             (_INTS, 4, kind.padded),
             (_STEPS, 8, kind.padded),
-            (_SIZES, 8, kind.L),
+            (_SIZES, 8, kind.padded_levels),
         ):
             for name in names:
                 self.addresses[name] = table

@@ -109,4 +109,7 @@ def test_encoder_queries_lie_within_a_quarter_of_a_pixel_of_their_centres() -> N
 
 def test_every_case_has_its_own_name() -> None:
     assert all(name == case.name for name, case in CASES.items())
-    assert {*cases.SMALL, *cases.REDUCED, *cases.FULL} == set(CASES)
+    assert {*cases.SMALL, *cases.REDUCED, *cases.FULL, *cases.AREAS} == set(CASES)
+    assert set(cases.ON_A_CPU) < set(CASES)
+    sides = [CASES[name].sizes[0] for name in cases.AREAS]
+    assert sides == [(25, 34), (50, 67), (100, 134), (150, 200)]

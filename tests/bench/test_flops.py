@@ -95,7 +95,7 @@ def test_the_reference_samples_what_the_formula_counts() -> None:
 
     def samples(*_: Any, out_shape: Any, **__: Any) -> int:
         nonlocal sampled
-        sampled += math.prod(out_shape)  # (B*H, D, Q, P) of each level
+        sampled += math.prod(out_shape)  # (B*H, D, P, Q) of each level
         return 0
 
     formula: Any = {torch.ops.aten.grid_sampler_2d: samples}

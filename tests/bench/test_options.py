@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -20,9 +21,14 @@ def test_names_without_pytorch_are_those_of_the_tables() -> None:
     assert tuple(steps.PRECISIONS) == options.STEP_DTYPES
     assert tuple(instructions.CASES) == options.COUNTED_CASES
     assert tuple(instructions._OURS) == options.COUNTED_IMPLEMENTATIONS
+    assert set(options.CPU_PEERS) < set(options.PEERS)
+    assert {*options.FUNCTIONS} - {*get_args(options.AloneName)} == {"MSDeformAttn"}
 
 
-ROWS = ("bench", "bench explain", "bench exports", "bench seeds", "bench startup", "bench training", "table --flops")
+ROWS = (
+    *("bench", "bench cpu", "bench explain", "bench exports", "bench first-call", "bench seeds", "bench startup"),
+    *("bench training", "table --flops"),
+)
 
 
 @pytest.mark.parametrize(
@@ -48,6 +54,12 @@ ROWS = ("bench", "bench explain", "bench exports", "bench seeds", "bench startup
         ("bench", ["--seconds", "nan"], "--seconds: expected a finite number, at least 0, got nan"),
         ("bench", ["--limit", "0"], "--limit: expected a number above 0, got 0"),
         ("bench", ["--functions", "msdeform"], "--functions: expected ms_deform_attn, fused_ms_deform_attn or MSDef"),
+        ("bench cpu", ["--threads", "0"], "--threads: expected at least 1, got 0"),
+        ("bench cpu", ["--rounds", "1"], "--rounds: expected at least 2, got 1"),
+        ("bench cpu", ["--backends", "openvno"], "--backends: no backend is called 'openvno'; did you mean openvino"),
+        ("bench cpu", ["--functions", "MSDeformAttn"], "--functions: expected fused_ms_deform_attn or ms_deform_attn"),
+        ("bench first-call", ["--case", "od"], "--case: no case is called 'od'; did you mean odd"),
+        ("bench first-call", ["--times", "0"], "--times: expected at least 1, got 0"),
         ("bench compare", ["reference"], "expected B: another of the same kind"),
         ("bench compare", ["a", "b", "--threshold", "-1"], "--threshold: expected at least 0, got -1"),
         ("bench compare", ["a", "b", "--results", "none"], "--results: expected a file or folder; none does not exist"),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from msdeform import fused_ms_deform_attn, ms_deform_attn
-from msdeform.bench import options
+from msdeform.bench import options, workloads
 from msdeform.bench import peers as module
 from msdeform.bench.cases import Case
 from msdeform.bench.inputs import make_inputs
@@ -98,7 +98,7 @@ def plain_and_fused() -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     return plain, (inputs.value, CASE.sizes, *inputs[1:4])
 
 
-@pytest.mark.parametrize("name", ["reference", "core", "transformers"])
+@pytest.mark.parametrize("name", ["reference", "core", "transformers", "embedding-bag"])
 def test_peers_of_a_cpu_agree(name: str) -> None:
     plain, fused = plain_and_fused()
     peer = find(name, CPU)
@@ -108,6 +108,21 @@ def test_peers_of_a_cpu_agree(name: str) -> None:
     torch.testing.assert_close(peer.fused(*fused), fused_ms_deform_attn(*fused))
     # who has no fused call is charged for what stands in for it
     assert peer.composed == (None if name == "reference" else "locations and softmax")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
+@pytest.mark.parametrize("name", ["transformers", "embedding-bag"])
+def test_peers_of_a_cpu_are_right_by_dtype(name: str, fused: bool, dtype: torch.dtype) -> None:
+    """Points outside the maps, too; embedding-bag rounds weights to 16 bits, which its gradients show."""
+    case = Case("uniform", ((6, 5), (1, 3)), B=2, Q=9, H=2, D=4)
+    inputs = make_inputs(case, dtype, CPU, seed=0)
+    checks = workloads.check(
+        workloads.operator(case, find(name, CPU), [inputs], fused), workloads.truth(case, inputs, fused)
+    )
+    assert checks["forward"].failure is None
+    differs = name == "embedding-bag" and dtype is torch.bfloat16
+    assert (checks["backward"].failure is not None) == differs
 
 
 def stand_in(monkeypatch: pytest.MonkeyPatch, name: str, **members: Any) -> None:
@@ -163,6 +178,35 @@ def test_the_extension_is_called_as_it_wants(name: str, monkeypatch: pytest.Monk
     torch.testing.assert_close(got, expected)
 
 
+def test_mmcv_on_a_cpu_is_its_function_of_pytorch_with_or_without_its_extension(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    imported = []
+
+    def pytorch(value: Tensor, shapes: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
+        return ms_deform_attn(value, shapes, locations, weights, backend="reference")
+
+    stand_in(monkeypatch, "mmcv.ops.multi_scale_deform_attn", multi_scale_deformable_attn_pytorch=pytorch)
+    usual = module._imported
+
+    def watched(*names: str) -> Any:
+        imported.append(sys.modules["mmcv._ext"].ms_deform_attn_forward)
+        return usual(*names)
+
+    monkeypatch.setattr(module, "_imported", watched)
+    monkeypatch.setattr(
+        module.importlib.util, "find_spec", lambda name: None if name.endswith("_ext") else sys.modules[name].__spec__
+    )
+    peer = find("mmcv", CPU)
+    plain, fused = plain_and_fused()
+    assert peer.plain is not None
+    assert peer.fused is not None
+    torch.testing.assert_close(peer.plain(*plain), ms_deform_attn(*plain))
+    torch.testing.assert_close(peer.fused(*fused), fused_ms_deform_attn(*fused))
+    assert imported == [None]
+    assert "mmcv._ext" not in sys.modules
+
+
 def test_dcnv4_takes_logits_beside_locations_and_no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_needs_cuda", lambda *_: None)
     L, P = len(CASE.sizes), CASE.P
@@ -202,19 +246,22 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         return ms_deform_attn(value, shapes, locations, weights, backend="reference")
 
     stand_in(monkeypatch, "deformops.registry", msda=msda)
-    monkeypatch.setattr(module, "_needs_cuda", lambda *_: None)
     return seen
 
 
-def test_deformops_is_called_as_it_wants(calls: list[dict[str, Any]]) -> None:
+def test_deformops_is_called_as_it_wants(calls: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
     plain_inputs, fused_inputs = plain_and_fused()
-    for peer in (find("deformops", CUDA), find("deformops-fp32acc", CUDA)):
+    on_a_cpu = find("deformops", CPU)
+    assert find("deformops-fp32acc", CPU).reason == "its kernels need a CUDA device"
+    monkeypatch.setattr(module, "_needs_cuda", lambda *_: None)
+    for peer in (find("deformops", CUDA), find("deformops-fp32acc", CUDA), on_a_cpu):
         assert peer.composed == "locations"
         assert peer.plain is not None
         assert peer.fused is not None
         torch.testing.assert_close(peer.plain(*plain_inputs), ms_deform_attn(*plain_inputs))
         torch.testing.assert_close(peer.fused(*fused_inputs), fused_ms_deform_attn(*fused_inputs))
-    assert calls == [{}, {"method": "softmax"}, {"fp32acc": True}, {"method": "softmax", "fp32acc": True}]
+    default = [{}, {"method": "softmax"}]
+    assert calls == [*default, {"fp32acc": True}, {"method": "softmax", "fp32acc": True}, *default]
 
 
 def test_a_broken_deformops_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,6 +44,31 @@ def test_without_a_shape_the_usual_cases_are_checked() -> None:
     assert half == [case for case in usual if case.dtype is verify.DTYPES["float16"]]
 
 
+def test_an_encoder_is_among_the_usual_cases_outside_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    for interpreting in (True, False):
+        monkeypatch.setattr(verify, "interpreting", lambda interpreting=interpreting: interpreting)
+        for device in ("cpu", "cuda"):
+            encoders = [case for case in verify.default_cases(device) if case.Q == case.S]
+            assert len(encoders) == (0 if interpreting else 6)
+
+
+def test_verify_checks_every_backend_that_runs_here(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checked = []
+    monkeypatch.setattr(verify, "run", lambda cases, backends, device: checked.append(list(backends)) or True)
+    with monkeypatch.context() as context:
+        context.setitem(registry._availability, "triton", "no such device")
+        context.setitem(registry._availability, "cuda", None)
+        assert main(["verify", "--device", "cpu"]) == 0
+        context.setitem(registry._availability, "cpu", "llvmlite is not installed")
+        assert main(["verify", "--device", "cpu"]) == 0
+    assert checked == [["cpu", "reference"], ["reference"]]
+    first, second = capsys.readouterr().out.split("every error is within its bound: cpu, reference\n")
+    assert "triton: not checked: no such device\ncuda: not checked: the tensors are on cpu" in first
+    assert "cpu: not checked: llvmlite is not installed\n" in second
+
+
 def test_verify_says_when_an_error_exceeds_its_bound(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,7 +1,11 @@
 """The reference against an independent oracle, and its derivatives."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from msdeform.kernels.api import fused_ms_deform_attn, ms_deform_attn
 from msdeform.kernels.verify import Case, make_inputs
@@ -60,3 +64,49 @@ def test_sizes_as_tensor_and_as_ints_agree() -> None:
     as_ints = ms_deform_attn(value, case.sizes, locations, weights)
     for dtype in (torch.int64, torch.int32):
         assert torch.equal(as_ints, ms_deform_attn(value, torch.tensor(case.sizes, dtype=dtype), locations, weights))
+
+
+NOT_FINITE = [float("nan"), float("inf"), -float("inf"), 3e38, -3e38]
+
+
+def test_grid_sample_is_given_coordinates_near_the_level_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it makes of others depends on the device and on its code path: here, on one CPU, they might pass."""
+    grids: list[Tensor] = []
+    grid_sample: Callable[..., Tensor] = F.grid_sample
+
+    def record(level_map: Tensor, grid: Tensor, **options: object) -> Tensor:
+        grids.append(grid)
+        return grid_sample(level_map, grid, **options)
+
+    monkeypatch.setattr(F, "grid_sample", record)
+    x = torch.tensor([*NOT_FINITE, 0.5])
+    locations = torch.cartesian_prod(x, x).view(1, -1, 1, 1, 1, 2)
+    weights = torch.ones(locations.shape[:-1])
+    ms_deform_attn(torch.randn(1, 12, 1, 4), ((3, 4),), locations, weights, backend="reference")
+    assert len(grids) == 1
+    assert (grids[0].abs() <= 5).all()
+
+
+@pytest.mark.parametrize("other", [0.5, 7.0, *NOT_FINITE])
+@pytest.mark.parametrize("coordinate", [0, 1])
+def test_gradients_at_a_nan_are_nan_wherever_the_other_coordinate_is(coordinate: int, other: float) -> None:
+    location = torch.full((1, 1, 1, 1, 1, 2), other)
+    location[..., coordinate] = float("nan")
+    tensors = [t.requires_grad_() for t in (torch.randn(1, 12, 1, 4), location, torch.ones(1, 1, 1, 1, 1))]
+    output = ms_deform_attn(tensors[0], ((3, 4),), *tensors[1:], backend="reference")
+    assert output.isnan().all()
+    grad_value, grad_location, grad_weight = torch.autograd.grad(output.sum(), tensors)
+    assert not grad_value.any(), "it reaches no pixel"
+    assert grad_location.isnan().all()
+    assert grad_weight.isnan().all()
+
+
+@pytest.mark.parametrize("far", [-2.5, 3.5, 1e4, -3e38, float("inf")])
+def test_a_level_of_one_pixel_is_left_by_locations_far_outside(far: float) -> None:
+    """Where they are moved to is outside the smallest level too, and not on the border of what it reaches."""
+    value = torch.full((1, 1, 1, 1), float("inf"), requires_grad=True)
+    location = torch.tensor([far, 0.5]).view(1, 1, 1, 1, 1, 2).requires_grad_()
+    output = ms_deform_attn(value, ((1, 1),), location, torch.ones(1, 1, 1, 1, 1), backend="reference")
+    assert output.item() == 0
+    for gradient in torch.autograd.grad(output.sum(), (value, location)):
+        assert not gradient.any()

@@ -1,0 +1,153 @@
+"""The CPU backend gives the same bits for any number of threads and in any batch, and uses the threads it may."""
+
+import itertools
+import math
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from msdeform.kernels.cpu import launch
+from msdeform.kernels.cpu.points import Kind, level_table
+from msdeform.kernels.verify import Case, evaluate, make_inputs
+
+# an odd number of points, levels narrower than a tile and of a single pixel
+BASE = Case(B=1, Q=90, H=1, D=32, P=3, sizes=((9, 7), (5, 5), (2, 1), (1, 1)))
+DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
+QUICK = [
+    (torch.float32, None, 32),
+    (torch.float32, 4, 8),
+    (torch.float64, 2, 71),
+    (torch.bfloat16, None, 71),
+    (torch.float16, 4, 32),
+]
+KINDS = [
+    pytest.param(*kind, marks=[] if kind in QUICK else [pytest.mark.slow], id="-".join(str(part) for part in kind))
+    for kind in itertools.product(DTYPES, [None, 2, 4], [8, 32, 71])
+]
+
+
+@pytest.fixture(autouse=True)
+def thread_count() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def widths(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many threads each call took. Any call is worth a thread, and all threads of one begin together."""
+    widths: list[int] = []
+    run = launch.POOL.run
+
+    def together(function: Callable[[int], None], address: int, threads: int, memory: Any) -> None:
+        barrier = threading.Barrier(threads)
+
+        def begin(address: int) -> None:
+            barrier.wait(60)
+            function(address)
+
+        run(begin, address, threads, memory)
+        widths.append(threads)
+
+    monkeypatch.setattr(launch, "_WORTH_A_THREAD", 1)
+    monkeypatch.setattr(launch.POOL, "run", together)
+    return widths
+
+
+def results(case: Case, tensors: tuple[Tensor, ...], threads: int) -> dict[str, Tensor]:
+    torch.set_num_threads(threads)
+    generator = torch.Generator().manual_seed(9)
+    grad_output = torch.randn(case.Q, case.H * case.D, generator=generator).expand(tensors[0].shape[0], -1, -1)
+    return evaluate(case, tensors, grad_output, "cpu")
+
+
+def assert_same_bits(found: dict[str, Tensor], expected: dict[str, Tensor], which: str) -> None:
+    for name, tensor in expected.items():
+        assert tensor.isfinite().all()
+        assert torch.equal(found[name], tensor), f"{name}, {which}"
+
+
+@pytest.mark.parametrize(("dtype", "coordinates", "D"), KINDS)
+def test_the_same_bits_for_any_number_of_threads(
+    dtype: torch.dtype, coordinates: int | None, D: int, widths: list[int]
+) -> None:
+    for B, H in ((1, 1), (3, 2)):
+        case = replace(BASE, B=B, H=H, D=D, dtype=dtype, coordinates=coordinates)
+        tensors = make_inputs(case)
+        one = results(case, tensors, 1)
+        for threads in (2, 3, 4, 16):
+            widths.clear()
+            assert_same_bits(results(case, tensors, threads), one, f"B={B}, H={H}, {threads} threads")
+            # with fewer heads than threads a head is shared out, and each head to as many
+            assert widths == [threads, min(threads, B * H * -(-threads // (B * H)))]
+        for image in range(B if B > 1 else 0):
+            alone = replace(case, B=1)
+            own = tuple(tensor[image : image + 1] for tensor in tensors)
+            expected = {name: tensor[image : image + 1] for name, tensor in one.items()}
+            assert_same_bits(results(alone, own, 1), expected, f"image {image} alone")
+            assert_same_bits(results(alone, own, 16), expected, f"image {image} alone, 16 threads")
+
+
+@pytest.mark.parametrize("points", [1, 5])
+def test_points_that_fill_a_vector_up_touch_no_pixel(points: int, widths: list[int]) -> None:
+    """They are in no level, so no thread's pixels are theirs: another thread may be adding to the same ones."""
+    case = replace(BASE, Q=800, D=8, P=points, sizes=((9, 9), (3, 4), (2, 2)), coordinates=None)
+    tensors = make_inputs(case)
+    one = results(case, tensors, 1)
+    for attempt in range(10):
+        assert_same_bits(results(case, tensors, 4), one, f"attempt {attempt}")
+
+
+def test_levels_beyond_the_last_have_no_pixels() -> None:
+    kind = Kind("float32", "float32", "float32", "float32", "float32", D=8, L=1, P=1, coordinates=0)
+    assert kind.padded_levels == 4
+    sizes = memoryview(level_table((5, 7), kind, 32)).cast("q")[-3 * 4 :]
+    assert list(sizes) == [0, 0, 0, 0, 5, 0, 0, 0, 7, 0, 0, 0]
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_numbers_that_are_not_finite_have_the_same_bits_too(number: float, widths: list[int]) -> None:
+    """Threads that share a head pass over the pixels of others in the exact way, too."""
+    case = replace(BASE, D=8, coordinates=None)
+    for argument in range(3):
+        tensors = make_inputs(case)
+        tensors[argument].flatten()[:: max(7, tensors[argument].numel() // 5)] = number
+        one = results(case, tensors, 1)
+        if argument != 1 or math.isnan(number):  # an infinite location lies outside
+            assert any(not tensor.isfinite().all() for tensor in one.values())
+        for threads in (2, 5):
+            found = results(case, tensors, threads)
+            for name, tensor in one.items():
+                assert torch.equal(found[name].view(torch.int32), tensor.view(torch.int32)), name
+
+
+def test_small_calls_stay_in_their_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    widths: list[int] = []
+    run = launch.POOL.run
+    monkeypatch.setattr(
+        launch.POOL,
+        "run",
+        lambda *arguments: widths.append(arguments[2]) or run(*arguments),  # type: ignore[func-returns-value]
+    )
+    case = replace(BASE, Q=20, D=8, coordinates=None)
+    results(case, make_inputs(case), 4)
+    assert widths == [1, 1]
+    widths.clear()
+    case = replace(case, Q=2000)  # of 12 points each
+    results(case, make_inputs(case), 4)
+    assert min(widths) > 1
+
+
+def test_threads_follow_torch_between_calls(widths: list[int]) -> None:
+    case = replace(BASE, D=8, coordinates=None)
+    tensors = make_inputs(case)
+    one = results(case, tensors, 1)
+    for threads in (4, 1, 3, 2):
+        widths.clear()
+        assert_same_bits(results(case, tensors, threads), one, f"{threads} threads")
+        assert widths == [threads, threads]
