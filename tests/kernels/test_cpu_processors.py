@@ -82,7 +82,9 @@ SYSTEMS = {
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
-@pytest.mark.parametrize(("value", "compute"), [("float32", "float32"), ("float16", "float32"), ("bfloat16", "float64")])
+@pytest.mark.parametrize(
+    ("value", "compute"), [("float32", "float32"), ("float16", "float32"), ("bfloat16", "float64")]
+)
 def test_code_for_other_systems_calls_nothing(
     system: str, value: emit.Float, compute: emit.Compute, monkeypatch: pytest.MonkeyPatch
 ) -> None:
