@@ -40,6 +40,8 @@ CPU_PEERS = (
     *("cpu", "reference", "core", "transformers", "deformops", "mmcv", "embedding-bag", "onnxruntime", "openvino"),
 )
 """those that run on a CPU, ours first"""
+NO_GPU_PEERS = ("cpu", "embedding-bag", "onnxruntime", "openvino")
+"""those that are measured on a CPU alone"""
 COMPILED_PEERS = tuple(name for name in PEERS if name.endswith("-compiled"))
 StepDtype = Literal["float32", "bfloat16"]
 """dtypes of a detector's step; bfloat16: autocast"""

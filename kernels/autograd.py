@@ -42,10 +42,16 @@ class Operator:
         fused: whether this is ``fused_ms_deform_attn``.
         prepare_forward: settles what shapes, dtypes and strides decide, and returns the forward.
         prepare_backward: the same of the backward, for the gradients that are needed.
+        devices: whose tensors it reads; PyTorch refuses those of others, as of an exported program that was moved.
     """
 
     def __init__(
-        self, name: str, fused: bool, prepare_forward: PrepareForward, prepare_backward: PrepareBackward
+        self,
+        name: str,
+        fused: bool,
+        prepare_forward: PrepareForward,
+        prepare_backward: PrepareBackward,
+        devices: Sequence[str] = ("CUDA", "CPU"),  # CPU serves Triton's interpreter
     ) -> None:
         self.backend, self.prepare_forward, self.prepare_backward = name, prepare_forward, prepare_backward
         name = f"{name}_fused" if fused else name
@@ -55,7 +61,7 @@ class Operator:
             f"{name}_backward", f"(Tensor grad_output, {_TENSORS[fused]}, {_LEVELS}, bool[] needs) -> ({gradients})"
         )
         forward, backward = self.forward.name(), self.backward.name()
-        for device in ("CUDA", "CPU"):  # CPU serves Triton's interpreter
+        for device in devices:
             _LIBRARY.impl(forward, self._run_forward, device)
             _LIBRARY.impl(backward, self._run_backward, device)
         torch.library.register_fake(forward, _fake_forward, lib=_LIBRARY)

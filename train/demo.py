@@ -2,7 +2,7 @@
 
 Synthetic data, a small two-stage Deformable DETR from random weights, COCO's metrics on held-out images, predictions
 beside ground truth, and the curves. A fixed number of steps from a fixed seed: a slow machine takes longer and gets
-as far. On a CUDA machine the attention runs on the Triton kernels, by the same command.
+as far. The attention runs on `cpu`, and on a CUDA machine on the Triton kernels, by the same command.
 """
 
 import time

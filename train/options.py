@@ -181,7 +181,7 @@ class ReplayOptions:
     batch: Annotated[ReadFile, Positional("BATCH")]
     """A nonfinite-step-*.pt of a run's folder."""
     attn_backend: Literal["same"] | AttnBackend = "same"
-    """same: as in the run; another tells whether the implementation matters."""
+    """same: as in the run, or auto where that does not run here; another tells whether the implementation matters."""
     precision: Literal["same", "fp32", "bf16", "fp16", "fp64"] = "same"
     """same: as in the run; another tells whether the precision matters."""
     device: Device = "auto"

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ..kernels.device import choose_device
+from ..kernels.registry import BackendUnavailable
 from ..models.boxes import cxcywh_to_xyxy
 from ..models.detector import Detector
 from ..models.formats import check_fit
@@ -39,10 +40,8 @@ def replay(options: ReplayOptions) -> list[str]:
     """
     state = read_saved(options.batch, "batch", REPLAY_FORMAT)
     device = choose_device(options.device)
-    backend = state["attn_backend"] if options.attn_backend == "same" else options.attn_backend
     precision = state["precision"] if options.precision == "same" else options.precision
-    # the backend of the run may not be here
-    usable = settle_backend(device, backend if options.attn_backend != "same" or device.type == "cuda" else "auto")
+    usable = _backend(options.attn_backend, state["attn_backend"], device)
     model = build_model(state["model_config"], attn_backend=usable).to(device)
     check_fit(model.state_dict(), state["model"], options.batch)
     model.load_state_dict(state["model"])
@@ -63,6 +62,16 @@ def replay(options: ReplayOptions) -> list[str]:
             lines.append(f"boxes of image {target['image_id']} are not finite: {target['boxes'].tolist()}")
     set_random(state["random"], device)
     return lines + _passes(model, samples, state["batch_size"], device, precision)
+
+
+def _backend(asked: str, recorded: str, device: torch.device) -> str:
+    """The one that is asked for; of ``same`` the run's, or what auto takes where that does not run on the device."""
+    if asked != "same":
+        return settle_backend(device, asked)
+    try:
+        return settle_backend(device, recorded)
+    except BackendUnavailable:
+        return settle_backend(device, "auto")
 
 
 def set_random(state: dict[str, Any], device: torch.device) -> None:

@@ -54,7 +54,7 @@ def load() -> Functions:
     from ..autograd import Operator
     from .launch import prepare_backward, prepare_forward
 
-    return Functions(*(Operator("cpu", fused, prepare_forward, prepare_backward) for fused in (False, True)))
+    return Functions(*(Operator("cpu", fused, prepare_forward, prepare_backward, ("CPU",)) for fused in (False, True)))
 
 
 BACKEND = Backend("cpu", 10, "compiled for this processor by LLVM, forward and backward", unavailable, refuses, load)

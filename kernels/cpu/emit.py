@@ -18,6 +18,7 @@ import llvmlite.binding as llvm
 from llvmlite import ir
 
 Float = Literal["float64", "float32", "float16", "bfloat16"]
+Compute = Literal["float64", "float32"]
 BYTES: dict[str, int] = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4}
 
 I1, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 16, 32, 64))
@@ -329,7 +330,7 @@ class Emitter:
     def _shaped(element: ir.Type, lanes: int | None) -> ir.Type:
         return element if lanes is None else ir.VectorType(element, lanes)
 
-    def exp(self, x: Value, dtype: Literal["float32", "float64"]) -> Value:
+    def exp(self, x: Value, dtype: Compute) -> Value:
         """e**x for x of zero and below, to about one unit in the last place; NaN stays NaN."""
         single = dtype == "float32"
         log2_e = 1.4426950408889634

@@ -178,6 +178,15 @@ def test_a_forward_derivative_is_refused_rather_than_zero(where: tuple[str, str]
             function(PLAIN, backend)(forward_ad.make_dual(value, value), *rest)
 
 
+def test_the_cpu_backend_reads_no_memory_of_a_gpu() -> None:
+    """As a program would have it do that was exported on a CPU and moved."""
+    registry.implementation("cpu", True)
+    for name in ("cpu_forward", "cpu_backward", "cpu_fused_forward", "cpu_fused_backward"):
+        has = torch._C._dispatch_has_kernel_for_dispatch_key
+        assert has(f"msdeform::{name}", "CPU")
+        assert not has(f"msdeform::{name}", "CUDA")
+
+
 Call = Callable[[Tensor], Tensor]
 TRANSFORMS: dict[str, Callable[[Call, Tensor], Tensor]] = {
     "func.grad": lambda call, weights: torch.func.grad(lambda x: call(x).square().sum())(weights),

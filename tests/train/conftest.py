@@ -40,7 +40,10 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def options(shapes: Path, tmp_path: Path) -> TrainOptions:
-    """Two epochs of four steps of two images, with the tiny model on the reference backend, with dropout."""
+    """Two epochs of four steps of two images, with the tiny model on the reference backend, with dropout.
+
+    A step of so small a model takes about as long on `cpu`, which compiles its kernels in every process first.
+    """
     return TrainOptions(
         source=Source(data=shapes),
         input=Input(image_size=64, augment="official"),

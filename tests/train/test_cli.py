@@ -13,6 +13,7 @@ import pytest
 
 from msdeform import cli
 from msdeform.cli import COMMANDS, help_text, main
+from msdeform.kernels import registry
 
 ROOT = Path(__file__).parents[2]
 
@@ -238,7 +239,7 @@ def test_train_resume_eval_and_predict_from_the_command_line(
     outside = capsys.readouterr().out
     assert inside.startswith(" Average Precision  (AP) @[ IoU=0.50:0.95 | area=   all | maxDets=100 ] = ")
     assert inside.strip() in outside  # the same twelve numbers
-    assert "reference on cpu, 4 images" in outside
+    assert f"{registry.resolve_for('cpu')} on cpu, 4 images" in outside
     assert json.loads(results.read_text())[0].keys() == {"image_id", "category_id", "bbox", "score"}
     images = str(shapes / "val2017")
     words = ["predict", images, "--checkpoint", str(run), "--confidence", "0", "--out", str(tmp_path / "seen")]

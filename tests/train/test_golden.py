@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from msdeform.train.config import AttnBackend, Source
 from msdeform.train.log import read_log
 from msdeform.train.loop import run_steps, train
-from tests.train.golden import BOUND, STEPS, golden_losses, golden_options
+from tests.train.golden import BOUND, SAME_MACHINE, STEPS, golden_losses, golden_options, start_weights
 from tests.train.processes import together
 
 
@@ -16,10 +17,26 @@ def logged(folder: Path) -> list[float]:
     return [event["loss"] for event in read_log(folder / "log.jsonl") if event["event"] == "step"]
 
 
-def test_the_reference_takes_the_golden_curve(tmp_path: Path) -> None:
-    losses = run_steps(golden_options(tmp_path), STEPS)
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_a_backend_takes_the_golden_curve(backend: AttnBackend, tmp_path: Path) -> None:
+    losses = run_steps(golden_options(tmp_path, backend), STEPS)
     assert losses == pytest.approx(golden_losses(), rel=BOUND)
     assert min(losses) < losses[0] - 1  # it learns
+
+
+def test_twenty_steps_on_real_images_have_the_same_losses(coco_mini: Path, tmp_path: Path) -> None:
+    losses = []
+    for backend in ("reference", "cpu"):
+        options = golden_options(tmp_path, backend)
+        start = start_weights(tmp_path / "coco.pt", 80)
+        real = dataclasses.replace(
+            options,
+            source=Source(data=coco_mini),
+            model=dataclasses.replace(options.model, init_from=start),
+            batch=dataclasses.replace(options.batch, total_batch_size=1, max_steps=20),
+        )
+        losses.append(run_steps(real, 20))
+    assert losses[1] == pytest.approx(losses[0], rel=SAME_MACHINE)
 
 
 def test_the_golden_curve_does_not_depend_on_how_the_work_is_divided(tmp_path: Path) -> None:

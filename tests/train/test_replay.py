@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from msdeform.cli import main
+from msdeform.kernels import registry
 from msdeform.train.config import TrainOptions
 from msdeform.train.log import read_log
 from msdeform.train.loop import train
@@ -67,6 +68,17 @@ def test_weights_that_are_not_finite(short: TrainOptions, monkeypatch: pytest.Mo
     lines = told(short, monkeypatch, set_infinite)
     assert lines[0].startswith("step 2 of deformable_detr_tiny, reference on cpu, fp32; images ")
     assert lines[1] == "the weights themselves are not finite: transformer.level_embed; an earlier step wrote them"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the backend of the run is here")
+def test_the_backend_of_the_run_may_not_be_here(short: TrainOptions, monkeypatch: pytest.MonkeyPatch) -> None:
+    told(short, monkeypatch, set_infinite)
+    file = next(short.run.out.glob("nonfinite-*.pt"))
+    torch.save(torch.load(file, weights_only=False) | {"attn_backend": "cuda"}, file)
+    here = registry.resolve_for("cpu", backend=registry.AUTO)
+    assert f", {here} on cpu, " in replay(ReplayOptions(file, device="cpu"))[0]
+    with pytest.raises(registry.BackendUnavailable, match="backend 'cuda' cannot run"):
+        replay(ReplayOptions(file, attn_backend="cuda", device="cpu"))
 
 
 def test_a_box_that_is_not_a_number(

@@ -121,18 +121,19 @@ class SlightlyWrong(torch.autograd.Function):
 def test_losses_in_float64_tell_a_gradient_one_per_cent_off(
     changed: Change, monkeypatch: pytest.MonkeyPatch, argument: int
 ) -> None:
-    """What test_interpreter.py relies on, shown on the reference because it is quick."""
+    """What the tests of a backend's golden curve rely on."""
     options = changed(precision="fp64", override=(), schedule="constant", augment="none", epochs=9)
     expected = run_steps(options, 20)
     assert run_steps(options, 20) == expected
-    plain, fused = registry.implementation("reference", False), registry.implementation("reference", True)
+    backend = options.model.attn_backend
+    plain, fused = registry.implementation(backend, False), registry.implementation(backend, True)
 
     def wrong(*arguments: Any) -> torch.Tensor:
         changed_arguments = list(arguments)
         changed_arguments[argument] = SlightlyWrong.apply(arguments[argument])
         return fused(*changed_arguments)
 
-    monkeypatch.setitem(registry._loaded, "reference", (plain, wrong))
+    monkeypatch.setitem(registry._loaded, backend, (plain, wrong))
     call_cache.forget()  # calls that were alike went to the right one
     off = run_steps(options, 20)
     call_cache.forget()
