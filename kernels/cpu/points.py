@@ -116,6 +116,13 @@ def level_table(sizes: Sequence[int], kind: Kind, row_bytes: int, sums_bytes: in
         row_bytes: from a pixel of value to the next.
         sums_bytes: from a pixel's sums to the next one's, where the backward adds up grad_value.
     """
+
+    def last(extent: int) -> float:
+        """The last pixel that has a neighbour; rounded down where float32 does not have it, to stay in the level."""
+        number = max(extent - 2, 0)
+        spare = max(number.bit_length() - 24, 0) if kind.compute == "float32" else 0
+        return min(float(number >> spare << spare), _LARGEST)
+
     columns: dict[str, list[float]] = {name: [] for name in (*_FLOATS, *_INTS, *_STEPS, *_SIZES)}
     start = 0
     for h, w in zip(sizes[::2], sizes[1::2], strict=True):
@@ -123,8 +130,8 @@ def level_table(sizes: Sequence[int], kind: Kind, row_bytes: int, sums_bytes: in
             "w": w,
             "h": h,
             # the last pixel that has a right neighbour, a lower neighbour
-            "last_x": min(float(max(w - 2, 0)), _LARGEST),
-            "last_y": min(float(max(h - 2, 0)), _LARGEST),
+            "last_x": last(w),
+            "last_y": last(h),
             "has_right": w > 1,
             "has_lower": h > 1,
             "width": w,

@@ -112,6 +112,14 @@ def test_levels_beyond_the_last_have_no_pixels() -> None:
     assert list(sizes) == [0, 0, 0, 0, 5, 0, 0, 0, 7, 0, 0, 0]
 
 
+@pytest.mark.parametrize("width", [2, 2**24 + 1, 2**24 + 5, 2**30 + 97, 2**31 - 1])
+def test_very_wide_levels_are_not_left(width: int) -> None:
+    """float32 does not have every pixel's number from 2**24 on."""
+    kind = Kind("float32", "float32", "float32", "float32", "float32", D=8, L=1, P=1, coordinates=0)
+    last_x = memoryview(level_table((1, width), kind, 32)).cast("f")[2 * kind.padded]
+    assert width - 2 - 128 <= last_x <= width - 2
+
+
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
 def test_numbers_that_are_not_finite_have_the_same_bits_too(number: float, widths: list[int]) -> None:
     """Threads that share a head pass over the pixels of others in the exact way, too."""
