@@ -24,7 +24,16 @@ import torch
 
 from . import cases, counters, dispatch, jobs, kernels, peers, predictions, records, search
 from .operators import plan
-from .options import COMPILED_PEERS, FUNCTIONS, PEERS, ExplainOptions, SeedsOptions, TrainingOptions, TrainingPart
+from .options import (
+    COMPILED_PEERS,
+    FUNCTIONS,
+    NO_GPU_PEERS,
+    PEERS,
+    ExplainOptions,
+    SeedsOptions,
+    TrainingOptions,
+    TrainingPart,
+)
 from .records import Records, Row
 from .runner import Book, Settings, measure, usual_backends
 from .tables import aligned, operator_table
@@ -180,7 +189,7 @@ def _operator(run: Run, planned: Sequence[jobs.Job]) -> None:
 
 def operator_main(run: Run) -> None:
     """The operator with its peers at the main shapes."""
-    eager = [name for name in PEERS if name not in COMPILED_PEERS]
+    eager = [name for name in PEERS if name not in (*COMPILED_PEERS, *NO_GPU_PEERS)]
     if run.quick:  # of the peers only what PyTorch runs anywhere
         eager.remove("transformers")
         _operator(run, plan(cases.REDUCED, ["grid"], ["float32"], eager))
@@ -193,7 +202,7 @@ def operator_main(run: Run) -> None:
 
 def operator_others(run: Run) -> None:
     """The other shapes, and uniform locations."""
-    eager = [name for name in PEERS if name not in COMPILED_PEERS]
+    eager = [name for name in PEERS if name not in (*COMPILED_PEERS, *NO_GPU_PEERS)]
     _operator(run, plan(cases.FULL, ["grid"], _EVERY[:3], eager))
     _operator(run, plan(MAIN, ["uniform"], _BOTH, eager, FUNCTIONS[:2]))
 

@@ -18,6 +18,7 @@ from ..common.options import (
     WriteFolder,
     Writes,
     at_least,
+    between,
     nearest,
 )
 from ..kernels.options import BACKENDS, Architecture, BackendName, DtypeName
@@ -40,6 +41,8 @@ CPU_PEERS = (
     *("cpu", "reference", "core", "transformers", "deformops", "mmcv", "embedding-bag", "onnxruntime", "openvino"),
 )
 """those that run on a CPU, ours first"""
+NO_GPU_PEERS = ("cpu", "embedding-bag", "onnxruntime", "openvino")
+"""those that are measured on a CPU alone"""
 COMPILED_PEERS = tuple(name for name in PEERS if name.endswith("-compiled"))
 StepDtype = Literal["float32", "bfloat16"]
 """dtypes of a detector's step; bfloat16: autocast"""
@@ -137,6 +140,23 @@ class CpuOptions:
         at_least("rounds", self.rounds, 2)
         _above_0("limit", self.limit)
         _rows(self.out)
+
+
+@dataclass(frozen=True)
+class CpuCodeOptions:
+    """Count the instructions that the CPU kernels spend on a point, in their machine code for this processor.
+
+    Of the fused function with four levels of four points, on the usual way: what is rare is not followed.
+    """
+
+    channels: tuple[Count, ...] = (16, 32, 64)
+    """Channels of a head."""
+    dtypes: tuple[StepDtype, ...] = ("float32", "bfloat16")
+    """Dtypes of value."""
+
+    def __post_init__(self) -> None:
+        for count in self.channels:
+            between("channels", count, 1, 256)
 
 
 @dataclass(frozen=True)

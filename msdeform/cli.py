@@ -135,6 +135,11 @@ COMMANDS = {
         "bench.cpu:run",
         "time the operator's backends and their peers on a CPU, all in turn, by threads",
     ),
+    "bench cpu-code": Command(
+        "bench.options:CpuCodeOptions",
+        "bench.cpu_code:run",
+        "count the instructions that the kernels for CPUs spend on a point",
+    ),
     "bench dispatch": Command(
         "bench.options:DispatchOptions",
         "bench.dispatch:run",

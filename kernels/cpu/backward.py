@@ -45,19 +45,17 @@ ARGUMENTS = (
 )
 
 
-class Needs(NamedTuple):
-    """Which gradients are wanted, and how a unit is worked on."""
+class Wanted(NamedTuple):
+    """Which gradients are computed."""
 
     value: bool
     references: bool
     points: bool
     weights: bool
-    shared: bool
-    """several threads to a unit"""
 
     @property
-    def rows(self) -> bool:
-        """Any gradient that is computed for each query."""
+    def of_queries(self) -> bool:
+        """Any that each query has of its own."""
         return self.references or self.points or self.weights
 
 
@@ -84,18 +82,22 @@ class Scratch:
         return -(-((14 * BYTES[kind.compute] + 4) * kind.padded + 16 * kind.padded_levels) // 64) * 64
 
 
-def emit(kind: Kind, needs: Needs) -> Emitter:
-    """The function of one kind of call; see `ARGUMENTS`."""
+def emit(kind: Kind, wanted: Wanted, shared: bool) -> Emitter:
+    """The function of one kind of call; see `ARGUMENTS`.
+
+    Args:
+        shared: whether several threads add to the pixels of the same heads, each to its own rows.
+    """
     e = Emitter("backward", ARGUMENTS)
-    _Unit(e, kind, needs).emit()
+    _Unit(e, kind, wanted, shared).emit()
     return e
 
 
 class _Unit:
     """All queries of some heads of one image, or a thread's share of them."""
 
-    def __init__(self, e: Emitter, kind: Kind, needs: Needs) -> None:
-        self.e, self.kind, self.needs = e, kind, needs
+    def __init__(self, e: Emitter, kind: Kind, wanted: Wanted, shared: bool) -> None:
+        self.e, self.kind, self.wanted, self.shared = e, kind, wanted, shared
         self.size = BYTES[kind.compute]
         self.parts = [part for group in channels(kind) for part in group]
         self.levels = Levels(e, kind, e.arguments["levels"])
@@ -103,20 +105,20 @@ class _Unit:
         self.scratch = Scratch(e, kind, e.arguments["scratch"] + self.slot * Scratch.bytes(kind))
 
     def emit(self) -> None:
-        e, a, needs = self.e, self.e.arguments, self.needs
+        e, a, wanted = self.e, self.e.arguments, self.wanted
         with e.until_taken(TAKEN, a["units"]) as unit:
             share, group = unit % a["shares"], unit // a["shares"]
             b, self.first_head = group // a["groups"], group % a["groups"] * a["heads"]
             self.end_head = e.smaller(self.first_head + a["heads"], a["H"])
             first, last = a["Q"] * share // a["shares"], a["Q"] * (share + 1) // a["shares"]
-            if needs.value:
+            if wanted.value:
                 self._begin(b, share, group)
-            with e.loop(*((0, a["Q"]) if needs.value else (first, last))) as i:
+            with e.loop(*((0, a["Q"]) if wanted.value else (first, last))) as i:
                 q = e.to_int64(e.load(a["order"] + i * 4, "int32"))
                 with e.loop(self.first_head, self.end_head) as head:
                     row = Row(e, self.kind, self.levels, b, q, head)
-                    self._emit_row(row, (i >= first) & (i < last) if needs.shared else None)
-            if needs.value and has_sums(self.kind):
+                    self._emit_row(row, (i >= first) & (i < last) if self.shared else None)
+            if wanted.value and has_sums(self.kind):
                 self._round()
 
     # the pixels
@@ -127,7 +129,7 @@ class _Unit:
         self.grad_value = a["grad_value"] + (b * a["S"] * a["H"] + self.first_head) * (kind.D * BYTES[kind.value])
         self.sums = self.grad_value
         if has_sums(kind):
-            self.sums = a["sums"] + (group if self.needs.shared else self.slot) * a["sums_unit"]
+            self.sums = a["sums"] + (group if self.shared else self.slot) * a["sums_unit"]
         with e.loop(0, kind.L) as level:
             rows, columns = number("rows", level), number("columns", level)
             for i in range(2):
@@ -193,17 +195,17 @@ class _Unit:
         # what is not finite must not reach pixels that the sample does not
         with e.either(e.either_bit(doubtful), likely=False) as (exactly, fast):
             with exactly:
-                self._emit_exact(row, grad, pixels=self.needs.value)
+                self._emit_exact(row, grad, pixels=self.wanted.value)
             with fast:
                 if own is None:
-                    self._emit_fast(row, grad, located, points=self.needs.rows)
+                    self._emit_fast(row, grad, located, points=self.wanted.of_queries)
                 else:
                     with e.either(own) as (mine, others):
                         with mine:
-                            self._emit_fast(row, grad, located, points=self.needs.rows)
+                            self._emit_fast(row, grad, located, points=self.wanted.of_queries)
                         with others:
                             self._emit_fast(row, grad, located, points=False)
-        if self.needs.rows:
+        if self.wanted.of_queries:
             with nullcontext() if own is None else e.when(own):
                 self._store_row(row, located)
 
@@ -221,7 +223,7 @@ class _Unit:
     def _emit_fast(self, row: Row, grad: Value, located: list[Located], *, points: bool) -> None:
         """Add to pixels if that is wanted; if ``points``, the gradients of x, y and weight of every point."""
         e, kind = self.e, self.kind
-        if not (points or self.needs.value):
+        if not (points or self.wanted.value):
             return
         for group in channels(kind):
             gradient = self._load_grad(grad, group)
@@ -237,7 +239,7 @@ class _Unit:
                         dots = dots + e.load(place, kind.compute, kind.lanes)
                     e.store(dots, place, kind.compute)
                     waiting = waiting[kind.lanes :]
-                if self.needs.value:
+                if self.wanted.value:
                     self._scatter(row, point, pixel, group, gradient)
         if not points:
             return
@@ -264,10 +266,10 @@ class _Unit:
         """Add grad_output to the four pixels, each with its coefficient; to those that are this thread's."""
         e, kind = self.e, self.kind
         addresses = self.levels.corners(self._sums_of(row.head) + pixel * e.arguments["sums_s"], point, sums=True)
-        low, high = self._bounds(point // kind.P) if self.needs.shared else (pixel, pixel)
+        low, high = self._bounds(point // kind.P) if self.shared else (pixel, pixel)
         for line in range(2):
-            on_line = pixel + self.levels.number("columns", point // kind.P) * line if self.needs.shared else pixel
-            with e.when((on_line >= low) & (on_line < high)) if self.needs.shared else nullcontext():
+            on_line = pixel + self.levels.number("columns", point // kind.P) * line if self.shared else pixel
+            with e.when((on_line >= low) & (on_line < high)) if self.shared else nullcontext():
                 for i in (2 * line, 2 * line + 1):
                     coefficient = e.load(self.scratch.coefficients[i] + point * self.size, kind.compute)
                     for part, of_grad in zip(group, gradient, strict=True):
@@ -332,10 +334,10 @@ class _Unit:
 
     def _store_row(self, row: Row, located: list[Located]) -> None:
         """From the gradients of x, y and weight of every point to those of the inputs."""
-        e, kind, needs, a = self.e, self.kind, self.needs, self.e.arguments
+        e, kind, wanted, a = self.e, self.kind, self.wanted, self.e.arguments
         place = ((row.b * a["Q"] + row.q) * a["H"] + row.head) * kind.LP
         gradients = [self._load_columns(self.scratch.gradients, block) for block in blocks(kind)]
-        if needs.weights:
+        if wanted.weights:
             of_weights = [weight for _, _, weight in gradients]
             if kind.fused:
                 products = [points.weight * g for points, g in zip(located, of_weights, strict=True)]
@@ -352,17 +354,17 @@ class _Unit:
                 scale = 0.5 / kind.P
                 reference = row.reference(block)
                 offset_x, offset_y = x * scale * reference[2], y * scale * reference[3]
-            if needs.points:
+            if wanted.points:
                 order = [i // 2 + (i % 2) * block.lanes for i in range(2 * block.lanes)]
                 address = a["grad_points"] + (place + block.first) * 2 * BYTES[kind.points]
                 e.store_as(e.pick(offset_x, order, offset_y), address, kind.compute, kind.points)
-            if needs.references:
+            if wanted.references:
                 columns = [x, y]
                 if kind.coordinates == 4:
                     offsets = row.pairs(block)
                     columns += [x * scale * offsets[0], y * scale * offsets[1]]
                 self._store_columns(self._reference_columns(), columns, block)
-        if needs.references:
+        if wanted.references:
             self._store_references(place)
 
     def _reference_columns(self) -> list[Value]:

@@ -18,6 +18,7 @@ import llvmlite.binding as llvm
 from llvmlite import ir
 
 Float = Literal["float64", "float32", "float16", "bfloat16"]
+Compute = Literal["float64", "float32"]
 BYTES: dict[str, int] = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4}
 
 I1, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 16, 32, 64))
@@ -329,7 +330,7 @@ class Emitter:
     def _shaped(element: ir.Type, lanes: int | None) -> ir.Type:
         return element if lanes is None else ir.VectorType(element, lanes)
 
-    def exp(self, x: Value, dtype: Literal["float32", "float64"]) -> Value:
+    def exp(self, x: Value, dtype: Compute) -> Value:
         """e**x for x of zero and below, to about one unit in the last place; NaN stays NaN."""
         single = dtype == "float32"
         log2_e = 1.4426950408889634
@@ -476,20 +477,28 @@ def vector_bytes() -> int:
 def compile_module(module: ir.Module) -> int:
     """Address of the module's function as machine code of this processor."""
     with _lock:
-        return _compile(module)
+        machine, engine = _load_compiler()
+        engine.add_module(_optimised(module, machine))
+        engine.finalize_object()
+        return engine.get_function_address(module.name)
 
 
-def _compile(module: ir.Module) -> int:
-    machine, engine = _load_compiler()
+def assembly(module: ir.Module) -> str:
+    """The machine code of this processor as text."""
+    with _lock:
+        machine, _ = _load_compiler()
+        return machine.emit_assembly(_optimised(module, machine))
+
+
+def _optimised(module: ir.Module, machine: Any) -> Any:
     parsed = llvm.parse_assembly(str(module))
     parsed.verify()
     options = llvm.create_pipeline_tuning_options(speed_level=2)
+    # the kernels are vectors already, and write out the loops that gain from it
     options.loop_vectorization = options.slp_vectorization = options.loop_unrolling = False
     passes = llvm.create_pass_builder(machine, options)
     passes.getModulePassManager().run(parsed, passes)
-    engine.add_module(parsed)
-    engine.finalize_object()
-    return engine.get_function_address(module.name)
+    return parsed
 
 
 def _load_compiler() -> Any:

@@ -133,7 +133,7 @@ def prepare_backward(
     strides = call.strides
     row_bytes = strides[1]
     dtype, compute = call.value.dtype, torch.float64 if kind.compute == "float64" else torch.float32
-    wanted = Call(*needs) if kind.fused else Call(needs[0], False, *needs[1:])  # type: ignore[arg-type]
+    wanted = backward.Wanted(*needs) if kind.fused else backward.Wanted(needs[0], False, *needs[1:])
     pixel_bytes = kind.D * BYTES[kind.compute]
     has_sums = backward.has_sums(kind)
 
@@ -148,7 +148,7 @@ def prepare_backward(
             threads = _threads(2 * B * Q * H * kind.LP, B * Q * H)
             groups, shares = _units(B, H, threads) if wanted.value else (1, _UNITS_A_THREAD * threads)
             heads = -(-H // groups)
-            shared = bool(wanted.value) and shares > 1
+            shared = wanted.value and shares > 1
             sums_bytes = pixel_bytes * (heads if has_sums else H)
             sums = None
             if wanted.value and has_sums:
@@ -168,7 +168,7 @@ def prepare_backward(
                 *(0 if tensor is None else tensor.data_ptr() for tensor in written),
                 *(H, Q, S, heads, groups, shares, sums_bytes, S * sums_bytes),
             ]
-            function = _backward(kind, backward.Needs(*map(bool, wanted), shared))
+            function = _backward(kind, wanted, shared)
             function(numbers, threads, (call, dense, table, order, scratch, written))
             if by_head is not None:
                 references = gradients[1]
@@ -209,8 +209,8 @@ def _forward(kind: Kind) -> _Function:
 
 
 @cache
-def _backward(kind: Kind, needs: backward.Needs) -> _Function:
-    return _Function(compile_module(backward.emit(kind, needs).finish()))
+def _backward(kind: Kind, wanted: backward.Wanted, shared: bool) -> _Function:
+    return _Function(compile_module(backward.emit(kind, wanted, shared).finish()))
 
 
 def _name(dtype: torch.dtype) -> Any:

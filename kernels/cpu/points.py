@@ -15,7 +15,7 @@ import struct
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from .emit import BYTES, Emitter, Float, Value, vector_bytes
+from .emit import BYTES, Compute, Emitter, Float, Value, vector_bytes
 
 AT_ONCE = 4  # points in one turn of a loop
 _LARGEST = 2.0**31 - 128  # a float32 below 2**31: becomes an int32
@@ -30,8 +30,7 @@ class Kind(NamedTuple):
     """locations or offsets"""
     weights: Float
     """weights or logits"""
-    compute: Float
-    """float32 or float64"""
+    compute: Compute
     D: int
     L: int
     P: int

@@ -102,7 +102,8 @@ def answer(case: Case, tensors: tuple[Tensor, ...], grad_output: Tensor, draw: R
 
 
 def breach(result: Tensor, truth: Tensor, case: Case, *, gradient: bool) -> str | None:
-    """As kernels/tolerances.py has it, for each image by itself; where numbers are not finite, the same ones are."""
+    """As kernels/tolerances.py has it, the ideal error of each image by itself; where numbers are not finite, the same
+    ones are."""
     got, truth = result.double().flatten(1), truth.flatten(1)
     ideal = truth.to(result.dtype).double()
     finite = truth.isfinite()
@@ -112,7 +113,7 @@ def breach(result: Tensor, truth: Tensor, case: Case, *, gradient: bool) -> str 
     compute = torch.float64 if case.dtype is torch.float64 else torch.float32
     factor = GRADIENT_FACTOR if gradient else FORWARD_FACTOR
     floor = FLOORS[compute]["gradient" if gradient else "forward"]
-    bound = factor * (ideal - truth).abs().amax(1) + floor * truth.abs().amax(1)
+    bound = factor * (ideal - truth).abs().amax(1) + floor * truth.abs().max()
     error = (got - truth).abs().amax(1)
     if (error <= bound).all():
         return None

@@ -3,6 +3,7 @@
 import itertools
 import math
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from msdeform.kernels.cpu import launch
 from msdeform.kernels.cpu.points import Kind, level_table
+from msdeform.kernels.cpu.pool import Pool
 from msdeform.kernels.verify import Case, evaluate, make_inputs
 
 # an odd number of points, levels narrower than a tile and of a single pixel
@@ -151,3 +153,27 @@ def test_threads_follow_torch_between_calls(widths: list[int]) -> None:
         widths.clear()
         assert_same_bits(results(case, tensors, threads), one, f"{threads} threads")
         assert widths == [threads, threads]
+
+
+def test_the_pool_waits_for_its_threads() -> None:
+    pool, done = Pool(), []
+    begun = threading.Barrier(3)
+
+    def slow(address: int) -> None:
+        begun.wait(60)
+        if threading.current_thread().name.startswith("msdeform"):
+            time.sleep(0.1)
+        done.append(address)
+
+    pool.run(slow, 7, 3, None)
+    assert done == [7, 7, 7]
+
+
+@pytest.mark.parametrize("sizes", [(9, 7, 17, 20), (8, 8), (1, 30, 30, 1)], ids=str)
+def test_every_query_comes_once(sizes: tuple[int, ...]) -> None:
+    """Queries that are pixels come in tiles, others as they are."""
+    pixels = sum(h * w for h, w in zip(sizes[::2], sizes[1::2], strict=True))
+    assert sorted(launch._order(sizes, pixels)) == list(range(pixels))
+    assert list(launch._order(sizes, pixels + 1)) == list(range(pixels + 1))
+    if sizes[0] == 9:
+        assert list(launch._order(sizes, pixels)) != list(range(pixels))

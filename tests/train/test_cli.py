@@ -41,6 +41,7 @@ def test_help_lists_every_command_in_a_line_each() -> None:
         "bench",
         "bench compare",
         "bench cpu",
+        "bench cpu-code",
         "bench dispatch",
         "bench explain",
         "bench exports",
@@ -94,8 +95,8 @@ def test_every_command_is_where_it_is_said_to_be(name: str) -> None:
         (["qqq"], "unknown command 'qqq'; msdeform --help lists the commands"),
         (
             ["bench", "comapre", "a"],
-            "'bench' is followed by compare or cpu or dispatch or explain or exports or first-call or instructions or "
-            "model or render or roofline or seeds or startup or training; got 'bench comapre'",
+            "'bench' is followed by compare or cpu or cpu-code or dispatch or explain or exports or first-call or "
+            "instructions or model or render or roofline or seeds or startup or training; got 'bench comapre'",
         ),
     ],
 )
