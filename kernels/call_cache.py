@@ -8,7 +8,7 @@ every tensor. A call that passes it goes to the kernels directly, without PyTorc
 Whatever is more than plain tensors in eager mode never passes: compilation, export and tracing, FakeTensor and other
 subclasses, dispatch and function modes, functorch's transforms, forward-mode derivatives. Those go by the operator.
 
-Every private interface of PyTorch that this project uses stands in this file. All are tried when it is imported; where
+Every private interface of PyTorch that this project uses stands in this file (two in the registry, too). All are tried when it is imported; where
 one is missing `WHY_OFF` says so, nothing is kept, and every call is checked and goes by the operator.
 """
 
@@ -178,11 +178,6 @@ def plain(*tensors: Tensor) -> bool:
         if torch._C._dispatch_keys(tensor).raw_repr() not in keys:  # batched, negated, sparse, quantised, ...
             return False
     return True
-
-
-def transformed() -> bool:
-    """Whether this stands within a transform of ``torch.func`` or a level of forward-mode derivatives."""
-    return WHY_OFF is None and (torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0)
 
 
 def _find_plain_keys(cuda: bool) -> tuple[int, ...]:

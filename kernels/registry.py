@@ -19,9 +19,9 @@ from types import TracebackType
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 from .backend import Backend, Functions, Implementation
-from .call_cache import transformed
 from .contract import Inputs
 
 AUTO = "auto"
@@ -130,6 +130,11 @@ def resolve(inputs: Inputs, backend: str | None = None) -> str:
         reasons = "; ".join(f"{b.name}: {_auto_reason(b, inputs)}" for b in BACKENDS.values())
         raise BackendUnavailable(f"no backend can run {inputs.describe()}: {reasons}")
     return best.name
+
+
+def transformed() -> bool:
+    """Whether this stands within a transform of ``torch.func`` or a level of forward-mode derivatives."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def _auto_reason(backend: Backend, inputs: Inputs) -> str | None:
