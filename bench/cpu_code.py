@@ -34,7 +34,9 @@ class Counts(NamedTuple):
 
 def code_rows(options: CpuCodeOptions) -> list[tuple[str, ...]]:
     """A line for each number of channels, dtype and direction."""
-    lines = [("channels", "dtype", "direction", "instructions a point", "of vectors", "vector loads", "vector stores")]
+    lines: list[tuple[str, ...]] = [
+        ("channels", "dtype", "direction", "instructions a point", "of vectors", "vector loads", "vector stores")
+    ]
     for D in options.channels:
         for dtype in options.dtypes:
             kind = Kind(dtype, "float32", "float32", "float32", "float32", D, 4, 4, 2)

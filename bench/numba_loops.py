@@ -21,7 +21,7 @@ def _compiled(D: int) -> Callable[..., None]:
     import numba
     import numpy as np
 
-    @numba.njit(parallel=True, fastmath={"contract", "reassoc", "nsz"}, error_model="numpy")  # type: ignore[misc]
+    @numba.njit(parallel=True, fastmath={"contract", "reassoc", "nsz"}, error_model="numpy")
     def forward(value: Any, sizes: Any, references: Any, offsets: Any, logits: Any, output: Any) -> None:
         B, Q, H, L, P = logits.shape
         for i in numba.prange(B * Q):

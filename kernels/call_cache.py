@@ -8,8 +8,9 @@ every tensor. A call that passes it goes to the kernels directly, without PyTorc
 Whatever is more than plain tensors in eager mode never passes: compilation, export and tracing, FakeTensor and other
 subclasses, dispatch and function modes, functorch's transforms, forward-mode derivatives. Those go by the operator.
 
-Every private interface of PyTorch that this project uses stands in this file (two in the registry, too). All are tried when it is imported; where
-one is missing `WHY_OFF` says so, nothing is kept, and every call is checked and goes by the operator.
+Every private interface of PyTorch that this project uses stands in this file. What calls are kept by is tried when it
+is imported; where something is missing `WHY_OFF` says so, nothing is kept, and every call is checked and goes by the
+operator.
 """
 
 from collections.abc import Callable
@@ -197,6 +198,20 @@ def _in_a_mode() -> bool:
         or torch._C._is_torch_function_mode_enabled()
         or forward_ad._current_level >= 0
     )
+
+
+def transformed() -> bool:
+    """Whether this stands within a transform of ``torch.func`` or a level of forward-mode derivatives."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def settled_while_tracing(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that ``torch.compile`` calls while it traces, and takes the result for a constant.
+
+    What ``torch.compiler.assume_constant_result`` does; that imports the compiler, and Triton with it.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
 
 
 def _key(fused: bool, setting: str, spatial_shapes: SpatialShapes, level_start_index: object) -> tuple[Any, ...] | None:

@@ -19,9 +19,9 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from torch.autograd import forward_ad
 
 from .backend import Backend, Functions, Implementation
+from .call_cache import settled_while_tracing, transformed
 from .contract import Inputs
 
 AUTO = "auto"
@@ -98,7 +98,7 @@ def current_setting() -> str:
     return _setting
 
 
-@torch.compiler.assume_constant_result  # asked while torch.compile traces, too: what it looks at cannot be traced
+@settled_while_tracing  # what it looks at cannot be traced
 def unavailable(name: str) -> str | None:
     """Why backend ``name`` cannot run on this machine, or None; asked once in a process."""
     if name not in _availability:
@@ -132,11 +132,6 @@ def resolve(inputs: Inputs, backend: str | None = None) -> str:
     return best.name
 
 
-def transformed() -> bool:
-    """Whether this stands within a transform of ``torch.func`` or a level of forward-mode derivatives."""
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
-
-
 def _auto_reason(backend: Backend, inputs: Inputs) -> str | None:
     return (
         unavailable(backend.name) or backend.refuses(inputs) or ("runs only when named" if backend.rank < 0 else None)
@@ -149,7 +144,7 @@ def implementation(name: str, fused: bool) -> Implementation:
     return _loaded[name][1 if fused else 0]
 
 
-@torch.compiler.assume_constant_result
+@settled_while_tracing
 def _load(name: str) -> None:
     if name not in _loaded:
         with _loading:
