@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from ..kernels.options import BACKENDS
 from . import cases, counters, dispatch, jobs, kernels, peers, predictions, records, search
 from .operators import plan
 from .options import (
@@ -35,9 +36,10 @@ from .options import (
     TrainingPart,
 )
 from .records import Records, Row
-from .runner import Book, Settings, measure, usual_backends
+from .runner import Book, Settings, measure
 from .tables import aligned, operator_table
 
+_BACKENDS = tuple(name for name in BACKENDS if name != "cpu")  # those that take a GPU's tensors
 ROOT = Path(__file__).resolve().parent.parent
 MAIN = ("encoder-800x1066-b2", "decoder-800x1066")
 ODD = ("odd", "odd-wide-head")
@@ -346,10 +348,6 @@ def host_times(run: Run) -> None:
     print(aligned(dispatch.table(found), 3))
 
 
-def _here(run: Run) -> tuple[str, ...]:
-    return usual_backends(run.settings.device)
-
-
 def detectors(run: Run) -> None:
     """Detectors by the published method, and where the time of one goes."""
     from . import table
@@ -360,7 +358,7 @@ def detectors(run: Run) -> None:
         tiny = table.REDUCED_MODELS[:1]
         run.measure(table.plan_models(tiny, ("reference",), ["float32"], (1,), ("eager",), reduced=True))
     else:
-        speeds = table.plan_models(MODELS, _here(run), _BOTH, (1, 4), ("eager",), reduced=False)
+        speeds = table.plan_models(MODELS, _BACKENDS, _BOTH, (1, 4), ("eager",), reduced=False)
         run.measure([job for job in speeds if job.method == "published"])
     _speeds(run)
     profiles(run)
@@ -402,7 +400,7 @@ def training_steps(run: Run) -> None:
         tiny = table.REDUCED_MODELS[:1]
         run.measure(table.plan_training(tiny, ("reference",), ["float32"], (2,), reduced=True))
     else:
-        run.measure(table.plan_training(MODELS, _here(run), _BOTH, (2, 4), reduced=False))
+        run.measure(table.plan_training(MODELS, _BACKENDS, _BOTH, (2, 4), reduced=False))
     _speeds(run)
 
 
@@ -412,8 +410,8 @@ def detectors_others(run: Run) -> None:
     from .published import MODELS
 
     run.settings.limit = 300.0
-    run.measure(table.plan_models(MODELS, _here(run), _BOTH, (1, 4), ("eager",), reduced=False))
-    compiled = table.plan_models(MODELS, _here(run), _BOTH, (1, 4), ("compiled",), reduced=False)
+    run.measure(table.plan_models(MODELS, _BACKENDS, _BOTH, (1, 4), ("eager",), reduced=False))
+    compiled = table.plan_models(MODELS, _BACKENDS, _BOTH, (1, 4), ("compiled",), reduced=False)
     run.measure([job for job in compiled if job.method == "published"])
     _speeds(run)
 

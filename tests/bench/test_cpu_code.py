@@ -2,6 +2,8 @@
 
 import pytest
 
+pytest.importorskip("llvmlite", reason="the CPU backend needs llvmlite")
+
 from msdeform.bench import cpu_code
 from msdeform.cli import main
 

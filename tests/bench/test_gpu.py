@@ -24,6 +24,7 @@ SOURCE: dict[str, Any] = {"code": "c", "device": "cpu", "host_cpu": "x"}
 # transformers with all that they need are there
 LACKING = (
     *("rich", "pycocotools", "faster_coco_eval", "tensorboard", "timm", "onnx", "onnxruntime", "onnxscript"),
+    "llvmlite",
     *("gradio", "fastapi", "hypothesis", "xdist", "pytest_timeout", "pytest_benchmark", "wandb", "mypy"),
 )
 # stands before Python's own start; metadata too, since pytest loads every plug-in that it finds the metadata of

@@ -4,13 +4,21 @@ The reference and the CPU backend run anywhere. Triton's kernels run in the inte
 and on the device (marker `gpu`); the CUDA kernels on the device only.
 """
 
+from importlib.util import find_spec
+
 import pytest
 
 HERE = [
     pytest.param(("reference", "cpu"), id="reference-cpu"),
     pytest.param(("reference", "cuda"), id="reference-cuda", marks=pytest.mark.gpu),
 ]
-CPU = [pytest.param(("cpu", "cpu"), id="cpu")]
+CPU = [
+    pytest.param(
+        ("cpu", "cpu"),
+        id="cpu",
+        marks=pytest.mark.skipif(find_spec("llvmlite") is None, reason="the CPU backend needs llvmlite"),
+    )
+]
 TRITON = [
     pytest.param(("triton", "cpu"), id="triton-interpreter", marks=pytest.mark.interpreter),
     pytest.param(("triton", "cuda"), id="triton-cuda", marks=pytest.mark.gpu),

@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
+pytest.importorskip("llvmlite", reason="the CPU backend needs llvmlite")
+
 from msdeform.kernels.cpu import launch
 from msdeform.kernels.tolerances import FLOORS, FORWARD_FACTOR, GRADIENT_FACTOR
 from msdeform.kernels.verify import Case, evaluate, make_inputs

@@ -12,6 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
+pytest.importorskip("llvmlite", reason="the CPU backend needs llvmlite")
+
 from msdeform.kernels.cpu import launch
 from msdeform.kernels.cpu.points import Kind, level_table
 from msdeform.kernels.cpu.pool import Pool
