@@ -296,22 +296,18 @@ def _cpu(found: Records, _: list[Plot]) -> str:
     return "\n\n".join(parts) or _NONE
 
 
-def _cpu_short(found: Records, _: list[Plot]) -> str:
-    parts = []
-    for machine, rows in _timed_on_cpus(found).items():
-        lines = cpu.short_table([row for row in rows if row["function"] == cpu.MAIN])
-        if len(lines) > 1:
-            parts += [f"**{machine}**", markdown(lines, 2), _from(rows)]
-    return "\n\n".join(parts) or _NONE
+def _of_main(table: Callable[[list[Row]], list[Line]], left: int) -> Callable[[Records, list[Plot]], str]:
+    """A renderer of the main function's rows, a table for each machine."""
 
+    def render(found: Records, _: list[Plot]) -> str:
+        parts = []
+        for machine, rows in _timed_on_cpus(found).items():
+            lines = table([row for row in rows if row["function"] == cpu.MAIN])
+            if len(lines) > 1:
+                parts += [f"**{machine}**", markdown(lines, left), _from(rows)]
+        return "\n\n".join(parts) or _NONE
 
-def _cpu_areas(found: Records, _: list[Plot]) -> str:
-    parts = []
-    for machine, rows in _timed_on_cpus(found).items():
-        lines = cpu.area_table([row for row in rows if row["function"] == cpu.MAIN])
-        if len(lines) > 1:
-            parts += [f"**{machine}**", markdown(lines, 1), _from(rows)]
-    return "\n\n".join(parts) or _NONE
+    return render
 
 
 def _timed_on_cpus(found: Records) -> dict[str, list[Row]]:
@@ -391,8 +387,8 @@ BLOCKS: dict[str, Callable[[Records, list[Plot]], str]] = {
     "explanations": _explanations,
     "startup": _startup,
     "cpu": _cpu,
-    "cpu-short": _cpu_short,
-    "cpu-areas": _cpu_areas,
+    "cpu-short": _of_main(cpu.short_table, 2),
+    "cpu-areas": _of_main(cpu.area_table, 1),
     "first-call": _first_call,
     "exports": _exports,
 }

@@ -11,20 +11,18 @@ import ctypes
 from array import array
 from collections.abc import Callable, Sequence
 from functools import cache, lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..autograd import Levels
+from ..call import Call, Tensors, call_of
 from . import backward, forward
 from .emit import BYTES, compile_module
 from .memory import new_empty
 from .points import Kind, level_table
 from .pool import POOL
-
-Tensors = Sequence[Tensor]
-"""(value, locations, weights), or of the fused function (value, references, offsets, logits)"""
 
 _TILE = 8  # queries of an encoder are pixels, and go in tiles of as many rows and columns: neighbours read the same
 _UNIT_QUERIES = 64  # of a forward, at most
@@ -32,60 +30,15 @@ _UNITS_A_THREAD = 4  # at least, so that all are done at about the same time
 _WORTH_A_THREAD = 4096  # points: about as long as another thread takes to wake up
 
 
-class Call(NamedTuple):
-    """The tensors of a call of either function, rows dense, as the kernels take them."""
-
-    value: Tensor
-    references: Tensor | None
-    points: Tensor
-    """locations or offsets"""
-    weights: Tensor
-    """weights or logits"""
-
-    @property
-    def sizes(self) -> tuple[int, int, int, int]:
-        """B, Q, S, H"""
-        B, S, H, _ = self.value.shape
-        return B, self.points.shape[1], S, H
-
-    @property
-    def pointers(self) -> list[int]:
-        return [0 if tensor is None else tensor.data_ptr() for tensor in self]
-
-    @property
-    def strides(self) -> list[int]:
-        """Of the first three dimensions of each tensor, in bytes."""
-        return [
-            0 if tensor is None else tensor.stride(axis) * tensor.element_size() for tensor in self for axis in range(3)
-        ]
-
-
-def call_of(tensors: Tensors) -> Call:
-    """The kernels take any stride of batch, pixel, query, head and level; what lies inside one row has to be dense."""
-    value, points, weights = tensors[0], tensors[-2], tensors[-1]
-    references = tensors[1] if len(tensors) == 4 else None
-    if value.stride(3) != 1:
-        value = value.contiguous()
-    P = points.shape[4]
-    if points.stride()[3:] != (2 * P, 2, 1):
-        points = points.contiguous()
-    if weights.stride()[3:] != (P, 1):
-        weights = weights.contiguous()
-    if references is not None and references.stride(3) != 1:
-        references = references.contiguous()
-    return Call(value, references, points, weights)
-
-
 def kind_of(call: Call) -> Kind:
     """What a call's kernels are compiled for."""
     value, references, points, weights = call
-    double = any(tensor is not None and tensor.dtype is torch.float64 for tensor in call)
     return Kind(
         value=_name(value.dtype),
         references="float32" if references is None else _name(references.dtype),
         points=_name(points.dtype),
         weights=_name(weights.dtype),
-        compute="float64" if double else "float32",
+        compute=_name(call.compute),
         D=value.shape[3],
         L=points.shape[3],
         P=points.shape[4],
@@ -97,8 +50,9 @@ def prepare_forward(levels: Levels, tensors: Tensors) -> Callable[[Levels, Tenso
     """A function of (levels, tensors) that returns the output (B, Q, H*D), for all tensors like these."""
     call = call_of(tensors)
     kind = kind_of(call)
-    B, Q, S, H = call.sizes
-    strides = call.strides
+    B, S, H, _ = call.value.shape
+    Q = call.points.shape[1]
+    strides = _strides(call)
     row_bytes = strides[1]
     function = _forward(kind)
 
@@ -115,7 +69,7 @@ def prepare_forward(levels: Levels, tensors: Tensors) -> Callable[[Levels, Tenso
         scratch = torch.zeros(threads * forward.Scratch.bytes(kind), dtype=torch.uint8)
         numbers = [
             *(B * image_units, scratch.data_ptr(), ctypes.addressof(table), order.buffer_info()[0]),
-            *(*call.pointers, *strides, output.data_ptr(), H, Q, unit_queries, image_units),
+            *(*_pointers(call), *strides, output.data_ptr(), H, Q, unit_queries, image_units),
         ]
         function(numbers, threads, (call, table, order, scratch, output))
         return output
@@ -129,10 +83,11 @@ def prepare_backward(
     """A function of (grad_output, levels, tensors) that returns a gradient or None for each tensor."""
     call = call_of(tensors)
     kind = kind_of(call)
-    B, Q, S, H = call.sizes
-    strides = call.strides
+    B, S, H, _ = call.value.shape
+    Q = call.points.shape[1]
+    strides = _strides(call)
     row_bytes = strides[1]
-    dtype, compute = call.value.dtype, torch.float64 if kind.compute == "float64" else torch.float32
+    dtype, compute = call.value.dtype, call.compute
     wanted = backward.Wanted(*needs) if kind.fused else backward.Wanted(needs[0], False, *needs[1:])
     pixel_bytes = kind.D * BYTES[kind.compute]
     has_sums = backward.has_sums(kind)
@@ -163,9 +118,9 @@ def prepare_backward(
             written = (gradients[0], by_head, *gradients[2:], sums)
             numbers = [
                 *(B * groups * shares, scratch.data_ptr(), ctypes.addressof(table), order.buffer_info()[0]),
-                *(*call.pointers, *strides, dense.data_ptr()),
+                *(*_pointers(call), *strides, dense.data_ptr()),
                 *(dense.stride(0) * dense.element_size(), dense.stride(1) * dense.element_size()),
-                *(0 if tensor is None else tensor.data_ptr() for tensor in written),
+                *_pointers(written),
                 *(H, Q, S, heads, groups, shares, sums_bytes, S * sums_bytes),
             ]
             function = _backward(kind, wanted, shared)
@@ -211,6 +166,15 @@ def _forward(kind: Kind) -> _Function:
 @cache
 def _backward(kind: Kind, wanted: backward.Wanted, shared: bool) -> _Function:
     return _Function(compile_module(backward.emit(kind, wanted, shared).finish()))
+
+
+def _pointers(tensors: Sequence[Tensor | None]) -> list[int]:
+    return [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
+
+
+def _strides(call: Call) -> list[int]:
+    """Of the first three dimensions of each tensor, in bytes."""
+    return [0 if tensor is None else tensor.stride(i) * tensor.element_size() for tensor in call for i in range(3)]
 
 
 def _name(dtype: torch.dtype) -> Any:

@@ -12,9 +12,9 @@ gradient; a sorted backward is four, zeros, and a sort of PyTorch's. Gradients o
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton.language as tl
@@ -23,13 +23,11 @@ from triton import knobs
 from triton.runtime.driver import driver
 
 from ..autograd import Levels
+from ..call import Call, Tensors, call_of
 from .backward_atomic import backward_kernel
 from .backward_sorted import SHARES, cells_kernel, keys_kernel, pixels_kernel, points_kernel, shares_kernel
 from .forward import forward_kernel
 from .interpreter import interpreting
-
-Tensors = Sequence[Tensor]
-"""(value, locations, weights), or of the fused function (value, references, offsets, logits)"""
 
 _INT32_LIMIT = 2**31
 _MOST_PROGRAMS = 65535  # along the second and third axis of a grid
@@ -56,39 +54,6 @@ def _method_from_environment() -> str:
 _HERE = nullcontext()
 backward_method = _method_from_environment()
 """how the gradient of value is made where determinism does not decide: see `sorts`"""
-
-
-class Call(NamedTuple):
-    """The tensors of a call of either function, rows dense, as the kernels take them."""
-
-    value: Tensor
-    references: Tensor | None
-    points: Tensor
-    """locations or offsets"""
-    weights: Tensor
-    """weights or logits"""
-
-    @property
-    def compute(self) -> torch.dtype:
-        """float64 if any input is, else float32."""
-        double = any(tensor is not None and tensor.dtype is torch.float64 for tensor in self)
-        return torch.float64 if double else torch.float32
-
-
-def call_of(tensors: Tensors) -> Call:
-    """The kernels take any stride of batch, pixel, query and head; what lies inside one row has to be dense."""
-    value, points, weights = tensors[0], tensors[-2], tensors[-1]
-    references = tensors[1] if len(tensors) == 4 else None
-    if value.stride(3) != 1:
-        value = value.contiguous()
-    P = points.shape[4]
-    if points.stride()[3:] != (2 * P, 2, 1):
-        points = points.contiguous()
-    if weights.stride()[3:] != (P, 1):
-        weights = weights.contiguous()
-    if references is not None and references.stride(3) != 1:
-        references = references.contiguous()
-    return Call(value, references, points, weights)
 
 
 class Launch:
