@@ -2,9 +2,10 @@
 
 Python threads, which give up the interpreter's lock while compiled code runs. They are started when first wanted and
 wait for the next call. A forked child has none of its parent's threads and starts its own; calls from several Python
-threads at once share them, and none waits for another's work.
+threads at once share them, and none waits for another's work. They end before the interpreter does.
 """
 
+import atexit
 import os
 import threading
 from collections.abc import Callable
@@ -38,13 +39,25 @@ class Pool:
 
     def __init__(self) -> None:
         self.reset()
+        self._ended = False
+        atexit.register(self.end)
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=self.reset)
 
     def reset(self) -> None:
-        self._tasks: SimpleQueue[_Task] = SimpleQueue()
-        self._started = 0
+        self._tasks: SimpleQueue[_Task | None] = SimpleQueue()
+        self._threads: list[threading.Thread] = []
         self._starting = threading.Lock()
+
+    def end(self) -> None:
+        """Let the threads finish what they do and end: one that frees a tensor while the interpreter goes away aborts
+        the process. Calls made afterwards, by what else runs at exit, do without them."""
+        with self._starting:
+            self._ended = True
+            for _ in self._threads:
+                self._tasks.put(None)
+            for thread in self._threads:
+                thread.join()
 
     def run(self, function: Callable[[int], None], address: int, threads: int, memory: Any) -> None:
         """``function(address)`` in ``threads`` threads at once, of which this is one.
@@ -53,7 +66,7 @@ class Pool:
             function: compiled; it shares out the work itself, and may be called after all of it is done.
             memory: owns what lies at the address, and all that is read and written from there.
         """
-        if threads > self._started + 1:
+        if threads > len(self._threads) + 1:
             self._start(threads - 1)
         tasks = [_Task(function, address, memory) for _ in range(threads - 1)]
         for task in tasks:
@@ -64,15 +77,17 @@ class Pool:
 
     def _start(self, threads: int) -> None:
         with self._starting:
-            while self._started < threads:
-                name = f"msdeform-cpu-{self._started}"
-                threading.Thread(target=_work, args=(self._tasks,), name=name, daemon=True).start()
-                self._started += 1
+            while len(self._threads) < threads and not self._ended:
+                name = f"msdeform-cpu-{len(self._threads)}"
+                thread = threading.Thread(target=_work, args=(self._tasks,), name=name, daemon=True)
+                thread.start()
+                self._threads.append(thread)
 
 
-def _work(tasks: "SimpleQueue[_Task]") -> None:
-    while True:
-        tasks.get().run()
+def _work(tasks: "SimpleQueue[_Task | None]") -> None:
+    while task := tasks.get():
+        task.run()
+        del task  # and the memory it holds on to, before the wait for the next
 
 
 POOL = Pool()
