@@ -128,9 +128,9 @@ def prepare_backward(
             if by_head is not None:
                 references = gradients[1]
                 assert references is not None
-                total = by_head[:, :, 0]
-                for head in range(1, H):  # one after another: in the same order, whatever the shape
-                    total = total + by_head[:, :, head]
+                total, *others = by_head.unbind(2)
+                for of_head in others:  # one after another: in the same order, whatever the shape
+                    total += of_head
                 references.copy_(total)
         else:
             for gradient in gradients:
