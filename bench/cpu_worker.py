@@ -2,8 +2,8 @@
 
 A cell is a case, a dtype and a function. Each implementation is held against float64 first, with the most threads; what
 fails gets no speed. The others then take turns, so that whatever else the machine does slows all of them: a turn is one
-call of a slow one, and of a fast one as many as last some milliseconds, whose median counts, after one that is not
-timed, which finds the caches as the last turn of another left them.
+call that is not timed, which finds the caches as the last turn of another left them, and the median of as many as last
+some milliseconds. A call that is itself longer than half a second is alone in its turn.
 """
 
 import json
@@ -30,7 +30,7 @@ from .workloads import Check, Workload
 DIRECTIONS = ("forward", "both")
 OURS = "cpu"
 _TURN = 0.02  # seconds
-_LONG = 0.5  # seconds of a call that is warm from its check
+_LONG = 0.5  # seconds of a call in which caches that begin cold do not count
 _MOST_CALLS = 20  # in a turn
 _MOST_ROUNDS = 50
 _QUIET = 0.03  # seconds before a turn, in which OpenMP's threads of the last one give up waiting by spinning
@@ -119,7 +119,7 @@ def take_turns(
     calls: dict[str, Callable[[int], object]], seconds: float, rounds: int, begin: Begin = lambda _: None
 ) -> tuple[dict[str, list[float]], dict[str, str]]:
     """Microseconds of a call in each round, by name, and what went wrong with those that have none."""
-    repeats: dict[str, int] = {}
+    repeats: dict[str, int] = {}  # 0: long ones
     times: dict[str, list[float]] = {}
     failures: dict[str, str] = {}
     end = time.perf_counter() + seconds
@@ -131,16 +131,11 @@ def take_turns(
             begin(name)
             time.sleep(_QUIET)
             try:
-                turn = []
+                turn = [_once(call)]
                 if name not in repeats:
-                    first = _once(call)
-                    if first > _LONG * 1e6:  # its check has warmed it up
-                        repeats[name], turn = 1, [first]
-                    else:
-                        repeats[name] = min(_MOST_CALLS, max(1, int(_TURN * 1e6 / min(first, _once(call)))))
-                if not turn:
-                    if repeats[name] > 1:
-                        call(0)
+                    first = turn[0] / 1e6
+                    repeats[name] = 0 if first > _LONG else min(_MOST_CALLS, int(_TURN / first) + 1)
+                if repeats[name] > 0:
                     turn = [_once(call) for _ in range(repeats[name])]
             except Exception as error:  # a peer may pass its check and fail in the next call
                 failures[name] = workloads.sentence(error)

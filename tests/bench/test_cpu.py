@@ -181,13 +181,13 @@ def test_a_wrong_backend_of_ours_fails_the_command(monkeypatch: pytest.MonkeyPat
     assert main(["bench", "cpu", "--cases", "odd", "--backends", "reference", "--out", str(tmp_path)]) == 1
 
 
-def test_turns() -> None:
+def test_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
 
     def call(name: str, seconds: float) -> Callable[[int], object]:
         def run(_: int) -> None:
             order.append(name)
-            if name == "breaks" and order.count(name) > 2:
+            if name == "breaks" and order.count(name) > 1:
                 raise RuntimeError("out of luck\nand more")
             time.sleep(seconds)
 
@@ -199,10 +199,16 @@ def test_turns() -> None:
     assert [*times] == ["fast", "slow"]
     assert [len(each) for each in times.values()] == [2, 2]
     assert times["slow"][0] == pytest.approx(30e3, rel=0.5)
-    # a fast one is called several times in its turn, after one that is not timed; the others' turns lie between
+    # a call that is not timed, then one or several that are; the others' turns lie between
+    assert order.count("slow") == 4
     assert order[-1] == "slow"
-    assert order.count("fast") > 2 * order.count("slow") - 2
+    assert order.count("fast") > 8
     assert order.index("breaks") < len(order) - 1 - order[::-1].index("fast")
+
+    order.clear()
+    monkeypatch.setattr(cpu_worker, "_LONG", 0.02)
+    times, _ = cpu_worker.take_turns({"slow": calls["slow"]}, seconds=0, rounds=2)
+    assert len(order) == len(times["slow"]) == 2, "long calls are alone in their turns"
 
 
 def test_the_plan() -> None:
