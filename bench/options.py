@@ -511,7 +511,7 @@ class TrainingOptions:
 class TableOptions:
     """Published numbers of the detectors, and ours beside them.
 
-    Speeds need a GPU: on a CPU a reduced form runs a tiny detector on a small image, which is no result of the method.
+    On a CPU, where detectors take seconds an image, speeds are those of a reduced form unless --no-reduced is said.
     """
 
     flops: bool = False
@@ -530,8 +530,8 @@ class TableOptions:
     """Images to a batch; 1 and 4, in training 2 and 4 when not given."""
     compiled: bool = False
     """Under torch.compile, too."""
-    reduced: bool = False
-    """A tiny detector, a small image; the default on a CPU."""
+    reduced: bool | None = None
+    """A tiny detector, a small image, which is no result of the method; the default on a CPU."""
     out: Rows | None = None
     """Folder for the rows."""
     again: bool = False

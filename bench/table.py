@@ -4,7 +4,8 @@
     msdeform table --speed       # images a second by the published method, and end to end
     msdeform table --training    # images a second, hours an epoch, memory of training steps
 
-Speeds need a GPU: on a CPU a reduced form runs a tiny detector on a small image, which is no result of the method.
+On a CPU, where detectors take seconds an image, speeds are those of a reduced form, a tiny detector on a small image,
+unless ``--no-reduced`` is said.
 """
 
 import sys
@@ -34,7 +35,7 @@ def run(options: TableOptions) -> int:
         book = Book(options.out, provenance(torch.device("cpu"), command), again=True)
         print(_count(options.models or MODELS, book))
         return 0
-    reduced = options.reduced or device.type == "cpu"
+    reduced = device.type == "cpu" if options.reduced is None else options.reduced
     names = options.models or (REDUCED_MODELS if reduced else MODELS)
     settings = Settings(device, limit=_LIMIT, threads=torch.get_num_threads())
     book = Book(folder(options.out, keep=not reduced), provenance(device, command), again=options.again)

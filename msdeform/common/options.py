@@ -156,6 +156,11 @@ class Option:
         return typing.get_origin(self.hint) is tuple
 
     @property
+    def switch(self) -> bool:
+        """Whether it takes no value: ``--x`` or ``--no-x``."""
+        return bool in self.kinds
+
+    @property
     def metavar(self) -> str:
         named = self.mark(Metavar)
         if named is not None:
@@ -509,7 +514,7 @@ def _fill(parser: Parser, known: Sequence[Option], options: type[Any]) -> None:
             title = "options" if option.group is options else _title(option.group)
             groups[option.group] = parser.add_argument_group(title)
         group = groups[option.group]
-        if option.kinds == (bool,):
+        if option.switch:
             group.add_argument(
                 option.flag, action=argparse.BooleanOptionalAction, default=None, help=text, dest=option.name
             )
@@ -568,7 +573,7 @@ def _refuse_unknown(parser: Parser, known: Sequence[Option], words: Sequence[str
             nearest = f"did you mean {' or '.join(near)}?" if near else f"{parser.prog} --help lists the options"
             parser.error(f"unknown option {flag}; {advice(flag) or nearest}")
         option = next((option for option in known if option.flag == flag), None)
-        if option is None or option.kinds == (bool,):
+        if option is None or option.switch:
             if equals:
                 parser.error(f"{flag}: expected no value, got {word.partition('=')[2]!r}")
             continue

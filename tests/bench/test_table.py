@@ -120,15 +120,18 @@ def test_the_published_figure_stands_beside_its_own_method_alone() -> None:
     assert lines[4].endswith("out of memory")
 
 
-def test_measured_on_a_cpu_it_is_the_reduced_form(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("more", "before"), [([], "reduced "), (["--no-reduced"], "")])
+def test_measured_on_a_cpu_it_is_the_reduced_form_unless_refused(
+    more: list[str], before: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    if not before:  # which would take minutes
+        monkeypatch.setattr(table, "measure", lambda jobs, _, book: [book.add(job.unmeasured(None)[0]) for job in jobs])
     words = ["--speed", "--models", "detr_tiny", "--dtypes", "float32", "--batch", "1", "--out", str(tmp_path)]
-    assert main(["table", *words]) == 0
+    assert main(["table", *words, *more]) == 0
     (file,) = tmp_path.glob("*.jsonl")
     rows = list(map(json.loads, file.read_text().splitlines()))
-    assert [row["method"] for row in rows] == ["reduced published", "reduced end to end"]
+    assert [row["method"] for row in rows] == [f"{before}published", f"{before}end to end"]
     assert "2 rows appended" in capsys.readouterr().out
 
 
