@@ -106,7 +106,7 @@ def test_a_number_out_of_range_is_refused(name: str, capsys: pytest.CaptureFixtu
 @pytest.mark.parametrize("name", COMMANDS)
 def test_an_option_without_its_value_is_refused(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     for option in COMMANDS[name].known_options():
-        if option.kinds != (bool,) and not option.mark(Positional) and not option.mark(Bare):
+        if not option.switch and not option.mark(Positional) and not option.mark(Bare):
             assert refused(name, [option.flag], capsys) == f"{option.flag}: expected {option.metavar} after it"
 
 
