@@ -123,7 +123,15 @@ print("done")
 def test_threads_that_call_at_once(tmp_path: Path) -> None:
     """The first call of the process included, which defines the operators, and the first of each kind."""
     source = """
-import random
+import random, time
+from msdeform.kernels import registry
+backend = registry.BACKENDS["cpu"]
+
+def load():
+    time.sleep(0.5)  # all have asked by then
+    return backend.load()
+
+registry.BACKENDS["cpu"] = backend._replace(load=load)
 kinds = [dict(D=D, coordinates=c, dtype=t) for D, c, t in (
     (8, None, torch.float32), (8, 2, torch.float32), (5, 4, torch.bfloat16), (3, None, torch.float64))]
 errors = []

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from msdeform.kernels.api import fused_ms_deform_attn, ms_deform_attn
+from msdeform.kernels.registry import implementation
 from msdeform.kernels.verify import Case, check_case, evaluate, make_inputs
 from tests.kernels.backends import ALL, OPERATORS
 
@@ -253,6 +254,7 @@ def test_device_sizes_that_do_not_add_up_give_nan_and_read_nothing_else(
     backend, device = where
     case = replace(BASE, B=2, coordinates=None)
     value, locations, weights = make_inputs(case, device)
+    implementation(backend, fused=False)  # defines its operators
     operator = getattr(torch.ops.msdeform, f"{backend}_forward")
     output = operator(value, locations, weights, torch.tensor(sizes, device=device), [])
     assert output.isnan().all()
