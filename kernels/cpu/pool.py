@@ -60,7 +60,7 @@ class Pool:
                 thread.join()
 
     def run(self, function: Callable[[int], None], address: int, threads: int, memory: Any) -> None:
-        """``function(address)`` in ``threads`` threads at once, of which this is one.
+        """``function(address)`` in ``threads`` threads at once, of which this is one; in fewer where there are no more.
 
         Args:
             function: compiled; it shares out the work itself, and may be called after all of it is done.
@@ -68,7 +68,7 @@ class Pool:
         """
         if threads > len(self._threads) + 1:
             self._start(threads - 1)
-        tasks = [_Task(function, address, memory) for _ in range(threads - 1)]
+        tasks = [_Task(function, address, memory) for _ in range(min(threads - 1, len(self._threads)))]
         for task in tasks:
             self._tasks.put(task)
         function(address)
@@ -80,7 +80,10 @@ class Pool:
             while len(self._threads) < threads and not self._ended:
                 name = f"msdeform-cpu-{len(self._threads)}"
                 thread = threading.Thread(target=_work, args=(self._tasks,), name=name, daemon=True)
-                thread.start()
+                try:
+                    thread.start()
+                except RuntimeError:  # the system gives no more, or Python none at exit: those there are do the work
+                    return
                 self._threads.append(thread)
 
 

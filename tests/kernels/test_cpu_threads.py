@@ -142,6 +142,21 @@ def test_points_that_fill_a_vector_up_touch_no_pixel(points: int, widths: list[i
         assert_same_bits(results(case, tensors, 4), one, f"attempt {attempt}")
 
 
+def test_a_call_without_the_threads_it_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A system may have a limit on them, and Python starts none at exit."""
+
+    def start(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    tensors = make_inputs(BASE)
+    expected = results(BASE, tensors, 1)
+    monkeypatch.setattr(launch, "_WORTH_A_THREAD", 1)
+    monkeypatch.setattr(launch, "POOL", Pool())
+    monkeypatch.setattr(threading.Thread, "start", start)
+    assert_same_bits(results(BASE, tensors, 3), expected, "without threads")
+    assert launch.POOL._tasks.empty(), "nobody would ever let go of their memory"
+
+
 def test_levels_beyond_the_last_have_no_pixels() -> None:
     kind = Kind("float32", "float32", "float32", "float32", "float32", D=8, L=1, P=1, coordinates=0)
     assert kind.padded_levels == 4
