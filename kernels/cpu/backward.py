@@ -41,7 +41,7 @@ ARGUMENTS = (
     *COMMON_ARGUMENTS,
     *("grad_output", "grad_output_b", "grad_output_q"),
     *("grad_value", "grad_references", "grad_points", "grad_weights", "sums"),
-    *("H", "Q", "S", "heads", "groups", "shares", "sums_s", "sums_unit", "to_fill"),
+    *("H", "Q", "S", "heads", "groups", "shares", "sums_s", "sums_unit"),
 )
 
 
@@ -124,8 +124,7 @@ class _Unit:
     # the pixels
 
     def _begin(self, b: Value, share: Value, group: Value) -> None:
-        """Where this unit adds up grad_value, and which of its pixels are this thread's; they are filled with zeros,
-        if they are not yet."""
+        """Where this unit adds up grad_value, and which of its pixels are this thread's; they are filled with zeros."""
         e, kind, a, number = self.e, self.kind, self.e.arguments, self.levels.number
         self.grad_value = a["grad_value"] + (b * a["S"] * a["H"] + self.first_head) * (kind.D * BYTES[kind.value])
         self.sums = self.grad_value
@@ -136,11 +135,10 @@ class _Unit:
             for i in range(2):
                 pixel = number("first", level) + rows * (share + i) // a["shares"] * columns
                 e.store(pixel, self.scratch.bounds + level * 16 + 8 * i, "int64")
-        with e.when(a["to_fill"] > 0):
-            for pixel, head in self._own_pixels():
-                for part in self.parts:
-                    zeros = e.number(0.0, kind.compute, part.lanes)
-                    e.store(zeros, self._sums_of(head) + pixel * a["sums_s"] + part.first * self.size, kind.compute)
+        for pixel, head in self._own_pixels():
+            for part in self.parts:
+                zeros = e.number(0.0, kind.compute, part.lanes)
+                e.store(zeros, self._sums_of(head) + pixel * a["sums_s"] + part.first * self.size, kind.compute)
 
     def _round(self) -> None:
         """grad_value from sums in another dtype."""

@@ -20,7 +20,7 @@ from ..autograd import Levels
 from ..call import Call, Tensors, call_of
 from . import backward, forward
 from .emit import BYTES, compile_module
-from .memory import new_tensor
+from .memory import new_empty
 from .points import Kind, level_table
 from .pool import POOL
 
@@ -58,7 +58,7 @@ def prepare_forward(levels: Levels, tensors: Tensors) -> Callable[[Levels, Tenso
 
     def run(levels: Levels, tensors: Tensors) -> Tensor:
         call = call_of(tensors)
-        output, _ = new_tensor(call.value, B, Q, H * kind.D)
+        output = new_empty(call.value, B, Q, H * kind.D)
         sizes = _host_sizes(levels)
         if not _add_up(sizes, S):
             return output.fill_(float("nan"))
@@ -94,12 +94,10 @@ def prepare_backward(
 
     def run(grad_output: Tensor, levels: Levels, tensors: Tensors) -> tuple[Tensor | None, ...]:
         call = call_of(tensors)
-        gradients: list[Tensor | None] = [None] * len(wanted)
-        zeros = False  # whether grad_value's sums are
-        for i, (tensor, wants) in enumerate(zip(call, wanted, strict=True)):
-            if tensor is not None and wants:
-                gradients[i], is_zero = new_tensor(tensor, *tensor.shape)
-                zeros |= i == 0 and is_zero
+        gradients: list[Tensor | None] = [
+            new_empty(tensor, *tensor.shape) if tensor is not None and wants else None
+            for tensor, wants in zip(call, wanted, strict=True)
+        ]
         sizes = _host_sizes(levels)
         if _add_up(sizes, S):
             threads = _threads(2 * B * Q * H * kind.LP, B * Q * H)
@@ -110,8 +108,7 @@ def prepare_backward(
             sums = None
             if wanted.value and has_sums:
                 units = B * groups if shared else threads
-                sums, zeros = new_tensor(torch.empty(0, dtype=compute), units * S * heads * kind.D)
-                zeros &= shared  # else a thread uses its own again for the next unit
+                sums = new_empty(torch.empty(0, dtype=compute), units * S * heads * kind.D)
             by_head = torch.empty(B, Q, H, kind.L, kind.coordinates, dtype=compute) if wanted.references else None
             dense = grad_output.to(dtype)
             if dense.stride(2) != 1:
@@ -124,7 +121,7 @@ def prepare_backward(
                 *(*_pointers(call), *strides, dense.data_ptr()),
                 *(dense.stride(0) * dense.element_size(), dense.stride(1) * dense.element_size()),
                 *_pointers(written),
-                *(H, Q, S, heads, groups, shares, sums_bytes, S * sums_bytes, not zeros),
+                *(H, Q, S, heads, groups, shares, sums_bytes, S * sums_bytes),
             ]
             function = _backward(kind, wanted, shared)
             function(numbers, threads, (call, dense, table, order, scratch, written))

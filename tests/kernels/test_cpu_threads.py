@@ -14,8 +14,7 @@ from torch import Tensor
 
 pytest.importorskip("llvmlite", reason="the CPU backend needs llvmlite")
 
-from msdeform.kernels.api import fused_ms_deform_attn
-from msdeform.kernels.cpu import launch, memory
+from msdeform.kernels.cpu import launch
 from msdeform.kernels.cpu.points import Kind, level_table
 from msdeform.kernels.cpu.pool import Pool
 from msdeform.kernels.verify import Case, evaluate, make_inputs
@@ -96,40 +95,6 @@ def test_the_same_bits_for_any_number_of_threads(
             expected = {name: tensor[image : image + 1] for name, tensor in one.items()}
             assert_same_bits(results(alone, own, 1), expected, f"image {image} alone")
             assert_same_bits(results(alone, own, 16), expected, f"image {image} alone, 16 threads")
-
-
-@pytest.mark.parametrize("threads", [1, 3])
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_the_same_bits_in_memory_that_comes_filled_with_zeros(
-    dtype: torch.dtype, threads: int, widths: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Which large results do; sums that a thread has used for one image are filled for the next all the same."""
-    case = replace(BASE, B=3, H=2, dtype=dtype, coordinates=2)
-    tensors = make_inputs(case)
-    expected = results(case, tensors, threads)
-    monkeypatch.setattr(memory, "_LARGE", 1)
-    found = results(case, tensors, threads)
-    assert all(tensor.data_ptr() % memory._PAGE == 0 for tensor in found.values())
-    assert_same_bits(found, expected, "in memory from the system")
-    again = results(case, tensors, threads)  # and what is in use is not handed out again
-    assert_same_bits(found, expected, "after another call")
-    assert_same_bits(again, expected, "another call")
-
-
-def test_results_in_memory_from_the_system_are_written_to(monkeypatch: pytest.MonkeyPatch) -> None:
-    case = replace(BASE, coordinates=2)
-    value, *rest = make_inputs(case)
-    value.requires_grad_()
-    gradients = []
-    for size in (memory._LARGE, 1):
-        monkeypatch.setattr(memory, "_LARGE", size)
-        output = fused_ms_deform_attn(value, case.sizes, *rest, backend="cpu")
-        assert output.is_contiguous()
-        assert not output._is_view()
-        output.mul_(2).relu_()
-        gradients += torch.autograd.grad(output.sum(), value)
-        gradients[-1].add_(1)
-    assert torch.equal(*gradients)
 
 
 @pytest.mark.parametrize("points", [1, 5])
