@@ -11,13 +11,14 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 FORKS = pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="no fork on this system")
 
-# every call is worth a thread; a call's answer is held against the reference
+# every call is worth a thread, and results lie in memory that is kept; a call's answer is held against the reference
 COMMON = """
 import os, signal, sys, threading
 import torch
-from msdeform.kernels.cpu import launch
+from msdeform.kernels.cpu import launch, memory
 from msdeform.kernels.verify import Case, check_case
 launch._WORTH_A_THREAD = 1
+memory.LARGE = 64
 torch.set_num_threads(3)
 
 def right(D=8, P=2, coordinates=2, dtype=torch.float32, seed=0):
@@ -118,6 +119,26 @@ right(seed=1)
 print("done")
 """
     assert python(tmp_path, COMMON + source) == "done\n"
+
+
+@FORKS
+def test_a_forked_child_writes_to_no_result_of_its_parent(tmp_path: Path) -> None:
+    source = """
+result = launch.new_empty(torch.empty(0), 100).fill_(1)
+kept = launch.new_empty(torch.empty(0), 100).fill_(2)
+address = kept.data_ptr()
+del kept
+child = os.fork()
+if not child:
+    result.fill_(3)
+    again = launch.new_empty(torch.empty(0), 100).fill_(4)
+    os._exit(0 if again.data_ptr() == address else 1)
+assert os.waitpid(child, 0)[1] == 0
+again = launch.new_empty(torch.empty(0), 100)
+assert again.data_ptr() == address
+print(result.unique().tolist(), again.unique().tolist())
+"""
+    assert python(tmp_path, COMMON + source) == "[1.0] [2.0]\n"
 
 
 def test_threads_that_call_at_once(tmp_path: Path) -> None:
