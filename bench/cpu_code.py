@@ -41,7 +41,8 @@ def code_rows(options: CpuCodeOptions) -> list[tuple[str, ...]]:
         for dtype in options.dtypes:
             kind = Kind(dtype, "float32", "float32", "float32", "float32", D, 4, 4, 2)
             wanted = backward.Wanted(True, False, True, True)
-            emitters = {"forward": forward.emit(kind), "backward": backward.emit(kind, wanted, False)}
+            backwards = backward.emit(kind, wanted, shared=False, summed=kind.rounded)
+            emitters = {"forward": forward.emit(kind), "backward": backwards}
             for direction, emitter in emitters.items():
                 counts = count(emit.assembly(emitter.finish()), kind.padded // AT_ONCE)
                 a_point = (f"{number / kind.LP:.1f}" for number in counts)

@@ -31,6 +31,7 @@ from .points import (
     Levels,
     Located,
     Row,
+    apart,
     blocks,
     channels,
     corners,
@@ -59,11 +60,6 @@ class Wanted(NamedTuple):
         return self.references or self.points or self.weights
 
 
-def has_sums(kind: Kind) -> bool:
-    """Whether grad_value is added up in another dtype than it is stored in, and so in memory of its own."""
-    return kind.value != kind.compute
-
-
 class Scratch:
     """What is handed between vectors over points and the loop over points."""
 
@@ -79,25 +75,27 @@ class Scratch:
 
     @staticmethod
     def bytes(kind: Kind) -> int:
-        return -(-((14 * BYTES[kind.compute] + 4) * kind.padded + 16 * kind.padded_levels) // 64) * 64
+        return apart((14 * BYTES[kind.compute] + 4) * kind.padded + 16 * kind.padded_levels)
 
 
-def emit(kind: Kind, wanted: Wanted, shared: bool) -> Emitter:
+def emit(kind: Kind, wanted: Wanted, *, shared: bool, summed: bool) -> Emitter:
     """The function of one kind of call; see `ARGUMENTS`.
 
     Args:
         shared: whether several threads add to the pixels of the same heads, each to its own rows.
+        summed: whether grad_value is added up in memory of its own, and then taken over: in another dtype, or where
+            no other thread writes close by.
     """
     e = Emitter("backward", ARGUMENTS)
-    _Unit(e, kind, wanted, shared).emit()
+    _Unit(e, kind, wanted, shared, summed).emit()
     return e
 
 
 class _Unit:
     """All queries of some heads of one image, or a thread's share of them."""
 
-    def __init__(self, e: Emitter, kind: Kind, wanted: Wanted, shared: bool) -> None:
-        self.e, self.kind, self.wanted, self.shared = e, kind, wanted, shared
+    def __init__(self, e: Emitter, kind: Kind, wanted: Wanted, shared: bool, summed: bool) -> None:
+        self.e, self.kind, self.wanted, self.shared, self.summed = e, kind, wanted, shared, summed
         self.size = BYTES[kind.compute]
         self.parts = [part for group in channels(kind) for part in group]
         self.levels = Levels(e, kind, e.arguments["levels"])
@@ -118,8 +116,8 @@ class _Unit:
                 with e.loop(self.first_head, self.end_head) as head:
                     row = Row(e, self.kind, self.levels, b, q, head)
                     self._emit_row(row, (i >= first) & (i < last) if self.shared else None)
-            if wanted.value and has_sums(self.kind):
-                self._round()
+            if wanted.value and self.summed:
+                self._take_over()
 
     # the pixels
 
@@ -128,7 +126,7 @@ class _Unit:
         e, kind, a, number = self.e, self.kind, self.e.arguments, self.levels.number
         self.grad_value = a["grad_value"] + (b * a["S"] * a["H"] + self.first_head) * (kind.D * BYTES[kind.value])
         self.sums = self.grad_value
-        if has_sums(kind):
+        if self.summed:
             self.sums = a["sums"] + (group if self.shared else self.slot) * a["sums_unit"]
         with e.loop(0, kind.L) as level:
             rows, columns = number("rows", level), number("columns", level)
@@ -140,8 +138,8 @@ class _Unit:
                 zeros = e.number(0.0, kind.compute, part.lanes)
                 e.store(zeros, self._sums_of(head) + pixel * a["sums_s"] + part.first * self.size, kind.compute)
 
-    def _round(self) -> None:
-        """grad_value from sums in another dtype."""
+    def _take_over(self) -> None:
+        """grad_value from the sums."""
         e, kind, a = self.e, self.kind, self.e.arguments
         size = BYTES[kind.value]
         for pixel, head in self._own_pixels():

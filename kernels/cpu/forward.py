@@ -18,6 +18,7 @@ from .points import (
     Levels,
     Located,
     Row,
+    apart,
     blocks,
     channels,
     corners,
@@ -40,7 +41,7 @@ class Scratch:
 
     @staticmethod
     def bytes(kind: Kind) -> int:
-        return -(-(4 * BYTES[kind.compute] + 4) * kind.padded // 64) * 64
+        return apart((4 * BYTES[kind.compute] + 4) * kind.padded)
 
 
 def emit(kind: Kind) -> Emitter:

@@ -28,6 +28,7 @@ _TILE = 8  # queries of an encoder are pixels, and go in tiles of as many rows a
 _UNIT_QUERIES = 64  # of a forward, at most
 _UNITS_A_THREAD = 4  # at least, so that all are done at about the same time
 _WORTH_A_THREAD = 4096  # points: about as long as another thread takes to wake up
+_DENSE = 4  # additions to a pixel of a head, from which it pays that threads sharing an image add up in own memory
 
 
 def kind_of(call: Call) -> Kind:
@@ -90,7 +91,7 @@ def prepare_backward(
     dtype, compute = call.value.dtype, call.compute
     wanted = backward.Wanted(*needs) if kind.fused else backward.Wanted(needs[0], False, *needs[1:])
     pixel_bytes = kind.D * BYTES[kind.compute]
-    has_sums = backward.has_sums(kind)
+    dense = 4 * Q * kind.LP >= _DENSE * S
 
     def run(grad_output: Tensor, levels: Levels, tensors: Tensors) -> tuple[Tensor | None, ...]:
         call = call_of(tensors)
@@ -104,27 +105,29 @@ def prepare_backward(
             groups, shares = _units(B, H, threads) if wanted.value else (1, _UNITS_A_THREAD * threads)
             heads = -(-H // groups)
             shared = wanted.value and shares > 1
-            sums_bytes = pixel_bytes * (heads if has_sums else H)
+            # one head's channels lie between others', and threads would write to each other's cache lines
+            summed = kind.rounded or (groups > 1 and dense)
+            sums_bytes = pixel_bytes * (heads if summed else H)
             sums = None
-            if wanted.value and has_sums:
+            if wanted.value and summed:
                 units = B * groups if shared else threads
                 sums = new_empty(torch.empty(0, dtype=compute), units * S * heads * kind.D)
             by_head = torch.empty(B, Q, H, kind.L, kind.coordinates, dtype=compute) if wanted.references else None
-            dense = grad_output.to(dtype)
-            if dense.stride(2) != 1:
-                dense = dense.contiguous()
+            upstream = grad_output.to(dtype)
+            if upstream.stride(2) != 1:
+                upstream = upstream.contiguous()
             table, order = _level_table(sizes, kind, row_bytes, sums_bytes), _order(sizes, Q)
             scratch = torch.zeros(threads * backward.Scratch.bytes(kind), dtype=torch.uint8)
             written = (gradients[0], by_head, *gradients[2:], sums)
             numbers = [
                 *(B * groups * shares, scratch.data_ptr(), ctypes.addressof(table), order.buffer_info()[0]),
-                *(*_pointers(call), *strides, dense.data_ptr()),
-                *(dense.stride(0) * dense.element_size(), dense.stride(1) * dense.element_size()),
+                *(*_pointers(call), *strides, upstream.data_ptr()),
+                *(upstream.stride(0) * upstream.element_size(), upstream.stride(1) * upstream.element_size()),
                 *_pointers(written),
                 *(H, Q, S, heads, groups, shares, sums_bytes, S * sums_bytes),
             ]
-            function = _backward(kind, wanted, shared)
-            function(numbers, threads, (call, dense, table, order, scratch, written))
+            function = _backward(kind, wanted, shared, summed)
+            function(numbers, threads, (call, upstream, table, order, scratch, written))
             if by_head is not None:
                 references = gradients[1]
                 assert references is not None
@@ -164,8 +167,8 @@ def _forward(kind: Kind) -> _Function:
 
 
 @cache
-def _backward(kind: Kind, wanted: backward.Wanted, shared: bool) -> _Function:
-    return _Function(compile_module(backward.emit(kind, wanted, shared).finish()))
+def _backward(kind: Kind, wanted: backward.Wanted, shared: bool, summed: bool) -> _Function:
+    return _Function(compile_module(backward.emit(kind, wanted, shared=shared, summed=summed).finish()))
 
 
 def _pointers(tensors: Sequence[Tensor | None]) -> list[int]:

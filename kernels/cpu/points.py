@@ -18,6 +18,7 @@ from typing import NamedTuple
 from .emit import BYTES, Compute, Emitter, Float, Value, vector_bytes
 
 AT_ONCE = 4  # points in one turn of a loop
+_PAGE = 4096
 _LARGEST = 2.0**31 - 128  # a float32 below 2**31: becomes an int32
 
 
@@ -42,6 +43,11 @@ class Kind(NamedTuple):
         return self.coordinates > 0
 
     @property
+    def rounded(self) -> bool:
+        """Whether value is stored in another dtype than it is computed in."""
+        return self.value != self.compute
+
+    @property
     def LP(self) -> int:
         return self.L * self.P
 
@@ -64,6 +70,15 @@ class Kind(NamedTuple):
     def registers(self) -> int:
         """Vector registers of the processor: 32 with AVX-512 and on ARM, 16 on other x86."""
         return 16 if vector_bytes() == 32 else 32
+
+
+def apart(size: int) -> int:
+    """Bytes from a thread's scratch of some bytes to the next thread's: a page lies between.
+
+    A processor that reads or writes one cache line fetches its neighbours too, within a page, and takes them from
+    another thread that writes there.
+    """
+    return -(-size // 64) * 64 + _PAGE
 
 
 # what both kernels take first, as `launch` fills it in: counters that threads share, addresses, and strides in bytes

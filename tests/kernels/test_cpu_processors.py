@@ -98,7 +98,8 @@ def test_code_for_other_systems_calls_nothing(
     machine = llvm.Target.from_triple(triple).create_target_machine(cpu=cpu, opt=2)
     kind = Kind(value, value, value, value, compute, 32, 4, 4, 2)
     wanted = backward.Wanted(True, True, True, True)
-    for emitter in (forward.emit(kind), backward.emit(kind, wanted, False), backward.emit(kind, wanted, True)):
+    emitters = [backward.emit(kind, wanted, shared=shared, summed=True) for shared in (False, True)]
+    for emitter in (forward.emit(kind), *emitters):
         assembly = machine.emit_assembly(llvm.parse_assembly(str(emitter.finish())))
         called = set(re.findall(rf"^\s+{call}q?\s+(\S+)", assembly, re.MULTILINE))
         assert len(assembly.splitlines()) > 500

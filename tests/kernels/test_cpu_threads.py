@@ -14,6 +14,7 @@ from torch import Tensor
 
 pytest.importorskip("llvmlite", reason="the CPU backend needs llvmlite")
 
+from msdeform.kernels import call_cache
 from msdeform.kernels.cpu import launch
 from msdeform.kernels.cpu.points import Kind, level_table
 from msdeform.kernels.cpu.pool import Pool
@@ -95,6 +96,33 @@ def test_the_same_bits_for_any_number_of_threads(
             expected = {name: tensor[image : image + 1] for name, tensor in one.items()}
             assert_same_bits(results(alone, own, 1), expected, f"image {image} alone")
             assert_same_bits(results(alone, own, 16), expected, f"image {image} alone, 16 threads")
+
+
+@pytest.mark.parametrize("coordinates", [None, 4])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_same_bits_whether_threads_add_up_in_their_own_memory(
+    dtype: torch.dtype, coordinates: int | None, widths: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Threads that share an image do where many points fall on a pixel; those of 16-bit values always."""
+    summed = []
+    emit = launch.backward.emit
+    monkeypatch.setattr(
+        launch.backward,
+        "emit",
+        lambda *arguments, **which: summed.append(which["summed"]) or emit(*arguments, **which),  # type: ignore[func-returns-value]
+    )
+    rounded = dtype.itemsize == 2
+    for H in (2, 5):
+        case = replace(BASE, B=2, H=H, dtype=dtype, coordinates=coordinates)
+        tensors = make_inputs(case)
+        one = results(case, tensors, 1)
+        for density in (0, 10**9):
+            monkeypatch.setattr(launch, "_DENSE", density)
+            launch._backward.cache_clear()
+            call_cache.forget()
+            summed.clear()
+            assert_same_bits(results(case, tensors, 4), one, f"H={H}, {density} additions to a pixel")
+            assert summed == [rounded or density == 0]
 
 
 @pytest.mark.parametrize("points", [1, 5])
