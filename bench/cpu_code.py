@@ -2,9 +2,10 @@
 
     msdeform bench cpu-code --channels 32 64
 
-The code is that of this processor. What is counted is the usual way through one query and head: every instruction from
-the head of the loop over heads to its end, those of the loop over points as often as it turns. Branches to what is rare
-(numbers that are not finite) are not followed. Where the processor's counters can be read, they count the same.
+The code is that of this processor. What is counted is the usual way through one query and head: every instruction of
+the two loops over heads, one that computes where points lie and one that reads pixels, those of the loop over points as
+often as it turns. Branches to what is rare (numbers that are not finite) are not followed, and no pixel is fetched
+ahead, as where all levels are small. Where the processor's counters can be read, they count the same.
 """
 
 import platform
@@ -72,15 +73,18 @@ def count(assembly: str, turns: int) -> Counts:
         return [place[found[2]] for found in map(_JUMP.match, blocks[i][1]) if found and found[2] in place]
 
     loops = [i for i in range(len(blocks)) if i in jumps(i) and len(blocks[i][1]) > 4 * AT_ONCE]
-    if not loops:
+    fetching = [i for i in loops if any("prefetch" in line for line in blocks[i][1])]
+    reading = [i for i in loops if i not in fetching]
+    if not reading:
         raise ValueError("assembly: expected a loop over points")
-    ends = [(i, target) for i in range(loops[0] + 1, len(blocks)) for target in jumps(i) if target <= loops[0]]
-    last, first = ends[0]
     total = [0.0] * 4
-    for i in range(first, last + 1):
-        times = turns if i in loops else 1
-        for j, number in enumerate(_count(blocks[i][1])):
-            total[j] += times * number
+    for inner in (*fetching[:1], reading[0]):
+        ends = [(i, target) for i in range(inner + 1, len(blocks)) for target in jumps(i) if target <= inner]
+        last, first = ends[0]  # of the loop over heads around it
+        for i in range(first, last + 1):
+            times = turns if i in reading else 0 if i in fetching else 1
+            for j, number in enumerate(_count(blocks[i][1])):
+                total[j] += times * number
     return Counts(*total)
 
 

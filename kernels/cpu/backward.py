@@ -16,7 +16,7 @@ Bound: loads and stores. A point of 32 float32 channels takes 16 loads and 8 sto
 products' sums across lanes, 16 of them side by side.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import NamedTuple
 
@@ -31,7 +31,6 @@ from .points import (
     Levels,
     Located,
     Row,
-    apart,
     blocks,
     channels,
     corners,
@@ -61,21 +60,17 @@ class Wanted(NamedTuple):
 
 
 class Scratch:
-    """What is handed between vectors over points and the loop over points."""
+    """What is handed from the loop over points back to vectors over points."""
 
-    def __init__(self, e: Emitter, kind: Kind, address: Value) -> None:
+    def __init__(self, kind: Kind, address: Value) -> None:
         size = BYTES[kind.compute] * kind.padded
-        columns = [address + size * i for i in range(14)]
-        self.coefficients = columns[:4]
-        self.dots = columns[4]  # four for each point, next to each other
-        self.located = columns[8:11]  # x, y and weight
-        self.gradients = columns[11:14]  # of x, y and weight
-        self.bounds = address + 14 * size  # of each level, the first pixel of this thread and the first of the next
-        self.pixels = self.bounds + 16 * kind.padded_levels
+        self.dots = address  # four for each point, next to each other
+        self.gradients = [address + size * i for i in range(4, 7)]  # of x, y and weight
+        self.bounds = address + 7 * size  # of each level, the first pixel of this thread and the first of the next
 
     @staticmethod
     def bytes(kind: Kind) -> int:
-        return apart((14 * BYTES[kind.compute] + 4) * kind.padded + 16 * kind.padded_levels)
+        return -(-(7 * BYTES[kind.compute] * kind.padded + 16 * kind.padded_levels) // 64) * 64
 
 
 def emit(kind: Kind, wanted: Wanted, *, shared: bool, summed: bool) -> Emitter:
@@ -100,7 +95,8 @@ class _Unit:
         self.parts = [part for group in channels(kind) for part in group]
         self.levels = Levels(e, kind, e.arguments["levels"])
         self.slot = e.fetch_add(SLOTS, 1)
-        self.scratch = Scratch(e, kind, e.arguments["scratch"] + self.slot * Scratch.bytes(kind))
+        own = e.arguments["scratch"] + self.slot * e.arguments["scratch_bytes"]
+        self.scratch, self.rows = Scratch(kind, own), own + Scratch.bytes(kind)
 
     def emit(self) -> None:
         e, a, wanted = self.e, self.e.arguments, self.wanted
@@ -114,7 +110,9 @@ class _Unit:
             with e.loop(*((0, a["Q"]) if wanted.value else (first, last))) as i:
                 q = e.to_int64(e.load(a["order"] + i * 4, "int32"))
                 with e.loop(self.first_head, self.end_head) as head:
-                    row = Row(e, self.kind, self.levels, b, q, head)
+                    self._locate(Row(e, self.kind, self.levels, self.rows, b, q, head))
+                with e.loop(self.first_head, self.end_head) as head:
+                    row = Row(e, self.kind, self.levels, self.rows, b, q, head)
                     self._emit_row(row, (i >= first) & (i < last) if self.shared else None)
             if wanted.value and self.summed:
                 self._take_over()
@@ -172,22 +170,29 @@ class _Unit:
 
     # one query
 
+    def _locate(self, row: Row) -> None:
+        row.locate()
+        for point, pixel in row.ahead():
+            if self.wanted.of_queries:
+                row.prefetch(point, pixel)
+            if self.wanted.value:
+                for address in self._sums_at(row, point, pixel):
+                    self.e.prefetch(address, self.kind.D * self.size)
+
+    def _sums_at(self, row: Row, point: Value, pixel: Value) -> list[Value]:
+        """Addresses of the sums of a point's four pixels."""
+        address = self._sums_of(row.head) + pixel * self.e.arguments["sums_s"]
+        return self.levels.corners(address, point, sums=True)
+
     def _emit_row(self, row: Row, own: Value | None) -> None:
         """
         Args:
             own: whether the points' gradients are this thread's to compute; None if they always are.
         """
-        e, kind, scratch, a = self.e, self.kind, self.scratch, self.e.arguments
+        e, kind, a = self.e, self.kind, self.e.arguments
         grad = a["grad_output"] + row.b * a["grad_output_b"] + row.q * a["grad_output_q"]
         grad = grad + row.head * (kind.D * BYTES[kind.value])
-        located = row.locate()
-        doubtful = []
-        for block, points in zip(blocks(kind), located, strict=True):
-            coefficients = points.coefficients()
-            doubtful.append(not_finite(e, coefficients))
-            self._store_columns(scratch.coefficients, coefficients, block)
-            self._store_columns(scratch.located, (points.x, points.y, points.weight), block)
-            e.store(points.near.pixel, scratch.pixels + 4 * block.first, "int32")
+        doubtful = [not_finite(e, row.load(row.scratch.coefficients, block)) for block in blocks(kind)]
         for group in channels(kind):
             doubtful += [not_finite(e, [part]) for part in self._load_grad(grad, group)]
         # what is not finite must not reach pixels that the sample does not
@@ -196,29 +201,22 @@ class _Unit:
                 self._emit_exact(row, grad, pixels=self.wanted.value)
             with fast:
                 if own is None:
-                    self._emit_fast(row, grad, located, points=self.wanted.of_queries)
+                    self._emit_fast(row, grad, points=self.wanted.of_queries)
                 else:
                     with e.either(own) as (mine, others):
                         with mine:
-                            self._emit_fast(row, grad, located, points=self.wanted.of_queries)
+                            self._emit_fast(row, grad, points=self.wanted.of_queries)
                         with others:
-                            self._emit_fast(row, grad, located, points=False)
+                            self._emit_fast(row, grad, points=False)
         if self.wanted.of_queries:
             with nullcontext() if own is None else e.when(own):
-                self._store_row(row, located)
-
-    def _store_columns(self, columns: Sequence[Value], vectors: Sequence[Value], block: Block) -> None:
-        for address, numbers in zip(columns, vectors, strict=True):
-            self.e.store(numbers, address + self.size * block.first, self.kind.compute)
-
-    def _load_columns(self, columns: Sequence[Value], block: Block) -> list[Value]:
-        return [self.e.load(c + self.size * block.first, self.kind.compute, block.lanes) for c in columns]
+                self._store_row(row)
 
     def _load_grad(self, grad: Value, group: list[Block]) -> list[Value]:
         kind, size = self.kind, BYTES[self.kind.value]
         return [self.e.load_as(grad + part.first * size, kind.value, kind.compute, part.lanes) for part in group]
 
-    def _emit_fast(self, row: Row, grad: Value, located: list[Located], *, points: bool) -> None:
+    def _emit_fast(self, row: Row, grad: Value, *, points: bool) -> None:
         """Add to pixels if that is wanted; if ``points``, the gradients of x, y and weight of every point."""
         e, kind = self.e, self.kind
         if not (points or self.wanted.value):
@@ -227,7 +225,7 @@ class _Unit:
             gradient = self._load_grad(grad, group)
             waiting: list[Value] = []  # products, not yet added up across their lanes
             for point in e.loop_over(kind.padded, AT_ONCE):
-                pixel = e.to_int64(e.load(self.scratch.pixels + point * 4, "int32"))
+                pixel = row.pixel(point)
                 if points:
                     waiting += self._products(row, point, pixel, group, gradient)
                 while len(waiting) >= kind.lanes:
@@ -242,10 +240,10 @@ class _Unit:
         if not points:
             return
         doubtful = []
-        for block, of in zip(blocks(kind), located, strict=True):
-            gradients = self._point_gradients(block, of)
+        for block in blocks(kind):
+            gradients = self._point_gradients(block, row.located(block))
             doubtful.append(not_finite(e, gradients))
-            self._store_columns(self.scratch.gradients, gradients, block)
+            row.store(self.scratch.gradients, gradients, block)
         with e.when(e.either_bit(doubtful), likely=False):
             self._emit_exact(row, grad, pixels=False)
 
@@ -253,7 +251,7 @@ class _Unit:
         """grad_output times each of the four pixels, in vectors whose lanes are to be added up."""
         e, lanes = self.e, self.kind.lanes
         products = []
-        for address in self.levels.corners(row.value + pixel * e.arguments["value_s"], point):
+        for address in row.pixels_of(point, pixel):
             product = e.number(0.0, self.kind.compute, lanes)
             for part, of_grad in zip(group, gradient, strict=True):
                 product = product + e.widen(of_grad * row.channels(address, part), lanes, 0.0)
@@ -263,13 +261,13 @@ class _Unit:
     def _scatter(self, row: Row, point: Value, pixel: Value, group: list[Block], gradient: list[Value]) -> None:
         """Add grad_output to the four pixels, each with its coefficient; to those that are this thread's."""
         e, kind = self.e, self.kind
-        addresses = self.levels.corners(self._sums_of(row.head) + pixel * e.arguments["sums_s"], point, sums=True)
+        addresses = self._sums_at(row, point, pixel)
         low, high = self._bounds(point // kind.P) if self.shared else (pixel, pixel)
         for line in range(2):
             on_line = pixel + self.levels.number("columns", point // kind.P) * line if self.shared else pixel
             with e.when((on_line >= low) & (on_line < high)) if self.shared else nullcontext():
                 for i in (2 * line, 2 * line + 1):
-                    coefficient = e.load(self.scratch.coefficients[i] + point * self.size, kind.compute)
+                    coefficient = e.load(row.scratch.coefficients[i] + point * self.size, kind.compute)
                     for part, of_grad in zip(group, gradient, strict=True):
                         self._add(addresses[i], part, coefficient * of_grad)
 
@@ -304,7 +302,7 @@ class _Unit:
         gradient = self._load_grad(grad, self.parts)
         totals = [Variable(e, e.number(0.0, kind.compute)) for _ in range(3)]
         with e.loop(0, kind.LP) as point:
-            x, y, weight = (e.load(column + point * size, kind.compute) for column in self.scratch.located)
+            x, y, weight = (e.load(column + point * size, kind.compute) for column in row.scratch.located)
             nan = e.is_nan(x) | e.is_nan(y)
             for total in totals:
                 total.set(e.select(nan, float("nan"), e.number(0.0, kind.compute)))
@@ -330,17 +328,18 @@ class _Unit:
             for column, total in zip(self.scratch.gradients, totals, strict=True):
                 e.store(total.get(), column + point * size, kind.compute)
 
-    def _store_row(self, row: Row, located: list[Located]) -> None:
+    def _store_row(self, row: Row) -> None:
         """From the gradients of x, y and weight of every point to those of the inputs."""
         e, kind, wanted, a = self.e, self.kind, self.wanted, self.e.arguments
         place = ((row.b * a["Q"] + row.q) * a["H"] + row.head) * kind.LP
-        gradients = [self._load_columns(self.scratch.gradients, block) for block in blocks(kind)]
+        gradients = [row.load(self.scratch.gradients, block) for block in blocks(kind)]
         if wanted.weights:
             of_weights = [weight for _, _, weight in gradients]
             if kind.fused:
-                products = [points.weight * g for points, g in zip(located, of_weights, strict=True)]
+                weights = [row.load(row.scratch.located[2:], block)[0] for block in blocks(kind)]
+                products = [weight * g for weight, g in zip(weights, of_weights, strict=True)]
                 mean = e.sum_of(products)
-                of_weights = [p - points.weight * mean for points, p in zip(located, products, strict=True)]
+                of_weights = [product - weight * mean for weight, product in zip(weights, products, strict=True)]
             for block, numbers in zip(blocks(kind), of_weights, strict=True):
                 address = a["grad_weights"] + (place + block.first) * BYTES[kind.weights]
                 e.store_as(numbers, address, kind.compute, kind.weights)
@@ -361,7 +360,7 @@ class _Unit:
                 if kind.coordinates == 4:
                     offsets = row.pairs(block)
                     columns += [x * scale * offsets[0], y * scale * offsets[1]]
-                self._store_columns(self._reference_columns(), columns, block)
+                row.store(self._reference_columns(), columns, block)
         if wanted.references:
             self._store_references(place)
 

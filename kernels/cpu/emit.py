@@ -390,6 +390,18 @@ class Emitter:
             value = Value(self, self.builder.trunc(rounded.ir, self._shaped(I16, lanes)))
         self.store(value, address, stored)
 
+    def prefetch(self, address: Value, size: int) -> None:
+        """Begin to bring memory of some bytes into the second cache. Any address will do."""
+        name = "llvm.prefetch.p0"
+        function = self.module.globals.get(name)
+        if function is None:
+            signature = ir.FunctionType(ir.VoidType(), [ir.PointerType(), I32, I32, I32])
+            function = ir.Function(self.module, signature, name=name)
+        to_read, second_cache, data = (ir.Constant(I32, number) for number in (0, 2, 1))
+        for offset in range(0, size, 64):
+            pointer = self.builder.inttoptr((address + offset).ir, ir.PointerType())
+            self.builder.call(function, [pointer, to_read, second_cache, data])
+
     def fetch_add(self, argument: str, amount: int) -> Value:
         """An argument before ``amount`` is added to it, in one step among all threads."""
         pointer = self.builder.inttoptr(self.addresses[argument].ir, ir.PointerType())

@@ -4,7 +4,8 @@ Work: units of neighbouring queries of one image, taken by whichever thread is f
 another, as its offsets, logits and output lie in memory.
 Reads: per point two coordinates and a weight (or offset and logit), and four rows of D channels. Writes: D channels.
 Bound: loads. A point of 32 float32 channels takes 8 loads of 64 bytes and as many multiply-adds; coordinates, softmax
-and coefficients of all points of a query are computed side by side in vectors, and handed on through scratch memory.
+and coefficients of all points of a query are computed side by side in vectors, and handed on through scratch memory: of
+all its heads first, so that pixels of large levels are on their way from far memory before the first is read.
 """
 
 from .emit import BYTES, Emitter, Value, Variable
@@ -16,10 +17,7 @@ from .points import (
     Block,
     Kind,
     Levels,
-    Located,
     Row,
-    apart,
-    blocks,
     channels,
     corners,
     not_finite,
@@ -31,25 +29,12 @@ ARGUMENTS = (
 )
 
 
-class Scratch:
-    """What is handed from vectors over points to the loop over points."""
-
-    def __init__(self, e: Emitter, kind: Kind, address: Value) -> None:
-        size = BYTES[kind.compute] * kind.padded
-        self.coefficients = [address + size * i for i in range(4)]
-        self.pixels = address + 4 * size
-
-    @staticmethod
-    def bytes(kind: Kind) -> int:
-        return apart((4 * BYTES[kind.compute] + 4) * kind.padded)
-
-
 def emit(kind: Kind) -> Emitter:
     """The function of one kind of call; see `ARGUMENTS`."""
     e = Emitter("forward", ARGUMENTS)
     a = e.arguments
     levels = Levels(e, kind, a["levels"])
-    scratch = Scratch(e, kind, a["scratch"] + e.fetch_add(SLOTS, 1) * Scratch.bytes(kind))
+    scratch = a["scratch"] + e.fetch_add(SLOTS, 1) * a["scratch_bytes"]
     with e.until_taken(TAKEN, a["units"]) as unit:
         b, place = unit // a["image_units"], unit % a["image_units"]
         first = place * a["unit_queries"]
@@ -57,37 +42,36 @@ def emit(kind: Kind) -> Emitter:
         with e.loop(first, last) as i:
             q = e.to_int64(e.load(a["order"] + i * 4, "int32"))
             with e.loop(0, a["H"]) as head:
-                _emit_row(e, kind, levels, scratch, Row(e, kind, levels, b, q, head))
+                row = Row(e, kind, levels, scratch, b, q, head)
+                row.locate()
+                for point, pixel in row.ahead():
+                    row.prefetch(point, pixel)
+            with e.loop(0, a["H"]) as head:
+                _emit_row(e, kind, levels, Row(e, kind, levels, scratch, b, q, head))
     return e
 
 
-def _emit_row(e: Emitter, kind: Kind, levels: Levels, scratch: Scratch, row: Row) -> None:
+def _emit_row(e: Emitter, kind: Kind, levels: Levels, row: Row) -> None:
     a = e.arguments
     output = a["output"] + ((row.b * a["Q"] + row.q) * a["H"] + row.head) * (kind.D * BYTES[kind.value])
-    located = row.locate()
-    for block, points in zip(blocks(kind), located, strict=True):
-        e.store(points.near.pixel, scratch.pixels + 4 * block.first, "int32")
-        for address, coefficient in zip(scratch.coefficients, points.coefficients(), strict=True):
-            e.store(coefficient, address + BYTES[kind.compute] * block.first, kind.compute)
     broken = []
     for group in channels(kind):
-        sums = _sum(e, kind, levels, scratch, row, group)
+        sums = _sum(e, kind, row, group)
         _store(e, kind, output, group, sums)
         broken += [not_finite(e, [total]) for total in sums]
     with e.when(e.either_bit(broken), likely=False):
-        _emit_exact(e, kind, levels, scratch, row, located, output)
+        _emit_exact(e, kind, levels, row, output)
 
 
-def _sum(e: Emitter, kind: Kind, levels: Levels, scratch: Scratch, row: Row, group: list[Block]) -> list[Value]:
+def _sum(e: Emitter, kind: Kind, row: Row, group: list[Block]) -> list[Value]:
     """The weighted sum over points of some channels."""
     size = BYTES[kind.compute]
     # an addition waits for the one before it: several sums side by side, as far as there are registers
     chains = next(n for n in (4, 2, 1) if n * len(group) <= kind.registers // 2)
     sums = [[Variable(e, e.number(0.0, kind.compute, part.lanes)) for _ in range(chains)] for part in group]
     for point in e.loop_over(kind.LP, AT_ONCE):
-        pixel = row.value + e.to_int64(e.load(scratch.pixels + point * 4, "int32")) * e.arguments["value_s"]
-        addresses = levels.corners(pixel, point)
-        coefficients = [e.load(address + point * size, kind.compute) for address in scratch.coefficients]
+        addresses = row.pixels_of(point, row.pixel(point))
+        coefficients = [e.load(address + point * size, kind.compute) for address in row.scratch.coefficients]
         for part, totals in zip(group, sums, strict=True):
             for i, (coefficient, address) in enumerate(zip(coefficients, addresses, strict=True)):
                 total = totals[i % chains]
@@ -95,20 +79,14 @@ def _sum(e: Emitter, kind: Kind, levels: Levels, scratch: Scratch, row: Row, gro
     return [e.add_up([total.get() for total in totals]) for totals in sums]
 
 
-def _emit_exact(
-    e: Emitter, kind: Kind, levels: Levels, scratch: Scratch, row: Row, located: list[Located], output: Value
-) -> None:
+def _emit_exact(e: Emitter, kind: Kind, levels: Levels, row: Row, output: Value) -> None:
     """The same with every neighbour looked at by itself, for numbers that are not finite."""
     size = BYTES[kind.compute]
-    columns = scratch.coefficients[:3]  # read to the end by now
-    for block, points in zip(blocks(kind), located, strict=True):
-        for address, numbers in zip(columns, (points.x, points.y, points.weight), strict=True):
-            e.store(numbers, address + size * block.first, kind.compute)
     for group in channels(kind):
         sums = [Variable(e, e.number(0.0, kind.compute, part.lanes)) for part in group]
         samples = [Variable(e, e.number(0.0, kind.compute, part.lanes)) for part in group]
         with e.loop(0, kind.LP) as point:
-            x, y, weight = (e.load(address + point * size, kind.compute) for address in columns)
+            x, y, weight = (e.load(address + point * size, kind.compute) for address in row.scratch.located)
             nan = e.is_nan(x) | e.is_nan(y)
             for part, sample in zip(group, samples, strict=True):
                 sample.set(e.select(nan, float("nan"), e.number(0.0, kind.compute, part.lanes)))

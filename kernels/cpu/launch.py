@@ -21,13 +21,14 @@ from ..call import Call, Tensors, call_of
 from . import backward, forward
 from .emit import BYTES, compile_module
 from .memory import new_empty
-from .points import Kind, level_table
+from .points import Kind, Scratch, apart, level_table
 from .pool import POOL
 
 _TILE = 8  # queries of an encoder are pixels, and go in tiles of as many rows and columns: neighbours read the same
 _UNIT_QUERIES = 64  # of a forward, at most
 _UNITS_A_THREAD = 4  # at least, so that all are done at about the same time
 _WORTH_A_THREAD = 4096  # points: about as long as another thread takes to wake up
+_LARGE = 2**20  # bytes of a level, from which its pixels are fetched before they are used: the cache holds less
 _DENSE = 4  # additions to a pixel of a head, from which it pays that threads sharing an image add up in own memory
 
 
@@ -67,10 +68,12 @@ def prepare_forward(levels: Levels, tensors: Tensors) -> Callable[[Levels, Tenso
         unit_queries = max(1, min(_UNIT_QUERIES, B * Q // (_UNITS_A_THREAD * threads)))
         image_units = -(-Q // unit_queries)
         table, order = _level_table(sizes, kind, row_bytes, 0), _order(sizes, Q)
-        scratch = torch.zeros(threads * forward.Scratch.bytes(kind), dtype=torch.uint8)
+        own = apart(H * Scratch.bytes(kind))
+        scratch = torch.zeros(threads * own, dtype=torch.uint8)
         numbers = [
-            *(B * image_units, scratch.data_ptr(), ctypes.addressof(table), order.buffer_info()[0]),
-            *(*_pointers(call), *strides, output.data_ptr(), H, Q, unit_queries, image_units),
+            *(B * image_units, scratch.data_ptr(), own, ctypes.addressof(table), order.buffer_info()[0]),
+            *(*_pointers(call), *strides, *_ahead(sizes, kind.P, row_bytes)),
+            *(output.data_ptr(), H, Q, unit_queries, image_units),
         ]
         function(numbers, threads, (call, table, order, scratch, output))
         return output
@@ -117,11 +120,12 @@ def prepare_backward(
             if upstream.stride(2) != 1:
                 upstream = upstream.contiguous()
             table, order = _level_table(sizes, kind, row_bytes, sums_bytes), _order(sizes, Q)
-            scratch = torch.zeros(threads * backward.Scratch.bytes(kind), dtype=torch.uint8)
+            own = apart(backward.Scratch.bytes(kind) + H * Scratch.bytes(kind))
+            scratch = torch.zeros(threads * own, dtype=torch.uint8)
             written = (gradients[0], by_head, *gradients[2:], sums)
             numbers = [
-                *(B * groups * shares, scratch.data_ptr(), ctypes.addressof(table), order.buffer_info()[0]),
-                *(*_pointers(call), *strides, upstream.data_ptr()),
+                *(B * groups * shares, scratch.data_ptr(), own, ctypes.addressof(table), order.buffer_info()[0]),
+                *(*_pointers(call), *strides, *_ahead(sizes, kind.P, row_bytes), upstream.data_ptr()),
                 *(upstream.stride(0) * upstream.element_size(), upstream.stride(1) * upstream.element_size()),
                 *_pointers(written),
                 *(H, Q, S, heads, groups, shares, sums_bytes, S * sums_bytes),
@@ -191,6 +195,13 @@ def _host_sizes(levels: Levels) -> tuple[int, ...]:
 @lru_cache(maxsize=1024)
 def _add_up(sizes: tuple[int, ...], S: int) -> bool:
     return min(sizes) >= 1 and sum(h * w for h, w in zip(sizes[::2], sizes[1::2], strict=True)) == S
+
+
+@lru_cache(maxsize=1024)
+def _ahead(sizes: tuple[int, ...], P: int, row_bytes: int) -> tuple[int, int]:
+    """The points, from the first to before the second, that lie in large levels or between them."""
+    large = [i for i in range(len(sizes) // 2) if sizes[2 * i] * sizes[2 * i + 1] * row_bytes >= _LARGE]
+    return (large[0] * P, (large[-1] + 1) * P) if large else (0, 0)
 
 
 @lru_cache(maxsize=1024)

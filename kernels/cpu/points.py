@@ -12,7 +12,7 @@ then read the true neighbours one by one (`corners`).
 """
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from .emit import BYTES, Compute, Emitter, Float, Value, vector_bytes
@@ -84,10 +84,11 @@ def apart(size: int) -> int:
 # what both kernels take first, as `launch` fills it in: counters that threads share, addresses, and strides in bytes
 TAKEN, SLOTS = "taken", "slots"
 COMMON_ARGUMENTS = (
-    *(TAKEN, SLOTS, "units", "scratch", "levels", "order"),
+    *(TAKEN, SLOTS, "units", "scratch", "scratch_bytes", "levels", "order"),
     *("value", "references", "points", "weights"),
     *("value_b", "value_s", "value_h", "references_b", "references_q", "references_l"),
     *("points_b", "points_q", "points_h", "weights_b", "weights_q", "weights_h"),
+    *("ahead", "ahead_end"),
 )
 
 
@@ -236,14 +237,33 @@ class Located(NamedTuple):
         return left * self.near.upper, right * self.near.upper, left * self.near.lower, right * self.near.lower
 
 
+class Scratch:
+    """What a row hands from vectors over its points to the loop over points: a column of a number for each point."""
+
+    def __init__(self, kind: Kind, address: Value) -> None:
+        size = BYTES[kind.compute] * kind.padded
+        columns = [address + size * i for i in range(7)]
+        self.coefficients = columns[:4]  # of the four pixels
+        self.located = columns[4:]  # x, y and weight
+        self.pixels = address + 7 * size  # the upper left ones
+
+    @staticmethod
+    def bytes(kind: Kind) -> int:
+        return -(-(7 * BYTES[kind.compute] + 4) * kind.padded // 64) * 64
+
+
 class Row:
     """One query and head of one image: the addresses of its numbers, and what is computed of them at once.
 
     The emitter's arguments hold a pointer to every tensor, and its strides in bytes.
+
+    Args:
+        scratch: address of memory for the rows of all heads.
     """
 
-    def __init__(self, e: Emitter, kind: Kind, levels: Levels, b: Value, q: Value, head: Value) -> None:
+    def __init__(self, e: Emitter, kind: Kind, levels: Levels, scratch: Value, b: Value, q: Value, head: Value) -> None:
         self.e, self.kind, self.levels = e, kind, levels
+        self.scratch = Scratch(kind, scratch + head * Scratch.bytes(kind))
         self.b, self.q, self.head = b, q, head
         a = e.arguments
         self.value = a["value"] + b * a["value_b"] + head * a["value_h"]
@@ -256,13 +276,48 @@ class Row:
         kind = self.kind
         return self.e.load_as(pixel + part.first * BYTES[kind.value], kind.value, kind.compute, part.lanes)
 
-    def locate(self) -> list[Located]:
-        """All points, in blocks."""
-        located = []
+    def locate(self) -> None:
+        """Compute what scratch memory holds."""
         for block, weight in zip(blocks(self.kind), self._weights(), strict=True):
             x, y = self._coordinates(block)
-            located.append(Located(x, y, weight, self._neighbours(block, x, y)))
-        return located
+            located = Located(x, y, weight, self._neighbours(block, x, y))
+            self.store(self.scratch.coefficients, located.coefficients(), block)
+            self.store(self.scratch.located, (x, y, weight), block)
+            self.e.store(located.near.pixel, self.scratch.pixels + 4 * block.first, "int32")
+
+    def located(self, block: Block) -> Located:
+        """The points of a block, from scratch memory."""
+        x, y, weight = self.load(self.scratch.located, block)
+        return Located(x, y, weight, self._neighbours(block, x, y))
+
+    def pixel(self, point: Value) -> Value:
+        """The upper left pixel of a point, from scratch memory; int64."""
+        return self.e.to_int64(self.e.load(self.scratch.pixels + point * 4, "int32"))
+
+    def ahead(self) -> Iterator[tuple[Value, Value]]:
+        """The points whose pixels are to be fetched before they are used, and each one's upper left pixel, for a
+        ``for`` that runs to its end."""
+        with self.e.loop(self.e.arguments["ahead"], self.e.arguments["ahead_end"]) as point:
+            yield point, self.pixel(point)
+
+    def prefetch(self, point: Value, pixel: Value) -> None:
+        """The four pixels of value."""
+        for address in self.pixels_of(point, pixel):
+            self.e.prefetch(address, self.kind.D * BYTES[self.kind.value])
+
+    def pixels_of(self, point: Value, pixel: Value) -> list[Value]:
+        """Addresses of the four pixels of value."""
+        return self.levels.corners(self.value + pixel * self.e.arguments["value_s"], point)
+
+    def store(self, columns: Sequence[Value], vectors: Sequence[Value], block: Block) -> None:
+        """The numbers of a block's points into columns."""
+        size = BYTES[self.kind.compute]
+        for address, numbers in zip(columns, vectors, strict=True):
+            self.e.store(numbers, address + size * block.first, self.kind.compute)
+
+    def load(self, columns: Sequence[Value], block: Block) -> list[Value]:
+        size = BYTES[self.kind.compute]
+        return [self.e.load(address + size * block.first, self.kind.compute, block.lanes) for address in columns]
 
     def pairs(self, block: Block) -> tuple[Value, Value]:
         """Locations or offsets in x and in y, as they are given."""

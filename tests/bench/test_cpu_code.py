@@ -33,6 +33,17 @@ def test_the_loop_over_points_counts_as_often_as_it_turns() -> None:
     assert counts == (2 + 3 * 22 + 2, 1 + 3 * 21, 1 + 3 * 20, 3)
 
 
+def test_what_is_fetched_ahead_is_not_counted() -> None:
+    """The loop over heads that says where points lie is, without the loop that fetches their pixels."""
+    fetching = "\n".join(["\tprefetcht1\t(%rax)"] * 20)
+    locating = (
+        f".LBB0_7:\n\tvmulps\t%zmm0, %zmm1, %zmm2\n.LBB0_8:\n{fetching}\n\tjl\t.LBB0_8\n\tincq\t%rax\n\tjl\t.LBB0_7"
+    )
+    loop = "\n".join(["\tvfmadd231ps\t(%rax), %zmm0, %zmm1"] * 20)
+    alone, both = (cpu_code.count(code + ASSEMBLY.format(loop=loop), 3) for code in ("", locating))
+    assert both == (alone.all + 3, alone.vector + 1, alone.loads, alone.stores)
+
+
 def test_code_without_a_loop_over_points_is_refused() -> None:
     with pytest.raises(ValueError, match="expected a loop over points"):
         cpu_code.count("\tretq", 4)

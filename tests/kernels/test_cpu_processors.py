@@ -104,3 +104,4 @@ def test_code_for_other_systems_calls_nothing(
         called = set(re.findall(rf"^\s+{call}q?\s+(\S+)", assembly, re.MULTILINE))
         assert len(assembly.splitlines()) > 500
         assert called == set()
+        assert re.search(r"\sprefetcht1|\sprfm\s+pldl2keep", assembly), "pixels are fetched ahead"

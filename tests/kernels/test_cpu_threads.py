@@ -125,6 +125,31 @@ def test_the_same_bits_whether_threads_add_up_in_their_own_memory(
             assert summed == [rounded or density == 0]
 
 
+@pytest.mark.parametrize("coordinates", [None, 4])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_same_bits_whether_pixels_are_fetched_ahead(
+    dtype: torch.dtype, coordinates: int | None, widths: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = replace(BASE, B=2, H=3, dtype=dtype, coordinates=coordinates)
+    tensors = make_inputs(case)
+    one = results(case, tensors, 1)
+    row_bytes = case.H * case.D * dtype.itemsize
+    for size, levels in ((0, 4), (25 * row_bytes, 2), (2**40, 0)):
+        monkeypatch.setattr(launch, "_LARGE", size)
+        launch._ahead.cache_clear()
+        for threads in (1, 4):
+            assert_same_bits(results(case, tensors, threads), one, f"from {size} bytes, {threads} threads")
+        assert launch._ahead((9, 7, 5, 5, 2, 1, 1, 1), case.P, row_bytes) == (0, levels * case.P)
+    launch._ahead.cache_clear()
+
+
+def test_large_levels_wherever_they_come_are_fetched_ahead() -> None:
+    assert launch._ahead((100, 134, 50, 67, 25, 34, 13, 17), 4, 1024) == (0, 8)
+    assert launch._ahead((13, 17, 25, 34, 50, 67, 100, 134), 3, 1024) == (6, 12)
+    assert launch._ahead((32, 32), 4, 1024) == (0, 4)
+    assert launch._ahead((32, 31), 4, 1024) == (0, 0)
+
+
 @pytest.mark.parametrize("points", [1, 5])
 def test_points_that_fill_a_vector_up_touch_no_pixel(points: int, widths: list[int]) -> None:
     """They are in no level, so no thread's pixels are theirs: another thread may be adding to the same ones."""
