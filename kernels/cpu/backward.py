@@ -9,7 +9,7 @@ and through the softmax: grad_logit = weight * (grad_weight - sum over points of
 Work: units of some heads of one image, all of its queries in one order, by one thread: no two threads write to a pixel,
 so nothing is atomic, and the sums have the same bits for any number of threads. Where there are fewer heads than
 threads, a unit is shared out: each thread goes through all queries, adds to its own rows of pixels, and computes the
-points' gradients of its own queries.
+points' gradients of its own queries. Pixels of large levels are fetched ahead, as in the forward.
 Reads: what the forward does, and rows of D channels of grad_output. Writes: adds to four rows of D channels per point;
 every gradient once.
 Bound: loads and stores. A point of 32 float32 channels takes 16 loads and 8 stores of 64 bytes, and the four dot

@@ -391,7 +391,7 @@ class Emitter:
         self.store(value, address, stored)
 
     def prefetch(self, address: Value, size: int) -> None:
-        """Begin to bring memory of some bytes into the second cache. Any address will do."""
+        """Begin to bring memory of some bytes into the second cache; any address is allowed."""
         name = "llvm.prefetch.p0"
         function = self.module.globals.get(name)
         if function is None:

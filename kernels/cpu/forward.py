@@ -5,7 +5,7 @@ another, as its offsets, logits and output lie in memory.
 Reads: per point two coordinates and a weight (or offset and logit), and four rows of D channels. Writes: D channels.
 Bound: loads. A point of 32 float32 channels takes 8 loads of 64 bytes and as many multiply-adds; coordinates, softmax
 and coefficients of all points of a query are computed side by side in vectors, and handed on through scratch memory: of
-all its heads first, so that pixels of large levels are on their way from far memory before the first is read.
+all its heads first, so that pixels of large levels are on their way from main memory before the first is read.
 """
 
 from .emit import BYTES, Emitter, Value, Variable

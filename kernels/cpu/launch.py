@@ -21,14 +21,14 @@ from ..call import Call, Tensors, call_of
 from . import backward, forward
 from .emit import BYTES, compile_module
 from .memory import new_empty
-from .points import Kind, Scratch, apart, level_table
+from .points import Kind, RowScratch, apart, level_table
 from .pool import POOL
 
 _TILE = 8  # queries of an encoder are pixels, and go in tiles of as many rows and columns: neighbours read the same
 _UNIT_QUERIES = 64  # of a forward, at most
 _UNITS_A_THREAD = 4  # at least, so that all are done at about the same time
 _WORTH_A_THREAD = 4096  # points: about as long as another thread takes to wake up
-_LARGE = 2**20  # bytes of a level, from which its pixels are fetched before they are used: the cache holds less
+_LARGE = 2**20  # bytes of a level, from which its pixels are fetched ahead: the second cache may not hold them
 _DENSE = 4  # additions to a pixel of a head, from which it pays that threads sharing an image add up in own memory
 
 
@@ -68,10 +68,11 @@ def prepare_forward(levels: Levels, tensors: Tensors) -> Callable[[Levels, Tenso
         unit_queries = max(1, min(_UNIT_QUERIES, B * Q // (_UNITS_A_THREAD * threads)))
         image_units = -(-Q // unit_queries)
         table, order = _level_table(sizes, kind, row_bytes, 0), _order(sizes, Q)
-        own = apart(H * Scratch.bytes(kind))
-        scratch = torch.zeros(threads * own, dtype=torch.uint8)
+        scratch_bytes = apart(H * RowScratch.bytes(kind))
+        scratch = torch.zeros(threads * scratch_bytes, dtype=torch.uint8)
         numbers = [
-            *(B * image_units, scratch.data_ptr(), own, ctypes.addressof(table), order.buffer_info()[0]),
+            *(B * image_units, scratch.data_ptr(), scratch_bytes),
+            *(ctypes.addressof(table), order.buffer_info()[0]),
             *(*_pointers(call), *strides, *_ahead(sizes, kind.P, row_bytes)),
             *(output.data_ptr(), H, Q, unit_queries, image_units),
         ]
@@ -120,11 +121,12 @@ def prepare_backward(
             if upstream.stride(2) != 1:
                 upstream = upstream.contiguous()
             table, order = _level_table(sizes, kind, row_bytes, sums_bytes), _order(sizes, Q)
-            own = apart(backward.Scratch.bytes(kind) + H * Scratch.bytes(kind))
-            scratch = torch.zeros(threads * own, dtype=torch.uint8)
+            scratch_bytes = apart(backward.Scratch.bytes(kind) + H * RowScratch.bytes(kind))
+            scratch = torch.zeros(threads * scratch_bytes, dtype=torch.uint8)
             written = (gradients[0], by_head, *gradients[2:], sums)
             numbers = [
-                *(B * groups * shares, scratch.data_ptr(), own, ctypes.addressof(table), order.buffer_info()[0]),
+                *(B * groups * shares, scratch.data_ptr(), scratch_bytes),
+                *(ctypes.addressof(table), order.buffer_info()[0]),
                 *(*_pointers(call), *strides, *_ahead(sizes, kind.P, row_bytes), upstream.data_ptr()),
                 *(upstream.stride(0) * upstream.element_size(), upstream.stride(1) * upstream.element_size()),
                 *_pointers(written),

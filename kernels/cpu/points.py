@@ -73,12 +73,12 @@ class Kind(NamedTuple):
 
 
 def apart(size: int) -> int:
-    """Bytes from a thread's scratch of some bytes to the next thread's: a page lies between.
+    """Bytes from the start of one thread's scratch memory to the next one's: a page lies between.
 
     A processor that reads or writes one cache line fetches its neighbours too, within a page, and takes them from
     another thread that writes there.
     """
-    return -(-size // 64) * 64 + _PAGE
+    return size + _PAGE
 
 
 # what both kernels take first, as `launch` fills it in: counters that threads share, addresses, and strides in bytes
@@ -237,7 +237,7 @@ class Located(NamedTuple):
         return left * self.near.upper, right * self.near.upper, left * self.near.lower, right * self.near.lower
 
 
-class Scratch:
+class RowScratch:
     """What a row hands from vectors over its points to the loop over points: a column of a number for each point."""
 
     def __init__(self, kind: Kind, address: Value) -> None:
@@ -263,7 +263,7 @@ class Row:
 
     def __init__(self, e: Emitter, kind: Kind, levels: Levels, scratch: Value, b: Value, q: Value, head: Value) -> None:
         self.e, self.kind, self.levels = e, kind, levels
-        self.scratch = Scratch(kind, scratch + head * Scratch.bytes(kind))
+        self.scratch = RowScratch(kind, scratch + head * RowScratch.bytes(kind))
         self.b, self.q, self.head = b, q, head
         a = e.arguments
         self.value = a["value"] + b * a["value_b"] + head * a["value_h"]
