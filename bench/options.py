@@ -21,11 +21,11 @@ from ..common.options import (
     between,
     nearest,
 )
-from ..kernels.options import BACKENDS, Architecture, BackendName, DtypeName
+from ..kernels.diagnostics.options import BACKENDS, Architecture, BackendName, DtypeName
 from ..models.catalog import check_model
-from .cases import CASES, Locations
-from .counts import DECODER, ENCODER, CountedDtype
-from .records import RESULTS
+from .harness.records import RESULTS
+from .operator.cases import CASES, Locations
+from .static.counts import DECODER, ENCODER, CountedDtype
 
 FunctionName = Literal["ms_deform_attn", "fused_ms_deform_attn", "MSDeformAttn"]
 FUNCTIONS: tuple[FunctionName, ...] = get_args(FunctionName)

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from msdeform.bench import peers, workloads
-from msdeform.bench.cases import REDUCED, find
-from msdeform.bench.inputs import make_inputs
+from msdeform.bench.operator import implementations, workloads
+from msdeform.bench.operator.cases import REDUCED, find
+from msdeform.bench.operator.inputs import make_inputs
+from msdeform.bench.operator.runner import usual_device
 from msdeform.bench.options import COMPILED_PEERS, PEERS
-from msdeform.bench.runner import usual_device
 
 DEVICE = usual_device()
 CASES = REDUCED if DEVICE.type == "cpu" else ("encoder-800x1066-b2", "decoder-800x1066")
@@ -25,8 +25,8 @@ BACKENDS = [name for name in PEERS if name not in COMPILED_PEERS]
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("case_name", CASES)
 def test_operator(benchmark: Any, case_name: str, backend: str, fused: bool, direction: str) -> None:
-    reason = peers.absent(backend, DEVICE)
-    peer = None if reason is not None else peers.find(backend, DEVICE)
+    reason = implementations.absent(backend, DEVICE)
+    peer = None if reason is not None else implementations.find(backend, DEVICE)
     if peer is None or peer.reason is not None:
         pytest.skip(f"{backend}: {reason if peer is None else peer.reason}")
     if (peer.fused if fused else peer.plain) is None:

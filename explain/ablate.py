@@ -11,23 +11,23 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..common.device import choose_device
 from ..common.progress import progress_bar
-from ..kernels.device import choose_device
-from ..models.detector import Detector
-from ..train.checkpoint import Trained, load_trained
-from ..train.coco import CocoDetection
-from ..train.config import Input
-from ..train.data import validation_data
-from ..train.evaluate import match_categories
-from ..train.files import in_use, remove_leftovers
-from .ablation_report import Findings, summary, write
-from .heads import Head, counts_of, heads_of, orders
-from .masks import Masks
+from ..models.families.detector import Detector
+from ..train.commands.evaluate import match_categories
+from ..train.config.options import Input
+from ..train.data.dataset import CocoDetection
+from ..train.data.loader import validation_data
+from ..train.engine.checkpoint import Trained, load_trained
+from ..train.monitor.files import in_use, remove_leftovers
+from .ablation.ablation import Advance, Study
+from .ablation.head_sets import Head, counts_of, heads_of, orders
+from .ablation.report import Findings, summary, write
+from .ablation.resampling import resample
+from .ablation.runs import TOGETHER, Passes, check
+from .core.masks import Masks
 from .options import AblateOptions
 from .outputs import checked, default_folder
-from .passes import TOGETHER, Passes, check
-from .resampling import resample
-from .study import Advance, Study
 
 
 def ablate(options: AblateOptions) -> Findings:

@@ -23,17 +23,17 @@ from PIL import Image
 from torch import Tensor
 from torchvision.ops import box_iou
 
+from ..common.device import choose_device
 from ..common.text import counted
-from ..kernels.device import choose_device
-from ..models.detector import Detector
-from ..models.images import read_image
-from ..train.checkpoint import load_trained
-from ..train.drawing import Box, draw_boxes
-from .masks import Mask
+from ..models.families.detector import Detector
+from ..models.inference.images import read_image
+from ..train.engine.checkpoint import load_trained
+from ..train.visual.boxes import Box, draw_boxes
+from .core.masks import Mask
+from .core.sites import Site, sites
+from .core.trace import Scene, Seen
 from .options import ExploreOptions
-from .page import page
-from .scene import Scene, Seen
-from .sites import Site, sites
+from .page.page import page
 
 HEADINGS = {
     "decoder.cross": "Decoder, cross-attention",

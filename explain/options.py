@@ -4,20 +4,11 @@ import difflib
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
-from ..common.options import (
-    Device,
-    Positional,
-    ReadFile,
-    ReadPath,
-    Repeated,
-    WriteFolder,
-    at_least,
-    between,
-)
+from ..common.options import Device, Positional, ReadFile, ReadPath, Repeated, WriteFolder, at_least, between
 from ..models.catalog import check_model
-from ..models.size import Size
-from ..train.config import AttnBackend, Source
-from .masks import Mask, Masks, Mode, parse_masks
+from ..models.inference.image_size import Size
+from ..train.config.options import AttnBackend, Source
+from .core.masks import Mask, Masks, Mode, parse_masks
 
 Pairing = Literal["iou", "query"]
 ScreenBy = Literal["loss", "logit"]

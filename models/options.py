@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from ..common.options import Form, Metavar, Positional, ReadPath, WriteFile, Writes, at_least
 from .catalog import MODELS, check_model
-from .size import Size
+from .inference.image_size import Size
 
 FORMATS = ("official", "huggingface", "msdeform")
 SUFFIXES = (".onnx", ".pt2")

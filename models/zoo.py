@@ -6,25 +6,18 @@ from typing import Any
 
 from torch import nn
 
-from .backbone import Backbone, load_backbone_weights
 from .catalog import check_fields, config_of
-from .configs import (
-    FAMILIES,
-    Config,
-    DeformableDetrConfig,
-    DetrConfig,
-    DetrDemoConfig,
-    FasterRcnnConfig,
-)
-from .criterion import SetCriterion
-from .deformable_detr import DeformableDetr
-from .deformable_transformer import DeformableTransformer
-from .detector import Detector
-from .detr import Detr
-from .detr_demo import DetrDemo
-from .detr_transformer import DetrTransformer
-from .faster_rcnn import FasterRcnn, FasterRcnnCriterion
-from .position import make_position
+from .configs import FAMILIES, Config, DeformableDetrConfig, DetrConfig, DetrDemoConfig, FasterRcnnConfig
+from .families.deformable_detr import DeformableDetr
+from .families.deformable_transformer import DeformableTransformer
+from .families.detector import Detector
+from .families.detr import Detr
+from .families.detr_demo import DetrDemo
+from .families.detr_transformer import DetrTransformer
+from .families.faster_rcnn import FasterRcnn, FasterRcnnCriterion
+from .layers.backbone import Backbone, load_backbone_weights
+from .layers.position import make_position
+from .losses.criterion import SetCriterion
 
 
 def create_model(
@@ -70,9 +63,9 @@ def _pretrained(
     base: Config, name: str, weights: str | Path | bool, num_classes: int, attn_backend: str, overrides: dict[str, Any]
 ) -> Detector:
     # these build models themselves
-    from .formats import read_source
-    from .loading import start_from
-    from .published import coco_names, fetch
+    from .weights.formats import read_source
+    from .weights.load import start_from
+    from .weights.pretrained import coco_names, fetch
 
     source = read_source(fetch(name) if isinstance(weights, bool) else Path(weights))
     overrides.setdefault("backbone_frozen", source.backbone_frozen)

@@ -22,8 +22,8 @@ if _TYPE_CHECKING:
     from .kernels.registry import use_backend
     from .models.attention import MSDeformAttn
     from .models.catalog import list_models
-    from .models.hub import from_pretrained
-    from .models.loading import load_model
+    from .models.weights.hub import from_pretrained
+    from .models.weights.load import load_model
     from .models.zoo import create_criterion, create_model
     from .train.api import finetune
 
@@ -32,10 +32,10 @@ _public = {
     "create_criterion": "models.zoo",
     "create_model": "models.zoo",
     "finetune": "train.api",
-    "from_pretrained": "models.hub",
+    "from_pretrained": "models.weights.hub",
     "fused_ms_deform_attn": "kernels.api",
     "list_models": "models.catalog",
-    "load_model": "models.loading",
+    "load_model": "models.weights.load",
     "ms_deform_attn": "kernels.api",
     "use_backend": "kernels.registry",
 }

@@ -53,45 +53,47 @@ def _load(place: str) -> Any:
 
 COMMANDS = {
     "info": Command(
-        "kernels.options:InfoOptions",
-        "kernels.info:info",
+        "kernels.diagnostics.options:InfoOptions",
+        "kernels.diagnostics.info:info",
         "show each backend of the operator: does it run here, and why not",
     ),
     "verify": Command(
-        "kernels.options:VerifyOptions",
-        "kernels.verify:verify",
+        "kernels.diagnostics.options:VerifyOptions",
+        "kernels.diagnostics.verify:verify",
         "check every backend that runs here against the others, gradients included",
     ),
     "verify --compiled": Command(
         "bench.options:VerifyCompiledOptions",
-        "bench.ptx.verify:verify",
+        "bench.static.ptx.verify:verify",
         "check the kernels as compiled for a GPU, executed on this CPU",
     ),
     "train": Command(
-        "train.config:TrainOptions",
-        "train.loop:run",
+        "train.config.options:TrainOptions",
+        "train.engine.run:run",
         "train a detector on photographs with boxes, in COCO's, YOLO's or Pascal VOC's format",
-        parse="train.settings:resolve",
+        parse="train.config.resolve:resolve",
     ),
     "replay": Command(
-        "train.options:ReplayOptions",
-        "train.replay:run",
+        "train.commands.options:ReplayOptions",
+        "train.commands.replay:run",
         "do a training step again whose loss was not finite, and say where that began",
     ),
-    "eval": Command("train.options:EvalOptions", "train.evaluate:run", "COCO metrics of a checkpoint"),
+    "eval": Command(
+        "train.commands.options:EvalOptions", "train.commands.evaluate:run", "COCO metrics of a checkpoint"
+    ),
     "predict": Command(
-        "train.options:PredictOptions",
-        "train.predict:run",
+        "train.commands.options:PredictOptions",
+        "train.commands.predict:run",
         "detect objects in images: pictures with boxes, and COCO-results JSON",
     ),
     "explain": Command(
         "explain.options:ExplainOptions",
-        "explain.command:run",
+        "explain.explain:run",
         "what a detector attended to in an image: points, maps, heads off, a page",
     ),
     "explain-eval": Command(
         "explain.options:JudgeOptions",
-        "explain.judge:run",
+        "explain.explain_eval:run",
         "judge heat maps of detections: do they beat maps that explain nothing?",
     ),
     "explore": Command(
@@ -100,99 +102,101 @@ COMMANDS = {
         "look at uploaded images in the browser, and switch heads off; on this machine",
     ),
     "plot": Command(
-        "train.options:PlotOptions",
-        "train.plot:run",
+        "train.commands.options:PlotOptions",
+        "train.commands.plot:run",
         "draw the curves of training runs side by side, and print what came of them",
     ),
     "convert": Command(
         "models.options:ConvertOptions",
-        "models.conversion:run",
+        "models.weights.convert:run",
         "convert weights: official, Hugging Face's, our own, a run's checkpoint",
     ),
     "export": Command(
         "models.options:ExportOptions",
-        "models.export:run",
+        "models.export.export:run",
         "write a detector as a torch.export program or in ONNX, and check its numbers",
     ),
     "data show": Command(
-        "train.options:ShowOptions",
-        "train.show:run",
+        "train.commands.options:ShowOptions",
+        "train.commands.show:run",
         "draw images of a data set as training sees them; classes and sizes in numbers",
     ),
-    "data synth": Command("train.options:SynthOptions", "train.synth:run", "make a synthetic COCO-format data set"),
+    "data synth": Command(
+        "train.commands.options:SynthOptions", "train.data.synthetic.synth:run", "make a synthetic COCO-format data set"
+    ),
     "bench": Command(
         "bench.options:OperatorsOptions",
-        "bench.operators:run",
+        "bench.operator.operators:run",
         "time the operator's backends and their peers, after checking them",
     ),
     "bench compare": Command(
         "bench.options:CompareOptions",
-        "bench.compare:run",
+        "bench.report.compare:run",
         "what became slower between two commits, machines or backends",
     ),
     "bench cpu": Command(
         "bench.options:CpuOptions",
-        "bench.cpu:run",
+        "bench.cpu.cpu:run",
         "time the operator's backends and their peers on a CPU, all in turn, by threads",
     ),
     "bench cpu-code": Command(
         "bench.options:CpuCodeOptions",
-        "bench.cpu_code:run",
+        "bench.cpu.code:run",
         "count the instructions that the kernels for CPUs spend on a point",
     ),
     "bench dispatch": Command(
         "bench.options:DispatchOptions",
-        "bench.dispatch:run",
+        "bench.cpu.dispatch:run",
         "time what a call costs the host, in stages; no GPU needed",
     ),
     "bench explain": Command(
         "bench.options:ExplainOptions",
-        "bench.explain:run",
+        "bench.models.explain:run",
         "time relevance beside the model's own passes, and the memory it adds",
     ),
     "bench exports": Command(
         "bench.options:ExportsOptions",
-        "bench.exports:run",
+        "bench.models.exports:run",
         "run exported detectors at every boundary of padding, beside their models",
     ),
     "bench first-call": Command(
         "bench.options:FirstCallOptions",
-        "bench.first_call:run",
+        "bench.cpu.first_call:run",
         "time the operator's first call in a new process, beside its second, on a CPU",
     ),
     "bench instructions": Command(
         "bench.options:InstructionsOptions",
-        "bench.instructions:run",
+        "bench.static.instructions:run",
         "count what the compiled kernels execute, on a CPU",
     ),
     "bench model": Command(
         "bench.options:ModelOptions",
-        "bench.model:run",
+        "bench.static.model:run",
         "predict what bounds each kernel on an H200 from its counts",
     ),
     "bench render": Command(
         "bench.options:RenderOptions",
-        "bench.render:run",
+        "bench.report.render:run",
         "draw the documentation's tables and plots anew from the recorded rows",
     ),
     "bench roofline": Command(
         "bench.options:RooflineOptions",
-        "bench.roofline:run",
+        "bench.report.roofline:run",
         "draw recorded speeds under what the device could do",
     ),
     "bench seeds": Command(
         "bench.options:SeedsOptions",
-        "bench.seeds:run",
+        "bench.models.seeds:run",
         "train on every backend with several seeds: do their APs agree?",
     ),
     "bench startup": Command(
         "bench.options:StartupOptions",
-        "bench.startup:run",
+        "bench.cpu.startup:run",
         "CPU time of each command's --help and of its answers to mistakes",
     ),
     "bench training": Command(
         "bench.options:TrainingOptions",
-        "bench.training:run",
+        "bench.models.training:run",
         "time the loading of images, and the stages of a training step",
     ),
     "ablate": Command(
@@ -202,12 +206,12 @@ COMMANDS = {
     ),
     "table": Command(
         "bench.options:TableOptions",
-        "bench.table:run",
+        "bench.models.table:run",
         "the detectors' published size, FLOPs and speed, and ours beside them",
     ),
     "demo": Command(
-        "train.options:DemoOptions",
-        "train.demo:run",
+        "train.commands.options:DemoOptions",
+        "train.commands.demo:run",
         "make data, train a small detector, evaluate it and draw what it finds",
     ),
     "version": Command("cli:VersionOptions", "cli:print_version", "print the version"),

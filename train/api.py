@@ -16,15 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from ..models.catalog import MODELS, check_model
-from ..models.detector import Detector
-from ..models.loading import load_model
-from .build import with_model_of_start
-from .config import Recipe, TrainOptions, merged
-from .configfile import NOT_IN_FILES, take_settings
-from .history import History
-from .loop import train
-from .presets import preset as preset_of
-from .settings import checkpoint_options
+from ..models.families.detector import Detector
+from ..models.weights.load import load_model
+from .config.files import NOT_IN_FILES, take_settings
+from .config.options import Recipe, TrainOptions, merged
+from .config.presets import preset as preset_of
+from .config.resolve import checkpoint_options
+from .engine.build import with_model_of_start
+from .engine.run import train
+from .monitor.history import History
 
 
 @dataclass(frozen=True)

@@ -9,19 +9,7 @@ all its heads first, so that pixels of large levels are on their way from main m
 """
 
 from .emit import BYTES, Emitter, Value, Variable
-from .points import (
-    AT_ONCE,
-    COMMON_ARGUMENTS,
-    SLOTS,
-    TAKEN,
-    Block,
-    Kind,
-    Levels,
-    Row,
-    channels,
-    corners,
-    not_finite,
-)
+from .points import AT_ONCE, COMMON_ARGUMENTS, SLOTS, TAKEN, Block, Kind, Levels, Row, channels, corners, not_finite
 
 ARGUMENTS = (
     *COMMON_ARGUMENTS,

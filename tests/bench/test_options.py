@@ -6,12 +6,14 @@ from typing import get_args
 
 import pytest
 
-from msdeform.bench import instructions, options, steps
+from msdeform.bench import options
+from msdeform.bench.models import steps
+from msdeform.bench.static import instructions
 from msdeform.cli import main
 from msdeform.common.options import parse, spelled
 from msdeform.kernels import registry
-from msdeform.kernels.options import BACKENDS, DTYPES
-from msdeform.kernels.verify import DTYPES as TENSOR_DTYPES
+from msdeform.kernels.diagnostics.options import BACKENDS, DTYPES
+from msdeform.kernels.diagnostics.verify import DTYPES as TENSOR_DTYPES
 
 
 def test_names_without_pytorch_are_those_of_the_tables() -> None:

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from msdeform.models.attention import MSDeformAttn
-from msdeform.models.detector import Detector
-from msdeform.models.heads import BoxHead
-from tests.models.families import tiny
+from msdeform.models.families.detector import Detector
+from msdeform.models.layers.heads import BoxHead
+from tests.models.tiny import tiny
 
 DETRS = ("detr", "detr focal", "demo", "deformable", "two-stage")
 

@@ -30,14 +30,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from msdeform.models.deformable_detr import DeformableDetr
-from msdeform.models.deformable_transformer import DeformableTransformer
-from msdeform.models.detector import Detector
-from msdeform.models.detr import Detr
-from msdeform.models.detr_transformer import DetrTransformer
-from msdeform.models.images import IMAGENET_MEAN, IMAGENET_STD
-from msdeform.models.position import SinePosition
-from msdeform.models.size import Size
+from msdeform.models.families.deformable_detr import DeformableDetr
+from msdeform.models.families.deformable_transformer import DeformableTransformer
+from msdeform.models.families.detector import Detector
+from msdeform.models.families.detr import Detr
+from msdeform.models.families.detr_transformer import DetrTransformer
+from msdeform.models.inference.image_size import Size
+from msdeform.models.inference.images import IMAGENET_MEAN, IMAGENET_STD
+from msdeform.models.layers.position import SinePosition
 
 COLOURS = ("red", "green", "blue")
 BOARD, SQUARE, PATCH = 8, 3, 8

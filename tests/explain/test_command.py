@@ -14,16 +14,16 @@ from PIL import Image
 
 from msdeform.cli import main
 from msdeform.explain.ablate import AblateOptions
-from msdeform.explain.command import ExplainOptions, Subject, as_displayed, jobs, lines
-from msdeform.explain.drawing import told
-from msdeform.explain.judge import JudgeOptions
-from msdeform.explain.maps import heat_map
-from msdeform.explain.masked import follow, read_mask_matrix
-from msdeform.explain.masks import Mask
+from msdeform.explain.core.maps import heat_map
+from msdeform.explain.core.masks import Mask
+from msdeform.explain.core.trace import Scene
+from msdeform.explain.explain import ExplainOptions, Subject, as_displayed, jobs, lines
+from msdeform.explain.explain_eval import JudgeOptions
+from msdeform.explain.figures.drawing import told
+from msdeform.explain.figures.masked import follow, read_mask_matrix
+from msdeform.explain.figures.views import View
 from msdeform.explain.outputs import checked, default_folder
-from msdeform.explain.scene import Scene
-from msdeform.explain.views import View
-from msdeform.train.checkpoint import load_trained
+from msdeform.train.engine.checkpoint import load_trained
 from tests.explain.models import uneven
 
 

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from msdeform.cli import COMMANDS, main
-from msdeform.models.size import Size
+from msdeform.models.inference.image_size import Size
 from tests.explain.models import uneven
 from tests.house.project import ROOT
 

@@ -21,7 +21,7 @@ OFFLINE = ["--no-deps", "--no-build-isolation", "--quiet", "--disable-pip-versio
 WHERE = """
 from importlib.util import find_spec
 import msdeform.cli
-assert all(find_spec(f"msdeform.{name}") for name in ("kernels.triton.launch", "models.attention", "train.loop"))
+assert all(find_spec(f"msdeform.{name}") for name in ("kernels.triton.launch", "models.attention", "train.engine.run"))
 print(find_spec("msdeform.kernels.api").origin)
 """
 

@@ -50,7 +50,7 @@ def strays(module: str, file: Path) -> list[str]:
     Of the bridge itself folders may use `__version__`, and an entry point (`__main__`) the command it stands for;
     the benchmark of the command line sees what it measures.
     """
-    sees_cli = module.endswith(".__main__") or module in ("msdeform.bench.options", "msdeform.bench.startup")
+    sees_cli = module.endswith(".__main__") or module in ("msdeform.bench.options", "msdeform.bench.cpu.startup")
     allowed = SEES[module.split(".")[1]] | {"__version__"} | ({"cli"} if sees_cli else set())
     names = [name.split(".") for name in imported(module, file)]
     return [".".join(name) for name in names if name[0] == "msdeform" and (name[1:2] or [""])[0] not in allowed]

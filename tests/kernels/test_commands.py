@@ -3,9 +3,10 @@
 import pytest
 
 from msdeform.cli import main
-from msdeform.kernels import registry, verify
-from msdeform.kernels.options import VerifyOptions
-from msdeform.kernels.tolerances import Comparison
+from msdeform.kernels import registry
+from msdeform.kernels.diagnostics import verify
+from msdeform.kernels.diagnostics.options import VerifyOptions
+from msdeform.kernels.diagnostics.tolerances import Comparison
 
 
 def test_info_describes_the_call_that_is_asked_about(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,7 +1,7 @@
 """Every backend against the float64 truth: both functions, output and every gradient, over dtypes and odd shapes.
 
-The bounds are those of kernels/tolerances.py. Uninitialised memory is filled with NaN, so that an element which no
-program writes is seen.
+The bounds are those of kernels/diagnostics/tolerances.py. Uninitialised memory is filled with NaN, so that an element
+which no program writes is seen.
 """
 
 from collections.abc import Iterator
@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from msdeform.kernels.api import fused_ms_deform_attn, ms_deform_attn
+from msdeform.kernels.diagnostics.verify import Case, check_case, evaluate, make_inputs
 from msdeform.kernels.registry import implementation
-from msdeform.kernels.verify import Case, check_case, evaluate, make_inputs
 from tests.kernels.backends import ALL, OPERATORS
 
 FUNCTIONS = [None, 2, 4]

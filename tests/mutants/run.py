@@ -26,9 +26,14 @@ from typing import Literal
 
 ROOT = Path(__file__).resolve().parents[2]
 LIST = Path(__file__).with_name("mutations.toml")
-NOT_COPIED = shutil.ignore_patterns(".*", "__pycache__", "build", "dist", "data", "runs", "results", "*.egg-info")
 
 Verdict = Literal["killed", "SURVIVED", "ERROR"]
+
+
+def _not_copied(folder: str, names: list[str]) -> set[str]:
+    """What a scratch copy does without: hidden files, caches, and what building and running left in the checkout."""
+    left_out = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info")(folder, names)
+    return left_out | ({"build", "data", "dist", "runs"} if Path(folder).samefile(ROOT) else set())
 
 
 @dataclass(frozen=True)
@@ -124,7 +129,7 @@ def run_all(mutations: Sequence[Mutation], root: Path, jobs: int) -> list[Outcom
     with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(jobs) as pool:
         trees: SimpleQueue[Path] = SimpleQueue()
         for job in range(jobs):
-            trees.put(Path(shutil.copytree(root, Path(scratch) / f"tree{job}", ignore=NOT_COPIED)))
+            trees.put(Path(shutil.copytree(root, Path(scratch) / f"tree{job}", ignore=_not_copied)))
 
         def selection(key: tuple[str, bool]) -> str | None:
             tree = trees.get()

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from msdeform.train.config import (
+from msdeform.train.config.options import (
     Batch,
     Compute,
     Input,
@@ -22,7 +22,7 @@ from msdeform.train.config import (
     Source,
     TrainOptions,
 )
-from msdeform.train.synth import SynthOptions, make_dataset
+from msdeform.train.data.synthetic.synth import SynthOptions, make_dataset
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -14,7 +14,7 @@ from typing import Any
 
 # a server that has imported what they need: each starts in a moment, and inherits no thread of the test's
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["msdeform.train.loop", "tests.train.processes"])
+_CONTEXT.set_forkserver_preload(["msdeform.train.engine.run", "tests.train.processes"])
 
 
 @dataclass

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import msdeform
-from msdeform.models.formats import read_source
+from msdeform.models.weights.formats import read_source
 from msdeform.train.api import Run
-from msdeform.train.checkpoint import load_checkpoint
+from msdeform.train.engine.checkpoint import load_checkpoint
 
 QUICK: dict[str, Any] = {
     "attn_backend": "reference",

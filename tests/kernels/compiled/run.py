@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from msdeform.bench.ptx.verify import call
-from msdeform.kernels.tolerances import compare
-from msdeform.kernels.verify import Case, evaluate, make_inputs
+from msdeform.bench.static.ptx.verify import call
+from msdeform.kernels.diagnostics.tolerances import compare
+from msdeform.kernels.diagnostics.verify import Case, evaluate, make_inputs
 
 Change = Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]]
 

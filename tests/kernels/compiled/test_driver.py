@@ -5,8 +5,8 @@ import torch
 import triton
 import triton.language as tl
 
-from msdeform.bench.ptx.parse import Fault
-from msdeform.bench.ptx.triton_driver import executing
+from msdeform.bench.static.ptx.parse import Fault
+from msdeform.bench.static.ptx.triton_driver import executing
 
 pytestmark = pytest.mark.compiled
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from msdeform.bench.ptx.counters import Counters
-from msdeform.bench.ptx.machine import Program, execute
-from msdeform.bench.ptx.memory import Allocation, Memory
-from msdeform.bench.ptx.parse import Fault, parse
+from msdeform.bench.static.ptx.counters import Counters
+from msdeform.bench.static.ptx.machine import Program, execute
+from msdeform.bench.static.ptx.memory import Allocation, Memory
+from msdeform.bench.static.ptx.parse import Fault, parse
 
 pytestmark = pytest.mark.compiled
 

@@ -1,0 +1,191 @@
+"""``python -m msdeform.bench.cpu.worker FD``: measures one cell of :mod:`.cpu`, every implementation in this process.
+
+A cell is a case, a dtype and a function. Each implementation is held against float64 first, with the most threads; what
+fails gets no speed. The others then take turns, so that whatever else the machine does slows all of them: a turn is one
+call that is not timed, which finds the caches as the last turn of another left them, and the median of as many as last
+some milliseconds. A call that is itself longer than half a second is alone in its turn.
+"""
+
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+
+from ...kernels.diagnostics.verify import DTYPES
+from ..harness import measure
+from ..harness.records import Row
+from ..harness.tables import HAS_NONE
+from ..operator import cases, implementations, workloads
+from ..operator.implementations import Peer
+from ..operator.inputs import make_inputs
+from ..operator.jobs import FUSED
+from ..operator.worker import watch_parent
+from ..operator.workloads import Check, Workload
+
+DIRECTIONS = ("forward", "both")
+OURS = "cpu"
+_TURN = 0.02  # seconds
+_LONG = 0.5  # seconds of a call in which caches that begin cold do not count
+_MOST_CALLS = 20  # in a turn
+_MOST_ROUNDS = 50
+_QUIET = 0.03  # seconds before a turn, in which OpenMP's threads of the last one give up waiting by spinning
+
+Begin = Callable[[str], None]
+"""told the name of the implementation that is about to run"""
+
+
+def measured(
+    case: cases.Case,
+    dtype: str,
+    function: str,
+    threads: Sequence[int],
+    found: Sequence[Peer],
+    *,
+    seconds: float,
+    rounds: int,
+    begin: Begin = lambda _: None,
+) -> Iterator[Row]:
+    """A row for each implementation, number of threads and direction."""
+    device, fused = torch.device("cpu"), function in FUSED
+    inputs = make_inputs(case, DTYPES[dtype], device, seed=0)
+    torch.set_num_threads(max(threads))
+    truth = workloads.truth(case, inputs, fused)
+    work: dict[str, Workload] = {}
+    checks: dict[str, dict[str, Check]] = {}
+    for peer in found:
+        begin(peer.name)
+        if (peer.fused if fused else peer.plain) is None:
+            checks[peer.name] = dict.fromkeys(DIRECTIONS, Check(None, None, HAS_NONE))
+            continue
+        work[peer.name] = workloads.operator(case, peer, [inputs], fused)
+        one = workloads.check(work[peer.name], truth)
+        # a training step needs both: a forward that is wrong makes its backward worth nothing
+        checks[peer.name] = {
+            "forward": one["forward"],
+            "both": one["backward"] if one["forward"].failure is None else one["forward"],
+        }
+    points = case.B * case.queries * case.H * case.L * case.P
+    shape = {"B": case.B, "Q": case.queries, "S": case.S, "H": case.H, "D": case.D, "L": case.L, "P": case.P}
+    for count in threads:
+        torch.set_num_threads(count)
+        for direction in DIRECTIONS:
+            right = [name for name in work if checks[name][direction].failure is None]
+            with torch.set_grad_enabled(direction != "forward"):
+                calls = {name: getattr(work[name], direction) for name in right}
+                times, failures = take_turns(calls, seconds, rounds, begin)
+            baseline = OURS if OURS in times else None
+            for peer in found:
+                check = checks[peer.name][direction]
+                row: Row = {
+                    "kind": "cpu",
+                    "case": case.name,
+                    "dtype": dtype,
+                    "function": function,
+                    "direction": direction,
+                    "threads": torch.get_num_threads(),
+                    "backend": peer.name,
+                    "ours": peer.ours,
+                    "composed": peer.composed if fused else None,
+                    "limits": peer.limits,
+                    "shape": shape,
+                    "points": points,
+                    **check._asdict(),
+                }
+                yield (
+                    row
+                    | numbers(times, peer.name, baseline, points)
+                    | {"failure": check.failure or failures.get(peer.name)}
+                )
+
+
+def numbers(times: dict[str, list[float]], name: str, baseline: str | None, points: int) -> Row:
+    """The numbers of a row; None for one that was not timed. `ratio` is how many times as long as ours it takes."""
+    if name not in times:
+        fields = (*measure.Timing.__dataclass_fields__, *measure.Ratio.__dataclass_fields__)
+        return dict.fromkeys((*fields, "ns_a_point", "baseline"))
+    timing = measure.summary(times[name])
+    ratio: Row = dict.fromkeys(measure.Ratio.__dataclass_fields__)
+    if baseline is not None and baseline != name:
+        ratio = asdict(measure.paired(times[name], times[baseline]))
+    return {**asdict(timing), "ns_a_point": 1e3 * timing.median_us / points, **ratio, "baseline": baseline}
+
+
+def take_turns(
+    calls: dict[str, Callable[[int], object]], seconds: float, rounds: int, begin: Begin = lambda _: None
+) -> tuple[dict[str, list[float]], dict[str, str]]:
+    """Microseconds of a call in each round, by name, and what went wrong with those that have none."""
+    repeats: dict[str, int] = {}  # 0: long ones
+    times: dict[str, list[float]] = {}
+    failures: dict[str, str] = {}
+    end = time.perf_counter() + seconds
+    done = 0
+    while done < rounds or (done < _MOST_ROUNDS and time.perf_counter() < end):
+        for name, call in calls.items():
+            if name in failures:
+                continue
+            begin(name)
+            time.sleep(_QUIET)
+            try:
+                turn = [_once(call)]
+                if name not in repeats:
+                    first = turn[0] / 1e6
+                    repeats[name] = 0 if first > _LONG else min(_MOST_CALLS, int(_TURN / first) + 1)
+                if repeats[name] > 0:
+                    turn = [_once(call) for _ in range(repeats[name])]
+            except Exception as error:  # a peer may pass its check and fail in the next call
+                failures[name] = workloads.sentence(error)
+                times.pop(name, None)
+                continue
+            times.setdefault(name, []).append(statistics.median(turn))
+        done += 1
+    return times, failures
+
+
+def _once(call: Callable[[int], object]) -> float:
+    start = time.perf_counter()
+    call(0)
+    return (time.perf_counter() - start) * 1e6
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Answers with ``{"missing": name, "reason": ...}``, ``{"begin": name}`` before each piece of work, and rows."""
+    words = sys.argv[1:] if argv is None else argv
+    watch_parent()
+    request: dict[str, Any] = json.load(sys.stdin)
+    with os.fdopen(int(words[0]), "w", buffering=1) as out:
+
+        def answer(**message: Any) -> None:
+            out.write(json.dumps(message) + "\n")
+
+        found = []
+        for name in request["backends"]:
+            answer(begin=name)
+            peer = implementations.find(name, torch.device("cpu"))
+            if peer.reason is None:
+                found.append(replace(peer, name=name))
+            else:
+                answer(missing=name, reason=peer.reason)
+        if not found:
+            return 0
+        for row in measured(
+            cases.find(request["case"]),
+            request["dtype"],
+            request["function"],
+            request["threads"],
+            found,
+            seconds=request["seconds"],
+            rounds=request["rounds"],
+            begin=lambda name: answer(begin=name),
+        ):
+            answer(row=row)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

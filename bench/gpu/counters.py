@@ -1,0 +1,137 @@
+"""Counters of the hardware for each kernel of a call, by Nsight Compute (``ncu``), where it is installed and allowed.
+
+``python -m msdeform.bench.gpu.counters CASE DTYPE BACKEND`` is the program that ncu runs: after a warm-up, one pass
+of the fused function, forward and backward, between the two calls that ncu waits for.
+"""
+
+import csv
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable
+
+import torch
+
+from ...kernels.diagnostics.verify import DTYPES
+from ..harness.records import Row
+from ..harness.tables import aligned
+from ..harness.tables import number as shown
+from ..operator import cases, implementations, workloads
+from ..operator.inputs import make_inputs
+from ..operator.runner import usual_device
+
+# by the names that `msdeform bench instructions` has for what it counts
+METRICS = {
+    "us": "gpu__time_duration.sum",
+    "cycles": "sm__cycles_elapsed.max",
+    "warp_instructions": "smsp__inst_executed.sum",
+    "issue_active_pct": "smsp__issue_active.avg.pct_of_peak_sustained_active",
+    "warps_active_pct": "sm__warps_active.avg.pct_of_peak_sustained_active",
+    "lsu_wavefronts": "l1tex__data_pipe_lsu_wavefronts.sum",
+    "lsu_wavefronts_pct": "l1tex__data_pipe_lsu_wavefronts.avg.pct_of_peak_sustained_elapsed",
+    "l1_sectors_loaded": "l1tex__t_sectors_pipe_lsu_mem_global_op_ld.sum",
+    "l1_hit_pct": "l1tex__t_sector_hit_rate.pct",
+    "l2_sectors": "lts__t_sectors.sum",
+    "l2_sectors_reduced": "lts__t_sectors_op_red.sum",
+    "l2_hit_pct": "lts__t_sector_hit_rate.pct",
+    "dram_bytes": "dram__bytes.sum",
+    "shared_conflicts": "l1tex__data_bank_conflicts_pipe_lsu_mem_shared.sum",
+    "registers": "launch__registers_per_thread",
+}
+# to the units of the names above; ncu scales each number to be read
+_SCALES = {"nsecond": 1e-3, "ns": 1e-3, "usecond": 1.0, "us": 1.0, "msecond": 1e3, "ms": 1e3, "second": 1e6, "s": 1e6}
+_SCALES |= {"byte": 1.0, "Kbyte": 1e3, "Mbyte": 1e6, "Gbyte": 1e9}
+
+
+class NotCounted(Exception):
+    """ncu is not here, is not allowed to count, or failed; the message says which."""
+
+
+def count(case: str, dtype: str, backend: str, limit: float) -> list[Row]:
+    """A row for each kernel: ``launches``, and the sum (of percentages and registers the mean) of each of METRICS.
+
+    Raises:
+        NotCounted: in a sentence.
+    """
+    ncu = shutil.which("ncu")
+    if ncu is None:
+        raise NotCounted("ncu is not installed (it comes with the CUDA toolkit)")
+    # the clocks are left alone, and no pass of ours ends up in ncu's own cache control
+    options = ["--csv", "--page", "raw", "--profile-from-start", "off", "--clock-control", "none"]
+    target = [sys.executable, "-m", "msdeform.bench.gpu.counters", case, dtype, backend]
+    command = [ncu, *options, "--metrics", ",".join(METRICS.values()), *target]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
+    except subprocess.TimeoutExpired:
+        raise NotCounted(f"ncu was not done after {limit:.0f} s") from None
+    lines = answer.stdout.splitlines()
+    if answer.returncode != 0 or not any(line.startswith('"ID"') for line in lines):
+        said = [line for line in [*lines, *answer.stderr.splitlines()] if line.strip()]
+        errors = [line for line in said if "ERROR" in line] or said[-1:] or ["nothing was said"]
+        raise NotCounted(f"ncu, status {answer.returncode}: {errors[-1].strip()}")
+    lead = {"kind": "counters", "case": case, "dtype": dtype, "backend": backend}
+    return [{**lead, **kernel, "failure": None} for kernel in parse(lines)]
+
+
+def parse(lines: Iterable[str]) -> list[Row]:
+    """What ncu printed with ``--csv --page raw``: the names, their units, and a line for each launch; of one kernel's
+    launches, sums. A counter that the device does not have is left out."""
+    table = list(csv.reader(line for line in lines if line.startswith('"')))
+    head, units, *launches = table
+    kernels: dict[str, list[dict[str, str]]] = {}
+    for launch in launches:
+        record = dict(zip(head, launch, strict=True))
+        kernels.setdefault(record["Kernel Name"][:100], []).append(record)
+    unit_of = dict(zip(head, units, strict=True))
+    found: list[Row] = []
+    for name, records in kernels.items():
+        row: Row = {"kernel": name, "launches": len(records)}
+        for ours, metric in METRICS.items():
+            numbers = [number for one in records if (number := _number(one.get(metric, ""))) is not None]
+            if numbers:
+                mean = ours.endswith("_pct") or ours == "registers"
+                row[ours] = sum(numbers) * _SCALES.get(unit_of[metric], 1.0) / (len(numbers) if mean else 1)
+        found.append(row)
+    return found
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text.replace(",", ""))
+    except ValueError:  # n/a
+        return None
+
+
+def table(found: Iterable[Row]) -> str:
+    """Rows of counters as aligned text."""
+    names = ("us", "warp_instructions", "lsu_wavefronts", "l1_hit_pct", "l2_sectors_reduced", "dram_bytes")
+    lines = [("case", "dtype", "backend", "kernel", *names)]
+    for row in found:
+        if row["failure"] is None:
+            lead = (row["case"], row["dtype"], row["backend"], row["kernel"][:40])
+            lines.append((*lead, *(shown(row.get(name)) for name in names)))
+    return aligned(lines, 4)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """One pass for ncu to count."""
+    case_name, dtype, backend = sys.argv[1:] if argv is None else argv
+    device = usual_device()
+    case = cases.find(case_name)
+    inputs = make_inputs(case, DTYPES[dtype], device, seed=0)
+    work = workloads.operator(case, implementations.find(backend, device), [inputs], fused=True)
+    for _ in range(2):
+        work.both(0)
+    on_gpu = device.type == "cuda"
+    if on_gpu:
+        torch.cuda.synchronize(device)
+        torch.cuda.profiler.start()
+    work.both(0)
+    if on_gpu:
+        torch.cuda.synchronize(device)
+        torch.cuda.profiler.stop()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,91 @@
+"""What each kernel of a call takes, by PyTorch's profiler: of a forward and backward of the fused function.
+
+The device's own clock times each launch, so that nothing of the host is in it. Inputs rotate through sets that exceed
+the L2 cache, as in :mod:`.measure`. What fails its check against float64 gets no times.
+"""
+
+import statistics
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity
+
+from ...kernels.diagnostics.verify import DTYPES
+from ..harness import measure
+from ..harness.records import Row
+from ..harness.tables import HAS_NONE, aligned, number
+from ..operator import cases, workloads
+from ..operator.implementations import Peer
+from ..operator.inputs import make_inputs
+from ..operator.jobs import Kernels
+
+PASSES = 20
+_WARM_UP = 3
+_LEAST_SHARE = 0.01  # of the whole, of a kernel that is listed
+_NAME = 160  # characters kept of a name, which templates make longer than a page
+
+
+def rows(job: Kernels, peer: Peer, device: torch.device) -> Iterator[Row]:
+    """One row: ``kernels`` has name, launches a pass, and the median microseconds a launch of each; ``total_us`` is the
+    sum over a pass."""
+    [row] = job.unmeasured(None)
+    if peer.fused is None:
+        yield {**row, "failure": HAS_NONE}
+        return
+    case, dtype = cases.find(job.case), DTYPES[job.dtype]
+    first = make_inputs(case, dtype, device, seed=0)
+    more = measure.sets_past_cache(first, device)
+    sets = [first, *(make_inputs(case, dtype, device, seed) for seed in range(1, more))]
+    work = workloads.operator(case, peer, sets, fused=True)
+    checks = workloads.check(work, workloads.truth(case, first, fused=True)).values()
+    row |= {"ours": peer.ours, "failure": next((check.failure for check in checks if check.failure is not None), None)}
+    if row["failure"] is None:
+        row |= summary(_profiled(work, device), PASSES)
+    yield row
+
+
+def _profiled(work: workloads.Workload, device: torch.device) -> list[tuple[str, float]]:
+    """Name and microseconds of every launch, on a CPU of every operator, of PASSES passes."""
+    on_gpu = device.type == "cuda"
+    for i in range(_WARM_UP):
+        work.both(i)
+    with torch.profiler.profile(
+        activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+    ) as recorded:
+        for i in range(PASSES):
+            work.both(i)
+        if on_gpu:
+            torch.cuda.synchronize(device)
+    events = recorded.events() or ()
+    if on_gpu:
+        return [(event.name, event.time_range.elapsed_us()) for event in events if event.device_type == DeviceType.CUDA]
+    return [(event.name, event.self_cpu_time_total) for event in events]
+
+
+def summary(launches: Iterable[tuple[str, float]], passes: int) -> Row:
+    """Numbers of a row, from the name and microseconds of every launch in so many passes; the longest first."""
+    times: dict[str, list[float]] = {}
+    for name, us in launches:
+        times.setdefault(name[:_NAME], []).append(us)
+    total = sum(map(sum, times.values())) / passes
+    lines = [
+        {"name": name, "launches": len(taken) / passes, "median_us": statistics.median(taken)}
+        for name, taken in sorted(times.items(), key=lambda item: -sum(item[1]))
+        if sum(taken) / passes >= _LEAST_SHARE * total
+    ]
+    return {"total_us": total, "kernels": lines}
+
+
+def table(found: Iterable[Row]) -> str:
+    """Rows of kernels as aligned text."""
+    lines = [("case", "dtype", "backend", "kernel", "launches", "us a launch")]
+    for row in found:
+        lead = (row["case"], row["dtype"], row["backend"])
+        if row["failure"] is not None:
+            lines.append((*lead, row["failure"][:60], "-", "failed"))
+            continue
+        for line in row["kernels"]:
+            lines.append((*lead, line["name"][:60], number(line["launches"]), number(line["median_us"])))
+        lines.append((*lead, "in all, of a pass", "", number(row["total_us"])))
+    return aligned(lines, 4)

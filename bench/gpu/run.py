@@ -1,0 +1,194 @@
+"""``make gpu``: all that a machine with a GPU has to say, in calls of under ten minutes, the most important first.
+
+    python -m msdeform.bench.gpu --out DIR    # go on where the last call stopped; rows and logs in DIR
+    python -m msdeform.bench.gpu --quick      # small shapes, on a CPU too; the default where there is no GPU
+
+Correctness first: our compiled kernels against the reference in float64. Then what each kernel takes, the operator with
+its peers, hardware counters, the variants of a kernel side by side, the tests marked ``gpu``; at last detectors and
+their training, whole training runs that tell the backends apart by AP among them. Each stage is a process with a limit
+of its own. What is recorded already, of this code on this device, is not done again; what failed is tried again after
+all the rest, in another call: run it until nothing is left. It needs PyTorch, Triton, cuda-core and numpy; a stage that
+needs more says so and is left out. DIR gets one file of rows and six logs; bench/results keeps rows, once they are
+copied there.
+
+What training should show on an H200, written before anybody measured it. A step of deformable_detr_r50 at 800x1066: 15
+to 40 images a second in float32 with `triton` or `cuda` (the paper's 325 hours on a V100 are 5), half as many again to
+twice as many in bfloat16; `reference` slowest, with the highest peak memory; backbone and backward pass most of the
+time, and of the options only `compile` more than a tenth faster, `checkpointing` slower and at least a fifth smaller.
+Loading: kept pixels fastest, and images a second that grow with workers. Seeds: the backends' mean APs closer together
+than the seeds of one backend, since all of them train in the same numbers but for the order of sums. Explanations at
+800x1333: relevance within a second, most of it the host's, which multiplies the sparse rows; less than 1 GB added.
+Kernels: bench/results/predictions.jsonl, printed beside what is measured.
+"""
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Annotated
+
+import torch
+
+from ...common.options import Metavar, ReadPath, WriteFolder, at_least, nearest, parse, spelled
+from ..harness import records
+from ..harness.isolate import Stopped, logged
+from ..harness.provenance import device_name, provenance
+from ..harness.records import Row
+from ..operator.runner import Book, Settings, command_line, usual_device
+from . import stages
+from .stages import Run, Stage
+
+ROWS = "rows.jsonl"
+_LEAST_SECONDS = 20.0  # below this a stage does nothing but start
+_GRACE = 20.0  # that a stage may take longer than it was told, to end what it has begun
+
+
+PROGRAM = "python -m msdeform.bench.gpu"
+
+
+@dataclass(frozen=True)
+class GpuOptions:
+    """All that a machine with a GPU has to say, in calls of under ten minutes, the most important first."""
+
+    quick: bool = False
+    """Small shapes; the default where there is no GPU."""
+    minutes: float = 9.0
+    """Minutes of this call, the stage under way included."""
+    out: WriteFolder = Path("gpu-results")
+    """Folder for rows and logs."""
+    known: ReadPath | None = None
+    """File or folder with rows of earlier calls, if --out has none."""
+    runs: WriteFolder = Path("runs/seeds")
+    """Folder for training runs and their data."""
+    seconds: float = 0.3
+    """About how long each measurement of the operator lasts, in seconds."""
+    only: tuple[Annotated[str, Metavar("STAGE")], ...] = ()
+    """Some of the stages, by name."""
+    again: bool = False
+    """Do what is recorded already, too."""
+
+    def __post_init__(self) -> None:
+        at_least("minutes", self.minutes, 0)
+        at_least("seconds", self.seconds, 0)
+        names = [stage.name for stage in stages.STAGES]
+        for name in self.only:
+            if name not in names:
+                raise ValueError(f"only: {nearest('stage', name, names)}")
+
+
+@dataclass(frozen=True)
+class StageOptions(GpuOptions):
+    """What a call tells the process of a stage."""
+
+    here: str = ""
+    """The stage to run in this process."""
+    limit: float = 0.0
+    """Seconds that it may take."""
+    retry: bool = False
+    """Do again what failed."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the stages, or one of them in this process; returns 1 if one failed in this call."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    options = parse(StageOptions if "--here" in words else GpuOptions, words, PROGRAM)
+    device = usual_device()
+    options = replace(options, quick=options.quick or device.type == "cpu")
+    if isinstance(options, StageOptions):
+        return _stage(options, device)
+    print(
+        f"{device_name(device)}{' (reduced form)' if options.quick else ''}, rows and logs in {options.out}", flush=True
+    )
+    deadline = time.monotonic() + 60 * options.minutes
+    source = provenance(device, command_line(PROGRAM, options))
+    if options.known is not None and not (options.out / ROWS).exists():
+        records.append(options.out / ROWS, records.at(records.read(options.known).rows, source))
+    book = Book(options.out / ROWS, source, again=True)
+    chosen = [stage for stage in stages.STAGES if not options.only or stage.name in options.only]
+    before = _recorded(options.out / ROWS, source)
+    reasons = {row["stage"]: row.get("skipped") for row in before}
+    new, failed = _todo(chosen, [] if options.again else before)
+    left: list[str] = []
+    failures: list[str] = []
+    for stage in [*new, *failed]:
+        reason = stage.impossible(device)
+        seconds = min(stage.seconds, deadline - time.monotonic())
+        if reason is not None:
+            print(f"{stage.name}: {reason}", flush=True)
+            if reasons.get(stage.name) != reason:
+                book.add({"kind": "stage", "stage": stage.name, "failure": None, "skipped": reason, "seconds": 0.0})
+        elif seconds < _LEAST_SECONDS:
+            left.append(stage.name)
+        else:
+            print(f"== {stage.name}, at most {seconds:.0f} s", flush=True)
+            begun = time.monotonic()
+            failure = _apart(stage, options, seconds, retry=stage in failed)
+            took = time.monotonic() - begun
+            if failure is not None and seconds < stage.seconds and _ran_out(failure):
+                left.append(f"{stage.name} ({failure})")  # the call's time, not its own
+                continue
+            print(f"{stage.name}: {failure or 'done'}, {took:.0f} s", flush=True)
+            failures += [f"{stage.name}: {failure}"] if failure is not None else []
+            book.add({"kind": "stage", "stage": stage.name, "failure": failure, "skipped": None, "seconds": took})
+    for title, lines in (("FAILED", failures), ("left for the next call of this command", left)):
+        if lines:
+            print("\n".join(["", title, *(f"  {line}" for line in lines)]))
+    return 1 if failures else 0
+
+
+def _recorded(file: Path, source: Row) -> list[Row]:
+    """The last row of each stage, of this code on this device."""
+    if not file.exists():
+        return []
+    return records.Records(records.at(records.read(file).rows, source)).of("stage")
+
+
+def _todo(stages: Sequence[Stage], rows: Sequence[Row]) -> tuple[list[Stage], list[Stage]]:
+    """Stages that are still to be done, and those that failed before; both in order."""
+    last = {row["stage"]: row for row in rows}
+    new = [stage for stage in stages if stage.name not in last or last[stage.name].get("skipped") is not None]
+    failed = [stage for stage in stages if stage.name in last and last[stage.name]["failure"] is not None]
+    done = len(stages) - len(new) - len(failed)
+    if done:
+        print(f"{done} stages passed before, with this code on this device (--again does them again)")
+    return new, failed
+
+
+def _apart(stage: Stage, options: "GpuOptions", seconds: float, *, retry: bool) -> str | None:
+    """Run a stage in a process of its own; returns its failure in a sentence."""
+    mine = StageOptions(**vars(options), here=stage.name, limit=round(seconds), retry=retry)
+    command = [sys.executable, "-m", "msdeform.bench.gpu", *spelled(mine)]
+    try:
+        status, last = logged(command, options.out / stage.log, seconds + _GRACE, title=stage.name)
+    except Stopped:
+        return f"{_OUT_OF_TIME} {seconds:.0f} s: stopped"
+    return None if status == 0 else last or f"ended with status {status}"
+
+
+_OUT_OF_TIME = "not done after"
+
+
+def _ran_out(failure: str) -> bool:
+    return failure.startswith(_OUT_OF_TIME)
+
+
+def _stage(options: StageOptions, device: torch.device) -> int:
+    """Run one stage in this process, within its limit; its last line is its failure, if it has one."""
+    deadline = time.monotonic() + options.limit
+    [stage] = [stage for stage in stages.STAGES if stage.name == options.here]
+    told = GpuOptions(**{field.name: getattr(options, field.name) for field in fields(GpuOptions)})
+    source = provenance(device, command_line(PROGRAM, told))
+    book = Book(options.out / ROWS, source, again=options.again, retry=options.retry)
+    settings = Settings(device, seconds=options.seconds, deadline=deadline, threads=torch.get_num_threads())
+    run = Run(settings, book, options.quick, options.runs)
+    stage.act(run)
+    book.report()
+    sys.stdout.flush()
+    for failure in run.failures:
+        print(failure)
+    if run.left:
+        print(f"{_OUT_OF_TIME} {options.limit:.0f} s: {'; '.join(run.left)}")
+    elif len(run.failures) > 1:
+        print(f"{len(run.failures)} failures, the first: {run.failures[0]}")
+    return 1 if run.failures or run.left else 0

@@ -1,0 +1,171 @@
+"""``python -m msdeform.bench.gpu.search``: the launch parameters of the Triton kernels, side by side, on a GPU.
+
+    python -m msdeform.bench.gpu.search                       # tiles, warps and registers of the forward
+    python -m msdeform.bench.gpu.search --bands --walks       # queries in bands or as they lie; points of a walk
+
+Correctness first: each choice is compiled and held against float64 in a process of its own, several at a time, and one
+that differs is never timed. The others take turns, so that a clock that drops drops for all of them; a ratio is that to
+the launcher's own choice.
+"""
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
+from multiprocessing import get_context
+
+import torch
+from torch import Tensor
+
+from ...common.options import parse
+from ...kernels.diagnostics.tolerances import compare
+from ...kernels.diagnostics.verify import DTYPES
+from ..harness import measure
+from ..harness.provenance import provenance
+from ..harness.records import Row
+from ..harness.tables import aligned, number
+from ..operator import cases, workloads
+from ..operator.inputs import OperatorInputs, make_inputs
+from ..operator.runner import Book, command_line, folder, usual_device
+from ..options import SearchOptions
+
+Settings = Mapping[str, int | None]
+FORWARD, BACKWARD = "forward", "sorted backward"
+BANDS: tuple[Settings, ...] = ({"BAND": 0}, {"BAND": 8})
+WALKS: tuple[Settings, ...] = ({"RUN": 16}, {"RUN": 32}, {"RUN": 64})
+_PROCESSES = 8
+
+
+PROGRAM = "python -m msdeform.bench.gpu.search"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measures and prints; returns 1 if a choice was wrong or there is no GPU."""
+    options = parse(SearchOptions, sys.argv[1:] if argv is None else argv, PROGRAM)
+    device = usual_device()
+    if device.type != "cuda":
+        print(f"{PROGRAM}: torch finds no CUDA device, and only on one do times say anything", file=sys.stderr)
+        return 1
+    book = Book(folder(options.out, keep=True), provenance(device, command_line(PROGRAM, options)), again=True)
+    for name in options.cases:
+        for dtype in options.dtypes:
+            if not (options.bands or options.walks):
+                add(book, rows(name, dtype, FORWARD, tiles(name, dtype, device), device, options.seconds))
+            if options.bands:
+                add(book, rows(name, dtype, FORWARD, BANDS, device, options.seconds))
+            if options.walks:
+                add(book, rows(name, dtype, BACKWARD, WALKS, device, options.seconds))
+    print(table(book.rows))
+    return 1 if any(row["failure"] is not None for row in book.rows) else 0
+
+
+def add(book: Book, found: Iterator[Row]) -> None:
+    for row in found:
+        book.add(row)
+
+
+def tiles(case: str, dtype: str, device: torch.device) -> list[Settings]:
+    """Half and twice the launcher's tile, over as many warps and over half and twice as many, each with its limit of
+    registers and with none."""
+    from . import variants
+
+    usual = variants.usual_forward(_inputs(case, dtype, device))
+    block, warps, limit = usual["BLOCK_Q"], usual["num_warps"], usual["maxnreg"]
+    half, twice = max(1, block // 2), min(128, 2 * block)
+    shapes = [(block, warps), (half, warps), (twice, warps), (half, max(1, warps // 2)), (twice, 2 * warps)]
+    return [
+        {"BLOCK_Q": queries, "num_warps": count, "maxnreg": registers}
+        for queries, count in dict.fromkeys(shapes)
+        for registers in dict.fromkeys((limit, None))
+    ]
+
+
+def rows(
+    case: str,
+    dtype: str,
+    kernel: str,
+    choices: Sequence[Settings],
+    device: torch.device,
+    seconds: float,
+    processes: int = _PROCESSES,
+) -> Iterator[Row]:
+    """A row for each choice, against the first: ``choice`` in words, the timing, and the ratio of its times."""
+    context = get_context("spawn")
+    with ProcessPoolExecutor(min(processes, len(choices)), mp_context=context) as pool:
+        waiting = [pool.submit(wrong, case, dtype, kernel, choice, device) for choice in choices]
+        failures = [_answer(future.result) for future in waiting]
+    right = [choice for choice, failure in zip(choices, failures, strict=True) if failure is None]
+    times: list[list[float]] = []
+    if right:
+        first = _inputs(case, dtype, device)
+        more = measure.sets_past_cache(first, device)
+        sets = [first, *(_inputs(case, dtype, device, seed) for seed in range(1, more))]
+        calls = [_rotating(case, kernel, choice, sets) for choice in right]
+        with torch.no_grad():
+            times = measure.time_in_turn(calls, device, seconds)
+    lead = {"kind": "variant", "case": case, "dtype": dtype, "kernel": kernel}
+    for choice, failure in zip(choices, failures, strict=True):
+        row: Row = {**lead, "choice": words(choice), "failure": failure, "median_us": None, "ratio": None}
+        if failure is None:
+            taken = times[right.index(choice)]
+            row |= asdict(measure.summary(taken)) | asdict(measure.paired(taken, times[0]))
+            row["beside"] = words(right[0])
+        yield row
+
+
+def wrong(case: str, dtype: str, kernel: str, choice: Settings, device: torch.device) -> str | None:
+    """What a choice gets wrong of the output or of a gradient, at the tests' tolerance; None where it is right."""
+    found, inputs = cases.find(case), _inputs(case, dtype, device)
+    truth = workloads.truth(found, inputs, fused=True)
+    compute = torch.float64 if dtype == "float64" else torch.float32
+    for name, result in _prepared(case, kernel, choice, inputs)().items():
+        keep = ~truth.ignored[name] if name in truth.ignored else ...
+        true = truth.results[name]
+        comparison = compare(result[keep], true[keep], compute, gradient=name != "output")
+        if not comparison.ok:
+            return workloads.difference(name, comparison)
+    return None
+
+
+def _answer(result: Callable[[], str | None]) -> str | None:
+    try:
+        return result()
+    except Exception as error:  # a choice may not compile, or end its process
+        return workloads.sentence(error)
+
+
+def _prepared(case: str, kernel: str, choice: Settings, inputs: OperatorInputs) -> Callable[[], dict[str, Tensor]]:
+    from . import variants
+
+    make = variants.forward if kernel == FORWARD else variants.sorted_backward
+    return make(inputs, cases.find(case).sizes, choice)
+
+
+def _rotating(case: str, kernel: str, choice: Settings, sets: list[OperatorInputs]) -> measure.Call:
+    prepared = [_prepared(case, kernel, choice, inputs) for inputs in sets]
+    return lambda i: prepared[i % len(prepared)]()
+
+
+def _inputs(case: str, dtype: str, device: torch.device, seed: int = 0) -> OperatorInputs:
+    return make_inputs(cases.find(case), DTYPES[dtype], device, seed)
+
+
+def words(choice: Settings) -> str:
+    return " ".join(f"{name}={'free' if value is None else value}" for name, value in choice.items())
+
+
+def table(found: Sequence[Row]) -> str:
+    """Rows of choices as aligned text."""
+    lines = [("case", "dtype", "kernel", "choice", "us", "times the first's")]
+    for row in found:
+        lead = (row["case"], row["dtype"], row["kernel"], row["choice"])
+        if row["failure"] is not None:
+            lines.append((*lead, "failed", row["failure"][:60]))
+            continue
+        ratio = f"{row['ratio']:.3f} ({row['ratio_low']:.3f}-{row['ratio_high']:.3f})"
+        lines.append((*lead, number(row["median_us"]), ratio))
+    return aligned(lines, 4)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

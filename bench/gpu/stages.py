@@ -1,0 +1,505 @@
+"""What ``python -m msdeform.bench.gpu`` does, stage by stage, the most important first: each in a process of its own.
+
+A stage gets what time it has, adds rows to the one file as they come, and says what failed and what is left. It does
+not do again what the file holds of this code on this device.
+"""
+
+import contextlib
+import importlib.util
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...kernels.diagnostics.options import BACKENDS
+from ..cpu import dispatch
+from ..harness import records
+from ..harness.records import Records, Row
+from ..harness.tables import aligned, operator_table
+from ..operator import cases, implementations, jobs
+from ..operator.operators import plan
+from ..operator.runner import Book, Settings, measure
+from ..options import (
+    COMPILED_PEERS,
+    FUNCTIONS,
+    NO_GPU_PEERS,
+    PEERS,
+    ExplainOptions,
+    SeedsOptions,
+    TrainingOptions,
+    TrainingPart,
+)
+from . import counters, kernels, predictions, search
+
+_BACKENDS = tuple(name for name in BACKENDS if name != "cpu")  # those that take a GPU's tensors
+ROOT = Path(__file__).resolve().parents[2]
+MAIN = ("encoder-800x1066-b2", "decoder-800x1066")
+ODD = ("odd", "odd-wide-head")
+MAIN_MODEL = "deformable_detr_r50"
+PROCESSES = 8  # at a time, of what is not timed
+TESTS = ("tests/kernels",)
+TIMING_TESTS = ("tests/bench/harness/test_measure.py",)  # which nothing else may run beside
+DETECTOR_TESTS = (
+    "tests/bench/models/test_flops.py",
+    "tests/explain/core/test_on_gpu.py",
+    "tests/train/whole/test_overfit.py",
+)
+_OURS = ("cuda", "triton", "triton-cells")  # the one that compiles in a second first
+_BOTH, _EVERY = ["float32", "bfloat16"], ["float32", "bfloat16", "float16", "float64"]
+_LEAST_MINUTES = 1.0  # below this a command of its own does nothing but start
+_SAVING = 1.0  # minutes that a training run may need to save
+
+
+@dataclass
+class Run:
+    """One stage's run: its settings, its rows, and what went wrong."""
+
+    settings: Settings
+    book: Book
+    quick: bool
+    runs: Path = Path("runs/seeds")
+    """folder for training runs and their data"""
+    failures: list[str] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
+    """what the time did not suffice for"""
+
+    @property
+    def seconds_left(self) -> float:
+        return self.settings.deadline - time.monotonic()
+
+    def measure(self, planned: Sequence[jobs.Job], processes: int = 1) -> None:
+        """Measure what is not recorded yet, as long as there is time."""
+        left = measure(planned, self.settings, self.book, processes)
+        print(file=sys.stderr)
+        if left:
+            self.left.append(f"{left} measurements")
+
+    def rows(self, kind: str) -> list[Row]:
+        """What there is of a kind, of this code on this device; of rows with one key the last."""
+        file = self.book.path
+        found = records.at(records.read(file).rows, self.book.source) if file is not None and file.exists() else []
+        return Records([*found, *self.book.rows]).of(kind)
+
+    def failed_rows(self, planned: Sequence[jobs.Job]) -> None:
+        """Rows of our own backends that failed are failures of the stage, those of an earlier call too."""
+        cells = {cell for job in planned for cell in job.cells()}
+        self.failures += [
+            f"{', '.join(str(part) for part in records.key(row)[1:])}: {row['failure']}"
+            for kind in {job.kind for job in planned}
+            for row in self.rows(kind)
+            if records.key(row) in cells and row["ours"] and row["failure"] is not None
+        ]
+
+    def command(
+        self, name: str, options: ExplainOptions | SeedsOptions | TrainingOptions, minutes: float | None = None
+    ) -> None:
+        """Run another benchmark's command in what time is left; its rows go beside these, and are known again there."""
+        minutes = self.seconds_left / 60 if minutes is None else minutes
+        if minutes < _LEAST_MINUTES:
+            self.left.append(f"{name}: less than a minute was left")
+            return
+        options = replace(options, quick=self.quick, minutes=round(minutes, 1), out=self.book.path)
+        left = import_module(f"..models.{name}", __package__).fill(options)
+        if left:
+            self.left.append(f"{name}: {left}")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage, and what it needs."""
+
+    name: str
+    act: Callable[[Run], None]
+    log: str
+    """the file that what it prints is appended to; stages share one, since few files come back from some machines"""
+    seconds: float
+    """that it may take"""
+    needs: tuple[str, ...] = ()
+    """packages, by the names that they are imported by"""
+    program: str | None = None
+    """and a program"""
+    gpu: bool = True
+    """whether it does nothing without one"""
+
+    def impossible(self, device: torch.device) -> str | None:
+        """Why it cannot be done here, in a sentence, or None."""
+        if self.gpu and device.type != "cuda":
+            return "not run: needs a CUDA device, and torch finds none"
+        missing = [name for name in self.needs if importlib.util.find_spec(name) is None]
+        if self.program is not None and shutil.which(self.program) is None:
+            missing.append(f"{self.program}, which comes with the CUDA toolkit")
+        return f"not run: needs {' and '.join(missing)}" if missing else None
+
+
+def versions(run: Run) -> None:
+    """One row of versions, clocks and the machine, which is the first that a call leaves behind."""
+    names = ("torch", "triton", "cuda-core", "cuda-bindings", "numpy", "transformers", "torchvision")
+    found = {name: version for name in names if (version := _version(name)) is not None}
+    machine = {"system": platform.platform(), "threads": os.cpu_count(), "nvidia_smi": _nvidia_smi()}
+    run.book.add({"kind": "stage", "stage": "machine", "failure": None, "packages": found, **machine})
+    print("\n".join(f"{name} {version}" for name, version in found.items()))
+    print(machine["nvidia_smi"] or "nvidia-smi: not here")
+
+
+def correctness(run: Run) -> None:
+    """Each kernel of ours against the reference in float64, in eight processes; that compiles what is timed later."""
+    backends = ("reference",) if run.quick else _OURS
+    main = [(name, function) for name in (cases.REDUCED if run.quick else MAIN) for function in FUNCTIONS[:2]]
+    odd = [] if run.quick else [(name, FUNCTIONS[1]) for name in ODD]
+    planned = [
+        jobs.Correctness(name, "grid", dtype, function, backend)
+        for dtypes, calls in ((_BOTH, main), (_BOTH, odd), (_EVERY[2:], main))
+        for dtype in dtypes
+        for name, function in calls
+        for backend in backends
+    ]
+    run.measure(planned, min(PROCESSES, os.cpu_count() or 1))
+    for row in run.rows("correctness"):
+        error = "" if row["error"] is None else f"error {row['error']:.2e}, bound {row['bound']:.2e}"
+        print(*records.key(row)[1:], error if row["failure"] is None else row["failure"])
+    run.failed_rows(planned)
+    # a backend of ours that is not here was not checked, which must not pass for right
+    missing = [row for row in run.book.rows if row["kind"] == "missing"]
+    run.failures += [f"{row['backend']} was not checked: {row['reason']}" for row in missing]
+
+
+def kernel_times(run: Run) -> None:
+    """The kernels of forward and backward, by atomics and sorted, and those of peers, by the profiler."""
+    names = cases.REDUCED[:1] if run.quick else MAIN
+    backends = ("reference",) if run.quick else (*_OURS, "deformops", "official", "mmcv")
+    planned = [jobs.Kernels(name, dtype, one) for name in names for dtype in _BOTH for one in backends]
+    run.measure(planned)
+    print(kernels.table(run.rows("kernels")))
+    _beside_predictions(run)
+    run.failed_rows(planned)
+
+
+def _beside_predictions(run: Run) -> None:
+    text = predictions.text(Records(run.rows("operator") + run.rows("kernels")))
+    print(f"\n{text}" if text else "\nno prediction is recorded of what was measured")
+
+
+def _operator(run: Run, planned: Sequence[jobs.Job]) -> None:
+    run.measure(planned)
+    print(operator_table(run.rows("operator")))
+    run.failed_rows(planned)
+
+
+def operator_main(run: Run) -> None:
+    """The operator with its peers at the main shapes."""
+    eager = [name for name in PEERS if name not in (*COMPILED_PEERS, *NO_GPU_PEERS)]
+    if run.quick:  # of the peers only what PyTorch runs anywhere
+        eager.remove("transformers")
+        _operator(run, plan(cases.REDUCED, ["grid"], ["float32"], eager))
+        return
+    # ours first; the reference runs beside each of them anyway
+    eager.sort(key=lambda name: (not name.startswith(("triton", "cuda")), name == "reference"))
+    _operator(run, plan(MAIN, ["grid"], _BOTH, eager))
+    _beside_predictions(run)
+
+
+def operator_others(run: Run) -> None:
+    """The other shapes, and uniform locations."""
+    eager = [name for name in PEERS if name not in (*COMPILED_PEERS, *NO_GPU_PEERS)]
+    _operator(run, plan(cases.FULL, ["grid"], _EVERY[:3], eager))
+    _operator(run, plan(MAIN, ["uniform"], _BOTH, eager, FUNCTIONS[:2]))
+
+
+def operator_compiled(run: Run) -> None:
+    """The peers under torch.compile."""
+    _operator(run, plan(MAIN, ["grid"], _BOTH, COMPILED_PEERS))
+
+
+def hardware_counters(run: Run) -> None:
+    """Counters by ncu; the first refusal ends it, since the next would be the same."""
+    done = run.rows("counters")
+    for case in MAIN:
+        for dtype in _BOTH:
+            for backend in _OURS:
+                if any((row["case"], row["dtype"], row["backend"]) == (case, dtype, backend) for row in done):
+                    continue
+                if run.seconds_left < 10:
+                    run.left.append(f"counters of {case}, {dtype}, {backend}")
+                    continue
+                try:
+                    found = counters.count(case, dtype, backend, run.seconds_left)
+                except counters.NotCounted as error:
+                    run.failures.append(str(error))
+                    return
+                for row in found:
+                    run.book.add(row)
+                print(counters.table(found), flush=True)
+
+
+def variants(run: Run) -> None:
+    """Queries in bands or as they lie, and points of a walk, side by side."""
+    for kernel, choices in ((search.FORWARD, search.BANDS), (search.BACKWARD, search.WALKS)):
+        for dtype in _BOTH:
+            keys = [("variant", MAIN[0], dtype, kernel, search.words(choice)) for choice in choices]
+            if run.book.has(*keys):
+                continue
+            if run.seconds_left < 30:
+                run.left.append(f"{kernel}, {dtype}")
+                continue
+            for row in search.rows(MAIN[0], dtype, kernel, choices, run.settings.device, run.settings.seconds):
+                run.book.add(row)
+            print(search.table(run.rows("variant")), flush=True)
+    run.failures += [
+        f"{row['kernel']}, {row['choice']}: {row['failure']}" for row in run.rows("variant") if row["failure"]
+    ]
+
+
+def verify(run: Run) -> None:
+    """The verify table, a process for each backend and dtype."""
+    backends = ("reference",) if run.quick else ("triton", "cuda")
+
+    def check(backend: str, dtype: str) -> str | None:
+        words = ["verify", "--backend", backend, "--dtype", dtype]
+        return _said([sys.executable, "-m", "msdeform", *words], run, " ".join(words))
+
+    with ThreadPoolExecutor(PROCESSES) as pool:
+        answers = [pool.submit(check, backend, dtype) for backend in backends for dtype in _EVERY]
+        run.failures += [failure for answer in answers if (failure := answer.result()) is not None]
+
+
+def _said(command: list[str], run: Run, name: str, environment: dict[str, str] | None = None) -> str | None:
+    """Run a command in what time is left, and print what it says at its end; returns its failure in a sentence."""
+    limit = max(1.0, run.seconds_left)
+    try:
+        answer = subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=limit, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        said: Any = error.stdout or ""  # text or bytes, whatever was asked for
+        print((said if isinstance(said, str) else said.decode(errors="replace"))[-4000:])
+        return f"{name}: not done after {limit:.0f} s"
+    lines = (answer.stdout + answer.stderr).strip().splitlines() or [""]
+    shown = lines[-1:] if answer.returncode == 0 else lines[-200:]
+    print("\n".join([f"-- {name}: exit status {answer.returncode}", *shown]), flush=True)
+    return None if answer.returncode == 0 else f"{name}: exit status {answer.returncode}: {lines[-1]}"
+
+
+def _tests(run: Run, paths: Sequence[str], processes: int = 12) -> None:
+    # pytest's own settings here ask for plug-ins that a bare machine lacks
+    options = ["-o", "addopts=--import-mode=importlib --strict-markers", "-p", "no:cacheprovider"]
+    together = ["-n", str(processes)] if processes > 1 and importlib.util.find_spec("xdist") is not None else []
+    if run.quick:  # no device: do they import here?
+        together = ["--collect-only"]
+    chosen = [path for path in paths if (ROOT / path).exists()]
+    if not chosen:
+        print("no tests here: an installed package has none")
+        return
+    left_out = [f"--ignore={path}" for path in _drawn(chosen)]
+    if left_out:
+        print(f"hypothesis is not installed; {len(left_out)} files of tests are left out: {' '.join(left_out)}")
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-ra", *options, *together, *left_out, *chosen]
+    failure = _said(command, run, "pytest -m gpu")
+    if failure is not None:
+        run.failures.append(failure)
+
+
+def _drawn(paths: Sequence[str]) -> list[str]:
+    """Files of tests that import hypothesis, or another such file, where it is not installed."""
+    if importlib.util.find_spec("hypothesis") is not None:
+        return []
+    files = [ROOT / path for path in paths if path.endswith(".py")]
+    files += [file for path in paths for file in (ROOT / path).rglob("*.py")]
+    names, found = ["hypothesis"], set[Path]()
+    for name in names:  # which grows meanwhile
+        imports = re.compile(rf"^(from|import) ([a-z_.]+\.)?{name}\b", re.MULTILINE)
+        more = {file for file in files if imports.search(file.read_text())} - found
+        names += [file.stem for file in more]
+        found |= more
+    return sorted(str(file.relative_to(ROOT)) for file in found)
+
+
+def gpu_tests(run: Run) -> None:
+    """The operator's tests that need the device."""
+    _tests(run, TIMING_TESTS, processes=1)
+    _tests(run, TESTS)
+
+
+def detector_tests(run: Run) -> None:
+    """The detectors' tests that need the device."""
+    _tests(run, DETECTOR_TESTS)
+
+
+def memcheck(run: Run) -> None:
+    """The verify table under compute-sanitizer, which sees accesses beyond what was allocated."""
+    words = ["compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "9", sys.executable, "-m", "msdeform"]
+    # PyTorch's cache of memory would hide an access to a neighbour's
+    failure = _said([*words, "verify"], run, "memcheck", os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
+    if failure is not None:
+        run.failures.append(failure)
+
+
+def host_times(run: Run) -> None:
+    """What a call costs the host, kernels left out, and its wall time with them."""
+    keys = ("dispatch", dispatch.CASE, "float32", "fused_ms_deform_attn", "forward", "triton", "function")
+    if run.book.has(keys) or implementations.absent("triton", run.settings.device) is not None:
+        return
+    found = dispatch.measure(run.settings.device, 200, 3)
+    for row in found:
+        run.book.add(row)
+    print(aligned(dispatch.table(found), 3))
+
+
+def detectors(run: Run) -> None:
+    """Detectors by the published method, and where the time of one goes."""
+    from ..models import table
+    from ..models.published import MODELS
+
+    run.settings.limit = 300.0
+    if run.quick:
+        tiny = table.REDUCED_MODELS[:1]
+        run.measure(table.plan_models(tiny, ("reference",), ["float32"], (1,), ("eager",), reduced=True))
+    else:
+        speeds = table.plan_models(MODELS, _BACKENDS, _BOTH, (1, 4), ("eager",), reduced=False)
+        run.measure([job for job in speeds if job.method == "published"])
+    _speeds(run)
+    profiles(run)
+
+
+def profiles(run: Run) -> None:
+    """Where the time of a detector, and of its training step, goes."""
+    from ..models import table
+    from . import profile
+
+    model = table.REDUCED_MODELS[0] if run.quick else MAIN_MODEL
+    for what in (model, model + profile.STEP):
+        for backend in ("reference",) if run.quick else ("triton", "cuda", "reference"):
+            absent = implementations.absent(backend, run.settings.device)
+            if absent is not None or run.book.has(("profile", what, backend)):
+                continue
+            if run.seconds_left <= 0:
+                run.left.append(f"profile of {what}, {backend}")
+                continue
+            row = profile.profile(what, backend, run.settings.device)
+            run.book.add(row)
+            print(profile.text(row), flush=True)
+
+
+def _speeds(run: Run) -> None:
+    from ..models import table
+
+    found = run.rows("model") + run.rows("training")
+    if found:
+        print(table.speed_table(found))
+
+
+def training_steps(run: Run) -> None:
+    """Steps of training the published detectors."""
+    from ..models import table
+    from ..models.published import MODELS
+
+    run.settings.limit = 300.0
+    if run.quick:
+        tiny = table.REDUCED_MODELS[:1]
+        run.measure(table.plan_training(tiny, ("reference",), ["float32"], (2,), reduced=True))
+    else:
+        run.measure(table.plan_training(MODELS, _BACKENDS, _BOTH, (2, 4), reduced=False))
+    _speeds(run)
+
+
+def detectors_others(run: Run) -> None:
+    """Detectors end to end, and under torch.compile."""
+    from ..models import table
+    from ..models.published import MODELS
+
+    run.settings.limit = 300.0
+    run.measure(table.plan_models(MODELS, _BACKENDS, _BOTH, (1, 4), ("eager",), reduced=False))
+    compiled = table.plan_models(MODELS, _BACKENDS, _BOTH, (1, 4), ("compiled",), reduced=False)
+    run.measure([job for job in compiled if job.method == "published"])
+    _speeds(run)
+
+
+def _training(run: Run, *parts: TrainingPart, options: tuple[str, ...] = ()) -> None:
+    """The benchmark of training; of loaders and steps only what shows that they run where there is no GPU."""
+    from ..models import table
+
+    few: dict[str, Any] = {}
+    if run.quick:
+        few = {"model": table.REDUCED_MODELS[0], "backends": ("reference",), "dtypes": ("float32",), "batch": (1,)}
+        few |= {"image": "64x96", "workers": (0,), "caches": ("none",)}
+    run.command("training", TrainingOptions(parts=parts, options=options, **few))
+
+
+def training_parts(run: Run) -> None:
+    """The parts of a training step."""
+    _training(run, "step", options=("baseline",))
+
+
+def training_options(run: Run) -> None:
+    """Options of a training step, and loading."""
+    _training(run, "step", "loading", options=("baseline",) if run.quick else ())
+
+
+def explanations(run: Run) -> None:
+    """Relevance beside the model's own passes."""
+    from ..models import table
+
+    few: dict[str, Any] = {"models": table.REDUCED_MODELS[:1], "images": ("64x96",), "backends": ("reference",)}
+    run.command("explain", ExplainOptions(**few) if run.quick else ExplainOptions())
+
+
+def training_runs(run: Run) -> None:
+    """Whole runs; one under way is stopped when the time is over, and resumes in the next call."""
+    options = SeedsOptions(runs=run.runs)
+    if run.quick:
+        options = replace(options, backends=("reference",), seeds=(0,))
+    run.command("seeds", options, max(_LEAST_MINUTES, run.seconds_left / 60 - _SAVING))
+
+
+_DETECTORS = ("torchvision",)
+_TRAINING = ("torchvision", "scipy", "yaml")
+_COMMANDS = (*_TRAINING, "rich", "PIL", "matplotlib", "faster_coco_eval", "tensorboard")
+
+STAGES = (
+    Stage("versions", versions, "correctness.log", 60, gpu=False),
+    Stage("correctness", correctness, "correctness.log", 240, gpu=False),
+    Stage("kernels", kernel_times, "kernels.log", 180, gpu=False),
+    Stage("operator", operator_main, "operator.log", 300, gpu=False),
+    Stage("counters", hardware_counters, "kernels.log", 240, program="ncu"),
+    Stage("variants", variants, "kernels.log", 240),
+    Stage("verify", verify, "tests.log", 240, gpu=False),
+    Stage("tests", gpu_tests, "tests.log", 550, ("pytest",), gpu=False),
+    Stage("dispatch", host_times, "operator.log", 90),
+    Stage("detectors", detectors, "detectors.log", 500, _DETECTORS, gpu=False),
+    Stage("training steps", training_steps, "detectors.log", 500, _TRAINING, gpu=False),
+    Stage("operator, other cases", operator_others, "operator.log", 550),
+    Stage("memcheck", memcheck, "tests.log", 400, program="compute-sanitizer"),
+    Stage("detector tests", detector_tests, "tests.log", 400, (*_COMMANDS, "pytest")),
+    Stage("detectors, other ways", detectors_others, "detectors.log", 550, _DETECTORS),
+    Stage("operator, compiled", operator_compiled, "operator.log", 550),
+    Stage("parts of a training step", training_parts, "training.log", 400, _TRAINING),
+    Stage("explanations", explanations, "training.log", 300, _DETECTORS, gpu=False),
+    Stage("training options and loading", training_options, "training.log", 550, _TRAINING, gpu=False),
+    Stage("training runs", training_runs, "training.log", 590, _COMMANDS, gpu=False),
+)
+
+
+def _version(package: str) -> str | None:
+    from importlib import metadata
+
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        return metadata.version(package)
+    return None
+
+
+def _nvidia_smi() -> str | None:
+    query = "name,driver_version,clocks.sm,clocks.mem,clocks.max.sm,power.limit,temperature.gpu,memory.total"
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv"]
+        return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False).stdout.strip() or None
+    return None

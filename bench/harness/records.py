@@ -1,0 +1,139 @@
+"""Measurements as lines of JSON: appended, never changed, and read back with a broken line named and left out.
+
+Every row has a ``kind``, the fields of :data:`KEYS` that say what was measured, its numbers, and its provenance. Of
+rows with one key from one place the last one counts.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+
+RESULTS = Path(__file__).resolve().parents[1] / "results"
+
+# what names a cell: rows of a kind that agree in these are of the same thing
+KEYS: dict[str, tuple[str, ...]] = {
+    "operator": ("case", "locations", "dtype", "function", "direction", "backend"),
+    "cpu": ("case", "dtype", "function", "direction", "threads", "backend"),
+    "first-call": ("case", "dtype", "direction", "backend"),
+    "correctness": ("case", "locations", "dtype", "function", "direction", "backend"),
+    "kernels": ("case", "dtype", "backend"),
+    "counters": ("case", "dtype", "backend", "kernel"),
+    "variant": ("case", "dtype", "kernel", "choice"),
+    "prediction": ("case", "dtype", "backend", "part"),
+    "missing": ("backend",),
+    "flops": ("model",),
+    "model": ("model", "method", "backend", "dtype", "mode", "batch"),
+    "training": ("model", "method", "backend", "dtype", "batch"),
+    "dispatch": ("case", "dtype", "function", "direction", "backend", "stage"),
+    "executed": ("implementation", "call", "kernel", "dtype", "case", "arch"),
+    "trained": ("model", "epochs"),
+    "profile": ("what", "backend"),
+    "stage": ("stage",),
+    "loading": ("data", "cache", "workers"),
+    "loading-memory": ("workers", "entries"),
+    "training-step": ("model", "backend", "dtype", "batch", "image", "option"),
+    "seeds": ("model", "settings", "backend", "seed"),
+    "startup": ("program", "way"),
+    "export": ("model", "image", "format"),
+    "explanation": ("model", "image", "backend"),
+}
+# and from where: the code is a digest of the sources that are measured, which a commit names where the tree is clean
+PLACE = ("code", "device", "host_cpu")
+
+
+@dataclass
+class Records:
+    """What files of results hold."""
+
+    rows: list[Row] = field(default_factory=list)
+    """in the order of files and lines"""
+    broken: list[str] = field(default_factory=list)
+    """a sentence for each line that is no row"""
+
+    def of(self, kind: str) -> list[Row]:
+        """Rows of a kind; of those with one key the last, in the order in which the keys first came."""
+        last: dict[tuple[Any, ...], Row] = {}
+        for row in self.rows:
+            if row["kind"] == kind:
+                last[key(row)] = row
+        return list(last.values())
+
+
+def key(row: Row) -> tuple[Any, ...]:
+    """What a row is a measurement of."""
+    return (row["kind"], *(row[name] for name in KEYS[row["kind"]]))
+
+
+def place(row: Row) -> tuple[Any, ...]:
+    """Where, and of which code, a row was measured."""
+    return tuple(row.get(name) for name in PLACE)
+
+
+def done(rows: Iterable[Row], source: Row, *, failed: bool = True) -> set[tuple[Any, ...]]:
+    """Keys of what has been measured already at the place that `source`, a provenance, names; of what failed there,
+    too, if `failed`."""
+    last = {key(row): row for row in at(rows, source)}
+    return {one for one, row in last.items() if failed or row.get("failure") is None}
+
+
+def at(rows: Iterable[Row], source: Row) -> list[Row]:
+    """Rows of the place that `source` names."""
+    here = place(source)
+    return [row for row in rows if place(row) == here]
+
+
+def append(path: Path, rows: Sequence[Row]) -> None:
+    """Add rows to a file, in one write. A last line that a crash cut short is ended first, so that it costs no more
+    than itself.
+
+    Raises KeyError for a row without kind or without the fields of its key: nothing is written then.
+    """
+    for row in rows:
+        key(row)
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab+") as file:
+        if file.seek(0, os.SEEK_END) > 0:
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                text = "\n" + text
+        file.write(text.encode())
+
+
+def read(*paths: Path) -> Records:
+    """Rows of files, and of every ``*.jsonl`` in folders. Raises FileNotFoundError for a path that is not there."""
+    records = Records()
+    for path in paths:
+        if not path.exists():
+            raise FileNotFoundError(f"results {path} do not exist")
+        for file in sorted(path.glob("*.jsonl")) if path.is_dir() else [path]:
+            for number, line in enumerate(file.read_bytes().splitlines(), 1):
+                reason = _read_line(line, records.rows)
+                if reason is not None:
+                    records.broken.append(f"{file.name}, line {number}: {reason}; the line is left out")
+    return records
+
+
+def _read_line(line: bytes, rows: list[Row]) -> str | None:
+    """Adds the row of a line, if it holds one; returns what is wrong otherwise."""
+    if not line.strip():
+        return None
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return "not JSON"
+    if not isinstance(row, dict):
+        return "not a row of results"
+    if row.get("kind") not in KEYS:
+        return f"not a row of results: no kind is called {row.get('kind')!r}"
+    try:
+        key(row)
+    except KeyError as error:
+        return f"not a row of results: {error} is missing"
+    rows.append(row)
+    return None

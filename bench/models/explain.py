@@ -1,0 +1,190 @@
+"""``msdeform bench explain``: what an explanation costs beside the model's own forward and backward pass.
+
+    msdeform bench explain                                   # detectors at 800x1333; minutes on a CPU
+    msdeform bench explain --models detr_r50 --images 480x640
+
+Each cell runs in a process of its own: first the model forward and backward down to the backbone's maps, as its own
+losses would go, then the recorded pass and the relevance of one detection, of ten in one pass, and of one by layer.
+Memory is the process's peak (on a GPU, PyTorch's): what the explanation added to the model's. Weights are random, with
+offsets that differ from query to query, and so is the image; neither changes what is computed.
+"""
+
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from itertools import product
+from multiprocessing import get_context
+from typing import Any
+
+import torch
+
+from ...explain.core.capture import Gradients, Tape, capture
+from ...explain.core.relevance import factors, relevance
+from ...explain.core.trace import leaves
+from ...models.attention import MSDeformAttn
+from ...models.families.detector import Detector
+from ...models.zoo import create_model
+from ..harness.provenance import code, provenance
+from ..harness.records import Row
+from ..harness.tables import Line, aligned, number
+from ..operator.runner import Book, command_line, folder, usual_backends, usual_device
+from ..options import ExplainOptions
+
+CODE = ("explain/*.py", "bench/models/explain.py")
+_TARGETS = 10
+_MB = 1e6
+
+
+def run(options: ExplainOptions) -> int:
+    """``msdeform bench explain``: measures, and prints."""
+    fill(options)
+    return 0
+
+
+def fill(options: ExplainOptions) -> int:
+    """Measures and prints; returns how many cells are left when the time is over."""
+    device = usual_device()
+    source = {**provenance(device, command_line("msdeform bench explain", options)), "code": code(*CODE)}
+    book = Book(folder(options.out, keep=not options.quick and device.type == "cuda"), source, again=options.again)
+    backends = options.backends or usual_backends(device)
+    end = time.monotonic() + 60 * options.minutes
+    left = 0
+    for cell in product(options.models, options.images, backends):
+        if book.has(("explanation", *cell)):
+            book.already += 1
+        elif time.monotonic() > end:
+            left += 1
+        else:
+            print(", ".join(cell), file=sys.stderr, flush=True)
+            # a fresh process: a peak of memory never falls
+            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+                times = 1 if options.quick else options.times
+                book.add(pool.submit(measured, *cell, device.type, times).result())
+    book.report()
+    rows = [row for row in book.rows if row["kind"] == "explanation"]
+    if rows:
+        print(aligned(explanation_table(rows), 3) + "\n")
+    return left
+
+
+def measured(name: str, image: str, backend: str, device: str, times: int) -> Row:
+    """The row of one cell."""
+    height, width = map(int, image.split("x"))
+    torch.manual_seed(0)
+    model = uneven(create_model(name, attn_backend=backend)).to(device).eval()
+    pixels = torch.randn(3, height, width, device=device)
+    found: dict[str, list[float]] = {part: [] for part in PARTS}
+    for _ in range(times + 1):
+        found["model_s"].append(own_pass(model, pixels))
+    own = peak_mb(device)
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    tape_mb = 0.0
+    for _ in range(times + 1):
+        tape_mb = explained(model, pixels, found)
+    return {
+        "kind": "explanation",
+        "model": name,
+        "image": image,
+        "backend": backend,
+        "times": times,
+        "targets": _TARGETS,
+        **{part: statistics.median(seconds[1:]) for part, seconds in found.items()},
+        "tape_mb": tape_mb,
+        "model_peak_mb": own,
+        "added_peak_mb": max(0.0, peak_mb(device) - own),
+    }
+
+
+PARTS = ("model_s", "recorded_s", "relevance_s", "by_layer_s", "together_s")
+
+
+def uneven(model: Detector) -> Detector:
+    """With offsets and weights that differ between queries, as no detector's do before it is trained."""
+    for module in model.modules():
+        if isinstance(module, MSDeformAttn):
+            torch.nn.init.normal_(module.sampling_offsets.weight, std=0.02)
+            torch.nn.init.normal_(module.attention_weights.weight, std=0.05)
+    return model.requires_grad_(False)
+
+
+def own_pass(model: Detector, pixels: torch.Tensor) -> float:
+    """Seconds of the model's forward and backward pass for one logit."""
+
+    def run() -> None:
+        begins: list[torch.Tensor] = []
+        with leaves(model, begins):
+            y = model([pixels])["pred_logits"][0, 0, 0]
+        torch.autograd.grad(y, begins)
+
+    return timed(run, pixels.device.type)[1]
+
+
+def explained(model: Detector, pixels: torch.Tensor, found: dict[str, list[float]]) -> float:
+    """Times the recorded pass and what follows; returns the tape's MB."""
+    device = pixels.device.type
+
+    def recorded() -> Any:
+        with leaves(model), capture(model, "*", gradients=True) as tape:
+            logits = model([pixels])["pred_logits"][0]
+        return tape, logits, tape.gradients(logits[0, 0], locations=False, heads=False)
+
+    (tape, logits, gradients), seconds = timed(recorded, device)
+    found["recorded_s"].append(seconds)
+    _alone(tape, gradients, found, device)
+    gradients.clear()  # nor would a scene keep them with the next
+    several = list(range(min(_TARGETS, len(logits))))
+    shared = tape.gradients(logits[several, 0].sum(), locations=False, heads=False)
+    found["together_s"].append(timed(lambda: relevance(factors(tape, shared), several), device)[1])
+    return tape.nbytes / _MB
+
+
+def _alone(tape: Tape, gradients: dict[str, Gradients], found: dict[str, list[float]], device: str) -> None:
+    c, making = timed(lambda: factors(tape, gradients), device)
+    found["relevance_s"].append(making + timed(lambda: relevance(c, [0]), device)[1])
+    found["by_layer_s"].append(making + timed(lambda: relevance(c, [0], by_layer=True), device)[1])
+
+
+def timed(call: Callable[[], Any], device: str) -> tuple[Any, float]:
+    """What a call returns, and its seconds."""
+    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
+    wait()
+    start = time.perf_counter()
+    answer = call()
+    wait()
+    return answer, time.perf_counter() - start
+
+
+def peak_mb(device: str) -> float:
+    """Peak of memory of this process, or on a GPU of PyTorch's."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() / _MB
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / _MB
+
+
+def explanation_table(rows: Sequence[Row]) -> list[Line]:
+    """Seconds and MB of each cell."""
+    lines: list[Line] = [
+        (
+            "model",
+            "image",
+            "backend",
+            "forward + backward, ms",
+            "the same, recorded",
+            "relevance, ms",
+            "by layer, ms",
+            f"{_TARGETS} at once, ms",
+            "model's peak, MB",
+            "added, MB",
+            "tape, MB",
+        )
+    ]
+    for row in rows:
+        times = (number(row[part], 1e-3) for part in PARTS)
+        sizes = (number(row[size]) for size in ("model_peak_mb", "added_peak_mb", "tape_mb"))
+        lines.append((row["model"], row["image"], row["backend"], *times, *sizes))
+    return lines

@@ -1,0 +1,88 @@
+"""``msdeform bench exports``: how far an exported detector differs from its model, at every boundary of padding.
+
+    msdeform bench exports                                     # every kind of architecture, at three sizes
+    msdeform bench exports --models deformable_detr_mini --images 250x333
+
+Weights are random, the picture is made in memory, and onnxruntime runs on the CPU: see `models/export/check.py`.
+"""
+
+import sys
+import time
+from collections.abc import Sequence
+
+import torch
+
+from ...common.progress import progress_bar
+from ...models.export.check import like_a_photograph
+from ...models.export.export import compare, exported_program
+from ...models.zoo import create_model
+from ..harness import records
+from ..harness.provenance import provenance
+from ..harness.records import Row
+from ..harness.tables import Line, aligned
+from ..operator.runner import Book, command_line
+from ..options import ExportsOptions
+
+FORMAT = "onnx"
+
+
+def run(options: ExportsOptions) -> int:
+    """``msdeform bench exports``: compares, prints, and on request records; returns 1 where a difference was too large
+    or a model could not be exported."""
+    torch.set_num_threads(1)
+    end = time.monotonic() + 60 * options.minutes
+    book = Book(
+        options.out,
+        provenance(torch.device("cpu"), command_line("msdeform bench exports", options)),
+        again=options.again,
+    )
+    todo = [(model, image) for image in options.images for model in options.models]
+    left = 0
+    with progress_bar("comparing exports", len(todo)) as advance:
+        for model, image in todo:
+            key = records.key({"kind": "export", "model": model, "image": image, "format": FORMAT})
+            if book.has(key):
+                book.already += 1
+            elif time.monotonic() >= end:
+                left += 1
+            else:
+                book.add(compared(model, image))
+            advance()
+    book.report()
+    print(aligned(export_table(book.rows), 1))
+    if left:
+        print(f"{left} were left for want of time; the same command compares them", file=sys.stderr)
+    return 1 if any(row["failure"] is not None for row in book.rows) else 0
+
+
+def compared(name: str, image: str) -> Row:
+    """The row of one detector at one size."""
+    height, _, width = image.partition("x")
+    size = (int(height), int(width))
+    row: Row = {"kind": "export", "model": name, "image": image, "format": FORMAT}
+    torch.manual_seed(0)
+    deformable = {"attn_backend": "reference"} if name.startswith("deformable") else {}
+    model = create_model(name, **deformable).eval()  # type: ignore[arg-type]
+    try:
+        program, call, _ = exported_program(model, f".{FORMAT}", size=size)
+        found = compare(program, call, [like_a_photograph(size)], tolerance=float("inf"))
+    except (ValueError, RuntimeError) as error:
+        return {**row, "difference": None, "compared": 0, "boundaries": 0, "failure": str(error)}
+    counts = {"compared": found.compared, "boundaries": found.boundaries[0]}
+    return {**row, "difference": found.difference, **counts, "failure": None}
+
+
+def export_table(rows: Sequence[Row]) -> list[Line]:
+    """A head, and a line for each detector with its largest differences, and the inputs that were compared."""
+    images = sorted({row["image"] for row in rows}, key=lambda image: [int(side) for side in image.split("x")])
+    lines: list[Line] = [("detector", *(part for image in images for part in (image, "inputs")))]
+    for model in dict.fromkeys(row["model"] for row in rows):
+        mine = {row["image"]: row for row in rows if row["model"] == model}
+        lines.append((model, *(cell for image in images for cell in _cells(mine.get(image)))))
+    return lines
+
+
+def _cells(row: Row | None) -> tuple[str, str]:
+    if row is None:
+        return "-", "-"
+    return ("failed" if row["failure"] is not None else f"{row['difference']:.1e}"), str(row["compared"])

@@ -1,0 +1,258 @@
+"""``msdeform bench seeds``: a real training run for every backend and seed. Do the backends' APs agree?
+
+    msdeform bench seeds                 # a published detector on a GPU, a small one elsewhere
+    msdeform bench seeds --minutes 9     # stop cleanly after so long; the same command goes on from there
+    msdeform bench seeds --quick         # a tiny detector for seconds: does the command work?
+
+Each run is ``msdeform train`` in a process of its own, on one synthetic data set, from random weights. A seed decides
+weights, order and augmentation, the same for every backend: what is left to tell backends apart is their arithmetic.
+Runs go by seeds, so that the backends can be compared as soon as the first seed is through. A run that has a row of
+this code on this device is not done again; one that was stopped goes on from its checkpoint.
+
+The run on a GPU has 2,500 steps on 8 images of 256x256. Nobody has measured it. Expected on an H200: 3 to 5 minutes
+with `triton` or `cuda`, less than twice that with `reference`, so 30 to 60 minutes for nine runs; an AP well above
+zero, of which nobody can be sure with a net of this size from random weights: more --epochs where it is not.
+"""
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from ...train.config.files import write_settings
+from ...train.config.options import (
+    Batch,
+    Compute,
+    Input,
+    Loading,
+    Model,
+    Optim,
+    Run,
+    Schedule,
+    Seeing,
+    Source,
+    TrainOptions,
+)
+from ...train.data.synthetic.synth import SynthOptions, make_dataset
+from ...train.engine.signals import STOPPED
+from ...train.monitor.history import History
+from ...train.monitor.run_log import read_log
+from ..harness.provenance import code, provenance
+from ..harness.records import Row
+from ..harness.tables import aligned
+from ..operator import implementations
+from ..operator.runner import Book, command_line, folder, usual_device
+from ..options import SeedsOptions
+from . import spread
+
+# what decides these runs, beside what decides all
+CODE = ("train/*.py", "bench/models/seeds.py")
+_GRACE = 180.0  # seconds that a run may take to end its evaluation, or its step, and to save
+_NUMBERS = ("steps", "ap", "ap50", "loss", "images_per_second", "seconds", "peak_mb", "loss_curve", "ap_curve")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What every run has in common. Rates and lengths were chosen here, for a net from random weights."""
+
+    model: str
+    image_size: int
+    images: int
+    epochs: int
+    batch: int
+    lr: float
+    warmup_steps: int
+    workers: int
+    log_every: int
+    held_out: int
+    data: Path | None = None
+    precision: str = "fp32"
+
+    @property
+    def settings(self) -> str:
+        """As a row has it."""
+        data = f"{self.images} synthetic images" if self.data is None else f"images of {self.data.resolve().name}"
+        return (
+            f"{data} of {self.image_size} pixels, {self.epochs} epochs of batch {self.batch}, lr {self.lr:g}, "
+            f"{self.precision}"
+        )
+
+
+GPU = Recipe("deformable_detr_r50", 256, 2000, 10, 8, 2e-4, 100, workers=4, log_every=10, held_out=200)
+CPU = Recipe("deformable_detr_mini", 96, 400, 4, 8, 2e-3, 50, workers=0, log_every=5, held_out=50)
+QUICK = Recipe("deformable_detr_tiny", 64, 8, 2, 4, 1e-3, 0, workers=0, log_every=1, held_out=2)
+
+
+class RunFailed(Exception):
+    """A run ended with an error; the message is its last line."""
+
+
+def run(options: SeedsOptions) -> int:
+    """``msdeform bench seeds``: trains, and prints what came of it."""
+    fill(options)
+    return 0
+
+
+def fill(options: SeedsOptions) -> int:
+    """Trains and prints; returns how many runs are left when the time is over."""
+    device = usual_device()
+    recipe = _recipe(options, device)
+    source = {**provenance(device, command_line("msdeform bench seeds", options)), "code": code(*CODE)}
+    book = Book(folder(options.out, keep=not options.quick and device.type == "cuda"), source)
+    # a run goes on by the code and on the device it began with
+    name = _slug(f"{recipe.model} {recipe.settings} {source['code']} {source['device']}")
+    end = time.monotonic() + 60 * options.minutes
+    reasons = {backend: implementations.absent(backend, device) for backend in options.backends}
+    book.skipped += [f"{backend}: {reason}" for backend, reason in reasons.items() if reason is not None]
+    left = 0
+    for seed in options.seeds:
+        for backend in (backend for backend, reason in reasons.items() if reason is None):
+            lead = {"kind": "seeds", "model": recipe.model, "settings": recipe.settings, "backend": backend}
+            if book.has((*lead.values(), seed)):
+                book.already += 1
+                continue
+            row: Row = {**lead, "seed": seed, "reduced": options.quick, **dict.fromkeys(_NUMBERS), "failure": None}
+            where = options.runs / name / f"{backend}-seed{seed}"
+            try:
+                if not finished(where) and not _train(recipe, backend, seed, where, device, end):
+                    left += 1
+                    continue
+                row |= numbers(where)
+            except RunFailed as error:
+                row["failure"] = str(error)
+            book.add(row)
+    book.report()
+    if left:
+        print(f"{left} runs are left: {options.minutes:g} minutes are over; the same command resumes them\n")
+    rows = [row for row in book.rows if row["failure"] is None]
+    if rows:
+        print(f"{aligned(spread.table(rows), 1)}\n{spread.verdict(rows)}\n")
+    return left
+
+
+def _recipe(options: SeedsOptions, device: torch.device) -> Recipe:
+    usual = QUICK if options.quick else GPU if device.type == "cuda" else CPU
+    names = ("model", "data", "images", "image_size", "epochs", "batch", "lr", "precision")
+    return replace(usual, **{name: value for name in names if (value := getattr(options, name)) is not None})
+
+
+def finished(run: Path) -> bool:
+    """Did a run in this folder come to its end?"""
+    log = run / "log.jsonl"
+    return log.is_file() and any(event["event"] == "end" for event in read_log(log))
+
+
+def numbers(run: Path) -> Row:
+    """What came of a finished run, and its curves, from its log.
+
+    ``ap``, ``ap50``: of the last evaluation. ``loss``: mean over the steps logged since the evaluation before it.
+    ``images_per_second``: median of the logged steps, the first left out. ``seconds``: of the run, evaluations among
+    them, without the time it stood still. Curves: lists of (step, value).
+    """
+    history = History.read(run)
+    last = history.evaluations[-1]
+    before = history.evaluations[-2]["step"] if len(history.evaluations) > 1 else 0
+    steps, losses = history.curve("loss")
+    speeds, memory = history.curve("images_per_s")[1], history.curve("memory_mb")[1]
+    late = losses[steps > before]
+    return {
+        "steps": last["step"],
+        "ap": last["AP"],
+        "ap50": last["AP50"],
+        "loss": float(late.mean()) if len(late) else None,
+        "images_per_second": spread.median(speeds[1:] if len(speeds) > 1 else speeds),
+        "seconds": history.evaluations[-1]["hours"] * 3600,
+        "peak_mb": float(memory.max()) if len(memory) else None,
+        "loss_curve": spread.thinned(steps, losses),
+        "ap_curve": spread.thinned(*history.curve("AP")),
+    }
+
+
+def _train(recipe: Recipe, backend: str, seed: int, run: Path, device: torch.device, end: float) -> bool:
+    """Begins a run, or goes on with it; returns False if the time ended first, when it has saved.
+
+    Raises:
+        RunFailed: it could not come to its end.
+    """
+    if time.monotonic() >= end:
+        return False
+    print(f"{recipe.model}, {backend}, seed {seed}: training in {run}", file=sys.stderr, flush=True)
+    settings = run.parent / f"{run.name}.yaml"
+    data = recipe.data or _synthetic(recipe, run.parent.parent)
+    write_settings(_options(recipe, data, backend, seed, device), settings, "A run of msdeform bench seeds")
+    words = ["--config", str(settings), "--resume", "auto", "--out", str(run)]
+    status, said = _apart([sys.executable, "-m", "msdeform", "train", *words], run.parent / f"{run.name}.txt", end)
+    if status == STOPPED:
+        return False
+    if status != 0:
+        # one that was told to stop before it had anything to save has not failed
+        if time.monotonic() >= end and status in (-signal.SIGTERM, -signal.SIGKILL):
+            return False
+        raise RunFailed(said or f"ended with status {status}")
+    return True
+
+
+def _apart(command: list[str], log: Path, end: float) -> tuple[int, str]:
+    """Runs a command in a process of its own, and asks it to stop when the time is over.
+
+    Returns its status and the last line that it printed; all that it prints is appended to ``log``.
+    """
+    with open(log, "ab") as out:
+        # a Ctrl-C is ours alone: the run is then told once, by the signal below
+        child = subprocess.Popen(command, stdout=out, stderr=out, stdin=subprocess.DEVNULL, start_new_session=True)
+        try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(max(0.0, end - time.monotonic()))
+        finally:
+            _stop(child)
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    return child.returncode, lines[-1] if lines else ""
+
+
+def _stop(child: "subprocess.Popen[bytes]") -> None:
+    """Lets a run that is still going save, and kills one that does not end."""
+    if child.poll() is not None:
+        return
+    child.terminate()
+    try:
+        child.wait(_GRACE)
+    except subprocess.TimeoutExpired:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)  # its own session: nobody else's processes
+        child.wait()
+
+
+def _synthetic(recipe: Recipe, root: Path) -> Path:
+    data = root / f"data-{recipe.images}-{recipe.held_out}-{recipe.image_size}"
+    if not data.exists():
+        workers = min(8, os.cpu_count() or 1)
+        make_dataset(
+            SynthOptions(data, recipe.images, recipe.held_out, size=recipe.image_size, workers=workers, progress=False)
+        )
+    return data
+
+
+def _options(recipe: Recipe, data: Path, backend: str, seed: int, device: torch.device) -> TrainOptions:
+    return TrainOptions(
+        source=Source(data=data.resolve()),
+        input=Input(image_size=recipe.image_size, augment="flip"),
+        loading=Loading(workers=recipe.workers, cache_images="pixels"),
+        model=Model(recipe.model, attn_backend=backend, backbone_weights="none"),  # type: ignore[arg-type]
+        batch=Batch(epochs=recipe.epochs, total_batch_size=recipe.batch, batch_size=recipe.batch, seed=seed),
+        optim=Optim(lr=recipe.lr, lr_factor_offsets=0.5),
+        schedule=Schedule("cosine", warmup_steps=recipe.warmup_steps),
+        compute=Compute(device=str(device), precision=recipe.precision),  # type: ignore[arg-type]
+        run=Run(dry_steps=0, keep=1),
+        seeing=Seeing(log_every=recipe.log_every, tensorboard=False, pictures=0, progress=False),
+    )
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")

@@ -1,0 +1,112 @@
+"""Runs that differ in backend and seed: their mean and spread, whether the backends agree, and their curves.
+
+All of it is made of rows alone, which hold their curves.
+"""
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ...train.commands.plot import Panel, draw
+from ...train.monitor.history import History
+from ..harness.records import Row
+from ..harness.tables import Line, number
+from ..report import plots
+
+_POINTS = 50  # of a curve in a row
+_DIGITS = 4
+_LEARNT = 0.05  # AP below which runs are alike because none has learnt anything
+_DRAWN = ("model", "settings", "backend", "seed", "loss_curve", "ap_curve")
+
+
+def median(values: np.ndarray) -> float | None:
+    return float(np.median(values)) if len(values) else None
+
+
+def thinned(x: np.ndarray, y: np.ndarray) -> list[list[float]]:
+    """A curve (n,), (n,) of at most fifty points, each the mean of neighbours: [x, y] of each."""
+    parts = np.array_split(np.arange(len(x)), max(1, min(len(x), _POINTS)))
+    return [[float(f"{values[part].mean():.{_DIGITS}g}") for values in (x, y)] for part in parts if len(part)]
+
+
+def experiments(rows: Sequence[Row]) -> list[list[Row]]:
+    """Rows that differ in backend and seed alone."""
+    found: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        found.setdefault((row["model"], row["settings"]), []).append(row)
+    return list(found.values())
+
+
+def by_backend(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row["backend"], []).append(row)
+    return found
+
+
+def table(rows: Sequence[Row]) -> list[Line]:
+    """A line for each backend: AP's mean, least to most, and standard deviation over seeds; means of the rest."""
+    head = ("backend", "seeds", "AP", "least to most", "deviation", "AP50", "loss", "images/s", "seconds", "peak MB")
+    lines: list[Line] = [head]
+    for backend, mine in by_backend(rows).items():
+        aps = [row["ap"] for row in mine]
+        deviation = f"{statistics.stdev(aps):.3f}" if len(aps) > 1 else "-"
+        rest = (number(_mean(mine, name)) for name in ("loss", "images_per_second", "seconds", "peak_mb"))
+        spread = f"{min(aps):.3f} to {max(aps):.3f}"
+        lines.append(
+            (
+                backend,
+                str(len(mine)),
+                f"{statistics.mean(aps):.3f}",
+                spread,
+                deviation,
+                f"{statistics.mean(row['ap50'] for row in mine):.3f}",
+                *rest,
+            )
+        )
+    return lines
+
+
+def verdict(rows: Sequence[Row]) -> str:
+    """Do the backends' mean APs, over the seeds that all of them have, differ by more than the seeds of one do?"""
+    groups = by_backend(rows)
+    common = set.intersection(*({row["seed"] for row in mine} for mine in groups.values()))
+    if len(groups) < 2 or len(common) < 2:
+        had = f"{len(groups)} of them, {len(common)} seeds that all have"
+        return f"Nothing can be said of whether backends agree: {had}."
+    aps = {backend: [row["ap"] for row in mine if row["seed"] in common] for backend, mine in groups.items()}
+    means = [statistics.mean(values) for values in aps.values()]
+    apart = max(means) - min(means)
+    width = max(max(values) - min(values) for values in aps.values())
+    lead = (
+        f"Over {len(common)} seeds the mean APs of {', '.join(aps)} lie {apart:.3f} apart, the seeds of one backend "
+        f"up to {width:.3f}"
+    )
+    if max(means) < _LEARNT:
+        return f"{lead}: with no mean AP of {_LEARNT} too little was learnt to tell backends apart."
+    if apart > width:
+        return f"{lead}: the backends differ by more than seeds do."
+    return f"{lead}: the backends agree within the spread of seeds."
+
+
+def drawn_digest(rows: Sequence[Row]) -> str:
+    return plots.digest(rows, _DRAWN)
+
+
+def curves(rows: Sequence[Row]) -> Any:
+    """A figure of the rows of one experiment: loss and AP, for each backend the mean of its seeds in their range."""
+    groups = [[_history(row) for row in mine] for mine in by_backend(rows).values()]
+    return draw(groups, (Panel("loss", ("loss",)), Panel("AP", ("AP",), from_zero=True)), "step", smooth=1)
+
+
+def _history(row: Row) -> History:
+    steps = [{"step": step, "loss": loss} for step, loss in row["loss_curve"]]
+    evaluations = [{"step": step, "AP": ap} for step, ap in row["ap_curve"]]
+    return History(row["backend"], {"seed": row["seed"]}, {}, steps, evaluations)
+
+
+def _mean(rows: Sequence[Row], name: str) -> float | None:
+    values = [row[name] for row in rows if row[name] is not None]
+    return statistics.mean(values) if values else None

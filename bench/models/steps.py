@@ -1,0 +1,160 @@
+"""A training step by its stages, with and without each setting that should make it faster or smaller.
+
+The step is the run's own (`train.training.Training`): images as bytes on the host, to the device, through the model, to
+losses, gradients, clipping and AdamW. Pixels are random and every image has seven boxes; weights are random, too.
+"""
+
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...train.config.options import Batch, Compute, Loading, Model, Run, Seeing, Source, TrainOptions
+from ...train.data.dataset import Sample
+from ...train.data.synthetic.synth import SynthOptions, make_dataset
+from ...train.engine.state import Training, by_shape
+from ...train.engine.step_timer import STAGES
+from ..harness.measure import peak_memory_mb
+from ..harness.records import Row
+from ..operator.workloads import sentence
+
+PRECISIONS = {"float32": "fp32", "bfloat16": "bf16"}
+_BOXES = 7  # of an image of COCO's training set, about
+_CLASSES = 5
+
+
+@dataclass(frozen=True)
+class Option:
+    """One way to run a step."""
+
+    compute: dict[str, Any] = field(default_factory=dict)
+    passes: int = 1
+    """Forward and backward passes, whose gradients add up."""
+    mixed: bool = False
+    """Every other image is turned, and pads its neighbour."""
+    bucket: bool = False
+
+
+OPTIONS = {
+    "baseline": Option(),
+    "channels_last": Option({"channels_last": True}),
+    "compile": Option({"compile": True}),
+    "checkpointing encoder": Option({"checkpointing": "encoder"}),
+    "checkpointing all": Option({"checkpointing": "all"}),
+    "accumulation": Option(passes=2),
+    "mixed shapes": Option(passes=2, mixed=True),
+    "mixed shapes, bucket": Option(passes=2, mixed=True, bucket=True),
+}
+
+
+@dataclass(frozen=True)
+class Step:
+    """What to measure."""
+
+    model: str
+    backend: str
+    dtype: str
+    """bfloat16: autocast"""
+    batch: int
+    """images to a pass"""
+    image: str
+    """HEIGHTxWIDTH"""
+    option: str
+
+    def key(self) -> tuple[object, ...]:
+        """As of :func:`.records.key`."""
+        return ("training-step", *asdict(self).values())
+
+
+@contextmanager
+def few_images() -> Iterator[Path]:
+    """A data set for a run to have classes from; what it trains on here is made by hand."""
+    with tempfile.TemporaryDirectory() as scratch:
+        out = Path(scratch) / "shapes"
+        make_dataset(SynthOptions(out, train=4, val=1, size=64, classes=_CLASSES, progress=False))
+        yield out
+
+
+def measured(step: Step, data: Path, device: torch.device, *, times: int, warm_up: int = 3) -> Row:
+    """The row of a step; one that cannot run here says why."""
+    numbers = dict.fromkeys(("images_per_second", "step_us", "stages_us", "peak_mb", "steps"))
+    row: Row = {"kind": "training-step", **asdict(step), **numbers, "failure": None}
+    try:
+        row |= _measure(step, data, device, times, warm_up)
+    except torch.OutOfMemoryError:
+        row["failure"] = "out of memory"
+    except Exception as error:  # the others are still to be measured
+        row["failure"] = sentence(error)
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    return row
+
+
+def _measure(step: Step, data: Path, device: torch.device, times: int, warm_up: int) -> Row:
+    option = OPTIONS[step.option]
+    training = Training(_options(step, option, data, device))
+    samples = _samples(step, option)
+
+    def once(_: int = 0) -> None:
+        training.step(samples)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    for _ in range(warm_up):
+        once()
+    took = [_seconds(once) for _ in range(times)]
+    training.stages.start()
+    for _ in range(times):
+        once()
+    training.stages.stop()
+    median = statistics.median(took)
+    return {
+        "images_per_second": len(samples) / median,
+        "step_us": median * 1e6,
+        "stages_us": {name: training.stages.seconds[name] / times * 1e6 for name in STAGES},
+        "peak_mb": peak_memory_mb(once, device),
+        "steps": times,
+    }
+
+
+def _seconds(call: Any) -> float:
+    begun = time.perf_counter()
+    call()
+    return time.perf_counter() - begun
+
+
+def _options(step: Step, option: Option, data: Path, device: torch.device) -> TrainOptions:
+    compute: dict[str, Any] = {"device": str(device), "precision": PRECISIONS[step.dtype], **option.compute}
+    return TrainOptions(
+        source=Source(data=data),
+        loading=Loading(workers=0, bucket=option.bucket),
+        model=Model(step.model, attn_backend=step.backend, backbone_weights="none"),  # type: ignore[arg-type]
+        batch=Batch(epochs=10**6, total_batch_size=step.batch * option.passes, batch_size=step.batch),
+        compute=Compute(**compute),
+        run=Run(dry_steps=0),
+        seeing=Seeing(tensorboard=False, progress=False, pictures=0),
+    )
+
+
+def _samples(step: Step, option: Option) -> list[Sample]:
+    """Images of a whole batch, as a loader gives them."""
+    height, width = map(int, step.image.split("x"))
+    generator = torch.Generator().manual_seed(0)
+    samples: list[Sample] = []
+    for number in range(step.batch * option.passes):
+        size = (width, height) if option.mixed and number % 2 else (height, width)
+        target = {
+            "image_id": number,
+            "size": size,
+            "labels": torch.randint(_CLASSES, (_BOXES,), generator=generator),
+            # cxcywh, normalised, inside the image
+            "boxes": torch.rand(_BOXES, 4, generator=generator) * 0.3 + 0.2,
+        }
+        samples.append((torch.randint(256, (3, *size), generator=generator, dtype=torch.uint8), target))
+    return by_shape(samples) if option.bucket else samples

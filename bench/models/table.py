@@ -1,0 +1,177 @@
+"""``msdeform table``: what the published table says of each detector, and ours beside it.
+
+    msdeform table --flops       # parameters and multiply-adds, counted in the same way
+    msdeform table --speed       # images a second by the published method, and end to end
+    msdeform table --training    # images a second, hours an epoch, memory of training steps
+
+On a CPU, where detectors take seconds an image, speeds are those of a reduced form, a tiny detector on a small image,
+unless ``--no-reduced`` is said.
+"""
+
+import sys
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any
+
+import torch
+
+from ..harness.provenance import provenance
+from ..harness.records import Row
+from ..harness.tables import aligned, number
+from ..operator import jobs
+from ..operator.runner import Book, Settings, command_line, folder, measure, usual_device
+from ..options import TableOptions
+from . import flops, speed
+from .published import MODELS, published_as
+
+REDUCED_MODELS = ("deformable_detr_tiny", "detr_tiny")
+_LIMIT = 300.0  # seconds for a row: building a model and compiling it take most of them
+
+
+def run(options: TableOptions) -> int:
+    """``msdeform table``: counts or measures, and prints."""
+    device = usual_device()
+    command = command_line("msdeform table", options)
+    if options.flops:
+        book = Book(options.out, provenance(torch.device("cpu"), command), again=True)
+        print(_count(options.models or MODELS, book))
+        return 0
+    reduced = device.type == "cpu" if options.reduced is None else options.reduced
+    names = options.models or (REDUCED_MODELS if reduced else MODELS)
+    settings = Settings(device, limit=_LIMIT, threads=torch.get_num_threads())
+    book = Book(folder(options.out, keep=not reduced), provenance(device, command), again=options.again)
+    planned: Sequence[jobs.Job]
+    if options.speed:
+        modes = ("eager", "compiled") if options.compiled else ("eager",)
+        planned = plan_models(names, options.backends, options.dtypes, options.batch or (1, 4), modes, reduced=reduced)
+    else:
+        planned = plan_training(names, options.backends, options.dtypes, options.batch or (2, 4), reduced=reduced)
+    measure(planned, settings, book)
+    print(file=sys.stderr)
+    book.report()
+    print(speed_table([row for row in book.rows if row["kind"] == planned[0].kind]))
+    return 0
+
+
+def _backends(model: str, backends: Iterable[str]) -> Iterable[str]:
+    return backends if speed.uses_attention(model) else (jobs.NO_BACKEND,)
+
+
+def plan_models(
+    models: Iterable[str],
+    backends: Sequence[str],
+    dtypes: Sequence[str],
+    batches: Sequence[int],
+    modes: Sequence[str],
+    *,
+    reduced: bool,
+) -> list[jobs.Model]:
+    """A job for each combination; those by the published method first, those under torch.compile last."""
+    before = speed.REDUCED if reduced else ""
+    return [
+        jobs.Model(model, before + method, backend, dtype, mode, batch)
+        for mode in modes
+        for method in speed.METHODS
+        for dtype in dtypes
+        for batch in batches
+        for model in models
+        for backend in _backends(model, backends)
+    ]
+
+
+def plan_training(
+    models: Iterable[str], backends: Sequence[str], dtypes: Sequence[str], batches: Sequence[int], *, reduced: bool
+) -> list[jobs.Training]:
+    """A job for each combination."""
+    method = (speed.REDUCED if reduced else "") + speed.TRAINING
+    return [
+        jobs.Training(model, method, backend, dtype, batch)
+        for dtype in dtypes
+        for batch in batches
+        for model in models
+        for backend in _backends(model, backends)
+    ]
+
+
+def _count(names: Iterable[str], book: Book) -> str:
+    """Counts models, adds their rows to the book, and returns the table with its convention."""
+    names, sizes = list(dict.fromkeys(names)), flops.published_sizes()
+    proposals: set[int | None] = set()
+    for i, name in enumerate(names, 1):
+        print(f"counting {name} at {len(sizes)} sizes ({i} of {len(names)})", file=sys.stderr, flush=True)
+        counted = flops.count(name, sizes)
+        proposals.add(counted.proposals)
+        numbers = {"parameters": counted.parameters, "multiply_adds": counted.multiply_adds}
+        book.add({"kind": "flops", "model": name, **numbers, "proposals": counted.proposals})
+    return "\n".join([table(book.rows), "", *convention(sizes, proposals - {None})])
+
+
+def convention(sizes: Counter[tuple[int, int]], proposals: Collection[int | None] = ()) -> list[str]:
+    """What the counted columns mean, a line each; `proposals` are those of the two-stage convolutional detectors."""
+    notes = [
+        "Published: Zhu et al. 2021. Counted: this package's models, by torch.utils.flop_counter, from shapes alone.",
+        f"FLOPs: a multiply-add is one; batch 1; the mean over the first {sizes.total()} images of COCO val2017,",
+        f"  resized to 800 pixels, at most 1333, each of the {len(sizes)} sizes that this gives counted. Convolutions,",
+        f"  matrix products, and for each deformable attention {flops.PER_SAMPLE} Q (L P) C: four to interpolate a",
+        "  sample of a channel, one to weigh it. Normalisation, softmax and other elementwise work is left out.",
+        "params: every weight, those of the fixed first layers too. The backbone's frozen batch norms have none.",
+    ]
+    if proposals:
+        notes += [
+            f"Faster R-CNN: with the box head of {', '.join(map(str, sorted(filter(None, proposals))))} proposals, the "
+            "most it takes; how many suppression leaves depends",
+            "  on weights and image. Choosing and pooling them is left out.",
+        ]
+    return notes
+
+
+def table(rows: Iterable[Row]) -> str:
+    """Rows of counts as aligned text."""
+    lines = [
+        ("", "", "params M", "", "FLOPs G", ""),
+        ("model", "published as", "published", "counted", "published", "counted"),
+    ]
+    for one in rows:
+        published = published_as(one["model"])
+        lines.append(
+            (
+                one["model"],
+                "-" if published is None else published.title,
+                "-" if published is None else str(published.parameters_m),
+                f"{one['parameters'] / 1e6:.2f}",
+                "-" if published is None else str(published.flops_g),
+                f"{one['multiply_adds'] / 1e9:.1f}",
+            )
+        )
+    return aligned(lines, 2)
+
+
+def speed_table(rows: Iterable[Row]) -> str:
+    """Rows of speeds as aligned text, the published figure beside those of its method."""
+    lines: list[tuple[str, ...]] = [
+        ("model", "method", "backend", "dtype", "mode", "batch", "images/s", "V100", "hours/epoch", "peak MB", "image")
+    ]
+    for row in rows:
+        lead = (row["model"], row["method"], row["backend"], row["dtype"], row.get("mode", "-"), str(row["batch"]))
+        if row["failure"] is not None:
+            lines.append((*lead, "failed", *"---", row["failure"].split(":")[0]))
+            continue
+        lines.append(
+            (
+                *lead,
+                number(row.get("fps", row.get("images_per_second"))),
+                _published_fps(row),
+                number(row.get("hours_per_epoch")),
+                number(row["peak_mb"]),
+                "x".join(map(str, row["image"])),
+            )
+        )
+    return aligned(lines, 5)
+
+
+def _published_fps(row: dict[str, Any]) -> str:
+    """The published figure that a row may be held against: of the published method and nothing else."""
+    published = published_as(row["model"])
+    if published is None or row["method"] != "published":
+        return "-"
+    return {1: f"{published.fps}", 4: f"{published.fps_4}"}.get(row["batch"], "-")

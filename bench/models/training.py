@@ -1,0 +1,135 @@
+"""``msdeform bench training``: how fast images are loaded, what a training step is made of, and what settings change.
+
+    msdeform bench training                          # all of it; reduced to small images on a CPU
+    msdeform bench training --parts loading --data DIR    # the loader on real photographs
+    msdeform bench training --parts step --options baseline compile --batch 4
+
+loading: images a second of the loader alone, by workers and cache. memory: each worker's own memory early and late in
+2,000 steps. step: images a second, peak memory and the stages of a step, with and without each setting; on a GPU a
+published detector on 800x1066 images, on a CPU a tiny one on small images, which shows that a setting works, and is
+no result for anything else.
+"""
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import product
+
+import torch
+
+from ...train.config.options import Loading
+from ...train.engine.step_timer import STAGES
+from ..harness import records
+from ..harness.provenance import code, provenance
+from ..harness.records import Row
+from ..harness.tables import Line, aligned, number
+from ..operator.runner import Book, command_line, folder, usual_backends, usual_device
+from ..options import STEP_OPTIONS, TrainingOptions
+from . import loading, steps
+
+# what decides these measurements, beside what decides all
+CODE = ("train/*.py", "bench/models/loading.py", "bench/models/steps.py")
+_MARKS, _REDUCED_MARKS = (200, 2000), (20, 60)
+_INDEX, _REDUCED_INDEX = 50_000, 500
+_MODEL, _REDUCED_MODEL = "deformable_detr_r50", "deformable_detr_tiny"
+_IMAGE, _REDUCED_IMAGE = "800x1066", "128x160"
+
+
+def run(options: TrainingOptions) -> int:
+    """``msdeform bench training``: measures, and prints."""
+    fill(options)
+    return 0
+
+
+def fill(options: TrainingOptions) -> int:
+    """Measures and prints; returns how many cells are left when the time is over."""
+    device = usual_device()
+    source = {**provenance(device, command_line("msdeform bench training", options)), "code": code(*CODE)}
+    book = Book(folder(options.out, keep=not options.quick and device.type == "cuda"), source, again=options.again)
+    end = time.monotonic() + 60 * options.minutes
+    left = 0
+    for key, measure in _planned(options, device):
+        if book.has(key):
+            book.already += 1
+        elif time.monotonic() > end:
+            left += 1
+        else:
+            print(", ".join(map(str, key)), file=sys.stderr, flush=True)
+            book.add(measure())
+    book.report()
+    if left:
+        print(f"{left} cells are left: {options.minutes:g} minutes are over (--minutes; --out keeps what is done)\n")
+    for kind, table in TABLES.items():
+        rows = [row for row in book.rows if row["kind"] == kind and not row.get("failure")]
+        if rows:
+            print(aligned(table(rows), 1) + "\n")
+    return left
+
+
+Planned = Iterator[tuple[tuple[object, ...], Callable[[], Row]]]
+
+
+def _planned(options: TrainingOptions, device: torch.device) -> Planned:
+    """What each row is of, and what measures it."""
+    if "loading" in options.parts:
+        with loading.data_set(options.data) as where:
+            for cache in options.caches:
+                for workers in options.workers:
+                    how = Loading(workers=workers, cache_images=cache)
+                    seconds = 0.2 if options.quick else options.seconds
+                    yield loading.key(where, workers, cache), partial(loading.speed, where, how, seconds)
+    if "memory" in options.parts:
+        marks, index = (_REDUCED_MARKS, _REDUCED_INDEX) if options.quick else (_MARKS, _INDEX)
+        workers = max(1, *options.workers)
+        yield ("loading-memory", workers, index), partial(loading.memory, marks, workers, index)
+    if "step" in options.parts:
+        on_cpu = device.type == "cpu"
+        model = options.model or (_REDUCED_MODEL if on_cpu else _MODEL)
+        image = options.image or (_REDUCED_IMAGE if on_cpu else _IMAGE)
+        batches = options.batch or ((2,) if on_cpu else (2, 4))
+        backends = options.backends or usual_backends(device)
+        # compiling takes minutes on a CPU
+        ways = options.options or [name for name in STEP_OPTIONS if name != "compile" or not on_cpu]
+        with steps.few_images() as data:
+            times = 2 if options.quick else 10
+            for dtype, batch, backend, option in product(options.dtypes, batches, backends, ways):
+                step = steps.Step(model, backend, dtype, batch, image, option)
+                yield step.key(), partial(steps.measured, step, data, device, times=times)
+
+
+def loading_table(rows: Sequence[Row]) -> list[Line]:
+    """Images a second, a line for each cache."""
+    counts = sorted({row["workers"] for row in rows})
+    lines: list[Line] = [("data", "cache", *(f"{count} workers" for count in counts))]
+    for data, cache in dict.fromkeys((row["data"], row["cache"]) for row in rows):
+        mine = {row["workers"]: row for row in rows if (row["data"], row["cache"]) == (data, cache)}
+        speeds = (number(mine[count]["images_per_second"]) if count in mine else "-" for count in counts)
+        lines.append((data, cache, *speeds))
+    return lines
+
+
+def memory_table(rows: Sequence[Row]) -> list[Line]:
+    """What each worker had to itself, early and late."""
+    lines: list[Line] = [("images listed", "workers", "step", "MB of each", "step", "MB of each", "most growth")]
+    for row in rows:
+        early, late = (" ".join(number(size) for size in row[name]) for name in ("early_mb", "late_mb"))
+        first, last = map(str, row["steps"])
+        grown = f"{max(row['grown_mb']):+.2f} MB"
+        lines.append((str(row["entries"]), str(row["workers"]), first, early, last, late, grown))
+    return lines
+
+
+def step_table(rows: Sequence[Row]) -> list[Line]:
+    """Milliseconds of each stage, and the whole without the stages being told apart."""
+    shown = [name for name in STAGES if any(row["stages_us"][name] > 0 for row in rows)]
+    names = records.KEYS["training-step"]
+    lines: list[Line] = [(*names, "images/s", "peak MB", "ms a step", *shown)]
+    for row in rows:
+        stages = (number(row["stages_us"][name], 1e3) for name in shown)
+        lead = (str(row[name]) for name in names)
+        lines.append((*lead, *map(number, (row["images_per_second"], row["peak_mb"], row["step_us"] / 1e3)), *stages))
+    return lines
+
+
+TABLES = {"loading": loading_table, "loading-memory": memory_table, "training-step": step_table}

@@ -1,0 +1,486 @@
+"""The implementations that are measured, ours and others', in one form.
+
+A peer offers either function of the operator with our arguments. Where it has no fused one, locations and softmax are
+computed for it in PyTorch, as its users would, and are part of its time; such rows say so. None of the peers' code is
+here: each is used where it can be imported, and otherwise says how to get it.
+"""
+
+import contextlib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from types import ModuleType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...common.options import nearest
+from ...kernels import registry
+from ...kernels.api import fused_ms_deform_attn, ms_deform_attn
+from ...kernels.contract import Sizes
+from ...kernels.diagnostics.options import BACKENDS
+from ...kernels.reference import extents, locate
+from ...kernels.triton import interpreter
+from ..options import PEERS
+from . import graphs
+
+Operator = Callable[[Tensor, Sizes, Tensor, Tensor], Tensor]
+FusedOperator = Callable[[Tensor, Sizes, Tensor, Tensor, Tensor], Tensor]
+
+_IM2COL_STEP = 64  # what models pass; the batch has to be a multiple of it, or smaller
+
+
+@dataclass(frozen=True)
+class Peer:
+    """One implementation, or the reason why there is none here."""
+
+    name: str
+    reason: str | None = None
+    """why it cannot be measured here, and how to get it; None where it can"""
+    plain: Operator | None = None
+    """(value, sizes, sampling_locations, attention_weights) -> (B, Q, H*D); None where it has no such function"""
+    fused: FusedOperator | None = None
+    """(value, sizes, reference_points, sampling_offsets, attention_logits) -> (B, Q, H*D)"""
+    composed: str | None = None
+    """what PyTorch computes for it in the fused call"""
+    ours: bool = False
+    """a backend of this project: one that fails its check fails the run"""
+    setting: str | None = None
+    """what is set while its backward runs, beside the backend"""
+    limits: str | None = None
+    """why it differs from float64 where it is known to, in words"""
+    forward_only: bool = False
+    """it computes no gradients"""
+
+
+def find(name: str, device: torch.device) -> Peer:
+    """A peer by name, or by ``MODULE:FUNCTION``, a function of yours that takes a device and returns a `Peer`.
+
+    Raises ValueError for a name that is not known, with the nearest that there are.
+    """
+    if ":" in name:
+        module, _, function = name.partition(":")
+        return getattr(importlib.import_module(module), function)(device)
+    if name not in PEERS:
+        raise ValueError(nearest("backend", name, PEERS))
+    return _MAKERS[name](device)
+
+
+def _backend(name: str, device: torch.device) -> Peer:
+    reason = registry.unavailable(name) or registry.BACKENDS[name].refuses(registry.example_inputs(device))
+    if name == "triton" and interpreter.interpreting():
+        reason = "Triton's interpreter is never timed (unset TRITON_INTERPRET)"
+    if reason is not None:
+        return Peer(name, reason, ours=True)
+
+    def plain(value: Tensor, sizes: Sizes, locations: Tensor, weights: Tensor) -> Tensor:
+        return ms_deform_attn(value, sizes, locations, weights, backend=name)
+
+    def fused(value: Tensor, sizes: Sizes, references: Tensor, offsets: Tensor, logits: Tensor) -> Tensor:
+        return fused_ms_deform_attn(value, sizes, references, offsets, logits, backend=name)
+
+    return Peer(name, plain=plain, fused=fused, ours=True)
+
+
+def _deterministic(name: str, device: torch.device) -> Peer:
+    """A backend whose backward runs under ``torch.use_deterministic_algorithms(True)``; nothing else does.
+
+    PyTorch then fills all new memory with NaN unless told not to, a pass over every gradient that is no part of the
+    backend's work: it is left out, and the rows say so.
+    """
+
+    settings: Any = torch.utils.deterministic  # whose one setting is a property, which type checkers don't find
+
+    def use(deterministic: bool, fill: bool) -> None:
+        torch.use_deterministic_algorithms(deterministic)
+        settings.fill_uninitialized_memory = fill
+
+    usual = settings.fill_uninitialized_memory
+    peer = _backend(name, device)
+    setting = "deterministic algorithms, fill_uninitialized_memory=False"
+    return _during_backward(f"{name}-deterministic", peer, lambda: use(True, False), lambda: use(False, usual), setting)
+
+
+def _cells(device: torch.device) -> Peer:
+    """The Triton backend with its backward by cell, and without all else that determinism costs: PyTorch's filling of
+    new memory, for one."""
+
+    def use(method: str) -> None:
+        from ...kernels.triton import launch
+
+        launch.backward_method = method
+
+    return _during_backward("triton-cells", _backend("triton", device), lambda: use("cells"), lambda: use("auto"))
+
+
+def _during_backward(
+    name: str, peer: Peer, begin: Callable[[], None], end: Callable[[], None], setting: str | None = None
+) -> Peer:
+    """A peer whose backward, one node of the graph, runs between two actions."""
+    if peer.plain is None or peer.fused is None:
+        return replace(peer, name=name)
+
+    def hooked(output: Tensor) -> Tensor:
+        if output.grad_fn is not None:
+            output.grad_fn.register_prehook(lambda _: begin())
+            output.grad_fn.register_hook(lambda *_: end())
+        return output
+
+    plain, fused = peer.plain, peer.fused
+    return Peer(
+        name,
+        plain=lambda *arguments: hooked(plain(*arguments)),
+        fused=lambda *arguments: hooked(fused(*arguments)),
+        ours=True,
+        setting=setting,
+    )
+
+
+def _composed(name: str, plain: Operator, *, mixed: bool = False) -> Peer:
+    """A peer that has the plain function alone. `mixed`: it takes 16 bits as training in mixed precision does, under
+    autocast, with locations, weights and grid_sample in float32."""
+    extent = _Extents()
+
+    def attend(value: Tensor, sizes: Sizes, locations: Tensor, weights: Tensor) -> Tensor:
+        if not mixed:
+            return plain(value, sizes, locations, weights)
+        with torch.autocast(value.device.type, value.dtype, enabled=value.dtype.itemsize == 2):
+            return plain(value, sizes, locations, weights).to(value.dtype)
+
+    def fused(value: Tensor, sizes: Sizes, references: Tensor, offsets: Tensor, logits: Tensor) -> Tensor:
+        locations = locate(references, offsets.float(), extent(sizes, value.device))
+        weights = logits.flatten(3).softmax(-1, dtype=torch.float32 if mixed else None).view(logits.shape)
+        return attend(value, sizes, locations, weights)
+
+    return Peer(name, plain=attend, fused=fused, composed="locations and softmax")
+
+
+class _Extents:
+    """(w, h) of the levels on a device: a model makes them once per image size, so they cost a call nothing."""
+
+    def __init__(self) -> None:
+        self.made: dict[tuple[Sizes, torch.device], Tensor] = {}
+
+    def __call__(self, sizes: Sizes, device: torch.device) -> Tensor:
+        if (sizes, device) not in self.made:
+            self.made[sizes, device] = extents(sizes, device, torch.float32)
+        return self.made[sizes, device]
+
+
+class _Tables:
+    """(h, w) of the levels and where each begins, as tensors on a device; made once, as above."""
+
+    def __init__(self) -> None:
+        self.made: dict[tuple[Sizes, torch.device], tuple[Tensor, Tensor]] = {}
+
+    def __call__(self, sizes: Sizes, device: torch.device) -> tuple[Tensor, Tensor]:
+        if (sizes, device) not in self.made:
+            shapes = torch.tensor(sizes, device=device)
+            pixels = shapes.prod(1)
+            self.made[sizes, device] = shapes, pixels.cumsum(0) - pixels
+        return self.made[sizes, device]
+
+
+def _core(device: torch.device) -> Peer:
+    """What the official repository calls its core: the sum over levels of a weighted grid_sample, and no more. It
+    promises nothing for numbers that are not finite, and computes in value's dtype.
+
+    Maps are views of value, as there: PyTorch 2.11's grid_sample on a CPU returns numbers of any size for 16-bit maps
+    whose channels lie side by side.
+    """
+    limits = "it computes in value's dtype, in which locations of 16 bits are half a pixel off on a wide map"
+    if device.type == "cpu":
+        limits += "; and PyTorch's grid_sample on a CPU may return any number for 16-bit maps that are not contiguous"
+
+    def plain(value: Tensor, sizes: Sizes, locations: Tensor, weights: Tensor) -> Tensor:
+        B, _, H, D = value.shape
+        Q = locations.shape[1]
+        grid, maps = 2 * locations.to(value.dtype) - 1, value.permute(0, 2, 3, 1).flatten(0, 1)  # (B*H, D, S)
+        output = maps.new_zeros(B * H, D, Q)
+        for level, part in enumerate(maps.split([h * w for h, w in sizes], -1)):
+            points = grid[:, :, :, level].transpose(1, 2).flatten(0, 1)  # (B*H, Q, P, 2)
+            sampled = F.grid_sample(part.unflatten(-1, sizes[level]), points, align_corners=False)  # (B*H, D, Q, P)
+            output = output + (sampled * weights[:, :, :, level].transpose(1, 2).flatten(0, 1)[:, None]).sum(-1)
+        return output.view(B, H * D, Q).transpose(1, 2)
+
+    return replace(_composed("core", plain), limits=limits)
+
+
+def _embedding_bag(device: torch.device) -> Peer:
+    """PyTorch's sum of weighted rows of a table: the table is value, a row a pixel of a head, and a bag the four pixels
+    around each point of a (query, head).
+
+    What it cannot: it rounds the weights of pixels to value's dtype, keeps an index and a weight of every pixel in
+    memory, and takes a pixel outside the map for row 0 with weight 0, which is NaN where row 0 is not finite.
+    """
+
+    def plain(value: Tensor, sizes: Sizes, locations: Tensor, weights: Tensor) -> Tensor:
+        B, S, H, D = value.shape
+        Q, L, P = weights.shape[1], weights.shape[3], weights.shape[4]
+        heads = torch.arange(H).view(H, 1, 1) + H * S * torch.arange(B).view(B, 1, 1, 1, 1)  # (B, 1, H, 1, 1)
+        rows, shares, start = [], [], 0
+        for level, (h, w) in enumerate(sizes):
+            x, y = (locations[:, :, :, level] * locations.new_tensor((w, h)) - 0.5).unbind(-1)  # (B, Q, H, P)
+            left, top = x.detach().floor(), y.detach().floor()
+            columns, in_row = _pair(x - left, left.long(), w)  # (B, Q, H, P, 2)
+            lines, in_column = _pair(y - top, top.long(), h)
+            pixels = start + lines[..., :, None] * w + columns[..., None, :]  # (B, Q, H, P, 2, 2)
+            rows.append(pixels.flatten(4) * H + heads)
+            share = in_column[..., :, None] * in_row[..., None, :]
+            shares.append(share.flatten(4) * weights[:, :, :, level, :, None])
+            start += h * w
+        bags = torch.stack(rows, 3).view(B * Q * H, L * P * 4)
+        per_row = torch.stack(shares, 3).view(B * Q * H, L * P * 4).to(value.dtype)
+        table = value.reshape(B * S * H, D)
+        return F.embedding_bag(bags, table, mode="sum", per_sample_weights=per_row).view(B, Q, H * D)
+
+    if device.type != "cpu":
+        return Peer("embedding-bag", "written for a CPU")
+    limits = "it rounds the weight of every pixel to value's dtype"
+    return replace(_composed("embedding-bag", plain), limits=limits)
+
+
+def _pair(fraction: Tensor, first: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """The two pixels along an axis around each point and their weights, (..., 2): pixel 0 with weight 0 outside."""
+    pixels = torch.stack([first, first + 1], -1)
+    inside = (pixels >= 0) & (pixels < size)
+    return pixels * inside, torch.stack([1 - fraction, fraction], -1) * inside
+
+
+def _engine(name: str, how: str, make: Callable[[bytes, int], graphs.Engine], device: torch.device) -> Peer:
+    """An engine that runs the operator as a graph of GridSample nodes: forward only, in float32."""
+    for module in (name, "onnx"):
+        found = _imported(name, module, how)
+        if isinstance(found, Peer):
+            return found
+    engines: dict[Any, graphs.Engine] = {}
+
+    def run(sizes: Sizes, *tensors: Tensor) -> Tensor:
+        inputs = [tensor.detach().float().contiguous() for tensor in tensors]
+        shapes = tuple(tuple(tensor.shape) for tensor in inputs)
+        key = sizes, shapes, torch.get_num_threads()
+        if key not in engines:
+            engines[key] = make(graphs.graph(sizes, shapes, fused=len(inputs) == len(graphs.FUSED)), key[-1])
+        B, Q, H = shapes[-1][:3]
+        output = torch.empty(B, Q, H * shapes[0][3])
+        engines[key](inputs, output)
+        return output.to(tensors[0].dtype)
+
+    def call(value: Tensor, sizes: Sizes, *rest: Tensor) -> Tensor:
+        return run(sizes, value, *rest)
+
+    if device.type != "cpu":
+        return Peer(name, "it is measured on a CPU alone")
+    converted = "conversion of 16-bit numbers to float32 and back"
+    return Peer(name, plain=call, fused=call, composed=converted, forward_only=True)
+
+
+def _compiled(name: str, device: torch.device) -> Peer:
+    """A peer of PyTorch's operators under torch.compile, whole graphs only."""
+    peer = find(name, device)
+    assert peer.plain is not None
+    assert peer.fused is not None
+    # a backward is timed many times on one graph, which keeps its buffers then
+    importlib.import_module("torch._functorch.config").donated_buffer = False  # type: ignore[attr-defined]
+    return Peer(
+        f"{name}-compiled",
+        plain=torch.compile(peer.plain, fullgraph=True, dynamic=False),
+        fused=torch.compile(peer.fused, fullgraph=True, dynamic=False),
+        limits=peer.limits,
+    )
+
+
+def _imported(name: str, module: str, how: str) -> Any:
+    """A module, or the `Peer` that says why there is none."""
+    package = module.partition(".")[0]
+    if importlib.util.find_spec(package) is None:
+        return Peer(name, f"not installed ({how})")
+    try:
+        return importlib.import_module(module)
+    except Exception as error:  # a broken installation raises whatever it likes
+        return Peer(name, f"installed but fails to import: {type(error).__name__}: {error}")
+
+
+def _needs_cuda(name: str, device: torch.device) -> Peer | None:
+    return None if device.type == "cuda" else Peer(name, "its kernels need a CUDA device")
+
+
+def _deformops(name: str, device: torch.device, **options: bool) -> Peer:
+    """deformops 3 (github.com/tue-p8n/deformops): weights in value's dtype, softmax inside, locations outside."""
+    how = "pip install deformops; it needs Python 3.12 or 3.13"
+    if sys.version_info < (3, 12):
+        how += f", and this is {sys.version_info[0]}.{sys.version_info[1]}"
+    found = _imported(name, "deformops.registry", how)
+    if isinstance(found, Peer):
+        return found
+    msda, tables, extent = found.msda, _Tables(), _Extents()
+
+    def plain(value: Tensor, sizes: Sizes, locations: Tensor, weights: Tensor) -> Tensor:
+        return msda(value, *tables(sizes, value.device), locations, weights, **options)
+
+    def fused(value: Tensor, sizes: Sizes, references: Tensor, offsets: Tensor, logits: Tensor) -> Tensor:
+        locations = locate(references, offsets.float(), extent(sizes, value.device))
+        output = msda(value, *tables(sizes, value.device), locations, logits, method="softmax", **options)
+        return output.to(value.dtype)  # on a CPU, float32 locations make it float32
+
+    peer = Peer(name, plain=plain, fused=fused, composed="locations")
+    # on a CPU it is eager PyTorch, which has no option of accumulation
+    return peer if device.type == "cpu" and not options else _needs_cuda(name, device) or peer
+
+
+def _official(device: torch.device) -> Peer:
+    """The extension of Deformable-DETR, as its ``models/ops/setup.py`` builds it: float32 and float64."""
+    name, how = "official", "python setup.py install in models/ops of github.com/fundamentalvision/Deformable-DETR"
+    extension = _imported(name, "MultiScaleDeformableAttention", f"{how}; it needs nvcc")
+    if isinstance(extension, Peer):
+        return extension
+
+    class Attention(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *tensors: Tensor) -> Tensor:
+            ctx.save_for_backward(*tensors)
+            return extension.ms_deform_attn_forward(*tensors, _step(tensors[0]))
+
+        @staticmethod
+        def backward(ctx: Any, *gradients: Tensor) -> Any:
+            tensors = ctx.saved_tensors
+            value, locations, weights = extension.ms_deform_attn_backward(
+                *tensors, gradients[0].contiguous(), _step(tensors[0])
+            )
+            return value, None, None, locations, weights
+
+    tables = _Tables()
+
+    def plain(value: Tensor, sizes: Sizes, locations: Tensor, weights: Tensor) -> Tensor:
+        return Attention.apply(value, *tables(sizes, value.device), locations, weights)
+
+    return _needs_cuda(name, device) or _composed(name, plain)
+
+
+def _step(value: Tensor) -> int:
+    """The most images that the extension takes at once, of which the batch has to be a multiple."""
+    B = value.shape[0]
+    return next(step for step in range(min(B, _IM2COL_STEP), 0, -1) if B % step == 0)
+
+
+def _mmcv(device: torch.device) -> Peer:
+    """mmcv.ops (github.com/open-mmlab/mmcv): locations and weights are cast to value's dtype. On a CPU, its function
+    of PyTorch's operators, 16 bits under autocast."""
+    with _without_extension("mmcv") if device.type == "cpu" else contextlib.nullcontext():
+        found = _imported("mmcv", "mmcv.ops.multi_scale_deform_attn", "pip install openmim && mim install mmcv")
+    if isinstance(found, Peer):
+        return found
+    tables = _Tables()
+    if device.type == "cpu":
+
+        def pytorch(value: Tensor, sizes: Sizes, locations: Tensor, weights: Tensor) -> Tensor:
+            shapes, _ = tables(sizes, value.device)
+            return found.multi_scale_deformable_attn_pytorch(value, shapes, locations, weights)
+
+        return _composed("mmcv", pytorch, mixed=True)
+    function = found.MultiScaleDeformableAttnFunction
+
+    def plain(value: Tensor, sizes: Sizes, locations: Tensor, weights: Tensor) -> Tensor:
+        return function.apply(value, *tables(sizes, value.device), locations, weights, _step(value))
+
+    return _needs_cuda("mmcv", device) or _composed("mmcv", plain)
+
+
+@contextlib.contextmanager
+def _without_extension(package: str) -> Iterator[None]:
+    """For an import of what a package has in Python where its compiled part, ``_ext``, was not built: an empty module
+    stands in for it, any name of which is None."""
+    name = f"{package}._ext"
+    if name in sys.modules or importlib.util.find_spec(package) is None or importlib.util.find_spec(name) is not None:
+        yield
+        return
+    empty = ModuleType(name)
+    empty.__getattr__ = lambda _: None  # type: ignore[method-assign]
+    sys.modules[name] = empty
+    try:
+        yield
+    finally:
+        del sys.modules[name]
+
+
+def _dcnv4(device: torch.device) -> Peer:
+    """FlashDeformAttn of DCNv4 (github.com/OpenGVLab/DCNv4): softmax inside, locations and logits in one float16
+    tensor, which is how its own module calls it; it cannot take weights."""
+    found = _imported("dcnv4", "DCNv4.functions", "pip install DCNv4; it needs nvcc")
+    if isinstance(found, Peer):
+        return found
+    function, tables, extent = found.FlashDeformAttnFunction, _Tables(), _Extents()
+
+    def fused(value: Tensor, sizes: Sizes, references: Tensor, offsets: Tensor, logits: Tensor) -> Tensor:
+        locations = locate(references, offsets.float(), extent(sizes, value.device))
+        both = torch.cat([locations.flatten(3).half(), logits.flatten(3).half()], -1)
+        shapes, starts = tables(sizes, value.device)
+        return function.apply(value, shapes, starts, both, _step(value), logits.shape[-1])
+
+    return _needs_cuda("dcnv4", device) or Peer("dcnv4", fused=fused, composed="locations")
+
+
+def _transformers(device: torch.device) -> Peer:
+    """The layer inside transformers' Deformable DETR; without its kernels hub, a grid_sample of PyTorch. Of 16 bits,
+    under autocast."""
+    name, module = "transformers", "transformers.models.deformable_detr.modeling_deformable_detr"
+    found = _imported(name, module, "pip install transformers")
+    if isinstance(found, Peer):
+        return found
+    layer, tables = found.MultiScaleDeformableAttention(), _Tables()
+
+    def plain(value: Tensor, sizes: Sizes, locations: Tensor, weights: Tensor) -> Tensor:
+        shapes, starts = tables(sizes, value.device)
+        return layer(value, shapes, list(sizes), starts, locations, weights, _step(value))
+
+    return _composed(name, plain, mixed=True)
+
+
+# what the others are imported from
+_PACKAGES = {
+    "deformops": "deformops",
+    "deformops-fp32acc": "deformops",
+    "official": "MultiScaleDeformableAttention",
+    "mmcv": "mmcv",
+    "dcnv4": "DCNv4",
+    "transformers": "transformers",
+    "onnxruntime": "onnxruntime",
+    "openvino": "openvino",
+}
+
+
+def absent(name: str, device: torch.device) -> str | None:
+    """Why a peer is not here, as far as can be told without importing it; None for one that may be."""
+    package = _PACKAGES.get(name)
+    if name in BACKENDS or (package is not None and importlib.util.find_spec(package) is None):
+        return find(name, device).reason
+    return None
+
+
+_MAKERS: dict[str, Callable[[torch.device], Peer]] = {
+    "reference": lambda device: _backend("reference", device),
+    "triton": lambda device: _backend("triton", device),
+    "triton-deterministic": lambda device: _deterministic("triton", device),
+    "triton-cells": _cells,
+    "cuda": lambda device: _backend("cuda", device),
+    "cpu": lambda device: _backend("cpu", device),
+    "deformops": lambda device: _deformops("deformops", device),
+    # it leaves float32 accumulation of grad_value off on Hopper unless told
+    "deformops-fp32acc": lambda device: _deformops("deformops-fp32acc", device, fp32acc=True),
+    "official": _official,
+    "mmcv": _mmcv,
+    "dcnv4": _dcnv4,
+    "transformers": _transformers,
+    "core": _core,
+    "embedding-bag": _embedding_bag,
+    "onnxruntime": lambda device: _engine(
+        "onnxruntime", "pip install onnxruntime onnx", graphs.onnxruntime_engine, device
+    ),
+    "openvino": lambda device: _engine("openvino", "pip install openvino onnx", graphs.openvino_engine, device),
+    "reference-compiled": lambda device: _compiled("reference", device),
+    "core-compiled": lambda device: _compiled("core", device),
+}

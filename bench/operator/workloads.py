@@ -1,0 +1,161 @@
+"""What an implementation does on a case, and whether it does it right.
+
+An implementation is held against the reference in float64 on the very inputs that it is timed on, the output and
+every gradient, by the project's criterion (:mod:`msdeform.kernels.diagnostics.tolerances`).
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...kernels.api import fused_ms_deform_attn, ms_deform_attn
+from ...kernels.diagnostics.tolerances import Comparison, compare
+from ...models.attention import MSDeformAttn
+from ..harness.tables import DIFFERS, HAS_NONE
+from .cases import Case
+from .implementations import Peer
+from .inputs import OperatorInputs, on_kinks
+
+# the differentiable inputs of the two functions, in their order
+_PLAIN = ("value", "sampling_locations", "attention_weights")
+_FUSED = ("value", "reference_points", "sampling_offsets", "attention_logits")
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What one implementation does on one case: a function of leaves that want gradients."""
+
+    run: Callable[..., Tensor]
+    leaves: Sequence[tuple[Tensor, ...]]
+    """one tuple of inputs for each set"""
+    upstream: Sequence[Tensor]
+    """gradient of each set's output"""
+    parameters: tuple[Tensor, ...] = ()
+    """more tensors whose gradients the backward computes"""
+    forward_only: bool = False
+    """it has no backward"""
+
+    def forward(self, i: int) -> Tensor:
+        return self.run(*self.leaves[i % len(self.leaves)])
+
+    def both(self, i: int) -> tuple[Tensor, ...]:
+        """A forward and its backward."""
+        return self.gradients(i, self.forward(i))
+
+    def gradients(self, i: int, output: Tensor, *, keep: bool = False) -> tuple[Tensor, ...]:
+        """Gradients of the leaves and parameters for ``output = forward(i)``; `keep` to call it again."""
+        i %= len(self.leaves)
+        return torch.autograd.grad(output, (*self.leaves[i], *self.parameters), self.upstream[i], retain_graph=keep)
+
+
+def operator(case: Case, peer: Peer, sets: list[OperatorInputs], fused: bool) -> Workload:
+    """One of the two functions."""
+    function = peer.fused if fused else peer.plain
+    assert function is not None
+
+    def run(value: Tensor, *rest: Tensor) -> Tensor:
+        return function(value, case.sizes, *rest)
+
+    leaves = [_leaves(inputs, fused) for inputs in sets]
+    return Workload(run, leaves, [inputs.grad_output for inputs in sets], forward_only=peer.forward_only)
+
+
+def _leaves(inputs: OperatorInputs, fused: bool, dtype: torch.dtype | None = None) -> tuple[Tensor, ...]:
+    chosen = [getattr(inputs, name) for name in (_FUSED if fused else _PLAIN)]
+    return tuple(tensor.detach().to(dtype or tensor.dtype).requires_grad_() for tensor in chosen)
+
+
+def module(case: Case, peer: Peer, sets: list[OperatorInputs], dtype: torch.dtype, device: torch.device) -> Workload:
+    """The whole attention module; its queries are as wide as its values."""
+    torch.manual_seed(0)
+    width = case.H * case.D
+    module = MSDeformAttn(width, case.L, case.H, case.P, backend=peer.name).to(device, dtype)
+
+    def run(query: Tensor, flat: Tensor) -> Tensor:
+        return module(query, references, flat, case.sizes)
+
+    references = sets[0].reference_points
+    leaves = [
+        (inputs.grad_output.clone().requires_grad_(), inputs.value.flatten(2).requires_grad_()) for inputs in sets
+    ]
+    return Workload(run, leaves, [inputs.grad_output for inputs in sets], tuple(module.parameters()))
+
+
+class Truth(NamedTuple):
+    """What is right: the reference in float64, on the same rounded inputs."""
+
+    results: dict[str, Tensor]
+    """the output, and the gradient of each input by its name"""
+    ignored: dict[str, Tensor]
+    """which elements of a result have no one true value"""
+
+
+class Check(NamedTuple):
+    """One direction held against the truth; JSON-serialisable."""
+
+    error: float | None
+    """of the worst result, in units of that result"""
+    bound: float | None
+    failure: str | None
+    """what is wrong, or None"""
+
+
+def truth(case: Case, inputs: OperatorInputs, fused: bool) -> Truth:
+    """Output and gradients for one set of inputs."""
+    function = fused_ms_deform_attn if fused else ms_deform_attn
+    leaves = _leaves(inputs, fused, torch.float64)
+    output = function(leaves[0], case.sizes, *leaves[1:], backend="reference")
+    gradients = torch.autograd.grad(output, leaves, inputs.grad_output.double())
+    results = {"output": output.detach(), **dict(zip(_FUSED if fused else _PLAIN, gradients, strict=True))}
+    kinks = on_kinks(case, inputs.sampling_locations)
+    if fused:  # a reference point moves the points of every head
+        return Truth(results, {"reference_points": kinks.any(4).any(2), "sampling_offsets": kinks})
+    return Truth(results, {"sampling_locations": kinks})
+
+
+def check(work: Workload, truth: Truth) -> dict[str, Check]:
+    """Hold the first set's output (``forward``) and all its gradients (``backward``) against the truth."""
+    try:
+        output = work.forward(0)
+        gradients = () if work.forward_only else work.gradients(0, output)
+        results = dict(zip(truth.results, (output.detach(), *gradients), strict=not work.forward_only))
+        compute = torch.float64 if output.dtype is torch.float64 else torch.float32
+        comparisons = {}
+        for name, result in results.items():
+            true, keep = truth.results[name], ~truth.ignored[name] if name in truth.ignored else ...
+            comparisons[name] = compare(result[keep], true[keep], compute, gradient=name != "output")
+    except Exception as error:  # a peer may fail in any way, and the others are still to be measured
+        failed = Check(None, None, sentence(error))
+        return {"forward": failed, "backward": failed}
+    output_comparison = comparisons.pop("output")
+    backward = Check(None, None, HAS_NONE) if work.forward_only else _verdict(comparisons)
+    return {"forward": _verdict({"output": output_comparison}), "backward": backward}
+
+
+def sentence(error: Exception) -> str:
+    """An error in a line."""
+    message = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {message[0]}"
+
+
+def _verdict(comparisons: dict[str, Comparison]) -> Check:
+    name, worst = max(comparisons.items(), key=lambda item: _excess(item[1]))
+    return Check(worst.error, worst.bound, None if worst.ok else difference(name, worst))
+
+
+def difference(name: str, comparison: Comparison) -> str:
+    """What is told of a result that is further from float64 than its bound."""
+    if math.isnan(comparison.error):
+        return f"{DIFFERS} in {name}: some numbers are not finite in one of the two only"
+    return f"{DIFFERS} in {name}: error {comparison.error:.2e}, bound {comparison.bound:.2e}"
+
+
+def _excess(comparison: Comparison) -> float:
+    """Error in units of its bound; NaN is the worst."""
+    if math.isnan(comparison.error):
+        return math.inf
+    return comparison.error / comparison.bound if comparison.bound else float(comparison.error > 0)

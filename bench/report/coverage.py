@@ -1,0 +1,89 @@
+"""What is known of every implementation on every case: measured, failed or not measured.
+
+A ratio, and the word fastest, come from measured rows alone, and say how many there are.
+"""
+
+from collections.abc import Sequence
+
+from ..harness.records import Row
+from ..harness.tables import CELL, DIFFERS, HAS_NONE, Line, microseconds, times_faster
+from ..options import PEERS
+
+
+def claims(rows: Sequence[Row], missing: Sequence[Row]) -> list[Line]:
+    """A line for each implementation and a column for each case of one machine's rows, after the head."""
+    reasons = {row["backend"]: row["reason"] for row in missing}
+    cases = list(dict.fromkeys(row["case"] for row in rows))
+    names = list(dict.fromkeys([*PEERS, *(row["backend"] for row in rows)]))
+    lines: list[Line] = [("implementation", *cases, "")]
+    for name in names:
+        mine = [row for row in rows if row["backend"] == name]
+        cells = [_state([row for row in mine if row["case"] == case]) for case in cases]
+        lines.append((name, *cells, "" if mine else reasons.get(name, "")))
+    return lines
+
+
+def _state(rows: Sequence[Row]) -> str:
+    """Of one implementation on one case."""
+    if not rows:
+        return "not measured"
+    measured = sum(row["median_us"] is not None for row in rows)
+    further_off = sum((row["failure"] or "").startswith(DIFFERS) for row in rows)
+    absent = sum(row["failure"] == HAS_NONE for row in rows)
+    failed = len(rows) - measured - further_off - absent
+    parts = [
+        (measured, "measured"),
+        (further_off, "wrong" if rows[0].get("ours") else "differing"),
+        (failed, "failed"),
+        (absent, "has none"),
+    ]
+    return ", ".join(f"{count} {what}" for count, what in parts if count)
+
+
+def fastest(rows: Sequence[Row]) -> list[str]:
+    """A sentence for each implementation that was the fastest in a cell, over cells in which two or more were measured.
+
+    A cell whose first two cannot be told apart, by the intervals of their medians, has no fastest.
+    """
+    cells: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        if row["median_us"] is not None and row["function"] != "MSDeformAttn":
+            cells.setdefault(tuple(row[name] for name in CELL), []).append(row)
+    compared = {
+        cell: sorted(found, key=lambda row: row["median_us"]) for cell, found in cells.items() if len(found) > 1
+    }
+    won: dict[str, int] = {}
+    for first, second, *_ in compared.values():
+        if first["median_high_us"] < second["median_low_us"]:
+            won[first["backend"]] = won.get(first["backend"], 0) + 1
+    sentences = [
+        f"`{name}` was the fastest of those measured in {count} of {len(compared)} cells."
+        for name, count in won.items()
+    ]
+    undecided = len(compared) - sum(won.values())
+    if undecided:
+        sentences.append(f"In {undecided} of {len(compared)} cells the first two cannot be told apart.")
+    return sentences
+
+
+def speeds(rows: Sequence[Row]) -> list[Line]:
+    """A line for each cell and a column for each implementation, after the head: microseconds, and times faster than
+    the baseline where they were measured in turn."""
+    names = list(dict.fromkeys(row["backend"] for row in rows))
+    table: dict[tuple[str, ...], dict[str, Row]] = {}
+    for row in rows:
+        table.setdefault(tuple(row[name] for name in CELL), {})[row["backend"]] = row
+    lines: list[Line] = [(*CELL, *names)]
+    for cell, found in table.items():
+        lines.append((*cell, *(_speed(found.get(name)) for name in names)))
+    return lines
+
+
+def _speed(row: Row | None) -> str:
+    if row is None:
+        return "not measured"
+    if row["failure"] == HAS_NONE:
+        return "has none"
+    ratio = times_faster(row)
+    star = "*" if row["composed"] else ""
+    return microseconds(row) + star + ("" if ratio == "-" else f", {ratio}")

@@ -1,0 +1,105 @@
+"""``msdeform verify --compiled``: check the kernels as compiled for a device, executed on this machine's CPU.
+
+Each Triton kernel, both functions, both backwards and every dtype, in a minute or two; the tests in
+``tests/kernels/compiled`` do more. What it proves and what not: every instruction of the PTX that Triton makes is
+executed, and every access to memory checked; the step from PTX to machine code and concurrency are a device's to show.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from ....kernels.diagnostics.options import capability
+from ....kernels.diagnostics.tolerances import Comparison, compare
+from ....kernels.diagnostics.verify import DTYPES, Case, evaluate, make_inputs
+from ....kernels.triton import launch
+from ...options import VerifyCompiledOptions
+from .parse import Fault
+from .triton_driver import executing
+
+_METHODS = {"by query": "atomics", "sorted": "cells"}
+"""the backwards, by the name they are printed with"""
+
+
+def cases() -> list[Case]:
+    """Both functions and every dtype, and widths that are no power of two."""
+    base = Case(B=1, Q=9, H=2)
+    short = [replace(base, dtype=dtype) for dtype in DTYPES.values()]
+    short += [replace(base, Q=37, coordinates=c) for c in (None, 4)]
+    return [*short, Case(B=1, Q=21, H=3, D=30, P=3, sizes=((3, 7), (1, 1)), spread=1.0)]
+
+
+def check(case: Case, method: str, arch: int) -> Iterator[tuple[str, Comparison]]:
+    """Name and error beside its bound, of the output and each gradient.
+
+    Raises:
+        Fault: a kernel does what it may not.
+    """
+    value, *small = make_inputs(case)
+    generator = torch.Generator().manual_seed(case.seed + 1)
+    grad_output = torch.randn(case.B, case.Q, case.H * case.D, generator=generator).to(case.dtype)
+    truth = evaluate(case, [t.double() for t in (value, *small)], grad_output.double(), "reference")
+    results = call(case.sizes, (value, *small), grad_output, method, arch=arch)
+    for name, result in zip(truth, results, strict=True):
+        compute = torch.float64 if case.dtype is torch.float64 else torch.float32
+        assert result is not None
+        yield name, compare(result, truth[name], compute, gradient=name != "output")
+
+
+def call(
+    sizes: Sequence[tuple[int, int]],
+    tensors: Sequence[Tensor],
+    grad_output: Tensor,
+    method: str,
+    *,
+    needs: tuple[bool, ...] | None = None,
+    by_value: bool = True,
+    arch: int = 90,
+    **options: Any,
+) -> list[Tensor | None]:
+    """Output and gradients of one call, plain for three tensors and fused for four, by executed code.
+
+    Args:
+        sizes, tensors: of :mod:`...kernels.contract`, value first.
+        method: "atomics" or "cells".
+        needs: which gradients to make; all if None. The others are None.
+        by_value: whether level sizes go to the kernels as numbers, as Python ints do, or as a tensor.
+        arch, options: of :func:`.triton_driver.executing`.
+    """
+    levels = tuple(size for pair in sizes for size in pair) if by_value else torch.tensor(sizes)
+    with mock.patch.object(launch, "backward_method", method), executing(arch, **options):
+        output = launch.forward(levels, tensors)
+        return [output, *launch.backward(grad_output, levels, tensors, needs or (True,) * len(tensors))]
+
+
+def run(arch: int, chosen: Sequence[Case]) -> bool:
+    """Print each case's errors beside their bounds; returns whether all hold and no kernel faults."""
+    ok = True
+    for case in chosen:
+        print(f"\n{case.describe()}; value {str(case.dtype).removeprefix('torch.')}; sm_{arch}")
+        print(f"  {'backward':<10} {'quantity':<24} {'error':>10} {'bound':>10} {'error/bound':>12}")
+        for label, method in _METHODS.items():
+            try:
+                for name, comparison in check(case, method, arch):
+                    quantity = name if name == "output" else f"grad {name}"
+                    ratio = comparison.error / comparison.bound if comparison.bound else float("nan")
+                    mark = "" if comparison.ok else "   BREACH"
+                    numbers = f"{comparison.error:>10.2e} {comparison.bound:>10.2e} {ratio:>12.3f}{mark}"
+                    print(f"  {label:<10} {quantity:<24} {numbers}", flush=True)
+                    ok = ok and comparison.ok
+            except Fault as fault:
+                print(f"  {label:<10} FAULT: {fault}", flush=True)
+                ok = False
+    return ok
+
+
+def verify(options: VerifyCompiledOptions) -> int:
+    """``msdeform verify --compiled``; returns 0 if every error is within its bound and no kernel faults, else 1."""
+    chosen = [case for case in cases() if options.dtype is None or case.dtype is DTYPES[options.dtype]]
+    ok = run(capability(options.arch), chosen)
+    print(f"\n{'every error is within its bound' if ok else 'BREACH: an error exceeds its bound, or a kernel faults'}")
+    return 0 if ok else 1

@@ -1,0 +1,149 @@
+"""Pictures of what switching heads off does: the matrix of layers and heads, curves, and screening against truth."""
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...train.monitor.files import atomic_file
+from ..figures.drawing import in_words
+from .head_sets import Head
+from .resampling import Change
+
+# seen apart by most who do not see all colours (Okabe and Ito)
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
+_RANDOM = "#8a8a8a"
+
+
+def save_figure(figure: Any, path: Path) -> None:
+    """Writes a matplotlib figure as PNG, whole or not at all."""
+    encoded = io.BytesIO()
+    figure.savefig(encoded, format="png", dpi=130)
+    with atomic_file(path) as file:
+        file.write(encoded.getvalue())
+
+
+def _figure(width: float, height: float) -> Any:
+    import matplotlib.figure
+
+    return matplotlib.figure.Figure(figsize=(width, height), layout="constrained")
+
+
+def matrix_picture(changes: Mapping[Head, Change], title: str) -> Any:
+    """Layers by heads, the change of AP in hundredths in each cell, its 95% interval below; red where AP falls.
+
+    The colour scale is centred at 0 and as wide as the largest change; a bold number with a star stands where the
+    interval leaves out 0.
+    """
+    sites = list(dict.fromkeys(site for site, _ in changes))
+    heads = 1 + max(head for _, head in changes)
+    values = np.full((len(sites), heads), np.nan)
+    for (site, head), change in changes.items():
+        values[sites.index(site), head] = np.nan if change.change is None else 100 * change.change
+    figure = _figure(max(5.2, 2.2 + 0.95 * heads), max(2.4, 1.5 + 0.62 * len(sites)))
+    axes = figure.add_subplot()
+    widest = float(np.nanmax(np.abs(values), initial=0.0)) or 1.0
+    image = axes.imshow(values, cmap="RdBu", vmin=-widest, vmax=widest, aspect="auto")
+    for (site, head), change in changes.items():
+        row, value = sites.index(site), values[sites.index(site), head]
+        if np.isnan(value):
+            continue
+        # white on the dark ends of the scale
+        ink = "white" if abs(value) > 0.6 * widest else "black"
+        star = "*" if change.sure else ""
+        place: dict[str, Any] = {"ha": "center", "va": "center", "color": ink}
+        weight = "bold" if change.sure else "normal"
+        axes.text(head, row - 0.13, f"{value:+.1f}{star}", fontsize=10, fontweight=weight, **place)
+        if change.low is not None and change.high is not None:
+            span = f"{100 * change.low:+.1f} to {100 * change.high:+.1f}"
+            axes.text(head, row + 0.22, span, fontsize=6.5, **place)
+    axes.set_xticks(range(heads), [f"head {head}" for head in range(heads)], fontsize=8)
+    axes.set_yticks(range(len(sites)), [in_words(site) for site in sites], fontsize=8)
+    axes.set_title(f"{title}\n* the 95% interval does not contain 0", fontsize=9)
+    bar = figure.colorbar(image, ax=axes)
+    bar.set_label("change of AP, in hundredths", fontsize=8)
+    bar.ax.tick_params(labelsize=8)
+    return figure
+
+
+def curves_picture(curves: Mapping[str, Sequence[tuple[int, float]]], title: str) -> Any:
+    """AP over how many heads are off, a line for each order; random orders as their mean and range."""
+    figure = _figure(6.4, 4.2)
+    axes = figure.add_subplot()
+    drawn = [points for name, points in curves.items() if name.startswith("random ")]
+    if drawn:
+        x = [count for count, _ in drawn[0]]
+        values = np.array([[ap for _, ap in points] for points in drawn])
+        axes.fill_between(x, values.min(0), values.max(0), color=_RANDOM, alpha=0.25, linewidth=0)
+        axes.plot(x, values.mean(0), color=_RANDOM, marker=".", label=f"random: mean and range of {len(drawn)}")
+    names = [name for name in curves if not name.startswith("random ")]
+    colours = dict(zip(dict.fromkeys(name.removesuffix(", reversed") for name in names), _COLOURS, strict=False))
+    for name in names:
+        kind = name.removesuffix(", reversed")
+        style, order = ("--", "least first") if name != kind else ("-", "most important first")
+        counts, aps = zip(*curves[name], strict=True)
+        axes.plot(counts, aps, style, color=colours[kind], marker=".", label=f"by {kind}, {order}")
+    _finish(axes, "heads off", "AP", title)
+    axes.set_ylim(bottom=0)
+    axes.legend(fontsize=8, frameon=False)
+    return figure
+
+
+def screening_picture(importance: Mapping[Head, float], truth: Mapping[Head, Change], title: str, what: str) -> Any:
+    """Each head's first-order importance against the AP it costs to switch it off, with its interval."""
+    figure = _figure(6.0, 4.4)
+    axes = figure.add_subplot()
+    sites = list(dict.fromkeys(site for site, _ in importance))
+    shades = _viridis(len(sites))
+    for site, shade in zip(sites, shades, strict=True):
+        heads = [head for head in importance if head[0] == site and truth[head].change is not None]
+        x = [importance[head] for head in heads]
+        y = np.array([-100 * (truth[head].change or 0.0) for head in heads])
+        low = np.array([-100 * (truth[head].high or 0.0) for head in heads])
+        high = np.array([-100 * (truth[head].low or 0.0) for head in heads])
+        # a percentile interval need not hold the estimate
+        bars = np.clip([y - low, high - y], 0, None)
+        axes.errorbar(x, y, bars, fmt="o", color=shade, markersize=5, linewidth=0.8, alpha=0.9, label=in_words(site))
+        for head, across, up in zip(heads, x, y, strict=True):
+            axes.annotate(str(head[1]), (across, up), textcoords="offset points", xytext=(5, 4), fontsize=7)
+    axes.axhline(0, color="0.6", linewidth=0.8)
+    _finish(
+        axes,
+        f"screening: mean |derivative| of the {what} by a factor on the head's weights",
+        "AP lost without the head, in hundredths",
+        title,
+    )
+    axes.legend(fontsize=7, frameon=False, title="head numbers beside the points", title_fontsize=7)
+    return figure
+
+
+def pruning_picture(aps: Sequence[float], names: Sequence[str], intervals: Sequence[Change], title: str) -> Any:
+    """AP after each head that greedy pruning switched off, with the interval of its change; `aps` begins with none."""
+    figure = _figure(max(5.0, 2.0 + 0.42 * len(aps)), 4.0)
+    axes = figure.add_subplot()
+    x = np.arange(len(aps))
+    low = [aps[0], *(aps[0] + (change.low or 0.0) for change in intervals)]
+    high = [aps[0], *(aps[0] + (change.high or 0.0) for change in intervals)]
+    axes.fill_between(x, low, high, color=_COLOURS[0], alpha=0.2, linewidth=0, label="95% interval of the change")
+    axes.plot(x, aps, color=_COLOURS[0], marker=".")
+    axes.axhline(aps[0], color="0.6", linewidth=0.8, label="all heads")
+    _finish(axes, "switched off, one after the other", "AP", title)
+    axes.set_xticks(x, ["none", *names], rotation=60, ha="right", fontsize=7)
+    axes.legend(fontsize=8, frameon=False)
+    return figure
+
+
+def _viridis(count: int) -> list[Any]:
+    import matplotlib
+
+    return [matplotlib.colormaps["viridis"](share) for share in np.linspace(0, 0.9, count)]
+
+
+def _finish(axes: Any, across: str, up: str, title: str) -> None:
+    axes.set_xlabel(across, fontsize=9)
+    axes.set_ylabel(up, fontsize=9)
+    axes.set_title(title, fontsize=9)
+    axes.tick_params(labelsize=8)
+    axes.grid(alpha=0.25)

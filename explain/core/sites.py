@@ -1,0 +1,92 @@
+"""Names for the attentions of a detector: ``encoder.0.self``, ``decoder.5.self``, ``decoder.5.cross``."""
+
+import difflib
+import re
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from ...models.attention import MSDeformAttn
+
+_NAMED = re.compile(r"(?:^|\.)(encoder|decoder)\.layers\.(\d+)\.(self_attn|cross_attn|multihead_attn)$")
+_KINDS = {"self_attn": "self", "cross_attn": "cross", "multihead_attn": "cross"}
+
+
+@dataclass(frozen=True)
+class Site:
+    """One attention of a model."""
+
+    name: str
+    module: MSDeformAttn | nn.MultiheadAttention
+    stack: str = ""
+    """``encoder`` or ``decoder``; empty for a module that stands in neither."""
+    layer: int = -1
+    """Counted from 0; -1 for a module that stands in neither stack."""
+    kind: str = ""
+    """``self`` or ``cross``; empty for a module that stands in neither stack."""
+
+    @property
+    def deformable(self) -> bool:
+        """Does it sample points, or weigh every key?"""
+        return isinstance(self.module, MSDeformAttn)
+
+    @property
+    def heads(self) -> int:
+        return self.module.n_heads if isinstance(self.module, MSDeformAttn) else self.module.num_heads
+
+    @property
+    def levels(self) -> int:
+        """Of deformable attention; 1 for attention to every key."""
+        return self.module.n_levels if isinstance(self.module, MSDeformAttn) else 1
+
+    @property
+    def points(self) -> int:
+        """Of one head on one level; 0 for attention to every key."""
+        return self.module.n_points if isinstance(self.module, MSDeformAttn) else 0
+
+
+def sites(model: nn.Module) -> dict[str, Site]:
+    """Every attention of a model by its name, in the order of the layers, self-attention before cross-attention.
+
+    Those of an encoder or decoder with official names are called by stack, layer and kind; others, in models of other
+    people, by their place in the model. A module that stands in several places is listed once.
+    """
+    found: dict[str, Site] = {}
+    for path, module in model.named_modules():
+        if not isinstance(module, MSDeformAttn | nn.MultiheadAttention):
+            continue
+        match = _NAMED.search(path)
+        if match is None:
+            found[path] = Site(path, module)
+        else:
+            stack, layer, kind = match[1], int(match[2]), _KINDS[match[3]]
+            name = f"{stack}.{layer}.{kind}"
+            found[name] = Site(name, module, stack, layer, kind)
+    # in the order in which they run: by the official names a decoder layer's cross-attention is registered first
+    order = ["", "encoder", "decoder"]
+    ranked = sorted(found.values(), key=lambda site: (order.index(site.stack), site.layer, site.kind != "self"))
+    return {site.name: site for site in ranked}
+
+
+def find_sites(model: nn.Module, pattern: str) -> list[Site]:
+    """The sites whose names match a shell pattern, such as ``decoder.*.cross``, or one of several, between commas.
+
+    Raises ValueError, listing the sites, for a pattern that matches none.
+    """
+    known = sites(model)
+    if not known:
+        raise ValueError(
+            "model: expected a detector of msdeform.create_model or msdeform.load_model, got a "
+            f"{type(model).__name__}, whose attention cannot be recorded; msdeform.load_model(FOLDER) makes one of "
+            "transformers' weights"
+        )
+    chosen: dict[str, Site] = {}
+    for one in pattern.split(","):
+        matching = {name: site for name, site in known.items() if fnmatchcase(name, one.strip())}
+        if not matching:
+            near = difflib.get_close_matches(one.strip(), known, n=1, cutoff=0.6)
+            advice = f"; did you mean {near[0]}?" if near else ""
+            raise ValueError(f"site {one.strip()!r} matches nothing; this model has {', '.join(known)}{advice}")
+        chosen |= matching
+    return [site for name, site in known.items() if name in chosen]

@@ -1,0 +1,299 @@
+"""``msdeform explain``: what a detector attended to in one image, as pictures with their numbers, or as a page."""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..common.device import choose_device
+from ..common.progress import progress_bar
+from ..models.inference.images import read_image
+from ..models.inference.predictor import nothing_detected
+from ..train.commands.evaluate import match_categories
+from ..train.data.annotations import Annotations
+from ..train.engine.checkpoint import Trained, load_trained
+from ..train.monitor.files import write_json
+from .core.masks import Mask, parse_mask
+from .core.trace import Scene, Seen
+from .figures.encoder import draw_encoder
+from .figures.masked import (
+    Variant,
+    cumulative_masks,
+    draw_masked_attention,
+    draw_masked_relevance,
+    draw_remaining,
+    read_mask_matrix,
+    summary,
+    variants,
+)
+from .figures.trajectories import draw_journey, draw_queries, draw_seeds
+from .figures.truth import draw_truth
+from .figures.views import Job, Look, find_layers
+from .options import ExplainOptions, Interventions, Subject
+from .outputs import digest_of, place_for
+
+LISTED = 10
+"""Detections that are printed, at the least that many if there are so many."""
+
+
+def numbers_of(text: str, count: int, what: str) -> list[float]:
+    """``"3,4.5"`` as numbers. Raises ValueError for another count of them, or for what is none."""
+    try:
+        found = [float(word) for word in text.split(",")]
+    except ValueError:
+        found = []
+    if len(found) != count:
+        names = "x1,y1,x2,y2" if count == 4 else "x,y"
+        raise ValueError(f"{what}: expected {names} in pixels, got {text!r}")
+    return found
+
+
+def find_label(model: Any, text: str | None) -> int | None:
+    """A class by its name or number. Raises ValueError, with the nearest name, for one that the model does not know."""
+    names = list(model.categories or [])
+    if text is None or text in names:
+        return None if text is None else names.index(text)
+    if text.isdecimal():
+        return int(text)
+    import difflib
+
+    near = difflib.get_close_matches(text, names, n=1)
+    known = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(names) or 'the class numbers'}"
+    raise ValueError(f"label: the model knows no class {text!r}; {known}")
+
+
+def choose(scene: Scene, subject: Subject, *, masked: bool = False) -> list[tuple[str, Seen]]:
+    """The detections and queries to explain, each with a name for its files.
+
+    Where none is named the best detections, with a class those of that class; none of them where places are, unless
+    masks are at work. What a query that is named by its number, box or detection says of a class is explained whether
+    or not it detected that class.
+
+    Raises ValueError for a detection, query or class that is not there, and where a class is named and not detected.
+    """
+    label = find_label(scene.model, subject.label)
+    found = scene.detections(subject.confidence)
+    chosen: list[tuple[str, Seen]] = []
+    for number in subject.det:
+        if not 0 <= number < len(found):
+            raise ValueError(f"det: {_found(scene, len(found), subject.confidence)}, got {number}")
+        chosen.append((f"det{number}", scene.seen(found[number].query, label)))
+    chosen += [(f"query{query}", scene.seen(query, label)) for query in subject.query]
+    if subject.box is not None:
+        nearest = scene.nearest(numbers_of(subject.box, 4, "box"))
+        chosen.append((f"query{nearest.query}", scene.seen(nearest.query, label)))
+    if chosen or (subject.ref and not masked):
+        return list(dict(chosen).items())
+    of_class = found if label is None else scene.detections(subject.confidence, label)
+    if label is not None and not of_class:
+        raise ValueError(f"label: {_found(scene, 0, subject.confidence, label)}")
+    numbers = {seen.query: number for number, seen in enumerate(found)}
+    return [(f"det{numbers[seen.query]}", seen) for seen in of_class[: subject.most]]
+
+
+def _found(scene: Scene, count: int, confidence: float, label: int | None = None) -> str:
+    """What can be chosen of `count` detections; where there is none, of that class or any, what comes closest."""
+    if count:
+        return f"expected from 0 to {count - 1}, of detections of at least {confidence:g}"
+    if label is None:
+        best, what = scene.detections(0.0)[0], "nothing"
+    else:
+        best = next(iter(scene.detections(0.0, label)), None) or scene.seen(
+            int(scene.layer_scores[-1, :, label].argmax()), label
+        )
+        what = f"no {best.name}"
+    instead = f", detected as {best.detected_as}" * bool(best.detected_as)
+    return (
+        f"{nothing_detected(confidence, best.name, best.score, what)} (query {best.query}{instead}): "
+        "lower --confidence, or name --query N or --box x1,y1,x2,y2"
+    )
+
+
+def jobs(scene: Scene, options: ExplainOptions, chosen: Sequence[tuple[str, Seen]]) -> list[Job]:
+    """Every picture of a scene that was asked for. Raises ValueError for a view that is not there."""
+    view, name = options.view, options.image.name
+    layers = find_layers(scene, view.layer)
+    among = tuple(seen for _, seen in chosen) if view.together else ()
+    looks = [(who, Look(scene, seen, view, layers, name, among)) for who, seen in chosen]
+    deformable = scene.sites["decoder.0.cross"].deformable
+    methods = view.method or ("points" if deformable else "raw", "relevance")
+    if "points" in methods and not deformable:
+        raise ValueError(f"method: {type(scene.model).__name__} attends to every key and samples no points; try raw")
+    level = int(view.level) if view.level.isdecimal() else 0
+    head = int(view.head) if view.head.isdecimal() else None
+    places = _places(scene, options.subject, level)
+
+    wanted: list[Job] = [("queries", partial(draw_queries, scene, options.subject.confidence, image=name))]
+    if scene.tape.seeds is not None:
+        wanted.append(("seeds", partial(draw_seeds, scene, options.subject.confidence, image=name)))
+    if view.layer is not None or places:
+        here = places or [_middle(scene, seen) for _, seen in chosen]
+        for site in layers.encoder:
+            draw = partial(draw_encoder, scene, site, here, head=head, level=level, image=name)
+            wanted.append((site.removesuffix(".self"), draw))
+    for who, look in looks:
+        wanted.append((f"{who}-journey", partial(draw_journey, scene, look.seen, image=name)))
+        for method in methods if layers.decoder else ():
+            wanted += [(f"{who}-{what}", draw) for what, draw in look.jobs(method)]
+    return wanted
+
+
+def _places(scene: Scene, subject: Subject, level: int = 0) -> list[tuple[float, float]]:
+    """Of ``--ref``. Raises ValueError for one that is not within the image."""
+    places = []
+    for ref in subject.ref:
+        x, y = numbers_of(ref, 2, "ref")
+        scene.token_at(x, y, level)
+        places.append((x, y))
+    return places
+
+
+def _middle(scene: Scene, seen: Seen) -> tuple[float, float]:
+    """Of its box, within the image, to a tenth of a pixel."""
+    x0, y0, x1, y1 = seen.box
+    return round(min(max((x0 + x1) / 2, 0), scene.width), 1), round(min(max((y0 + y1) / 2, 0), scene.height), 1)
+
+
+def mask_sets(model: Any, wanted: Interventions) -> list[tuple[str, list[Mask]]]:
+    """The named sets of masks that were asked for. Raises ValueError or FileNotFoundError for a bad one."""
+    sets = [(text, [parse_mask(one) for one in text.split("+")]) for text in wanted.mask]
+    if wanted.mask_matrix is not None:
+        sets.append((wanted.mask_matrix.name, read_mask_matrix(wanted.mask_matrix, model)))
+    if wanted.cumulative:
+        sets += cumulative_masks(model)
+    return sets
+
+
+def masked_jobs(made: Sequence[Variant], options: ExplainOptions, chosen: Sequence[tuple[str, Seen]]) -> list[Job]:
+    """What remains under every mask."""
+    confidence, name = options.subject.confidence, options.image.name
+    wanted: list[Job] = [("masked-boxes", partial(draw_remaining, made, confidence, image=name))]
+    for who, seen in chosen:
+        view: dict[str, Any] = {"target": options.view.target, "by": options.view.by, "parity": options.view.parity}
+        draw = partial(draw_masked_relevance, made, seen, confidence, image=name, **view)
+        wanted.append((f"masked-{who}-relevance", draw))
+    for number, place in enumerate(_places(made[0].scene, options.subject)):
+        wanted.append((f"masked-ref{number}-attention", partial(draw_masked_attention, made, place, image=name)))
+    return wanted
+
+
+def explain(options: ExplainOptions) -> dict[str, Any]:
+    """Draws what was asked for; returns what ``explanation.json`` holds: detections, files, and what masks did.
+
+    Raises ValueError, FileNotFoundError for bad options, a missing or unreadable file, and where nothing was detected
+    and nothing is named. Pictures are written one by one, each whole; ``explanation.json`` at the end.
+    """
+    pixels = read_image(options.image)
+    if options.annotations is not None and not options.annotations.is_file():
+        raise FileNotFoundError(f"annotation file {options.annotations} does not exist")
+    trained = load_trained(options.checkpoint, choose_device(options.device), options.attn_backend, options.model)
+    model, confidence = trained.model, options.subject.confidence
+    sets = mask_sets(model, options.interventions)
+    scene = Scene(model, pixels, size=options.size)
+    chosen = choose(scene, options.subject, masked=bool(sets))
+    found = scene.detections(confidence)
+    if not chosen and not options.subject.ref and not sets and not options.html:
+        raise ValueError(_found(scene, 0, confidence))
+    folder, stem = place_for(options.image, options.out, options.checkpoint)
+    label, files = find_label(model, options.subject.label), list[Path]()
+    of_label = [] if label is None else scene.detections(confidence, label)
+    about: dict[str, Any] = {
+        "image": options.image.name,
+        "image_sha256": digest_of(options.image),
+        "checkpoint": str(options.checkpoint),
+        "model": trained.name,
+        "step": trained.step,
+        "attn_backend": trained.attn_backend,
+        "confidence": confidence,
+        "detections": [as_displayed(scene, seen) for seen in found],
+        "detections_of_label": [as_displayed(scene, seen) for seen in of_label],
+        "explained": {who: as_displayed(scene, seen) for who, seen in chosen},
+        "levels": scene.shapes,
+        "tape_bytes": scene.tape.nbytes,
+    }
+    if options.html:
+        from .page.page import write_page
+
+        files.append(folder / f"{stem}.html")
+        methods = tuple(method for method in options.view.method if method != "points") or ("raw", "relevance")
+        named = [seen for _, seen in chosen] if options.subject.names else []
+        view: dict[str, Any] = {"confidence": confidence, "methods": methods, "most": options.subject.most}
+        write_page(scene, files[0], title=options.image.name, subjects=named, **view)
+    else:
+        wanted: list[Job] = []
+        if options.annotations is not None:
+            truth = _truth(options.annotations, options.image.name, trained)
+            wanted.append(("truth", partial(draw_truth, scene, *truth, confidence, image=options.image.name)))
+        if sets:
+            made = variants(model, pixels, sets, confidence=confidence, size=options.size)
+            about["masks"] = summary(made, [seen for _, seen in chosen], confidence)
+            wanted += masked_jobs(made, options, chosen)
+        else:
+            wanted += jobs(scene, options, chosen)
+        with progress_bar("drawing", len(wanted), shown=options.progress) as advance:
+            for what, draw in wanted:
+                files += draw().save(folder / f"{stem}-{what}.png", options.dpi)
+                advance()
+    about |= {"folder": str(folder), "files": [file.name for file in files]}
+    write_json(folder / f"{stem}-explanation.json", about)
+    return about
+
+
+def as_displayed(scene: Scene, seen: Seen) -> dict[str, Any]:
+    """A detection as a dictionary, its box clipped to the image."""
+    x0, y0, x1, y1 = seen.box
+    wide, high = float(scene.width), float(scene.height)
+    inside = (min(max(x0, 0.0), wide), min(max(y0, 0.0), high), min(max(x1, 0.0), wide), min(max(y1, 0.0), high))
+    return vars(seen) | {"box": inside}
+
+
+def _truth(path: Path, image: str, trained: Trained) -> tuple[Tensor, Tensor]:
+    """The image's annotated boxes (N, 4) xyxy and the model's labels of them (N,)."""
+    own = trained.step is not None
+    annotations = Annotations.load(path, trained.categories if own else None)
+    rows = [row for row, entry in enumerate(annotations.images) if Path(entry.name).name == image]
+    if not rows:
+        raise ValueError(f"annotations {path}: no image is called {image}")
+    span = slice(int(annotations.first[rows[0]]), int(annotations.first[rows[0] + 1]))
+    labels = annotations.labels[span].tolist()
+    if not own:
+        ids = match_categories(trained, annotations.categories)
+        labels = [ids.index(annotations.categories[label].id) for label in labels]
+    return torch.from_numpy(annotations.boxes[span]), torch.tensor(labels, dtype=torch.int64)
+
+
+def lines(about: dict[str, Any], options: ExplainOptions) -> list[str]:
+    """What is printed: the detections, of the class asked for, ten or as many as are explained; masks; the folder."""
+    numbers = {one["query"]: number for number, one in enumerate(about["detections"])}
+    found = about["detections_of_label" if options.subject.label else "detections"]
+    shown, told = max(LISTED, options.subject.most), []
+    for one in found[:shown]:
+        box = ", ".join(f"{value:.0f}" for value in one["box"])
+        told.append(
+            f"  det {numbers[one['query']]}  query {one['query']:<4} {one['name']} {one['score']:.3f}  at {box}"
+        )
+    if len(found) > shown:
+        told.append(f"  and {len(found) - shown} more (--most {len(found)} explains and lists them all)")
+    for who, one in about["explained"].items():
+        if one["detected_as"]:
+            told.append(
+                f"  {who}: explained is {one['name']} {one['score']:.3f} of query {one['query']}, which is detected as "
+                f"{one['detected_as']}"
+            )
+    for mask in about.get("masks", []):
+        became = "; ".join(f"query {query} {what}" for query, what in mask["became"].items())
+        count = len(mask["detections"])
+        told.append(f"  {mask['name']}: {count} detection{'s' * (count != 1)}{'; ' + became if became else ''}")
+    if options.html:
+        return [*told, f"the page: {Path(about['folder']) / about['files'][0]}"]
+    pictures = sum(not file.endswith(".npz") for file in about["files"])
+    return [*told, f"{pictures} picture{'s' * (pictures != 1)}, each with its numbers as .npz, in {about['folder']}"]
+
+
+def run(options: ExplainOptions) -> int:
+    """``msdeform explain``."""
+    print("\n".join(lines(explain(options), options)))
+    return 0

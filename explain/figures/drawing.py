@@ -1,0 +1,280 @@
+"""What every picture of attention shares: the image below, boxes, colour scales, titles, and the numbers beside it."""
+
+import io
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...common.files import atomic_file
+from ...train.visual.boxes import class_colour
+from ..core.trace import Scene, Seen
+
+Array = np.ndarray
+Rgb = tuple[float, float, float]
+
+SUFFIXES = (".png", ".svg", ".pdf")
+# inches: the longer side of an image alone, of one of two or three, and of one of many; and the most of a whole grid
+ALONE, BESIDE, SMALL, WHOLE = 6.4, 4.6, 2.1, 17.0
+# of the picture beyond the image that may be shown for points outside it
+_OUTSIDE = 0.15
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A picture, and the numbers drawn in it."""
+
+    figure: Any
+    """A matplotlib Figure."""
+    numbers: dict[str, Array]
+    """Arrays by name; pixels are those of the image as displayed."""
+
+    def save(self, path: Path, dpi: int = 150) -> list[Path]:
+        """Writes the picture, by its suffix png, svg or pdf, and beside it the numbers, npz; returns both paths.
+
+        Raises ValueError for another suffix.
+        """
+        if path.suffix.lower() not in SUFFIXES:
+            raise ValueError(f"picture: expected a name that ends in {', '.join(SUFFIXES)}, got {path}")
+        picture, numbers = io.BytesIO(), io.BytesIO()
+        form = path.suffix.lower()[1:]
+        self.figure.savefig(picture, format=form, dpi=dpi, bbox_inches="tight", pad_inches=0.08)
+        np.savez_compressed(numbers, **self.numbers)  # type: ignore[arg-type]
+        written = [path, path.with_suffix(".npz")]
+        for file, content in zip(written, (picture, numbers), strict=True):
+            with atomic_file(file) as out:
+                out.write(content.getvalue())
+        return written
+
+
+def array(values: Tensor | Sequence[float]) -> Array:
+    """On the CPU, of any device and graph."""
+    return torch.as_tensor(values).detach().cpu().numpy()
+
+
+def canvas(scene: Scene, rows: int = 1, columns: int = 1, *, largest: float | None = None) -> tuple[Any, Array]:
+    """A figure and its axes (rows, columns), each with the image, in its own colours and proportions.
+
+    An axis counts pixels of the image: its upper left corner is at 0, 0, a pixel's centre at a half. `largest` is an
+    image's longer side in inches, less where the whole would be too large.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    height, width = scene.image.shape[-2:]
+    if largest is None:
+        largest = ALONE if rows * columns == 1 else max(SMALL, min(1.2 * ALONE / max(rows, columns), 3.4))
+    inches = min(largest / max(height, width), WHOLE / (columns * width), WHOLE / (rows * height))
+    # wider than is needed, so that the height binds and rows stand close; saving cuts off what is empty
+    size = (columns * (width * inches + 0.1) + 3.2, rows * (height * inches + 0.06) + 1.15)
+    layout = ConstrainedLayoutEngine(compress=True, w_pad=0.03, h_pad=0.03, wspace=0.0, hspace=0.0)
+    figure = Figure(figsize=size, layout=layout)
+    axes = figure.subplots(rows, columns, squeeze=False)
+    pixels = array(scene.image).transpose(1, 2, 0)
+    for place, one in enumerate(axes.flat):
+        one.xaxis.set_visible(False)
+        one.yaxis.set_visible(place % columns == 0)  # its label; laying out what is empty takes most of the time
+        one.imshow(pixels, extent=(0, width, height, 0))
+        one.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[], facecolor="0.93")
+        for edge in one.spines.values():
+            edge.set(color="0.6", linewidth=0.6)
+    return figure, axes
+
+
+def headline(figure: Any, *parts: str) -> None:
+    """The title of a figure, in lines that are no longer than the picture is wide."""
+    letters = max(34, round(11 * (figure.get_size_inches()[0] - 3)))
+    lines = [line for part in parts if part for line in textwrap.wrap(part, letters)]
+    figure.suptitle("\n".join(lines), fontsize=10.5, linespacing=1.35)
+
+
+def told(seen: Seen | None, image: str = "") -> str:
+    """A detection and the image that it is in; with the class that it is detected as, where another is explained."""
+    named = ""
+    if seen is not None:
+        query = f"query {seen.query}" + f", detected as {seen.detected_as}" * bool(seen.detected_as)
+        named = f"{seen.name} {seen.score:.2f} ({query})"
+    return ": ".join(part for part in (image, named) if part)
+
+
+def in_words(site: str) -> str:
+    """ "decoder layer 5, cross-attention" of decoder.5.cross."""
+    stack, layer, kind = site.split(".")
+    return f"{stack} layer {layer}, {kind}-attention"
+
+
+def layer_in_words(site: str) -> str:
+    """ "decoder layer 5" of decoder.5.cross."""
+    return in_words(site).split(",")[0]
+
+
+_TARGETS = {
+    "x": "the horizontal position of its box",
+    "y": "the vertical position of its box",
+    "w": "the width of its box",
+    "h": "the height of its box",
+}
+
+
+def target_in_words(target: str, seen: Seen) -> str:
+    """What is explained: "the score of WBC" of class, "the width of its box" of w."""
+    return _TARGETS.get(target, f"the score of {seen.name}")
+
+
+def colour_of(label: int) -> Rgb:
+    """A class's, as in every picture of this package."""
+    red, green, blue = class_colour(label)
+    return red / 255, green / 255, blue / 255
+
+
+def outlined(width: float) -> list[Any]:
+    """A dark line below a bright one: seen on any background."""
+    from matplotlib.patheffects import Normal, Stroke
+
+    return [Stroke(linewidth=width + 1.6, foreground="black", alpha=0.75), Normal()]
+
+
+def show_key(axes: Any, handles: Sequence[Any]) -> None:
+    """A key to the right of the axes."""
+    axes.legend(
+        handles=handles,
+        loc="center left",
+        bbox_to_anchor=(1.01, 0.5),
+        fontsize=8.5,
+        frameon=False,
+        handlelength=1.5,
+        labelspacing=0.6,
+    )
+
+
+def draw_box(
+    axes: Any, box: Sequence[float], colour: Any, *, style: str = "-", width: float = 1.8, name: str = ""
+) -> None:
+    """A box, xyxy in pixels, and its name, which covers no other box's and stays inside the picture."""
+    from matplotlib.patches import Rectangle
+
+    x0, y0, x1, y1 = box
+    axes.add_patch(
+        Rectangle(
+            (x0, y0),
+            x1 - x0,
+            y1 - y0,
+            fill=False,
+            edgecolor=colour,
+            linewidth=width,
+            linestyle=style,
+            path_effects=outlined(width),
+            zorder=3,
+        )
+    )
+    if name:
+        from .box_labels import BoxLabels
+
+        labels = next((one for one in axes.artists if isinstance(one, BoxLabels)), None)
+        if labels is None:
+            axes.add_artist(labels := BoxLabels())
+        labels.add(box, name, colour)
+
+
+def root_scale(most: float) -> Any:
+    """From 0 to `most` by the square root, on which a hundredth is still told from nothing.
+
+    Raises ValueError for an end that is not above 0.
+    """
+    from matplotlib.colors import PowerNorm
+
+    if not 0 < most < np.inf:
+        raise ValueError(f"most: expected a number above 0, the end of the colour scale, got {most:g}")
+    return PowerNorm(0.5, 0, most)
+
+
+def colour_bar(
+    figure: Any, axes: Any, norm: Any, colours: Any, label: str, *, beyond: bool, left: bool = False
+) -> None:
+    """The scale beside the axes; `beyond` says that something drawn exceeds it."""
+    from matplotlib.cm import ScalarMappable
+
+    bar = figure.colorbar(
+        ScalarMappable(norm, colours),
+        ax=axes,
+        extend="max" if beyond else "neither",
+        location="left" if left else "right",
+        aspect=28,
+        pad=0.015,
+        shrink=0.9,
+    )
+    # colours that let the image through do so here, too
+    bar.ax.set_facecolor("0.9")
+    ticks = root_ticks(norm.vmax)
+    bar.set_ticks(ticks, labels=[f"{tick:.3g}" if tick < 100 else f"{tick:,.0f}" for tick in ticks])
+    bar.ax.minorticks_off()
+    bar.ax.tick_params(labelsize=8, length=2)
+    bar.set_label(label, fontsize=8.5)
+
+
+def root_ticks(most: float) -> list[float]:
+    """0, the end, and round numbers between that are not too close on a square-root scale."""
+    ticks, power = [most], np.floor(np.log10(most))
+    for number in (step * 10.0 ** (power - down) for down in range(4) for step in (5, 2, 1)):
+        near = ticks[-1] ** 0.5 - number**0.5
+        if number < most and near >= 0.09 * most**0.5 and number**0.5 >= 0.07 * most**0.5:
+            ticks.append(number)
+    return [*ticks, 0.0]
+
+
+def around(scene: Scene, places: Array, margin: float) -> tuple[float, float, float, float] | None:
+    """A window x0, y0, x1, y1 about places (N, 2), of the image's proportions; None where it is most of the image.
+
+    It is at least a sixth of the image wide; `margin`, on each side, is a part of what it shows.
+    """
+    height, width = scene.image.shape[-2:]
+    size = np.array([width, height], float)
+    inside = np.clip(places, -_OUTSIDE * size, (1 + _OUTSIDE) * size)
+    low, high = inside.min(0), inside.max(0)
+    share = max(1 / 6, float(((high - low) / size).max()) * (1 + 2 * margin))
+    if share > 0.6:
+        return None
+    corner = (low + high) / 2 - share * size / 2
+    corner = np.clip(corner, np.minimum(0, low), np.maximum((1 - share) * size, high - share * size))
+    return (*corner.tolist(), *(corner + share * size).tolist())
+
+
+def zoom(axes: Any, window: Sequence[float], x: Array | None = None, y: Array | None = None) -> int:
+    """Shows that window alone; returns how many of the points x, y lie outside it."""
+    x0, y0, x1, y1 = window
+    axes.set(xlim=(x0, x1), ylim=(y1, y0))
+    return 0 if x is None or y is None else int(((x < x0) | (x > x1) | (y < y0) | (y > y1)).sum())
+
+
+def show_outside(axes: Any, scene: Scene, x: Array, y: Array) -> int:
+    """Widens the axes to points beyond the image, up to a part of it; returns how many lie farther out."""
+    height, width = scene.image.shape[-2:]
+    limits = []
+    for values, size in ((x, width), (y, height)):
+        low, high = values.min(initial=0.0), values.max(initial=float(size))
+        room = _OUTSIDE * size
+        limits.append((max(-room, low - 0.01 * size * (low < 0)), min(size + room, high + 0.01 * size * (high > size))))
+    (left, right), (top, bottom) = limits
+    axes.set(xlim=(left, right), ylim=(bottom, top))
+    return int(((x < left) | (x > right) | (y < top) | (y > bottom)).sum())
+
+
+def chosen(what: str, wanted: Sequence[int] | None, count: int, site: str) -> list[int]:
+    """Those wanted, all when None. Raises ValueError for one that a site does not have."""
+    numbers = list(range(count)) if wanted is None else list(wanted)
+    for number in numbers:
+        if not 0 <= number < count:
+            raise ValueError(f"{what}: expected from 0 to {count - 1} at {site}, got {number}")
+    return numbers
+
+
+def listed(what: str, numbers: Sequence[int], count: int) -> str:
+    """ "all heads", "head 3", "heads 0, 2"."""
+    if len(numbers) == count:
+        return f"all {what}s" if count > 1 else f"its one {what}"
+    return f"{what}{'s' * (len(numbers) != 1)} {', '.join(map(str, numbers))}"

@@ -1,0 +1,237 @@
+"""Queries through the layers of the decoder: where they start, where each layer takes them, what they become."""
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torchvision.ops import box_iou
+
+from ..core.trace import Scene, Seen
+from .drawing import (
+    Array,
+    Drawing,
+    around,
+    array,
+    canvas,
+    colour_of,
+    draw_box,
+    headline,
+    outlined,
+    show_key,
+    show_outside,
+    told,
+    zoom,
+)
+from .points import MARKERS, stack_references
+
+_REST = "0.75"
+# of a picture's longer side: shorter arrows are nothing but their heads
+_VISIBLE = 0.02
+
+
+def draw_journey(scene: Scene, seen: Seen, *, image: str = "") -> Drawing:
+    """One query: its box after every decoder layer, a picture each, and where it lies in the whole image.
+
+    A layer's box is in the colour of its most probable class, over the last layer's box, dashed and white. An arrow
+    leads from the centre of the box before (of the first layer, from the first reference), where that is far enough to
+    be seen; how far the centre moved and the IoU with the last box are written above. Of deformable detectors a cross
+    marks the layer's reference; a detector that does not refine boxes has the same at all layers.
+
+    Args:
+        scene: of any detector with a decoder.
+        seen: whose query.
+        image: the image's name, for the title.
+
+    Returns:
+        The drawing; numbers ``boxes`` (N layers, 4) xyxy, ``labels`` and ``scores`` (N,): the best class of each
+        layer; ``own_scores`` (N,): of seen's class; ``references`` (N, 2 or 4) of deformable detectors,
+        as of `points.stack_references`.
+    """
+    boxes, scores = array(scene.layer_boxes[:, seen.query]), array(scene.layer_scores[:, seen.query])
+    labels = scores.argmax(-1)
+    best, own = scores.max(-1), scores[:, seen.label]
+    numbers = {"boxes": boxes, "labels": labels, "scores": best, "own_scores": own}
+    places = [boxes[:, :2], boxes[:, 2:]]
+    references: Array | None = None
+    if scene.references:
+        references = stack_references([array(reference[seen.query]) for reference in scene.references])
+        numbers["references"] = references
+        places.append(references[:, :2])
+    window = around(scene, np.concatenate(places), margin=0.2)
+    count = 1 + len(boxes)
+    columns = count if count < 4 else -(-count // 2)
+    figure, axes = canvas(scene, -(-count // columns), columns)
+    whole, *others = list(axes.flat)
+    for spare in others[len(boxes) :]:
+        spare.remove()
+
+    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+    stops = centres if references is None else np.concatenate([references[:1, :2], centres])
+    draw_box(whole, seen.box, colour_of(seen.label), name=f"{seen.name} {seen.score:.2f}")
+    show_outside(whole, scene, *np.concatenate(places).T)
+    _arrow(whole, stops[0], stops[-1], "white")
+    whole.set_title("the whole image", fontsize=9, pad=4)
+    for number, one in enumerate(others[: len(boxes)]):
+        last = number == len(boxes) - 1
+        if not last:
+            draw_box(one, boxes[-1], "white", style="--", width=1.2)
+        draw_box(one, boxes[number], colour_of(int(labels[number])))
+        # the stops begin with the first reference, where there is one
+        start, end = stops[max(number - (references is None), 0)], centres[number]
+        if references is not None:
+            _point(one, references[number, :2], "+", "white", 9)
+        if window is not None:
+            zoom(one, window)
+        _arrow(one, start, end, "white")
+        said = f"layer {number}: {scene.class_name(int(labels[number]))} {best[number]:.2f}"
+        if labels[number] != seen.label:
+            said += f" ({seen.name} {own[number]:.2f})"
+        parts = []
+        if number > 0 or references is not None:
+            parts.append(f"centre moved by {np.linalg.norm(end - start):.1f} pixels")
+        if not last:
+            overlap = box_iou(*(torch.from_numpy(boxes[[which]]) for which in (number, -1)))
+            parts.append(f"IoU {float(overlap):.2f} with the last box")
+        one.set_title("\n".join([said, ", ".join(parts)]), fontsize=8.5, pad=4)
+
+    handles = [_key("", "0.6", "box of the last layer", linestyle="--")]
+    if references is not None:
+        handles.append(_key("+", "0.45", "reference point of the layer", markersize=9, markeredgewidth=1.6))
+    figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=8, frameon=False)
+    headline(figure, told(seen, image), "the query's box after every layer of the decoder")
+    return Drawing(figure, numbers)
+
+
+def draw_queries(scene: Scene, confidence: float = 0.5, *, image: str = "") -> Drawing:
+    """Every query's centre through the layers, joined by arrows: coloured by class, as large as its score.
+
+    Circles are first references, of detectors that have them. Queries whose best score at the last layer is below
+    `confidence` are grey.
+
+    Returns:
+        The drawing; numbers ``centres`` (N layers, Q, 2), ``labels`` and ``scores`` (N, Q): each layer's best class;
+        ``references`` (N, Q, 2 or 4) of deformable detectors, as of `points.stack_references`.
+    """
+    boxes, scores = array(scene.layer_boxes), array(scene.layer_scores)
+    centres, labels, best = (boxes[..., :2] + boxes[..., 2:]) / 2, scores.argmax(-1), scores.max(-1)
+    numbers = {"centres": centres, "labels": labels, "scores": best}
+    path = centres
+    if scene.references:
+        numbers["references"] = stack_references([array(reference) for reference in scene.references])
+        path = np.concatenate([numbers["references"][:1, :, :2], centres])
+    figure, [[axes]] = canvas(scene)
+    sure = best[-1] >= confidence
+    for group, over in ((np.flatnonzero(~sure), 2), (np.flatnonzero(sure), 3)):
+        colours: Any = [colour_of(int(label)) for label in labels[-1, group]] if over == 3 else _REST
+        if scene.references:
+            hollow: dict[str, Any] = {"facecolors": "none", "linewidths": 0.7, "path_effects": outlined(0.7)}
+            axes.scatter(*path[0, group].T, s=16, edgecolors=colours, zorder=over, **hollow)
+        for start, end in pairwise(path[:, group]):
+            axes.quiver(
+                *start.T,
+                *(end - start).T,
+                color=colours,
+                angles="xy",
+                scale_units="xy",
+                scale=1,
+                width=0.0028 if over == 3 else 0.0016,
+                alpha=0.9 if over == 3 else 0.45,
+                headwidth=4.5,
+                zorder=over,
+            )
+        for layer, places in enumerate(centres[:, group]):
+            last = layer == len(centres) - 1
+            axes.scatter(
+                *places.T,
+                s=(90 if last else 40) * best[layer, group] + 2,
+                color=colours,
+                edgecolors="black" if last else "none",
+                linewidths=0.5,
+                alpha=1 if last else 0.6,
+                zorder=over + 0.5,
+            )
+    found = sorted(set(labels[-1, sure].tolist()))
+    handles = [_key("o", colour_of(label), scene.class_name(label)) for label in found]
+    handles.append(_key("o", _REST, f"below {confidence:.2g}"))
+    if scene.references:
+        handles.append(_key("o", "0.4", "first reference", markerfacecolor="none"))
+    sizes = [_key("o", "0.4", f"score {score:g}", markersize=(90 * score + 2) ** 0.5) for score in (0.25, 0.5, 1)]
+    show_key(axes, handles + sizes)
+    what = f"box centres of {len(sure)} queries through {len(centres)} decoder layers"
+    headline(figure, image, f"{what}; {sure.sum()} queries are detections")
+    return Drawing(figure, numbers)
+
+
+def draw_seeds(scene: Scene, confidence: float = 0.5, *, image: str = "") -> Drawing:
+    """In two stages: the encoder's token that each detection came from, marked by level, joined to its box.
+
+    Returns:
+        The drawing; numbers ``queries`` (N,), ``tokens`` (N,) counted over all levels, ``levels`` (N,), ``xy`` (N, 2):
+        the middles of the tokens' cells; ``boxes`` (N, 4), ``labels``, ``scores`` (N,): of the detections.
+
+    Raises:
+        ValueError: the detector has one stage.
+    """
+    if scene.tape.seeds is None:
+        raise ValueError("seeds: expected a two-stage detector; this one's queries are learned, and come from no pixel")
+    found = scene.detections(confidence)
+    queries = np.array([seen.query for seen in found], int)
+    tokens = array(scene.tape.seeds)[scene.row, queries]
+    places = np.array([scene.place_of(token) for token in tokens.tolist()]).reshape(-1, 3)
+    levels, xy = places[:, 2].astype(int), places[:, :2]
+    figure, [[axes]] = canvas(scene)
+    for seen, level, place in reversed(list(zip(found, levels.tolist(), xy, strict=True))):  # the surest on top
+        colour, (x0, y0, x1, y1) = colour_of(seen.label), seen.box
+        draw_box(axes, seen.box, colour, width=1.4, name=f"{seen.name} {seen.score:.2f}")
+        _arrow(axes, place, np.array([x0 + x1, y0 + y1]) / 2, colour, width=1.2)
+        _point(axes, place, MARKERS[level % len(MARKERS)], colour, 8)
+    handles = [
+        _key(MARKERS[level % len(MARKERS)], "0.45", f"level {level} ({h} x {w})")
+        for level, (h, w) in enumerate(scene.shapes)
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+    headline(
+        figure, image, f"pixels of the encoder that {len(found)} detections of at least {confidence:.2g} came from"
+    )
+    numbers = {"queries": queries, "tokens": tokens, "levels": levels, "xy": xy}
+    numbers |= {"boxes": np.array([seen.box for seen in found], float).reshape(-1, 4)}
+    numbers |= {"labels": np.array([seen.label for seen in found], int)}
+    return Drawing(figure, numbers | {"scores": np.array([seen.score for seen in found], float)})
+
+
+def _arrow(
+    axes: Any, start: Array, end: Array, colour: Any, *, style: str = "-", width: float = 1.8, over: float = 4.0
+) -> None:
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    if np.linalg.norm(end - start) < _VISIBLE * max(abs(right - left), abs(top - bottom)):
+        return
+    axes.annotate(
+        "",
+        end,
+        start,
+        arrowprops={
+            "arrowstyle": "-|>",
+            "color": colour,
+            "linestyle": style,
+            "linewidth": width,
+            "mutation_scale": 10,
+            "shrinkA": 2,
+            "shrinkB": 2,
+            "path_effects": outlined(width),
+        },
+        zorder=over,
+        annotation_clip=False,
+        clip_on=True,
+    )
+
+
+def _point(axes: Any, place: Array, marker: str, colour: Any, size: float) -> None:
+    wide = {"markeredgewidth": 2.0, "path_effects": outlined(2.0)} if marker == "+" else {"markeredgecolor": "black"}
+    axes.plot(*place, marker=marker, color=colour, markersize=size, linestyle="none", zorder=5, **wide)
+
+
+def _key(marker: str, colour: Any, label: str, **rest: Any) -> Any:
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], **{"marker": marker, "color": colour, "linestyle": "none", "label": label} | rest)

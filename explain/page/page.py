@@ -1,0 +1,233 @@
+"""One self-contained HTML page for one image: what every query of the detector attends to, to look at and compare.
+
+The page holds numbers, not pictures: sampling locations and weights of all queries in float32, from which it computes
+raw attention itself, and maps that it cannot compute (relevance; the dense attention of DETR) in 256 steps of each
+map's maximum. Arrays are deflated and in base64. Its policy allows no network request and no script but its own.
+"""
+
+import base64
+import hashlib
+import html
+import io
+import json
+import re
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ...train.monitor.files import atomic_file
+from ..core.maps import METHODS, token_map
+from ..core.relevance import factors, relevance
+from ..core.trace import Scene, Seen
+from ..figures.heat import heat_colours
+from ..figures.points import point_colours
+from ..options import METHOD_TITLES
+
+SCRIPTS = ("page_maps.js", "page_draw.js", "page.js")
+LONGEST_IMAGE = 1600
+CLASSES_KEPT = 5
+
+
+def write_page(
+    scene: Scene,
+    path: Path | str,
+    *,
+    confidence: float = 0.5,
+    methods: Sequence[str] = ("raw", "relevance"),
+    title: str = "",
+    most: int = 20,
+    subjects: Sequence[Seen] = (),
+) -> None:
+    """Writes the page to `path`, whole or not at all; arguments and errors as those of `page`."""
+    name = title or Path(path).stem
+    text = page(scene, confidence=confidence, methods=methods, title=name, most=most, subjects=subjects)
+    with atomic_file(Path(path)) as file:
+        file.write(text.encode())
+
+
+def page(
+    scene: Scene,
+    *,
+    confidence: float = 0.5,
+    methods: Sequence[str] = ("raw", "relevance"),
+    title: str = "",
+    most: int = 20,
+    subjects: Sequence[Seen] = (),
+) -> str:
+    """The page as text.
+
+    Args:
+        scene: a recorded forward pass of a detector with a decoder.
+        confidence: minimum score of the queries that are shown at first; the page can change it.
+        methods: heat maps, of raw, rollout, gradcam and relevance. All but raw are computed here, for detections and
+            the three best queries, once a decoder layer and once over all; rollout over all only. Relevance and
+            gradcam cost a backward pass of the detector for each.
+        title: heading, such as the image's file name.
+        most: for how many queries at most.
+        subjects: queries whose maps come first, of the classes given with them; the page opens at the first.
+
+    Raises:
+        ValueError: a method that has no map of tokens, a confidence out of its range, or a `most` below 1.
+    """
+    known = [name for name in METHODS if name != "input-grad"]
+    for method in methods:
+        if method not in known:
+            raise ValueError(f"methods: expected any of {', '.join(known)}, got {method!r}")
+    if not methods:
+        raise ValueError(f"methods: expected at least one of {', '.join(known)}, got none")
+    if not 0 <= confidence <= 1:
+        raise ValueError(f"confidence: expected a number from 0 to 1, got {confidence}")
+    if most < 1:
+        raise ValueError(f"most: expected at least 1, got {most}")
+    ranked = scene.detections(0.0)
+    named = {seen.query for seen in subjects}
+    count = max(len(named), min(most, max(3, sum(seen.score >= confidence for seen in ranked))))
+    mapped = [*{seen.query: seen for seen in reversed(subjects)}.values()][::-1]
+    mapped = [*mapped, *(seen for seen in ranked if seen.query not in named)][:count]
+    meta = _description(scene, mapped, methods)
+    meta["selected"] = mapped[0].query if subjects else None
+    meta.update(confidence=confidence, image=_data_url(scene.image))
+    meta["arrays"] = {name: _packed(array) for name, array in _arrays(scene, mapped, methods)}
+    return _filled(title or "Image", meta)
+
+
+def _cross_sites(scene: Scene) -> list[str]:
+    return [name for name, record in scene.tape.items() if record.site.kind == "cross"]
+
+
+def _description(scene: Scene, mapped: Sequence[Seen], methods: Sequence[str]) -> dict[str, Any]:
+    """Everything of the page that is not an array."""
+    sites = _cross_sites(scene)
+    site = scene.tape[sites[0]].site
+    layers, queries = scene.layer_boxes.shape[:2]
+    counts = f"{site.heads} heads" + (f", {site.levels} levels, {site.points} points" if site.deformable else "")
+    stored = f"for the {len(mapped)} best queries in 256 steps of each map's maximum (off by 0.2% of it at most)"
+    exactness = (
+        "Raw attention is computed in the page from the model's own float32 locations and weights, for every query."
+        if site.deformable
+        else f"Attention of single heads is stored {stored}; of other queries the mean over heads, in as many steps."
+    )
+    if set(methods) - {"raw"}:
+        exactness += f" {', '.join(METHOD_TITLES[m] for m in methods if m != 'raw').capitalize()}: stored {stored}."
+    return {
+        "about": f"{type(scene.model).__name__}: {queries} queries, {layers} decoder layers, {counts}",
+        "exactness": exactness,
+        "height": scene.image.shape[1],
+        "width": scene.image.shape[2],
+        "shapes": [list(shape) for shape in scene.shapes],
+        "ratios": scene.ratios.tolist(),
+        "layers": layers,
+        "queries": queries,
+        "heads": site.heads,
+        "levels": site.levels,
+        "points": site.points,
+        "names": list(scene.model.categories or []),
+        "mapped": [seen.query for seen in mapped],
+        "mapped_classes": [seen.label for seen in mapped],
+        "methods": [{"name": name, "title": METHOD_TITLES[name]} for name in methods],
+        "palettes": {"heat": _palette(heat_colours()), "weights": _palette(point_colours())},
+    }
+
+
+def _arrays(scene: Scene, mapped: Sequence[Seen], methods: Sequence[str]) -> Iterator[tuple[str, np.ndarray]]:
+    """The page's arrays by name. N decoder layers, Q queries, D of them mapped, H heads, S tokens, K classes kept."""
+    scores = scene.layer_scores.detach().float().cpu()  # (N, Q, classes)
+    best = scores.topk(min(CLASSES_KEPT, scores.shape[-1]), dim=-1)
+    yield "boxes", _float32(scene.layer_boxes)  # (N, Q, 4) xyxy, pixels
+    yield "labels", best.indices.numpy().astype(np.uint16)  # (N, Q, K), the likeliest first
+    yield "scores", _float32(best.values)
+    final = best.indices[-1, :, 0].expand(len(scores), -1)
+    yield "own", _float32(scores.gather(-1, final[..., None])[..., 0])  # (N, Q) of the last layer's class
+    records, row = [scene.tape[name] for name in _cross_sites(scene)], scene.row
+    if records[0].site.deformable:
+        yield "references", _float32(torch.stack(scene.references))  # (N, Q, 2 or 4), pixels
+        # normalised to each padded level, (N, Q, H, L, P, 2)
+        yield "locations", np.stack([_float32(record.locations[row]) for record in records])
+        yield "weights", np.stack([_float32(record.weights[row]) for record in records])  # (N, Q, H, L, P)
+    else:
+        attention = torch.stack([record.weights[row].detach().float().cpu() for record in records])  # (N, H, Q, S)
+        chosen = attention[:, :, [seen.query for seen in mapped]].transpose(1, 2)
+        for name, maps in (("attention", chosen), ("mean", attention.mean(1))):
+            steps, scale = quantised(maps)
+            yield name, steps
+            yield f"{name}_scale", scale
+    for method in methods:
+        if method == "raw":
+            continue
+        steps, scale = quantised(torch.stack([layer_maps(scene, seen, method) for seen in mapped], 1))
+        yield method, steps  # (N + 1, D, S), over all layers last; of rollout (1, D, S)
+        yield f"{method}_scale", scale
+
+
+def layer_maps(scene: Scene, seen: Seen, method: str) -> Tensor:
+    """Maps of a detection (N + 1, S): of each decoder layer, then of all, summed. Rollout has the last alone."""
+    if method == "rollout":
+        return token_map(scene, seen, method)[None]
+    if method == "relevance":
+        # all layers at once: it is linear in what each of them brings
+        maps = relevance(factors(scene.tape, scene.gradients(seen), scene.row), [seen.query], by_layer=True)[0]
+    else:
+        maps = torch.stack([token_map(scene, seen, method, layer=n) for n in range(len(_cross_sites(scene)))])
+    return torch.cat([maps, maps.sum(0, keepdim=True)])
+
+
+def quantised(maps: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Maps (..., S) >= 0 as uint8 (..., S) and what one step is worth (...), float32: 1/255 of each map's maximum."""
+    maps = maps.detach().double().cpu().clamp(min=0)
+    scale = maps.amax(-1) / 255
+    steps = torch.where(scale[..., None] > 0, maps / scale[..., None], 0.0).round()
+    return steps.numpy().astype(np.uint8), scale.numpy().astype(np.float32)
+
+
+def _float32(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().float().cpu().numpy()
+
+
+def _packed(array: np.ndarray) -> dict[str, Any]:
+    little = np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<"))
+    data = base64.b64encode(zlib.compress(little.tobytes(), 6)).decode()
+    return {"dtype": array.dtype.name, "shape": list(array.shape), "data": data}
+
+
+def _data_url(image: Tensor) -> str:
+    """(3, H, W) uint8 as a JPEG, smaller where it is large: coordinates stay those of the image."""
+    picture = Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
+    picture.thumbnail((LONGEST_IMAGE, LONGEST_IMAGE))
+    encoded = io.BytesIO()
+    picture.save(encoded, "JPEG", quality=90)
+    return f"data:image/jpeg;base64,{base64.b64encode(encoded.getvalue()).decode()}"
+
+
+def _palette(colours: Any) -> str:
+    """A matplotlib colour map in 256 steps of red, green, blue and opacity, a byte each, in base64."""
+    return base64.b64encode(colours(np.arange(256), bytes=True).tobytes()).decode()
+
+
+def _filled(title: str, meta: dict[str, Any]) -> str:
+    here = Path(__file__).parent
+    style = (here / "page.css").read_text(encoding="utf-8")
+    script = "\n".join((here / name).read_text(encoding="utf-8") for name in SCRIPTS)
+    # in JSON < can only stand in a string: escaped, nothing in it ends the element or opens another
+    data = json.dumps(meta, allow_nan=False, sort_keys=True).replace("<", "\\u003c")
+    parts = {
+        "title": html.escape(title),
+        "policy": f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; script-src '{_hash(script)}'; "
+        "base-uri 'none'; form-action 'none'",
+        "style": style,
+        "data": data,
+        "script": script,
+    }
+    template = (here / "page.html").read_text(encoding="utf-8")
+    # in one pass, so that what is put in is not searched
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
+
+
+def _hash(text: str) -> str:
+    """As a content security policy names an inline element."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"

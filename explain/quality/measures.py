@@ -1,0 +1,264 @@
+"""Is a heat map any good? What it says of one detection, held to what the detector does and to where the object is.
+
+A heat map is an array (H, W), at least 0, on the pixels of the image; only its order or its shares matter, never its
+scale. A map that is zero everywhere says nothing, and counts as a flat one. Boxes are xyxy in pixels.
+
+- **Deletion and insertion** (Petsiuk et al. 2018, RISE): the hottest pixels first, replace more and more of the image,
+  or bring it back, and follow the score; the area under the curve. Low is good for deletion, high for insertion.
+- **Pointing** (Zhang et al. 2016): is the hottest pixel on the object?
+- **Energy** (Wang et al. 2020, Score-CAM): the share of the map on the object; and on other objects.
+- **Compactness**: the smallest share of the image that holds half of the map.
+- **Randomised weights** (Adebayo et al. 2018): a map that stays as it was does not show what the model has learned.
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import torch
+from PIL import ImageFilter
+from torch import Tensor, nn
+from torchvision.ops import box_iou
+from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
+
+from ...models.layers.boxes import cxcywh_to_xyxy
+from ...models.layers.geometry import widen
+from ..options import Fill
+
+Array = np.ndarray
+Box = Sequence[float]
+M = TypeVar("M", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A detection's score while pixels are replaced or brought back."""
+
+    shares: Array
+    """(steps + 1,) of the image's pixels, from 0 to 1."""
+    scores: Array
+    """(steps + 1,)"""
+
+    @property
+    def auc(self) -> float:
+        """The mean score, by trapezoids."""
+        return float((np.diff(self.shares) * (self.scores[1:] + self.scores[:-1]) / 2).sum())
+
+
+def detection_score(probabilities: Tensor, boxes: Tensor, box: Box, label: int) -> Tensor:
+    """How much of a detection is still there: the best query's IoU with its box times the probability of its class.
+
+    D-RISE (Petsiuk et al. 2021, equation 3) multiplies IoU, objectness and the cosine of the class probabilities. A
+    DETR has no objectness, and a cosine is 1 for a background that leans to the class ever so little; the probability
+    of the class stands for both.
+
+    Args:
+        probabilities: (B, Q, classes)
+        boxes: (B, Q, 4) xyxy, in the unit of `box`
+        box: the detection's
+        label: its class
+
+    Returns:
+        (B,) from 0 to 1
+    """
+    target = torch.tensor([[float(value) for value in box]], dtype=boxes.dtype, device=boxes.device)
+    overlap = box_iou(boxes.flatten(0, 1), target).view(boxes.shape[:2])
+    return (overlap * probabilities[..., label]).amax(1)
+
+
+def probabilities_and_boxes(model: Any, outputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """A DETR's last layer: class probabilities (B, Q, classes), without that of no object, and boxes (B, Q, 4), xyxy
+    as shares of the image."""
+    logits = widen(outputs["pred_logits"])
+    probabilities = logits.sigmoid() if model.focal else logits.softmax(-1)[..., :-1]
+    return probabilities, cxcywh_to_xyxy(widen(outputs["pred_boxes"]))
+
+
+def filled(image: Tensor, fill: Fill = "blur") -> Tensor:
+    """What stands where pixels are taken away, (3, H, W) uint8: the image blurred, or its mean colour.
+
+    The blur has a standard deviation of a tenth of the shorter side: objects are gone, and no new edges come.
+    """
+    if fill == "mean":
+        return image.float().mean((1, 2), keepdim=True).round().to(torch.uint8).expand_as(image).contiguous()
+    if fill != "blur":
+        raise ValueError(f"fill: expected blur or mean, got {fill!r}")
+    # pillow's takes the same time for any width
+    blurred = to_pil_image(image).filter(ImageFilter.GaussianBlur(max(1.0, min(image.shape[1:]) / 10)))
+    return pil_to_tensor(blurred).to(image.device)
+
+
+def perturbation_curve(
+    score: Callable[[Tensor], Tensor],
+    image: Tensor,
+    heat: Array,
+    kind: Literal["deletion", "insertion"],
+    *,
+    baseline: Tensor,
+    steps: int = 12,
+    batch_size: int = 8,
+    seed: int = 0,
+) -> Curve:
+    """The score while the hottest pixels are replaced by the baseline's, or brought back into it.
+
+    Args:
+        score: of images (B, 3, H, W) uint8, B scores.
+        image: (3, H, W) uint8.
+        heat: (H, W).
+        kind: deletion starts from the image, insertion from the baseline.
+        baseline: (3, H, W) uint8, such as `filled` gives.
+        steps: after step i of n, (i / n)^2 of the pixels are changed: an object is a small share of its image, and most
+            happens among the first.
+        batch_size: images to a call of `score`.
+        seed: pixels equally hot follow each other at random.
+
+    Raises:
+        ValueError: shapes that do not fit, or a number below 1.
+    """
+    heat = checked(heat, tuple(image.shape[1:]))
+    for name, value in (("steps", steps), ("batch_size", batch_size)):
+        if value < 1:
+            raise ValueError(f"{name}: expected at least 1, got {value}")
+    if baseline.shape != image.shape:
+        raise ValueError(f"baseline: expected {tuple(image.shape)} like image, got {tuple(baseline.shape)}")
+    before, after = (image, baseline) if kind == "deletion" else (baseline, image)
+    # the last key is the first to sort by
+    order = np.lexsort((np.random.default_rng(seed).random(heat.size), -heat.ravel()))
+    rank = np.empty(heat.size, dtype=np.int64)
+    rank[order] = np.arange(heat.size)
+    place = torch.from_numpy(rank.reshape(heat.shape)).to(image.device)
+    counts = [round(heat.size * (step / steps) ** 2) for step in range(steps + 1)]
+    scores = [
+        score(torch.stack([torch.where(place < count, after, before) for count in counts[start : start + batch_size]]))
+        for start in range(0, len(counts), batch_size)
+    ]
+    return Curve(np.array(counts) / heat.size, torch.cat(scores).double().cpu().numpy())
+
+
+def checked(heat: Array, shape: tuple[int, ...] | None = None) -> Array:
+    """A heat map in float64; a map of nothing becomes a flat one. Raises ValueError for one that is not a heat map."""
+    heat = np.asarray(heat, dtype=np.float64)
+    if heat.ndim != 2 or (shape is not None and heat.shape != shape):
+        raise ValueError(f"heat: expected {shape or '(H, W)'}, got {heat.shape}")
+    if not np.isfinite(heat).all() or heat.min() < 0:
+        raise ValueError("heat: expected finite numbers of at least 0")
+    return heat if heat.any() else np.ones_like(heat)
+
+
+def inside(box: Box, shape: tuple[int, ...]) -> Array:
+    """(H, W) bool: the pixels whose centre is in a box."""
+    x0, y0, x1, y1 = (float(value) for value in box)
+    y, x = (np.arange(size) + 0.5 for size in shape)
+    return ((y >= y0) & (y <= y1))[:, None] & ((x >= x0) & (x <= x1))
+
+
+def pointing(heat: Array, region: Array) -> float:
+    """1 if the hottest pixel is in the region (H, W) bool, a box's or a mask's, else 0.
+
+    Of several equally hot pixels, the share of them that is in the region: the expected result of choosing one.
+    """
+    heat = checked(heat, region.shape)
+    return float(region[heat == heat.max()].mean())
+
+
+def energy(heat: Array, region: Array) -> float:
+    """The share of the map that is in the region (H, W) bool."""
+    heat = checked(heat, region.shape)
+    return float(heat[region].sum() / heat.sum())
+
+
+def energy_elsewhere(heat: Array, box: Box, others: Sequence[Box]) -> float:
+    """The share of the map that is in other objects' boxes, and not in the object's own."""
+    shape = np.shape(heat)
+    region = np.zeros(shape, dtype=bool)
+    for other in others:
+        region |= inside(other, shape)
+    return energy(heat, region & ~inside(box, shape))
+
+
+def compactness(heat: Array, share: float = 0.5) -> float:
+    """The smallest share of the pixels that holds `share` of the map: `share` itself for a flat map, small for a spot.
+
+    The last pixel counts by the part of it that is needed.
+    """
+    falling = np.sort(checked(heat).ravel())[::-1]
+    held = np.concatenate([[0.0], falling.cumsum() / falling.sum()])
+    last = int(np.searchsorted(held, share))
+    return float((last - 1 + (share - held[last - 1]) / (held[last] - held[last - 1])) / falling.size)
+
+
+def random_map(shape: tuple[int, int], generator: np.random.Generator) -> Array:
+    """Independent uniform numbers."""
+    return generator.random(shape)
+
+
+def centre_map(shape: tuple[int, int]) -> Array:
+    """A Gaussian in the middle of the image, of a quarter of each side: where photographers put things."""
+    height, width = shape
+    return _gaussian(shape, (width / 2, height / 2), (width / 4, height / 4))
+
+
+def box_map(shape: tuple[int, int], box: Box, *, flat: bool = False) -> Array:
+    """The detection's own box and no more: a Gaussian of a quarter of its sides, cut off at its edges; or flat.
+
+    A box with no pixel's centre in it has the pixel nearest its middle.
+    """
+    height, width = shape
+    x0, y0, x1, y1 = (float(value) for value in box)
+    region = inside(box, shape)
+    if not region.any():
+        row, column = int(np.clip((y0 + y1) / 2, 0, height - 1)), int(np.clip((x0 + x1) / 2, 0, width - 1))
+        region[row, column] = flat = True
+    if flat:
+        return region.astype(np.float64)
+    spread = (max(x1 - x0, 1.0) / 4, max(y1 - y0, 1.0) / 4)
+    gaussian = _gaussian(shape, ((x0 + x1) / 2, (y0 + y1) / 2), spread)
+    return np.where(region, gaussian, 0.0)
+
+
+def _gaussian(shape: tuple[int, int], middle: tuple[float, float], spread: tuple[float, float]) -> Array:
+    (x, y), (across, down) = middle, spread
+    rows, columns = (np.arange(size) + 0.5 for size in shape)
+    return np.exp(-(((rows - y) / down) ** 2)[:, None] / 2 - ((columns - x) / across) ** 2 / 2)
+
+
+def rank_correlation(a: Array, b: Array) -> float:
+    """Spearman's, of two maps of one shape; 0 where one of them is constant, and so has no order."""
+    from scipy.stats import spearmanr
+
+    a, b = np.ravel(a), np.ravel(b)
+    return 0.0 if np.ptp(a) == 0 or np.ptp(b) == 0 else float(spearmanr(a, b).statistic)
+
+
+def decoder_layers(model: nn.Module) -> nn.ModuleList:
+    """The decoder's layers of any DETR. Raises ValueError for another model."""
+    layers = getattr(getattr(getattr(model, "transformer", None), "decoder", None), "layers", None)
+    if not isinstance(layers, nn.ModuleList):
+        raise ValueError(f"model: expected a DETR, which has a decoder to explain, got {type(model).__name__}")
+    return layers
+
+
+def randomised(model: M, *, layers: int | None = None, seed: int = 0) -> M:
+    """A copy of a DETR whose decoder's last `layers`, or all, are as before training.
+
+    Every module of these layers draws its first weights anew, in the last layer first, so that a seed gives it the same
+    weights however many are drawn. What stays trained is shared with the model, which is left alone, as is torch's
+    generator. Raises ValueError for a model without a decoder, or with fewer layers.
+    """
+    stack = decoder_layers(model)
+    layers = len(stack) if layers is None else layers
+    if not 0 <= layers <= len(stack):
+        raise ValueError(f"layers: expected 0 to {len(stack)}, got {layers}")
+    fresh = {id(parameter) for layer in stack[len(stack) - layers :] for parameter in layer.parameters()}
+    shared = {id(parameter): parameter for parameter in model.parameters() if id(parameter) not in fresh}
+    again = copy.deepcopy(model, memo=dict(shared))
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        for layer in reversed(decoder_layers(again)[len(stack) - layers :]):
+            for module in reversed(list(layer.modules())):  # the parts before the whole
+                for reset in ("reset_parameters", "_reset_parameters"):
+                    if hasattr(module, reset):
+                        getattr(module, reset)()
+    return again

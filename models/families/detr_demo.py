@@ -1,0 +1,63 @@
+"""The minimal DETR (Carion et al. 2020, listing 1, in the form of the published demo): forty lines that show the idea.
+
+Learned row and column positions, added once, to the encoder's input; torch's own transformer; one linear layer for the
+box; no losses at inner layers.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..layers.backbone import Backbone
+from ..layers.batch import Images, as_batch, shrink_mask
+from ..layers.geometry import widen
+from .detector import Detector
+
+# the published demo's weights were trained with pixels scaled so
+PIXEL_SCALE = 0.1
+# rows and columns that have a position
+SIZE = 50
+
+
+class DetrDemo(Detector):
+    """The state dict has the names of the published demo. Maps of more than 50 rows or columns raise ValueError."""
+
+    focal = False
+
+    def __init__(self, backbone: Backbone, transformer: nn.Transformer, *, num_classes: int, num_queries: int) -> None:
+        super().__init__()
+        width = transformer.d_model
+        self.backbone = backbone.body
+        self.conv = nn.Conv2d(backbone.channels[-1], width, 1)
+        self.transformer = transformer
+        self.linear_class = nn.Linear(width, num_classes + 1)
+        self.linear_bbox = nn.Linear(width, 4)
+        self.query_pos = nn.Parameter(torch.rand(num_queries, width))
+        self.row_embed = nn.Parameter(torch.rand(SIZE, width // 2))
+        self.col_embed = nn.Parameter(torch.rand(SIZE, width // 2))
+
+    def forward(self, images: Images) -> dict[str, Any]:
+        """Returns ``pred_logits`` (B, Q, num_classes + 1) and ``pred_boxes`` (B, Q, 4), cxcywh, normalised.
+
+        The published demo takes one image at a time; here padding is masked, as in DETR.
+        """
+        batch, mask = as_batch(images, self.dtype)
+        features = self.conv(self.backbone(batch))
+        mask = shrink_mask(mask, features.shape[-2:]).flatten(1)
+        x = self._positions(*features.shape[-2:]) + PIXEL_SCALE * features.flatten(2).transpose(1, 2)
+        hidden = self.transformer(
+            x,
+            self.query_pos.expand(len(batch), -1, -1),
+            src_key_padding_mask=mask,
+            memory_key_padding_mask=mask,
+        )
+        return {"pred_logits": self.linear_class(hidden), "pred_boxes": widen(self.linear_bbox(hidden)).sigmoid()}
+
+    def _positions(self, height: int, width: int) -> Tensor:
+        """(h*w, C): the column's embedding, then the row's."""
+        if max(height, width) > SIZE:
+            raise ValueError(f"images: expected feature maps of at most {SIZE} x {SIZE}, got {height} x {width}")
+        column = self.col_embed[:width].expand(height, -1, -1)
+        row = self.row_embed[:height, None].expand(-1, width, -1)
+        return torch.cat([column, row], dim=-1).flatten(0, 1)

@@ -1,0 +1,42 @@
+"""From a detector's outputs to detections in pixels."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..layers.boxes import cxcywh_to_xyxy
+from ..layers.geometry import widen
+
+
+@torch.no_grad()
+def post_process(
+    outputs: dict[str, Any], target_sizes: Tensor, top_k: int = 100, *, focal: bool = True
+) -> list[dict[str, Tensor]]:
+    """The best `top_k` detections of each image, best first.
+
+    With `focal`, those of all (query, class) pairs, so that a query may appear with several classes (Deformable DETR;
+    100 gives the published AP, 300 about 0.2 more). Otherwise every query has one class, the most probable that is
+    not the last, "no object" (DETR).
+
+    `outputs` are the model's, `target_sizes` (B, 2) the (height, width) that boxes should refer to, usually those of
+    the original images. Returns B dicts of ``scores`` (k,), ``labels`` (k,) int64, and ``boxes`` (k, 4) xyxy in
+    pixels, not clipped to the image; k is `top_k` or, if smaller, the number of candidates.
+    """
+    logits, boxes = widen(outputs["pred_logits"]), widen(outputs["pred_boxes"])
+    B, Q, C = logits.shape
+    if target_sizes.shape != (B, 2):
+        raise ValueError(f"target_sizes: expected (B={B}, 2), height and width, got {tuple(target_sizes.shape)}")
+    if top_k < 1:
+        raise ValueError(f"top_k: expected at least 1, got {top_k}")
+    if focal:
+        scores, pair = logits.sigmoid().flatten(1).topk(min(top_k, Q * C), dim=1)
+        query, labels = pair // C, pair % C
+    else:
+        best, label = logits.softmax(-1)[..., :-1].max(-1)
+        scores, query = best.topk(min(top_k, Q), dim=1)
+        labels = label.gather(1, query)
+    height, width = target_sizes.to(boxes).unbind(1)
+    scale = torch.stack([width, height, width, height], dim=1)
+    found = cxcywh_to_xyxy(boxes.gather(1, query[..., None].expand(-1, -1, 4))) * scale[:, None]
+    return [{"scores": s, "labels": label, "boxes": box} for s, label, box in zip(scores, labels, found, strict=True)]

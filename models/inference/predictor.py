@@ -1,0 +1,235 @@
+"""``model.predict(images)``: from whatever holds images to detections in their pixels, for any detector."""
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Literal, overload
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torchvision.transforms.v2 import functional as F
+
+from ..layers.evaluation_mode import evaluation_mode
+from .image_size import Size
+from .images import ImageLike, normalise, read_image
+
+
+@dataclass(frozen=True, eq=False)  # tensors have no single truth to compare by
+class Detections:
+    """What a detector found in one image, best first; tensors on the CPU, N of them."""
+
+    boxes: Tensor
+    """(N, 4) float, xyxy in pixels of the image as it is displayed; not clipped to it."""
+    labels: Tensor
+    """(N,) int64, the model's class numbers."""
+    names: list[str]
+    """The classes' names; their numbers as text for a model that knows no names."""
+    scores: Tensor
+    """(N,) float, in [0, 1], falling."""
+    image_size: tuple[int, int]
+    """(height, width) that the boxes refer to."""
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def at_least(self, confidence: float) -> "Detections":
+        """Those of at least this score."""
+        count = int((self.scores >= confidence).sum())  # scores fall
+        return Detections(
+            self.boxes[:count], self.labels[:count], self.names[:count], self.scores[:count], self.image_size
+        )
+
+    def to_supervision(self) -> Any:
+        """The same as ``supervision.Detections``, names under ``data["class_name"]``.
+
+        Raises ImportError where that package is not installed.
+        """
+        return _supervision().Detections(
+            xyxy=self.boxes.float().numpy().reshape(-1, 4),
+            confidence=self.scores.float().numpy(),
+            class_id=self.labels.numpy().astype(int),
+            data={"class_name": np.array(self.names, dtype=str)},
+        )
+
+
+def nothing_detected(confidence: float, name: str, score: float, what: str = "nothing") -> str:
+    """What to tell where no detection, or none of ``what``, reaches ``confidence``: the best's class and score."""
+    return f"{what} was detected with at least {confidence:g}; the best is {name} with {score:.3f}"
+
+
+class Predictor(nn.Module):
+    """Gives a detector its ``predict``.
+
+    The detector has a ``forward`` that takes a list of normalised images (3, h, w) and returns a dict, and a
+    ``post_process`` as below. It may set the attributes.
+    """
+
+    categories: list[str] | None = None
+    """Names of the classes, by label, where they are known."""
+    input_size: Size | None = None
+    """What images were resized to in training; the published 800 and 1333 where that is not known."""
+
+    def post_process(self, outputs: dict[str, Any], target_sizes: Tensor, top_k: int = 100) -> list[dict[str, Tensor]]:
+        """Detections of each image: dicts of ``scores`` (k,), ``labels`` (k,), ``boxes`` (k, 4) xyxy in pixels.
+
+        `outputs` are the model's, `target_sizes` (B, 2) int the (height, width) that boxes should refer to; k is at
+        most `top_k`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no post_process")
+
+    @overload  # an array or a tensor is an iterable too, but the first that fits counts
+    def predict(  # type: ignore[overload-overlap]
+        self,
+        images: ImageLike,
+        *,
+        confidence: float = ...,
+        size: int | tuple[int, int] | Size | None = ...,
+        batch_size: int = ...,
+        top_k: int = ...,
+        as_supervision: Literal[False] = ...,
+    ) -> Detections: ...
+
+    @overload
+    def predict(
+        self,
+        images: Iterable[ImageLike],
+        *,
+        confidence: float = ...,
+        size: int | tuple[int, int] | Size | None = ...,
+        batch_size: int = ...,
+        top_k: int = ...,
+        as_supervision: Literal[False] = ...,
+    ) -> list[Detections]: ...
+
+    @overload
+    def predict(
+        self,
+        images: ImageLike | Iterable[ImageLike],
+        *,
+        confidence: float = ...,
+        size: int | tuple[int, int] | Size | None = ...,
+        batch_size: int = ...,
+        top_k: int = ...,
+        as_supervision: Literal[True],
+    ) -> Any: ...
+
+    def predict(
+        self,
+        images: ImageLike | Iterable[ImageLike],
+        *,
+        confidence: float = 0.5,
+        size: int | tuple[int, int] | Size | None = None,
+        batch_size: int = 1,
+        top_k: int = 100,
+        as_supervision: bool = False,
+    ) -> Any:
+        """Detects objects in an image, or in many of any sizes; returns one result, or a list of them in order.
+
+        Runs in evaluation mode without gradients, on the model's device and in its dtype, and leaves the model's mode
+        as it was. Images are read as they are needed, so the results of a generator of files take little memory.
+
+        Args:
+            images: a path, PIL image, array (H, W[, 1, 3 or 4]) or tensor (1, 3 or 4, H, W); or a list, or any other
+                iterable, of these. See `images.read_image` for what is made of grey, alpha, 16 bits and EXIF.
+            confidence: minimum score of a detection that is kept.
+            size: what images are resized to: the longest side in pixels, or (shortest, at most longest); when None
+                the model's `input_size`, or the published (800, 1333).
+            batch_size: images in one forward pass. Those of different sizes are padded to the largest, and padding
+                moves the results of these architectures a little (AP in its third digit): with the default of 1 a
+                result depends on its own image alone.
+            top_k: most detections of an image.
+            as_supervision: return ``supervision.Detections``.
+
+        Returns:
+            `Detections`, with boxes in pixels of the image as displayed, not of what it was resized to.
+
+        Raises:
+            FileNotFoundError: an image does not exist.
+            BadImageError (a ValueError): an image cannot be decoded, or has a wrong shape, dtype or range.
+            TypeError: an image is none of these types.
+            ValueError: another argument is out of its range, or `categories` lacks the name of a class.
+            RuntimeError: the model's scores are not numbers.
+            ImportError: `as_supervision` without that package.
+        """
+        if not 0 <= confidence <= 1:
+            raise ValueError(f"confidence: expected a number from 0 to 1, got {confidence}")
+        for argument, value in (("batch_size", batch_size), ("top_k", top_k)):
+            if value < 1:
+                raise ValueError(f"{argument}: expected at least 1, got {value}")
+        resize_to = _size(size) or self.input_size or Size()
+        if as_supervision:
+            _supervision()  # before the work, not after it
+        single = isinstance(images, str | os.PathLike | Image.Image | np.ndarray | Tensor)
+        if not single and not isinstance(images, Iterable):
+            raise TypeError(
+                f"images: expected an image (path, PIL image, array, tensor) or a list, got {type(images).__name__}"
+            )
+        several: Iterable[Any] = [images] if single else images  # type: ignore[assignment]
+        named = (("image" if single else f"images[{i}]", image) for i, image in enumerate(several))
+        results: list[Any] = []
+        for found in self._detections(named, confidence, resize_to, batch_size, top_k):
+            results.append(found.to_supervision() if as_supervision else found)
+        return results[0] if single else results
+
+    def _detections(
+        self, named: Iterator[tuple[str, Any]], confidence: float, size: Size, batch_size: int, top_k: int
+    ) -> Iterator[Detections]:
+        like = next((p for p in self.parameters() if p.is_floating_point()), torch.empty(0))
+        while chunk := list(islice(named, batch_size)):
+            pixels = [read_image(image, name=name) for name, image in chunk]
+            sizes = [(image.shape[1], image.shape[2]) for image in pixels]
+            with evaluation_mode(self), torch.inference_mode():
+                inputs = [
+                    normalise(F.resize(image, list(size.fit(*image.shape[1:])), antialias=True).to(like.device))
+                    for image in pixels
+                ]
+                outputs = self([image.to(like.dtype) for image in inputs])
+                found = self.post_process(outputs, torch.tensor(sizes, device=like.device), top_k)
+            for (name, _), image_size, detections in zip(chunk, sizes, found, strict=True):
+                yield self._kept(name, detections, image_size, confidence, top_k)
+
+    def _kept(
+        self, name: str, found: dict[str, Tensor], image_size: tuple[int, int], confidence: float, top_k: int
+    ) -> Detections:
+        # copied here, outside inference mode: a tensor made inside could not be changed in place later
+        scores, labels, boxes = (found[key].cpu().clone() for key in ("scores", "labels", "boxes"))
+        if scores.isnan().any():
+            raise RuntimeError(f"{name}: the model's scores are not numbers (NaN), in {scores.dtype}")
+        best = scores.argsort(descending=True, stable=True)[:top_k]
+        best = best[scores[best] >= confidence]
+        labels = labels[best]
+        return Detections(boxes[best], labels, self._names(labels.tolist()), scores[best], image_size)
+
+    def _names(self, labels: list[int]) -> list[str]:
+        if self.categories is None:
+            return [str(label) for label in labels]
+        if labels and max(labels) >= len(self.categories):
+            raise ValueError(
+                f"categories: expected a name for every class of the model, got {len(self.categories)} names "
+                f"and a detection of class {max(labels)}"
+            )
+        return [self.categories[label] for label in labels]
+
+
+def _size(size: int | tuple[int, int] | Size | None) -> Size | None:
+    if size is None or isinstance(size, Size):
+        return size
+    short, longest = (size, size) if isinstance(size, int) else size
+    if not 1 <= short <= longest:
+        raise ValueError(f"size: expected at least 1 pixel, and (shortest, longest) in this order, got {size}")
+    return Size(short, longest)
+
+
+def _supervision() -> Any:
+    try:
+        import supervision
+    except ModuleNotFoundError as error:
+        if error.name != "supervision":  # installed, but broken: its own error says how
+            raise
+        raise ImportError(
+            "supervision.Detections needs the package supervision, which is not installed: pip install supervision"
+        ) from error
+    return supervision

@@ -1,0 +1,139 @@
+"""ResNet backbones: torchvision's, and slim ones of the same blocks for processors and tests.
+
+Trained weights keep their batch norm frozen (statistics and affine terms as buffers) and their stem and first stage
+fixed, as published. Random weights keep nothing frozen: an identity norm over random weights would let activations
+grow to a standard deviation of 37 at the last stage.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, conv1x1
+from torchvision.ops import FrozenBatchNorm2d
+
+from ..configs import BACKBONES, SLIM, TORCHVISION
+
+Norm = Callable[[int], nn.Module]
+
+
+class Backbone(nn.Module):
+    """The last `n_maps` stage outputs of a ResNet, finest first.
+
+    `body` holds the ResNet's own children under their torchvision names (``conv1``, ``bn1``, ``layer1``, ...), without
+    pooling and classifier. With `frozen`, every norm is a ``FrozenBatchNorm2d``, and ``conv1`` and ``layer1`` take no
+    gradient. With `dilation` the last stage keeps the stride of the one before and is dilated (DC5). ``channels`` lists
+    the width of each output. Raises ValueError for an unknown name.
+    """
+
+    def __init__(self, name: str, n_maps: int = 3, *, frozen: bool = False, dilation: bool = False) -> None:
+        super().__init__()
+        if name not in BACKBONES:
+            raise ValueError(f"backbone: expected one of {', '.join(BACKBONES)}, got {name!r}")
+        norm: Norm = FrozenBatchNorm2d if frozen else nn.BatchNorm2d
+        if name in SLIM:
+            self.body = _slim_resnet(SLIM[name], norm)
+        else:
+            dilated: dict[str, Any] = {"replace_stride_with_dilation": [False, False, True]} if dilation else {}
+            resnet = torchvision.models.get_model(name, weights=None, norm_layer=norm, **dilated)
+            self.body = nn.Sequential(
+                OrderedDict((key, child) for key, child in resnet.named_children() if key not in ("avgpool", "fc"))
+            )
+        if frozen:
+            for fixed in (self.body.conv1, self.body.layer1):
+                fixed.requires_grad_(False)
+        self.stages = tuple(f"layer{i}" for i in range(5 - n_maps, 5))
+        self.channels = tuple(_width(self.body.get_submodule(stage)) for stage in self.stages)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """(B, 3, H, W) to `n_maps` maps (B, channels[i], H / stride, W / stride), rounded up, of stride up to 32."""
+        maps = []
+        x = images
+        for name, stage in self.body.named_children():
+            x = stage(x)
+            if name in self.stages:
+                maps.append(x)
+        return maps
+
+
+def load_backbone_weights(body: nn.Module, name: str, weights: str | Path) -> None:
+    """Fill the `body` of a backbone with ``"imagenet"`` weights from torchvision, or with a local file's.
+
+    A file is what torchvision publishes, a state dict by ``torch.save`` (or ``.safetensors``), whose classifier is
+    ignored. Raises FileNotFoundError for a missing file, ValueError for one that does not fit or a name without
+    published weights, and ConnectionError if the download fails.
+    """
+    state = _published(name) if weights == "imagenet" else _read(Path(weights))
+    state = {key: tensor for key, tensor in state.items() if not key.startswith("fc.")}
+    try:
+        body.load_state_dict(state)
+    except RuntimeError as error:
+        reason = str(error).split("\n\t", 1)[-1]
+        raise ValueError(f"backbone_weights: {weights} does not hold the weights of {name}: {reason}") from None
+
+
+def _published(name: str) -> dict[str, Tensor]:
+    if name not in TORCHVISION:
+        raise ValueError(
+            f"backbone_weights: torchvision publishes ImageNet weights of {', '.join(TORCHVISION)}, not of {name}"
+        )
+    # the first version, as in the published results; the second trains longer and with other augmentation
+    weights = torchvision.models.get_model_weights(name)["IMAGENET1K_V1"]
+    try:
+        return weights.get_state_dict(progress=False)
+    except (OSError, RuntimeError) as error:
+        raise ConnectionError(
+            f"backbone_weights: the ImageNet weights of {name} could not be downloaded from {weights.url} ({error}); "
+            "fetch that file elsewhere and name it: backbone_weights=PATH, or --backbone-weights PATH"
+        ) from error
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise FileNotFoundError(f"backbone_weights: expected 'imagenet' or a file of weights, found no file {path}")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # unpickling a damaged file raises nearly anything
+        raise ValueError(f"backbone_weights: {path} cannot be read as a state dict: {error}") from error
+    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise ValueError(f"backbone_weights: expected a state dict in {path}, a dict of tensors, got another object")
+    return state
+
+
+def _slim_resnet(stages: tuple[tuple[int, int], ...], norm: Norm) -> nn.Sequential:
+    """A ResNet of basic blocks (He et al. 2016) with the given widths and depths, initialised as torchvision's."""
+    width = stages[0][0]
+    parts: list[tuple[str, nn.Module]] = [
+        ("conv1", nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)),
+        ("bn1", norm(width)),
+        ("relu", nn.ReLU(inplace=True)),
+        ("maxpool", nn.MaxPool2d(3, stride=2, padding=1)),
+    ]
+    block = partial(BasicBlock, norm_layer=norm)
+    for i, (out, depth) in enumerate(stages):
+        stride = 1 if i == 0 else 2
+        shortcut = None
+        if stride > 1 or out != width:
+            shortcut = nn.Sequential(conv1x1(width, out, stride), norm(out))
+        blocks = [block(width, out, stride, shortcut), *(block(out, out) for _ in range(depth - 1))]
+        parts.append((f"layer{i + 1}", nn.Sequential(*blocks)))
+        width = out
+    body = nn.Sequential(OrderedDict(parts))
+    for module in body.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    return body
+
+
+def _width(stage: nn.Module) -> int:
+    """Output channels of a stage: those of the last convolution of its last block."""
+    return [module for module in stage.modules() if isinstance(module, nn.Conv2d)][-1].out_channels

@@ -1,0 +1,68 @@
+"""``msdeform convert``: weights of a detector from any format into another.
+
+Nothing is computed: names are changed, and tensors that another format joins or parts are joined or parted.
+"""
+
+import shutil
+from pathlib import Path
+
+from ..options import FORMATS, ConvertOptions
+from ..zoo import build_model
+from .formats import Source, check_fit, read_source, save_huggingface, save_msdeform, save_official
+from .load import WITHOUT_SIZE, settle_config
+
+
+def run(options: ConvertOptions) -> int:
+    """``msdeform convert``."""
+    source = convert(options.src, options.dst, options.to, options.model)
+    print(f"{len(source.weights)} tensors from {source.path} ({source.format}) to {options.dst} ({options.to})")
+    counts = sum(name.endswith("num_batches_tracked") for name in source.weights)
+    if options.to == "huggingface" and counts:
+        print(f"left out {counts} counts of batches: there, batch norms are constants")
+    if source.ignored:
+        print(f"left out {len(source.ignored)} that are no weights: {', '.join(source.ignored)}")
+    if source.input_size is None:
+        print(f"{source.path} does not say to what size images were resized in training: {WITHOUT_SIZE}")
+    return 0
+
+
+def convert(src: Path, dst: Path, to: str, model: str | None = None) -> Source:
+    """Writes the weights at `src` to `dst`, whole or not at all, and returns them as they were read.
+
+    Args:
+        src: weights in any format that `formats.read_source` reads.
+        dst: a file for ``official``, else a folder; must not exist, or be an empty folder.
+        to: ``official``, ``huggingface`` or ``msdeform``.
+        model: of `list_models`, what the weights are of, where nothing beside them says so.
+
+    Raises:
+        FileExistsError: there is something at `dst`.
+        FileNotFoundError: there is nothing at `src`.
+        ValueError: `src` is damaged, of no detector or of another one than `model`, or `to` has no such detector.
+    """
+    if to not in FORMATS:
+        raise ValueError(f"to: expected one of {', '.join(FORMATS)}, got {to!r}")
+    if dst.exists() and not (to != "official" and dst.is_dir() and not any(dst.iterdir())):
+        raise FileExistsError(f"{dst} exists; name a place where nothing is yet")
+    source = read_source(src)
+    config = settle_config(source, model)
+    # weights that don't make the detector would only be found out by those who load the result
+    check_fit(build_model(config, attn_backend="reference").state_dict(), source.weights, src)
+    if to == "official":
+        save_official(dst, source.weights, config, source.categories, source.input_size)
+        return source
+    # beside it under another name, then renamed: no half of a folder is left where the whole should be
+    dst.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = dst.with_name(f".{dst.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        if to == "huggingface":
+            save_huggingface(unfinished, source.weights, config, source.categories, source.input_size)
+        else:
+            save_msdeform(unfinished, source.weights, config, source.categories, source.input_size)
+        if dst.exists():
+            dst.rmdir()
+        unfinished.rename(dst)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return source

@@ -1,0 +1,365 @@
+"""Weights in the formats that exist in the world, read under the official names, and written.
+
+========== ============================================================================ =========================
+format     on disk                                                                      written by
+========== ============================================================================ =========================
+official   a .pth file: ``{model, args, ...}``, or a bare state dict                      the official code
+huggingface a folder: config.json, preprocessor_config.json, model.safetensors; or        transformers
+           model.safetensors only
+msdeform   a folder: config.json and model.safetensors                                  `save_msdeform`, the Hub
+training   a .pt file: weights, configuration, classes and all that a run needs to       ``msdeform train``
+           resume; or a run's folder, for its best
+========== ============================================================================ =========================
+
+Ours is a folder, not one file with its configuration inside, because the Hub, transformers and their tools all look
+for exactly these two names, and the configuration stays readable and editable without a program.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from ...common.files import BEST, atomic_file, checkpoints_in
+from ..inference.image_size import Size
+from .huggingface import family_of, from_huggingface, is_huggingface, to_huggingface
+from .huggingface_config import (
+    config_from_args,
+    config_from_huggingface,
+    config_to_huggingface,
+    hf_backbone,
+    preprocesses_otherwise,
+    preprocessor_of,
+    read_size,
+    size_from_args,
+    size_of_preprocessor,
+)
+
+T = TypeVar("T")
+
+FORMAT = "msdeform-model-1"
+TRAINING_FORMAT = "msdeform-checkpoint-1"
+
+WEIGHTS_FILE = "model.safetensors"
+CONFIG_FILE = "config.json"
+# how images are resized and normalised, in the form that transformers' image processors read
+PREPROCESSOR_FILE = "preprocessor_config.json"
+
+# what a profiler left in the official code's checkpoints
+_COUNTERS = ("total_params", "total_ops")
+# transformers' norms are constants, but the published files keep some of the counts of those they were made from
+_HF_COUNTERS = (*_COUNTERS, "num_batches_tracked")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Weights as they were found."""
+
+    path: Path
+    format: str
+    """``official``, ``huggingface``, ``msdeform`` or ``training``."""
+    weights: dict[str, Tensor]
+    """By official names; on the CPU."""
+    config: dict[str, Any] | None = None
+    """The detector's, as `zoo.build_model` takes it, where the source has one."""
+    categories: list[str] | None = None
+    """Names of the classes, where the source has them."""
+    input_size: Size | None = None
+    """What images were resized to in training, where the source says so."""
+    ignored: list[str] = field(default_factory=list)
+    """Names in the source that are no weights."""
+    training: dict[str, Any] | None = None
+    """The whole checkpoint, of ``msdeform train``."""
+
+    @property
+    def family(self) -> str:
+        return family_of(self.weights)
+
+    @property
+    def backbone_frozen(self) -> bool:
+        """Are the batch norms constants? Those that learn count their batches."""
+        return not any(name.endswith("num_batches_tracked") for name in self.weights)
+
+
+def read_source(path: Path) -> Source:
+    """Reads weights in any of the formats; what format they are in is told by their content.
+
+    Of a run's folder its ``best.pt``, or, where there is none that is whole, its newest checkpoint; ``Source.path``
+    says which.
+
+    Raises:
+        FileNotFoundError: there is no such file, or nothing in the folder.
+        ValueError: it is damaged, or no detector's; one sentence, which names the file.
+    """
+    if path.is_dir():
+        if (path / WEIGHTS_FILE).is_file():
+            return _read_safetensors(path / WEIGHTS_FILE, path)
+        best = path / BEST
+        if best.is_file():
+            try:
+                return read_source(best)
+            except ValueError as error:
+                if not checkpoints_in(path):
+                    raise
+                print(f"passing over {best}: {error}", file=sys.stderr)
+        if checkpoints_in(path):
+            return newest_whole(path, read_source)
+        raise FileNotFoundError(
+            f"{path}: expected a folder with {WEIGHTS_FILE} and {CONFIG_FILE}, or a run's with {BEST} or "
+            "checkpoint-*.pt, found neither"
+        )
+    if not path.is_file():
+        raise FileNotFoundError(f"checkpoint {path} does not exist")
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path, path)
+    try:
+        # the official code keeps its command line beside the weights
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # reading a damaged file raises nearly anything
+        raise ValueError(f"checkpoint {path} is damaged or not a checkpoint: {_first_line(error)}") from error
+    return source_of(state, path)
+
+
+def newest_whole(folder: Path, read: Callable[[Path], T]) -> T:
+    """What ``read`` makes of the newest checkpoint of a run that is not damaged; older ones than that aren't opened.
+
+    Raises FileNotFoundError for a folder without any, ValueError if ``read`` refuses them all.
+    """
+    files = checkpoints_in(folder)
+    if not files:
+        raise FileNotFoundError(f"{folder} holds no checkpoint (checkpoint-*.pt)")
+    for file in reversed(files):
+        try:
+            return read(file)
+        except ValueError as error:
+            print(f"passing over {file}: {error}", file=sys.stderr)
+    raise ValueError(f"no checkpoint in {folder} is whole")
+
+
+def source_of(state: Any, path: Path) -> Source:
+    """What `torch.load` gave, as a source; ``path`` is where it came from. Raises ValueError as `read_source`."""
+    if isinstance(state, dict) and state.get("format") == TRAINING_FORMAT:
+        categories = [str(category["name"]) for category in state.get("categories", [])]
+        config = {"family": "deformable_detr", **state["model_config"]}  # the first versions had one family
+        options = state.get("options", {})
+        longest = options.get("input", options).get("image_size")  # the first versions had no groups
+        size = Size() if longest is None else Size(longest, longest)
+        average = state.get("ema")  # what the run evaluated, if it kept one
+        weights = state["model"] if average is None else average["weights"]
+        return Source(path, "training", weights, config, categories or None, size, training=state)
+    content = state.get("model", state) if isinstance(state, dict) else None
+    if not isinstance(content, dict) or not all(isinstance(tensor, Tensor) for tensor in content.values()):
+        raise ValueError(f"checkpoint {path}: expected a state dict, bare or under the key 'model'")
+    args = state.get("args")
+    return _source(content, path, None, vars(args) if isinstance(args, argparse.Namespace) else None)
+
+
+def config_of_source(source: Source, config: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The configuration of a source's detector: its own, or else ``config``, with the classes that the weights have.
+
+    Raises ValueError if there is neither.
+    """
+    found = source.config if source.config is not None else config
+    if found is None:
+        raise ValueError(f"{source.path} says nothing of its {source.family}'s structure; name the model it is of")
+    return {**found, "num_classes": _classes(source.weights, found), "backbone_frozen": source.backbone_frozen}
+
+
+def check_fit(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], path: Path) -> None:
+    """Raises ValueError naming the first of the weights that a model, whose state dict is `own`, has otherwise."""
+    differing = [name for name in own.keys() & weights.keys() if own[name].shape != weights[name].shape]
+    odd = sorted(differing) + sorted(own.keys() ^ weights.keys())
+    if odd:
+        name = odd[0]
+        expected, came = (tuple(side[name].shape) if name in side else "nothing" for side in (own, weights))
+        raise ValueError(
+            f"{path} is a checkpoint of another model: {len(odd)} parameters differ, the first {name}: "
+            f"expected {expected}, got {came}"
+        )
+
+
+def save_official(
+    path: Path,
+    weights: Mapping[str, Tensor],
+    config: Mapping[str, Any] | None = None,
+    categories: list[str] | None = None,
+    input_size: Size | None = None,
+) -> None:
+    """Writes what the official code's ``--resume`` and ``torch.hub`` read, whole or not at all.
+
+    The official code has no fields for names of classes and the size of images; it leaves unknown fields of ``args``
+    alone, so they stand there as ``categories`` and ``input_size``, (shortest, at most longest) in pixels.
+    """
+    args = {name: value for name, value in (config or {}).items() if name != "family"}
+    if categories is not None:
+        args["categories"] = list(categories)
+    if input_size is not None:
+        args["input_size"] = [input_size.short, input_size.longest]
+    state: dict[str, Any] = {"model": _plain(weights)}
+    if args:
+        state["args"] = argparse.Namespace(**args)
+    with atomic_file(path) as file:
+        torch.save(state, file)
+
+
+def save_huggingface(
+    folder: Path,
+    weights: Mapping[str, Tensor],
+    config: Mapping[str, Any],
+    categories: list[str] | None = None,
+    input_size: Size | None = None,
+) -> None:
+    """Writes what transformers' ``from_pretrained`` reads. Raises ValueError for a detector that it does not have.
+
+    Where `input_size` is known, ``AutoImageProcessor.from_pretrained`` finds it, and the normalisation, there as well.
+    """
+    theirs = config_to_huggingface(config, categories)
+    renamed = to_huggingface(weights, backbone=hf_backbone(config["backbone"]))
+    _save_folder(folder, renamed, theirs, None if input_size is None else preprocessor_of(config["family"], input_size))
+
+
+def save_msdeform(
+    folder: Path,
+    weights: Mapping[str, Tensor],
+    config: Mapping[str, Any],
+    categories: list[str] | None = None,
+    input_size: Size | None = None,
+) -> None:
+    """Writes weights by official names, and the configuration that rebuilds their detector."""
+    size = None if input_size is None else [input_size.short, input_size.longest]
+    described = {"format": FORMAT, "model": dict(config), "categories": categories, "input_size": size}
+    _save_folder(folder, dict(weights), described)
+
+
+def _save_folder(
+    folder: Path, weights: dict[str, Tensor], config: dict[str, Any], preprocessor: dict[str, Any] | None = None
+) -> None:
+    from safetensors.torch import save
+
+    # without its configuration a folder is not taken for a model, so none is half of one
+    (folder / CONFIG_FILE).unlink(missing_ok=True)
+    (folder / PREPROCESSOR_FILE).unlink(missing_ok=True)  # of the weights that were there before
+    with atomic_file(folder / WEIGHTS_FILE) as file:
+        file.write(save(_plain(weights), metadata={"format": "pt"}))
+    for name, content in ((PREPROCESSOR_FILE, preprocessor), (CONFIG_FILE, config)):
+        if content is not None:
+            with atomic_file(folder / name) as file:
+                file.write((json.dumps(content, indent=2) + "\n").encode())
+
+
+def _plain(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of their own memory: safetensors takes no two names of one, and no part of a larger one."""
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()}
+
+
+def _read_safetensors(file: Path, path: Path) -> Source:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        weights = load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"checkpoint {file} is damaged or not a checkpoint: {_first_line(error)}") from error
+    # of a lone file, its neighbour counts only where both have the names that belong together
+    beside = file.with_name(CONFIG_FILE)
+    config = _read_config(beside) if file.name == WEIGHTS_FILE and beside.is_file() else None
+    source = _source(weights, path, config, None)
+    described = file.with_name(PREPROCESSOR_FILE)
+    if source.format != "huggingface" or config is None or not described.is_file():
+        return source
+    preprocessor = _read_json(described)
+    if preprocesses_otherwise(preprocessor):
+        print(f"{described}: images are normalised otherwise than with ImageNet's mean and deviation", file=sys.stderr)
+    try:
+        size = size_of_preprocessor(preprocessor)
+    except ValueError as error:
+        raise ValueError(f"{described}: {error}") from None
+    if size is None and preprocessor.get("size") is not None and preprocessor.get("do_resize", True):
+        shape = f"size {preprocessor['size']} changes the shape of images"
+        print(f"{described}: {shape}, which these detectors do not do", file=sys.stderr)
+    return replace(source, input_size=size)
+
+
+def _read_json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file} cannot be read as JSON: {error}") from error
+
+
+def _read_config(file: Path) -> dict[str, Any]:
+    config = _read_json(file)
+    ours = isinstance(config, dict) and config.get("format") == FORMAT and isinstance(config.get("model"), dict)
+    if not ours and not (isinstance(config, dict) and "model_type" in config):
+        raise ValueError(
+            f"{file}: expected a configuration with format {FORMAT!r}, or of transformers with a model_type"
+        )
+    return config
+
+
+def _source(
+    content: dict[str, Tensor], path: Path, config: dict[str, Any] | None, args: dict[str, Any] | None
+) -> Source:
+    """Weights by whichever names, and the config.json or command line beside them."""
+    counters = _HF_COUNTERS if is_huggingface(content) else _COUNTERS
+    ignored = sorted(name for name in content if name.endswith(counters))
+    weights = {name: tensor for name, tensor in content.items() if not name.endswith(counters)}
+    if config is not None and config.get("format") == FORMAT:
+        try:
+            fitted = read_size(config.get("input_size"))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+        return Source(path, "msdeform", weights, config["model"], config.get("categories"), fitted, ignored)
+    try:
+        if is_huggingface(weights):
+            refine = None if config is None else config.get("with_box_refine")
+            weights = from_huggingface(weights, with_box_refine=refine)
+            ours = None if config is None else config_from_huggingface(config)
+            return Source(path, "huggingface", weights, ours, _labels(config), ignored=ignored)
+        if config is not None:
+            raise ValueError(f"{CONFIG_FILE} is of transformers, but the weights' names are not")
+        family = family_of(weights)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    if args is None:
+        return Source(path, "official", weights, ignored=ignored)
+    names = args.get("categories")
+    categories = [str(name) for name in names] if isinstance(names, list) else None
+    known = config_from_args(args, family)
+    return Source(path, "official", weights, known, categories, size_from_args(args), ignored)
+
+
+def _labels(config: dict[str, Any] | None) -> list[str] | None:
+    """Names of the classes out of a config.json of transformers, by label, unless they are its placeholders."""
+    labels = {int(key): str(name) for key, name in ((config or {}).get("id2label") or {}).items()}
+    if not labels or all(name == f"LABEL_{label}" for label, name in labels.items()):
+        return None
+    # a label without a name has its number's
+    return [labels.get(label, str(label)) for label in range(max(labels) + 1)]
+
+
+def _classes(weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> int:
+    """How many classes the head has; one more row of a softmax stands for no object."""
+    rows = {
+        "deformable_detr": "class_embed.0.weight",
+        "detr": "class_embed.weight",
+        "detr_demo": "linear_class.weight",
+        "faster_rcnn": "detector.roi_heads.box_predictor.cls_score.weight",
+    }[config["family"]]
+    if rows not in weights:
+        raise ValueError(f"weights: expected {rows} of {config['family']}, not found")
+    own = config["family"] == "deformable_detr" or bool(config.get("focal"))
+    return len(weights[rows]) - (0 if own else 1)
+
+
+def _first_line(error: Exception) -> str:
+    """What an error says; of one that names a key alone, its type."""
+    line = str(error).split("\n")[0]
+    return type(error).__name__ if isinstance(error, KeyError) or not line else line

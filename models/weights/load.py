@@ -1,0 +1,180 @@
+"""Detectors out of weights in any format: rebuilt whole, or started from what fits."""
+
+import dataclasses
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ..catalog import MODELS, config_of
+from ..families.detector import Detector
+from ..inference.image_size import Size
+from ..zoo import build_model, config_from_plain, plain_config
+from .formats import Source, check_fit, config_of_source, read_source
+
+# parameters that may be made anew, each with what its shape depends on
+HEADS = {
+    "class_embed": "classes",
+    "query_embed": "numbers of queries",
+    "linear_class": "classes",
+    "query_pos": "numbers of queries",
+    "box_predictor": "classes",
+}
+
+# what happens to images where nothing beside the weights tells their size
+_PUBLISHED = Size()
+WITHOUT_SIZE = (
+    f"without --image-size, detecting resizes them to {_PUBLISHED.short} pixels, at most {_PUBLISHED.longest}"
+)
+
+# not of the model that a name stands for: the classes are the data's, and norms follow the weights
+_OF_THE_DATA = ("num_classes", "backbone_frozen")
+# what may differ between weights and the name they are said to be of: none of it decides a parameter of the body
+_FREE = ("num_classes", "backbone_frozen", "dropout", "aux_loss")
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a model took of weights in another file."""
+
+    source: Path
+    format: str
+    """``official``, ``huggingface``, ``msdeform`` or ``training``."""
+    loaded: list[str]
+    fresh: list[str]
+    """Parameters that kept their fresh initialisation."""
+    ignored: list[str]
+    """Names in the file that the model has no use for: other shapes, other parts, no weights at all."""
+
+    input_size: Size | None = None
+    """What images were resized to when the weights were trained, where the file says so."""
+
+    def sentences(self) -> list[str]:
+        lines = [f"{len(self.loaded)} tensors loaded from {self.source} ({self.format} format)"]
+        for head, differing in HEADS.items():
+            count = sum(head in name for name in self.fresh)
+            if count:
+                lines.append(f"new: {head} ({count} tensors), because the {differing} differ")
+        unused = Counter(name.split(".")[0] for name in set(self.ignored) - set(self.fresh))
+        if unused:
+            lines.append(
+                f"not used: {', '.join(f'{part} ({count} tensors)' for part, count in sorted(unused.items()))}"
+            )
+        return lines
+
+
+def load_model(path: str | Path, *, attn_backend: str = "auto", name: str | None = None) -> Detector:
+    """A detector out of a checkpoint in any format (`formats`), with its weights and classes, in evaluation mode.
+
+    Args:
+        path: an official ``.pth``, a folder or file of Hugging Face's or ours, or a checkpoint of ``msdeform
+            train``, or a run's folder for its best.
+        attn_backend: the operator's backend, held by every deformable attention.
+        name: of `list_models`, the model that the weights are of; needed where they lie alone, without a
+            configuration or the official command line beside them, and held against those where there are.
+
+    Raises:
+        FileNotFoundError: there is nothing at `path`.
+        ValueError: it is damaged, of no detector, of another one than `name`, or alone and without a `name`.
+    """
+    return model_of_source(read_source(Path(path)), attn_backend=attn_backend, name=name)
+
+
+def model_of_source(source: Source, *, attn_backend: str = "auto", name: str | None = None) -> Detector:
+    """`load_model` of weights that are read already; raises ValueError as it does."""
+    model = build_model(settle_config(source, name), attn_backend=attn_backend)
+    check_fit(model.state_dict(), source.weights, source.path)
+    model.load_state_dict(source.weights)
+    if source.categories is not None:
+        model.categories = list(source.categories)
+    model.input_size = source.input_size
+    return model.eval()
+
+
+def settle_config(source: Source, name: str | None = None) -> dict[str, Any]:
+    """The configuration of a source's detector, of its own or by `name`; raises ValueError as `load_model`."""
+    named = None if name is None else config_of(name)
+    if named is not None:
+        _check_family(source, named.family, f"{name} is")
+    if source.config is not None:
+        _check_family(source, source.config.get("family"), "its configuration is of")
+    elif named is None:
+        fitting = ", ".join(sorted(model for model, config in MODELS.items() if config.family == source.family))
+        raise ValueError(
+            f"{source.path} says nothing of its {source.family}'s structure; name the model it is of: {fitting}"
+        )
+    config = config_of_source(source, None if named is None else plain_config(named))
+    # values that no detector can have are the source's mistake, and named with it
+    try:
+        own = config_from_plain(config)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{source.path}: {error}") from None
+    if named is not None:
+        for field in dataclasses.fields(named):
+            expected, came = getattr(named, field.name), getattr(own, field.name)
+            if field.name not in _FREE and expected != came:
+                raise ValueError(
+                    f"{source.path} is not of {name}: {field.name}: expected {expected!r}, got {came!r} "
+                    "by the configuration beside the weights"
+                )
+    return config
+
+
+def nearest_model(source: Source) -> tuple[str, dict[str, Any]] | None:
+    """The name of `list_models` whose detector a source's differs least from, and its settings that differ.
+
+    Of a run, the name that it was given, if there still is one. Settings of the data, as the number of classes, are
+    left out. None where nothing beside the weights tells their structure.
+    """
+    if source.config is None or source.config.keys() == {"family"}:  # a command line of other things
+        return None
+    own = config_from_plain(config_of_source(source))
+    named = None if source.training is None else source.training.get("model_name")
+    fields = [field.name for field in dataclasses.fields(own) if field.name not in _OF_THE_DATA]
+    found = {
+        name: {field: getattr(own, field) for field in fields if getattr(own, field) != getattr(config, field)}
+        for name, config in MODELS.items()
+        if type(config) is type(own)
+    }
+    if named in found:
+        return named, found[named]
+    return min(found.items(), key=lambda item: len(item[1]), default=None)
+
+
+def init_from(model: nn.Module, path: Path) -> Start:
+    """Loads weights as a start for other data; leaves heads that do not fit as they are.
+
+    Args:
+        path: weights in any format that `formats.read_source` reads, or a run's folder for its best checkpoint.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file; or anything but heads differs.
+    """
+    return start_from(model, read_source(path))
+
+
+def start_from(model: nn.Module, source: Source) -> Start:
+    """`init_from` of weights that are read already."""
+    weights, own = source.weights, model.state_dict()
+    fitting = {name: tensor for name, tensor in weights.items() if name in own and own[name].shape == tensor.shape}
+    fresh = sorted(own.keys() - fitting.keys())
+    # frozen norms count no batches; the count only matters to norms without a momentum, which no model here has
+    fresh = [name for name in fresh if not name.endswith("num_batches_tracked")]
+    wrong = [name for name in fresh if not any(head in name for head in HEADS)]
+    if wrong:
+        name = wrong[0]
+        came = tuple(weights[name].shape) if name in weights else "nothing"
+        raise ValueError(
+            f"{source.path} is a checkpoint of another model: {len(wrong)} parameters beside the heads do not fit, "
+            f"the first {name}: expected {tuple(own[name].shape)}, got {came}"
+        )
+    model.load_state_dict(fitting, strict=False)
+    ignored = sorted([*source.ignored, *(weights.keys() - fitting.keys())])
+    return Start(source.path, source.format, sorted(fitting), fresh, ignored, source.input_size)
+
+
+def _check_family(source: Source, family: Any, who: str) -> None:
+    if source.family != family:
+        raise ValueError(f"{source.path} holds the weights of a {source.family}; {who} a {family}")

@@ -1,0 +1,462 @@
+"""The script for a GPU machine: on a bare machine, in order, within its time, and going on where it stopped."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from msdeform.bench.gpu import run, stages
+from msdeform.bench.gpu.stages import Run, Stage
+from msdeform.bench.harness import records
+from msdeform.bench.harness.isolate import Stopped, logged
+from msdeform.bench.operator import runner
+from msdeform.bench.operator.jobs import Correctness, Job
+from msdeform.bench.options import ExplainOptions, SeedsOptions, TrainingOptions
+
+ROOT = stages.ROOT
+CPU = torch.device("cpu")
+SOURCE: dict[str, Any] = {"code": "c", "device": "cpu", "host_cpu": "x"}
+# what a bare machine with a GPU lacks: PyTorch, Triton, cuda-core, numpy, scipy, pillow, matplotlib, pytest and
+# transformers with all that they need are there
+LACKING = (
+    *("rich", "pycocotools", "faster_coco_eval", "tensorboard", "timm", "onnx", "onnxruntime", "onnxscript"),
+    "llvmlite",
+    *("gradio", "fastapi", "hypothesis", "xdist", "pytest_timeout", "pytest_benchmark", "wandb", "mypy"),
+)
+# stands before Python's own start; metadata too, since pytest loads every plug-in that it finds the metadata of
+BLOCK = """
+import sys
+LACKING = {lacking!r}
+class Without:
+    def __init__(self, finder):
+        self.finder = finder
+    def find_spec(self, name, *rest):
+        return None if name.partition(".")[0] in LACKING else self.finder.find_spec(name, *rest)
+    def find_distributions(self, *arguments, **options):
+        found = getattr(self.finder, "find_distributions", lambda *_, **__: ())(*arguments, **options)
+        return (one for one in found if one.metadata["Name"].replace("-", "_") not in LACKING)
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
+"""
+
+
+def on_a_bare_machine(folder: Path, *words: str, lacking: tuple[str, ...] = LACKING) -> tuple[str, list[records.Row]]:
+    """What the script says where some packages cannot be imported, and its rows."""
+    (folder / "start").mkdir(exist_ok=True)
+    names = {*lacking, *(name.removeprefix("pytest_") for name in lacking)}
+    (folder / "start" / "sitecustomize.py").write_text(BLOCK.format(lacking=names))
+    environment = os.environ | {"PYTHONPATH": f"{folder / 'start'}{os.pathsep}{ROOT}"}
+    for name in lacking:
+        blocked = [sys.executable, "-c", f"import importlib.util as u; print(u.find_spec({name!r}))"]
+        if name == lacking[0]:  # the block itself works
+            assert subprocess.check_output(blocked, env=environment, text=True).strip() == "None"
+    places = ["--out", str(folder / "out"), "--runs", str(folder / "runs")]
+    command = [sys.executable, "-m", "msdeform.bench.gpu", "--quick", "--seconds", "0", *words, *places]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder, env=environment)
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    return answer.stdout, records.read(folder / "out").rows
+
+
+def stages_of(rows: list[records.Row]) -> dict[str, records.Row]:
+    return {row["stage"]: row for row in rows if row["kind"] == "stage"}
+
+
+@pytest.mark.timeout(900)  # a minute on two idle cores
+def test_the_whole_script_on_a_bare_machine(tmp_path: Path) -> None:
+    said, rows = on_a_bare_machine(tmp_path)
+    found = stages_of(rows)
+    assert set(found) == {stage.name for stage in stages.STAGES} | {"machine"}
+    assert [found[stage.name]["failure"] for stage in stages.STAGES] == [None] * len(stages.STAGES)
+    skipped = {name: row["skipped"] for name, row in found.items() if row.get("skipped")}
+    assert "not run: needs rich and faster_coco_eval and tensorboard" in skipped["training runs"]
+    ran = {stage.name for stage in stages.STAGES if stage.name not in skipped}
+    least = {"versions", "correctness", "kernels", "operator", "verify", "tests", "detectors", "training steps"}
+    assert ran >= least | {"explanations", "training options and loading"}
+    by_stage = {"correctness", "kernels", "operator", "model", "training", "profile", "explanation", "loading"}
+    assert {row["kind"] for row in rows} == by_stage | {"stage", "missing", "training-step"}
+    measured = [row for row in rows if row["kind"] in ("operator", "model", "training")]
+    assert {row["backend"] for row in measured} == {"reference", "core"}
+    assert all(row["median_us"] > 0 for row in measured)
+    assert all(row["method"].startswith("reduced ") for row in rows if row["kind"] in ("model", "training"))
+    for row in rows:
+        assert {"commit", "dirty", "code", "device", "torch", "date", "command"} <= set(row)
+        assert str(tmp_path) not in json.dumps(row)
+        assert "--here" not in row["command"]
+    # what comes back from a lent machine: eight files, two folders deep
+    files = [file for file in (tmp_path / "out").rglob("*") if file.is_file()]
+    assert {file.parent for file in files} == {tmp_path / "out"}
+    assert len(files) <= 8
+    assert "tests collected" in (tmp_path / "out" / "tests.log").read_text()
+    assert "FAILED" not in said
+    # the same command again has nothing left to do, and adds nothing
+    again, more = on_a_bare_machine(tmp_path)
+    assert "== " not in again
+    assert len(more) == len(rows)
+
+
+def test_without_torchvision_the_operator_is_measured_all_the_same(tmp_path: Path) -> None:
+    names = ["versions", "correctness", "kernels", "detectors", "training steps", "explanations"]
+    _, rows = on_a_bare_machine(tmp_path, "--only", *names, lacking=(*LACKING, "torchvision", "yaml", "transformers"))
+    found = stages_of(rows)
+    assert found["detectors"]["skipped"] == found["explanations"]["skipped"] == "not run: needs torchvision"
+    assert found["training steps"]["skipped"] == "not run: needs torchvision and yaml"
+    assert {row["kind"] for row in rows} == {"stage", "correctness", "kernels"}
+
+
+def test_no_stage_needs_more_than_it_says(tmp_path: Path) -> None:
+    """Nothing that the first stages import is more than the operator has to have."""
+    modules = "msdeform.bench.gpu.stages, msdeform.bench.operator.worker"
+    code = f"import sys, {modules}; print(*{{one.split('.')[0] for one in sys.modules}})"
+    loaded = set(subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True).split())
+    assert not loaded & {*LACKING, "torchvision", "PIL", "matplotlib", "scipy", "yaml", "transformers"}
+
+
+def stage(name: str, seconds: float = 100.0, **more: Any) -> Stage:
+    return Stage(name, lambda run: None, "one.log", seconds, gpu=False, **more)
+
+
+@pytest.fixture
+def acts(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Three stages in place of the real ones, whose processes are replaced: what each answers by its name, a status
+    and a last line or an error; and in ``did``, name and limit of those that ran."""
+    answers: dict[str, Any] = {"did": []}
+
+    def answer(command: list[str], log: Path, limit: float, title: str) -> tuple[int, str]:
+        answers["did"].append((title, round(limit), "--retry" in command))
+        found = answers.get(title, (0, "fine"))
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    monkeypatch.setattr(run, "logged", answer)
+    monkeypatch.setattr(stages, "STAGES", (stage("first"), stage("second"), stage("third", 3000.0)))
+    return answers
+
+
+def test_what_failed_is_tried_again_after_the_rest_and_what_passed_is_not(
+    acts: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    acts["first"] = (1, "a wrong gradient")
+    call = ["--quick", "--out", str(tmp_path), "--minutes"]
+    assert run.main([*call, "3"]) == 1  # the third stage has less than its limit here, and uses it up
+    assert "FAILED\n  first: a wrong gradient" in capsys.readouterr().out
+    assert [name for name, _, _ in acts["did"]] == ["first", "second", "third"]
+    assert stages_of(records.read(tmp_path).rows)["first"]["failure"] == "a wrong gradient"
+
+    acts["did"].clear()
+    del acts["first"]
+    stages.STAGES += (stage("fourth"),)  # type: ignore[assignment]
+    assert run.main([*call, "3"]) == 0
+    assert [(name, retried) for name, _, retried in acts["did"]] == [("fourth", False), ("first", True)]
+    acts["did"].clear()
+    assert run.main([*call, "3"]) == 0
+    assert acts["did"] == []
+    assert run.main([*call, "3", "--again", "--only", "second"]) == 0
+    assert [name for name, _, _ in acts["did"]] == ["second"]
+
+
+def test_the_time_of_a_call_that_ends_is_no_failure_of_a_stage(
+    acts: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    acts["third"] = Stopped("x")
+    call = ["--quick", "--out", str(tmp_path), "--minutes"]
+    assert run.main([*call, "5"]) == 0
+    assert "left for the next call of this command\n  third (not done after 300 s: stopped)" in capsys.readouterr().out
+    assert "third" not in stages_of(records.read(tmp_path).rows)
+    # with all the time that it may take, it is
+    acts["did"].clear()
+    assert run.main([*call, "60"]) == 1
+    assert acts["did"] == [("third", 3020, False)]
+    assert stages_of(records.read(tmp_path).rows)["third"]["failure"] == "not done after 3000 s: stopped"
+    # nothing begins in the last seconds of a call
+    acts["did"].clear()
+    run.main([*call, "0.3", "--again"])
+    assert acts["did"] == []
+
+
+def test_earlier_rows_may_lie_elsewhere(acts: dict[str, Any], tmp_path: Path) -> None:
+    run.main(["--quick", "--out", str(tmp_path / "one"), "--only", "first"])
+    acts["did"].clear()
+    run.main(["--quick", "--out", str(tmp_path / "two"), "--known", str(tmp_path / "one")])
+    assert [name for name, _, _ in acts["did"]] == ["second", "third"]
+
+
+def test_what_a_machine_lacks_is_said_and_looked_for_again(acts: dict[str, Any], tmp_path: Path) -> None:
+    lacking = stage("lacking", needs=("no_such_package",), program="no-such-program")
+    stages.STAGES = (lacking, Stage("device", lambda run: None, "one.log", 9.0))  # type: ignore[assignment]
+    for _ in range(2):
+        assert run.main(["--quick", "--out", str(tmp_path)]) == 0
+        found = records.read(tmp_path).rows
+        expected = "not run: needs no_such_package and no-such-program, which comes with the CUDA toolkit"
+        assert [row["skipped"] for row in found] == [expected, "not run: needs a CUDA device, and torch finds none"]
+    assert acts["did"] == []
+
+
+def test_a_process_that_takes_too_long_is_stopped_with_its_children(tmp_path: Path) -> None:
+    mark = tmp_path / "alive"
+    child = f"import time; time.sleep(4); open({str(mark)!r}, 'w')"
+    code = f"""
+import subprocess, sys, time
+print("begun", flush=True)
+subprocess.Popen([sys.executable, "-c", {child!r}])
+time.sleep(60)
+"""
+    begun = time.monotonic()
+    with pytest.raises(Stopped, match="not done after 2 s"):
+        logged([sys.executable, "-c", code], tmp_path / "a.log", 2.0, "a stage")
+    assert time.monotonic() - begun < 4
+    assert "begun" in (tmp_path / "a.log").read_text()
+    time.sleep(4)
+    assert not mark.exists()
+
+
+def test_a_process_says_how_it_ended(tmp_path: Path) -> None:
+    code = "import sys; print('one'); print('two', file=sys.stderr); sys.exit(3)"
+    assert logged([sys.executable, "-c", code], tmp_path / "a.log", 30.0, "a stage") == (3, "two")
+    assert logged([sys.executable, "-c", "print('three')"], tmp_path / "a.log", 30.0, "b stage") == (0, "three")
+    text = (tmp_path / "a.log").read_text()
+    assert text.index("== a stage") < text.index("one") < text.index("two") < text.index("== b stage")
+
+
+def run_of(tmp_path: Path, deadline: float = float("inf"), *, quick: bool = False, retry: bool = False) -> Run:
+    book = runner.Book(tmp_path / "rows.jsonl", SOURCE, retry=retry)
+    return Run(runner.Settings(CPU, deadline=deadline), book, quick)
+
+
+@pytest.fixture
+def planned(monkeypatch: pytest.MonkeyPatch) -> list[list[Job]]:
+    """The jobs of the stages that run, none of them measured."""
+    seen: list[list[Job]] = []
+
+    def note(jobs: list[Job], settings: runner.Settings, book: runner.Book, processes: int = 1) -> int:
+        seen.append(list(jobs))
+        return 0
+
+    monkeypatch.setattr(stages, "measure", note)
+    return seen
+
+
+def test_the_most_important_comes_first() -> None:
+    names = [one.name for one in stages.STAGES]
+    first = ["versions", "correctness", "kernels", "operator", "counters", "variants", "verify", "tests"]
+    assert names[: len(first)] == first
+    assert names[-1] == "training runs"
+    assert len({one.log for one in stages.STAGES}) <= 7
+    # with its grace, the longest fits a call on a lent machine, ten minutes
+    assert max(one.seconds for one in stages.STAGES) + run._GRACE <= 610
+    # the first row comes at once, and those of the kernels within the first call
+    assert sum(one.seconds for one in stages.STAGES[:3]) < 540
+
+
+def test_correctness_takes_every_dtype_and_backend_at_the_main_shapes(planned: list[list[Job]], tmp_path: Path) -> None:
+    stages.correctness(run_of(tmp_path))
+    [jobs] = planned
+    found = {(job.case, job.dtype, job.function, job.backend) for job in jobs if isinstance(job, Correctness)}
+    for case in ("encoder-800x1066-b2", "decoder-800x1066"):
+        for dtype in ("float32", "bfloat16", "float16", "float64"):
+            for function in ("ms_deform_attn", "fused_ms_deform_attn"):
+                assert {(case, dtype, function, one) for one in ("triton", "triton-cells", "cuda")} <= found
+    assert {job.case for job in jobs[:24]} == {"encoder-800x1066-b2", "decoder-800x1066"}  # type: ignore[union-attr]
+    stages.kernel_times(run_of(tmp_path))
+    assert {"triton", "triton-cells", "cuda"} <= {job.backend for job in planned[1]}
+
+
+def test_detectors_by_the_published_method(planned: list[list[Job]], tmp_path: Path) -> None:
+    stages.detectors(run_of(tmp_path, deadline=0.0))
+    models = {(job.model, job.batch, job.dtype, job.backend) for job in planned[0]}  # type: ignore[union-attr]
+    for batch in (1, 4):
+        for dtype in ("float32", "bfloat16"):
+            assert ("detr_r50_dc5_plus", batch, dtype, "none") in models
+            for ours in ("triton", "cuda", "reference"):
+                assert ("deformable_detr_r50_two_stage", batch, dtype, ours) in models
+
+
+def test_every_stage_in_its_full_form(
+    planned: list[list[Job]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All that a machine with a GPU does, its measurements left out; in this process."""
+    from msdeform.bench.gpu import profile
+    from msdeform.bench.models import explain, seeds, training
+
+    said: list[str] = []
+    asked: list[Any] = []
+
+    def say(command: list[str], run: Run, name: str, environment: dict[str, str] | None = None) -> None:
+        said.append(name)
+
+    def act(options: Any) -> int:
+        asked.append(options)
+        return 0
+
+    def rows(case: str, dtype: str, kernel: str, choices: Any, *_: Any) -> Any:
+        lead = {"kind": "variant", "case": case, "dtype": dtype, "kernel": kernel, "median_us": 1.0, "ratio": 1.0}
+        wrong = {"failure": "differs from float64 in output", "ratio_low": 1.0, "ratio_high": 1.0}
+        return ({**lead, **wrong, "choice": stages.search.words(choice)} for choice in choices)
+
+    def profiled(what: str, backend: str, device: torch.device) -> records.Row:
+        return {"kind": "profile", "what": what, "backend": backend, "longest": [], "total_us": 1.0}
+
+    monkeypatch.setattr(stages, "_said", say)
+    monkeypatch.setattr(stages.search, "rows", rows)
+    monkeypatch.setattr(stages.implementations, "absent", lambda name, device: None)
+    monkeypatch.setattr(stages.dispatch, "measure", lambda *_: [])
+    monkeypatch.setattr(profile, "profile", profiled)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for command in (training, explain, seeds):
+        monkeypatch.setattr(command, "fill", act)
+    run = run_of(tmp_path, deadline=time.monotonic() + 600)
+    for one in stages.STAGES:
+        one.act(run)
+    kinds = [jobs[0].kind for jobs in planned]
+    expected = [
+        "correctness",
+        "kernels",
+        "operator",
+        "model",
+        "training",
+        *["operator"] * 2,
+        *["model"] * 2,
+        "operator",
+    ]
+    assert kinds == expected
+    compiled = [{getattr(job, "mode", job.backend.rpartition("-")[2]) for job in jobs} for jobs in planned]
+    assert ["compiled" in names for names in compiled] == [False] * 8 + [True] * 2
+    # of our backends, whose rows come first, every one by itself
+    assert [job.backend for job in planned[2]][:5] == ["triton"] * 5
+    assert sorted(said[:8]) == sorted(
+        f"verify --backend {backend} --dtype {dtype}"
+        for backend in ("triton", "cuda")
+        for dtype in ("float32", "float64", "float16", "bfloat16")
+    )
+    assert said[8:] == ["pytest -m gpu", "pytest -m gpu", "memcheck", "pytest -m gpu"]
+    assert len(asked) == 4
+    assert run.left == []
+    assert "ncu is not installed (it comes with the CUDA toolkit)" in run.failures
+    assert (
+        sum(failure.endswith("differs from float64 in output") for failure in run.failures) == 10
+    )  # two bands, three walks, two dtypes
+    # variants that are recorded are not measured again
+    monkeypatch.setattr(stages.search, "rows", lambda *_: pytest.fail("measured again"))
+    again = run_of(tmp_path, deadline=time.monotonic() + 600)
+    stages.variants(again)
+    assert len(again.failures) == 10
+
+
+def test_a_wrong_row_fails_its_stage_until_it_is_measured_right(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    wrong: list[str | None] = ["differs from float64 in output"]
+
+    def measured(jobs: list[Job], settings: runner.Settings, book: runner.Book, processes: int = 1) -> int:
+        for job in book.new(jobs):
+            for row in job.unmeasured(wrong[0] if job.backend == "reference" else None):
+                book.add(row | {"ours": True})
+        return 0
+
+    monkeypatch.setattr(stages, "measure", measured)
+    for retry in (False, False, True):  # that it is recorded makes it no more right
+        run = run_of(tmp_path, quick=True, retry=retry)
+        stages.correctness(run)
+        assert len(run.failures) == 32
+        assert (
+            "encoder-reduced, grid, float32, ms_deform_attn, forward, reference: differs from float64 in output"
+            in run.failures
+        )
+    wrong[0] = None
+    run = run_of(tmp_path, quick=True, retry=True)
+    stages.correctness(run)
+    assert run.failures == []
+
+
+def test_a_backend_of_ours_that_is_not_here_fails_correctness(tmp_path: Path) -> None:
+    run = run_of(tmp_path)
+    stages.correctness(run)  # the whole of it, on a machine without a GPU
+    assert {failure.partition(" was not checked: ")[0] for failure in run.failures} == {
+        "cuda",
+        "triton",
+        "triton-cells",
+    }
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_training_gets_the_time_that_is_left(quick: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from msdeform.bench.models import explain, seeds, training
+
+    run = run_of(tmp_path, deadline=time.monotonic() + 180, quick=quick)
+    asked: list[Any] = []
+
+    def note(options: Any) -> int:
+        asked.append(options)
+        return 4 if isinstance(options, SeedsOptions) else 0
+
+    for command in (training, explain, seeds):
+        monkeypatch.setattr(command, "fill", note)
+    stages.training_parts(run)
+    stages.explanations(run)
+    stages.training_runs(run)
+    assert [type(options) for options in asked] == [TrainingOptions, ExplainOptions, SeedsOptions]
+    for options in asked:
+        assert 1.5 < options.minutes <= 3
+        assert options.quick == quick
+        assert options.out == tmp_path / "rows.jsonl"
+    assert asked[2].minutes <= 2  # a training run has to save
+    assert run.left == ["seeds: 4"]
+    # less than a minute is nothing to begin such a command with
+    run.settings.deadline = time.monotonic() + 30
+    stages.explanations(run)
+    assert run.left[1:] == ["explain: less than a minute was left"]
+
+
+def test_every_test_of_the_device_is_run() -> None:
+    marked = {
+        str(file.relative_to(ROOT))
+        for file in (ROOT / "tests").rglob("*.py")
+        if "mark.gpu" in file.read_text() and file.name != "test_gpu.py"
+    }
+    paths = (*stages.TESTS, *stages.TIMING_TESTS, *stages.DETECTOR_TESTS)
+    assert all((ROOT / path).exists() for path in paths)
+    assert [name for name in sorted(marked) if not name.startswith(paths)] == []
+
+
+@pytest.mark.parametrize("status", [0, 9])
+def test_memcheck_runs_under_the_sanitizer(status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sanitizer = tmp_path / "compute-sanitizer"
+    sanitizer.write_text(f"#!/bin/sh\necho $PYTORCH_NO_CUDA_MEMORY_CACHING $@ | tee {tmp_path}/words\nexit {status}\n")
+    sanitizer.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    run = run_of(tmp_path, deadline=time.monotonic() + 60)
+    stages.memcheck(run)
+    assert [failure.partition(": 1 --tool")[0] for failure in run.failures] == ["memcheck: exit status 9"] * (
+        status > 0
+    )
+    assert (tmp_path / "words").read_text().startswith("1 --tool memcheck --error-exitcode 9 ")
+
+
+def test_a_stage_runs_in_this_process_and_says_its_failure_last(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def act(run: Run) -> None:
+        assert 40 < run.seconds_left <= 50
+        run.failures.append("a wrong gradient")
+
+    monkeypatch.setattr(stages, "STAGES", (Stage("one", act, "one.log", 100.0),))
+    assert run.main(["--quick", "--out", str(tmp_path), "--here", "one", "--limit", "50"]) == 1
+    assert capsys.readouterr().out.splitlines()[-1] == "a wrong gradient"
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [(["--quik"], "did you mean --quick"), (["--only", "kernel"], "no stage is called 'kernel'; did you mean kernels")],
+)
+def test_a_slip(words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        run.main(words)
+    assert exit_.value.code == 2
+    assert sentence in capsys.readouterr().err

@@ -1,0 +1,83 @@
+"""Times of single kernels, and what was predicted of them."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from msdeform import fused_ms_deform_attn
+from msdeform.bench.gpu import kernels, predictions
+from msdeform.bench.harness import records
+from msdeform.bench.operator.cases import CASES, Case
+from msdeform.bench.operator.implementations import Peer
+from msdeform.bench.operator.jobs import Kernels, Operator
+
+CPU = torch.device("cpu")
+
+
+def test_the_longest_come_first_and_those_of_no_weight_are_left_out() -> None:
+    launches = [("short", 1.0), ("long", 90.0), ("twice", 30.0), ("long", 110.0), *[("twice", 20.0)] * 3, ("no", 0.1)]
+    found = kernels.summary(launches, passes=2)
+    assert found["total_us"] == pytest.approx((1 + 200 + 90 + 0.1) / 2)
+    assert [line["name"] for line in found["kernels"]] == ["long", "twice"]
+    assert found["kernels"][1] == {"name": "twice", "launches": 2.0, "median_us": 20.0}
+
+
+def test_a_row_has_the_parts_of_its_sum(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "_LEAST_SHARE", 0.0)  # on a busy machine one operator may wait for long
+    monkeypatch.setitem(CASES, "small", Case("small", ((6, 5), (3, 2)), B=1, Q=7, H=2, D=4))
+
+    def fused(*arguments: torch.Tensor) -> torch.Tensor:
+        return fused_ms_deform_attn(*arguments, backend="reference")  # type: ignore[arg-type]
+
+    [row] = kernels.rows(Kernels("small", "float32", "other"), Peer("other", fused=fused, ours=True), CPU)
+    assert (row["failure"], row["ours"]) == (None, True)
+    assert any("grid_sampler" in line["name"] for line in row["kernels"])
+    assert any("backward" in line["name"].lower() for line in row["kernels"])
+    # what is wrong gets no times
+    wrong = Peer("other", fused=lambda *arguments: 1.001 * fused(*arguments))
+    [row] = kernels.rows(Kernels("small", "float32", "other"), wrong, CPU)
+    assert row["failure"].startswith("differs from float64 in output")
+    assert row["total_us"] is row["kernels"] is None
+    assert "differs from float64 in output" in kernels.table([row])
+    [row] = kernels.rows(Kernels("small", "float32", "other"), Peer("other"), CPU)
+    assert row["failure"] == "it has no such function"
+
+
+def test_predictions_stand_beside_what_was_measured(tmp_path: Path) -> None:
+    lead = {"case": "odd", "dtype": "float32", "backend": "triton"}
+    predicted = [
+        lead | {"kind": "prediction", "part": part, "low_us": 80.0, "high_us": 120.0}
+        for part in ("forward", "backward", "sort", "keys_kernel", "no_such")
+    ]
+    file = tmp_path / "predictions.jsonl"
+    records.append(file, predicted)
+    lines = [
+        {"name": "DeviceRadixSortOnesweep", "launches": 4.0, "median_us": 40.0},
+        {"name": "radix_sort_histogram", "launches": 1.0, "median_us": 5.0},
+        {"name": "keys_kernel", "launches": 1.0, "median_us": 50.0},
+    ]
+    timed = lead | {"kind": "kernels", "total_us": 215.0, "kernels": lines, "failure": None}
+    rows = Operator("odd", "grid", "float32", "fused_ms_deform_attn", "triton").unmeasured(None)
+    rows[0]["median_us"] = 110.0
+    rows += Operator("odd", "grid", "float32", "ms_deform_attn", "triton").unmeasured(None)
+    text = predictions.text(records.Records([timed, *rows]), file)
+    assert text is not None
+    found = {line.split()[3]: line.split()[4:] for line in text.splitlines()[1:]}
+    assert found == {
+        "forward": ["80.0", "to", "120", "110", "1.10"],
+        "sort": ["80.0", "to", "120", "165", "1.65"],
+        "keys_kernel": ["80.0", "to", "120", "50.0", "0.50"],
+    }
+    assert predictions.text(records.Records([]), file) is None
+    assert predictions.text(records.Records([timed]), tmp_path / "none.jsonl") is None
+
+
+def test_the_committed_predictions_are_of_things_that_are_measured() -> None:
+    rows = records.read(predictions.FILE).of("prediction")
+    assert rows
+    for row in rows:
+        assert row["case"] in CASES
+        assert 0 < row["low_us"] <= row["high_us"]
+        assert row["basis"]
+        assert row["device"]

@@ -1,0 +1,46 @@
+"""What is written beside a number."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from msdeform.bench.harness import provenance as module
+from msdeform.bench.harness.provenance import provenance
+
+CPU = torch.device("cpu")
+
+
+def git(folder: Path, *arguments: str) -> str:
+    identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+    command = ["git", "-C", str(folder), *identity, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def test_every_field() -> None:
+    row = provenance(CPU, ["python", "-m", "msdeform.bench.gpu", "--quick"])
+    assert set(row) >= {"commit", "dirty", "device", "driver", "torch", "triton", "cuda", "python", "host_cpu", "date"}
+    assert row["device"] == "cpu"
+    assert row["torch"] == torch.__version__
+    assert row["command"] == "python -m msdeform.bench.gpu --quick"
+    assert json.loads(json.dumps(row)) == row
+
+
+def test_commit_and_dirty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_ROOT", tmp_path)
+    assert provenance(CPU, [])["commit"] is None
+    assert provenance(CPU, [])["dirty"] is None
+    git(tmp_path, "init", "-q")
+    for name in ("code.py", "bench/results/rows.jsonl"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("1\n")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-qm", "first")
+    assert provenance(CPU, [])["commit"] == git(tmp_path, "rev-parse", "HEAD")
+    assert provenance(CPU, [])["dirty"] is False
+    (tmp_path / "bench/results/rows.jsonl").write_text("1\n2\n")
+    assert provenance(CPU, [])["dirty"] is False  # results being appended
+    (tmp_path / "code.py").write_text("2\n")
+    assert provenance(CPU, [])["dirty"] is True

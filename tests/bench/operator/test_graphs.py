@@ -1,0 +1,62 @@
+"""The operator as a graph of GridSample nodes, in the engines that are installed."""
+
+import importlib.util
+
+import pytest
+import torch
+
+from msdeform import fused_ms_deform_attn, ms_deform_attn
+from msdeform.bench.operator import graphs, implementations, workloads
+from msdeform.bench.operator.cases import Case, find
+from msdeform.bench.operator.inputs import make_inputs
+
+CPU = torch.device("cpu")
+CASES = (find("odd"), Case("uniform", ((6, 5), (1, 1)), B=2, Q=7, H=2, D=4, P=1, locations="uniform"))
+ENGINES = {"onnxruntime": graphs.onnxruntime_engine, "openvino": graphs.openvino_engine}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("name", ENGINES)
+def test_engines_are_right_and_have_no_backward(name: str, case: Case, dtype: torch.dtype) -> None:
+    pytest.importorskip(name)
+    inputs = make_inputs(case, dtype, CPU, seed=0)
+    before = [tensor.clone() for tensor in inputs]
+    peer = implementations.find(name, CPU)
+    assert peer.reason is None
+    for fused in (False, True):
+        checks = workloads.check(workloads.operator(case, peer, [inputs], fused), workloads.truth(case, inputs, fused))
+        assert checks["forward"].failure is None
+        assert checks["backward"].failure == "it has no such function"
+    assert all(torch.equal(*pair) for pair in zip(inputs, before, strict=True))
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_an_engine_is_made_once_for_shapes_and_threads(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip(name)
+    made = []
+
+    def make(model: bytes, threads: int) -> graphs.Engine:
+        made.append(threads)
+        return ENGINES[name](model, threads)
+
+    peer = implementations._engine(name, "", make, CPU)
+    assert peer.plain is not None
+    assert peer.fused is not None
+    case = CASES[1]
+    inputs, others = (make_inputs(case, torch.float32, CPU, seed) for seed in (0, 1))
+    plain = peer.plain(inputs.value, case.sizes, *inputs[4:6])
+    torch.testing.assert_close(plain, ms_deform_attn(inputs.value, case.sizes, *inputs[4:6], backend="reference"))
+    first = peer.fused(inputs.value, case.sizes, *inputs[1:4])
+    kept = first.clone()
+    second = peer.fused(others.value, case.sizes, *others[1:4])
+    assert torch.equal(first, kept)  # the output is the caller's
+    expected = fused_ms_deform_attn(others.value, case.sizes, *others[1:4], backend="reference")
+    torch.testing.assert_close(second, expected)
+    assert made == [torch.get_num_threads()] * 2
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_a_missing_engine_says_how_to_get_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert f"pip install {name} onnx" in (implementations.absent(name, CPU) or "")

@@ -1,0 +1,130 @@
+"""Jobs in processes, several at a time where nothing is timed, and the file that their rows go to."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from msdeform.bench.harness import records
+from msdeform.bench.operator import runner
+from msdeform.bench.operator.jobs import Correctness, Job, Kernels
+from msdeform.bench.operator.runner import Book, Settings
+from msdeform.kernels import registry
+from tests.house.project import ROOT
+
+SOURCE: dict[str, Any] = {"code": "c", "device": "cpu", "host_cpu": "x"}
+SETTINGS = Settings(torch.device("cpu"))
+
+
+def jobs_of(*backends: str) -> list[Job]:
+    dtypes = ("float32", "bfloat16", "float16", "float64")
+    return [Correctness("odd", "grid", dtype, "ms_deform_attn", backend) for dtype in dtypes for backend in backends]
+
+
+def test_backends_are_measured_on_their_own_device() -> None:
+    assert runner.usual_backends(torch.device("cpu")) == (registry.resolve_for("cpu", backend=registry.AUTO),)
+    assert runner.usual_backends(torch.device("cuda")) == ("reference", "triton", "cuda")
+
+
+def test_processes_share_a_backends_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    shares: list[list[Job]] = []
+    together = threading.Barrier(4)
+
+    def group(jobs: list[Job], *_: Any) -> int:
+        together.wait(10)  # all at once, or an error
+        shares.append(jobs)
+        return len(jobs)
+
+    monkeypatch.setattr(runner, "_measure_group", group)
+    assert runner.measure(jobs_of("one", "two"), SETTINGS, Book(None, SOURCE), processes=4) == 8
+    assert sorted(len(share) for share in shares) == [2, 2, 2, 2]
+    assert all(len({job.backend for job in share}) == 1 for share in shares)
+    assert {job for share in shares for job in share} == set(jobs_of("one", "two"))
+
+
+def test_what_is_timed_runs_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    running: list[int] = []
+
+    def group(jobs: list[Job], *_: Any) -> int:
+        running.append(threading.active_count())
+        return 0
+
+    monkeypatch.setattr(runner, "_measure_group", group)
+    before = threading.active_count()
+    runner.measure(jobs_of("one", "two"), SETTINGS, Book(None, SOURCE))
+    assert running == [before, before]
+
+
+def test_correctness_and_kernels_in_processes_of_their_own(tmp_path: Path) -> None:
+    """The real worker: every job has its rows, and the odd case is right in the reference."""
+    book = Book(tmp_path / "rows.jsonl", SOURCE)
+    planned = [
+        *(
+            Correctness("decoder-reduced", "grid", "float32", f, "reference")
+            for f in ("ms_deform_attn", "MSDeformAttn")
+        ),
+        Kernels("decoder-reduced", "float32", "reference"),
+        Correctness("decoder-reduced", "grid", "float32", "ms_deform_attn", "official"),
+    ]
+    assert runner.measure(planned, SETTINGS, book, processes=2) == 0
+    rows = {records.key(row): row for row in records.read(tmp_path).rows}
+    assert {cell for job in planned[:3] for cell in job.cells()} | {("missing", "official")} == set(rows)
+    for row in rows.values():
+        assert row["kind"] == "missing" or (row["failure"] is None and row["ours"])
+        if row["kind"] == "correctness":
+            assert 0 < row["error"] <= row["bound"]
+    assert runner.measure(planned[:3], SETTINGS, Book(tmp_path / "rows.jsonl", SOURCE)) == 0
+
+
+def test_rows_go_to_the_file_that_is_named(tmp_path: Path) -> None:
+    [job, other, *_] = jobs_of("one", "two")
+    first = Book(tmp_path / "rows.jsonl", SOURCE)
+    for row in [*job.unmeasured(None), *other.unmeasured("wrong")]:
+        first.add(row)
+    assert [file.name for file in tmp_path.iterdir()] == ["rows.jsonl"]
+    assert Book(tmp_path / "rows.jsonl", SOURCE).new([job, other]) == []
+    # what failed may be asked for again, once it was right no more
+    assert Book(tmp_path / "rows.jsonl", SOURCE, retry=True).new([job, other]) == [other]
+    retried = Book(tmp_path / "rows.jsonl", SOURCE, retry=True)
+    for row in other.unmeasured(None):
+        retried.add(row)
+    assert Book(tmp_path / "rows.jsonl", SOURCE, retry=True).new([job, other]) == []
+    assert Book(tmp_path / "rows.jsonl", SOURCE | {"code": "d"}).new([job, other]) == [job, other]
+
+
+def test_a_worker_ends_when_the_run_that_started_it_is_gone(tmp_path: Path) -> None:
+    """A run that is killed outright cannot end its workers, which have sessions of their own."""
+    code = """
+import subprocess, sys
+from msdeform.bench import worker
+child = "import time; from msdeform.bench import worker; worker.watch_parent(); print('up', flush=True); time.sleep(60)"
+one = subprocess.Popen([sys.executable, "-c", child], start_new_session=True, stdout=subprocess.PIPE)
+one.stdout.readline()
+print(one.pid, flush=True)
+one.wait()
+"""
+    parent = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    pid = int(parent.stdout.readline())
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    end = time.monotonic() + 15
+    while _alive(pid) and time.monotonic() < end:
+        time.sleep(0.2)
+    assert not _alive(pid)
+
+
+def _alive(pid: int) -> bool:
+    """Whether a process runs; one that ended and was not waited for does not."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"

@@ -1,0 +1,131 @@
+"""AP under weights of images is what COCO's own tools give for a data set that lists images that often."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from msdeform.explain.ablation.resampling import METRICS, changes, match, resample, weighted_metrics
+from msdeform.train.evaluation.coco_metrics import Engine, coco_metrics
+
+IMAGES = 30
+IDS = [7 * number + 3 for number in range(IMAGES)]
+
+
+def made(seed: int = 0) -> tuple[dict[str, Any], np.ndarray]:
+    """Boxes of all sizes in three classes, crowds among them, and detections near and far from them."""
+    draw = np.random.default_rng(seed)
+
+    def box() -> list[float]:
+        return [*draw.uniform(0, 200, 2), *np.exp(draw.uniform(np.log(8), np.log(200), 2))]
+
+    annotations: list[dict[str, Any]] = []
+    rows: list[list[float]] = []
+    for image in IDS:
+        for _ in range(draw.integers(0, 6)):
+            one, category = box(), int(draw.integers(1, 4))
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": image,
+                    "category_id": category,
+                    "bbox": one,
+                    "area": one[2] * one[3],
+                    "iscrowd": int(draw.random() < 0.15),
+                }
+            )
+            for _ in range(3):
+                near = np.clip(np.array(one) + draw.normal(size=4) * 3, 1, None)
+                rows.append([image, *near, draw.random(), category if draw.random() < 0.8 else 1])
+        rows += [[image, *box(), draw.random(), int(draw.integers(1, 4))] for _ in range(10)]
+    truth = {
+        "images": [{"id": image, "width": 400, "height": 400} for image in IDS],
+        "categories": [{"id": category, "name": str(category)} for category in (1, 2, 3)],
+        "annotations": annotations,
+    }
+    return truth, np.array(rows)
+
+
+def repeated(truth: dict[str, Any], rows: np.ndarray, times: np.ndarray) -> tuple[dict[str, Any], np.ndarray]:
+    """The data set with each image as many times as said, each time under an id of its own."""
+    annotations: list[dict[str, Any]] = []
+    images, parts = [], []
+    for image, count in zip(IDS, times.astype(int), strict=True):
+        for turn in range(count):
+            new = 100 * image + turn
+            images.append({"id": new, "width": 400, "height": 400})
+            mine = [one for one in truth["annotations"] if one["image_id"] == image]
+            annotations += [{**one, "id": len(annotations) + n, "image_id": new} for n, one in enumerate(mine, 1)]
+            part = rows[rows[:, 0] == image].copy()
+            part[:, 0] = new
+            parts.append(part)
+    return {**truth, "images": images, "annotations": annotations}, np.concatenate(parts)
+
+
+@pytest.mark.parametrize("engine", ["faster", "pycocotools"])
+def test_weights_are_repetitions(engine: Engine) -> None:
+    truth, rows = made()
+    weights = resample(IMAGES, 3)
+    got = weighted_metrics(match(truth, rows, IDS), weights)
+    assert (weights[0] == 1).all()
+    assert (weights[1:] != 1).any()
+    assert (weights.sum(1) == IMAGES).all()
+    for place, times in enumerate(weights):
+        content, found = repeated(truth, rows, times)
+        expected = coco_metrics(content, found, [image["id"] for image in content["images"]], engine)
+        assert 0.05 < expected["AP"] < 0.9
+        for metric in METRICS:
+            assert got[metric][place] == pytest.approx(expected[metric], abs=1e-12)
+
+
+def test_images_that_do_not_count_are_left_out() -> None:
+    truth, rows = made()
+    some = IDS[::2]
+    got = weighted_metrics(match(truth, rows, some), np.ones((1, len(some))))
+    expected = coco_metrics(truth, rows[np.isin(rows[:, 0], some)], some)
+    assert got["AP"][0] == pytest.approx(expected["AP"], abs=1e-12)
+
+
+def test_more_than_a_hundred_detections_of_a_class_are_cut_as_coco_cuts_them() -> None:
+    truth, rows = made()
+    draw = np.random.default_rng(1)
+    many = np.concatenate([rows, rows[draw.integers(0, len(rows), 200)]])
+    many[:, 5] = draw.random(len(many))
+    many[:, 0] = IDS[0]
+    one = {**truth, "annotations": [{**note, "image_id": IDS[0]} for note in truth["annotations"]]}
+    got = weighted_metrics(match(one, many, IDS[:1]), np.ones((1, 1)))
+    expected = coco_metrics(one, many, IDS[:1])
+    assert max((many[:, 6] == category).sum() for category in (1, 2, 3)) > 100
+    assert got["AP"][0] == pytest.approx(expected["AP"], abs=1e-12)
+
+
+def test_the_interval_is_of_the_difference() -> None:
+    """Two models of which each AP varies more over images than their difference; and no change at all."""
+    truth, rows = made()
+    weights = resample(IMAGES, 200, seed=1)
+    before = weighted_metrics(match(truth, rows, IDS), weights)
+    same = changes(before, before)["AP"]
+    assert (same.change, same.low, same.high, same.sure) == (0, 0, 0, False)
+    worse = rows.copy()
+    worse[::2, 1] += 12
+    after = weighted_metrics(match(truth, worse, IDS), weights)
+    change = changes(before, after)["AP"]
+    drawn = np.sort((after["AP"] - before["AP"])[1:])
+    assert change.before == pytest.approx(before["AP"][0])
+    assert change.change == pytest.approx(after["AP"][0] - before["AP"][0])
+    assert change.low is not None
+    assert change.high is not None
+    assert (drawn < change.low).mean() == pytest.approx(0.025, abs=0.006)
+    assert (drawn > change.high).mean() == pytest.approx(0.025, abs=0.006)
+    assert change.high - change.low < np.subtract(*np.percentile(before["AP"][1:], [97.5, 2.5]))
+    assert change.sure
+
+
+def test_what_is_not_annotated_has_no_number() -> None:
+    truth, rows = made()
+    small = {**truth, "annotations": [one for one in truth["annotations"] if one["area"] < 32**2]}
+    found = weighted_metrics(match(small, rows, IDS), resample(IMAGES, 5))
+    assert np.isnan(found["AP_L"]).all()
+    assert np.isfinite(found["AP_S"][0])
+    assert changes(found, found)["AP_L"].change is None
+    assert not changes(found, found)["AP_L"].sure

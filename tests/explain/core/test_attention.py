@@ -1,0 +1,101 @@
+"""Deformable attention is sparse attention: the matrix, its coefficients, and its gradient."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from msdeform.explain.core.attention import corner_products, corners, dense_values, probabilities, scatter
+from msdeform.kernels.api import ms_deform_attn
+
+SHAPES = ((5, 7), (3, 4), (1, 2))
+S = sum(h * w for h, w in SHAPES)
+Q, H, D, L, P = 6, 2, 3, 3, 4
+
+
+def drawn(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """Value (1, S, H, D), locations (1, Q, H, L, P, 2), some outside, and weights (1, Q, H, L, P), in float64."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def rand(*shape: int) -> Tensor:
+        return torch.rand(*shape, generator=generator, dtype=torch.float64)
+
+    return rand(1, S, H, D) - 0.5, rand(1, Q, H, L, P, 2) * 1.6 - 0.3, rand(1, Q, H, L, P)
+
+
+def matrix(locations: Tensor, weights: Tensor) -> Tensor:
+    """A (H, Q, S)."""
+    index, coefficient = corners(locations[0], SHAPES)
+    amount = coefficient * weights[0][..., None]
+    return scatter(index.view(1, Q * H, -1), amount.view(1, Q * H, -1), S).view(Q, H, S).transpose(0, 1)
+
+
+def test_the_matrix_times_the_value_is_the_operator() -> None:
+    value, locations, weights = drawn()
+    expected = ms_deform_attn(value, SHAPES, locations, weights, backend="reference")
+    got = torch.einsum("hqs,shd->qhd", matrix(locations, weights), value[0]).flatten(1)
+    assert torch.allclose(got, expected[0], rtol=0, atol=1e-12)
+
+
+def test_the_gradient_of_the_weights_is_the_operators() -> None:
+    value, locations, weights = drawn()
+    weights.requires_grad_()
+    grad = torch.randn(1, Q, H * D, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    out = ms_deform_attn(value, SHAPES, locations, weights, backend="reference")
+    (expected,) = torch.autograd.grad(out, weights, grad)
+    index, coefficient = corners(locations[0], SHAPES)
+    products = corner_products(value[0], grad[0].view(Q, H, D), index.flatten(2)).view(index.shape)
+    assert torch.allclose((products * coefficient).sum(-1), expected[0], rtol=0, atol=1e-12)
+
+
+def test_products_are_the_gradient_of_the_matrix() -> None:
+    value, locations, weights = drawn()
+    grad = torch.randn(Q, H, D, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    A = matrix(locations, weights).requires_grad_()
+    (expected,) = torch.autograd.grad(torch.einsum("hqs,shd->qhd", A, value[0]), A, grad)  # (H, Q, S)
+    index, _ = corners(locations[0], SHAPES)
+    flat = index.flatten(2)
+    got = corner_products(value[0], grad, flat)
+    assert torch.allclose(got, expected.transpose(0, 1).gather(2, flat.long()), rtol=0, atol=1e-12)
+
+
+def test_on_pixel_centres_one_pixel_has_it_all() -> None:
+    h, w = SHAPES[0]
+    y, x = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
+    centres = torch.stack([(x + 0.5) / w, (y + 0.5) / h], -1).double().view(-1, 1, 1, 2)  # (S, L, P, 2)
+    index, coefficient = corners(centres, (SHAPES[0],))
+    own = (index.squeeze() == torch.arange(h * w)[:, None]) * coefficient.squeeze()
+    assert torch.allclose(own.sum(-1), torch.ones(h * w).double(), atol=1e-12)
+
+
+@pytest.mark.parametrize("place", [float("nan"), float("inf"), -float("inf"), 1e30, -3.0, 4.0])
+def test_outside_and_not_finite_have_no_share(place: float) -> None:
+    locations = torch.full((1, 1, 2), place, dtype=torch.float64)
+    index, coefficient = corners(locations, ((5, 7),))
+    assert (coefficient == 0).all()
+    assert ((index >= 0) & (index < 35)).all()
+
+
+def test_one_location_a_level_is_the_same() -> None:
+    _, locations, _ = drawn()
+    index, coefficient = corners(locations, SHAPES)
+    level = torch.arange(L)[:, None].expand(L, P).expand(1, Q, H, L, P).flatten()
+    flat_index, flat_coefficient = corners(locations.view(-1, 2), SHAPES, level)
+    assert torch.equal(flat_index, index.view(-1, 4))
+    assert torch.equal(flat_coefficient, coefficient.view(-1, 4))
+
+
+@pytest.mark.parametrize("separate", [False, True])
+def test_probabilities_are_pytorchs(separate: bool) -> None:
+    torch.manual_seed(0)
+    extra = {"kdim": 8, "vdim": 12} if separate else {}
+    attention = torch.nn.MultiheadAttention(16, 4, batch_first=True, **extra).double().eval()
+    query = torch.randn(2, 5, 16, dtype=torch.float64)
+    key = torch.randn(2, 7, 8 if separate else 16, dtype=torch.float64)
+    value = torch.randn(2, 7, 12 if separate else 16, dtype=torch.float64)
+    mask = torch.zeros(2, 7, dtype=torch.bool)
+    mask[1, 4:] = True
+    answer, expected = attention(query, key, value, key_padding_mask=mask, average_attn_weights=False)
+    got = probabilities(attention, query, key, mask[:, None, None])
+    assert torch.allclose(got, expected, atol=1e-12)
+    out = (got @ dense_values(attention, value)).transpose(1, 2).flatten(2)
+    assert torch.allclose(attention.out_proj(out), answer, atol=1e-12)

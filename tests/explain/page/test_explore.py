@@ -1,0 +1,109 @@
+"""``msdeform explore``: what became of detections, which masks the switches mean, and what a wrong flag is told."""
+
+import socket
+from importlib import util
+
+import pytest
+import torch
+
+from msdeform.cli import main
+from msdeform.explain import explore
+from msdeform.explain.core.masks import Mask
+from msdeform.explain.core.trace import Scene, Seen
+from msdeform.explain.explore import Explorer, changes, groups, masks_of, report
+from tests.models.tiny import tiny
+
+
+def seen(query: int, label: int, x: float, score: float = 0.9) -> Seen:
+    return Seen(query, label, f"class <{label}>", score, (x, 0.0, x + 10, 10.0))
+
+
+def test_detections_are_paired_by_place_and_then_by_class() -> None:
+    before = [seen(0, 0, 0), seen(1, 1, 100), seen(2, 2, 200), seen(3, 0, 300)]
+    after = [seen(7, 1, 301), seen(1, 0, 101), seen(9, 2, 203), seen(8, 2, 201), seen(5, 1, 500)]
+    found = [(c.fate, c.before and c.before.query, c.after and c.after.query) for c in changes(before, after)]
+    assert found == [
+        ("lost", 0, None),
+        ("changed", 1, 1),
+        ("kept", 2, 8),
+        ("changed", 3, 7),
+        ("gained", None, 9),
+        ("gained", None, 5),
+    ]
+
+
+def test_a_pair_of_one_class_goes_before_a_closer_one_of_another() -> None:
+    (change,) = changes([seen(0, 0, 0)], [seen(1, 1, 0), seen(2, 0, 2)])[:1]
+    assert (change.fate, change.after and change.after.query) == ("kept", 2)
+
+
+@pytest.mark.parametrize(("before", "after"), [([], [1]), ([1], [])])
+def test_nothing_before_or_after_is_all_gained_or_lost(before: list[int], after: list[int]) -> None:
+    found = changes([seen(q, 0, 0) for q in before], [seen(q, 0, 0) for q in after])
+    assert [change.fate for change in found] == (["lost"] if before else ["gained"])
+
+
+def test_the_report_counts_and_escapes() -> None:
+    text = report(
+        torch.zeros(3, 20, 30, dtype=torch.uint8), changes([seen(0, 0, 0), seen(1, 1, 100)], [seen(0, 0, 0)]), 0.5
+    )
+    assert "1 kept, 0 changed, 1 lost, 0 gained" in text
+    assert "class &lt;1&gt; 0.90" in text
+    assert "<1>" not in text
+
+
+def test_switches_become_masks() -> None:
+    grouped = groups(tiny("two-stage"))
+    assert list(grouped) == ["decoder.cross", "decoder.self", "encoder.self"]
+    group = grouped["decoder.cross"]
+    on = [list(range(site.heads)) for site in group]
+    levels = list(range(group[0].levels))
+    assert masks_of(group, on, levels) == []
+    assert masks_of(group, [[1], on[1]], levels) == [Mask("decoder.0.cross", heads=(0,))]
+    assert masks_of(group, on, [0]) == [Mask(f"decoder.{n}.cross", levels=(1,)) for n in (0, 1)]
+    dense = grouped["decoder.self"]
+    assert masks_of(dense, [[], *on[1:]], []) == [Mask("decoder.0.self", heads=tuple(range(dense[0].heads)))]
+
+
+def test_a_look_is_the_models_own_under_the_masks() -> None:
+    model, image = tiny("deformable"), torch.randint(0, 256, (3, 40, 56), dtype=torch.uint8)
+    masks = [Mask("decoder.*.cross", heads=(0,))]
+    found, text = Explorer(model, 48).look(image, 0.0, masks, "street.jpg")
+    assert found == Scene(model, image, size=48, masks=masks).detections(0.0)
+    assert found != Scene(model, image, size=48).detections(0.0)
+    assert "<h1>street.jpg</h1>" in text
+    assert '"relevance"' in text
+    assert '"relevance"' not in Explorer(model, 48, relevance=0).look(image, 0.0, masks, "street.jpg")[1]
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(explore, "find_spec", lambda name: None if name == "gradio" else util.find_spec(name))
+    assert main(["explore", "--checkpoint", __file__]) == 1
+    assert capsys.readouterr().err == (
+        "msdeform explore: the interface needs the package gradio, which is not installed: pip install gradio\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--port", "70000"], "--port: expected 0 to 65535, got 70000"),
+        (["--confidence", "2"], "confidence: expected a number from 0 to 1, got 2.0"),
+        (["--relevance", "-1"], "relevance: expected at least 0, got -1"),
+        (["--image-size", "8"], "image-size: expected at least 32, got 8"),
+    ],
+)
+def test_a_wrong_flag_is_told(flags: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["explore", "--checkpoint", "x.pt", *flags])
+    assert caught.value.code == 2
+    assert sentence in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_taken_port_is_told() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with pytest.raises(
+            ValueError, match=f"cannot listen on 127.0.0.1, port {port}: .*; choose another with --port"
+        ):
+            explore._free_port("127.0.0.1", port)

@@ -1,0 +1,92 @@
+"""``msdeform explore`` in a real browser: an upload, heads off, what became of the detections; and nobody is called."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from msdeform.explain.explore import Explorer, serving
+from tests.explain.page.browser import Watched, browser
+from tests.models.tiny import tiny
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture
+def street(tmp_path: Path) -> Path:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 56, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "street.png")
+    return tmp_path / "street.png"
+
+
+@pytest.fixture
+def explorer() -> Iterator[Watched]:
+    """The interface of a tiny detector, opened; at the end only this machine may have been asked for anything."""
+    pytest.importorskip("gradio", reason="gradio, the interface of msdeform explore, is not installed")
+    with (
+        browser(viewport={"width": 1400, "height": 1000}) as watched,
+        serving(Explorer(tiny("two-stage"), 48), 0.0, "127.0.0.1", 0) as address,
+    ):
+        watched.page.goto(address)
+        watched.page.wait_for_selector("#image input[type=file]", state="attached")
+        yield watched
+        assert watched.hosts == {"127.0.0.1"}
+        # gradio's own client says so of a stream that it closes, in every app
+        assert set(watched.complaints) <= {"Method not implemented."}
+
+
+def test_heads_are_switched_off_and_the_model_runs_again(explorer: Watched, street: Path) -> None:
+    page = explorer.page
+    page.locator("#again").click()
+    page.get_by_text("Choose an image first.").wait_for()
+    page.set_input_files("#image input[type=file]", street)
+    frame = page.frame_locator("#page iframe")
+    frame.locator("h1", has_text="street.png").wait_for()
+    frame.locator("#list li").first.click()
+    assert "query" in frame.locator(".what").inner_text()
+    page.locator("#again").click()
+    page.get_by_text("Every head and level is on: switch one off first.").wait_for()
+    page.locator("#decoder-1-cross input").first.uncheck()
+    page.locator("#again").click()
+    page.get_by_text("Off: decoder.1.cross:h0").wait_for()
+    page.locator("#became table").wait_for()
+    assert page.locator("#became img").count() == 2
+    assert "kept" in page.locator("#became p").inner_text()
+    page.get_by_role("tab", name="As switched").click()
+    page.frame_locator("#switched iframe").locator("h1", has_text="street.png, as switched").wait_for()
+
+
+def test_a_bad_upload_is_one_sentence(explorer: Watched, tmp_path: Path) -> None:
+    (tmp_path / "notes.png").write_text("<img src=x onerror=alert(1)>")
+    explorer.page.set_input_files("#image input[type=file]", tmp_path / "notes.png")
+    explorer.page.get_by_text("image notes.png cannot be decoded").wait_for()
+    assert explorer.page.locator("#page iframe").count() == 0
+
+
+def test_ctrl_c_ends_it(tmp_path: Path) -> None:
+    pytest.importorskip("gradio", reason="gradio, the interface of msdeform explore, is not installed")
+    tiny("deformable").save_pretrained(tmp_path / "model")
+    words = ["explore", "--checkpoint", str(tmp_path / "model"), "--device", "cpu", "--port", "0"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
+    command = [sys.executable, "-m", "msdeform", *words]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        try:
+            assert process.stdout.readline().startswith("open http://127.0.0.1:")
+            process.send_signal(signal.SIGINT)
+            assert process.wait(timeout=60) == 0
+            assert process.stdout.read() == "stopped by Ctrl-C\n"
+            assert process.stderr.read() == ""
+        finally:
+            process.kill()

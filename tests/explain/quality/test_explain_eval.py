@@ -1,0 +1,156 @@
+"""``msdeform explain-eval`` on planted detectors, of which it must say what is known."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms.v2.functional import to_pil_image
+
+from msdeform.cli import main
+from msdeform.explain import explain_eval
+from msdeform.explain.core.trace import Seen
+from msdeform.train.config.options import Source, TrainOptions
+from msdeform.train.data.dataset import Category
+from msdeform.train.engine.checkpoint import Trained
+from tests.explain.planted import COLOURS, PLANTED, random_board
+
+IMAGES = 3
+CATEGORIES = [Category(10 * i, name) for i, name in enumerate(COLOURS, start=1)]
+FALSE = 2  # the image of which the annotations lack a square
+
+
+@pytest.fixture
+def boards(tmp_path):
+    """A COCO folder of boards, of classes in an order that is not the model's; a square of one is not annotated."""
+    folder = tmp_path / "boards"
+    (folder / "val2017").mkdir(parents=True)
+    images, annotations = [], []
+    for number in range(IMAGES):
+        board = random_board(number)
+        to_pil_image(board.image).save(folder / "val2017" / f"{number}.png")
+        images.append({"id": number, "file_name": f"{number}.png", "width": 64, "height": 64})
+        for place, (box, label) in enumerate(zip(board.boxes.tolist(), board.labels, strict=True)):
+            if (number, place) != (FALSE, 1):
+                x0, y0, x1, y1 = box
+                annotations.append(
+                    {
+                        "id": len(annotations) + 1,
+                        "image_id": number,
+                        "category_id": CATEGORIES[label].id,
+                        "bbox": [x0, y0, x1 - x0, y1 - y0],
+                        "iscrowd": 0,
+                    }
+                )
+    categories = [{"id": category.id, "name": category.name} for category in reversed(CATEGORIES)]
+    (folder / "annotations").mkdir()
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (folder / "annotations" / "instances_val2017.json").write_text(json.dumps(content))
+    return folder
+
+
+@pytest.fixture
+def options(boards, tmp_path, monkeypatch):
+    """Options of a quick judgement of a planted detector, which the checkpoint's name chooses.
+
+    The deformable one is as if a run had trained it on these categories; the dense one as weights from elsewhere.
+    """
+
+    def load(path, device, *_):
+        step = 7 if path.name == "deformable" else None
+        model = PLANTED[path.name]()
+        model.config = SimpleNamespace(num_classes=len(COLOURS))
+        return Trained(model, "planted", CATEGORIES, TrainOptions(), "reference", device, step)
+
+    monkeypatch.setattr(explain_eval, "load_trained", load)
+    settings = {"methods": "raw,relevance", "steps": 4, "out": tmp_path / "out", "device": "cpu", "progress": False}
+
+    def make(kind, **changed):
+        return explain_eval.JudgeOptions(Path(kind), Source(boards), **{**settings, **changed})
+
+    return make
+
+
+@pytest.mark.parametrize("kind", PLANTED)
+def test_relevance_of_a_planted_detector(options, kind) -> None:
+    judged, about = explain_eval.judge(options(kind))
+    assert about["images"] == IMAGES
+    assert [one.truth is None for one in judged].count(True) == 1
+    assert len(judged) == 2 * IMAGES
+    for one in judged:
+        relevance, random = one.scores["relevance"], one.scores["random"]
+        assert relevance["pointing"] == 1
+        # a square is 14% of its board, and the score of an image without it is nothing
+        assert relevance["deletion"] < random["deletion"]
+        assert relevance["insertion"] > random["insertion"]
+        insertion = one.curves["raw"]["insertion"].scores
+        assert len(insertion) == 5
+        assert insertion[0] < 0.01
+        assert insertion[-1] > 0.9
+
+
+def test_the_command_prints_and_writes_what_it_found(options, boards, tmp_path, capsys) -> None:
+    options("dense")
+    (tmp_path / "dense").mkdir()  # stands in for the checkpoint
+    out = tmp_path / "out"
+    words = f"--checkpoint {tmp_path / 'dense'} --data {boards} --out {out} --device cpu --steps 4 --no-progress"
+    assert main(["explain-eval", *words.split(), "--methods", "relevance", "--randomise", "cascade"]) == 0
+    printed = capsys.readouterr().out
+    assert "\n5 detections, matched to ground truth\n" in printed
+    assert "\nall 6 detections, 5 of them matched to ground truth\n" in printed
+    assert "last layers randomised\nrelevance: " in printed
+    assert "relevance beats, by deletion: random" in printed
+    written = json.loads((out / "scores.json").read_text())
+    assert written["decoder_layers_randomised"] == [1, 2]
+    matched, everything = written["summary"].values()
+    assert (matched["detections"], everything["detections"]) == (5, 6)
+    assert matched["differences"]["relevance"]["random"]["deletion"][2] < 0
+    assert written["shares"] == [0, 0.0625, 0.25, 0.5625, 1]
+    for row in written["detections"]:
+        assert len(row["rank_correlations"]["relevance"]) == 2
+        assert len(row["curves"]["relevance"]["deletion"]) == 5
+        assert row["scores"]["random"]["randomised"] is None
+    with Image.open(out / "scores.png") as picture:
+        assert min(picture.size) > 300
+
+
+def test_the_same_seed_gives_the_same_numbers(options) -> None:
+    first, again, other = (explain_eval.judge(options("dense", limit=1, seed=seed))[0] for seed in (0, 0, 1))
+    assert repr(first) == repr(again)
+    assert first[0].scores["random"] != other[0].scores["random"]
+    assert first[0].scores["centre"]["energy"] == other[0].scores["centre"]["energy"]
+
+
+def test_nothing_detected_is_told_in_a_sentence(options) -> None:
+    with pytest.raises(ValueError, match=r"confidence: no detection of at least 1 in 1 images; lower it"):
+        explain_eval.judge(options("dense", confidence=1, limit=1))
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--methods", "raw,relevanse"], "did you mean relevance?"),
+        (["--steps", "0"], "steps: expected at least 1, got 0"),
+        (["--confidence", "2"], "confidence: expected a number from 0 to 1, got 2.0"),
+    ],
+)
+def test_wrong_options_end_with_status_2(capsys, words, sentence) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["explain-eval", "--checkpoint", "none", *words])
+    assert caught.value.code == 2
+    assert sentence in " ".join(capsys.readouterr().err.split())
+
+
+def test_an_object_is_matched_once_and_by_class() -> None:
+    truths = np.array([[0, 0, 10, 10], [20, 0, 30, 10]], dtype=np.float32)
+    classes = np.array([1, 0])
+
+    def seen(*box):
+        return Seen(query=0, label=1, name="", score=0.9, box=torch.tensor(box))
+
+    found = [seen(1.0, 0, 10, 10), seen(0.0, 0, 10, 10), seen(20.0, 0, 30, 10), seen(20.0, 0, 30, 10)]
+    assert explain_eval.match_truths(found, [1, 1, 1, 0], truths, classes) == [0, None, None, 1]
+    assert explain_eval.match_truths(found[:1], [1], np.zeros((0, 4), dtype=np.float32), classes[:0]) == [None]

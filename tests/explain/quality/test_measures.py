@@ -1,0 +1,213 @@
+"""The measures on maps and scores whose answers are known."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from msdeform.explain.quality import measures
+from msdeform.explain.quality.measures import (
+    box_map,
+    centre_map,
+    checked,
+    compactness,
+    detection_score,
+    energy,
+    energy_elsewhere,
+    filled,
+    inside,
+    perturbation_curve,
+    pointing,
+    random_map,
+    randomised,
+    rank_correlation,
+)
+from tests.explain.planted import planted_detr
+from tests.models.tiny import tiny
+
+SHAPE = (8, 10)
+BOX = (2, 1, 5, 4)  # 3 x 3 pixels
+
+
+def spot(row, column, value=1.0):
+    heat = np.zeros(SHAPE)
+    heat[row, column] = value
+    return heat
+
+
+def brightness(images):
+    return images.double().mean((1, 2, 3)) / 255
+
+
+def white(share):
+    """An image whose first pixels, row by row, are white."""
+    image = torch.zeros(3, *SHAPE, dtype=torch.uint8)
+    image.view(3, -1)[:, : round(share * 80)] = 255
+    return image
+
+
+@pytest.mark.parametrize(("kind", "auc"), [("deletion", 0.125), ("insertion", 0.375)])
+@pytest.mark.parametrize(("steps", "batch_size"), [(4, 8), (12, 8), (12, 3), (8, 1)])
+def test_the_curve_of_a_score_that_is_known(kind, auc, steps, batch_size) -> None:
+    """Half of the image is white, and the map says so: the mean falls to zero with half of the pixels, or rises."""
+    image = white(0.5)
+    heat = image[0].double().numpy()
+    curve = perturbation_curve(
+        brightness, image, heat, kind, baseline=torch.zeros_like(image), steps=steps, batch_size=batch_size
+    )
+    np.testing.assert_allclose(curve.shares, np.linspace(0, 1, steps + 1) ** 2, atol=0.5 / 80)
+    gone = np.minimum(curve.shares, 0.5)
+    np.testing.assert_allclose(curve.scores, 0.5 - gone if kind == "deletion" else gone)
+    # the corner at a half is cut, by less with more steps
+    assert curve.auc == pytest.approx(auc, abs=0.3 / steps**2)
+
+
+def test_the_area_is_over_shares_and_not_over_steps() -> None:
+    image = white(1.0)
+    curve = perturbation_curve(brightness, image, np.ones(SHAPE), "deletion", baseline=torch.zeros_like(image), steps=3)
+    assert curve.auc == pytest.approx(0.5)
+
+
+def test_a_wrong_map_is_worse_by_deletion_and_insertion() -> None:
+    image = white(0.25)
+    right = image[0].double().numpy()
+    aucs = {}
+    for kind, heat in itertools.product(("deletion", "insertion"), (right, 255 - right, np.zeros(SHAPE))):
+        curve = perturbation_curve(brightness, image, heat, kind, baseline=torch.zeros_like(image))
+        aucs.setdefault(kind, []).append(curve.auc)
+    assert aucs["deletion"][0] < aucs["deletion"][2] < aucs["deletion"][1]
+    assert aucs["insertion"][0] > aucs["insertion"][2] > aucs["insertion"][1]
+
+
+def test_pixels_equally_hot_go_at_random_and_not_row_by_row() -> None:
+    image, fill = white(0.5), torch.zeros(3, *SHAPE, dtype=torch.uint8)
+    curves = [
+        perturbation_curve(brightness, image, np.ones(SHAPE), "deletion", baseline=fill, seed=seed).scores
+        for seed in (0, 0, 1)
+    ]
+    np.testing.assert_array_equal(curves[0], curves[1])
+    assert (curves[0] != curves[2]).any()
+    assert 0.15 < curves[0][8] < 0.4  # of 35 pixels; row by row it would be 0.06
+
+
+def test_the_score_follows_box_and_class() -> None:
+    boxes = torch.tensor([[[0.0, 0, 4, 4], [0, 0, 4, 2], [6, 6, 8, 8]]], dtype=torch.float64)
+    probabilities = torch.tensor([[[0.1, 0.5], [0.8, 0.2], [1.0, 1.0]]], dtype=torch.float64)
+    assert detection_score(probabilities, boxes, (0, 0, 4, 4), 0).tolist() == pytest.approx([0.4])  # half of 0.8
+    assert detection_score(probabilities, boxes, (0, 0, 4, 4), 1).tolist() == pytest.approx([0.5])
+    assert detection_score(probabilities, boxes, (20, 20, 24, 24), 1).tolist() == [0.0]
+
+
+def test_pointing_and_energy() -> None:
+    region = inside(BOX, SHAPE)
+    assert region.sum() == 9
+    assert pointing(spot(1, 2), region) == 1
+    assert pointing(spot(0, 2), region) == 0
+    assert pointing(spot(1, 2) + spot(0, 0), region) == 0.5  # of two hottest, one
+    assert energy(spot(1, 2, 3.0) + spot(0, 0), region) == 0.75
+    # what is in both boxes is the object's own
+    assert energy_elsewhere(spot(1, 2) + spot(1, 6, 3.0), BOX, [(4, 1, 8, 4), (2, 1, 4, 3)]) == 0.75
+    assert energy_elsewhere(spot(1, 2), BOX, []) == 0
+
+
+def test_a_map_of_nothing_is_a_flat_one() -> None:
+    region = inside(BOX, SHAPE)
+    for heat in (np.zeros(SHAPE), np.full(SHAPE, 5.0)):
+        assert pointing(heat, region) == pytest.approx(9 / 80)
+        assert energy(heat, region) == pytest.approx(9 / 80)
+        assert compactness(heat) == pytest.approx(0.5)
+
+
+def test_compactness() -> None:
+    assert compactness(spot(3, 3)) == pytest.approx(0.5 / 80)
+    assert compactness(spot(3, 3) + spot(0, 0)) == pytest.approx(1 / 80)
+    assert compactness(spot(3, 3, 3.0) + spot(0, 0), share=1.0) == pytest.approx(2 / 80)
+
+
+def test_a_scale_changes_no_measure() -> None:
+    heat, region = random_map(SHAPE, np.random.default_rng(0)), inside(BOX, SHAPE)
+    for measure in (lambda h: pointing(h, region), lambda h: energy(h, region), compactness):
+        assert measure(1e-9 * heat) == pytest.approx(measure(heat))
+
+
+@pytest.mark.parametrize("flat", [True, False])
+def test_the_box_baseline_is_in_the_box(flat) -> None:
+    heat = box_map(SHAPE, BOX, flat=flat)
+    assert energy(heat, inside(BOX, SHAPE)) == pointing(heat, inside(BOX, SHAPE)) == 1
+    assert box_map(SHAPE, (2.6, 3.6, 2.8, 3.8), flat=flat)[3, 2] > 0  # no centre of a pixel in it
+    assert box_map(SHAPE, (-9, -9, -8, -8), flat=flat).sum() > 0
+    assert (heat == heat.max()).sum() == (9 if flat else 1)
+
+
+def test_the_centre_baseline_is_hottest_in_the_middle() -> None:
+    heat = centre_map(SHAPE)
+    assert set(zip(*np.nonzero(np.isclose(heat, heat.max())), strict=True)) == set(itertools.product((3, 4), (4, 5)))
+
+
+def test_what_stands_in_for_pixels() -> None:
+    image = torch.zeros(3, 40, 60, dtype=torch.uint8)
+    image[0, :, :30] = 200
+    mean = filled(image, "mean")
+    assert mean.shape == image.shape
+    assert mean.flatten(1).unique(dim=1).tolist() == [[100], [0], [0]]
+    blurred = filled(image)
+    assert blurred[1:].eq(0).all()
+    row = blurred[0, 20].int()
+    assert row.diff().max() <= 0  # no new edge
+    assert row.diff().min() > -25
+    assert row[0] > 190
+    assert row[-1] < 10
+    with pytest.raises(ValueError, match="fill: expected blur or mean, got 'black'"):
+        filled(image, "black")
+    assert filled(image[:, :1, :1]).shape == (3, 1, 1)
+
+
+def test_rank_correlation() -> None:
+    heat = random_map(SHAPE, np.random.default_rng(0))
+    assert rank_correlation(heat, heat**3) == pytest.approx(1)
+    assert rank_correlation(heat, -heat) == pytest.approx(-1)
+    assert rank_correlation(heat, np.ones(SHAPE)) == 0
+
+
+@pytest.mark.parametrize("family", ["detr", "deformable", "two-stage", "demo"])
+def test_the_decoder_is_randomised_and_nothing_else(family) -> None:
+    model = tiny(family)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    torch.manual_seed(5)
+    again = randomised(model, seed=1)
+    assert torch.initial_seed() == 5
+    torch.testing.assert_close(torch.rand(1), torch.rand(1, generator=torch.Generator().manual_seed(5)))
+    changed = {name for name, tensor in again.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed
+    assert all(name.startswith("transformer.decoder.layers.") for name in changed)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+
+
+def test_a_cascade_keeps_what_it_has_drawn() -> None:
+    model = planted_detr()
+    one, both = (randomised(model, layers=layers).transformer.decoder.layers for layers in (1, 2))
+    trained = model.transformer.decoder.layers
+    for name, parameter in one[1].named_parameters():
+        assert torch.equal(parameter, dict(both[1].named_parameters())[name])
+    assert torch.equal(one[0].linear1.weight, trained[0].linear1.weight)
+    assert not torch.equal(both[0].linear1.weight, trained[0].linear1.weight)
+    assert one[1].linear1.weight.dtype == torch.float64
+
+
+def test_wrong_arguments_get_a_sentence() -> None:
+    image = white(0.5)
+    with pytest.raises(ValueError, match=r"heat: expected \(8, 10\), got \(10, 8\)"):
+        perturbation_curve(brightness, image, np.ones((10, 8)), "deletion", baseline=image)
+    with pytest.raises(ValueError, match="steps: expected at least 1, got 0"):
+        perturbation_curve(brightness, image, np.ones(SHAPE), "deletion", baseline=image, steps=0)
+    with pytest.raises(ValueError, match="baseline: expected"):
+        perturbation_curve(brightness, image, np.ones(SHAPE), "deletion", baseline=image[:, 1:])
+    for heat in (np.full(SHAPE, np.nan), -np.ones(SHAPE)):
+        with pytest.raises(ValueError, match="heat: expected finite numbers of at least 0"):
+            checked(heat)
+    with pytest.raises(ValueError, match="layers: expected 0 to 2, got 3"):
+        randomised(planted_detr(), layers=3)
+    with pytest.raises(ValueError, match="expected a DETR, which has a decoder to explain, got FasterRcnn"):
+        measures.decoder_layers(tiny("faster r-cnn"))

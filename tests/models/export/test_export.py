@@ -1,0 +1,291 @@
+"""Exported and compiled detectors give the model's numbers, whatever file they went through."""
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from msdeform.cli import main
+from msdeform.models.export import export as module
+from msdeform.models.export.check import like_a_photograph
+from msdeform.models.export.export import Exportable, example, export, exported_program
+from msdeform.models.families.detector import Detector
+from msdeform.models.inference.image_size import Size
+from msdeform.models.layers.batch import shrink_mask
+from msdeform.models.options import ExportOptions
+from msdeform.models.zoo import create_model
+
+MISSING = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
+needs_onnx = pytest.mark.skipif(bool(MISSING), reason=f"needs {', '.join(MISSING)}: pip install")
+
+SLIM: dict[str, Any] = {
+    "backbone": "resnet10_tiny",
+    "hidden_dim": 32,
+    "nheads": 2,
+    "dim_feedforward": 64,
+    "enc_layers": 1,
+    "dec_layers": 2,
+    "num_queries": 10,
+}
+DEFORMABLE = {**SLIM, "attn_backend": "reference"}
+FAMILY: dict[str, tuple[str, dict[str, Any]]] = {
+    "detr": ("detr_tiny", {}),
+    "detr-learned-pre-norm": ("detr_tiny", {"position_embedding": "learned", "pre_norm": True}),
+    "detr-focal": ("detr_tiny", {"focal": True}),
+    "detr-demo": ("detr_demo", SLIM),
+    "single-scale": ("deformable_detr_r50_single_scale", DEFORMABLE),
+    "deformable": ("deformable_detr_r50", DEFORMABLE),
+    "refine": ("deformable_detr_r50_refine", DEFORMABLE),
+    "two-stage": ("deformable_detr_r50_two_stage", {**DEFORMABLE, "dec_layers": 1, "num_feature_levels": 2}),
+}
+# bottleneck blocks alone can be dilated
+DILATED = {
+    "detr-dc5": ("detr_tiny", {"backbone": "resnet50", "dilation": True}),
+    "single-scale-dc5": (
+        "deformable_detr_r50_single_scale_dc5",
+        {**DEFORMABLE, "backbone": "resnet50"},
+    ),
+}
+SIZE = (64, 96)
+
+
+def detector(name: str) -> Detector:
+    torch.manual_seed(0)
+    called, fields = {**FAMILY, **DILATED, "faster-rcnn": ("fasterrcnn_tiny", {})}[name]
+    return create_model(called, num_classes=5, **fields).eval()
+
+
+def quick(names: tuple[str, ...], *few: str) -> list[Any]:
+    """`names`, but for a `few` slow: the exporter takes seconds for each."""
+    return [name if name in few else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
+EVERY = (*FAMILY, *DILATED, "faster-rcnn")
+
+
+@pytest.mark.parametrize("name", quick(EVERY, "detr", "faster-rcnn"))
+def test_a_program_gives_the_models_numbers(name: str, tmp_path: Path) -> None:
+    assert export(detector(name), tmp_path / "model.pt2", size=SIZE).difference < 1e-5
+
+
+@needs_onnx
+@pytest.mark.parametrize("name", quick(EVERY, "two-stage"))
+def test_an_onnx_file_gives_the_models_numbers_and_has_standard_operators_alone(name: str, tmp_path: Path) -> None:
+    import onnx
+
+    path = tmp_path / "model.onnx"
+    assert export(detector(name), path, size=SIZE, batch=1 if name == "faster-rcnn" else 2).difference < 1e-4
+    made = onnx.load(path)
+    assert {node.domain for node in made.graph.node} <= {"", "ai.onnx"}
+    onnx.checker.check_model(made)
+
+
+@needs_onnx
+def test_onnx_shrinks_a_mask_to_the_same_pixels_at_every_row(tmp_path: Path) -> None:
+    """ONNX's Resize took the pixel before at rows 15, 30 and 45 of 60: a row of padding was image in the file only."""
+    import onnxruntime
+
+    sizes = [(8, 12), (4, 6), (2, 3), (1, 2)]
+
+    class Shrink(torch.nn.Module):
+        def forward(self, mask: torch.Tensor) -> list[torch.Tensor]:
+            return [shrink_mask(mask, size) for size in sizes]
+
+    whole = torch.zeros(1, 60, 90, dtype=torch.bool)
+    path = tmp_path / "mask.onnx"
+    torch.onnx.export(Shrink(), (whole,), path, dynamo=True, verbose=False, input_names=["mask"])
+    session = onnxruntime.InferenceSession(path)
+    for rows in range(1, 61):
+        mask = whole.clone()
+        mask[:, rows:], mask[:, :, rows * 3 // 2 :] = True, True
+        for came, size in zip(session.run(None, {"mask": mask.numpy()}), sizes, strict=True):
+            assert torch.equal(torch.from_numpy(came), shrink_mask(mask, size)), (rows, size)
+
+
+@needs_onnx
+def test_padded_images_get_the_models_boxes_from_onnx(tmp_path: Path) -> None:
+    """With four levels at 60x90, the file took other rows for padding than the model at 15, 30 and 45 of 60."""
+    import onnxruntime
+
+    torch.manual_seed(0)
+    model = create_model("deformable_detr_tiny", num_feature_levels=4, num_classes=3, attn_backend="reference").eval()
+    program, _, content = exported_program(model, ".onnx", size=(60, 90))
+    session = onnxruntime.InferenceSession(content)
+    picture = like_a_photograph((60, 90))[None]
+    for real in (60, 45, 31, 30, 15):
+        padding = (torch.arange(60)[:, None] >= real, torch.arange(90) >= 90)
+        images, mask = program.padded(picture, [padding])
+        with torch.no_grad():
+            wanted = program(images, mask)
+        came = session.run(None, {"images": images.numpy(), "mask": mask.numpy()})
+        for one, other in zip(wanted, came, strict=True):
+            torch.testing.assert_close(torch.from_numpy(other), one, rtol=1e-4, atol=1e-4, msg=f"{real} real rows")
+
+
+@pytest.mark.parametrize("name", quick((*FAMILY, *DILATED), "two-stage"))
+def test_the_forward_compiles_in_one_piece(name: str) -> None:
+    torch.compiler.reset()
+    program = Exportable(detector(name)).eval()
+    inputs = example(program, 2, SIZE)
+    with torch.no_grad():
+        # the graph is what is in question: generated code is compared in tests/train/whole/test_overfit.py
+        compiled = torch.compile(program, fullgraph=True, backend="aot_eager")
+        for came, wanted in zip(compiled(*inputs), program(*inputs), strict=True):
+            torch.testing.assert_close(came, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_exported_faster_rcnn_takes_other_images_and_may_find_nothing(tmp_path: Path) -> None:
+    model, path = detector("faster-rcnn"), tmp_path / "model.pt2"
+    export(model, path, size=SIZE)
+    program = torch.export.load(path).module()
+    images = torch.rand(1, 3, *SIZE, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        found = model(images)["detections"][0]
+        came = program(images, torch.tensor(model.detector.roi_heads.score_thresh))
+        for name, one in zip(("boxes", "labels", "scores"), came, strict=True):
+            torch.testing.assert_close(one, found[name], rtol=1e-4, atol=1e-5)
+        assert [tuple(x.shape) for x in program(images, torch.tensor(1.0))] == [(0, 4), (0,), (0,)]
+
+
+def test_numbers_that_differ_are_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    wrong = [torch.zeros(1, 10, 5 + 1), torch.zeros(1, 10, 4)]
+    monkeypatch.setattr(module, "_program", lambda program, exported, notes: (b"", lambda *inputs: wrong))
+    with pytest.raises(ValueError, match="logits: the exported program differs from the model by"):
+        export(detector("detr"), tmp_path / "model.pt2", size=SIZE)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "sentence"),
+    [
+        (["detr_tiny", "out.bin"], 2, "OUT: expected a name that ends in .onnx or .pt2, got out.bin"),
+        (["detr_tinny", "out.pt2"], 2, "detr_tinny does not exist, no model is called so; did you mean detr_tiny"),
+        (["nowhere/model.pth", "out.pt2"], 2, "nowhere/model.pth does not exist"),
+        (["detr_tiny", "out.pt2", "--size", "16x64"], 1, "sides of at least 32 pixels, got 1 of 16x64"),
+        (["fasterrcnn_tiny", "out.pt2", "--size", "64x100"], 1, "sides of multiples of 32, got 1 of 64x100"),
+        (["detr_tiny", "out.pt2", "--batch", "0"], 2, "--batch: expected at least 1, got 0"),
+        (["fasterrcnn_tiny", "out.pt2", "--batch", "2"], 1, "batch: expected 1 for Faster R-CNN"),
+    ],
+)
+def test_a_wrong_word_gets_a_sentence_and_writes_nothing(
+    words: list[str],
+    status: int,
+    sentence: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    try:
+        came = main(["export", *words])
+    except SystemExit as stopped:
+        came = stopped.code
+    assert came == status
+    assert sentence in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_backend_is_refused(tmp_path: Path) -> None:
+    model = create_model("deformable_detr_tiny", attn_backend="triton")
+    with pytest.raises(ValueError, match="expected attn_backend='reference'"):
+        export(model, tmp_path / "model.pt2", size=SIZE)
+
+
+def test_the_command_says_what_it_wrote(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "model.pt2"
+    assert main(["export", "detr_tiny", str(out), "--size", "64x64"]) == 0
+    said = capsys.readouterr().out
+    assert "logits, boxes of images, mask, images 1x3x64x64" in said
+    assert "largest difference from the model: " in said
+    assert out.is_file()
+
+
+def printed(capsys: pytest.CaptureFixture[str]) -> str:
+    return capsys.readouterr().out.partition("it runs without this package:\n")[2]
+
+
+@pytest.mark.parametrize(
+    ("name", "suffix"),
+    [
+        pytest.param("detr", ".onnx", marks=needs_onnx),
+        ("detr-focal", ".pt2"),
+        pytest.param("two-stage", ".onnx", marks=[needs_onnx, pytest.mark.slow]),
+        pytest.param("faster-rcnn", ".onnx", marks=[needs_onnx, pytest.mark.slow]),
+        pytest.param("faster-rcnn", ".pt2", marks=pytest.mark.slow),
+    ],
+)
+def test_the_printed_lines_find_in_an_image_what_the_model_predicts(
+    name: str, suffix: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = detector(name)
+    model.categories, model.input_size = ["a", "b", "c", "d", "naïve, e"], Size(64, 96)
+    model.save_pretrained(tmp_path / "model")
+    # suppression among boxes of random weights turns on the last digit: no resizing there
+    save_picture((64, 96) if name == "faster-rcnn" else (90, 135))
+    assert main(["export", "model", f"out{suffix}", "--size", "64x96", "--no-progress"]) == 0
+    lines = printed(capsys)
+    # of random weights, the best score is below a half
+    scores = model.predict("image.jpg", confidence=0.0).scores
+    confidence = float(scores[: len(scores) // 2].min()) - 1e-3
+    lines = lines.replace("0.5, np.float32", f"{confidence}, np.float32").replace("(0.5)", f"({confidence})")
+    lines = lines.replace(">= 0.5", f">= {confidence}")
+
+    ran: dict[str, Any] = {}
+    exec(lines, ran)
+    wanted = model.predict("image.jpg", confidence=confidence)
+    assert len(ran["found"]) > 1
+    same_detections(ran["found"], wanted.names, wanted.scores, wanted.boxes)
+    if name == "faster-rcnn":
+        return
+    # one that leaves room: the file computes what the model does on the same padded image
+    save_picture((90, 90))
+    exec(lines, ran)
+    assert ran["mask"].any()
+    with torch.no_grad():
+        outputs = model((torch.from_numpy(ran["images"]), torch.from_numpy(ran["mask"])))
+    best = model.post_process(outputs, torch.tensor([[90, 90]]))[0]
+    kept = best["scores"] >= confidence
+    names = [model.categories[label] for label in best["labels"][kept]]
+    same_detections(ran["found"], names, best["scores"][kept], best["boxes"][kept])
+
+
+def save_picture(size: tuple[int, int]) -> None:
+    pixels = (like_a_photograph(size) * 50 + 120).clamp(0, 255).byte().permute(1, 2, 0).numpy()
+    Image.fromarray(pixels).save("image.jpg", quality=95)
+
+
+def same_detections(found: list[Any], names: list[str], scores: torch.Tensor, boxes: torch.Tensor) -> None:
+    """In any order; a picture that was resized by Pillow differs by one of 255 in places."""
+    assert len(found) == len(names)
+    for name, score, box in found:
+        far = (boxes - torch.as_tensor(box)).abs().amax(1) + 10 * (scores - float(score)).abs()
+        far += torch.tensor([10.0 * (name != other) for other in names])
+        assert far.min() < 0.3, (name, score, box)
+
+
+@pytest.mark.parametrize(
+    ("said", "trained", "step", "size"),
+    [
+        (None, None, 1, (800, 1216)),
+        (None, Size(), 1, (800, 1216)),
+        (None, Size(160, 160), 1, (160, 160)),
+        (None, Size(100, 170), 32, (128, 192)),
+        ("96x128", Size(160, 160), 1, (96, 128)),
+    ],
+)
+def test_the_size_of_an_export_is_that_of_training(
+    said: str | None, trained: Size | None, step: int, size: tuple[int, int]
+) -> None:
+    options = ExportOptions("detr_tiny", Path("x.onnx"), size=said)
+    assert options.height_and_width(trained, step) == size
+
+
+def test_the_model_that_is_exported_stays_as_it_was(tmp_path: Path) -> None:
+    model = detector("detr").double().train()
+    export(model, tmp_path / "model.pt2", size=SIZE)
+    assert model.training
+    assert next(model.parameters()).dtype == torch.float64

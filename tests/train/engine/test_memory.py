@@ -1,0 +1,192 @@
+"""The estimate before a run: true to what the run does, and without a trace in it."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from msdeform.train.config.options import Source, TrainOptions
+from msdeform.train.engine import memory
+from msdeform.train.engine.memory import Estimate, dry_run
+from msdeform.train.engine.run import train
+from msdeform.train.engine.state import Training
+from msdeform.train.monitor.run_log import read_log
+
+Change = Callable[..., TrainOptions]
+
+
+def write_images(folder: Path, sizes: list[tuple[int, int]]) -> Source:
+    """Grey images of these heights and widths, each with a box, as training and validation images."""
+    files, boxes = [], []
+    (folder / "images").mkdir(parents=True)
+    for number, (height, width) in enumerate(sizes, start=1):
+        name = f"{number}.png"
+        Image.fromarray(np.full((height, width, 3), 90, np.uint8)).save(folder / "images" / name)
+        files.append({"id": number, "file_name": name, "height": height, "width": width})
+        box = {"id": number, "image_id": number, "category_id": 1, "bbox": [2, 2, 20, 20], "area": 400, "iscrowd": 0}
+        boxes.append(box)
+    content = {"images": files, "annotations": boxes, "categories": [{"id": 1, "name": "box"}]}
+    (folder / "a.json").write_text(json.dumps(content))
+    return Source(None, folder / "images", folder / "a.json", folder / "images", folder / "a.json")
+
+
+def at(options: TrainOptions, source: Source) -> TrainOptions:
+    return dataclasses.replace(options, source=source)
+
+
+def test_a_dry_run_changes_nothing(changed: Change) -> None:
+    # with dropout, random crops, batch norms that learn, and a scale of fp16 to be found
+    options = changed(precision="fp16", workers=0)
+    plain, tried = Training(options), Training(options)
+    before = {name: tensor.clone() for name, tensor in tried.model.state_dict().items()}
+    generators = torch.get_rng_state()
+    np_state = np.random.get_state()[1].tolist()  # noqa: NPY002
+    dry_run(tried, 2)
+    assert torch.equal(torch.get_rng_state(), generators)
+    assert np.random.get_state()[1].tolist() == np_state  # noqa: NPY002
+    assert any("running_mean" in name for name in before)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in tried.model.state_dict().items())
+    assert all(parameter.grad is None for parameter in tried.model.parameters())
+    assert tried.steps_done == 0
+    assert tried.scaler.get_scale() == plain.scaler.get_scale()
+    losses = []
+    for training in (plain, tried):
+        torch.manual_seed(3)
+        losses.append([training.step(samples) for samples, _ in zip(training.batches(), range(3), strict=False)])
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "largest"),
+    # two images are the widest and the tallest, and pad each other; one is that of most pixels
+    [(2, (128, 128)), (1, (128, 96))],
+)
+def test_the_largest_batch_of_the_data_is_tried(
+    changed: Change, tmp_path: Path, batch_size: int, largest: tuple[int, int]
+) -> None:
+    source = write_images(tmp_path / "data", [(60, 120), (128, 96), (64, 128), (30, 80)])
+    options = at(changed(image_size=128, batch_size=batch_size, augment="flip"), source)
+    found = dry_run(Training(options), 1)
+    assert (found.largest, found.batch, found.images, found.steps_per_epoch) == (largest, batch_size, 2, 2)
+    assert found.step_s > 0
+    assert found.load_s > 0
+    assert 0 < found.peak < found.room
+
+
+@pytest.mark.parametrize("fields", [{"overfit": 1, "total_batch_size": 8}, {"total_batch_size": 4, "batch_size": 4}])
+def test_few_images_are_enough(changed: Change, tmp_path: Path, fields: dict[str, Any]) -> None:
+    source = write_images(tmp_path / "data", [(64, 48)])
+    found = dry_run(Training(at(changed(**fields), source)), 1)
+    assert (found.batch, found.images) == (1, 1)
+
+
+@pytest.mark.slow
+def test_of_faster_rcnn_as_well(changed: Change) -> None:
+    found = dry_run(Training(changed(model="fasterrcnn_tiny", override=())), 1)
+    assert found.largest == (64, 64)
+
+
+def test_the_time_of_a_step_is_that_of_its_passes(changed: Change, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_pass", lambda *_: 2.0)
+    found = dry_run(Training(changed(total_batch_size=8, batch_size=3)), 1)
+    assert (found.step_s, found.batch) == (6.0, 3)
+
+
+GIB = 2**30
+
+
+@pytest.fixture
+def known() -> Estimate:
+    """3 of 4 GiB; half a second a step of 8 images on 2 processes, and 0.1 s to load one."""
+    return Estimate(
+        largest=(800, 1333),
+        batch=2,
+        peak=3 * GIB,
+        room=4 * GIB,
+        device=torch.device("cpu"),
+        step_s=0.5,
+        load_s=0.1,
+        workers=2,
+        images=8,
+        processes=2,
+        steps_per_epoch=1000,
+        steps=50_000,
+    )
+
+
+def test_the_sentence_has_the_right_numbers(known: Estimate) -> None:
+    assert known.sentence() == (
+        "estimate: 3.00 of 4.0 GiB for 2 images of up to 800x1333; 0.5 s a step, 8 min an epoch, 6.9 h in all. "
+        "It trains 8.0 images/s on each process and loads about 20.0 with 2 workers"
+    )
+    slow = dataclasses.replace(known, load_s=0.5, workers=1, steps_per_epoch=10)
+    assert slow.sentence().endswith("loads about 2.0 with 1 worker, which is less: loading will be waited for")
+    assert "5 s an epoch" in slow.sentence()
+
+
+def test_what_cannot_fit_is_refused_with_what_to_lower(known: Estimate) -> None:
+    known.refuse_what_cannot_fit()
+    dataclasses.replace(known, room=0).refuse_what_cannot_fit()  # not known
+    with pytest.raises(ValueError, match="batch-size: 2 images of up to 800x1333 take about 3.9 GiB on cpu, which has"):
+        dataclasses.replace(known, peak=int(3.9 * GIB)).refuse_what_cannot_fit()
+    single = dataclasses.replace(known, peak=5 * GIB, batch=1)
+    with pytest.raises(ValueError, match="4.0 GiB for this process; try --checkpointing all, --precision bf16 or a"):
+        single.refuse_what_cannot_fit()
+
+
+def test_a_run_that_cannot_fit_ends_before_it_begins(
+    changed: Change, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "_room", lambda device: 2**20)
+    with pytest.raises(ValueError, match="lower --batch-size, and gradients add up to the same total; or try"):
+        train(changed(dry_steps=1, out=tmp_path / "run"))
+    assert [event["event"] for event in read_log(tmp_path / "run" / "log.jsonl")] == ["start"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you"),
+    ],
+)
+def test_running_out_of_memory_names_what_to_lower(
+    changed: Change, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    training = Training(changed())
+
+    def fail(*_: Any) -> None:
+        torch.rand(1)
+        raise error
+
+    monkeypatch.setattr(training, "rehearse", fail)
+    generators = torch.get_rng_state()
+    with pytest.raises(ValueError, match="batch-size: 2 images of up to 64x64 do not fit on cpu; lower --batch-size,"):
+        dry_run(training, 2)
+    assert torch.equal(torch.get_rng_state(), generators)
+
+
+def test_other_errors_of_a_step_keep_their_traceback(changed: Change, monkeypatch: pytest.MonkeyPatch) -> None:
+    training = Training(changed())
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(training, "rehearse", fail)
+    with pytest.raises(RuntimeError, match="a defect"):
+        dry_run(training, 1)
+
+
+def test_a_container_has_the_room_that_it_may_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    free = {"this machine's memory": 64 * 2**30, "this container's memory": 2**30}
+    monkeypatch.setattr(memory, "process_memory", lambda: free)
+    monkeypatch.setattr(memory, "_status", lambda name: 2**20)
+    assert memory._room(torch.device("cpu")) == 2**30 + 2**20
+    monkeypatch.setattr(memory, "process_memory", dict)
+    assert memory._room(torch.device("cpu")) == 0  # not told here: nothing is refused

@@ -1,0 +1,222 @@
+"""The options of the commands of this folder, beside those of training (`config`). Nothing here needs PyTorch."""
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+from ...common.options import Device, Positional, ReadFile, ReadPath, Reads, WriteFile, WriteFolder, at_least, between
+from ...models.catalog import check_model
+from ..config.options import AttnBackend, Input, Source
+
+PLOT_SUFFIXES = (".png", ".svg", ".pdf")
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """Detect objects in images."""
+
+    images: Annotated[tuple[Path, ...], Positional("IMAGE"), Reads("path", patterns=True)]
+    """Image files, folders of them with their subfolders, and quoted patterns such as "photos/*.jpg"."""
+    checkpoint: ReadPath
+    """A run's checkpoint, or its folder for its best; or official, Hugging Face's or converted weights."""
+    confidence: float = 0.5
+    """Minimum score of a detection that is kept."""
+    out: WriteFolder | None = None
+    """Folder for the pictures, predictions.json and images.json; predictions/ in the run's folder by default, or here
+    for weights of no run."""
+    image_size: int | None = None
+    """Longest side in pixels; what the model was trained with when not given."""
+    model: str | None = None
+    """A name of msdeform.list_models(): what weights without a description are of."""
+    attn_backend: AttnBackend = "auto"
+    """Implementation of the deformable attention."""
+    device: Device = "auto"
+    """auto (CUDA where there is one), cpu, cuda, cuda:1, ..."""
+    progress: bool = True
+    """Show a progress bar."""
+
+    def __post_init__(self) -> None:
+        between("confidence", self.confidence, 0, 1)
+        at_least("image_size", self.image_size, 32)
+        check_model(self.model)
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """COCO metrics of a checkpoint, or of detections in a file."""
+
+    checkpoint: ReadPath | None = None
+    """A run's checkpoint, or its folder for its best; or official, Hugging Face's or converted weights."""
+    results: ReadFile | None = None
+    """Instead of a checkpoint: detections in COCO's results format, such as --out or predict wrote."""
+    source: Source = field(default_factory=Source)
+    batch_size: int = 1
+    """1 is the published protocol; larger is faster, and padding then moves AP in the third digit."""
+    limit: int | None = None
+    """Only the first N images, for a quick look; the numbers are then not the data set's."""
+    image_size: int | None = None
+    """Longest side in pixels; what the model was trained with when not given."""
+    model: str | None = None
+    """A name of msdeform.list_models(): what weights without a description are of."""
+    attn_backend: AttnBackend = "auto"
+    """Implementation of the deformable attention."""
+    device: Device = "auto"
+    """auto (CUDA where there is one), cpu, cuda, cuda:1, ..."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """bf16 and fp16 run the model under autocast."""
+    coco_eval: Literal["faster", "pycocotools"] = "faster"
+    """faster-coco-eval, or pycocotools to check it."""
+    workers: int = 2
+    """Processes that decode images."""
+    per_class: bool = False
+    """Also print AP, AP50 and AR100 of every class."""
+    out: WriteFile | None = None
+    """Also write the detections to this JSON file, in COCO's results format."""
+    json: WriteFile | None = None
+    """Also write all numbers, those of every class too, and where they come from, to this JSON file."""
+    progress: bool = True
+    """Show a progress bar."""
+
+    def __post_init__(self) -> None:
+        at_least("batch_size", self.batch_size, 1)
+        at_least("limit", self.limit, 1)
+        at_least("image_size", self.image_size, 32)
+        at_least("workers", self.workers, 0)
+        check_model(self.model)
+        if (self.checkpoint is None) == (self.results is None):
+            raise ValueError("checkpoint: expected --checkpoint PATH, or --results FILE, and not both")
+
+
+@dataclass(frozen=True)
+class PlotOptions:
+    """Draw the curves of runs, and print what came of them."""
+
+    runs: Annotated[tuple[ReadPath, ...], Positional("RUN")]
+    """Folders of runs."""
+    out: WriteFile | None = None
+    """Picture to write, a png, svg or pdf; plot.png in the run's folder, or in the one that holds all runs, if not
+    given."""
+    x: Literal["step", "epoch", "hours"] = "step"
+    """What the curves are drawn over. hours: those that the run took, without the time it stood still."""
+    smooth: int | None = None
+    """Logged steps to take the running mean of; 1 for none, a twentieth of each run when not given."""
+    terms: str | None = None
+    """Draw these instead, names in the log with commas between them: loss,loss_giou_0,AP,AP/cat,class_error."""
+    group: Literal["seed"] | None = None
+    """seed: runs that differ in nothing else become one line, their mean, in a band from the least to the most."""
+
+    def __post_init__(self) -> None:
+        if self.out is not None and self.out.suffix.lower() not in PLOT_SUFFIXES:
+            raise ValueError(f"out: expected a name that ends in {', '.join(PLOT_SUFFIXES)}, got {self.out}")
+        at_least("smooth", self.smooth, 1)
+
+
+@dataclass(frozen=True)
+class ShowOptions:
+    """Draw images of a data set as training sees them, and tell what is in it."""
+
+    out: WriteFolder | None = None
+    """Folder for images.png, statistics.png and statistics.json, and gaussians.npz with --gaussian; without it, one of
+    the data set's name in runs/data."""
+    source: Source = field(default_factory=Source)
+    input: Input = field(default_factory=Input)
+    split: Literal["train", "val"] = "train"
+    """Which images; those of val are not augmented."""
+    count: int = 12
+    """Images to draw."""
+    repeat: int = 1
+    """Times to draw each, augmented anew."""
+    seed: int = 42
+    """Which images, and their augmentation."""
+    gaussian: bool = False
+    """Beside each image, draw the Gaussian target map of its boxes, in the colours of their classes."""
+    sigma: float = 0.25
+    """Of those Gaussians: the standard deviation along x as part of a box's width, along y of its height."""
+    progress: bool = True
+    """Show progress bars where images are many."""
+
+    def __post_init__(self) -> None:
+        at_least("count", self.count, 1)
+        at_least("repeat", self.repeat, 1)
+        at_least("seed", self.seed, 0)
+        if not 0 < self.sigma < math.inf:
+            raise ValueError(f"sigma: expected a positive part of a box's size, such as 0.25, got {self.sigma}")
+
+
+@dataclass(frozen=True)
+class SynthOptions:
+    """Make a synthetic COCO-format data set."""
+
+    out: WriteFolder
+    """Folder to make; must be absent or empty."""
+    train: int = 2000
+    """Images in train2017."""
+    val: int = 200
+    """Images in val2017."""
+    size: int = 128
+    """Width and height of an image, in pixels."""
+    classes: int = 5
+    """Number of classes, 1 to 8: disc, square, triangle, star, cross, heart, arrow, crescent."""
+    seed: int = 0
+    """Same seed, same data."""
+    workers: int = 2
+    """Processes that draw; their number changes nothing in the files."""
+    progress: bool = True
+    """Show a progress bar."""
+
+    def __post_init__(self) -> None:
+        between("classes", self.classes, 1, 8)
+        at_least("size", self.size, 64, "pixels")
+        at_least("train", self.train, 1)
+        at_least("val", self.val, 1)
+        at_least("workers", self.workers, 1)
+        at_least("seed", self.seed, 0)
+
+
+@dataclass(frozen=True)
+class ReplayOptions:
+    """Do a step again whose loss or gradient was not finite, and say where that began."""
+
+    batch: Annotated[ReadFile, Positional("BATCH")]
+    """A nonfinite-step-*.pt of a run's folder."""
+    attn_backend: Literal["same"] | AttnBackend = "same"
+    """same: as in the run, or auto where that does not run here; another tells whether the implementation matters."""
+    precision: Literal["same", "fp32", "bf16", "fp16", "fp64"] = "same"
+    """same: as in the run; another tells whether the precision matters."""
+    device: Device = "auto"
+    """auto (CUDA where there is one), cpu, cuda, cuda:1, ..."""
+    out: WriteFolder | None = None
+    """Also draw the batch's images with their boxes to this folder."""
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """Make data, train a small detector, evaluate it and draw what it finds."""
+
+    out: WriteFolder = Path("runs/demo")
+    """Folder for everything; data made by an earlier run is used again."""
+    train_images: int = 1500
+    """Images to train on."""
+    val_images: int = 150
+    """Held-out images to evaluate on."""
+    epochs: int = 7
+    """Passes over the training images."""
+    size: int = 96
+    """Width and height of an image, in pixels."""
+    seed: int = 0
+    """Of data and training."""
+    attn_backend: AttnBackend = "auto"
+    """Implementation of the deformable attention."""
+    device: Device = "auto"
+    """auto (CUDA where there is one), cpu, cuda, cuda:1, ..."""
+    model: str = "deformable_detr_mini"
+    """A name of msdeform.list_models()."""
+
+    def __post_init__(self) -> None:
+        at_least("train_images", self.train_images, 1)
+        at_least("val_images", self.val_images, 1)
+        at_least("epochs", self.epochs, 1)
+        at_least("size", self.size, 64, "pixels")
+        at_least("seed", self.seed, 0)
+        check_model(self.model)

@@ -1,0 +1,217 @@
+"""``msdeform data show``: the images as training sees them, with their boxes, and what is in the data set."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from ...models.layers.boxes import cxcywh_to_xyxy
+from ..config.options import Loading
+from ..data.dataset import CocoDetection, Sample
+from ..data.loader import training_data, validation_data
+from ..monitor.files import write_json
+from ..visual.boxes import Colour, class_colour, save_picture
+from ..visual.gaussians import draw_scale, gaussian_maps, paint, save_maps
+from ..visual.statistics import draw_charts, print_table, statistics
+from .options import ShowOptions
+
+# pixels: the square that an image is brought to fit, and the strip below it that says which it is
+CELL, CAPTION, GAP = 440, 24, 8
+FONT_SIZE = 13
+
+Rectangle = tuple[float, float, float, float]
+
+
+def draw_samples(data: CocoDetection, count: int, repeat: int, seed: int) -> list[Sample]:
+    """``count`` images of the data set, taken at random, ``repeat`` times each, one after the other."""
+    _, firsts = np.unique(data.rows, return_index=True)  # overfitting offers an image many times
+    items = np.sort(np.random.default_rng(seed).permutation(firsts)[:count]).tolist()
+    samples = []
+    for item in items:
+        for epoch in range(repeat):
+            data.epoch = epoch
+            samples.append(data[item])
+    return samples
+
+
+def draw_sheet(
+    names: Sequence[str], samples: Sequence[Sample], repeat: int = 1, sigma: float | None = None
+) -> Image.Image:
+    """The samples with their boxes in a grid; those of one image in a row where each is there several times.
+
+    Args:
+        names: of the classes, by label.
+        samples: `repeat` of each image, one after the other.
+        repeat: how many.
+        sigma: of the Gaussian maps that are drawn beside the boxes; None for no maps.
+    """
+    cells = [draw_cell(names, sample) for sample in samples]
+    columns = repeat if repeat > 1 else max(1, round(math.sqrt(1.3 * len(cells))))
+    if sigma is not None:
+        cells = [
+            cell for pair in zip(cells, (draw_gaussians(one, sigma) for one in samples), strict=True) for cell in pair
+        ]
+        columns = 2 * (columns if repeat > 1 else max(1, round(math.sqrt(0.65 * len(samples)))))
+    lines = -(-len(cells) // columns)
+    width, height = columns * (CELL + GAP) + GAP, lines * (CELL + CAPTION + GAP) + GAP
+    labels = sorted({label for _, target in samples for label in target["labels"].tolist()})
+    scale = None if sigma is None else draw_scale(labels, [names[label] for label in labels], width)
+    sheet = Image.new("RGB", (width, height + (scale.height if scale else 0)), (255, 255, 255))
+    for place, cell in enumerate(cells):
+        y, x = divmod(place, columns)
+        sheet.paste(cell, (GAP + x * (CELL + GAP), GAP + y * (CELL + CAPTION + GAP)))
+    if scale:
+        sheet.paste(scale, (0, height))
+    return sheet
+
+
+def draw_cell(names: Sequence[str], sample: Sample) -> Image.Image:
+    """One sample with its boxes, and below it the image's id, its size after augmentation and its number of boxes."""
+    pixels, target = sample
+    picture = _fitted(pixels)
+    boxes = (cxcywh_to_xyxy(target["boxes"]).numpy() * [*picture.size, *picture.size]).tolist()
+    labels = target["labels"].tolist()
+    nameless = draw_named_boxes(picture, boxes, labels, [names[label] for label in labels])
+    height, width = pixels.shape[-2:]
+    caption = f"image {target['image_id']}: {width} x {height}, {len(boxes)} box{'es' * (len(boxes) != 1)}"
+    if nameless:
+        caption += f", {nameless} without room for a name"
+    return _captioned(picture, caption)
+
+
+def draw_gaussians(sample: Sample, sigma: float) -> Image.Image:
+    """One sample under the Gaussian maps of its boxes."""
+    pixels, target = sample
+    picture = _fitted(pixels)
+    size = (picture.height, picture.width)
+    maps = gaussian_maps(target["boxes"].numpy(), target["labels"].numpy(), size, sigma)
+    return _captioned(paint(picture, maps), f"target map: sigma {sigma:g} of each box's width and height")
+
+
+def _fitted(pixels: Tensor) -> Image.Image:
+    """(3, H, W) as large as a cell allows."""
+    height, width = pixels.shape[-2:]
+    scale = CELL / max(height, width)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    # enlarged, pixels stay squares that can be counted
+    kernel = Image.Resampling.NEAREST if scale > 2 else Image.Resampling.LANCZOS
+    return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy()).resize(size, kernel)
+
+
+def _captioned(picture: Image.Image, caption: str) -> Image.Image:
+    cell = Image.new("RGB", (CELL, CELL + CAPTION), (236, 236, 236))
+    cell.paste(picture, ((CELL - picture.width) // 2, (CELL - picture.height) // 2))
+    draw = ImageDraw.Draw(cell)
+    draw.rectangle((0, CELL, CELL, CELL + CAPTION), fill=(255, 255, 255))
+    draw.text((2, CELL + 4), caption, fill=(0, 0, 0), font=ImageFont.load_default(FONT_SIZE))
+    return cell
+
+
+def draw_named_boxes(
+    picture: Image.Image, boxes: Sequence[Sequence[float]], labels: Sequence[int], names: Sequence[str]
+) -> int:
+    """Draws boxes, xyxy in pixels of the picture, and beside each its name where that covers no other name.
+
+    Returns:
+        How many boxes got no name.
+    """
+    draw = ImageDraw.Draw(picture)
+    font = ImageFont.load_default(FONT_SIZE)
+    for i in sorted(range(len(boxes)), key=lambda i: -_area(boxes[i])):
+        draw.rectangle(tuple(boxes[i]), outline=class_colour(labels[i]), width=2)
+    high = font.getbbox("Ágy")[3] + 2  # the same for every name
+    places = place_names(boxes, [draw.textlength(name, font=font) + 4 for name in names], high, picture.size)
+    for name, label, place in zip(names, labels, places, strict=True):
+        if place is not None:
+            colour = class_colour(label)
+            draw.rectangle(place, fill=colour)
+            draw.text((place[0] + 2, place[1]), name, fill=_readable_on(colour), font=font)
+    return places.count(None)
+
+
+def place_names(
+    boxes: Sequence[Sequence[float]], widths: Sequence[float], high: float, size: tuple[int, int]
+) -> list[Rectangle | None]:
+    """Where the name of each box goes, so that none covers another or leaves the picture; None where there is no room.
+
+    Args:
+        boxes: xyxy in pixels of the picture.
+        widths: of the names, in pixels.
+        high: the height of a name.
+        size: width and height of the picture.
+    """
+    found: list[Rectangle | None] = [None] * len(boxes)
+    for i in sorted(range(len(boxes)), key=lambda i: _area(boxes[i])):  # a small box has few places to name it at
+        places = _places(boxes[i], widths[i], high, size)
+        found[i] = next((place for place in places if not any(_overlap(place, other) for other in found)), None)
+    return found
+
+
+def _places(box: Sequence[float], wide: float, high: float, size: tuple[int, int]) -> list[Rectangle]:
+    """Where a name may stand, best first: above the box, within, below, and beside it; wholly in the picture."""
+    x0, y0, x1, y1 = box
+    corners = [
+        (x0, y0 - high),
+        (x1 - wide, y0 - high),
+        (x0, y0),
+        (x0, y1),
+        (x0, y1 - high),
+        (x1 - wide, y0),
+        (x1, y0),
+        (x0 - wide, y0),
+        (x1 - wide, y1 - high),
+    ]
+    edge = size[0] - wide - 1
+    pushed_in = [(min(max(x, 0.0), edge), y) for x, y in corners]
+    return [(x, y, x + wide, y + high) for x, y in pushed_in if x >= 0 and 0 <= y < size[1] - high]
+
+
+def _overlap(a: Rectangle, b: Rectangle | None) -> bool:
+    return b is not None and a[0] <= b[2] and b[0] <= a[2] and a[1] <= b[3] and b[1] <= a[3]
+
+
+def _area(box: Sequence[float]) -> float:
+    return (box[2] - box[0]) * (box[3] - box[1])
+
+
+def _readable_on(colour: Colour) -> Colour:
+    """Black or white."""
+    red, green, blue = colour
+    return (0, 0, 0) if 0.299 * red + 0.587 * green + 0.114 * blue > 110 else (255, 255, 255)
+
+
+def show(options: ShowOptions) -> CocoDetection:
+    """Writes the pictures and the numbers to the folder, and prints the table."""
+    data = (
+        training_data(options.source, options.input, Loading(), options.seed, progress=options.progress)
+        if options.split == "train"
+        else validation_data(options.source, options.input, None, progress=options.progress)
+    )
+    found = statistics(data)
+    names = [category.name for category in data.annotations.categories]
+    samples = draw_samples(data, options.count, options.repeat, options.seed)
+    named = options.source.data or data.annotations.path
+    out = options.out or Path("runs", "data", named.resolve().stem)
+    images, charts, numbers = (out / name for name in ("images.png", "statistics.png", "statistics.json"))
+    save_picture(draw_sheet(names, samples, options.repeat, options.sigma if options.gaussian else None), images)
+    if options.gaussian:
+        save_maps(samples, options.sigma, out / "gaussians.npz")
+    draw_charts(found, data, charts)
+    write_json(numbers, found)
+    print_table(found)
+    for line in data.annotations.dropped.sentences():
+        print(line)
+    print(f"images with their boxes: {images}")
+    if options.gaussian:
+        print(f"the Gaussian maps:       {out / 'gaussians.npz'}")
+    print(f"classes and sizes:       {charts}, {numbers}")
+    return data
+
+
+def run(options: ShowOptions) -> int:
+    """``msdeform data show``."""
+    show(options)
+    return 0

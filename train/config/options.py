@@ -1,0 +1,440 @@
+"""The settings of a training run: plain dataclasses, which are its flags, and are stored in its checkpoints.
+
+Defaults are the published ones of Deformable DETR (Zhu et al. 2021, section 5 and the official code).
+"""
+
+import dataclasses
+import json
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
+
+from ...common.options import Device, ReadFile, ReadFolder, ReadPath, Reads, WriteFolder, at_least, members
+from ...kernels.diagnostics.options import BackendName
+from ...models.catalog import check_fields, check_model, config_of
+from ...models.inference.image_size import Size
+from ..data.layouts import KNOWN, find_split
+from ..data.layouts import described as contents
+
+T = TypeVar("T")
+
+AttnBackend = Literal["auto", BackendName]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the images are. --data DIR stands for DIR/train2017, DIR/val2017 and DIR/annotations/instances_*.json."""
+
+    data: ReadPath | None = None
+    """A folder in COCO's, Roboflow's, CVAT's COCO or Pascal VOC's layout, or with a YOLO data.yaml, or that file."""
+    train_images: ReadFolder | None = None
+    """Folder of the training images, instead of --data's."""
+    train_annotations: ReadFile | None = None
+    """Annotation file of the training images, instead of --data's."""
+    val_images: ReadFolder | None = None
+    """Folder of the validation images, instead of --data's."""
+    val_annotations: ReadFile | None = None
+    """Annotation file of the validation images, instead of --data's."""
+
+    def split(self, name: Literal["train", "val"]) -> "Split":
+        """A split's files, which exist.
+
+        Raises:
+            ValueError: not named.
+            FileNotFoundError: named, and not there.
+        """
+        images, annotations = getattr(self, f"{name}_images"), getattr(self, f"{name}_annotations")
+        both = f"both --{name}-images DIR and --{name}-annotations FILE"
+        if self.data is None and (images is None or annotations is None):
+            raise ValueError(
+                f"no {name} data: name a COCO-format folder with --data DIR, a YOLO data set with --data data.yaml, "
+                f"or {both}"
+            )
+        if self.data is not None:
+            if images is None and annotations is None and self.data.is_dir():
+                found = find_split(self.data, name)
+                if found is not None:
+                    return Split(name, *found, yolo=False)
+            described = _data_yaml(self.data)
+            if described is not None and images is None and annotations is None:
+                return Split(name, described.parent, described, yolo=True)
+            if described is not None and (images is None or annotations is None):
+                raise ValueError(f"{described} is a YOLO data set: name {both} beside it, or neither")
+            images = images or self.data / f"{name}2017"
+            annotations = annotations or self.data / "annotations" / f"instances_{name}2017.json"
+        if not annotations.is_file():
+            if self.data is not None and not (self.data / "annotations").is_dir():
+                raise FileNotFoundError(
+                    f"data: expected the layout of {KNOWN}; {self.data} holds {contents(self.data)}"
+                )
+            raise FileNotFoundError(f"annotation file {annotations} does not exist")
+        if not images.is_dir():
+            raise FileNotFoundError(f"image folder {images} does not exist")
+        return Split(name, images, annotations, yolo=False)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Where the images of training or of validation are."""
+
+    name: Literal["train", "val"]
+    images: Path
+    """The folder that names of images are relative to."""
+    annotations: Path
+    """COCO's annotation file, or a YOLO data set's data.yaml."""
+    yolo: bool
+
+
+def _data_yaml(data: Path) -> Path | None:
+    """The data.yaml that --data is, or holds; None where it is laid out as COCO's."""
+    if data.is_file():
+        if data.suffix not in (".yaml", ".yml"):
+            raise ValueError(f"data: expected a COCO-format folder or a YOLO data.yaml, got the file {data}")
+        return data
+    if not data.is_dir():
+        raise FileNotFoundError(f"data directory {data} does not exist")
+    if (data / "annotations").is_dir():
+        return None
+    found = sorted(file for file in data.iterdir() if file.suffix in (".yaml", ".yml"))
+    named = [file for file in found if file.stem == "data"]
+    if len(found) > 1 and not named:
+        names = ", ".join(file.name for file in found)
+        raise ValueError(f"data: expected one data.yaml in {data}, found {names}; name the one that is meant")
+    return next(iter(named or found), None)
+
+
+@dataclass(frozen=True)
+class Input:
+    """How images are read and augmented."""
+
+    image_size: int | None = None
+    """Longest side in pixels, for small images or quick runs; published sizes (800, at most 1333) when not given."""
+    augment: Literal["official", "flip", "none"] = "official"
+    """official: flip, random sizes, random crops; flip: flip alone; none: every image as it is."""
+    bad_data: Literal["fatal", "skip"] = "fatal"
+    """What an unreadable image or a wrong annotation does: end the run, or be left out and listed once by its id."""
+    overfit: int = 0
+    """Train and evaluate on the first N training images, not augmented, 20 passes an epoch: does it learn at all?"""
+
+    def __post_init__(self) -> None:
+        at_least("image-size", self.image_size, 32)
+        at_least("overfit", self.overfit, 0)
+
+    @property
+    def size(self) -> Size:
+        """What evaluation resizes to, and training's sizes derive from."""
+        return Size() if self.image_size is None else Size(self.image_size, self.image_size)
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How images get from the disk to the model."""
+
+    workers: int = 2
+    """Processes that decode images, for each process that trains; 0 decodes in the training process."""
+    prefetch: int = 2
+    """Batches that each worker makes ahead."""
+    cache_images: Literal["none", "files", "pixels"] = "none"
+    """Keep images in memory for the workers: files as on disk, or pixels, decoded; each process keeps its share."""
+    bucket: bool = False
+    """Batches of images of like shape, wide or tall, so that less of a batch is padding."""
+
+    def __post_init__(self) -> None:
+        at_least("workers", self.workers, 0)
+        at_least("prefetch", self.prefetch, 1)
+
+
+@dataclass(frozen=True)
+class Model:
+    """What is trained."""
+
+    model: str = "deformable_detr_r50"
+    """A name of msdeform.list_models()."""
+    override: tuple[str, ...] = ()
+    """Changes to the model's own settings, such as num_queries=100 dec_layers=3."""
+    attn_backend: AttnBackend = "auto"
+    """Implementation of the deformable attention; chosen once, printed and recorded."""
+    backbone_weights: Annotated[str, Reads("file", ("auto", "imagenet", "none"))] = "auto"
+    """imagenet (downloads), none, or a state dict file; auto: imagenet for published models, else none."""
+    init_from: Annotated[Path, Reads("path", ("published", "none"))] | None = None
+    """Start from weights of any format, or a run's best, and from their model without --model; heads for other classes
+    are made anew; published: the authors' weights, downloaded; none: random weights."""
+
+    def __post_init__(self) -> None:
+        check_model(self.model)
+        config, overrides = config_of(self.model), parse_overrides(self.override)
+        try:
+            check_fields(type(config), overrides)
+            dataclasses.replace(config, **overrides)
+        except ValueError as error:
+            raise ValueError(f"override: {error}") from None
+
+
+def parse_overrides(words: tuple[str, ...]) -> dict[str, Any]:
+    """``num_queries=100 two_stage=true backbone=resnet18`` as a dictionary; values are JSON, or else text.
+
+    Raises:
+        ValueError: a word without ``=``.
+    """
+    overrides = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals:
+            raise ValueError(f"override: expected NAME=VALUE, such as num_queries=100, got {word!r}")
+        try:
+            overrides[name] = json.loads(value.lower() if value in ("True", "False") else value)
+        except ValueError:
+            overrides[name] = value
+    return overrides
+
+
+@dataclass(frozen=True)
+class Batch:
+    """How long, and how many images at a time."""
+
+    epochs: int = 50
+    """Passes over the training images."""
+    max_steps: int | None = None
+    """Stop after so many optimizer steps, even within an epoch."""
+    total_batch_size: int = 32
+    """Images to an optimizer step, over all processes; the published total."""
+    batch_size: int = 2
+    """Images on a device at once, as published; gradients of several such batches add up to the total's, exactly."""
+    seed: int = 42
+    """Of weights, order, augmentation and dropout."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "max_steps", "total_batch_size", "batch_size"):
+            at_least(name.replace("_", "-"), getattr(self, name), 1)
+        at_least("seed", self.seed, 0)
+
+
+@dataclass(frozen=True)
+class Optim:
+    """AdamW, and what happens to gradients and weights around it."""
+
+    lr: float = 2e-4
+    """Learning rate of the transformer and the heads."""
+    lr_backbone: float | None = None
+    """Of the backbone: lr / 10 with trained weights, lr without, when not given."""
+    lr_factor_offsets: float = 0.1
+    """Of sampling offsets and reference points, relative to lr."""
+    weight_decay: float = 1e-4
+    """AdamW's, on all parameters."""
+    clip: float = 0.1
+    """Largest norm of the gradient; 0 for no limit."""
+    ema: float | None = None
+    """Also keep a moving average of the weights, of this decay (0.9997): it is evaluated, and what is loaded later."""
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "lr_backbone", "lr_factor_offsets", "weight_decay", "clip"):
+            at_least(name.replace("_", "-"), getattr(self, name), 0)
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise ValueError(f"ema: expected a decay between 0 and 1, such as 0.9997, got {self.ema}")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The learning rates over the run."""
+
+    schedule: Literal["step", "cosine", "constant"] = "step"
+    """step: a tenth from --lr-drop on; cosine: to --lr-end over the run."""
+    lr_drop: int = 40
+    """Epoch of the step."""
+    lr_end: float = 0.0
+    """What is left of the rates at the end of cosine, as a factor."""
+    warmup_steps: int = 0
+    """Steps over which the rates rise linearly from zero."""
+
+    def __post_init__(self) -> None:
+        for name in ("lr_drop", "lr_end", "warmup_steps"):
+            at_least(name.replace("_", "-"), getattr(self, name), 0)
+        if self.lr_end > 1:
+            raise ValueError(f"lr-end: expected what is left of the rates, from 0 to 1, got {self.lr_end}")
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Where it runs, and how."""
+
+    device: Device = "auto"
+    """auto (CUDA where there is one; with several processes, each its own), cpu, cuda, cuda:1, ..."""
+    precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"
+    """bf16 and fp16 run the model under autocast, locations and losses in float32; fp64 is for comparing backends."""
+    compile: bool = False
+    """Compile backbone and transformer with torch.compile; the first steps take minutes."""
+    channels_last: bool = False
+    """Run the backbone with channels as the last dimension in memory."""
+    checkpointing: Literal["none", "encoder", "all"] = "none"
+    """Compute activations of the encoder's layers, or of the decoder's too, again in the backward pass: less memory."""
+    deterministic: bool = False
+    """Only operations that give the same bits in every run; one that cannot says so."""
+    sync_bn: bool = False
+    """Statistics of batch norms that are not frozen over all processes (CUDA)."""
+    dist_backend: Literal["auto", "nccl", "gloo"] = "auto"
+    """What processes talk by: NCCL on CUDA, gloo elsewhere."""
+    timeout: float = 5.0
+    """Minutes that processes wait for another before they give up; four times as many at the start and to evaluate."""
+
+    def __post_init__(self) -> None:
+        if not self.timeout > 0:
+            raise ValueError(f"timeout: expected minutes above 0, got {self.timeout}")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is kept of it, and when it ends."""
+
+    out: WriteFolder | None = None
+    """Folder for checkpoints and logs; runs/MODEL-DATE when not given."""
+    resume: Annotated[Path, Reads("path", ("auto",))] | None = None
+    """Go on from a checkpoint, or a run's newest, with its settings; auto: from --out's newest, if it has one."""
+    eval: bool = False
+    """With --resume: evaluate and stop."""
+    checkpoint_every: int | None = None
+    """Steps between checkpoints, beside the one after each epoch."""
+    keep: int = 2
+    """Newest checkpoints to keep; best.pt, of the highest AP, stays beside them."""
+    eval_every: int = 1
+    """Epochs between evaluations; the last epoch is always evaluated."""
+    patience: int | None = None
+    """End after so many evaluations in a row without a higher AP."""
+    max_nonfinite: int = 5
+    """Give up after so many steps in a row whose loss or gradient was not finite; each is skipped."""
+    dry_steps: int = 2
+    """Steps on images of the largest size before the run, to estimate its time and memory; 0 for none."""
+
+    def __post_init__(self) -> None:
+        for name in ("checkpoint_every", "keep", "eval_every", "patience", "max_nonfinite"):
+            at_least(name.replace("_", "-"), getattr(self, name), 1)
+        at_least("dry-steps", self.dry_steps, 0)
+        if self.eval and self.resume is None:
+            raise ValueError("eval: expected --resume CHECKPOINT beside it, to say what to evaluate")
+
+
+@dataclass(frozen=True)
+class Seeing:
+    """What is shown of it."""
+
+    log_every: int = 10
+    """Steps between lines in log.jsonl and points in TensorBoard."""
+    tensorboard: bool = True
+    """Write TensorBoard files beside log.jsonl."""
+    wandb: str | None = None
+    """Also log to this project of Weights & Biases, if the package wandb is installed."""
+    pictures: int = 4
+    """Validation images drawn at every evaluation, predictions beside ground truth."""
+    progress: bool = True
+    """Show a progress bar, and lines where there is no terminal; without it, a run says only what is wrong."""
+    profile: int = 0
+    """Profile so many steps after the first three, print where their time goes, write a trace beside the log, stop."""
+
+    def __post_init__(self) -> None:
+        at_least("log-every", self.log_every, 1)
+        at_least("pictures", self.pictures, 0)
+        at_least("profile", self.profile, 0)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Settings to start from, which every other flag changes."""
+
+    preset: str | None = None
+    """A published recipe, finetune or debug; --preset list tells them."""
+    config: ReadFile | None = None
+    """A YAML or TOML file of settings; config.yaml of a run's folder repeats that run."""
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """Train a detector on data in the format of COCO, YOLO or Pascal VOC.
+
+    Under torchrun or srun every process trains on its share; nothing else is needed."""
+
+    epilog: ClassVar[str] = """examples:
+  your own data, from published weights:
+      msdeform train --preset finetune --data DIR
+  a published recipe on all GPUs of a machine:
+      torchrun --nproc-per-node=8 -m msdeform.train --preset r50_deformable_detr --data DIR
+  on Slurm, going on by itself after time limits:
+      sbatch train/slurm.sbatch --preset r50_deformable_detr --data DIR --out runs/coco
+  resume a run that was stopped:
+      msdeform train --resume runs/coco
+  repeat a run, but for one setting:
+      msdeform train --config runs/coco/config.yaml --lr 1e-4
+A --config file names its settings as the flags are named. The value None takes a setting back.
+docs/training.md explains all of it."""
+
+    recipe: Recipe = field(default_factory=Recipe)
+    source: Source = field(default_factory=Source)
+    input: Input = field(default_factory=Input)
+    loading: Loading = field(default_factory=Loading)
+    model: Model = field(default_factory=Model)
+    batch: Batch = field(default_factory=Batch)
+    optim: Optim = field(default_factory=Optim)
+    schedule: Schedule = field(default_factory=Schedule)
+    compute: Compute = field(default_factory=Compute)
+    run: Run = field(default_factory=Run)
+    seeing: Seeing = field(default_factory=Seeing)
+
+
+def to_plain(options: Any) -> dict[str, Any]:
+    """A (nested) dataclass as plain values, for JSON and checkpoints."""
+    return {
+        f.name: to_plain(value) if dataclasses.is_dataclass(value) else _plain(value)
+        for f in dataclasses.fields(options)
+        for value in [getattr(options, f.name)]
+    }
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def from_plain(kind: type[T], plain: dict[str, Any]) -> T:
+    """The dataclass that to_plain was given; fields it lacks take their defaults, fields unknown are ignored.
+
+    A field is found in whichever group it is, as they have moved between groups.
+    """
+    flat = dict(flatten(plain))
+    if "micro_batch" in flat:  # until the second version of the settings
+        flat["total_batch_size"], flat["batch_size"] = flat["batch_size"], flat["micro_batch"]
+    if "cache" in flat:
+        flat["cache_images"] = "pixels" if flat["cache"] else "none"
+    return _from_flat(kind, flat)
+
+
+def merged(options: TrainOptions, settings: dict[str, Any]) -> TrainOptions:
+    """``options`` with some settings replaced, by name, whatever their group."""
+    return from_plain(TrainOptions, {**dict(flatten(to_plain(options))), **settings})
+
+
+def flatten(plain: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The settings of all groups, which have no name twice."""
+    for name, value in plain.items():
+        if isinstance(value, dict):
+            yield from flatten(value)
+        else:
+            yield name, value
+
+
+def _from_flat(kind: type[T], flat: dict[str, Any]) -> T:
+    hints = typing.get_type_hints(kind)
+    values: dict[str, Any] = {}
+    for f in dataclasses.fields(typing.cast(Any, kind)):
+        hint = hints[f.name]
+        if dataclasses.is_dataclass(hint):
+            values[f.name] = _from_flat(typing.cast(type, hint), flat)
+        elif f.name in flat:
+            values[f.name] = _typed(hint, flat[f.name])
+    return kind(**values)
+
+
+def _typed(hint: Any, value: Any) -> Any:
+    if value is not None and Path in members(hint):
+        return Path(value)
+    return tuple(value) if isinstance(value, list) else value

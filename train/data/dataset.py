@@ -1,0 +1,257 @@
+"""A data set of images and boxes: annotations of any format, images decoded on demand, or kept in memory."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision import tv_tensors
+
+from ...common.parallel import in_threads
+from ...common.text import counted
+from ...models.inference.images import BadImageError
+from ...models.inference.images import read_image as read_any_image
+from .annotations import Annotations, BadData, Category  # noqa: F401  # importers of the data set want categories, too
+from .cache import ImageCache
+from .image_header import image_size
+
+# images whose headers are read before a run; with bad data skipped, all are
+SAMPLED = 256
+
+# a target before batching: boxes are tv_tensors (N, 4) xyxy in pixels, or, after transforms, what models/ expects
+Target = dict[str, Any]
+Sample = tuple[Tensor, Target]
+
+
+class CocoDetection(Dataset[Sample]):
+    """Images and their boxes.
+
+    An item is an image (3, H, W) uint8 and a target: ``image_id`` int, ``size`` (h, w) of the file, ``labels`` (N,)
+    int64, ``boxes`` (N, 4); what ``transform`` makes of them. With bad data skipped, an item whose image cannot be
+    decoded is the next one that can, in any process alike, and its target has ``replaced``, a sentence that names the
+    file and the image's id.
+
+    Args:
+        images: folder of the images.
+        annotations: their boxes.
+        transform: called with (image, target); torch's generator is then seeded for this item.
+        seed: augmentation of an item depends on (seed, epoch, item) alone, so that neither the number of worker
+            processes nor stopping and resuming changes it.
+        subset: rows of ``annotations.images`` to offer; all when None.
+        bad_data: "skip" leaves out images that are missing or of another size than the annotations say, from their
+            headers, and lists them in ``annotations.dropped``; "fatal" raises for a missing file at once, and for
+            another when it comes to it.
+        cache: keep images in memory, shared by worker processes: "files" as they are, or "pixels", decoded.
+        share: (rank, processes) on this machine: of the items, in their order, keep every processes-th from the
+            rank-th on. Other items are read from the disk.
+        progress: show bars where images are many.
+
+    Raises:
+        FileNotFoundError: the folder, or an image that the annotations list, does not exist.
+        ValueError: the cache would not fit into memory.
+    """
+
+    def __init__(
+        self,
+        images: Path,
+        annotations: Annotations,
+        transform: Callable[[Tensor, Target], Sample],
+        *,
+        seed: int = 0,
+        subset: Sequence[int] | np.ndarray | None = None,
+        bad_data: BadData = "fatal",
+        cache: Literal["none", "files", "pixels"] = "none",
+        share: tuple[int, int] = (0, 1),
+        progress: bool = True,
+    ) -> None:
+        self.folder = images
+        self.annotations = annotations
+        self.transform = transform
+        self.seed = seed
+        self.epoch = 0
+        self.bad_data = bad_data
+        # an array: a list's numbers would be copied into every worker
+        self.rows = np.arange(len(annotations.images)) if subset is None else np.asarray(subset, dtype=np.int64)
+        if not images.is_dir():
+            raise FileNotFoundError(f"image folder {images} does not exist")
+        if bad_data == "skip":
+            self._leave_out("checking images", self._why_not_as_stated, progress)
+        else:
+            self._refuse_missing()
+            self._refuse_other_sizes()
+        self.cache: ImageCache | None = None
+        if cache != "none":
+            self._fill_cache(cache, share, progress)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Sample:
+        index = range(len(self))[index]  # an IndexError past the end
+        row, image, replaced = int(self.rows[index]), None, None
+        for onward in range(len(self)):
+            row = int(self.rows[(index + onward) % len(self)])
+            try:
+                image = self.pixels(row)
+                break
+            except (BadImageError, FileNotFoundError) as error:
+                if self.bad_data == "fatal":
+                    raise
+                replaced = replaced or _with_id(error, int(self.annotations.images.ids[row]))
+        if image is None:
+            raise BadImageError(f"none of {len(self)} images can be read; the first: {replaced}")
+        target = self._target(row)
+        if replaced is not None:
+            target["replaced"] = replaced
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(_mix(self.seed, self.epoch, index))
+            return self.transform(tv_tensors.Image(image), target)
+
+    @property
+    def image_ids(self) -> list[int]:
+        """COCO's ids of the images on offer."""
+        return self.annotations.images.ids[self.rows].tolist()
+
+    def pixels(self, row: int) -> Tensor:
+        """The image of a row of the annotations, (3, H, W) uint8.
+
+        Raises:
+            FileNotFoundError: no such file.
+            BadImageError: it cannot be decoded, or is of another size than the annotations say.
+        """
+        entry = self.annotations.images[row]
+        path = self.folder / entry.name
+        kept = None if self.cache is None or self._slots[row] < 0 else self.cache.read(self._slots[row], path)
+        image = read_image(path, oriented=self.annotations.yolo) if kept is None else kept
+        self._refuse_size(row, image.shape[1], image.shape[2])
+        return image
+
+    def check_readable(self, *, progress: bool = True) -> None:
+        """Decodes every image once, and leaves out those that cannot be, listed in ``annotations.dropped``.
+
+        For evaluation, which replaces no image by another and must know beforehand which it counts.
+        """
+        self._leave_out("decoding images", self._why_not_readable, progress)
+
+    def sentences(self) -> list[str]:
+        """What a user should know of these data: what was left out, images without boxes, what is kept in memory."""
+        rows = np.unique(self.rows)
+        empty = int((np.diff(self.annotations.first)[rows] == 0).sum())
+        lines = [f"{self.annotations.path.name}: {line}" for line in self.annotations.dropped.sentences()]
+        if empty:
+            images = counted(len(rows), "image")
+            lines.append(f"{self.annotations.path.name}: no boxes in {empty} of {images}, kept all the same")
+        return lines if self.cache is None else [*lines, self.cache.sentence()]
+
+    def _target(self, row: int) -> Target:
+        entry = self.annotations.images[row]
+        mine = slice(self.annotations.first[row], self.annotations.first[row + 1])
+        size = (entry.height, entry.width)
+        return {
+            "image_id": entry.id,
+            "size": size,
+            "labels": torch.from_numpy(self.annotations.labels[mine].copy()),
+            "boxes": tv_tensors.BoundingBoxes(
+                torch.from_numpy(self.annotations.boxes[mine].copy()), format="XYXY", canvas_size=size
+            ),
+        }
+
+    def _fill_cache(self, kind: Literal["files", "pixels"], share: tuple[int, int], progress: bool) -> None:
+        rank, processes = share
+        rows = np.unique(self.rows[rank::processes])
+        images = self.annotations.images
+        self._slots = np.full(len(images), -1)
+        self._slots[rows] = np.arange(len(rows))
+        self.cache = ImageCache(
+            kind,
+            [self.folder / images[row].name for row in rows.tolist()],
+            np.stack([images.heights[rows], images.widths[rows]], 1),
+            oriented=self.annotations.yolo,
+            processes=processes,
+            progress=progress,
+        )
+
+    def _refuse_size(self, row: int, height: int, width: int) -> None:
+        entry = self.annotations.images[row]
+        if (height, width) != (entry.height, entry.width):
+            turned = (height, width) == (entry.width, entry.height)
+            exchanged = ", the two exchanged: is the file turned by an EXIF tag?" if turned else ""
+            raise BadImageError(
+                f"{self.folder / entry.name} is {width} wide and {height} high, "
+                f"but {self.annotations.path} says {entry.width} and {entry.height}{exchanged} (image {entry.id})"
+            )
+
+    def _refuse_other_sizes(self) -> None:
+        """Compares the headers of SAMPLED images, spread over all, with what the annotations say."""
+        rows = np.unique(self.rows)
+        for row in rows[np.linspace(0, len(rows) - 1, min(len(rows), SAMPLED)).astype(int)].tolist():
+            try:
+                size = image_size(self.folder / self.annotations.images[row].name, oriented=self.annotations.yolo)
+            except BadImageError:  # told when it comes to it
+                continue
+            self._refuse_size(row, *size)
+
+    def _leave_out(self, what: str, why: Callable[[int], str | None], progress: bool) -> None:
+        rows = np.unique(self.rows).tolist()
+        reasons = in_threads(what, why, rows, shown=progress)
+        bad = {row: reason for row, reason in zip(rows, reasons, strict=True) if reason is not None}
+        self.annotations.dropped.images += bad.values()
+        self.rows = self.rows[~np.isin(self.rows, list(bad))]
+
+    def _why_not_as_stated(self, row: int) -> str | None:
+        entry = self.annotations.images[row]
+        try:
+            size = image_size(self.folder / entry.name, oriented=self.annotations.yolo)
+            self._refuse_size(row, *size)
+        except (BadImageError, FileNotFoundError) as error:
+            return _with_id(error, entry.id)
+        return None
+
+    def _why_not_readable(self, row: int) -> str | None:
+        try:
+            self.pixels(row)
+        except (BadImageError, FileNotFoundError) as error:
+            return _with_id(error, int(self.annotations.images.ids[row]))
+        return None
+
+    def _refuse_missing(self) -> None:
+        present: dict[Path, set[str]] = {}
+        absent: list[int] = []
+        for row in self.rows.tolist():
+            path = self.folder / self.annotations.images[row].name
+            if path.parent not in present:  # a name may hold a subfolder
+                folder = path.parent
+                present[folder] = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
+            if path.name not in present[path.parent]:
+                absent.append(row)
+        if absent:
+            image = self.annotations.images[absent[0]]
+            raise FileNotFoundError(
+                f"{self.folder / image.name} does not exist, but {self.annotations.path} lists it (image {image.id}); "
+                f"{len(absent)} of {len(self.rows)} images are missing"
+            )
+
+
+def _with_id(error: Exception, image_id: int) -> str:
+    """The error's sentence, which names the file, and the image's id, as some name it already."""
+    ending = f"(image {image_id})"
+    return str(error) if str(error).endswith(ending) else f"{error} {ending}"
+
+
+def _mix(seed: int, epoch: int, index: int) -> int:
+    """One 63-bit seed from three numbers."""
+    return int(np.random.SeedSequence([seed, epoch, index]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def read_image(path: Path, *, oriented: bool = False) -> Tensor:
+    """Decodes an image file to (3, H, W) uint8 RGB, as `models.images.read_image` does but for its orientation tag.
+
+    Raises:
+        FileNotFoundError: no such file.
+        BadImageError: not an image, or a truncated one.
+    """
+    # COCO's boxes, widths and heights are those of the file's own pixels, whatever way up a viewer shows them
+    return read_any_image(path, oriented=oriented)

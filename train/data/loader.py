@@ -1,0 +1,264 @@
+"""From a run's settings to batches of images and targets."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from ...models.inference.image_size import Size
+from ...models.inference.images import normalise
+from ..config.options import Input, Loading, Source, Split
+from ..engine.signals import leave_to_parent
+from .annotations import Annotations, BadData, Category
+from .dataset import CocoDetection, Sample
+from .transforms import evaluation_transform, training_transform
+from .yolo import read_yolo
+
+# an epoch of so few images is over in a step; evaluation and checkpoints come once an epoch
+OVERFIT_PASSES = 20
+
+
+# an image of an epoch: its augmentation depends on both
+Key = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Order:
+    """Which images each step of a run takes, and which of them this process: a function of seed, epoch and step alone.
+
+    So any step can be entered again, and the images of a step are the same for any number of processes. The last
+    images of an epoch, fewer than a batch, are left out, unless they are all there are.
+    """
+
+    n_images: int
+    total: int
+    """Images to a step, over all processes."""
+    seed: int
+    rank: int = 0
+    size: int = 1
+    share: tuple[int, int] = (0, 1)
+    """(r, n): take only images i with i % n == r, which is what this process has in memory."""
+    shapes: np.ndarray | None = None
+    """(images,) height over width, by which a step's images are dealt out, so that those on a device are alike."""
+
+    def __post_init__(self) -> None:
+        if self.total < self.size:
+            raise ValueError(
+                f"total-batch-size: expected at least one image for each of {self.size} processes, got {self.total}"
+            )
+        if self.n_images < self.size:
+            raise ValueError(f"{self.n_images} training images are fewer than the {self.size} processes")
+        if self.share[1] > 1 and self.total % self.size:
+            raise ValueError(
+                f"total-batch-size: expected a multiple of the {self.size} processes, which draw from the images that "
+                f"each keeps, got {self.total}"
+            )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return max(1, self.n_images // self.total)
+
+    def batches(self, epoch: int) -> list[list[int]]:
+        """This process's part of every batch of an epoch."""
+        order = np.random.default_rng([self.seed, epoch]).permutation(self.n_images)
+        if self.share[1] > 1:
+            return self._of_share(order)
+        whole = [order[step * self.total : (step + 1) * self.total] for step in range(self.steps_per_epoch)]
+        if self.shapes is not None:
+            whole = [batch[np.argsort(self.shapes[batch], kind="stable")] for batch in whole]
+        return [np.array_split(batch, self.size)[self.rank].tolist() for batch in whole]
+
+    def _of_share(self, order: np.ndarray) -> list[list[int]]:
+        index, count = self.share
+        mine = order[order % count == index]
+        # processes of several machines with equal shares take turns, each what is its part of a batch
+        group, part = self.size // count, self.total // self.size
+        mine = mine[self.rank // count :: group]
+        return [mine[step * part : (step + 1) * part].tolist() for step in range(self.steps_per_epoch)]
+
+    def keys(self, start: int, end: int) -> Iterator[list[Key]]:
+        """The batches of steps `start` to `end`, through epochs."""
+        epoch, skipped = divmod(start, self.steps_per_epoch)
+        left = end - start
+        while left > 0:
+            for batch in self.batches(epoch)[skipped:]:
+                if left == 0:
+                    return
+                yield [(epoch, index) for index in batch]
+                left -= 1
+            epoch, skipped = epoch + 1, 0
+
+
+class _Batches(Sampler[list[Key]]):
+    """Steps `start` to `end` of an order, as a loader wants them."""
+
+    def __init__(self, order: Order, start: int, end: int) -> None:
+        self._order, self._start, self._end = order, start, end
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        return self._order.keys(self._start, self._end)
+
+    def __len__(self) -> int:
+        return max(0, self._end - self._start)
+
+
+class _ByEpoch(Dataset[Sample]):
+    """A data set whose items are asked for by epoch and index, so that workers need not be started anew each epoch."""
+
+    def __init__(self, data: CocoDetection) -> None:
+        self._data = data
+
+    def __getitem__(self, key: Key) -> Sample:
+        self._data.epoch, index = key
+        return self._data[index]
+
+
+def training_data(
+    source: Source,
+    options: Input,
+    loading: Loading,
+    seed: int,
+    *,
+    share: tuple[int, int] = (0, 1),
+    progress: bool = True,
+) -> CocoDetection:
+    """The training images; with ``overfit``, the first so many that have boxes, OVERFIT_PASSES times an epoch.
+
+    ``share`` is this process's of those on the machine, for what it keeps in memory.
+
+    Raises:
+        FileNotFoundError: a file that was named, or that the annotations list, does not exist.
+        ValueError: wrong annotations, no image with a box, or images that do not fit into memory.
+    """
+    split = source.split("train")
+    annotations = read_annotations(split, None, options.bad_data, progress=progress)
+    subset = np.tile(_overfit_rows(annotations, options.overfit), OVERFIT_PASSES) if options.overfit else None
+    data = CocoDetection(
+        split.images,
+        annotations,
+        training_transform("none" if options.overfit else options.augment, options.size),
+        seed=seed,
+        subset=subset,
+        bad_data=options.bad_data,
+        cache=loading.cache_images,
+        share=share,
+        progress=progress,
+    )
+    _require_boxes(data, split)
+    return data
+
+
+def validation_data(
+    source: Source,
+    options: Input,
+    categories: list[Category] | None,
+    size: Size | None = None,
+    *,
+    progress: bool = True,
+) -> CocoDetection:
+    """The validation images (with ``overfit``, the very images trained on), whose classes must be the model's.
+
+    Without ``categories``, they are the file's own; ``size``, when given, stands instead of the options'. With bad data
+    skipped, every image is decoded once here, so that metrics count only those that can be read.
+
+    Raises:
+        FileNotFoundError, ValueError: as training_data.
+    """
+    split = source.split("train" if options.overfit else "val")
+    annotations = read_annotations(split, categories, options.bad_data, progress=progress)
+    subset = _overfit_rows(annotations, options.overfit) if options.overfit else None
+    data = CocoDetection(
+        split.images,
+        annotations,
+        evaluation_transform(size or options.size),
+        subset=subset,
+        bad_data=options.bad_data,
+        progress=progress,
+    )
+    if options.bad_data == "skip":
+        data.check_readable(progress=progress)
+    _require_boxes(data, split)
+    return data
+
+
+def read_annotations(
+    split: Split, categories: list[Category] | None, bad_data: BadData, *, progress: bool = True
+) -> Annotations:
+    """A split's annotations, of either format; ``categories`` as Annotations.load has them."""
+    if split.yolo:
+        return read_yolo(split.annotations, split.name, categories, bad_data, progress=progress)
+    return Annotations.load(split.annotations, categories, bad_data)
+
+
+def _require_boxes(data: CocoDetection, split: Split) -> None:
+    if len(data) == 0:
+        raise ValueError(f"{split.annotations}: {split.name} has no images; {len(data.annotations.images)} are listed")
+    if not np.diff(data.annotations.first)[data.rows].any():
+        hint = "; labels are expected in labels/ beside images/" if split.yolo else ""
+        raise ValueError(
+            f"{split.annotations}: no annotated images: none of {len(data)} images of {split.name} has a box{hint}"
+        )
+
+
+def _overfit_rows(annotations: Annotations, count: int) -> list[int]:
+    with_boxes = np.flatnonzero(np.diff(annotations.first))[:count].tolist()
+    if len(with_boxes) < count:
+        raise ValueError(f"overfit: expected {count} images with boxes, {annotations.path} has {len(with_boxes)}")
+    return with_boxes
+
+
+def _as_list(samples: list[Sample]) -> list[Sample]:
+    return samples
+
+
+def _in_worker(number: int) -> None:
+    leave_to_parent()
+
+
+def training_loader(
+    data: CocoDetection, order: Order, loading: Loading, *, start: int, end: int, pin: bool = False
+) -> DataLoader[Any]:
+    """The batches of steps `start` to `end`, each a list of samples; workers live, and load ahead, through epochs.
+
+    `pin` makes tensors that travel to a CUDA device while it computes.
+    """
+    ahead: dict[str, Any] = {"prefetch_factor": loading.prefetch} if loading.workers else {}
+    return DataLoader(
+        _ByEpoch(data),
+        batch_sampler=_Batches(order, start, end),
+        num_workers=loading.workers,
+        collate_fn=_as_list,
+        # its own: a loader draws from the global one, which would shift dropout after resuming
+        generator=torch.Generator(),
+        worker_init_fn=_in_worker,
+        pin_memory=pin,
+        **ahead,
+    )
+
+
+def evaluation_loader(data: CocoDetection, batch_size: int, workers: int) -> DataLoader[Any]:
+    """All images in their order."""
+    return DataLoader(
+        data,
+        batch_size=batch_size,
+        num_workers=workers,
+        collate_fn=_as_list,
+        generator=torch.Generator(),
+        worker_init_fn=_in_worker,
+    )
+
+
+def to_device(
+    samples: list[Sample], device: torch.device, dtype: torch.dtype = torch.float32
+) -> tuple[list[Tensor], list[dict[str, Any]]]:
+    """Images, normalised, in ``dtype``, and targets, all on ``device``; bytes travel, floats are made there."""
+    images = [normalise(image.to(device, non_blocking=True)).to(dtype) for image, _ in samples]
+    targets = [
+        {key: value.to(device) if isinstance(value, Tensor) else value for key, value in target.items()}
+        for _, target in samples
+    ]
+    return images, targets

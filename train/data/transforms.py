@@ -1,0 +1,115 @@
+"""From a decoded image and its boxes in pixels to what a model trains on, on torchvision's ``transforms.v2``.
+
+The published recipe (DETR, Deformable DETR): a horizontal flip half the time; then half the time a resize of the
+shorter side to one of 480, 512, ..., 800, else a resize to 400, 500 or 600, a crop of 384 to 600 each way and that
+resize; the longer side at most 1333. Evaluation resizes to 800 and 1333. Other sizes scale all of these alike.
+
+Under the same random decisions sizes, crops, labels and boxes are the official code's to the bit. Of the pixels some
+differ, because the official code resizes with Pillow: 0.10% of their values in augmented images of COCO, by 1 of 255.
+Pillow takes several times as long for a resize (tests/train/data/test_recipe.py prints both).
+"""
+
+import torch
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms.v2 import functional as F
+
+from ...models.inference.image_size import Size
+from ...models.layers.boxes import xyxy_to_cxcywh
+from .dataset import Sample, Target
+
+
+class Resize:
+    """Resizes to a Size, boxes too."""
+
+    def __init__(self, size: Size) -> None:
+        self.size = size
+
+    def __call__(self, image: Tensor, target: Target) -> Sample:
+        new = list(self.size.fit(*image.shape[-2:]))
+        if new != list(image.shape[-2:]):
+            image = F.resize(image, new, antialias=True)
+            target = {**target, "boxes": F.resize(target["boxes"], new)}
+        return image, target
+
+
+class RandomSizes:
+    """The published multi-scale resize and crop, scaled to ``size``."""
+
+    def __init__(self, size: Size) -> None:
+        self.direct = [Resize(Size(size.scaled(short), size.longest)) for short in range(480, 801, 32)]
+        # the resize before the crop has no limit on the longer side
+        self.before_crop = [Resize(Size(size.scaled(short), 10**9)) for short in (400, 500, 600)]
+        self.crop = (size.scaled(384), size.scaled(600))
+
+    def __call__(self, image: Tensor, target: Target) -> Sample:
+        if _draw(2):
+            return self.direct[_draw(len(self.direct))](image, target)
+        image, target = self.before_crop[_draw(len(self.before_crop))](image, target)
+        height, width = (self._crop_side(side) for side in image.shape[-2:])
+        top, left = _draw(image.shape[-2] - height + 1), _draw(image.shape[-1] - width + 1)
+        image = F.crop(image, top, left, height, width)
+        boxes = F.clamp_bounding_boxes(F.crop(target["boxes"], top, left, height, width))
+        # what the crop cut away keeps no box, as published; one that it only cut keeps what is left
+        left_over = (boxes[:, 2:] > boxes[:, :2]).all(1)
+        target = {
+            **target,
+            "labels": target["labels"][left_over],
+            "boxes": tv_tensors.wrap(boxes[left_over], like=boxes),
+        }
+        return self.direct[_draw(len(self.direct))](image, target)
+
+    def _crop_side(self, side: int) -> int:
+        low, high = self.crop
+        return side if side <= low else low + _draw(min(side, high) - low + 1)
+
+
+class Flip:
+    """Mirrors left and right half the time."""
+
+    def __call__(self, image: Tensor, target: Target) -> Sample:
+        if _draw(2):
+            return F.horizontal_flip(image), {**target, "boxes": F.horizontal_flip(target["boxes"])}
+        return image, target
+
+
+class ToModel:
+    """Boxes to cxcywh, normalised to the image; everything to plain tensors. The image stays uint8 for the way."""
+
+    def __call__(self, image: Tensor, target: Target) -> Sample:
+        height, width = image.shape[-2:]
+        # rounded as the official code rounds; torchvision's own conversion differs in the last bit
+        boxes = xyxy_to_cxcywh(target["boxes"].as_subclass(Tensor).float())
+        plain = {**target, "boxes": boxes / torch.tensor([width, height, width, height], dtype=torch.float32)}
+        return image.as_subclass(Tensor), plain
+
+
+class Compose:
+    """One step after another."""
+
+    def __init__(self, *steps: Resize | RandomSizes | Flip | ToModel) -> None:
+        self.steps = steps
+
+    def __call__(self, image: Tensor, target: Target) -> Sample:
+        for step in self.steps:
+            image, target = step(image, target)
+        return image, target
+
+
+def training_transform(augment: str, size: Size) -> Compose:
+    """``official``: flip, random sizes and crops. ``flip``: flip, one size. ``none``: one size."""
+    if augment == "official":
+        return Compose(Flip(), RandomSizes(size), ToModel())
+    if augment == "flip":
+        return Compose(Flip(), Resize(size), ToModel())
+    return Compose(Resize(size), ToModel())
+
+
+def evaluation_transform(size: Size) -> Compose:
+    """One size, nothing random."""
+    return Compose(Resize(size), ToModel())
+
+
+def _draw(n: int) -> int:
+    """A random integer below n, from torch's generator (seeded for each item by the data set)."""
+    return int(torch.randint(n, ()))

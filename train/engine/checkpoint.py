@@ -1,0 +1,185 @@
+"""Checkpoints: one file holds all that a run needs to go on bit for bit, and all that predicting needs.
+
+A file is written beside its place, synced, and renamed, so that a kill leaves the one before it whole. Everything in
+it is plain values and tensors: it loads with ``weights_only=True`` and so runs no code.
+"""
+
+import dataclasses
+import os
+import random
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ...common.files import BEST
+from ...models.families.detector import Detector
+from ...models.weights.formats import TRAINING_FORMAT, check_fit, checkpoints_in, newest_whole, read_source
+from ...models.weights.load import WITHOUT_SIZE, model_of_source
+from ..config.options import TrainOptions, from_plain
+from ..data.dataset import Category
+from ..monitor.files import atomic_file
+
+
+def random_state() -> dict[str, Any]:
+    """The state of every global generator, as plain values and tensors."""
+    version, internal, gauss = random.getstate()
+    _, keys, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002  # libraries may draw from it
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "python": [version, list(internal), gauss],
+        "numpy": [torch.from_numpy(np.asarray(keys).astype(np.int64)), int(position), int(has_gauss), float(cached)],
+    }
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """What random_state returned, put back."""
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state(  # noqa: NPY002
+        ("MT19937", keys.numpy().astype(np.uint32), position, has_gauss, cached)
+    )
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Writes ``state`` to ``path``, whole or not at all."""
+    with atomic_file(path) as file:
+        torch.save({"format": TRAINING_FORMAT, **state}, file)
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Reads a checkpoint; of a folder, the newest whole one in it.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: the file is not a checkpoint of ours, or is damaged.
+    """
+    return newest_whole(path, _load_file) if path.is_dir() else _load_file(path)
+
+
+def _load_file(path: Path) -> dict[str, Any]:
+    return read_saved(path, "checkpoint", TRAINING_FORMAT)
+
+
+def read_saved(path: Path, kind: str, file_format: str) -> dict[str, Any]:
+    """What a run saved, as a ``kind`` of file.
+
+    Raises FileNotFoundError where there is none, ValueError for one that is damaged or of another format.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{kind} {path} does not exist")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # reading a damaged file raises nearly anything
+        raise ValueError(f"{kind} {path} is damaged or not a {kind}: {_first_line(error)}") from error
+    if not isinstance(state, dict) or state.get("format") != file_format:
+        raise ValueError(f"{path} was not written by `msdeform train`; expected a file with format {file_format!r}")
+    return state
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).split("\n")[0] or type(error).__name__
+
+
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """Where a run keeps the checkpoint of a step."""
+    return folder / f"checkpoint-{step:08d}.pt"
+
+
+def remove_old(folder: Path, keep: int) -> None:
+    """Leaves the newest ``keep`` checkpoints of a run."""
+    for file in checkpoints_in(folder)[:-keep]:
+        file.unlink(missing_ok=True)
+
+
+def keep_best(checkpoint: Path) -> None:
+    """Makes ``best.pt`` beside a checkpoint the same file, which stays when the other name goes."""
+    temporary = checkpoint.with_name(f".{BEST}.{os.getpid()}.tmp")
+    try:
+        try:
+            os.link(checkpoint, temporary)
+        except OSError:  # a file system without links
+            shutil.copyfile(checkpoint, temporary)
+        os.replace(temporary, checkpoint.with_name(BEST))
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@dataclass
+class Trained:
+    """A model out of a checkpoint, ready to detect."""
+
+    model: Detector
+    name: str
+    categories: list[Category]
+    """By label: of a run, its data set's; else numbered as the labels, with the names that are known."""
+    options: TrainOptions
+    attn_backend: str
+    """Resolved for ``device``."""
+    device: torch.device
+    step: int | None
+    """Of the run; None for weights that ``msdeform train`` did not write."""
+
+
+def load_trained(path: Path, device: torch.device, attn_backend: str = "auto", name: str | None = None) -> Trained:
+    """Rebuilds the model of a checkpoint in any format (`models.formats`), in evaluation mode.
+
+    Args:
+        path: the checkpoint, or a run's folder for its best; stderr then tells which file that is.
+        device: where the model will be.
+        attn_backend: implementation of the deformable attention.
+        name: of `list_models`, for weights without a description beside them.
+
+    Raises:
+        FileNotFoundError, ValueError: as models.loading.load_model.
+        BackendUnavailable: the named backend cannot run on ``device``.
+    """
+    from .build import settle_backend
+
+    source = read_source(path)
+    if source.path != path:
+        print(f"checkpoint: {source.path}", file=sys.stderr)
+    if source.input_size is None:
+        print(f"{path} does not say to what size images were resized in training: {WITHOUT_SIZE}", file=sys.stderr)
+    backend = settle_backend(device, attn_backend)
+    model = model_of_source(source, attn_backend=backend, name=name).to(device)
+    state = source.training
+    if state is None:
+        names = model.categories or [str(label) for label in range(num_classes(model))]
+        categories = [Category(label, own) for label, own in enumerate(names)]
+        return Trained(model, name or path.name, categories, TrainOptions(), backend, device, None)
+    categories = [Category(**category) for category in state["categories"]]
+    options = from_plain(TrainOptions, state["options"])
+    model.categories, model.input_size = [category.name for category in categories], options.input.size
+    return Trained(model, state["model_name"], categories, options, backend, device, state["step"])
+
+
+def num_classes(model: Detector) -> int:
+    """Of a model that has a configuration."""
+    assert model.config is not None
+    return model.config.num_classes
+
+
+def load_model_state(model: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
+    """Loads weights that must fit exactly.
+
+    Raises:
+        ValueError: they are another model's.
+    """
+    check_fit(model.state_dict(), weights, path)
+    model.load_state_dict(weights)
+
+
+def category_list(categories: list[Category]) -> list[dict[str, Any]]:
+    """Categories as plain values; a model's label is an index into this list."""
+    return [dataclasses.asdict(category) for category in categories]

@@ -1,0 +1,203 @@
+"""What a run will take, from a few steps that change nothing: memory on its largest images, time on its first."""
+
+import contextlib
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..data.cache import process_memory
+from ..data.dataset import Sample
+from .checkpoint import random_state, set_random_state
+from .state import Training, running_averages
+
+# of the memory there is, what a run may fill: allocators need some room to move
+_FULL = 0.95
+_GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Of one process."""
+
+    largest: tuple[int, int]
+    """Height and width of the largest padded batch."""
+    batch: int
+    peak: int
+    """Bytes in use at once, the optimizer's state included."""
+    room: int
+    """Bytes there are for this process."""
+    device: torch.device
+    step_s: float
+    """A step, of as many passes as it has, without loading."""
+    load_s: float
+    """Loading of one image by one worker."""
+    workers: int
+    images: int
+    """To a step, over all processes."""
+    processes: int
+    steps_per_epoch: int
+    steps: int
+
+    def refuse_what_cannot_fit(self) -> None:
+        """Raises ValueError, naming what to lower, if the run would run out of memory."""
+        if self.room and self.peak > _FULL * self.room:
+            raise ValueError(
+                f"batch-size: {self.batch} images of up to {self.largest[0]}x{self.largest[1]} take about "
+                f"{self.peak / _GIB:.1f} GiB on {self.device}, which has {self.room / _GIB:.1f} GiB for this process; "
+                + what_to_lower(self.batch)
+            )
+
+    def sentence(self) -> str:
+        """Memory and time, and whether loading keeps up."""
+        needed = self.images / self.step_s / self.processes  # by each process
+        loaded = max(1, self.workers) / self.load_s
+        keeps_up = "" if loaded > needed else ", which is less: loading will be waited for"
+        epoch, run = (_span(self.step_s * steps) for steps in (self.steps_per_epoch, self.steps))
+        return (
+            f"estimate: {self.peak / _GIB:.2f} of {self.room / _GIB:.1f} GiB for {self.batch} images of up to "
+            f"{self.largest[0]}x{self.largest[1]}; {self.step_s:.3g} s a step, {epoch} an epoch, {run} in all. "
+            f"It trains {needed:.1f} images/s on each process and loads about {loaded:.1f} with {self.workers} "
+            f"worker{'s' if self.workers != 1 else ''}{keeps_up}"
+        )
+
+
+def dry_run(training: Training, steps: int) -> Estimate:
+    """Does ``steps`` passes on images of the largest size, and as many on the first of the data, and forgets them.
+
+    Raises:
+        ValueError: the device ran out of memory, naming what to lower.
+    """
+    order, batch = training.order, training.options.batch
+    images = min(order.total, order.n_images)
+    mine = math.ceil(images / order.size)
+    count = min(batch.batch_size, mine)
+    largest = _largest(training, count)
+    with _unchanged(training), _memory(training.device) as peak:
+        try:
+            for _ in range(steps):
+                _pass(training, largest)
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+                raise
+            sides = _padded(largest)
+            raise ValueError(
+                f"batch-size: {count} images of up to {sides[0]}x{sides[1]} do not fit on {training.device}; "
+                + what_to_lower(count)
+            ) from error
+    with _unchanged(training):
+        begun = time.perf_counter()
+        first = [training.data[index] for index in range(count)]
+        load_s = (time.perf_counter() - begun) / count
+        pass_s = min(_pass(training, first) for _ in range(steps))
+    parameters = sum(p.numel() * p.element_size() for p in training.model.parameters() if p.requires_grad)
+    return Estimate(
+        largest=_padded(largest),
+        batch=count,
+        peak=peak() + 2 * parameters,  # AdamW's two moments
+        room=_room(training.device),
+        device=training.device,
+        step_s=pass_s * math.ceil(mine / count),
+        load_s=load_s,
+        workers=training.options.loading.workers,
+        images=images,
+        processes=order.size,
+        steps_per_epoch=order.steps_per_epoch,
+        steps=training.total_steps,
+    )
+
+
+def what_to_lower(batch: int) -> str:
+    """When memory does not do for so many images at a time; the end of a sentence."""
+    lower = "lower --batch-size, and gradients add up to the same total; or try " if batch > 1 else "try "
+    return f"{lower}--checkpointing all, --precision bf16 or a smaller --image-size"
+
+
+def _pass(training: Training, samples: list[Sample]) -> float:
+    """Seconds of one forward and backward pass, done with on the device."""
+    begun = time.perf_counter()
+    training.rehearse(samples)
+    if training.device.type == "cuda":
+        torch.cuda.synchronize(training.device)
+    return time.perf_counter() - begun
+
+
+def _largest(training: Training, count: int) -> list[Sample]:
+    """Grey images of the largest sizes that the data gives: the tallest and the widest, which pad each other."""
+    size, annotations = training.options.input.size, training.data.annotations
+    images, rows = annotations.images, np.unique(training.data.rows)
+    sides = np.unique(np.stack([images.heights[rows], images.widths[rows]], 1), axis=0)
+    fitted = [size.fit(height, width) for height, width in sides.tolist()]
+    extremes = [max(fitted), max(fitted, key=lambda side: side[::-1])]
+    if count == 1:
+        extremes = [max(fitted, key=lambda side: side[0] * side[1])]
+    boxes = int(np.diff(annotations.first).max())
+    target = {
+        "labels": torch.zeros(boxes, dtype=torch.int64),
+        "boxes": torch.tensor([[0.5, 0.5, 0.2, 0.2]]).repeat(boxes, 1),
+        "image_id": -1,
+    }
+    return [
+        (torch.full((3, *extremes[number % len(extremes)]), 128, dtype=torch.uint8), target) for number in range(count)
+    ]
+
+
+def _padded(samples: list[Sample]) -> tuple[int, int]:
+    heights, widths = zip(*(image.shape[-2:] for image, _ in samples), strict=True)
+    return max(heights), max(widths)
+
+
+@contextmanager
+def _unchanged(training: Training) -> Iterator[None]:
+    """Whatever the block trains leaves no trace: no gradients, no statistics, no random numbers drawn."""
+    state, averages = random_state(), running_averages(training.model)
+    try:
+        yield
+    finally:
+        set_random_state(state)
+        training.optimizer.zero_grad(set_to_none=True)
+        for buffer, saved in averages:
+            buffer.copy_(saved)
+
+
+@contextmanager
+def _memory(device: torch.device) -> Iterator[Any]:
+    """Yields a function that tells the most bytes in use at once since the block began."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        yield lambda: torch.cuda.max_memory_allocated(device)
+        return
+    clear = Path("/proc/self/clear_refs")
+    with contextlib.suppress(OSError):
+        clear.write_text("5")  # the peak starts anew
+    yield lambda: _status("VmHWM")
+
+
+def _room(device: torch.device) -> int:
+    """What there is for this process: free memory, and what it has already."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device)
+    limits = process_memory()  # of a container, what it may have
+    return min(limits.values()) + _status("VmRSS") if limits else 0
+
+
+def _status(name: str) -> int:
+    """What Linux tells of this process, in bytes; 0 elsewhere."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith(f"{name}:")), 0)
+
+
+def _span(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,72 @@
+"""AdamW with the official parameter groups, and the learning rate as a function of the step."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from ..config.options import Optim, Schedule
+
+
+def parameter_groups(model: nn.Module, lr: float, lr_backbone: float, lr_offsets: float) -> list[dict]:
+    """The official groups, by name: the backbone; sampling offsets and reference points; everything else.
+
+    Frozen parameters are in none. Each group carries its ``name``, for the log.
+    """
+    groups: dict[str, list[nn.Parameter]] = {"main": [], "backbone": [], "offsets": []}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if "backbone.0" in name:
+            groups["backbone"].append(parameter)
+        elif "reference_points" in name or "sampling_offsets" in name:
+            groups["offsets"].append(parameter)
+        else:
+            groups["main"].append(parameter)
+    rates = {"main": lr, "backbone": lr_backbone, "offsets": lr_offsets}
+    return [{"params": groups[name], "lr": rates[name], "name": name} for name in groups if groups[name]]
+
+
+def make_optimizer(model: nn.Module, options: Optim, *, backbone_trained: bool) -> torch.optim.AdamW:
+    """AdamW over the official groups.
+
+    Args:
+        backbone_trained: the backbone starts from trained weights, and so learns ten times slower.
+    """
+    backbone = options.lr_backbone
+    if backbone is None:
+        backbone = options.lr / 10 if backbone_trained else options.lr
+    groups = parameter_groups(model, options.lr, backbone, options.lr * options.lr_factor_offsets)
+    # one pass over the parameters instead of a dozen: on a small net a sixth of the step
+    return torch.optim.AdamW(groups, lr=options.lr, weight_decay=options.weight_decay, fused=True)
+
+
+def rate_at(options: Schedule, steps_per_epoch: int, total_steps: int) -> Callable[[int], float]:
+    """What every group's rate is multiplied by, as a function of the number of steps done."""
+
+    def factor(step: int) -> float:
+        warm = min(1.0, (step + 1) / options.warmup_steps) if options.warmup_steps else 1.0
+        if options.schedule == "cosine":
+            done = max(0, step - options.warmup_steps) / max(1, total_steps - options.warmup_steps)
+            falling = 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+            return warm * (options.lr_end + (1 - options.lr_end) * falling)
+        if options.schedule == "step" and step >= options.lr_drop * steps_per_epoch:
+            return warm * 0.1
+        return warm
+
+    return factor
+
+
+class Rates:
+    """Sets every group's rate; a function of the step alone, so that there is nothing in it to save."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, factor: Callable[[int], float]) -> None:
+        self._optimizer = optimizer
+        self._rates = [group["lr"] for group in optimizer.param_groups]
+        self._factor = factor
+
+    def set(self, steps_done: int) -> None:
+        """The rates of the next step."""
+        for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate * self._factor(steps_done)

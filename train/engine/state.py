@@ -1,0 +1,370 @@
+"""A run's model, optimizer and place in the data, and one optimizer step; what a checkpoint holds.
+
+The gradient of a step is that of its whole batch, however many processes and passes it is divided among: every part's
+loss is divided by what belongs to the whole, and the parts add up.
+"""
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ...common.device import choose_device
+from ...models.families.detector import Detector
+from ...models.losses.matcher import NonFiniteCostError
+from ...models.zoo import create_criterion, plain_config
+from ..commands.evaluate import autocast
+from ..config.options import TrainOptions, from_plain, to_plain
+from ..data.dataset import CocoDetection, Sample
+from ..data.loader import Order, to_device, training_data, training_loader
+from .acceleration import prepare
+from .build import model_of_checkpoint, new_model
+from .checkpoint import category_list, load_model_state, random_state, set_random_state
+from .distributed import Team
+from .ema import average_state, make_average, restore_average
+from .optim import Rates, make_optimizer, rate_at
+from .step_timer import Stages
+
+REPLAY_FORMAT = "msdeform-replay-1"
+
+_MOST_WORKERS = 16  # for each processor
+
+# below this the loss scale of fp16 says that gradients overflow by themselves, not by being scaled
+_LEAST_SCALE = 1.0
+
+
+class Training:
+    """A run's model, optimizer, schedule and place in the data.
+
+    Args:
+        options: of the run; ``options.run`` matters only for messages here.
+        resume: a checkpoint's content to go on from, instead of fresh weights.
+        team: the processes that train together; this one alone when None.
+
+    Raises:
+        ValueError, FileNotFoundError, BackendUnavailable: as the parts it is made of; each message is one sentence.
+    """
+
+    def __init__(self, options: TrainOptions, resume: dict[str, Any] | None = None, team: Team | None = None) -> None:
+        self.options = options
+        self.team = team or Team(choose_device(options.compute.device))
+        self.device = self.team.device
+        batch, compute = options.batch, options.compute
+        _refuse_a_crowd(options.loading.workers)
+        share = _share(options, self.team)
+        self.data = training_data(
+            options.source,
+            options.input,
+            options.loading,
+            batch.seed,
+            share=share,
+            progress=options.seeing.progress and self.team.leads,
+        )
+        self.order = Order(
+            n_images=len(self.data),
+            total=min(batch.total_batch_size, options.input.overfit or batch.total_batch_size),
+            seed=batch.seed,
+            rank=self.team.rank,
+            size=self.team.size,
+            share=share,
+            shapes=_shapes(self.data) if options.loading.bucket else None,
+        )
+        self.total_steps = min(batch.epochs * self.steps_per_epoch, batch.max_steps or sys.maxsize)
+
+        torch.manual_seed(batch.seed)
+        categories = self.data.annotations.categories
+        if resume is None:
+            built = new_model(options.model, len(categories), self.device)
+        else:
+            built = model_of_checkpoint(resume, self._source, options.model, self.device)
+        self.model, self.backend, self.start = built.model, built.backend, built.start
+        self.backbone_trained = built.backbone_trained
+        if compute.precision == "fp64":
+            self.model.double()
+        self.criterion = create_criterion(self.model)
+        self.average = None if options.optim.ema is None else make_average(self.model, options.optim.ema)
+        prepare(self.model, compute)
+        if compute.sync_bn and self.device.type == "cuda" and self.team.size > 1:
+            self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
+        self.optimizer = make_optimizer(self.model, options.optim, backbone_trained=self.backbone_trained)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=compute.precision == "fp16")
+        self.rates = Rates(self.optimizer, rate_at(options.schedule, self.steps_per_epoch, self.total_steps))
+        self.stages = Stages(self.device)
+        self.stages.watch(self.model, self.criterion)
+
+        self.steps_done = 0
+        self.nonfinite_in_a_row = 0
+        self.best: dict[str, float] = {"AP": -1.0, "step": -1}
+        self.evaluated_at = 0
+        self.evaluations_since_best = 0
+        self.blamed: list[int] = []
+        """Processes whose part of the last step had a loss that was not finite."""
+        self._random_before: tuple[Tensor, Tensor | None] = torch.get_rng_state(), None
+        if resume is not None:
+            self._restore(resume)
+        elif self.team.rank:
+            torch.manual_seed(batch.seed + self.team.rank)  # dropout of its own
+        self._wrapped = self.team.wrap(self.model)
+
+    @property
+    def _source(self) -> Path:
+        """Where it is resumed from, for messages."""
+        return self.options.run.resume or Path("the checkpoint")
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.order.steps_per_epoch
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the next step, from 0."""
+        return self.steps_done // self.steps_per_epoch
+
+    @property
+    def finished(self) -> bool:
+        return self.steps_done >= self.total_steps
+
+    @property
+    def detector(self) -> Detector:
+        """What is evaluated: the average of the weights, if one is kept."""
+        return self.model if self.average is None else cast(Detector, self.average.module)
+
+    def batches(self) -> Iterator[list[Sample]]:
+        """This process's part of every batch that is left of the run, in the order of its passes."""
+        for samples in training_loader(
+            self.data,
+            self.order,
+            self.options.loading,
+            start=self.steps_done,
+            end=self.total_steps,
+            pin=self.device.type == "cuda",
+        ):
+            yield by_shape(samples) if self.options.loading.bucket else samples
+
+    def step(self, samples: list[Sample], *, stop: bool = False) -> dict[str, float] | None:
+        """One optimizer step on this process's part of a batch.
+
+        Args:
+            samples: that part.
+            stop: this process wishes to stop.
+
+        Returns:
+            Of the whole batch: ``loss`` (weighted total), each of its terms, ``grad_norm`` before clipping,
+            ``images``, ``scale`` of fp16, and ``finite``, 0.0 if the step was skipped. None, and nothing is done, if
+            any process wishes to stop.
+        """
+        self.model.train()
+        self.rates.set(self.steps_done)
+        self.optimizer.zero_grad(set_to_none=True)
+        parts = self.team.gather(([len(target["labels"]) for _, target in samples], stop, self.steps_done))
+        self._check_place([place for _, _, place in parts])
+        if any(wish for _, wish, _ in parts):
+            return None
+        box_counts = [count for counts, _, _ in parts for count in counts]
+        averages = running_averages(self.model)
+        self._random_before = (torch.get_rng_state(), _cuda_state(self.device))
+        losses = self._gradients(samples, box_counts)
+        with self.stages.stage("optimiser"):
+            self.scaler.unscale_(self.optimizer)
+            clip = self.options.optim.clip or float("inf")
+            norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), clip))
+            of_all = self.team.gather(losses)
+            self.blamed = [rank for rank, part in enumerate(of_all) if not abs(part["loss"]) < float("inf")]
+            finite = norm < float("inf") and not self.blamed
+            # an infinite gradient of a finite loss is what the search for fp16's scale is made of
+            searching = self.scaler.is_enabled() and not self.blamed and self.scaler.get_scale() > _LEAST_SCALE
+            if finite:
+                self.scaler.step(self.optimizer)
+                self.nonfinite_in_a_row = 0
+            else:
+                self.optimizer.zero_grad(set_to_none=True)
+                for buffer, saved in averages:  # the forward pass has moved them already
+                    buffer.copy_(saved)
+                self.nonfinite_in_a_row += not searching
+            self.scaler.update()
+            if finite and self.average is not None:
+                self.average.update_parameters(self.model)
+        self.steps_done += 1
+        result = {name: sum(part[name] for part in of_all) for name in of_all[0] if all(name in p for p in of_all)}
+        if self.scaler.is_enabled():
+            result["scale"] = self.scaler.get_scale()
+        return {
+            **result,
+            "grad_norm": norm,
+            "images": float(len(box_counts)),
+            "finite": float(finite),
+            "searching": float(searching and not finite),
+        }
+
+    def rehearse(self, samples: list[Sample]) -> None:
+        """A forward and backward pass of this process alone, whose gradients nobody uses."""
+        self.model.train()
+        with self.team.no_sync(self._wrapped):
+            self._backward(samples, [len(target["labels"]) for _, target in samples])
+
+    def _gradients(self, samples: list[Sample], box_counts: list[int]) -> dict[str, float]:
+        """Adds the gradients of this process's images; returns its part of the losses."""
+        most = self.options.batch.batch_size
+        sums: dict[str, Tensor] = {}
+        for start in range(0, len(samples), most):
+            last = start + most >= len(samples)
+            with contextlib.nullcontext() if last else self.team.no_sync(self._wrapped):
+                for name, value in self._backward(samples[start : start + most], box_counts).items():
+                    sums[name] = sums[name] + value if name in sums else value
+        # one wait for the device, whatever the number of terms
+        return dict(zip(sums, torch.stack(list(sums.values())).double().tolist(), strict=True))
+
+    def _backward(self, samples: list[Sample], box_counts: list[int]) -> dict[str, Tensor]:
+        """Adds the gradients of some images of a batch whose images have so many boxes."""
+        with self.stages.stage("data"):
+            images, targets = to_device(samples, self.device, next(self.model.parameters()).dtype)
+        with self.stages.stage("model, other"), autocast(self.device, self.options.compute.precision):
+            outputs = self._wrapped(images)
+        with self.stages.stage("loss"):
+            weights = self.criterion.weight_dict
+            try:
+                losses = self.criterion(outputs, targets, box_counts=box_counts)
+                total = sum((losses[name] * weight for name, weight in weights.items()), torch.zeros(()))
+            except NonFiniteCostError:
+                # every process must reach the same parameters, and see that this one could not
+                losses = {}
+                total = sum(p.sum() for p in self.model.parameters() if p.requires_grad) * torch.nan
+        with self.stages.stage("backward"):
+            # gradients are averaged over processes, where those of parts of a batch add up
+            self.scaler.scale(total * self.team.size).backward()
+        return {"loss": total.detach(), **{name: value.detach().to(total) for name, value in losses.items()}}
+
+    def _check_place(self, places: list[int]) -> None:
+        if len(set(places)) > 1:
+            told = ", ".join(f"process {rank} is at {place}" for rank, place in enumerate(places))
+            raise RuntimeError(f"processes disagree on the step: {told}")
+
+    def share_averages(self) -> None:
+        """Gives all processes the running averages of the first, as each has seen other images."""
+        for model in (self.model, *([] if self.average is None else [self.average.module])):
+            self.team.share([buffer for buffer, _ in running_averages(model)])
+
+    def replayable(self, samples: list[Sample]) -> dict[str, Any]:
+        """What ``msdeform replay`` needs to do this process's part of the step that was just skipped again."""
+        cpu, cuda = self._random_before
+        return {
+            "format": REPLAY_FORMAT,
+            "samples": [(image, {k: v for k, v in target.items() if k != "replaced"}) for image, target in samples],
+            "model": _plain_names(self.model.state_dict()),
+            "model_name": self.options.model.model,
+            "model_config": plain_config(self.model),
+            "categories": category_list(self.data.annotations.categories),
+            "attn_backend": self.backend,
+            "precision": self.options.compute.precision,
+            "batch_size": self.options.batch.batch_size,
+            "step": self.steps_done,
+            "random": {"torch": cpu, "cuda": cuda},
+        }
+
+    def state(self) -> dict[str, Any]:
+        """All of it, as a checkpoint holds it; every process must ask, the one that leads writes."""
+        return {
+            "model": _plain_names(self.model.state_dict()),
+            "ema": None if self.average is None else average_state(self.average),
+            "model_name": self.options.model.model,
+            "model_config": plain_config(self.model),
+            "backbone_trained": self.backbone_trained,
+            "categories": category_list(self.data.annotations.categories),
+            "attn_backend": self.backend,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "step": self.steps_done,
+            "epoch": self.epoch,
+            "n_images": self.order.n_images,
+            "nonfinite_in_a_row": self.nonfinite_in_a_row,
+            "best": self.best,
+            "evaluated_at": self.evaluated_at,
+            "evaluations_since_best": self.evaluations_since_best,
+            "random_states": self.team.gather(random_state()),
+            "options": to_plain(self.options),
+        }
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        run = self._source
+        if state["categories"] != category_list(self.data.annotations.categories):
+            raise ValueError(f"{run} was trained on other classes; --init-from takes its weights for new data")
+        self._check_order(state, run)
+        load_model_state(self.model, state["model"], run)
+        if self.average is not None:
+            kept = state.get("ema")
+            if kept is None:
+                self.average.module.load_state_dict(state["model"])
+            else:
+                restore_average(self.average, kept)
+        self.optimizer.load_state_dict(state["optimizer"])
+        if state.get("scaler"):
+            self.scaler.load_state_dict(state["scaler"])
+        self.steps_done = state["step"]
+        self.nonfinite_in_a_row = state["nonfinite_in_a_row"]
+        self.best = state.get("best", self.best)
+        self.evaluated_at = state.get("evaluated_at", self.steps_done)
+        self.evaluations_since_best = state.get("evaluations_since_best", 0)
+        states = state.get("random_states") or [state["random_state"]]
+        if self.team.rank < len(states):
+            set_random_state(states[self.team.rank])
+        else:  # more processes than before: dropout that none of them had
+            torch.manual_seed(self.options.batch.seed + self.steps_done * self.team.size + self.team.rank)
+
+    def _check_order(self, state: dict[str, Any], run: Path) -> None:
+        """The place in the data means something only among the same images, in the same batches."""
+        before, now = from_plain(TrainOptions, state["options"]).batch, self.options.batch
+        if (before.total_batch_size, before.seed) != (now.total_batch_size, now.seed):
+            raise ValueError(
+                f"{run} was trained with --total-batch-size {before.total_batch_size} --seed {before.seed}, which its "
+                f"place in the data belongs to, and is resumed with {now.total_batch_size} and {now.seed}; --init-from "
+                "takes its weights for another run"
+            )
+        if state.get("n_images", self.order.n_images) != self.order.n_images:
+            raise ValueError(
+                f"{run} was trained on {state['n_images']} images, and now there are {self.order.n_images}; "
+                "--init-from takes its weights for new data"
+            )
+
+
+def by_shape(samples: list[Sample]) -> list[Sample]:
+    """From wide to high, as augmentation has made them, so that images that pass together pad each other little."""
+    return sorted(samples, key=lambda sample: sample[0].shape[-2] / sample[0].shape[-1])
+
+
+def _refuse_a_crowd(workers: int) -> None:
+    """Before the machine is full of processes that wait for each other."""
+    most = _MOST_WORKERS * (os.cpu_count() or 1)
+    if workers > most:
+        raise ValueError(f"workers: expected at most {most}, {_MOST_WORKERS} for each processor here, got {workers}")
+
+
+def _share(options: TrainOptions, team: Team) -> tuple[int, int]:
+    if options.loading.cache_images == "none" or options.input.overfit:
+        return 0, 1
+    return team.local_rank, team.local_size
+
+
+def _shapes(data: CocoDetection) -> np.ndarray:
+    """Height over width of every image."""
+    images = data.annotations.images
+    return (images.heights / images.widths)[data.rows]
+
+
+def _plain_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.replace("_orig_mod.", ""): tensor for name, tensor in weights.items()}
+
+
+def _cuda_state(device: torch.device) -> Tensor | None:
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+
+def running_averages(model: nn.Module) -> list[tuple[Tensor, Tensor]]:
+    """The buffers of trainable batch norms, each with a copy; frozen norms never change."""
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    return [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers()]

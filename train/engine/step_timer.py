@@ -1,0 +1,156 @@
+"""Where a training step goes: data, backbone, encoder, decoder, matching, loss, backward, optimiser."""
+
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.profiler import ProfilerActivity
+
+from ...models.families.detector import Detector
+from ...models.zoo import body_of
+
+if TYPE_CHECKING:
+    from .state import Training
+
+_WARM_UP = 3
+_LONGEST = 15  # operators told
+
+STAGES = (
+    "data",
+    "backbone",
+    "encoder",
+    "decoder",
+    "model, other",
+    "matching",
+    "loss",
+    "backward",
+    "optimiser",
+    "other",
+)
+
+
+class Stages:
+    """Seconds of each stage, told apart without overlap: time within an inner stage does not count for the outer.
+
+    Nothing is measured, and nothing waited for, until `start`.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.seconds = dict.fromkeys(STAGES, 0.0)
+        self._device = device
+        self._on = False
+        self._open: list[str] = []
+        self._since = 0.0
+
+    def start(self) -> None:
+        """From here on every stage is measured; the device is waited for at each border, which costs a little."""
+        self._on = True
+        self._open = ["other"]
+        self._charge()
+        self.seconds = dict.fromkeys(STAGES, 0.0)
+
+    def stop(self) -> None:
+        self._charge()
+        self._on = False
+
+    def _charge(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        now = time.perf_counter()
+        if self._open:
+            self.seconds[self._open[-1]] += now - self._since
+        self._since = now
+
+    def enter(self, name: str) -> None:
+        if self._on:
+            self._charge()
+            self._open.append(name)
+
+    def leave(self) -> None:
+        if self._on and len(self._open) > 1:
+            self._charge()
+            self._open.pop()
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """The block belongs to a stage; profilers see its name, too."""
+        self.enter(name)
+        try:
+            with torch.profiler.record_function(f"stage: {name}"):
+                yield
+        finally:
+            self.leave()
+
+    def watch(self, model: Detector, criterion: nn.Module) -> None:
+        """Tells backbone, encoder, decoder and matching by hooks on their modules."""
+        children = list(body_of(model).children())
+        self._hook(children[0], children[-1], "backbone")
+        for name in ("encoder", "decoder"):
+            part = getattr(getattr(model, "transformer", None), name, None)
+            if part is not None:
+                self._hook(part, part, name)
+        matcher = getattr(criterion, "matcher", None)
+        if matcher is not None:
+            criterion.matcher = self._timed(matcher, "matching")  # type: ignore[assignment]  # a plain attribute
+
+    def _hook(self, first: nn.Module, last: nn.Module, name: str) -> None:
+        first.register_forward_pre_hook(lambda *_: self.enter(name))
+        last.register_forward_hook(lambda *_: self.leave())
+
+    def _timed(self, call: Callable[..., Any], name: str) -> Callable[..., Any]:
+        def timed(*arguments: Any, **named: Any) -> Any:
+            with self.stage(name):
+                return call(*arguments, **named)
+
+        return timed
+
+    def table(self, steps: int, images: int) -> str:
+        """Milliseconds a step and share of each stage that took any time."""
+        total = sum(self.seconds.values())
+        lines = [f"{'stage':<14}{'ms a step':>10}{'share':>8}"]
+        for name, seconds in self.seconds.items():
+            if seconds > 0:
+                lines.append(f"{name:<14}{seconds / steps * 1e3:>10.1f}{seconds / total:>8.1%}")
+        lines.append(f"{'all':<14}{total / steps * 1e3:>10.1f}{images / total:>8.1f} images/s")
+        return "\n".join(lines)
+
+
+def profile(training: "Training", steps: int, out: Path | None) -> str:
+    """Trains a few steps under PyTorch's profiler, after three to warm up; a table of stages and the longest operators.
+
+    The trace, for chrome://tracing and Perfetto, goes to `out`, if given, as ``trace.json.gz``.
+    """
+    batches = iter(training.batches())
+    for warm_up in itertools.islice(batches, _WARM_UP):
+        training.step(warm_up)
+    on_device = training.device.type == "cuda"
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_device else [])]
+    stages, done, images = training.stages, 0, 0
+    with torch.profiler.profile(activities=activities, acc_events=True) as recorded:
+        stages.start()
+        for _ in range(steps):
+            with stages.stage("data"):
+                samples = next(batches, None)
+            if samples is None:
+                break
+            result = training.step(samples)
+            assert result is not None
+            done, images = done + 1, images + int(result["images"])
+        stages.stop()
+    if done == 0:
+        raise ValueError(
+            f"profile: expected a run of more than {_WARM_UP} steps, which warm up, got {training.steps_done}"
+        )
+    order = "self_device_time_total" if on_device else "self_cpu_time_total"
+    longest = recorded.key_averages().table(sort_by=order, row_limit=_LONGEST, max_name_column_width=60)
+    lines = [stages.table(done, images), "", longest]
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        recorded.export_chrome_trace(str(out / "trace.json.gz"))
+        lines.append(f"trace, for ui.perfetto.dev: {out / 'trace.json.gz'}")
+    return "\n".join(lines)

@@ -1,0 +1,53 @@
+"""An evaluation by several processes: each looks at its share of the images, and one measures what all found."""
+
+from typing import Any
+
+from torch import nn
+
+from ...models.families.detector import Detector
+from ..commands.evaluate import detect
+from ..data.dataset import CocoDetection
+from ..engine.distributed import Team
+from .coco_metrics import evaluate_boxes
+from .results import merge
+
+
+def evaluate_together(
+    model: Detector,
+    data: CocoDetection,
+    team: Team,
+    *,
+    criterion: nn.Module | None,
+    batch_size: int,
+    workers: int,
+    precision: str,
+) -> dict[str, Any]:
+    """COCO's numbers, AP and ``per_class``, and ``val_`` losses, as detect has them; the same in every process.
+
+    However many processes there are, every image counts once: none is looked at twice to make shares equal.
+
+    Raises:
+        ValueError: as detect and evaluate_boxes.
+        LateError: a process did not come in time.
+    """
+    with team.together("detecting"):
+        found = detect(
+            model,
+            data,
+            team.device,
+            batch_size=batch_size,
+            workers=workers,
+            precision=precision,
+            criterion=criterion,
+            shard=(team.rank, team.size),
+        )
+    every = team.gather(found, patient=True)
+    metrics: dict[str, Any] = {}
+    with team.together("measuring"):
+        if team.leads:
+            whole = merge(every)
+            evaluation = evaluate_boxes(data.annotations.ground_truth(), whole, data.image_ids)
+            losses = {f"val_{name}": value for name, value in whole.losses.items()}
+            per_class = {kind.name: kind.AP for kind in evaluation.classes if kind.AP is not None}
+            metrics = {**evaluation.metrics, **losses, "per_class": per_class}
+    return team.broadcast(metrics)

@@ -1,0 +1,206 @@
+"""Detections as one array, which is small, quick to gather from several processes, and what COCO's own tools read."""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...common.text import counted
+from ..data.annotations import Annotations
+
+# a detection's row, in the order of the COCO API's own arrays: image id, box as x, y, width, height in pixels, score,
+# category id; float64, which holds every integer below 2**53
+COLUMNS = 7
+_MOST_ID = 2**53
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a model found in a data set, or one process of several in its share of it."""
+
+    image_ids: np.ndarray
+    """(I,) int64: every image that was looked at, those with nothing in them too."""
+    results: np.ndarray
+    """(N, 7) float64: image id, x, y, width, height, score, category id."""
+    losses: dict[str, float] = field(default_factory=dict)
+    """This share's part of the losses of the whole data set; empty where none were asked for, or there are none."""
+
+
+def merge(parts: Sequence[Found]) -> Found:
+    """What all processes found together, whose shares must not overlap; their losses add up.
+
+    Raises:
+        ValueError: two processes looked at the same image.
+    """
+    image_ids = np.concatenate([part.image_ids for part in parts])
+    ids, counts = np.unique(image_ids, return_counts=True)
+    if (counts > 1).any():
+        twice = ids[counts > 1][0]
+        who = [str(rank) for rank, part in enumerate(parts) for _ in range(np.count_nonzero(part.image_ids == twice))]
+        raise ValueError(
+            f"detections: {counted(int((counts > 1).sum()), 'image')} looked at more than once, the first is "
+            f"{twice} (by processes {', '.join(who)}); every image counts once"
+        )
+    names = dict.fromkeys(name for part in parts for name in part.losses)
+    return Found(
+        image_ids=image_ids,
+        results=np.concatenate([part.results for part in parts]),
+        losses={name: sum(part.losses.get(name, 0.0) for part in parts) for name in names},
+    )
+
+
+def result_rows(
+    image_ids: Sequence[int], found: Sequence[dict[str, Tensor]], category_ids: Sequence[int | None]
+) -> np.ndarray:
+    """Detections of some images, as post_process gives them, as rows (N, 7); none of a label without an id.
+
+    ``category_ids`` are those of the labels.
+    """
+    if not found:
+        return np.empty((0, COLUMNS))
+    # one copy from the device for all images
+    boxes = torch.cat([image["boxes"] for image in found]).double().cpu().numpy()
+    scores = torch.cat([image["scores"] for image in found]).double().cpu().numpy()
+    labels = torch.cat([image["labels"] for image in found]).cpu().numpy()
+    rows = np.empty((len(labels), COLUMNS))
+    rows[:, 0] = np.repeat(_exact(np.asarray(image_ids)), [len(image["labels"]) for image in found])
+    rows[:, 1:3] = boxes[:, :2]
+    rows[:, 3:5] = boxes[:, 2:] - boxes[:, :2]
+    rows[:, 5] = scores
+    rows[:, 6] = np.array([np.nan if known is None else known for known in category_ids])[labels]
+    return rows[~np.isnan(rows[:, 6])]
+
+
+def coco_results(image_id: int, found: dict[str, Tensor], category_ids: Sequence[int | None]) -> list[dict[str, Any]]:
+    """One image's detections, as post_process gives them, in COCO's results format; none of a label without an id."""
+    return unpack_results(result_rows([image_id], [found], category_ids))
+
+
+def pack_results(results: Sequence[dict[str, Any]]) -> np.ndarray:
+    """Results in COCO's format, ``{"image_id", "category_id", "bbox", "score"}``, as rows (N, 7).
+
+    Raises:
+        ValueError: a result lacks one of these, or its box is not four numbers.
+    """
+    rows = np.empty((len(results), COLUMNS))
+    for number, (row, result) in enumerate(zip(rows, results, strict=True)):
+        try:
+            x, y, width, height = result["bbox"]
+            row[:] = (result["image_id"], x, y, width, height, result["score"], result["category_id"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"results: expected image_id, category_id, bbox [x, y, width, height] and score, "
+                f"got {result} in place {number}"
+            ) from error
+    _exact(rows[:, 0])
+    return rows
+
+
+def read_results(path: Path, annotations: Annotations | None = None) -> np.ndarray:
+    """A file in COCO's results format as rows (N, 7).
+
+    Args:
+        path: the file.
+        annotations: what the results are to be compared with. Results that carry a ``file_name`` are then matched by
+            it, whatever their ids; others by ``image_id``. Categories, and names of them, must be the annotations'.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not such a file, or its images or categories are not those of the annotations.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"results file {path} does not exist")
+    try:
+        results = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"results file {path} is not JSON: {error}") from error
+    if not isinstance(results, list):
+        raise ValueError(f"results file {path}: expected a list of detections, got a {type(results).__name__}")
+    rows = pack_results(results)
+    if annotations is not None and results:
+        _match_images(path, results, rows, annotations)
+        _match_categories(path, results, rows, annotations)
+    return rows
+
+
+def _match_images(path: Path, results: Sequence[dict[str, Any]], rows: np.ndarray, annotations: Annotations) -> None:
+    """Gives rows whose results name their files the annotations' image ids. Raises ValueError."""
+    named = sum("file_name" in result for result in results)
+    if not named:
+        return
+    if named < len(results):
+        raise ValueError(f"results file {path}: expected a file_name in every detection or in none, got {named}")
+    names: dict[Any, str] = {}
+    ids: dict[str, Any] = {}
+    for result in results:
+        image_id, name = result["image_id"], str(result["file_name"])
+        if names.setdefault(image_id, name) != name or ids.setdefault(name, image_id) != image_id:
+            raise ValueError(
+                f"results file {path}: expected one file_name for each image_id, got {name} with id {image_id} "
+                f"beside {names[image_id]} and id {ids.get(name, image_id)}"
+            )
+    # the results may name files from the folder of images, the annotations from a folder above it
+    known: dict[str, set[int]] = {}
+    for image in annotations.images:
+        parts = image.name.split("/")
+        for start in range(len(parts)):
+            known.setdefault("/".join(parts[start:]), set()).add(image.id)
+    for image in annotations.images:
+        known[image.name] = {image.id}
+    for row, result in zip(rows, results, strict=True):
+        found = known.get(str(result["file_name"]), set())
+        if len(found) != 1:
+            what = f"lists {len(found)} times"
+            if not found:
+                what = "does not list; predict the images of that split only"
+            raise ValueError(f"results file {path}: image {result['file_name']}, which {annotations.path} {what}")
+        row[0] = next(iter(found))
+
+
+def _match_categories(
+    path: Path, results: Sequence[dict[str, Any]], rows: np.ndarray, annotations: Annotations
+) -> None:
+    """Gives rows whose results name their classes the annotations' category ids. Raises ValueError for unknown ones.
+
+    Weights that were converted know the names of classes, but not the ids that a data set gives them.
+    """
+    names = {category.id: category.name for category in annotations.categories}
+    ids = {name: category_id for category_id, name in names.items()}
+    renumbered = False
+    for row, result in zip(rows, results, strict=True):
+        given = result.get("category_name")
+        name = None if given is None else str(given)
+        if name is None and row[6] not in names:
+            raise ValueError(f"results file {path}: category {row[6]:g} is not one of {annotations.path}")
+        if name is not None and name not in ids:
+            raise ValueError(f"results file {path}: class '{name}' is not one of {annotations.path}")
+        if name is not None and names.get(row[6]) != name:
+            renumbered, row[6] = True, ids[name]
+    if renumbered:
+        print(f"{path}: category ids differ from those of {annotations.path}; matched by name", file=sys.stderr)
+
+
+def unpack_results(rows: np.ndarray) -> list[dict[str, Any]]:
+    """Rows (N, 7) in COCO's results format."""
+    return [
+        {"image_id": image, "category_id": category, "bbox": box, "score": score}
+        for image, category, box, score in zip(
+            rows[:, 0].astype(np.int64).tolist(),
+            rows[:, 6].astype(np.int64).tolist(),
+            rows[:, 1:5].tolist(),
+            rows[:, 5].tolist(),
+            strict=True,
+        )
+    ]
+
+
+def _exact(image_ids: np.ndarray) -> np.ndarray:
+    if image_ids.size and np.abs(image_ids).max() >= _MOST_ID:
+        raise ValueError(f"results: expected image ids below 2**53, got {int(image_ids[np.abs(image_ids).argmax()])}")
+    return image_ids

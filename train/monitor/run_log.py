@@ -1,0 +1,158 @@
+"""What a run leaves behind to look at: log.jsonl, and the same numbers in TensorBoard and Weights & Biases."""
+
+import errno
+import json
+import math
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from PIL import Image
+
+from ..visual.boxes import save_picture
+from .loggers import Board, TensorBoard, WeightsAndBiases, import_wandb, tagged
+
+
+class RunLog:
+    """Appends events to ``folder/log.jsonl``, one JSON object a line, and numbers to the boards asked for.
+
+    Each line has an ``event``: start, step, epoch (with the metrics of an evaluation), nonfinite, resume, end; and its
+    ``time``, in seconds since 1970. A step's ``data_s`` and ``step_s`` are the seconds that one step waited for images
+    and computed, the mean of the ``steps`` since the line before; lines without ``steps``, of older versions, hold
+    their sums.
+
+    Args:
+        folder: of the run; made if it is not there.
+        tensorboard: write TensorBoard's files beside the log.
+        wandb: project of Weights & Biases to log to.
+        settings: of the run, shown there.
+        step: of the checkpoint that the run goes on from; points after it, which are about to be made again, are
+            hidden in TensorBoard.
+
+    Raises:
+        ValueError: the package of Weights & Biases is not installed.
+        RuntimeError: it would not start a run.
+        OSError: the folder cannot be written to, or the disk is full; so do all methods, in one sentence.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        tensorboard: bool,
+        wandb: str | None = None,
+        settings: dict[str, Any] | None = None,
+        step: int = 0,
+    ) -> None:
+        self.folder = folder
+        self._boards: list[Board] = []
+        if wandb is not None:
+            import_wandb(wandb)  # before there is a folder
+        with self._explained():
+            folder.mkdir(parents=True, exist_ok=True)
+            if wandb is not None:
+                self._boards.append(WeightsAndBiases(folder, wandb, settings or {}, step))
+            if tensorboard:
+                self._boards.append(TensorBoard(folder, step))
+            # a line is one write, unbuffered: what fails is not tried again when the file is closed
+            self._file = open(folder / "log.jsonl", "ab", buffering=0)  # noqa: SIM115  # closed by __exit__
+            if _cut_short(folder / "log.jsonl"):
+                self._append(b"\n")
+
+    def write(self, event: str, **values: Any) -> None:
+        """One line; a number that is not finite, which JSON cannot hold, is written as a string.
+
+        Of a step and an epoch, the numbers go to the boards too.
+        """
+        line = json.dumps(_jsonable({"event": event, "time": round(time.time(), 3), **values}))
+        with self._explained():
+            self._append(line.encode() + b"\n")
+            if self._boards and event in ("step", "epoch"):
+                numbers = tagged(event, values)
+                for board in self._boards:
+                    board.numbers(numbers, values["step"])
+
+    def picture(self, name: str, image: Image.Image, step: int) -> None:
+        """Shows a picture on the boards, and keeps it as ``folder/pictures/NAME-STEP.jpg``."""
+        with self._explained():
+            save_picture(image, self.folder / "pictures" / f"{name.replace('/', '-')}-{step:08d}.jpg")
+            for board in self._boards:
+                board.picture(name, image, step)
+
+    def text(self, name: str, text: str, step: int) -> None:
+        """Shows a text on the boards, as it is written."""
+        with self._explained():
+            for board in self._boards:
+                board.text(name, text, step)
+
+    def __enter__(self) -> "RunLog":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+        for board in self._boards:
+            if error is None:
+                with self._explained():
+                    board.close()
+            else:  # what ended the run matters more than why its last points cannot be written
+                with suppress(Exception):
+                    board.close()
+
+    def _append(self, line: bytes) -> None:
+        size = os.fstat(self._file.fileno()).st_size
+        rest = memoryview(line)
+        try:
+            while rest:  # a disk that fills up takes a part
+                rest = rest[self._file.write(rest) :]
+        except OSError:
+            with suppress(OSError):  # no half line
+                self._file.truncate(size)
+            raise
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise OSError(
+                f"no space left to log to {self.folder}: {os.strerror(error.errno)}; "
+                "once there is, the run can be resumed from its last checkpoint"
+            ) from error
+
+
+def _cut_short(path: Path) -> bool:
+    """Does a file that a kill may have cut short end in the middle of a line?"""
+    if path.stat().st_size == 0:
+        return False
+    with open(path, "rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) != b"\n"
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _jsonable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_jsonable(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The events of a log, in order; lines cut short by a kill are left out."""
+    events = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            events.append(json.loads(line))
+        except ValueError:
+            continue
+    return events

@@ -1,0 +1,100 @@
+"""Where a data set tells a detector to look: a Gaussian over each box, drawn over the image in its class's colour."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from ...models.layers.boxes import cxcywh_to_xyxy
+from ..data.dataset import Sample
+from ..monitor.files import atomic_file
+from .boxes import class_colour
+
+Array = np.ndarray
+
+# of what a map's value of 1 covers of the image, which stays recognisable below it
+OPACITY = 0.85
+# pixels: the scale's bars, the texts beside them, and a line of them
+BAR, FONT_SIZE, LINE = (110, 14), 13, 26
+
+
+def gaussian_maps(boxes: Array, labels: Array, size: tuple[int, int], sigma: float) -> dict[int, Array]:
+    """One map a class: at each pixel's centre the highest of the Gaussians of that class's boxes, 1 in their middles.
+
+    The highest and not the sum, so that maps of one box and of many have one scale.
+
+    Args:
+        boxes: (N, 4) cxcywh, normalised to the image.
+        labels: (N,) classes.
+        size: (height, width) in pixels.
+        sigma: standard deviation along x as part of a box's width, along y of its height.
+
+    Returns:
+        By label, (height, width) float32 in [0, 1].
+    """
+    height, width = size
+    x, y = (np.arange(width) + 0.5) / width, (np.arange(height) + 0.5) / height
+    maps: dict[int, Array] = {}
+    for (cx, cy, w, h), label in zip(boxes.tolist(), labels.tolist(), strict=True):
+        across = np.exp(-0.5 * ((x - cx) / (sigma * w)) ** 2)
+        down = np.exp(-0.5 * ((y - cy) / (sigma * h)) ** 2)
+        one = (down[:, None] * across).astype(np.float32)
+        maps[label] = np.maximum(maps[label], one) if label in maps else one
+    return maps
+
+
+def paint(picture: Image.Image, maps: dict[int, Array]) -> Image.Image:
+    """The picture, grey and darkened, under the maps: the colour of the highest class, as opaque as it is high."""
+    below = np.asarray(picture.convert("L"), np.float32)[..., None].repeat(3, -1) * 0.6
+    if maps:
+        values = np.stack(list(maps.values()))
+        colours = np.array([class_colour(label) for label in maps], np.float32)[values.argmax(0)]
+        opaque = OPACITY * values.max(0)[..., None]
+        below = below * (1 - opaque) + colours * opaque
+    return Image.fromarray(below.round().astype(np.uint8))
+
+
+def draw_scale(labels: Sequence[int], names: Sequence[str], width: int) -> Image.Image:
+    """A bar from 0 to 1 for each class, over a grey that stands for the image, in as many lines as it takes."""
+    font = ImageFont.load_default(FONT_SIZE)
+    measure = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+    places, x, y = [], 8, LINE
+    for name in names:
+        needed = BAR[0] + 38 + round(measure.textlength(name, font=font))
+        if x > 8 and x + needed > width:
+            x, y = 8, y + LINE
+        places.append((x, y))
+        x += needed + 18
+    scale = Image.new("RGB", (width, y + LINE + 4), (255, 255, 255))
+    draw = ImageDraw.Draw(scale)
+    draw.text((8, 4), "height of the Gaussian, the highest of each class at every pixel:", fill=(0, 0, 0), font=font)
+    rising = np.linspace(0, 1, BAR[0], dtype=np.float32)[None].repeat(BAR[1], 0)
+    for label, name, (left, top) in zip(labels, names, places, strict=True):
+        draw.text((left, top), "0", fill=(0, 0, 0), font=font)
+        scale.paste(paint(Image.new("L", BAR, 128), {label: rising}), (left + 12, top + 2))
+        draw.text((left + BAR[0] + 16, top), f"1  {name}", fill=(0, 0, 0), font=font)
+    return scale
+
+
+def save_maps(samples: Sequence[Sample], sigma: float, path: Path) -> None:
+    """Writes what was drawn, in the samples' own pixels, as an npz, whole or not at all.
+
+    Of the sample of place i in the picture: ``image_id_i``; ``boxes_i`` (N, 4) xyxy in pixels; ``labels_i`` (N,);
+    ``classes_i`` (C,), those that it has; ``maps_i`` (C, height, width), float16, one for each of them.
+    """
+    numbers: dict[str, Array] = {"sigma": np.array(sigma)}
+    for place, (pixels, target) in enumerate(samples):
+        height, width = pixels.shape[-2:]
+        boxes, labels = target["boxes"].numpy(), target["labels"].numpy()
+        maps = gaussian_maps(boxes, labels, (height, width), sigma)
+        numbers[f"image_id_{place}"] = np.array(target["image_id"])
+        numbers[f"boxes_{place}"] = cxcywh_to_xyxy(target["boxes"]).numpy() * [width, height, width, height]
+        numbers[f"labels_{place}"] = labels
+        numbers[f"classes_{place}"] = np.array(list(maps), int)
+        numbers[f"maps_{place}"] = np.array(list(maps.values()), np.float16).reshape(-1, height, width)
+    encoded = io.BytesIO()
+    np.savez_compressed(encoded, **numbers)  # type: ignore[arg-type]
+    with atomic_file(path) as file:
+        file.write(encoded.getvalue())

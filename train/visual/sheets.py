@@ -1,0 +1,135 @@
+"""What a detector sees beside what is there: a sheet of pictures, for the demo and for every evaluation of a run."""
+
+from collections.abc import Sequence
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.ops import box_iou
+
+from ...models.families.detector import Detector
+from ...models.inference.image_size import Size
+from ...models.inference.predictor import Detections
+from ..data.dataset import CocoDetection, read_image
+from .boxes import Box, Colour, draw_boxes, side_by_side
+
+# boxes are right long before the focal loss is sure of them: of minutes of training, 0.5 would show nothing
+DRAWN_SCORE = 0.3
+MATCHING_IOU = 0.5
+# pixels: of a picture's longer side, its texts and its lines
+SIDE, FONT, LINE = 300, 12, 2
+
+# told apart by lightness too, and by the line: what is wrong is dashed
+_RIGHT: Colour = (60, 230, 90)
+_MISSED: Colour = (255, 150, 30)
+_FALSE: Colour = (255, 70, 200)
+
+
+@torch.no_grad()
+def predictions_beside_truth(
+    model: Detector,
+    categories: Sequence[str],
+    data: CocoDetection,
+    rows: Sequence[int],
+    *,
+    size: Size | None = None,
+    columns: int = 2,
+) -> Image.Image:
+    """Each image twice: with its annotated boxes, found or missed, and with the detections, right or false.
+
+    A detection is right that overlaps a box of its class by an IoU of 0.5 or more that no surer one has taken. Those
+    with a score of 0.3 or more are drawn; where no image has any, as early in training, the best of each image, as
+    many as it has objects, at least one. The title says which.
+
+    Args:
+        model: on any device.
+        categories: names of the classes, by label.
+        data: whose labels are the model's.
+        rows: of ``data.annotations.images``, at least one.
+        size: what images are resized to for the model; its own ``input_size`` when None.
+        columns: pairs of pictures in a row.
+
+    Raises:
+        ValueError: no rows.
+        FileNotFoundError, BadImageError: an image cannot be read.
+        RuntimeError: the model's scores are not numbers.
+    """
+    if len(rows) == 0:
+        raise ValueError("rows: expected at least one image to draw, got none")
+    annotations = data.annotations
+    images = [read_image(data.folder / annotations.images[row][1], oriented=annotations.yolo) for row in rows]
+    spans = [slice(int(annotations.first[row]), int(annotations.first[row + 1])) for row in rows]
+    truths = [(torch.from_numpy(annotations.boxes[span]), torch.from_numpy(annotations.labels[span])) for span in spans]
+    found = [model.predict(image, confidence=0.0, size=size) for image in images]
+    kept, title = _sure(found, [len(labels) for _, labels in truths])
+    pairs = []
+    for image, (boxes, labels), detections, count in zip(images, truths, found, kept, strict=True):
+        taken = match(boxes, labels, detections.boxes[:count], detections.labels[:count])
+        pairs.append(_pair(image, boxes, labels, detections, taken, categories))
+    key = [
+        (_box_like(_RIGHT, dashed=False), f"found: same class, IoU at least {MATCHING_IOU}"),
+        (_box_like(_MISSED, dashed=True), "missed"),
+        (_box_like(_FALSE, dashed=True), "false"),
+    ]
+    return side_by_side(pairs, ("ground truth", f"prediction: {title}"), columns, key)
+
+
+def _sure(found: Sequence[Detections], objects: Sequence[int]) -> tuple[list[int], str]:
+    """How many of each image's detections, best first, are to be drawn, and how that was decided."""
+    counts = [int((detections.scores >= DRAWN_SCORE).sum()) for detections in found]
+    if any(counts):
+        return counts, f"score at least {DRAWN_SCORE}"
+    return [max(1, count) for count in objects], f"best few, none reaches {DRAWN_SCORE}"
+
+
+def match(boxes: Tensor, labels: Tensor, found_boxes: Tensor, found_labels: Tensor) -> list[int | None]:
+    """Which annotated box each detection has found; None for a false one.
+
+    Args:
+        boxes, labels: (N, 4) xyxy and (N,), annotated.
+        found_boxes, found_labels: (M, 4) and (M,), the surest first: it takes, of the boxes of its class that are left
+            and overlap by an IoU of MATCHING_IOU or more, the one that it overlaps most, as in COCO's evaluation.
+    """
+    overlap = box_iou(found_boxes.float(), boxes.float()) * (found_labels[:, None] == labels[None])
+    taken: list[int | None] = []
+    for row in overlap:
+        best = int(row.argmax()) if len(row) else 0
+        if len(row) and row[best] >= MATCHING_IOU:
+            overlap[:, best] = 0
+            taken.append(best)
+        else:
+            taken.append(None)
+    return taken
+
+
+def _pair(
+    image: Tensor,
+    boxes: Tensor,
+    labels: Tensor,
+    detections: Detections,
+    taken: Sequence[int | None],
+    categories: Sequence[str],
+) -> tuple[Image.Image, Image.Image]:
+    picture = Image.fromarray(image.permute(1, 2, 0).numpy())
+    there = [
+        _box(box, label, categories[label], _RIGHT if number in taken else _MISSED, dashed=number not in taken)
+        for number, (box, label) in enumerate(zip(boxes.tolist(), labels.tolist(), strict=True))
+    ]
+    seen = [
+        _box(box, label, f"{categories[label]} {score:.2f}", _FALSE if one is None else _RIGHT, dashed=one is None)
+        for one, box, label, score in zip(
+            taken, detections.boxes.tolist(), detections.labels.tolist(), detections.scores.tolist(), strict=False
+        )
+    ]
+    magnify = SIDE / max(picture.size)
+    # the surest last, which lies on top
+    return draw_boxes(picture, there, magnify, FONT, LINE), draw_boxes(picture, seen[::-1], magnify, FONT, LINE)
+
+
+def _box(xyxy: list[float], label: int, text: str, colour: Colour, *, dashed: bool) -> Box:
+    x0, y0, x1, y1 = xyxy
+    return Box((x0, y0, x1, y1), label, text, colour, dashed)
+
+
+def _box_like(colour: Colour, *, dashed: bool) -> Box:
+    return Box((0, 0, 0, 0), 0, "", colour, dashed)
