@@ -13,6 +13,7 @@ from torchvision.transforms.v2 import functional as F
 
 from .. import __version__
 from ..common.device import choose_device
+from ..common.files import write_json
 from ..common.progress import progress_bar
 from ..common.text import counted
 from ..models.inference.image_size import Size
@@ -22,7 +23,6 @@ from ..train.config.options import Input
 from ..train.data.dataset import CocoDetection
 from ..train.data.loader import validation_data
 from ..train.engine.checkpoint import Trained, load_trained
-from ..train.monitor.files import write_json
 from .core.maps import heat_map
 from .core.trace import Scene, Seen
 from .options import JudgeOptions

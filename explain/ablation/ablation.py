@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...train.monitor.files import write_json
+from ...common.files import write_json
 from ..core.masks import Mode
 from ..options import ScreenBy
 from .effects import Effects, Pairing, Sights, effects

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ...train.monitor.files import atomic_file
+from ...common.files import atomic_file
 from ..figures.drawing import in_words
 from .head_sets import Head
 from .resampling import Change

@@ -12,7 +12,7 @@ from typing import Any
 from scipy.stats import spearmanr
 
 from ... import __version__
-from ...train.monitor.files import atomic_file, write_json
+from ...common.files import atomic_file, write_json
 from .ablation import Measured, Screening, Step
 from .effects import Effects
 from .figures import curves_picture, matrix_picture, pruning_picture, save_figure, screening_picture

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ...common.files import atomic_file
 from ...models.families.detector import Detector
 from ...models.layers.boxes import cxcywh_to_xyxy
 from ...models.layers.evaluation_mode import evaluating
@@ -26,7 +27,6 @@ from ...train.commands.evaluate import autocast
 from ...train.data.dataset import CocoDetection
 from ...train.data.loader import evaluation_loader, to_device
 from ...train.evaluation.results import result_rows
-from ...train.monitor.files import atomic_file
 from ..core.interventions import intervene, mean_outputs
 from ..core.masks import Mask, Masks
 from ..core.sites import find_sites

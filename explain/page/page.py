@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ...train.monitor.files import atomic_file
+from ...common.files import atomic_file
 from ..core.maps import METHODS, token_map
 from ..core.relevance import factors, relevance
 from ..core.trace import Scene, Seen

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ...train.monitor.files import atomic_file
+from ...common.files import atomic_file
 from .measures import Array, Curve
 
 RESAMPLES = 2000

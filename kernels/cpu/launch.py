@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..autograd import Levels
-from ..call import Call, Tensors, call_of
+from ..backend import Call, Tensors, call_of
 from . import backward, forward
 from .emit import BYTES, compile_module
 from .memory import new_empty

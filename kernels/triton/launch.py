@@ -23,7 +23,7 @@ from triton import knobs
 from triton.runtime.driver import driver
 
 from ..autograd import Levels
-from ..call import Call, Tensors, call_of
+from ..backend import Call, Tensors, call_of
 from .backward_atomic import backward_kernel
 from .backward_sorted import SHARES, cells_kernel, keys_kernel, pixels_kernel, points_kernel, shares_kernel
 from .forward import forward_kernel

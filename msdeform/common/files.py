@@ -1,10 +1,16 @@
-"""Writing a file so that a reader, or a crash, never meets half of it."""
+"""Writing files so that a reader, or a crash, never meets half of one; and folders that one process has to itself."""
 
+import json
 import os
+import shutil
+import socket
+import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 
 @contextmanager
@@ -32,6 +38,76 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yields an empty neighbour of ``path``; it takes that name only if the block succeeds.
+
+    Raises:
+        FileExistsError: ``path`` is there already, and not an empty folder.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise FileExistsError(f"{path} exists already and is not an empty folder; name another, or remove it")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+    temporary.chmod(0o777 & ~_umask())  # mkdtemp makes it private
+    try:
+        yield temporary
+        if path.exists():
+            path.rmdir()
+        os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def in_use(folder: Path) -> Iterator[None]:
+    """Keeps other processes from the folder while the block runs, also if it ends by a kill.
+
+    Raises:
+        ValueError: a live process has it, or it cannot be made.
+    """
+    if sys.platform == "win32":  # has no such locks
+        yield
+        return
+    import fcntl
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"folder {folder} cannot be made: {error.strerror}; name another") from None
+    with open(folder / ".lock", "a+", encoding="utf-8") as file:
+        try:
+            # not flock, which worker processes would inherit, and hold for seconds after a kill
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            file.seek(0)
+            who = file.read().strip() or "another process"
+            raise ValueError(f"{folder} is in use by {who}; name another") from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}, since {datetime.now():%Y-%m-%d %H:%M:%S}")
+        file.flush()
+        yield
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes what writes that were killed left in a folder that nobody else uses."""
+    for file in folder.glob(".*.tmp"):
+        if file.is_file():
+            file.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes ``content`` to ``path`` as JSON, whole or not at all."""
+    with atomic_file(path) as file:
+        file.write(json.dumps(content).encode())
 
 
 # beside a run's checkpoints: that of its highest AP

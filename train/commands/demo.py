@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from ...common.device import choose_device
+from ...common.files import write_json
 from ...common.options import command
 from ..config.options import Batch, Compute, Input, Loading, Model, Optim, Run, Schedule, Source, TrainOptions
 from ..data.loader import validation_data
@@ -18,7 +19,6 @@ from ..data.synthetic.synth import SynthOptions, make_dataset
 from ..engine.checkpoint import load_trained
 from ..engine.run import train
 from ..evaluation.coco_metrics import coco_metrics
-from ..monitor.files import write_json
 from ..visual.boxes import save_picture
 from ..visual.sheets import predictions_beside_truth
 from .evaluate import detect

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ... import __version__
 from ...common.device import choose_device
+from ...common.files import write_json
 from ...common.progress import progress_bar
 from ...common.text import counted
 from ...models.families.detector import Detector
@@ -25,7 +26,6 @@ from ..data.loader import evaluation_loader, to_device, validation_data
 from ..engine.checkpoint import Trained, load_trained, num_classes
 from ..evaluation.coco_metrics import Evaluation, class_table, evaluate_boxes, summary
 from ..evaluation.results import Found, read_results, result_rows, unpack_results
-from ..monitor.files import write_json
 from .options import EvalOptions
 
 M = TypeVar("M", bound=nn.Module)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..monitor.files import atomic_file
+from ...common.files import atomic_file
 from ..monitor.history import Array, Axis, History, check_curves, differences, grouped, read_all
 from .options import PlotOptions
 

@@ -12,13 +12,13 @@ from PIL import Image
 from torch import Tensor
 
 from ...common.device import choose_device
+from ...common.files import write_json
 from ...common.progress import progress_bar
 from ...common.text import counted
 from ...models.inference.images import SUFFIXES, BadImageError, read_image
 from ...models.inference.predictor import Detections, nothing_detected
 from ..engine.checkpoint import Trained, load_trained
 from ..evaluation.results import coco_results
-from ..monitor.files import write_json
 from ..visual.boxes import Box, draw_boxes, save_picture
 from .options import PredictOptions
 

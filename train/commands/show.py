@@ -8,11 +8,11 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from ...common.files import write_json
 from ...models.layers.boxes import cxcywh_to_xyxy
 from ..config.options import Loading
 from ..data.dataset import CocoDetection, Sample
 from ..data.loader import training_data, validation_data
-from ..monitor.files import write_json
 from ..visual.boxes import Colour, class_colour, save_picture
 from ..visual.gaussians import draw_scale, gaussian_maps, paint, save_maps
 from ..visual.statistics import draw_charts, print_table, statistics

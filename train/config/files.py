@@ -20,7 +20,7 @@ from typing import Any
 
 import yaml
 
-from ..monitor.files import atomic_file
+from ...common.files import atomic_file
 from .official_flags import counterpart
 from .options import TrainOptions, merged, to_plain
 

@@ -17,13 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...common.files import BEST
+from ...common.files import BEST, atomic_file
 from ...models.families.detector import Detector
 from ...models.weights.formats import TRAINING_FORMAT, check_fit, checkpoints_in, newest_whole, read_source
 from ...models.weights.load import WITHOUT_SIZE, model_of_source
 from ..config.options import TrainOptions, from_plain
 from ..data.dataset import Category
-from ..monitor.files import atomic_file
 
 
 def random_state() -> dict[str, Any]:

@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 
+from ...common.files import atomic_file, in_use, remove_leftovers
 from ...common.options import command
 from ...common.text import counted
 from ...models.layers.evaluation_mode import evaluating
@@ -29,7 +30,6 @@ from ..data.loader import validation_data
 from ..evaluation.coco_metrics import summary
 from ..evaluation.distributed import evaluate_together
 from ..monitor.display import Display, display, peak_memory_mb
-from ..monitor.files import atomic_file, in_use, remove_leftovers
 from ..monitor.loggers import import_wandb
 from ..monitor.run_log import RunLog
 from ..visual.sheets import predictions_beside_truth

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from .files import atomic_file
+from ...common.files import atomic_file
 
 # the file in a run's folder that holds the id of its run at Weights & Biases
 WANDB_ID = "wandb-id"

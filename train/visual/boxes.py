@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from ..monitor.files import atomic_file
+from ...common.files import atomic_file
 from .label_placement import Rectangle, lead, place_labels
 
 Colour = tuple[int, int, int]

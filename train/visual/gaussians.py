@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from ...common.files import atomic_file
 from ...models.layers.boxes import cxcywh_to_xyxy
 from ..data.dataset import Sample
-from ..monitor.files import atomic_file
 from .boxes import class_colour
 
 Array = np.ndarray

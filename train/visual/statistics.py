@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from ...common.files import atomic_file
 from ...common.text import counted
 from ..data.dataset import CocoDetection
-from ..monitor.files import atomic_file
 
 # COCO's limits of small and medium, in pixels of area
 SMALL, MEDIUM = 32**2, 96**2

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 
+from msdeform.common.files import atomic_file
 from msdeform.models.weights.load import init_from
 from msdeform.models.zoo import create_model
 from msdeform.train.config.options import TrainOptions, from_plain, to_plain
 from msdeform.train.engine import checkpoint
 from msdeform.train.engine.checkpoint import load_checkpoint, load_model_state, load_trained, save_checkpoint
 from msdeform.train.engine.state import Training
-from msdeform.train.monitor.files import atomic_file
 
 
 def test_a_write_that_fails_leaves_the_old_file_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

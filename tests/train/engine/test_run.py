@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 
+from msdeform.common.files import in_use
 from msdeform.common.options import command
 from msdeform.models.weights.formats import checkpoints_in, read_source
 from msdeform.train.config.options import TrainOptions
@@ -25,7 +26,6 @@ from msdeform.train.engine.checkpoint import checkpoint_path, load_checkpoint, l
 from msdeform.train.engine.distributed import team
 from msdeform.train.engine.run import run_steps, train
 from msdeform.train.engine.state import Training
-from msdeform.train.monitor.files import in_use
 from msdeform.train.monitor.run_log import read_log
 from tests.train.processes import start, together
 

@@ -23,9 +23,9 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image
 
+from ....common.files import atomic_folder, write_json
 from ....common.progress import progress_bar
 from ...commands.options import SynthOptions
-from ...monitor.files import atomic_folder, write_json
 from .outlines import mask_polygons
 from .shapes import CLASSES, DISTRACTORS, coverage, place
 
