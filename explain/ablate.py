@@ -15,11 +15,11 @@ from ..common.device import choose_device
 from ..common.files import in_use, remove_leftovers
 from ..common.progress import progress_bar
 from ..models.families.detector import Detector
-from ..train.commands.evaluate import match_categories
 from ..train.config.options import Input
 from ..train.data.dataset import CocoDetection
 from ..train.data.loader import validation_data
 from ..train.engine.checkpoint import Trained, load_trained
+from ..train.evaluation.detect import match_categories
 from .ablation.ablation import Advance, Study
 from .ablation.head_sets import Head, counts_of, heads_of, orders
 from .ablation.report import Findings, summary, write

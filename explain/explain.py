@@ -13,9 +13,9 @@ from ..common.files import write_json
 from ..common.progress import progress_bar
 from ..models.inference.images import read_image
 from ..models.inference.predictor import nothing_detected
-from ..train.commands.evaluate import match_categories
 from ..train.data.annotations import Annotations
 from ..train.engine.checkpoint import Trained, load_trained
+from ..train.evaluation.detect import match_categories
 from .core.masks import Mask, parse_mask
 from .core.trace import Scene, Seen
 from .figures.encoder import draw_encoder

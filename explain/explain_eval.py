@@ -18,11 +18,11 @@ from ..common.progress import progress_bar
 from ..common.text import counted
 from ..models.inference.image_size import Size
 from ..models.inference.images import normalise
-from ..train.commands.evaluate import match_categories
 from ..train.config.options import Input
 from ..train.data.dataset import CocoDetection
 from ..train.data.loader import validation_data
 from ..train.engine.checkpoint import Trained, load_trained
+from ..train.evaluation.detect import match_categories
 from .core.maps import heat_map
 from .core.trace import Scene, Seen
 from .options import JudgeOptions

@@ -69,7 +69,7 @@ COMMANDS = {
     ),
     "train": Command(
         "train.config.options:TrainOptions",
-        "train.engine.run:run",
+        "train.commands.train:run",
         "train a detector on photographs with boxes, in COCO's, YOLO's or Pascal VOC's format",
         parse="train.config.resolve:resolve",
     ),
@@ -122,7 +122,7 @@ COMMANDS = {
         "draw images of a data set as training sees them; classes and sizes in numbers",
     ),
     "data synth": Command(
-        "train.commands.options:SynthOptions", "train.data.synthetic.synth:run", "make a synthetic COCO-format data set"
+        "train.data.synthetic.options:SynthOptions", "train.commands.synth:run", "make a synthetic COCO-format data set"
     ),
     "bench": Command(
         "bench.options:OperatorsOptions",

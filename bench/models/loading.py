@@ -18,7 +18,8 @@ from pathlib import Path
 from ...train.config.options import Input, Loading, Source
 from ...train.data.dataset import CocoDetection
 from ...train.data.loader import Order, training_data, training_loader
-from ...train.data.synthetic.synth import SynthOptions, make_dataset
+from ...train.data.synthetic.options import SynthOptions
+from ...train.data.synthetic.synth import make_dataset
 from ..harness.records import Row
 
 _BATCH = 2

@@ -40,7 +40,8 @@ from ...train.config.options import (
     Source,
     TrainOptions,
 )
-from ...train.data.synthetic.synth import SynthOptions, make_dataset
+from ...train.data.synthetic.options import SynthOptions
+from ...train.data.synthetic.synth import make_dataset
 from ...train.engine.signals import STOPPED
 from ...train.monitor.history import History
 from ...train.monitor.run_log import read_log

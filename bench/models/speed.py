@@ -22,8 +22,8 @@ from ...models.catalog import config_of
 from ...models.configs import DeformableDetrConfig
 from ...models.inference.image_size import Size
 from ...models.zoo import create_criterion, create_model
-from ...train.commands.evaluate import autocast
 from ...train.config.options import Optim
+from ...train.engine.acceleration import autocast
 from ...train.engine.optim import make_optimizer
 from ..harness.measure import peak_memory_mb, summary
 from ..harness.records import Row

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ...train.commands.plot import Panel, draw
+from ...train.monitor.curves import Panel, draw
 from ...train.monitor.history import History
 from ..harness.records import Row
 from ..harness.tables import Line, number

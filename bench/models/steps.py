@@ -17,7 +17,8 @@ import torch
 
 from ...train.config.options import Batch, Compute, Loading, Model, Run, Seeing, Source, TrainOptions
 from ...train.data.dataset import Sample
-from ...train.data.synthetic.synth import SynthOptions, make_dataset
+from ...train.data.synthetic.options import SynthOptions
+from ...train.data.synthetic.synth import make_dataset
 from ...train.engine.state import Training, by_shape
 from ...train.engine.step_timer import STAGES
 from ..harness.measure import peak_memory_mb

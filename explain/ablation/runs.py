@@ -23,9 +23,9 @@ from ...models.families.detector import Detector
 from ...models.layers.boxes import cxcywh_to_xyxy
 from ...models.layers.evaluation_mode import evaluating
 from ...models.layers.geometry import widen
-from ...train.commands.evaluate import autocast
 from ...train.data.dataset import CocoDetection
 from ...train.data.loader import evaluation_loader, to_device
+from ...train.engine.acceleration import autocast
 from ...train.evaluation.results import result_rows
 from ..core.interventions import intervene, mean_outputs
 from ..core.masks import Mask, Masks

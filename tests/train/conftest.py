@@ -22,7 +22,8 @@ from msdeform.train.config.options import (
     Source,
     TrainOptions,
 )
-from msdeform.train.data.synthetic.synth import SynthOptions, make_dataset
+from msdeform.train.data.synthetic.options import SynthOptions
+from msdeform.train.data.synthetic.synth import make_dataset
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -15,15 +15,17 @@ from ...common.files import write_json
 from ...common.options import command
 from ..config.options import Batch, Compute, Input, Loading, Model, Optim, Run, Schedule, Source, TrainOptions
 from ..data.loader import validation_data
-from ..data.synthetic.synth import SynthOptions, make_dataset
+from ..data.synthetic.options import SynthOptions
+from ..data.synthetic.synth import make_dataset
 from ..engine.checkpoint import load_trained
 from ..engine.run import train
 from ..evaluation.coco_metrics import coco_metrics
+from ..evaluation.detect import detect
+from ..monitor.curves import save_curves
+from ..monitor.history import History
 from ..visual.boxes import save_picture
 from ..visual.sheets import predictions_beside_truth
-from .evaluate import detect
 from .options import DemoOptions
-from .plot import PlotOptions, plot
 
 # the mini model's tensors are too small to share out among many cores
 MAX_THREADS = 4
@@ -66,7 +68,7 @@ def demo(options: DemoOptions) -> dict[str, float]:
     save_picture(
         predictions_beside_truth(trained.model, names, validation, validation.rows[:DRAWN_IMAGES].tolist()), pictures
     )
-    plot(PlotOptions((run,), curves, terms="loss,AP,AP50"))
+    save_curves([History.read(run)], curves, ("loss", "AP", "AP50"))
     minutes = (time.perf_counter() - begun) / 60
     print(f"AP {metrics['AP']:.3f}, AP50 {metrics['AP50']:.3f} on {len(validation)} held-out images")
     print(f"{minutes:.1f} minutes on {device} with the {trained.attn_backend} backend")

@@ -1,26 +1,15 @@
 """``msdeform plot``: the curves of runs side by side in one picture, and a table of what came of them."""
 
-import io
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from ...common.files import atomic_file
-from ..monitor.history import Array, Axis, History, check_curves, differences, grouped, read_all
+from ..monitor.curves import save_curves
+from ..monitor.history import History, differences, read_all
 from .options import PlotOptions
-
-# seen apart by most who do not see all colours (Okabe and Ito)
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8c6d31")
-_STYLES = ("-", "--", ":", "-.")
-_STYLE_SIGNS = ("──", "- -", "···", "-·-")
-_COLUMNS = 3
-# curves so short get a mark at each point: a single one would not be seen at all
-_MARKED = 40
-
 
 _HEAD: tuple[str, ...] = (
     "run",
@@ -37,57 +26,6 @@ _HEAD: tuple[str, ...] = (
 )
 
 
-@dataclass(frozen=True)
-class Panel:
-    """One pair of axes: several curves of a run differ in their line's style, a curve of several runs in colour."""
-
-    title: str
-    curves: tuple[str, ...]
-    labels: tuple[str, ...] = ()
-    """What the curves are, where there are several."""
-    scale: Literal["linear", "log"] = "linear"
-    from_zero: bool = False
-
-
-_PANELS: tuple[Panel, ...] = (
-    Panel("loss", ("loss",)),
-    Panel("classification loss, last layer", ("loss_ce",)),
-    Panel("L1 loss of boxes, last layer", ("loss_bbox",)),
-    Panel("GIoU loss, last layer", ("loss_giou",)),
-    Panel("AP", ("AP",), from_zero=True),
-    Panel("AP50", ("AP50",), from_zero=True),
-    Panel("AP75", ("AP75",), from_zero=True),
-    Panel("AP by size of objects", ("AP_L", "AP_M", "AP_S"), ("large", "medium", "small"), from_zero=True),
-    Panel("learning rate", ("lr_main", "lr_backbone", "lr_offsets"), ("main", "backbone", "offsets"), "log"),
-    Panel("images a second", ("images_per_s",), from_zero=True),
-    Panel("norm of the gradient", ("grad_norm",), scale="log"),
-    Panel("seconds a step", ("step_s", "data_s"), ("computing", "waiting for data"), from_zero=True),
-)
-
-
-def plot(options: PlotOptions) -> list[History]:
-    """Draws the picture; returns the runs.
-
-    Raises:
-        FileNotFoundError, ValueError: a run has no log or nothing in it, or no run has a curve of that name.
-    """
-    out = place(options)
-    histories = read_all(options.runs)
-    panels = _PANELS
-    if options.terms is not None:
-        names = [name.strip() for name in options.terms.split(",") if name.strip()]
-        if not names:
-            raise ValueError(f"terms: expected names of curves with commas between them, got {options.terms!r}")
-        check_curves(names, histories)
-        panels = tuple(_panel_of(name) for name in names)
-    figure = draw(grouped(histories, options.group), panels, options.x, options.smooth)
-    encoded = io.BytesIO()
-    figure.savefig(encoded, format=out.suffix.lower()[1:], dpi=130)
-    with atomic_file(out) as file:
-        file.write(encoded.getvalue())
-    return histories
-
-
 def place(options: PlotOptions) -> Path:
     """Where the picture goes: --out, or plot.png in the run's folder, or in the folder that holds all runs."""
     if options.out is not None:
@@ -96,127 +34,6 @@ def place(options: PlotOptions) -> Path:
     # relative paths stay relative, as they are printed
     common = folders[0] if len(folders) == 1 else Path(os.path.commonpath([folder.resolve() for folder in folders]))
     return common / "plot.png"
-
-
-def _panel_of(name: str) -> Panel:
-    """The standard panel that shows this curve alone, or one for it."""
-    known = (panel for panel in _PANELS if panel.curves == (name,))
-    return next(known, Panel(name, (name,), scale="log" if name.startswith("lr_") else "linear"))
-
-
-def draw(groups: Sequence[Sequence[History]], panels: Sequence[Panel], axis: Axis, smooth: int | None) -> Any:
-    """A figure: a colour for each group of runs, a panel for each of ``panels`` that any run has something of."""
-    import matplotlib.figure
-    from matplotlib.lines import Line2D
-
-    known = {name for group in groups for one in group for name in one.curves() if len(one.curve(name)[0])}
-    panels = [panel for panel in panels if known & set(panel.curves)]
-    columns = min(_COLUMNS, len(panels))
-    rows = -(-len(panels) // columns)
-    figure = matplotlib.figure.Figure(figsize=(max(5.0, 3.8 * columns), 2.5 * rows + 0.6), layout="constrained")
-    flat = figure.subplots(rows, columns, squeeze=False, sharex="all").flat
-    for axes in flat[len(panels) :]:
-        axes.set_visible(False)
-    for place, (axes, panel) in enumerate(zip(flat, panels, strict=False)):
-        for number, group in enumerate(groups):
-            _draw_group(axes, panel, group, _COLOURS[number % len(_COLOURS)], axis, smooth)
-        _finish(axes, panel, known)
-        if place >= len(panels) - columns:  # the last of its column
-            axes.set_xlabel(axis)
-
-    handles = [
-        Line2D([], [], color=_COLOURS[number % len(_COLOURS)], label=_label(group))
-        for number, group in enumerate(groups)
-    ]
-    logged = {name for group in groups for one in group for name in one.steps[-1]}
-    # whatever no step has logged comes of evaluations
-    if any(f"val_{name}" in known or name not in logged for panel in panels for name in panel.curves):
-        if smooth != 1 and any(len(group) == 1 for group in groups):
-            handles.append(Line2D([], [], color="0.4", alpha=0.35, linewidth=0.7, label="as logged"))
-        handles.append(Line2D([], [], color="0.4", label="training" if smooth == 1 else "training, smoothed"))
-        handles.append(Line2D([], [], color="0.4", linestyle="--", marker=".", label="validation"))
-    # above all panels, where it covers nothing
-    longest = max(len(str(handle.get_label())) for handle in handles)
-    beside = max(1, min(len(handles), 40 * columns // (longest + 6)))
-    figure.legend(handles=handles, loc="outside upper center", ncols=beside, frameon=False)
-    return figure
-
-
-def _label(group: Sequence[History]) -> str:
-    return group[0].name if len(group) == 1 else f"{group[0].name}: mean and range of {len(group)} seeds"
-
-
-def _draw_group(axes: Any, panel: Panel, group: Sequence[History], colour: str, axis: Axis, smooth: int | None) -> None:
-    for name, style in zip(panel.curves, _STYLES, strict=False):
-        raw = [curve for history in group if len((curve := history.curve(name, axis))[0])]
-        noisy = any(name in history.steps[-1] for history in group) and not name.startswith("lr_")
-        curves = [(x, running_mean(y, smooth or max(1, len(y) // 20))) if noisy else (x, y) for x, y in raw]
-        if noisy and len(group) == 1 and smooth != 1:
-            for x, y in raw:
-                axes.plot(x, y, color=colour, alpha=0.2, linewidth=0.7)
-        evaluated = not noisy and not name.startswith("lr_")
-        # dashed as validation losses are, unless the style tells curves of one panel apart
-        own = "--" if evaluated and len(panel.curves) == 1 else style
-        _draw_curves(axes, curves, colour, own, marked=evaluated)
-        validation = [curve for history in group if len((curve := history.curve(f"val_{name}", axis))[0])]
-        _draw_curves(axes, validation, colour, "--", marked=True)
-
-
-def _draw_curves(axes: Any, curves: Sequence[tuple[Array, Array]], colour: str, style: str, *, marked: bool) -> None:
-    """A line, of several curves their mean in a band from the least to the most, where all have points."""
-    if not curves:
-        return
-    (x, middle), *others = curves
-    if others:
-        inside = (x >= max(one[0][0] for one in curves)) & (x <= min(one[0][-1] for one in curves))
-        x = x[inside]
-        values = np.stack([np.interp(x, *one) for one in curves])
-        middle = values.mean(0)
-        axes.fill_between(x, values.min(0), values.max(0), color=colour, alpha=0.2, linewidth=0)
-    few = len(x) == 1 or (marked and len(x) <= _MARKED)
-    axes.plot(x, middle, style, color=colour, linewidth=1.4, marker="." if few else None, markersize=5)
-
-
-def _finish(axes: Any, panel: Panel, known: set[str]) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    title = panel.title
-    if panel.labels:  # in the title, where a legend covers no line
-        shown = zip(panel.curves, panel.labels, _STYLE_SIGNS, strict=False)
-        title += "\n" + "   ".join(f"{sign} {label}" for name, label, sign in shown if name in known)
-    axes.set_title(title, fontsize=10)
-    if panel.scale == "log":
-        _scale_by_decades(axes)
-    if panel.from_zero:
-        axes.set_ylim(bottom=0)
-    axes.grid(alpha=0.25)
-    axes.tick_params(labelsize=8, labelbottom=True)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, min_n_ticks=2))
-
-
-def _scale_by_decades(axes: Any, most: float = 3.0) -> None:
-    """A logarithmic axis of the uppermost decades alone: a cosine ends at nothing."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    axes.set_yscale("log")
-    values = np.concatenate([line.get_ydata() for line in axes.lines] or [np.ones(1)])
-    values = values[values > 0]
-    if len(values) == 0:
-        return
-    span = float(np.log10(values.max() / values.min()))
-    if span > most:
-        axes.set_ylim(values.max() / 10**most, values.max() * 2)
-    axes.yaxis.set_major_locator(LogLocator(subs=(1.0,) if span > 1.5 else (1.0, 2.0, 5.0)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
-
-
-def running_mean(values: Array, width: int) -> Array:
-    """The mean of the values at most half of ``width`` away from each; of fewer at both ends."""
-    low = np.maximum(np.arange(len(values)) - width // 2, 0)
-    high = np.minimum(np.arange(len(values)) + width // 2 + 1, len(values))
-    sums = np.concatenate([[0.0], np.cumsum(values)])
-    return (sums[high] - sums[low]) / (high - low)
 
 
 def table(histories: Sequence[History]) -> list[str]:
@@ -261,9 +78,16 @@ def _shown(value: Any) -> str:
 
 def run(options: PlotOptions) -> int:
     """``msdeform plot``."""
-    histories = plot(options)
+    out = place(options)
+    histories = read_all(options.runs)
+    terms = None
+    if options.terms is not None:
+        terms = [name.strip() for name in options.terms.split(",") if name.strip()]
+        if not terms:
+            raise ValueError(f"terms: expected names of curves with commas between them, got {options.terms!r}")
+    save_curves(histories, out, terms, axis=options.x, smooth=options.smooth, group=options.group)
     print("\n".join(table(histories)))
     for name, values in differences(histories).items():
         print(f"{name.replace('_', '-')}: {' | '.join(map(_shown, values))}")
-    print(f"curves: {place(options)}")
+    print(f"curves: {out}")
     return 0

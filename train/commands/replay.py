@@ -19,11 +19,11 @@ from ...models.weights.formats import check_fit
 from ...models.zoo import build_model, create_criterion
 from ..data.dataset import Sample
 from ..data.loader import to_device
+from ..engine.acceleration import autocast
 from ..engine.build import settle_backend
 from ..engine.checkpoint import read_saved
 from ..engine.state import REPLAY_FORMAT
 from ..visual.boxes import Box, draw_boxes, save_picture
-from .evaluate import autocast
 from .options import ReplayOptions
 
 

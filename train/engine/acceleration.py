@@ -1,7 +1,7 @@
 """What makes a step faster or smaller without changing what it computes: layouts, compilation, recomputation."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -12,6 +12,15 @@ from torch.utils.checkpoint import checkpoint
 from ...models.families.detector import Detector
 from ...models.zoo import body_of
 from ..config.options import Compute
+
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
+    """Autocast to bf16 or fp16, or nothing for fp32 and fp64."""
+    if precision in _AUTOCAST:
+        return torch.autocast(device.type, dtype=_AUTOCAST[precision])
+    return nullcontext()
 
 
 def prepare(model: Detector, compute: Compute) -> None:

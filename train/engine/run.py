@@ -1,4 +1,4 @@
-"""``msdeform train``: steps, evaluations, checkpoints and logs, to the end of a run, whatever happens on the way.
+"""Training: steps, evaluations, checkpoints and logs, to the end of a run, whatever happens on the way.
 
 A run can end at any moment and go on later: checkpoints are whole or absent, one is written before an evaluation and
 another after it, and a signal from a scheduler is answered by a checkpoint when the step is done.
@@ -27,7 +27,6 @@ from ..config.options import TrainOptions, to_plain
 from ..config.resolve import save_settings, settings_lines
 from ..data.dataset import CocoDetection, Sample
 from ..data.loader import validation_data
-from ..evaluation.coco_metrics import summary
 from ..evaluation.distributed import evaluate_together
 from ..monitor.display import Display, display, peak_memory_mb
 from ..monitor.loggers import import_wandb
@@ -501,21 +500,12 @@ def _record(stack: contextlib.ExitStack, training: Training, out: Path) -> tuple
     return log, stack.enter_context(display(training.steps_done, training.total_steps, shown=shown))
 
 
-def run(options: TrainOptions) -> int:
-    """``msdeform train``."""
-    if options.run.eval and options.run.resume is not None:
-        return _evaluate_and_stop(options)
-    train(options)
-    return 0
-
-
-def _evaluate_and_stop(options: TrainOptions) -> int:
+def evaluate_checkpoint(options: TrainOptions) -> dict[str, Any] | None:
+    """COCO's metrics of the checkpoint that ``--resume`` names; None in every process but the first."""
     with team(options.compute) as crew:
         assert options.run.resume is not None
         with crew.together("setting up"):
             training = Training(options, load_checkpoint(options.run.resume), crew)
             validation = _validation(training)
         metrics = evaluate(training, validation)
-        if crew.leads:
-            print(summary(metrics))
-    return 0
+        return metrics if crew.leads else None

@@ -19,11 +19,10 @@ from ...common.device import choose_device
 from ...models.families.detector import Detector
 from ...models.losses.matcher import NonFiniteCostError
 from ...models.zoo import create_criterion, plain_config
-from ..commands.evaluate import autocast
 from ..config.options import TrainOptions, from_plain, to_plain
 from ..data.dataset import CocoDetection, Sample
 from ..data.loader import Order, to_device, training_data, training_loader
-from .acceleration import prepare
+from .acceleration import autocast, prepare
 from .build import model_of_checkpoint, new_model
 from .checkpoint import category_list, load_model_state, random_state, set_random_state
 from .distributed import Team

@@ -5,10 +5,10 @@ from typing import Any
 from torch import nn
 
 from ...models.families.detector import Detector
-from ..commands.evaluate import detect
 from ..data.dataset import CocoDetection
 from ..engine.distributed import Team
 from .coco_metrics import evaluate_boxes
+from .detect import detect
 from .results import merge
 
 

@@ -12,7 +12,8 @@ from msdeform.cli import main
 from msdeform.train.config.options import Input, Loading, Source
 from msdeform.train.data.dataset import CocoDetection, Sample
 from msdeform.train.data.loader import training_data
-from msdeform.train.data.synthetic.synth import SynthOptions, make_dataset
+from msdeform.train.data.synthetic.options import SynthOptions
+from msdeform.train.data.synthetic.synth import make_dataset
 
 CPU = torch.device("cpu")
 TINY = "deformable_detr_tiny"

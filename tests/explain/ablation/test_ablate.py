@@ -25,11 +25,11 @@ from msdeform.explain.core.masks import Mask
 from msdeform.explain.core.sites import find_sites
 from msdeform.models.attention import MSDeformAttn
 from msdeform.models.families.detector import Detector
-from msdeform.train.commands.evaluate import detect
 from msdeform.train.config.options import Input, Source, TrainOptions
 from msdeform.train.data.dataset import Category
 from msdeform.train.data.loader import validation_data
 from msdeform.train.engine.checkpoint import Trained
+from msdeform.train.evaluation.detect import detect
 from tests.explain.models import images, uneven
 from tests.explain.planted import COLOURS, OTHER_HEAD, PLANTED, random_board
 

@@ -13,8 +13,8 @@ from torch import nn
 from msdeform.cli import main
 from msdeform.models.families.detector import Detector
 from msdeform.models.inference.image_size import Size
+from msdeform.models.layers.evaluation_mode import evaluating
 from msdeform.models.zoo import create_criterion, create_model
-from msdeform.train.commands.evaluate import detect, evaluating
 from msdeform.train.config.options import TrainOptions
 from msdeform.train.data.dataset import Annotations, CocoDetection
 from msdeform.train.data.loader import evaluation_loader, to_device
@@ -23,6 +23,7 @@ from msdeform.train.engine.checkpoint import save_checkpoint
 from msdeform.train.engine.distributed import Team
 from msdeform.train.engine.state import Training
 from msdeform.train.evaluation.coco_metrics import METRICS, coco_metrics, evaluate_boxes
+from msdeform.train.evaluation.detect import detect
 from msdeform.train.evaluation.distributed import evaluate_together
 from msdeform.train.evaluation.results import Found, coco_results, merge, pack_results, unpack_results
 from tests.models.huggingface import randomise

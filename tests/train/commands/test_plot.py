@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from msdeform.cli import main
-from msdeform.train.commands.plot import _PANELS, Panel, draw, running_mean, table
+from msdeform.train.commands.plot import table
+from msdeform.train.monitor.curves import _PANELS, Panel, draw, running_mean
 from msdeform.train.monitor.history import History, differences, grouped, read_all
 
 Write = Callable[..., Path]

@@ -10,11 +10,11 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from msdeform.train.data.synthetic import synth
+from msdeform.train.data.synthetic.options import SynthOptions
 from msdeform.train.data.synthetic.shapes import CLASSES, coverage, place
 from msdeform.train.data.synthetic.synth import (
     MAX_OBJECTS,
     MIN_EXTENT,
-    SynthOptions,
     annotate,
     make_dataset,
     make_scene,

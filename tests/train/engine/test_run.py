@@ -20,7 +20,8 @@ from msdeform.common.files import in_use
 from msdeform.common.options import command
 from msdeform.models.weights.formats import checkpoints_in, read_source
 from msdeform.train.config.options import TrainOptions
-from msdeform.train.data.synthetic.synth import SynthOptions, make_dataset
+from msdeform.train.data.synthetic.options import SynthOptions
+from msdeform.train.data.synthetic.synth import make_dataset
 from msdeform.train.engine import checkpoint, run
 from msdeform.train.engine.checkpoint import checkpoint_path, load_checkpoint, load_trained
 from msdeform.train.engine.distributed import team

@@ -10,9 +10,9 @@ from torch import nn
 from msdeform.explain.core.trace import Scene
 from msdeform.models.layers.evaluation_mode import evaluating, evaluation_mode
 from msdeform.models.zoo import create_model
-from msdeform.train.commands.evaluate import detect
 from msdeform.train.config.options import Input, Source
 from msdeform.train.data.loader import validation_data
+from msdeform.train.evaluation.detect import detect
 
 
 def mixed() -> nn.Module:

@@ -24,7 +24,8 @@ from msdeform.train.config.options import (
     Source,
     TrainOptions,
 )
-from msdeform.train.data.synthetic.synth import SynthOptions, make_dataset
+from msdeform.train.data.synthetic.options import SynthOptions
+from msdeform.train.data.synthetic.synth import make_dataset
 from msdeform.train.engine.run import run_steps
 
 FILE = Path(__file__).with_name("golden.json")

@@ -1,4 +1,4 @@
-"""``msdeform data synth``: a seeded data set of shapes, in COCO's format, to train on where there is no data.
+"""A seeded data set of shapes, in COCO's format, to train on where there is no data.
 
 One image: a textured background, unlabelled clutter, then 1 to 10 shapes drawn one over the other. A shape hides at
 most half of any shape below it. As in COCO an annotation describes what is visible: ``segmentation``, ``area`` and
@@ -25,7 +25,7 @@ from PIL import Image
 
 from ....common.files import atomic_folder, write_json
 from ....common.progress import progress_bar
-from ...commands.options import SynthOptions
+from .options import SynthOptions
 from .outlines import mask_polygons
 from .shapes import CLASSES, DISTRACTORS, coverage, place
 
@@ -270,10 +270,3 @@ def make_dataset(options: SynthOptions) -> None:
     with atomic_folder(options.out) as folder:
         _write_split(options, folder, "train2017", options.train, 0)
         _write_split(options, folder, "val2017", options.val, VAL_OFFSET)
-
-
-def run(options: SynthOptions) -> int:
-    """``msdeform data synth``."""
-    make_dataset(options)
-    print(f"wrote {options.train} + {options.val} images of {options.classes} classes to {options.out}")
-    return 0

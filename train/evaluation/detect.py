@@ -1,0 +1,121 @@
+"""What a model finds in a data set, and its losses there; which category of the data each of its labels is."""
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ...models.families.detector import Detector
+from ...models.layers.evaluation_mode import evaluating
+from ...models.losses.criterion import SetCriterion
+from ..data.dataset import Category, CocoDetection
+from ..data.loader import evaluation_loader, to_device
+from ..engine.acceleration import autocast
+from ..engine.checkpoint import Trained, num_classes
+from .results import Found, result_rows
+
+
+def detect(
+    model: Detector,
+    data: CocoDetection,
+    device: torch.device,
+    *,
+    batch_size: int = 1,
+    workers: int = 0,
+    precision: str = "fp32",
+    category_ids: Sequence[int | None] | None = None,
+    criterion: nn.Module | None = None,
+    shard: tuple[int, int] = (0, 1),
+    advance: Callable[[], None] = lambda: None,
+) -> Found:
+    """What a model finds in a data set: the best 100 of every image, unfiltered; boxes in pixels of the file.
+
+    Args:
+        model: left in the mode it was in.
+        data: of validation_data.
+        device: the model's.
+        batch_size: images at once; padding them to one size moves AP a little.
+        workers: processes that decode images.
+        precision: of the run; bf16 and fp16 are autocast.
+        category_ids: those of the model's labels, None for a label that is not in the data; by default a label is the
+            category at this place.
+        criterion: of create_criterion, for ``Found.losses``: each of its values and the weighted sum ``loss``, of all
+            images as if they were one batch, so neither ``batch_size`` nor the number of processes changes them.
+            Faster R-CNN has losses in training mode alone, and so none here.
+        shard: (rank, world): of several processes, each looks at every world-th image from its rank on, no image
+            twice; `results.merge` makes one of what they found.
+        advance: called after every image.
+    """
+    rank, world = shard
+    if not 0 <= rank < world:
+        raise ValueError(f"shard: expected a rank from 0 to {world - 1} of {world} processes, got {rank}")
+    part = copy.copy(data)
+    part.rows = data.rows[rank::world]
+    ids = [category.id for category in data.annotations.categories] if category_ids is None else category_ids
+    dtype = next((parameter.dtype for parameter in model.parameters()), torch.float32)
+    losses = _Losses(criterion, data) if isinstance(criterion, SetCriterion) else None
+    image_ids: list[int] = []
+    rows: list[np.ndarray] = []
+    with evaluating(model), autocast(device, precision):
+        for samples in evaluation_loader(part, batch_size, workers) if len(part) else ():
+            images, targets = to_device(samples, device, dtype)
+            sizes = torch.tensor([target["size"] for target in targets], device=device)
+            outputs = model(images)
+            if losses is not None:
+                losses.add(outputs, targets)
+            batch = [target["image_id"] for target in targets]
+            rows.append(result_rows(batch, model.post_process(outputs, sizes), ids))
+            image_ids += batch
+            for _ in batch:
+                advance()
+    return Found(
+        image_ids=np.asarray(image_ids, dtype=np.int64),
+        results=np.concatenate([result_rows([], [], ids), *rows]),
+        losses={} if losses is None else losses.sums(),
+    )
+
+
+class _Losses:
+    """The losses of a data set, batch by batch: shares that add up to those of all its images as one batch."""
+
+    def __init__(self, criterion: SetCriterion, data: CocoDetection) -> None:
+        self.criterion = criterion
+        self.box_counts = np.diff(data.annotations.first)[data.rows].tolist()
+        self.total: dict[str, Tensor] = {}
+
+    def add(self, outputs: dict[str, Any], targets: list[dict[str, Any]]) -> None:
+        shares = self.criterion(outputs, targets, box_counts=self.box_counts)
+        weighted = [shares[name] * weight for name, weight in self.criterion.weight_dict.items()]
+        for name, share in {"loss": torch.stack(weighted).sum(), **shares}.items():
+            self.total[name] = self.total.get(name, 0.0) + share.double()
+
+    def sums(self) -> dict[str, float]:
+        return {name: float(value) for name, value in self.total.items()}
+
+
+def match_categories(trained: Trained, data: list[Category]) -> list[int | None]:
+    """The data's category id of each label of weights that ``msdeform train`` did not write; None where it has none.
+
+    By name where the weights have names. Else a label is a place among the data's categories if there are as many,
+    or, as the official code has it, a category id itself.
+
+    Raises:
+        ValueError: the data has a class that the model lacks.
+    """
+    names, count = trained.model.categories, num_classes(trained.model)
+    if names is not None:
+        missing = [category.name for category in data if category.name not in names]
+        if missing:
+            raise ValueError(
+                f"{trained.name} has no class '{missing[0]}'; it lacks {len(missing)} of the data's {len(data)} classes"
+            )
+        ids = {category.name: category.id for category in data}
+        return [ids.get(name) for name in names]
+    if count == len(data):
+        return [category.id for category in data]
+    if count > max(category.id for category in data):
+        return list(range(count))
+    raise ValueError(f"{trained.name} has {count} classes without names, and the data has {len(data)} others")
