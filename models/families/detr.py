@@ -6,7 +6,7 @@ from torch import nn
 
 from ..layers.backbone import Backbone
 from ..layers.batch import Images, as_batch, shrink_mask
-from ..layers.geometry import widen
+from ..layers.geometry import at_least_float32
 from ..layers.heads import BoxHead, class_head
 from .detector import Detector, layer_outputs
 from .detr_transformer import Attentions, DetrTransformer
@@ -56,7 +56,7 @@ class Detr(Detector):
         hidden = self.transformer(
             self.input_proj(features), mask, position(mask, features.dtype), self.query_embed.weight, keep
         )
-        boxes = [widen(self.bbox_embed(x)).sigmoid() for x in hidden]
+        boxes = [at_least_float32(self.bbox_embed(x)).sigmoid() for x in hidden]
         outputs = layer_outputs([self.class_embed(x) for x in hidden], boxes, aux_loss=self.aux_loss)
         if keep is not None:
             outputs["attentions"] = keep

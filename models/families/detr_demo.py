@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..layers.backbone import Backbone
 from ..layers.batch import Images, as_batch, shrink_mask
-from ..layers.geometry import widen
+from ..layers.geometry import at_least_float32
 from .detector import Detector
 
 # the published demo's weights were trained with pixels scaled so
@@ -52,7 +52,10 @@ class DetrDemo(Detector):
             src_key_padding_mask=mask,
             memory_key_padding_mask=mask,
         )
-        return {"pred_logits": self.linear_class(hidden), "pred_boxes": widen(self.linear_bbox(hidden)).sigmoid()}
+        return {
+            "pred_logits": self.linear_class(hidden),
+            "pred_boxes": at_least_float32(self.linear_bbox(hidden)).sigmoid(),
+        }
 
     def _positions(self, height: int, width: int) -> Tensor:
         """(h*w, C): the column's embedding, then the row's."""
