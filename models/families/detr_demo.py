@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..configs import DetrDemoConfig
 from ..layers.backbone import Backbone
 from ..layers.batch import Images, as_batch, shrink_mask
 from ..layers.geometry import at_least_float32
@@ -20,7 +21,7 @@ PIXEL_SCALE = 0.1
 SIZE = 50
 
 
-class DetrDemo(Detector):
+class DetrDemo(Detector, config=DetrDemoConfig):
     """The state dict has the names of the published demo. Maps of more than 50 rows or columns raise ValueError."""
 
     focal = False
@@ -36,6 +37,26 @@ class DetrDemo(Detector):
         self.query_pos = nn.Parameter(torch.rand(num_queries, width))
         self.row_embed = nn.Parameter(torch.rand(SIZE, width // 2))
         self.col_embed = nn.Parameter(torch.rand(SIZE, width // 2))
+
+    @classmethod
+    def from_parts_of(cls, config: DetrDemoConfig, attn_backend: str) -> "DetrDemo":
+        transformer = nn.Transformer(
+            config.hidden_dim,
+            config.nheads,
+            config.enc_layers,
+            config.dec_layers,
+            config.dim_feedforward,
+            config.dropout,
+            batch_first=True,
+        )
+        # torch's nested tensors are a prototype, of which it warns on every padded batch
+        transformer.encoder.use_nested_tensor = False
+        backbone = Backbone.from_config(config, 1)
+        return cls(backbone, transformer, num_classes=config.num_classes, num_queries=config.num_queries)
+
+    @property
+    def body(self) -> nn.Module:
+        return self.backbone
 
     def forward(self, images: Images) -> dict[str, Any]:
         """Returns ``pred_logits`` (B, Q, num_classes + 1) and ``pred_boxes`` (B, Q, 4), cxcywh, normalised.

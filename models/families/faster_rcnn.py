@@ -14,6 +14,7 @@ from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
+from ..configs import FasterRcnnConfig
 from ..layers.backbone import Backbone
 from ..layers.batch import Images, as_batch
 from ..layers.boxes import cxcywh_to_xyxy
@@ -27,7 +28,7 @@ LOSSES = ("loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_re
 STRIDE = 32
 
 
-class FasterRcnn(Detector):
+class FasterRcnn(Detector, config=FasterRcnnConfig):
     """torchvision's `FasterRCNN`, whose parameters keep torchvision's names under ``detector``.
 
     Labels are those of the data, from 0; torchvision's, which count from 1, stay inside.
@@ -42,6 +43,14 @@ class FasterRcnn(Detector):
             head.register_forward_pre_hook(_to_own_dtype)
             head.register_forward_hook(_output_at_least_float32)
         self.num_classes = num_classes
+
+    @classmethod
+    def from_parts_of(cls, config: FasterRcnnConfig, attn_backend: str) -> "FasterRcnn":
+        return cls(Backbone.from_config(config, 4), num_classes=config.num_classes)
+
+    @property
+    def body(self) -> nn.Module:
+        return self.detector.backbone.body
 
     def forward(self, images: Images) -> dict[str, Any]:
         """In evaluation, ``detections``: for each image ``boxes`` (n, 4) xyxy, normalised, ``labels``, ``scores``.
