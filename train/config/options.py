@@ -13,7 +13,8 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from ...common.options import Device, ReadFile, ReadFolder, ReadPath, Reads, WriteFolder, at_least, members
 from ...kernels.diagnostics.options import BackendName
-from ...models.catalog import check_fields, check_model, config_of
+from ...models.catalog import check_model, config_of
+from ...models.configs import check_fields
 from ...models.inference.image_size import Size
 from ..data.layouts import KNOWN, find_split
 from ..data.layouts import described as contents
