@@ -64,7 +64,7 @@ COMMANDS = {
     ),
     "verify --compiled": Command(
         "bench.options:VerifyCompiledOptions",
-        "bench.static.ptx.verify:verify",
+        "bench.static.commands:verify_compiled",
         "check the kernels as compiled for a GPU, executed on this CPU",
     ),
     "train": Command(
@@ -171,7 +171,7 @@ COMMANDS = {
     ),
     "bench model": Command(
         "bench.options:ModelOptions",
-        "bench.static.model:run",
+        "bench.static.commands:model",
         "predict what bounds each kernel on an H200 from its counts",
     ),
     "bench render": Command(
