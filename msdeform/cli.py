@@ -64,7 +64,7 @@ COMMANDS = {
     ),
     "verify --compiled": Command(
         "bench.options:VerifyCompiledOptions",
-        "bench.static.ptx.verify:verify",
+        "bench.static.commands:verify_compiled",
         "check the kernels as compiled for a GPU, executed on this CPU",
     ),
     "train": Command(
@@ -151,12 +151,12 @@ COMMANDS = {
     ),
     "bench explain": Command(
         "bench.options:ExplainOptions",
-        "bench.models.explain:run",
+        "bench.models.commands:explain",
         "time relevance beside the model's own passes, and the memory it adds",
     ),
     "bench exports": Command(
         "bench.options:ExportsOptions",
-        "bench.models.exports:run",
+        "bench.models.commands:exports",
         "run exported detectors at every boundary of padding, beside their models",
     ),
     "bench first-call": Command(
@@ -171,7 +171,7 @@ COMMANDS = {
     ),
     "bench model": Command(
         "bench.options:ModelOptions",
-        "bench.static.model:run",
+        "bench.static.commands:model",
         "predict what bounds each kernel on an H200 from its counts",
     ),
     "bench render": Command(
@@ -186,7 +186,7 @@ COMMANDS = {
     ),
     "bench seeds": Command(
         "bench.options:SeedsOptions",
-        "bench.models.seeds:run",
+        "bench.models.commands:seeds",
         "train on every backend with several seeds: do their APs agree?",
     ),
     "bench startup": Command(
@@ -196,7 +196,7 @@ COMMANDS = {
     ),
     "bench training": Command(
         "bench.options:TrainingOptions",
-        "bench.models.training:run",
+        "bench.models.commands:training",
         "time the loading of images, and the stages of a training step",
     ),
     "ablate": Command(
@@ -206,7 +206,7 @@ COMMANDS = {
     ),
     "table": Command(
         "bench.options:TableOptions",
-        "bench.models.table:run",
+        "bench.models.commands:table",
         "the detectors' published size, FLOPs and speed, and ours beside them",
     ),
     "demo": Command(

@@ -102,15 +102,16 @@ class Run:
         ]
 
     def command(
-        self, name: str, options: ExplainOptions | SeedsOptions | TrainingOptions, minutes: float | None = None
+        self, module: str, options: ExplainOptions | SeedsOptions | TrainingOptions, minutes: float | None = None
     ) -> None:
-        """Run another benchmark's command in what time is left; its rows go beside these, and are known again there."""
+        """Run another benchmark in what time is left; its rows go beside these, and are known again there."""
+        name = module.partition(".")[0]
         minutes = self.seconds_left / 60 if minutes is None else minutes
         if minutes < _LEAST_MINUTES:
             self.left.append(f"{name}: less than a minute was left")
             return
         options = replace(options, quick=self.quick, minutes=round(minutes, 1), out=self.book.path)
-        left = import_module(f"..models.{name}", __package__).fill(options)
+        left = import_module(f"..models.{module}", __package__).measure_rows(options)
         if left:
             self.left.append(f"{name}: {left}")
 
@@ -363,9 +364,9 @@ def detectors(run: Run) -> None:
     run.settings.limit = 300.0
     if run.quick:
         tiny = table.REDUCED_MODELS[:1]
-        run.measure(table.plan_models(tiny, ("reference",), ["float32"], (1,), ("eager",), reduced=True))
+        run.measure(table.model_jobs(tiny, ("reference",), ["float32"], (1,), ("eager",), reduced=True))
     else:
-        speeds = table.plan_models(MODELS, _BACKENDS, _BOTH, (1, 4), ("eager",), reduced=False)
+        speeds = table.model_jobs(MODELS, _BACKENDS, _BOTH, (1, 4), ("eager",), reduced=False)
         run.measure([job for job in speeds if job.method == "published"])
     _speeds(run)
     profiles(run)
@@ -406,9 +407,9 @@ def training_steps(run: Run) -> None:
     run.settings.limit = 300.0
     if run.quick:
         tiny = table.REDUCED_MODELS[:1]
-        run.measure(table.plan_training(tiny, ("reference",), ["float32"], (2,), reduced=True))
+        run.measure(table.training_jobs(tiny, ("reference",), ["float32"], (2,), reduced=True))
     else:
-        run.measure(table.plan_training(MODELS, _BACKENDS, _BOTH, (2, 4), reduced=False))
+        run.measure(table.training_jobs(MODELS, _BACKENDS, _BOTH, (2, 4), reduced=False))
     _speeds(run)
 
 
@@ -418,8 +419,8 @@ def detectors_others(run: Run) -> None:
     from ..models.published import MODELS
 
     run.settings.limit = 300.0
-    run.measure(table.plan_models(MODELS, _BACKENDS, _BOTH, (1, 4), ("eager",), reduced=False))
-    compiled = table.plan_models(MODELS, _BACKENDS, _BOTH, (1, 4), ("compiled",), reduced=False)
+    run.measure(table.model_jobs(MODELS, _BACKENDS, _BOTH, (1, 4), ("eager",), reduced=False))
+    compiled = table.model_jobs(MODELS, _BACKENDS, _BOTH, (1, 4), ("compiled",), reduced=False)
     run.measure([job for job in compiled if job.method == "published"])
     _speeds(run)
 
@@ -432,7 +433,7 @@ def _training(run: Run, *parts: TrainingPart, options: tuple[str, ...] = ()) -> 
     if run.quick:
         few = {"model": table.REDUCED_MODELS[0], "backends": ("reference",), "dtypes": ("float32",), "batch": (1,)}
         few |= {"image": "64x96", "workers": (0,), "caches": ("none",)}
-    run.command("training", TrainingOptions(parts=parts, options=options, **few))
+    run.command("training.benchmark", TrainingOptions(parts=parts, options=options, **few))
 
 
 def training_parts(run: Run) -> None:

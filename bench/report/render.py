@@ -16,8 +16,9 @@ from ..cpu import cpu, first_call, startup
 from ..harness import records
 from ..harness.records import Records, Row
 from ..harness.tables import Line, markdown, number
-from ..models import explain, exports, spread, training
+from ..models import explain, exports, spread
 from ..models.published import PUBLISHED
+from ..models.training import benchmark as training
 from ..operator import cases
 from ..options import RenderOptions
 from ..static import counts, model

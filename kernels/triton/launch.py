@@ -57,10 +57,11 @@ backward_method = _method_from_environment()
 
 
 @contextmanager
-def constants(**values: Any) -> Iterator[None]:
-    """Within, constants of this module have other values, as benchmarks and tests want them."""
-    usual = {name: globals()[name] for name in values}
-    globals().update(values)
+def replaced(**constants: Any) -> Iterator[None]:
+    """Within, names of this module (`backward_method`, `RUN`, `forward_parameters`) stand for something else, so that
+    benchmarks can compare the ways of launching."""
+    usual = {name: globals()[name] for name in constants}
+    globals().update(constants)
     try:
         yield
     finally:

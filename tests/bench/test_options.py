@@ -7,7 +7,7 @@ from typing import get_args
 import pytest
 
 from msdeform.bench import options
-from msdeform.bench.models import steps
+from msdeform.bench.models.training import steps
 from msdeform.bench.static import instructions
 from msdeform.cli import main
 from msdeform.common.options import parse, spelled

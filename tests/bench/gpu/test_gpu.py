@@ -283,7 +283,8 @@ def test_every_stage_in_its_full_form(
 ) -> None:
     """All that a machine with a GPU does, its measurements left out; in this process."""
     from msdeform.bench.gpu import profile
-    from msdeform.bench.models import explain, seeds, training
+    from msdeform.bench.models import explain, seeds
+    from msdeform.bench.models.training import benchmark as training
 
     said: list[str] = []
     asked: list[Any] = []
@@ -310,7 +311,7 @@ def test_every_stage_in_its_full_form(
     monkeypatch.setattr(profile, "profile", profiled)
     monkeypatch.setenv("PATH", str(tmp_path))
     for command in (training, explain, seeds):
-        monkeypatch.setattr(command, "fill", act)
+        monkeypatch.setattr(command, "measure_rows", act)
     run = run_of(tmp_path, deadline=time.monotonic() + 600)
     for one in stages.STAGES:
         one.act(run)
@@ -387,7 +388,8 @@ def test_a_backend_of_ours_that_is_not_here_fails_correctness(tmp_path: Path) ->
 
 @pytest.mark.parametrize("quick", [False, True])
 def test_training_gets_the_time_that_is_left(quick: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from msdeform.bench.models import explain, seeds, training
+    from msdeform.bench.models import explain, seeds
+    from msdeform.bench.models.training import benchmark as training
 
     run = run_of(tmp_path, deadline=time.monotonic() + 180, quick=quick)
     asked: list[Any] = []
@@ -397,7 +399,7 @@ def test_training_gets_the_time_that_is_left(quick: bool, tmp_path: Path, monkey
         return 4 if isinstance(options, SeedsOptions) else 0
 
     for command in (training, explain, seeds):
-        monkeypatch.setattr(command, "fill", note)
+        monkeypatch.setattr(command, "measure_rows", note)
     stages.training_parts(run)
     stages.explanations(run)
     stages.training_runs(run)

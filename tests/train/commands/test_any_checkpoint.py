@@ -12,7 +12,6 @@ from msdeform.models.inference.image_size import Size
 from msdeform.models.weights.convert import convert
 from msdeform.models.weights.formats import save_msdeform
 from msdeform.models.zoo import create_model
-from msdeform.train.commands.evaluate import match_categories
 from msdeform.train.config.options import TrainOptions
 from msdeform.train.data.dataset import Category
 from msdeform.train.engine.checkpoint import Trained, load_trained, save_checkpoint
