@@ -1,35 +1,30 @@
 """``python -m msdeform.bench.cpu.worker FD``: measures one cell of :mod:`.cpu`, every implementation in this process.
 
-A cell is a case, a dtype and a function. Each implementation is held against float64 first, with the most threads; what
+A cell is a case, a dtype and a function. Each subject is held against float64 first, with the most threads; what
 fails gets no speed. The others then take turns, so that whatever else the machine does slows all of them: a turn is one
 call that is not timed, which finds the caches as the last turn of another left them, and the median of as many as last
 some milliseconds. A call that is itself longer than half a second is alone in its turn.
 """
 
-import json
-import os
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
-from typing import Any
 
 import torch
 
 from ...kernels.diagnostics.verify import DTYPES
 from ..harness import measure
+from ..harness.isolate import Answer, Message, serve
 from ..harness.records import Row
 from ..harness.tables import HAS_NONE
 from ..operator import cases, implementations, workloads
-from ..operator.implementations import Peer
+from ..operator.implementations import Implementation
 from ..operator.inputs import make_inputs
 from ..operator.jobs import FUSED
-from ..operator.worker import watch_parent
 from ..operator.workloads import Check, Workload
+from .tables import DIRECTIONS, OURS
 
-DIRECTIONS = ("forward", "both")
-OURS = "cpu"
 _TURN = 0.02  # seconds
 _LONG = 0.5  # seconds of a call in which caches that begin cold do not count
 _MOST_CALLS = 20  # in a turn
@@ -45,7 +40,7 @@ def measured(
     dtype: str,
     function: str,
     threads: Sequence[int],
-    found: Sequence[Peer],
+    found: Sequence[Implementation],
     *,
     seconds: float,
     rounds: int,
@@ -58,20 +53,18 @@ def measured(
     truth = workloads.truth(case, inputs, fused)
     work: dict[str, Workload] = {}
     checks: dict[str, dict[str, Check]] = {}
-    for peer in found:
-        begin(peer.name)
-        if (peer.fused if fused else peer.plain) is None:
-            checks[peer.name] = dict.fromkeys(DIRECTIONS, Check(None, None, HAS_NONE))
+    for subject in found:
+        begin(subject.name)
+        if (subject.fused if fused else subject.plain) is None:
+            checks[subject.name] = dict.fromkeys(DIRECTIONS, Check(None, None, HAS_NONE))
             continue
-        work[peer.name] = workloads.operator(case, peer, [inputs], fused)
-        one = workloads.check(work[peer.name], truth)
+        work[subject.name] = workloads.operator(case, subject, [inputs], fused)
+        one = workloads.check(work[subject.name], truth)
         # a training step needs both: a forward that is wrong makes its backward worth nothing
-        checks[peer.name] = {
+        checks[subject.name] = {
             "forward": one["forward"],
             "both": one["backward"] if one["forward"].failure is None else one["forward"],
         }
-    points = case.B * case.queries * case.H * case.L * case.P
-    shape = {"B": case.B, "Q": case.queries, "S": case.S, "H": case.H, "D": case.D, "L": case.L, "P": case.P}
     for count in threads:
         torch.set_num_threads(count)
         for direction in DIRECTIONS:
@@ -80,8 +73,8 @@ def measured(
                 calls = {name: getattr(work[name], direction) for name in right}
                 times, failures = take_turns(calls, seconds, rounds, begin)
             baseline = OURS if OURS in times else None
-            for peer in found:
-                check = checks[peer.name][direction]
+            for subject in found:
+                check = checks[subject.name][direction]
                 row: Row = {
                     "kind": "cpu",
                     "case": case.name,
@@ -89,18 +82,18 @@ def measured(
                     "function": function,
                     "direction": direction,
                     "threads": torch.get_num_threads(),
-                    "backend": peer.name,
-                    "ours": peer.ours,
-                    "composed": peer.composed if fused else None,
-                    "limits": peer.limits,
-                    "shape": shape,
-                    "points": points,
+                    "backend": subject.name,
+                    "ours": subject.ours,
+                    "composed": subject.composed if fused else None,
+                    "limits": subject.limits,
+                    "shape": case.shape,
+                    "points": case.points,
                     **check._asdict(),
                 }
                 yield (
                     row
-                    | numbers(times, peer.name, baseline, points)
-                    | {"failure": check.failure or failures.get(peer.name)}
+                    | numbers(times, subject.name, baseline, case.points)
+                    | {"failure": check.failure or failures.get(subject.name)}
                 )
 
 
@@ -138,7 +131,7 @@ def take_turns(
                     repeats[name] = 0 if first > _LONG else min(_MOST_CALLS, int(_TURN / first) + 1)
                 if repeats[name] > 0:
                     turn = [_once(call) for _ in range(repeats[name])]
-            except Exception as error:  # a peer may pass its check and fail in the next call
+            except Exception as error:  # an implementation may pass its check and fail in the next call
                 failures[name] = workloads.sentence(error)
                 times.pop(name, None)
                 continue
@@ -153,39 +146,21 @@ def _once(call: Callable[[int], object]) -> float:
     return (time.perf_counter() - start) * 1e6
 
 
-def main(argv: list[str] | None = None) -> int:
+def respond(request: Message, answer: Answer) -> None:
     """Answers with ``{"missing": name, "reason": ...}``, ``{"begin": name}`` before each piece of work, and rows."""
-    words = sys.argv[1:] if argv is None else argv
-    watch_parent()
-    request: dict[str, Any] = json.load(sys.stdin)
-    with os.fdopen(int(words[0]), "w", buffering=1) as out:
-
-        def answer(**message: Any) -> None:
-            out.write(json.dumps(message) + "\n")
-
-        found = []
-        for name in request["backends"]:
-            answer(begin=name)
-            peer = implementations.find(name, torch.device("cpu"))
-            if peer.reason is None:
-                found.append(replace(peer, name=name))
-            else:
-                answer(missing=name, reason=peer.reason)
-        if not found:
-            return 0
-        for row in measured(
-            cases.find(request["case"]),
-            request["dtype"],
-            request["function"],
-            request["threads"],
-            found,
-            seconds=request["seconds"],
-            rounds=request["rounds"],
-            begin=lambda name: answer(begin=name),
-        ):
+    found = []
+    for name in request.pop("backends"):
+        answer(begin=name)
+        one = implementations.find(name, torch.device("cpu"))
+        if one.reason is None:
+            found.append(replace(one, name=name))
+        else:
+            answer(missing=name, reason=one.reason)
+    if found:
+        case = cases.find(request.pop("case"))
+        for row in measured(case, found=found, begin=lambda name: answer(begin=name), **request):
             answer(row=row)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    serve(respond)

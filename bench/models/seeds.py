@@ -44,11 +44,11 @@ from ...train.data.synthetic.synth import SynthOptions, make_dataset
 from ...train.engine.signals import STOPPED
 from ...train.monitor.history import History
 from ...train.monitor.run_log import read_log
-from ..harness.provenance import code, provenance
+from ..harness.provenance import usual_device
 from ..harness.records import Row
+from ..harness.results_file import open_results
 from ..harness.tables import aligned
 from ..operator import implementations
-from ..operator.runner import Book, command_line, folder, usual_device
 from ..options import SeedsOptions
 from . import spread
 
@@ -104,10 +104,10 @@ def fill(options: SeedsOptions) -> int:
     """Trains and prints; returns how many runs are left when the time is over."""
     device = usual_device()
     recipe = _recipe(options, device)
-    source = {**provenance(device, command_line("msdeform bench seeds", options)), "code": code(*CODE)}
-    book = Book(folder(options.out, keep=not options.quick and device.type == "cuda"), source)
+    keep = not options.quick and device.type == "cuda"
+    book = open_results("msdeform bench seeds", options, device, measured=CODE, keep=keep, again=False)
     # a run goes on by the code and on the device it began with
-    name = _slug(f"{recipe.model} {recipe.settings} {source['code']} {source['device']}")
+    name = _slug(f"{recipe.model} {recipe.settings} {book.source['code']} {book.source['device']}")
     end = time.monotonic() + 60 * options.minutes
     reasons = {backend: implementations.absent(backend, device) for backend in options.backends}
     book.skipped += [f"{backend}: {reason}" for backend, reason in reasons.items() if reason is not None]
@@ -115,8 +115,7 @@ def fill(options: SeedsOptions) -> int:
     for seed in options.seeds:
         for backend in (backend for backend, reason in reasons.items() if reason is None):
             lead = {"kind": "seeds", "model": recipe.model, "settings": recipe.settings, "backend": backend}
-            if book.has((*lead.values(), seed)):
-                book.already += 1
+            if not book.to_measure((*lead.values(), seed)):
                 continue
             row: Row = {**lead, "seed": seed, "reduced": options.quick, **dict.fromkeys(_NUMBERS), "failure": None}
             where = options.runs / name / f"{backend}-seed{seed}"

@@ -15,11 +15,12 @@ from typing import Any
 
 import torch
 
-from ..harness.provenance import provenance
+from ..harness.provenance import usual_device
 from ..harness.records import Row
+from ..harness.results_file import ResultsFile, open_results
 from ..harness.tables import aligned, number
 from ..operator import jobs
-from ..operator.runner import Book, Settings, command_line, folder, measure, usual_device
+from ..operator.runner import Settings, measure
 from ..options import TableOptions
 from . import flops, speed
 from .published import MODELS, published_as
@@ -31,15 +32,14 @@ _LIMIT = 300.0  # seconds for a row: building a model and compiling it take most
 def run(options: TableOptions) -> int:
     """``msdeform table``: counts or measures, and prints."""
     device = usual_device()
-    command = command_line("msdeform table", options)
     if options.flops:
-        book = Book(options.out, provenance(torch.device("cpu"), command), again=True)
+        book = open_results("msdeform table", options, torch.device("cpu"), again=True)
         print(_count(options.models or MODELS, book))
         return 0
     reduced = device.type == "cpu" if options.reduced is None else options.reduced
     names = options.models or (REDUCED_MODELS if reduced else MODELS)
     settings = Settings(device, limit=_LIMIT, threads=torch.get_num_threads())
-    book = Book(folder(options.out, keep=not reduced), provenance(device, command), again=options.again)
+    book = open_results("msdeform table", options, device, keep=not reduced)
     planned: Sequence[jobs.Job]
     if options.speed:
         modes = ("eager", "compiled") if options.compiled else ("eager",)
@@ -49,7 +49,7 @@ def run(options: TableOptions) -> int:
     measure(planned, settings, book)
     print(file=sys.stderr)
     book.report()
-    print(speed_table([row for row in book.rows if row["kind"] == planned[0].kind]))
+    print(speed_table(book.of(planned[0].kind)))
     return 0
 
 
@@ -93,7 +93,7 @@ def plan_training(
     ]
 
 
-def _count(names: Iterable[str], book: Book) -> str:
+def _count(names: Iterable[str], book: ResultsFile) -> str:
     """Counts models, adds their rows to the book, and returns the table with its convention."""
     names, sizes = list(dict.fromkeys(names)), flops.published_sizes()
     proposals: set[int | None] = set()

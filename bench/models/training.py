@@ -10,8 +10,6 @@ published detector on 800x1066 images, on a CPU a tiny one on small images, whic
 no result for anything else.
 """
 
-import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import product
@@ -21,10 +19,11 @@ import torch
 from ...train.config.options import Loading
 from ...train.engine.step_timer import STAGES
 from ..harness import records
-from ..harness.provenance import code, provenance
+from ..harness.provenance import usual_device
 from ..harness.records import Row
+from ..harness.results_file import open_results
 from ..harness.tables import Line, aligned, number
-from ..operator.runner import Book, command_line, folder, usual_backends, usual_device
+from ..operator.implementations import usual_backends
 from ..options import STEP_OPTIONS, TrainingOptions
 from . import loading, steps
 
@@ -45,18 +44,9 @@ def run(options: TrainingOptions) -> int:
 def fill(options: TrainingOptions) -> int:
     """Measures and prints; returns how many cells are left when the time is over."""
     device = usual_device()
-    source = {**provenance(device, command_line("msdeform bench training", options)), "code": code(*CODE)}
-    book = Book(folder(options.out, keep=not options.quick and device.type == "cuda"), source, again=options.again)
-    end = time.monotonic() + 60 * options.minutes
-    left = 0
-    for key, measure in _planned(options, device):
-        if book.has(key):
-            book.already += 1
-        elif time.monotonic() > end:
-            left += 1
-        else:
-            print(", ".join(map(str, key)), file=sys.stderr, flush=True)
-            book.add(measure())
+    keep = not options.quick and device.type == "cuda"
+    book = open_results("msdeform bench training", options, device, measured=CODE, keep=keep)
+    left = book.fill(_planned(options, device), options.minutes)
     book.report()
     if left:
         print(f"{left} cells are left: {options.minutes:g} minutes are over (--minutes; --out keeps what is done)\n")

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 
 from ..harness.records import Row
 from ..harness.tables import CELL, DIFFERS, HAS_NONE, Line, microseconds, times_faster
-from ..options import PEERS
+from ..options import IMPLEMENTATIONS
 
 
 def claims(rows: Sequence[Row], missing: Sequence[Row]) -> list[Line]:
     """A line for each implementation and a column for each case of one machine's rows, after the head."""
     reasons = {row["backend"]: row["reason"] for row in missing}
     cases = list(dict.fromkeys(row["case"] for row in rows))
-    names = list(dict.fromkeys([*PEERS, *(row["backend"] for row in rows)]))
+    names = list(dict.fromkeys([*IMPLEMENTATIONS, *(row["backend"] for row in rows)]))
     lines: list[Line] = [("implementation", *cases, "")]
     for name in names:
         mine = [row for row in rows if row["backend"] == name]

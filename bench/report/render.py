@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ...common.files import atomic_file
 from ...common.options import nearest
-from ..cpu import cpu, first_call, startup
+from ..cpu import tables as cpu_tables
 from ..harness import records
 from ..harness.records import Records, Row
 from ..harness.tables import Line, markdown, number
@@ -271,7 +271,7 @@ def _exports(found: Records, _: list[Plot]) -> str:
 
 
 def _startup(found: Records, _: list[Plot]) -> str:
-    return _tables(found, "startup", startup.startup_table, 1)
+    return _tables(found, "startup", cpu_tables.startup_table, 1)
 
 
 def _cpu(found: Records, _: list[Plot]) -> str:
@@ -281,8 +281,8 @@ def _cpu(found: Records, _: list[Plot]) -> str:
             mine = [row for row in rows if row["function"] == function and row["case"] in cases.ON_A_CPU]
             if not mine:
                 continue
-            parts += [f"**{machine}, `{function}`**", markdown(cpu.speed_table(mine), 3), _from(mine)]
-            parts += ["How many times as long as `cpu` each takes:", markdown(cpu.peers_table(mine), 4)]
+            parts += [f"**{machine}, `{function}`**", markdown(cpu_tables.speed_table(mine), 3), _from(mine)]
+            parts += ["How many times as long as `cpu` each takes:", markdown(cpu_tables.others_table(mine), 4)]
     return "\n\n".join(parts) or _NONE
 
 
@@ -292,7 +292,7 @@ def _of_main(table: Callable[[list[Row]], list[Line]], left: int) -> Callable[[R
     def render(found: Records, _: list[Plot]) -> str:
         parts = []
         for machine, rows in _timed_on_cpus(found).items():
-            lines = table([row for row in rows if row["function"] == cpu.MAIN])
+            lines = table([row for row in rows if row["function"] == cpu_tables.MAIN])
             if len(lines) > 1:
                 parts += [f"**{machine}**", markdown(lines, left), _from(rows)]
         return "\n\n".join(parts) or _NONE
@@ -306,12 +306,12 @@ def _timed_on_cpus(found: Records) -> dict[str, list[Row]]:
     return {
         machine: rows
         for machine, rows in machines
-        if any(row["backend"] == cpu.OURS and row["median_us"] is not None for row in rows)
+        if any(row["backend"] == cpu_tables.OURS and row["median_us"] is not None for row in rows)
     }
 
 
 def _first_call(found: Records, _: list[Plot]) -> str:
-    return _tables(found, "first-call", first_call.first_call_table, 4)
+    return _tables(found, "first-call", cpu_tables.first_call_table, 4)
 
 
 def _seeds(found: Records, plotted: list[Plot]) -> str:
@@ -377,8 +377,8 @@ BLOCKS: dict[str, Callable[[Records, list[Plot]], str]] = {
     "explanations": _explanations,
     "startup": _startup,
     "cpu": _cpu,
-    "cpu-short": _of_main(cpu.short_table, 2),
-    "cpu-areas": _of_main(cpu.area_table, 1),
+    "cpu-short": _of_main(cpu_tables.short_table, 2),
+    "cpu-areas": _of_main(cpu_tables.area_table, 1),
     "first-call": _first_call,
     "exports": _exports,
 }
