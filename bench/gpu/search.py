@@ -21,9 +21,9 @@ from ...common.options import parse
 from ...kernels.diagnostics.tolerances import compare
 from ...kernels.diagnostics.verify import DTYPES
 from ..harness import measure
-from ..harness.provenance import usual_device
+from ..harness.provenance import command_line, provenance, usual_device
 from ..harness.records import Row
-from ..harness.results_file import ResultsFile, open_results
+from ..harness.results_file import ResultsFile, folder
 from ..harness.tables import aligned, number
 from ..operator import cases, workloads
 from ..operator.inputs import OperatorInputs, make_inputs
@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
     if device.type != "cuda":
         print(f"{PROGRAM}: torch finds no CUDA device, and only on one do times say anything", file=sys.stderr)
         return 1
-    book = open_results(PROGRAM, options, device, keep=True, again=True)
+    book = ResultsFile(folder(options.out, keep=True), provenance(device, command_line(PROGRAM, options)), again=True)
     for name in options.cases:
         for dtype in options.dtypes:
             if not (options.bands or options.walks):

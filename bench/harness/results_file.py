@@ -3,9 +3,6 @@
 import contextlib
 import datetime
 import re
-import sys
-import time
-from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -68,25 +65,6 @@ class ResultsFile:
             self.skipped.append(f"{', '.join(str(part) for part in records.key(row)[1:])}: {failure}")
         if self.path is not None and not self.has(records.key(row)):
             records.append(self.path, [row])
-
-    def fill(self, planned: Iterable[tuple[Cell, Callable[[], Row]]], minutes: float = float("inf")) -> int:
-        """Measure each cell that is not recorded, and keep its row; returns how many were left when the time was over.
-
-        Args:
-            planned: pairs of a cell and what measures its row.
-            minutes: after which no measurement begins.
-        """
-        end = time.monotonic() + 60 * minutes
-        left = 0
-        for cell, measure in planned:
-            if not self.to_measure(cell):
-                continue
-            if time.monotonic() > end:
-                left += 1
-                continue
-            print(", ".join(map(str, cell)), file=sys.stderr, flush=True)
-            self.add(measure())
-        return left
 
     def report(self) -> None:
         """Print where the rows are, and what was not measured."""

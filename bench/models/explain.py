@@ -15,7 +15,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
 from itertools import product
 from multiprocessing import get_context
 from typing import Any
@@ -28,9 +27,9 @@ from ...explain.core.trace import leaves
 from ...models.attention import MSDeformAttn
 from ...models.families.detector import Detector
 from ...models.zoo import create_model
-from ..harness.provenance import usual_device
+from ..harness.provenance import code, command_line, provenance, usual_device
 from ..harness.records import Row
-from ..harness.results_file import open_results
+from ..harness.results_file import ResultsFile, folder
 from ..harness.tables import Line, aligned, number
 from ..operator.implementations import usual_backends
 from ..options import ExplainOptions
@@ -49,24 +48,29 @@ def run(options: ExplainOptions) -> int:
 def fill(options: ExplainOptions) -> int:
     """Measures and prints; returns how many cells are left when the time is over."""
     device = usual_device()
-    keep = not options.quick and device.type == "cuda"
-    book = open_results("msdeform bench explain", options, device, measured=CODE, keep=keep)
+    source = {**provenance(device, command_line("msdeform bench explain", options)), "code": code(*CODE)}
+    book = ResultsFile(
+        folder(options.out, keep=not options.quick and device.type == "cuda"), source, again=options.again
+    )
     backends = options.backends or usual_backends(device)
-    times = 1 if options.quick else options.times
-    cells = product(options.models, options.images, backends)
-    planned = ((("explanation", *cell), partial(_apart, *cell, device.type, times)) for cell in cells)
-    left = book.fill(planned, options.minutes)
+    end = time.monotonic() + 60 * options.minutes
+    left = 0
+    for cell in product(options.models, options.images, backends):
+        if book.has(("explanation", *cell)):
+            book.already += 1
+        elif time.monotonic() > end:
+            left += 1
+        else:
+            print(", ".join(cell), file=sys.stderr, flush=True)
+            # a fresh process: a peak of memory never falls
+            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+                times = 1 if options.quick else options.times
+                book.add(pool.submit(measured, *cell, device.type, times).result())
     book.report()
-    rows = book.of("explanation")
+    rows = [row for row in book.rows if row["kind"] == "explanation"]
     if rows:
         print(aligned(explanation_table(rows), 3) + "\n")
     return left
-
-
-def _apart(*arguments: Any) -> Row:
-    """What `measured` returns in a fresh process: a peak of memory never falls."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(measured, *arguments).result()
 
 
 def measured(name: str, image: str, backend: str, device: str, times: int) -> Row:

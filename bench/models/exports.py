@@ -17,8 +17,9 @@ from ...models.export.check import like_a_photograph
 from ...models.export.export import compare, exported_program
 from ...models.zoo import create_model
 from ..harness import records
+from ..harness.provenance import command_line, provenance
 from ..harness.records import Row
-from ..harness.results_file import open_results
+from ..harness.results_file import ResultsFile
 from ..harness.tables import Line, aligned
 from ..options import ExportsOptions
 
@@ -30,14 +31,18 @@ def run(options: ExportsOptions) -> int:
     or a model could not be exported."""
     torch.set_num_threads(1)
     end = time.monotonic() + 60 * options.minutes
-    book = open_results("msdeform bench exports", options, torch.device("cpu"))
+    book = ResultsFile(
+        options.out,
+        provenance(torch.device("cpu"), command_line("msdeform bench exports", options)),
+        again=options.again,
+    )
     todo = [(model, image) for image in options.images for model in options.models]
     left = 0
     with progress_bar("comparing exports", len(todo)) as advance:
         for model, image in todo:
             key = records.key({"kind": "export", "model": model, "image": image, "format": FORMAT})
-            if not book.to_measure(key):
-                pass
+            if book.has(key):
+                book.already += 1
             elif time.monotonic() >= end:
                 left += 1
             else:

@@ -44,9 +44,9 @@ from ...train.data.synthetic.synth import SynthOptions, make_dataset
 from ...train.engine.signals import STOPPED
 from ...train.monitor.history import History
 from ...train.monitor.run_log import read_log
-from ..harness.provenance import usual_device
+from ..harness.provenance import code, command_line, provenance, usual_device
 from ..harness.records import Row
-from ..harness.results_file import open_results
+from ..harness.results_file import ResultsFile, folder
 from ..harness.tables import aligned
 from ..operator import implementations
 from ..options import SeedsOptions
@@ -104,10 +104,10 @@ def fill(options: SeedsOptions) -> int:
     """Trains and prints; returns how many runs are left when the time is over."""
     device = usual_device()
     recipe = _recipe(options, device)
-    keep = not options.quick and device.type == "cuda"
-    book = open_results("msdeform bench seeds", options, device, measured=CODE, keep=keep, again=False)
+    source = {**provenance(device, command_line("msdeform bench seeds", options)), "code": code(*CODE)}
+    book = ResultsFile(folder(options.out, keep=not options.quick and device.type == "cuda"), source)
     # a run goes on by the code and on the device it began with
-    name = _slug(f"{recipe.model} {recipe.settings} {book.source['code']} {book.source['device']}")
+    name = _slug(f"{recipe.model} {recipe.settings} {source['code']} {source['device']}")
     end = time.monotonic() + 60 * options.minutes
     reasons = {backend: implementations.absent(backend, device) for backend in options.backends}
     book.skipped += [f"{backend}: {reason}" for backend, reason in reasons.items() if reason is not None]
@@ -115,7 +115,8 @@ def fill(options: SeedsOptions) -> int:
     for seed in options.seeds:
         for backend in (backend for backend, reason in reasons.items() if reason is None):
             lead = {"kind": "seeds", "model": recipe.model, "settings": recipe.settings, "backend": backend}
-            if not book.to_measure((*lead.values(), seed)):
+            if book.has((*lead.values(), seed)):
+                book.already += 1
                 continue
             row: Row = {**lead, "seed": seed, "reduced": options.quick, **dict.fromkeys(_NUMBERS), "failure": None}
             where = options.runs / name / f"{backend}-seed{seed}"

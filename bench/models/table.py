@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
-from ..harness.provenance import usual_device
+from ..harness.provenance import command_line, provenance, usual_device
 from ..harness.records import Row
-from ..harness.results_file import ResultsFile, open_results
+from ..harness.results_file import ResultsFile, folder
 from ..harness.tables import aligned, number
 from ..operator import jobs
 from ..operator.runner import Settings, measure
@@ -32,14 +32,15 @@ _LIMIT = 300.0  # seconds for a row: building a model and compiling it take most
 def run(options: TableOptions) -> int:
     """``msdeform table``: counts or measures, and prints."""
     device = usual_device()
+    command = command_line("msdeform table", options)
     if options.flops:
-        book = open_results("msdeform table", options, torch.device("cpu"), again=True)
+        book = ResultsFile(options.out, provenance(torch.device("cpu"), command), again=True)
         print(_count(options.models or MODELS, book))
         return 0
     reduced = device.type == "cpu" if options.reduced is None else options.reduced
     names = options.models or (REDUCED_MODELS if reduced else MODELS)
     settings = Settings(device, limit=_LIMIT, threads=torch.get_num_threads())
-    book = open_results("msdeform table", options, device, keep=not reduced)
+    book = ResultsFile(folder(options.out, keep=not reduced), provenance(device, command), again=options.again)
     planned: Sequence[jobs.Job]
     if options.speed:
         modes = ("eager", "compiled") if options.compiled else ("eager",)
@@ -49,7 +50,7 @@ def run(options: TableOptions) -> int:
     measure(planned, settings, book)
     print(file=sys.stderr)
     book.report()
-    print(speed_table(book.of(planned[0].kind)))
+    print(speed_table([row for row in book.rows if row["kind"] == planned[0].kind]))
     return 0
 
 

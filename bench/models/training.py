@@ -10,6 +10,8 @@ published detector on 800x1066 images, on a CPU a tiny one on small images, whic
 no result for anything else.
 """
 
+import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import product
@@ -19,9 +21,9 @@ import torch
 from ...train.config.options import Loading
 from ...train.engine.step_timer import STAGES
 from ..harness import records
-from ..harness.provenance import usual_device
+from ..harness.provenance import code, command_line, provenance, usual_device
 from ..harness.records import Row
-from ..harness.results_file import open_results
+from ..harness.results_file import ResultsFile, folder
 from ..harness.tables import Line, aligned, number
 from ..operator.implementations import usual_backends
 from ..options import STEP_OPTIONS, TrainingOptions
@@ -44,9 +46,20 @@ def run(options: TrainingOptions) -> int:
 def fill(options: TrainingOptions) -> int:
     """Measures and prints; returns how many cells are left when the time is over."""
     device = usual_device()
-    keep = not options.quick and device.type == "cuda"
-    book = open_results("msdeform bench training", options, device, measured=CODE, keep=keep)
-    left = book.fill(_planned(options, device), options.minutes)
+    source = {**provenance(device, command_line("msdeform bench training", options)), "code": code(*CODE)}
+    book = ResultsFile(
+        folder(options.out, keep=not options.quick and device.type == "cuda"), source, again=options.again
+    )
+    end = time.monotonic() + 60 * options.minutes
+    left = 0
+    for key, measure in _planned(options, device):
+        if book.has(key):
+            book.already += 1
+        elif time.monotonic() > end:
+            left += 1
+        else:
+            print(", ".join(map(str, key)), file=sys.stderr, flush=True)
+            book.add(measure())
     book.report()
     if left:
         print(f"{left} cells are left: {options.minutes:g} minutes are over (--minutes; --out keeps what is done)\n")
