@@ -29,13 +29,13 @@ def test_operator(benchmark: Any, case_name: str, backend: str, fused: bool, dir
     subject = None if reason is not None else implementations.find(backend, DEVICE)
     if subject is None or subject.reason is not None:
         pytest.skip(f"{backend}: {reason if subject is None else subject.reason}")
-    if (subject.fused if fused else subject.plain) is None:
+    if subject.function(fused) is None:
         pytest.skip(f"{backend} has no such function")
     case = find(case_name)
     inputs = make_inputs(case, torch.float32, DEVICE, seed=0)
     work = workloads.operator(case, subject, [inputs], fused)
-    for checked in workloads.check(work, workloads.truth(case, inputs, fused)).values():
-        assert checked.failure is None, f"{backend} gets no speed: {checked.failure}"
+    for check in workloads.checked(case, subject, inputs, fused).values():
+        assert check.failure is None, f"{backend} gets no speed: {check.failure}"
 
     def call() -> None:
         work.forward(0) if direction == "forward" else work.both(0)

@@ -8,50 +8,24 @@ crashes or hangs there is left out, and the cell begins again without it. Cells 
 the same machine, are not measured again.
 """
 
-import contextlib
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from unittest import mock
 
 import torch
 
-from ...kernels.diagnostics.options import BACKENDS
 from ..harness import records
 from ..harness.isolate import ChildFailed, answers
-from ..harness.measure import Ratio, Timing
 from ..harness.records import Row
 from ..harness.results_file import open_results
 from ..harness.tables import aligned
 from ..operator import cases, implementations
 from ..operator.runner import START_LIMIT
 from ..options import CPU_IMPLEMENTATIONS, CpuOptions
-from .tables import DIRECTIONS, MAIN, OURS, all_rows
+from .tables import MAIN, OURS, all_rows
+from .worker import Cell
 
 CODE = ("bench/cpu/worker.py",)
-
-
-class Cell(NamedTuple):
-    """What one process measures."""
-
-    case: str
-    dtype: str
-    function: str
-    threads: tuple[int, ...]
-    backends: tuple[str, ...]
-
-    def failed(self, backends: Sequence[str], failure: str) -> list[Row]:
-        """Rows without numbers."""
-        names = ("error", "bound", "ns_a_point", "baseline", "composed", "limits", "shape", "points")
-        empty = dict.fromkeys((*names, *Timing.__dataclass_fields__, *Ratio.__dataclass_fields__))
-        lead = {"kind": "cpu", "case": self.case, "dtype": self.dtype, "function": self.function}
-        return [
-            {**lead, **empty, "direction": direction, "threads": count, "backend": name, "failure": failure}
-            | {"ours": name in BACKENDS}
-            for name in backends
-            for count in self.threads
-            for direction in DIRECTIONS
-        ]
 
 
 def run(options: CpuOptions) -> int:
@@ -60,7 +34,10 @@ def run(options: CpuOptions) -> int:
     cells = plan(options)
     absent = {name: implementations.absent(name, torch.device("cpu")) for cell in cells for name in cell.backends}
     missing = {name: reason for name, reason in absent.items() if reason is not None}
-    with _usual_waiting():
+    # processes started here wait in OpenMP as those of PyTorch's users do: the command line asks for another way, which
+    # is better for a busy machine and slower for calls of few milliseconds
+    with mock.patch.dict(os.environ):
+        os.environ.pop("OMP_WAIT_POLICY", None)
         for cell in cells:
             keys = [records.key(row) for row in cell.failed([one for one in cell.backends if one not in missing], "")]
             if not results.to_measure(*keys):
@@ -100,7 +77,7 @@ def measured(cell: Cell, options: CpuOptions, missing: dict[str, str]) -> list[R
     failed: dict[str, str] = {}
     rows: list[Row] = []
     while left := [name for name in cell.backends if name not in failed and name not in missing]:
-        request = {**cell._asdict(), "backends": left, "seconds": options.seconds, "rounds": options.rounds}
+        request = {"cell": cell, "backends": left, "seconds": options.seconds, "rounds": options.rounds}
         rows, last = [], None
         try:
             for answer in answers("msdeform.bench.cpu.worker", request, start_limit=START_LIMIT, limit=options.limit):
@@ -117,15 +94,3 @@ def measured(cell: Cell, options: CpuOptions, missing: dict[str, str]) -> list[R
         else:
             break
     return rows + [row for name, failure in failed.items() for row in cell.failed([name], failure)]
-
-
-@contextlib.contextmanager
-def _usual_waiting() -> Iterator[None]:
-    """Processes started meanwhile wait in OpenMP as PyTorch's users' do: the command line asks for another way, which
-    is better for a busy machine and slower for calls of few milliseconds."""
-    asked = os.environ.pop("OMP_WAIT_POLICY", None)
-    try:
-        yield
-    finally:
-        if asked is not None:
-            os.environ["OMP_WAIT_POLICY"] = asked

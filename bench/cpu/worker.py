@@ -1,6 +1,6 @@
 """``python -m msdeform.bench.cpu.worker FD``: measures one cell of :mod:`.cpu`, every implementation in this process.
 
-A cell is a case, a dtype and a function. Each subject is held against float64 first, with the most threads; what
+A cell is a case, a dtype and a function. Each implementation is held against float64 first, with the most threads; what
 fails gets no speed. The others then take turns, so that whatever else the machine does slows all of them: a turn is one
 call that is not timed, which finds the caches as the last turn of another left them, and the median of as many as last
 some milliseconds. A call that is itself longer than half a second is alone in its turn.
@@ -10,12 +10,16 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
+from itertools import product
+from typing import NamedTuple
 
 import torch
 
+from ...kernels.diagnostics.options import BACKENDS
 from ...kernels.diagnostics.verify import DTYPES
 from ..harness import measure
 from ..harness.isolate import Answer, Message, serve
+from ..harness.measure import Ratio, Timing
 from ..harness.records import Row
 from ..harness.tables import HAS_NONE
 from ..operator import cases, implementations, workloads
@@ -35,27 +39,46 @@ Begin = Callable[[str], None]
 """told the name of the implementation that is about to run"""
 
 
+class Cell(NamedTuple):
+    """What one process measures."""
+
+    case: str
+    dtype: str
+    function: str
+    threads: tuple[int, ...]
+    backends: tuple[str, ...]
+
+    def row(self, backend: str, threads: int, direction: str, failure: str | None = None) -> Row:
+        """One without numbers."""
+        of = {"kind": "cpu", "case": self.case, "dtype": self.dtype, "function": self.function}
+        of |= {"direction": direction, "threads": threads, "backend": backend, "ours": backend in BACKENDS}
+        numbers = (*Check._fields, *Timing.__dataclass_fields__, *Ratio.__dataclass_fields__, "ns_a_point", "baseline")
+        return {**of, **dict.fromkeys((*numbers, "composed", "limits", "shape", "points")), "failure": failure}
+
+    def failed(self, backends: Sequence[str], failure: str) -> list[Row]:
+        """Rows without numbers of all that was to be measured of these implementations."""
+        return [self.row(*one, failure) for one in product(backends, self.threads, DIRECTIONS)]
+
+
 def measured(
     case: cases.Case,
-    dtype: str,
-    function: str,
-    threads: Sequence[int],
+    cell: Cell,
     found: Sequence[Implementation],
     *,
     seconds: float,
     rounds: int,
     begin: Begin = lambda _: None,
 ) -> Iterator[Row]:
-    """A row for each implementation, number of threads and direction."""
-    device, fused = torch.device("cpu"), function in FUSED
-    inputs = make_inputs(case, DTYPES[dtype], device, seed=0)
-    torch.set_num_threads(max(threads))
+    """A row for each implementation, number of threads and direction of a cell, whose case this is."""
+    fused = cell.function in FUSED
+    inputs = make_inputs(case, DTYPES[cell.dtype], torch.device("cpu"), seed=0)
+    torch.set_num_threads(max(cell.threads))
     truth = workloads.truth(case, inputs, fused)
     work: dict[str, Workload] = {}
     checks: dict[str, dict[str, Check]] = {}
     for subject in found:
         begin(subject.name)
-        if (subject.fused if fused else subject.plain) is None:
+        if subject.function(fused) is None:
             checks[subject.name] = dict.fromkeys(DIRECTIONS, Check(None, None, HAS_NONE))
             continue
         work[subject.name] = workloads.operator(case, subject, [inputs], fused)
@@ -65,48 +88,27 @@ def measured(
             "forward": one["forward"],
             "both": one["backward"] if one["forward"].failure is None else one["forward"],
         }
-    for count in threads:
+    for count in cell.threads:
         torch.set_num_threads(count)
         for direction in DIRECTIONS:
             right = [name for name in work if checks[name][direction].failure is None]
             with torch.set_grad_enabled(direction != "forward"):
                 calls = {name: getattr(work[name], direction) for name in right}
                 times, failures = take_turns(calls, seconds, rounds, begin)
-            baseline = OURS if OURS in times else None
             for subject in found:
-                check = checks[subject.name][direction]
-                row: Row = {
-                    "kind": "cpu",
-                    "case": case.name,
-                    "dtype": dtype,
-                    "function": function,
-                    "direction": direction,
-                    "threads": torch.get_num_threads(),
-                    "backend": subject.name,
-                    "ours": subject.ours,
-                    "composed": subject.composed if fused else None,
-                    "limits": subject.limits,
-                    "shape": case.shape,
-                    "points": case.points,
-                    **check._asdict(),
-                }
-                yield (
-                    row
-                    | numbers(times, subject.name, baseline, case.points)
-                    | {"failure": check.failure or failures.get(subject.name)}
-                )
+                row = cell.row(subject.name, torch.get_num_threads(), direction)
+                row |= {**subject.about(fused), "shape": case.shape, "points": case.points}
+                row |= {**checks[subject.name][direction]._asdict(), **numbers(times, subject.name, case.points)}
+                yield row | {"failure": row["failure"] or failures.get(subject.name)}
 
 
-def numbers(times: dict[str, list[float]], name: str, baseline: str | None, points: int) -> Row:
-    """The numbers of a row; None for one that was not timed. `ratio` is how many times as long as ours it takes."""
+def numbers(times: dict[str, list[float]], name: str, points: int) -> Row:
+    """The numbers of a row, if it was timed. `ratio` is how many times as long as ours it takes."""
     if name not in times:
-        fields = (*measure.Timing.__dataclass_fields__, *measure.Ratio.__dataclass_fields__)
-        return dict.fromkeys((*fields, "ns_a_point", "baseline"))
+        return {}
     timing = measure.summary(times[name])
-    ratio: Row = dict.fromkeys(measure.Ratio.__dataclass_fields__)
-    if baseline is not None and baseline != name:
-        ratio = asdict(measure.paired(times[name], times[baseline]))
-    return {**asdict(timing), "ns_a_point": 1e3 * timing.median_us / points, **ratio, "baseline": baseline}
+    row = asdict(timing) | {"ns_a_point": 1e3 * timing.median_us / points, "baseline": OURS if OURS in times else None}
+    return row if name == OURS or OURS not in times else row | asdict(measure.paired(times[name], times[OURS]))
 
 
 def take_turns(
@@ -149,7 +151,7 @@ def _once(call: Callable[[int], object]) -> float:
 def respond(request: Message, answer: Answer) -> None:
     """Answers with ``{"missing": name, "reason": ...}``, ``{"begin": name}`` before each piece of work, and rows."""
     found = []
-    for name in request.pop("backends"):
+    for name in request["backends"]:
         answer(begin=name)
         one = implementations.find(name, torch.device("cpu"))
         if one.reason is None:
@@ -157,8 +159,9 @@ def respond(request: Message, answer: Answer) -> None:
         else:
             answer(missing=name, reason=one.reason)
     if found:
-        case = cases.find(request.pop("case"))
-        for row in measured(case, found=found, begin=lambda name: answer(begin=name), **request):
+        cell = Cell(*request["cell"])
+        times = {"seconds": request["seconds"], "rounds": request["rounds"]}
+        for row in measured(cases.find(cell.case), cell, found, begin=lambda name: answer(begin=name), **times):
             answer(row=row)
 
 

@@ -58,6 +58,13 @@ class Implementation:
     forward_only: bool = False
     """it computes no gradients"""
 
+    def function(self, fused: bool) -> Callable[..., Tensor] | None:
+        return self.fused if fused else self.plain
+
+    def about(self, fused: bool) -> dict[str, Any]:
+        """What a row of a function says of it."""
+        return {"ours": self.ours, "composed": self.composed if fused else None, "limits": self.limits}
+
 
 class _Absent(Exception):
     """An implementation cannot be measured here; the message says why, and how to get it."""

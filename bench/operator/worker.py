@@ -19,7 +19,7 @@ from ..harness.records import Row
 from ..harness.tables import HAS_NONE
 from . import bounds, cases, implementations, workloads
 from .implementations import Implementation
-from .inputs import make_inputs
+from .inputs import input_sets, make_inputs
 from .jobs import FUSED, KINDS, OF_OPERATOR, Correctness, Job, Kernels, Operator
 from .workloads import Workload
 
@@ -38,12 +38,10 @@ class OperatorMeasurer:
         """A row for each direction; one that failed its check gets no speed."""
         subject, case, dtype = self.subject, cases.find(job.case, job.locations), DTYPES[job.dtype]
         fused = job.function in FUSED
-        if (subject.fused if fused else subject.plain) is None:
+        if subject.function(fused) is None:
             yield from job.unmeasured(HAS_NONE)
             return
-        first = make_inputs(case, dtype, self.device, seed=0)
-        more = measure.sets_past_cache(first, self.device)
-        sets = [first, *(make_inputs(case, dtype, self.device, seed) for seed in range(1, more))]
+        sets = input_sets(case, dtype, self.device)
 
         def work_of(one: Implementation) -> Workload:
             if job.function == "MSDeformAttn":
@@ -51,20 +49,13 @@ class OperatorMeasurer:
             return workloads.operator(case, one, sets, fused)
 
         # the check of a module is its operator's, at this shape and dtype
-        checks = workloads.check(workloads.operator(case, subject, sets, fused), workloads.truth(case, first, fused))
+        checks = workloads.checked(case, subject, sets[0], fused)
         failing = next((check for check in checks.values() if check.failure is not None), None)
         checks["both"] = failing or checks["backward"]
         work, beside = work_of(subject), None if self.baseline is None else work_of(self.baseline)
         for row in job.unmeasured(None):
             direction = row["direction"]
-            row.update(
-                {
-                    **checks[direction]._asdict(),
-                    "ours": subject.ours,
-                    "composed": subject.composed if fused else None,
-                }
-            )
-            row["limits"] = subject.limits
+            row |= {**checks[direction]._asdict(), **subject.about(fused)}
             row["setting"] = None if direction == "forward" else subject.setting
             if row["failure"] is None:
                 try:
@@ -75,7 +66,7 @@ class OperatorMeasurer:
                     row["failure"] = workloads.sentence(error)
             # the module has matrix products besides
             if row["median_us"] is not None and self.copy is not None and job.function != "MSDeformAttn":
-                row.update(bounds.of_row(row, case, first, fused, self.copy, self.device))
+                row.update(bounds.of_row(row, case, sets[0], fused, self.copy, self.device))
             yield row
 
     def _numbers(self, direction: str, work: Workload, beside: Workload | None) -> Row:
@@ -137,11 +128,10 @@ def _measurer(request: dict[str, Any], device: torch.device) -> Callable[[Any], 
 def correctness(job: Correctness, subject: Implementation, device: torch.device) -> Iterator[Row]:
     """A row for the output, and one for the gradients."""
     case, fused = cases.find(job.case, job.locations), job.function in FUSED
-    if (subject.fused if fused else subject.plain) is None:
+    if subject.function(fused) is None:
         yield from job.unmeasured(HAS_NONE)
         return
-    inputs = make_inputs(case, DTYPES[job.dtype], device, seed=0)
-    checks = workloads.check(workloads.operator(case, subject, [inputs], fused), workloads.truth(case, inputs, fused))
+    checks = workloads.checked(case, subject, make_inputs(case, DTYPES[job.dtype], device, seed=0), fused)
     for row in job.unmeasured(None):
         yield {**row, **checks[row["direction"]]._asdict(), "ours": subject.ours}
 

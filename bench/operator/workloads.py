@@ -52,9 +52,14 @@ class Workload:
         return torch.autograd.grad(output, (*self.leaves[i], *self.parameters), self.upstream[i], retain_graph=keep)
 
 
+def checked(case: Case, subject: Implementation, inputs: OperatorInputs, fused: bool) -> dict[str, "Check"]:
+    """One of the two functions held against the truth."""
+    return check(operator(case, subject, [inputs], fused), truth(case, inputs, fused))
+
+
 def operator(case: Case, subject: Implementation, sets: list[OperatorInputs], fused: bool) -> Workload:
     """One of the two functions."""
-    function = subject.fused if fused else subject.plain
+    function = subject.function(fused)
     assert function is not None
 
     def run(value: Tensor, *rest: Tensor) -> Tensor:

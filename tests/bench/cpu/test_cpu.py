@@ -12,6 +12,7 @@ from torch import Tensor
 
 from msdeform import fused_ms_deform_attn, ms_deform_attn
 from msdeform.bench.cpu import cpu, tables, worker
+from msdeform.bench.cpu.worker import Cell
 from msdeform.bench.harness import records
 from msdeform.bench.operator import cases
 from msdeform.bench.operator.cases import Case
@@ -101,8 +102,15 @@ def test_one_that_hangs_is_stopped(bench: Bench) -> None:
 
 def test_children_wait_as_pytorch_does_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
-    with cpu._usual_waiting():
-        assert "OMP_WAIT_POLICY" not in os.environ
+    waiting: list[str | None] = []
+
+    def measured(cell: Cell, *_: Any) -> list[records.Row]:
+        waiting.append(os.environ.get("OMP_WAIT_POLICY"))
+        return cell.failed(["core"], "not now")
+
+    monkeypatch.setattr(cpu, "measured", measured)
+    assert main(["bench", "cpu", "--cases", "odd", "--backends", "core", "--dtypes", "float32"]) == 0
+    assert waiting == [None]
     assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
 
 
@@ -143,7 +151,12 @@ def test_rows_of_a_cell() -> None:
     begun: list[str] = []
     rows = list(
         worker.measured(
-            SMALL, "float32", "fused_ms_deform_attn", (1, 2), found, seconds=0.2, rounds=3, begin=begun.append
+            SMALL,
+            Cell("small", "float32", "fused_ms_deform_attn", (1, 2), ()),
+            found,
+            seconds=0.2,
+            rounds=3,
+            begin=begun.append,
         )
     )
     assert {*begun} == {subject.name for subject in found}
@@ -168,7 +181,8 @@ def test_rows_of_a_cell() -> None:
 @pytest.mark.usefixtures("_threads")
 def test_ours_that_is_wrong_is_no_baseline() -> None:
     found = [variant("cpu", ours=True, output=1.01), variant("core")]
-    rows = list(worker.measured(SMALL, "bfloat16", "ms_deform_attn", (1,), found, seconds=0, rounds=2))
+    cell = Cell("small", "bfloat16", "ms_deform_attn", (1,), ())
+    rows = list(worker.measured(SMALL, cell, found, seconds=0, rounds=2))
     ours = [row for row in rows if row["ours"]]
     assert all(row["failure"].startswith("differs") and row["median_us"] is None for row in ours)
     assert all(row["median_us"] > 0 and row["ratio"] is None for row in rows if not row["ours"])
@@ -176,7 +190,7 @@ def test_ours_that_is_wrong_is_no_baseline() -> None:
 
 
 def test_a_wrong_backend_of_ours_fails_the_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def wrong(cell: cpu.Cell, options: CpuOptions, missing: dict[str, str]) -> list[records.Row]:
+    def wrong(cell: Cell, options: CpuOptions, missing: dict[str, str]) -> list[records.Row]:
         return cell.failed(["reference"], "differs from float64 in output")
 
     monkeypatch.setattr(cpu, "measured", wrong)
@@ -228,7 +242,7 @@ def test_the_plan() -> None:
 
 
 def row(backend: str, ms: float | None, ratio: float | None = None, failure: str | None = None, **more: Any) -> Any:
-    cell = cpu.Cell("encoder-800x1066-b1", "float32", tables.MAIN, (1,), (backend,))
+    cell = Cell("encoder-800x1066-b1", "float32", tables.MAIN, (1,), (backend,))
     one = cell.failed([backend], failure or "")[0] | {"points": 1000, "shape": {"S": 50}}
     if ms is not None:
         one |= {"median_us": 1e3 * ms, "noisy": None, "ns_a_point": 1e3 * ms, "ratio": ratio, "failure": None}
