@@ -31,19 +31,19 @@ FunctionName = Literal["ms_deform_attn", "fused_ms_deform_attn", "MSDeformAttn"]
 FUNCTIONS: tuple[FunctionName, ...] = get_args(FunctionName)
 AloneName = Literal["fused_ms_deform_attn", "ms_deform_attn"]
 """functions without a module around them"""
-PEERS = (
+IMPLEMENTATIONS = (
     *("reference", "triton", "triton-deterministic", "triton-cells", "cuda", "cpu", "deformops", "deformops-fp32acc"),
     *("official", "mmcv", "dcnv4", "transformers", "core", "embedding-bag", "onnxruntime", "openvino"),
     *("reference-compiled", "core-compiled"),
 )
 """implementations of the operator, in the order of the tables; the first is the usual baseline"""
-CPU_PEERS = (
+CPU_IMPLEMENTATIONS = (
     *("cpu", "reference", "core", "transformers", "deformops", "mmcv", "embedding-bag", "onnxruntime", "openvino"),
 )
 """those that run on a CPU, ours first"""
-NO_GPU_PEERS = ("cpu", "embedding-bag", "onnxruntime", "openvino")
+CPU_ONLY_IMPLEMENTATIONS = ("cpu", "embedding-bag", "onnxruntime", "openvino")
 """those that are measured on a CPU alone"""
-COMPILED_PEERS = tuple(name for name in PEERS if name.endswith("-compiled"))
+COMPILED_IMPLEMENTATIONS = tuple(name for name in IMPLEMENTATIONS if name.endswith("-compiled"))
 StepDtype = Literal["float32", "bfloat16"]
 """dtypes of a detector's step; bfloat16: autocast"""
 STEP_DTYPES: tuple[StepDtype, ...] = get_args(StepDtype)
@@ -133,7 +133,7 @@ class CpuOptions:
 
     def __post_init__(self) -> None:
         _known("cases", "case", self.cases, list(CASES))
-        _known("backends", "backend", [name for name in self.backends if ":" not in name], PEERS)
+        _known("backends", "backend", [name for name in self.backends if ":" not in name], IMPLEMENTATIONS)
         for count in self.threads:
             at_least("threads", count, 1)
         at_least("seconds", self.seconds, 0)
@@ -233,7 +233,7 @@ class OperatorsOptions:
     def __post_init__(self) -> None:
         _known("cases", "case", self.cases, list(CASES))
         for option, names in (("backends", self.backends), ("baseline", (self.baseline,))):
-            _known(option, "backend", [name for name in names if ":" not in name], PEERS)
+            _known(option, "backend", [name for name in names if ":" not in name], IMPLEMENTATIONS)
         at_least("seconds", self.seconds, 0)
         _above_0("limit", self.limit)
         at_least("threads", self.threads, 1)

@@ -127,7 +127,7 @@ COMMANDS = {
     "bench": Command(
         "bench.options:OperatorsOptions",
         "bench.operator.operators:run",
-        "time the operator's backends and their peers, after checking them",
+        "time the operator's backends and other implementations, after checking them",
     ),
     "bench compare": Command(
         "bench.options:CompareOptions",
@@ -137,7 +137,7 @@ COMMANDS = {
     "bench cpu": Command(
         "bench.options:CpuOptions",
         "bench.cpu.cpu:run",
-        "time the operator's backends and their peers on a CPU, all in turn, by threads",
+        "time the operator's backends and other implementations on a CPU, all in turn, by threads",
     ),
     "bench cpu-code": Command(
         "bench.options:CpuCodeOptions",

@@ -23,18 +23,19 @@ from typing import Any
 import torch
 
 from ...kernels.diagnostics.options import BACKENDS
-from ..cpu import dispatch
+from ..cpu import host_time
 from ..harness import records
 from ..harness.records import Records, Row
+from ..harness.results_file import ResultsFile
 from ..harness.tables import aligned, operator_table
 from ..operator import cases, implementations, jobs
-from ..operator.operators import plan
-from ..operator.runner import Book, Settings, measure
+from ..operator.jobs import plan
+from ..operator.runner import Settings, measure
 from ..options import (
-    COMPILED_PEERS,
+    COMPILED_IMPLEMENTATIONS,
+    CPU_ONLY_IMPLEMENTATIONS,
     FUNCTIONS,
-    NO_GPU_PEERS,
-    PEERS,
+    IMPLEMENTATIONS,
     ExplainOptions,
     SeedsOptions,
     TrainingOptions,
@@ -66,7 +67,7 @@ class Run:
     """One stage's run: its settings, its rows, and what went wrong."""
 
     settings: Settings
-    book: Book
+    book: ResultsFile
     quick: bool
     runs: Path = Path("runs/seeds")
     """folder for training runs and their data"""
@@ -199,7 +200,7 @@ def _operator(run: Run, planned: Sequence[jobs.Job]) -> None:
 
 def operator_main(run: Run) -> None:
     """The operator with its peers at the main shapes."""
-    eager = [name for name in PEERS if name not in (*COMPILED_PEERS, *NO_GPU_PEERS)]
+    eager = [name for name in IMPLEMENTATIONS if name not in (*COMPILED_IMPLEMENTATIONS, *CPU_ONLY_IMPLEMENTATIONS)]
     if run.quick:  # of the peers only what PyTorch runs anywhere
         eager.remove("transformers")
         _operator(run, plan(cases.REDUCED, ["grid"], ["float32"], eager))
@@ -212,14 +213,14 @@ def operator_main(run: Run) -> None:
 
 def operator_others(run: Run) -> None:
     """The other shapes, and uniform locations."""
-    eager = [name for name in PEERS if name not in (*COMPILED_PEERS, *NO_GPU_PEERS)]
+    eager = [name for name in IMPLEMENTATIONS if name not in (*COMPILED_IMPLEMENTATIONS, *CPU_ONLY_IMPLEMENTATIONS)]
     _operator(run, plan(cases.FULL, ["grid"], _EVERY[:3], eager))
     _operator(run, plan(MAIN, ["uniform"], _BOTH, eager, FUNCTIONS[:2]))
 
 
 def operator_compiled(run: Run) -> None:
     """The peers under torch.compile."""
-    _operator(run, plan(MAIN, ["grid"], _BOTH, COMPILED_PEERS))
+    _operator(run, plan(MAIN, ["grid"], _BOTH, COMPILED_IMPLEMENTATIONS))
 
 
 def hardware_counters(run: Run) -> None:
@@ -347,13 +348,13 @@ def memcheck(run: Run) -> None:
 
 def host_times(run: Run) -> None:
     """What a call costs the host, kernels left out, and its wall time with them."""
-    keys = ("dispatch", dispatch.CASE, "float32", "fused_ms_deform_attn", "forward", "triton", "function")
+    keys = ("dispatch", host_time.CASE, "float32", "fused_ms_deform_attn", "forward", "triton", "function")
     if run.book.has(keys) or implementations.absent("triton", run.settings.device) is not None:
         return
-    found = dispatch.measure(run.settings.device, 200, 3)
+    found = host_time.measure(run.settings.device, 200, 3)
     for row in found:
         run.book.add(row)
-    print(aligned(dispatch.table(found), 3))
+    print(aligned(host_time.table(found), 3))
 
 
 def detectors(run: Run) -> None:

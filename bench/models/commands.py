@@ -8,9 +8,10 @@ from collections.abc import Sequence
 
 import torch
 
-from ..harness.provenance import provenance
+from ..harness.provenance import command_line, provenance, usual_device
+from ..harness.results_file import ResultsFile, folder
 from ..operator import jobs
-from ..operator.runner import Book, Settings, command_line, folder, measure, usual_device
+from ..operator.runner import Settings, measure
 from ..options import ExplainOptions, ExportsOptions, SeedsOptions, TableOptions, TrainingOptions
 
 _LIMIT = 300.0  # seconds for a row: building a model and compiling it take most of them
@@ -24,13 +25,13 @@ def table(options: TableOptions) -> int:
     device = usual_device()
     command = command_line("msdeform table", options)
     if options.flops:
-        book = Book(options.out, provenance(torch.device("cpu"), command), again=True)
+        book = ResultsFile(options.out, provenance(torch.device("cpu"), command), again=True)
         print(table.count(options.models or MODELS, book))
         return 0
     reduced = device.type == "cpu" if options.reduced is None else options.reduced
     names = options.models or (table.REDUCED_MODELS if reduced else MODELS)
     settings = Settings(device, limit=_LIMIT, threads=torch.get_num_threads())
-    book = Book(folder(options.out, keep=not reduced), provenance(device, command), again=options.again)
+    book = ResultsFile(folder(options.out, keep=not reduced), provenance(device, command), again=options.again)
     what = (names, options.backends, options.dtypes)
     planned: Sequence[jobs.Job]
     if options.speed:

@@ -28,9 +28,10 @@ from ...explain.core.trace import leaves
 from ...models.attention import MSDeformAttn
 from ...models.families.detector import Detector
 from ...models.zoo import create_model
+from ..harness.provenance import usual_device
 from ..harness.records import Row
 from ..harness.tables import Line, aligned, number
-from ..operator.runner import usual_backends, usual_device
+from ..operator.implementations import usual_backends
 from ..options import ExplainOptions
 from .resumable import measure_missing, results_file
 

@@ -15,10 +15,10 @@ import torch
 from ...models.export.check import like_a_photograph
 from ...models.export.export import compare, exported_program
 from ...models.zoo import create_model
-from ..harness.provenance import provenance
+from ..harness.provenance import command_line, provenance
 from ..harness.records import Row
+from ..harness.results_file import ResultsFile
 from ..harness.tables import Line, aligned
-from ..operator.runner import Book, command_line
 from ..options import ExportsOptions
 from .resumable import measure_missing
 
@@ -29,7 +29,7 @@ def measure_rows(options: ExportsOptions) -> list[Row]:
     """Compares, prints, and on request records; returns the rows."""
     torch.set_num_threads(1)
     command = command_line("msdeform bench exports", options)
-    book = Book(options.out, provenance(torch.device("cpu"), command), again=options.again)
+    book = ResultsFile(options.out, provenance(torch.device("cpu"), command), again=options.again)
     planned = [
         (("export", model, image, FORMAT), partial(compared, model, image))
         for image in options.images

@@ -6,9 +6,8 @@ from collections.abc import Callable, Iterable
 
 import torch
 
-from ..harness.provenance import code, provenance
 from ..harness.records import Row
-from ..operator.runner import Book, command_line, folder
+from ..harness.results_file import ResultsFile, open_results
 from ..options import ExplainOptions, SeedsOptions, TrainingOptions
 
 Planned = Iterable[tuple[tuple[object, ...], Callable[[], Row | None]]]
@@ -22,13 +21,13 @@ def results_file(
     sources: tuple[str, ...],
     *,
     again: bool = False,
-) -> Book:
+) -> ResultsFile:
     """Where the rows of ``msdeform bench NAME`` go; `sources` decide them, beside the files that decide all."""
-    source = {**provenance(device, command_line(f"msdeform bench {name}", options)), "code": code(*sources)}
-    return Book(folder(options.out, keep=not options.quick and device.type == "cuda"), source, again=again)
+    keep = not options.quick and device.type == "cuda"
+    return open_results(f"msdeform bench {name}", options, device, measured=sources, keep=keep, again=again)
 
 
-def measure_missing(planned: Planned, book: Book, minutes: float) -> int:
+def measure_missing(planned: Planned, book: ResultsFile, minutes: float) -> int:
     """Measures the rows that are not recorded yet, as long as there is time; returns how many are left."""
     end = time.monotonic() + 60 * minutes
     left = 0

@@ -47,10 +47,10 @@ from ...train.data.synthetic.synth import make_dataset
 from ...train.engine.signals import STOPPED
 from ...train.monitor.history import History
 from ...train.monitor.run_log import read_log
+from ..harness.provenance import usual_device
 from ..harness.records import Row
 from ..harness.tables import aligned
 from ..operator import implementations
-from ..operator.runner import usual_device
 from ..options import SeedsOptions
 from . import spread
 from .resumable import measure_missing, results_file

@@ -14,9 +14,9 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from ..harness.records import Row
+from ..harness.results_file import ResultsFile
 from ..harness.tables import aligned, number
 from ..operator import jobs
-from ..operator.runner import Book
 from . import flops, speed
 from .published import published_as
 
@@ -63,7 +63,7 @@ def training_jobs(
     ]
 
 
-def count(names: Iterable[str], book: Book) -> str:
+def count(names: Iterable[str], book: ResultsFile) -> str:
     """Counts models, adds their rows to the book, and returns the table with its convention."""
     names, sizes = list(dict.fromkeys(names)), flops.published_sizes()
     proposals: set[int | None] = set()

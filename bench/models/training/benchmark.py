@@ -19,9 +19,10 @@ import torch
 from ....train.config.options import Loading
 from ....train.engine.step_timer import STAGES
 from ...harness import records
+from ...harness.provenance import usual_device
 from ...harness.records import Row
 from ...harness.tables import Line, aligned, number
-from ...operator.runner import usual_backends, usual_device
+from ...operator.implementations import usual_backends
 from ...options import STEP_OPTIONS, TrainingOptions
 from ..resumable import Planned, measure_missing, results_file
 from . import loading, steps

@@ -15,6 +15,7 @@ from msdeform.bench.gpu import run, stages
 from msdeform.bench.gpu.stages import Run, Stage
 from msdeform.bench.harness import records
 from msdeform.bench.harness.isolate import Stopped, logged
+from msdeform.bench.harness.results_file import ResultsFile
 from msdeform.bench.operator import runner
 from msdeform.bench.operator.jobs import Correctness, Job
 from msdeform.bench.options import ExplainOptions, SeedsOptions, TrainingOptions
@@ -226,7 +227,7 @@ def test_a_process_says_how_it_ended(tmp_path: Path) -> None:
 
 
 def run_of(tmp_path: Path, deadline: float = float("inf"), *, quick: bool = False, retry: bool = False) -> Run:
-    book = runner.Book(tmp_path / "rows.jsonl", SOURCE, retry=retry)
+    book = ResultsFile(tmp_path / "rows.jsonl", SOURCE, retry=retry)
     return Run(runner.Settings(CPU, deadline=deadline), book, quick)
 
 
@@ -235,7 +236,7 @@ def planned(monkeypatch: pytest.MonkeyPatch) -> list[list[Job]]:
     """The jobs of the stages that run, none of them measured."""
     seen: list[list[Job]] = []
 
-    def note(jobs: list[Job], settings: runner.Settings, book: runner.Book, processes: int = 1) -> int:
+    def note(jobs: list[Job], settings: runner.Settings, book: ResultsFile, processes: int = 1) -> int:
         seen.append(list(jobs))
         return 0
 
@@ -307,7 +308,7 @@ def test_every_stage_in_its_full_form(
     monkeypatch.setattr(stages, "_said", say)
     monkeypatch.setattr(stages.search, "rows", rows)
     monkeypatch.setattr(stages.implementations, "absent", lambda name, device: None)
-    monkeypatch.setattr(stages.dispatch, "measure", lambda *_: [])
+    monkeypatch.setattr(stages.host_time, "measure", lambda *_: [])
     monkeypatch.setattr(profile, "profile", profiled)
     monkeypatch.setenv("PATH", str(tmp_path))
     for command in (training, explain, seeds):
@@ -355,8 +356,8 @@ def test_a_wrong_row_fails_its_stage_until_it_is_measured_right(
 ) -> None:
     wrong: list[str | None] = ["differs from float64 in output"]
 
-    def measured(jobs: list[Job], settings: runner.Settings, book: runner.Book, processes: int = 1) -> int:
-        for job in book.new(jobs):
+    def measured(jobs: list[Job], settings: runner.Settings, book: ResultsFile, processes: int = 1) -> int:
+        for job in (job for job in jobs if book.to_measure(*job.cells())):
             for row in job.unmeasured(wrong[0] if job.backend == "reference" else None):
                 book.add(row | {"ours": True})
         return 0
