@@ -20,11 +20,11 @@ from ..train.data.dataset import CocoDetection
 from ..train.data.loader import validation_data
 from ..train.engine.checkpoint import Trained, load_trained
 from ..train.evaluation.detect import match_categories
-from .ablation.ablation import Advance, Study
+from .ablation.ablation import Ablation, Advance
 from .ablation.head_sets import Head, counts_of, heads_of, orders
 from .ablation.report import Findings, summary, write
 from .ablation.resampling import resample
-from .ablation.runs import TOGETHER, Passes, check
+from .ablation.runs import TOGETHER, AblationRuns, check
 from .core.masks import Masks
 from .options import AblateOptions
 from .outputs import checked, default_folder
@@ -42,11 +42,11 @@ def ablate(options: AblateOptions) -> Findings:
     out = checked(options.out or default_folder(options.checkpoint, "ablation"))
     with in_use(out):
         remove_leftovers(out)
-        study, about = _study(options, trained, out)
+        ablation, about = _study(options, trained, out)
         print(about["sentence"])
-        print(_plan(options, study, heads))
+        print(_plan(options, ablation, heads))
         start = time.perf_counter()
-        findings = _find(options, study, heads)
+        findings = _find(options, ablation, heads)
         findings.about.update({name: value for name, value in about.items() if name != "sentence"})
         findings.about["seconds"] = round(time.perf_counter() - start, 1)
         files = write(findings, out)
@@ -66,7 +66,7 @@ def _check(options: AblateOptions, model: Detector, heads: Sequence[Head]) -> No
         raise ValueError("pairing: a two-stage model chooses its queries anew at every pass; expected --pairing iou")
 
 
-def _study(options: AblateOptions, trained: Trained, out: Path) -> tuple[Study, dict[str, Any]]:
+def _study(options: AblateOptions, trained: Trained, out: Path) -> tuple[Ablation, dict[str, Any]]:
     """The model on its data, and what they are."""
     size = Input(image_size=options.image_size).size
     if options.image_size is None:
@@ -88,7 +88,7 @@ def _study(options: AblateOptions, trained: Trained, out: Path) -> tuple[Study, 
         "precision": options.precision,
         "confidence": options.confidence,
     }
-    passes = Passes(
+    passes = AblationRuns(
         trained.model,
         data,
         trained.device,
@@ -101,7 +101,7 @@ def _study(options: AblateOptions, trained: Trained, out: Path) -> tuple[Study, 
         precision=options.precision,
         mean_images=options.mean_images,
     )
-    study = Study(
+    ablation = Ablation(
         passes,
         resample(len(data), options.samples, options.seed),
         pairing=options.pairing,
@@ -126,7 +126,7 @@ def _study(options: AblateOptions, trained: Trained, out: Path) -> tuple[Study, 
         "seed": options.seed,
         "mode": options.mode,
     }
-    return study, about
+    return ablation, about
 
 
 def _limit(data: CocoDetection, limit: int | None) -> None:
@@ -153,11 +153,11 @@ def _file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _plan(options: AblateOptions, study: Study, heads: Sequence[Head]) -> str:
+def _plan(options: AblateOptions, ablation: Ablation, heads: Sequence[Head]) -> str:
     """How many passes it will take, in a sentence."""
-    images, known = len(study.passes.data), options.masks()
+    images, known = len(ablation.passes.data), options.masks()
     if options.matrix:
-        known += [study.off([head]) for head in heads]
+        known += [ablation.off([head]) for head in heads]
     more = 0
     if options.cumulative:
         inner = len(counts_of(len(heads), options.steps)) - 2
@@ -166,7 +166,7 @@ def _plan(options: AblateOptions, study: Study, heads: Sequence[Head]) -> str:
     if options.prunes:
         most = min(options.prune or len(heads), len(heads))
         more, screenings = more + most, most
-    new = len(study.passes.missing([(), *known])) + more
+    new = len(ablation.passes.missing([(), *known])) + more
     bound = "at most " if more else ""
     lines = [
         f"the model as it is and {bound}{len(set(known)) + more} interventions, of which {bound}{new} passes are still "
@@ -174,13 +174,13 @@ def _plan(options: AblateOptions, study: Study, heads: Sequence[Head]) -> str:
         "the encoder, where it stays as it is)"
     ]
     if screenings:
-        lines.append(f"{bound}{screenings * study.screen_images} forward and backward passes for screening")
+        lines.append(f"{bound}{screenings * ablation.screen_images} forward and backward passes for screening")
     return "; ".join(lines)
 
 
-def _find(options: AblateOptions, study: Study, heads: Sequence[Head]) -> Findings:
+def _find(options: AblateOptions, ablation: Ablation, heads: Sequence[Head]) -> Findings:
     """All that was asked for."""
-    images = len(study.passes.data)
+    images = len(ablation.passes.data)
     findings = Findings({"sites": options.sites, "screen_by": options.screen_by, "images": images})
 
     @contextmanager
@@ -189,20 +189,20 @@ def _find(options: AblateOptions, study: Study, heads: Sequence[Head]) -> Findin
             yield advance
 
     def measure(what: str, interventions: Sequence[Masks]) -> None:
-        missing = study.passes.missing([(), *interventions])
+        missing = ablation.passes.missing([(), *interventions])
         with bar(what, len(missing) * images) as advance:
-            study.measure([(), *interventions], advance)
+            ablation.measure([(), *interventions], advance)
 
     def screen(what: str) -> None:
-        with bar(what, study.screen_images) as advance:
-            findings.screening = study.screen(options.sites, advance=advance)
+        with bar(what, ablation.screen_images) as advance:
+            findings.screening = ablation.screen(options.sites, advance=advance)
 
     measure("masks" if options.mask else "no mask", options.masks())
-    (findings.base,) = study.measure([()])
-    findings.masks = study.measure(options.masks())
+    (findings.base,) = ablation.measure([()])
+    findings.masks = ablation.measure(options.masks())
     if options.matrix:
-        measure("matrix", [study.off([head]) for head in heads])
-        findings.matrix = study.matrix(options.sites)
+        measure("matrix", [ablation.off([head]) for head in heads])
+        findings.matrix = ablation.matrix(options.sites)
     if options.cumulative:
         screen("screening")
         assert findings.screening is not None
@@ -211,16 +211,16 @@ def _find(options: AblateOptions, study: Study, heads: Sequence[Head]) -> Findin
             importance["measurement"] = {head: -one.change for head, one in findings.matrix.items()}
         chosen = orders(importance, heads, options.random_orders, options.seed)
         counts = counts_of(len(heads), options.steps)
-        sets = {name: [study.off(order[:count]) for count in counts] for name, order in chosen.items()}
+        sets = {name: [ablation.off(order[:count]) for count in counts] for name, order in chosen.items()}
         measure("cumulative", [masks for several in sets.values() for masks in several])
         findings.orders = chosen
         findings.curves = {
-            name: list(zip(counts, study.measure(several), strict=True)) for name, several in sets.items()
+            name: list(zip(counts, ablation.measure(several), strict=True)) for name, several in sets.items()
         }
     if options.prunes:
         count = min(options.prune or len(heads), len(heads))
         with bar("pruning", count) as advance:
-            findings.pruned = study.prune(options.sites, count, options.budget, advance)
+            findings.pruned = ablation.prune(options.sites, count, options.budget, advance)
     return findings
 
 

@@ -17,7 +17,7 @@ from ..train.data.annotations import Annotations
 from ..train.engine.checkpoint import Trained, load_trained
 from ..train.evaluation.detect import match_categories
 from .core.masks import Mask, parse_mask
-from .core.trace import Scene, Seen
+from .core.trace import AttentionTrace, QueryPrediction
 from .figures.encoder import draw_encoder
 from .figures.masked import (
     Variant,
@@ -31,7 +31,7 @@ from .figures.masked import (
 )
 from .figures.trajectories import draw_journey, draw_queries, draw_seeds
 from .figures.truth import draw_truth
-from .figures.views import Job, Look, find_layers
+from .figures.views import Explained, Job, find_layers
 from .options import ExplainOptions, Interventions, Subject
 from .outputs import digest_of, place_for
 
@@ -65,7 +65,7 @@ def find_label(model: Any, text: str | None) -> int | None:
     raise ValueError(f"label: the model knows no class {text!r}; {known}")
 
 
-def choose(scene: Scene, subject: Subject, *, masked: bool = False) -> list[tuple[str, Seen]]:
+def choose(trace: AttentionTrace, subject: Subject, *, masked: bool = False) -> list[tuple[str, QueryPrediction]]:
     """The detections and queries to explain, each with a name for its files.
 
     Where none is named the best detections, with a class those of that class; none of them where places are, unless
@@ -74,35 +74,35 @@ def choose(scene: Scene, subject: Subject, *, masked: bool = False) -> list[tupl
 
     Raises ValueError for a detection, query or class that is not there, and where a class is named and not detected.
     """
-    label = find_label(scene.model, subject.label)
-    found = scene.detections(subject.confidence)
-    chosen: list[tuple[str, Seen]] = []
+    label = find_label(trace.model, subject.label)
+    found = trace.detections(subject.confidence)
+    chosen: list[tuple[str, QueryPrediction]] = []
     for number in subject.det:
         if not 0 <= number < len(found):
-            raise ValueError(f"det: {_found(scene, len(found), subject.confidence)}, got {number}")
-        chosen.append((f"det{number}", scene.seen(found[number].query, label)))
-    chosen += [(f"query{query}", scene.seen(query, label)) for query in subject.query]
+            raise ValueError(f"det: {_found(trace, len(found), subject.confidence)}, got {number}")
+        chosen.append((f"det{number}", trace.prediction(found[number].query, label)))
+    chosen += [(f"query{query}", trace.prediction(query, label)) for query in subject.query]
     if subject.box is not None:
-        nearest = scene.nearest(numbers_of(subject.box, 4, "box"))
-        chosen.append((f"query{nearest.query}", scene.seen(nearest.query, label)))
+        nearest = trace.nearest(numbers_of(subject.box, 4, "box"))
+        chosen.append((f"query{nearest.query}", trace.prediction(nearest.query, label)))
     if chosen or (subject.ref and not masked):
         return list(dict(chosen).items())
-    of_class = found if label is None else scene.detections(subject.confidence, label)
+    of_class = found if label is None else trace.detections(subject.confidence, label)
     if label is not None and not of_class:
-        raise ValueError(f"label: {_found(scene, 0, subject.confidence, label)}")
-    numbers = {seen.query: number for number, seen in enumerate(found)}
-    return [(f"det{numbers[seen.query]}", seen) for seen in of_class[: subject.most]]
+        raise ValueError(f"label: {_found(trace, 0, subject.confidence, label)}")
+    numbers = {prediction.query: number for number, prediction in enumerate(found)}
+    return [(f"det{numbers[prediction.query]}", prediction) for prediction in of_class[: subject.most]]
 
 
-def _found(scene: Scene, count: int, confidence: float, label: int | None = None) -> str:
+def _found(trace: AttentionTrace, count: int, confidence: float, label: int | None = None) -> str:
     """What can be chosen of `count` detections; where there is none, of that class or any, what comes closest."""
     if count:
         return f"expected from 0 to {count - 1}, of detections of at least {confidence:g}"
     if label is None:
-        best, what = scene.detections(0.0)[0], "nothing"
+        best, what = trace.detections(0.0)[0], "nothing"
     else:
-        best = next(iter(scene.detections(0.0, label)), None) or scene.seen(
-            int(scene.layer_scores[-1, :, label].argmax()), label
+        best = next(iter(trace.detections(0.0, label)), None) or trace.prediction(
+            int(trace.layer_scores[-1, :, label].argmax()), label
         )
         what = f"no {best.name}"
     instead = f", detected as {best.detected_as}" * bool(best.detected_as)
@@ -112,49 +112,49 @@ def _found(scene: Scene, count: int, confidence: float, label: int | None = None
     )
 
 
-def jobs(scene: Scene, options: ExplainOptions, chosen: Sequence[tuple[str, Seen]]) -> list[Job]:
-    """Every picture of a scene that was asked for. Raises ValueError for a view that is not there."""
+def jobs(trace: AttentionTrace, options: ExplainOptions, chosen: Sequence[tuple[str, QueryPrediction]]) -> list[Job]:
+    """Every picture of a trace that was asked for. Raises ValueError for a view that is not there."""
     view, name = options.view, options.image.name
-    layers = find_layers(scene, view.layer)
-    among = tuple(seen for _, seen in chosen) if view.together else ()
-    looks = [(who, Look(scene, seen, view, layers, name, among)) for who, seen in chosen]
-    deformable = scene.sites["decoder.0.cross"].deformable
+    layers = find_layers(trace, view.layer)
+    among = tuple(prediction for _, prediction in chosen) if view.together else ()
+    explained = [(who, Explained(trace, prediction, view, layers, name, among)) for who, prediction in chosen]
+    deformable = trace.sites["decoder.0.cross"].deformable
     methods = view.method or ("points" if deformable else "raw", "relevance")
     if "points" in methods and not deformable:
-        raise ValueError(f"method: {type(scene.model).__name__} attends to every key and samples no points; try raw")
+        raise ValueError(f"method: {type(trace.model).__name__} attends to every key and samples no points; try raw")
     level = int(view.level) if view.level.isdecimal() else 0
     head = int(view.head) if view.head.isdecimal() else None
-    places = _places(scene, options.subject, level)
+    places = _places(trace, options.subject, level)
 
-    wanted: list[Job] = [("queries", partial(draw_queries, scene, options.subject.confidence, image=name))]
-    if scene.tape.seeds is not None:
-        wanted.append(("seeds", partial(draw_seeds, scene, options.subject.confidence, image=name)))
+    wanted: list[Job] = [("queries", partial(draw_queries, trace, options.subject.confidence, image=name))]
+    if trace.tape.seeds is not None:
+        wanted.append(("seeds", partial(draw_seeds, trace, options.subject.confidence, image=name)))
     if view.layer is not None or places:
-        here = places or [_middle(scene, seen) for _, seen in chosen]
+        here = places or [_middle(trace, prediction) for _, prediction in chosen]
         for site in layers.encoder:
-            draw = partial(draw_encoder, scene, site, here, head=head, level=level, image=name)
+            draw = partial(draw_encoder, trace, site, here, head=head, level=level, image=name)
             wanted.append((site.removesuffix(".self"), draw))
-    for who, look in looks:
-        wanted.append((f"{who}-journey", partial(draw_journey, scene, look.seen, image=name)))
+    for who, look in explained:
+        wanted.append((f"{who}-journey", partial(draw_journey, trace, look.prediction, image=name)))
         for method in methods if layers.decoder else ():
             wanted += [(f"{who}-{what}", draw) for what, draw in look.jobs(method)]
     return wanted
 
 
-def _places(scene: Scene, subject: Subject, level: int = 0) -> list[tuple[float, float]]:
+def _places(trace: AttentionTrace, subject: Subject, level: int = 0) -> list[tuple[float, float]]:
     """Of ``--ref``. Raises ValueError for one that is not within the image."""
     places = []
     for ref in subject.ref:
         x, y = numbers_of(ref, 2, "ref")
-        scene.token_at(x, y, level)
+        trace.token_at(x, y, level)
         places.append((x, y))
     return places
 
 
-def _middle(scene: Scene, seen: Seen) -> tuple[float, float]:
+def _middle(trace: AttentionTrace, prediction: QueryPrediction) -> tuple[float, float]:
     """Of its box, within the image, to a tenth of a pixel."""
-    x0, y0, x1, y1 = seen.box
-    return round(min(max((x0 + x1) / 2, 0), scene.width), 1), round(min(max((y0 + y1) / 2, 0), scene.height), 1)
+    x0, y0, x1, y1 = prediction.box
+    return round(min(max((x0 + x1) / 2, 0), trace.width), 1), round(min(max((y0 + y1) / 2, 0), trace.height), 1)
 
 
 def mask_sets(model: Any, wanted: Interventions) -> list[tuple[str, list[Mask]]]:
@@ -167,15 +167,17 @@ def mask_sets(model: Any, wanted: Interventions) -> list[tuple[str, list[Mask]]]
     return sets
 
 
-def masked_jobs(made: Sequence[Variant], options: ExplainOptions, chosen: Sequence[tuple[str, Seen]]) -> list[Job]:
+def masked_jobs(
+    made: Sequence[Variant], options: ExplainOptions, chosen: Sequence[tuple[str, QueryPrediction]]
+) -> list[Job]:
     """What remains under every mask."""
     confidence, name = options.subject.confidence, options.image.name
     wanted: list[Job] = [("masked-boxes", partial(draw_remaining, made, confidence, image=name))]
-    for who, seen in chosen:
+    for who, prediction in chosen:
         view: dict[str, Any] = {"target": options.view.target, "by": options.view.by, "parity": options.view.parity}
-        draw = partial(draw_masked_relevance, made, seen, confidence, image=name, **view)
+        draw = partial(draw_masked_relevance, made, prediction, confidence, image=name, **view)
         wanted.append((f"masked-{who}-relevance", draw))
-    for number, place in enumerate(_places(made[0].scene, options.subject)):
+    for number, place in enumerate(_places(made[0].trace, options.subject)):
         wanted.append((f"masked-ref{number}-attention", partial(draw_masked_attention, made, place, image=name)))
     return wanted
 
@@ -192,14 +194,14 @@ def explain(options: ExplainOptions) -> dict[str, Any]:
     trained = load_trained(options.checkpoint, choose_device(options.device), options.attn_backend, options.model)
     model, confidence = trained.model, options.subject.confidence
     sets = mask_sets(model, options.interventions)
-    scene = Scene(model, pixels, size=options.size)
-    chosen = choose(scene, options.subject, masked=bool(sets))
-    found = scene.detections(confidence)
+    trace = AttentionTrace(model, pixels, size=options.size)
+    chosen = choose(trace, options.subject, masked=bool(sets))
+    found = trace.detections(confidence)
     if not chosen and not options.subject.ref and not sets and not options.html:
-        raise ValueError(_found(scene, 0, confidence))
+        raise ValueError(_found(trace, 0, confidence))
     folder, stem = place_for(options.image, options.out, options.checkpoint)
     label, files = find_label(model, options.subject.label), list[Path]()
-    of_label = [] if label is None else scene.detections(confidence, label)
+    of_label = [] if label is None else trace.detections(confidence, label)
     about: dict[str, Any] = {
         "image": options.image.name,
         "image_sha256": digest_of(options.image),
@@ -208,31 +210,31 @@ def explain(options: ExplainOptions) -> dict[str, Any]:
         "step": trained.step,
         "attn_backend": trained.attn_backend,
         "confidence": confidence,
-        "detections": [as_displayed(scene, seen) for seen in found],
-        "detections_of_label": [as_displayed(scene, seen) for seen in of_label],
-        "explained": {who: as_displayed(scene, seen) for who, seen in chosen},
-        "levels": scene.shapes,
-        "tape_bytes": scene.tape.nbytes,
+        "detections": [as_displayed(trace, prediction) for prediction in found],
+        "detections_of_label": [as_displayed(trace, prediction) for prediction in of_label],
+        "explained": {who: as_displayed(trace, prediction) for who, prediction in chosen},
+        "levels": trace.shapes,
+        "tape_bytes": trace.tape.nbytes,
     }
     if options.html:
         from .page.page import write_page
 
         files.append(folder / f"{stem}.html")
         methods = tuple(method for method in options.view.method if method != "points") or ("raw", "relevance")
-        named = [seen for _, seen in chosen] if options.subject.names else []
+        named = [prediction for _, prediction in chosen] if options.subject.names else []
         view: dict[str, Any] = {"confidence": confidence, "methods": methods, "most": options.subject.most}
-        write_page(scene, files[0], title=options.image.name, subjects=named, **view)
+        write_page(trace, files[0], title=options.image.name, subjects=named, **view)
     else:
         wanted: list[Job] = []
         if options.annotations is not None:
             truth = _truth(options.annotations, options.image.name, trained)
-            wanted.append(("truth", partial(draw_truth, scene, *truth, confidence, image=options.image.name)))
+            wanted.append(("truth", partial(draw_truth, trace, *truth, confidence, image=options.image.name)))
         if sets:
             made = variants(model, pixels, sets, confidence=confidence, size=options.size)
-            about["masks"] = summary(made, [seen for _, seen in chosen], confidence)
+            about["masks"] = summary(made, [prediction for _, prediction in chosen], confidence)
             wanted += masked_jobs(made, options, chosen)
         else:
-            wanted += jobs(scene, options, chosen)
+            wanted += jobs(trace, options, chosen)
         with progress_bar("drawing", len(wanted), shown=options.progress) as advance:
             for what, draw in wanted:
                 files += draw().save(folder / f"{stem}-{what}.png", options.dpi)
@@ -242,12 +244,12 @@ def explain(options: ExplainOptions) -> dict[str, Any]:
     return about
 
 
-def as_displayed(scene: Scene, seen: Seen) -> dict[str, Any]:
+def as_displayed(trace: AttentionTrace, prediction: QueryPrediction) -> dict[str, Any]:
     """A detection as a dictionary, its box clipped to the image."""
-    x0, y0, x1, y1 = seen.box
-    wide, high = float(scene.width), float(scene.height)
+    x0, y0, x1, y1 = prediction.box
+    wide, high = float(trace.width), float(trace.height)
     inside = (min(max(x0, 0.0), wide), min(max(y0, 0.0), high), min(max(x1, 0.0), wide), min(max(y1, 0.0), high))
-    return vars(seen) | {"box": inside}
+    return vars(prediction) | {"box": inside}
 
 
 def _truth(path: Path, image: str, trained: Trained) -> tuple[Tensor, Tensor]:

@@ -24,8 +24,8 @@ from ..train.data.loader import validation_data
 from ..train.engine.checkpoint import Trained, load_trained
 from ..train.evaluation.detect import match_categories
 from .core.maps import heat_map
-from .core.trace import Scene, Seen
-from .options import JudgeOptions
+from .core.trace import AttentionTrace, QueryPrediction
+from .options import ExplainEvalOptions
 from .outputs import checked, default_folder
 from .quality.measures import (
     Array,
@@ -53,11 +53,11 @@ CURVES: tuple[Literal["deletion", "insertion"], ...] = ("deletion", "insertion")
 
 
 @dataclass(frozen=True)
-class Judged:
+class ScoredDetection:
     """One detection, with a score and two curves for every method and baseline."""
 
     image_id: int
-    seen: Seen
+    prediction: QueryPrediction
     truth: tuple[float, ...] | None
     """The box (xyxy) of the object that it is; None for a false detection."""
     scores: dict[str, dict[str, float]]
@@ -68,7 +68,7 @@ class Judged:
     """By method: the rank correlation with 1, 2, ... layers randomised, or with the whole decoder alone."""
 
 
-def judge(options: JudgeOptions) -> tuple[list[Judged], dict[str, Any]]:
+def judge(options: ExplainEvalOptions) -> tuple[list[ScoredDetection], dict[str, Any]]:
     """Scores of every detection, and where they come from.
 
     Raises:
@@ -85,15 +85,15 @@ def judge(options: JudgeOptions) -> tuple[list[Judged], dict[str, Any]]:
     data.rows = data.rows[: options.limit]
     depths = {"none": [], "whole": [layers], "cascade": range(1, layers + 1)}[options.randomise]
     scrambled = [randomised(trained.model, layers=depth, seed=options.seed) for depth in depths]
-    judged: list[Judged] = []
+    scored: list[ScoredDetection] = []
     seconds = []
     with progress_bar("judging", len(data), shown=options.progress) as advance:
         for row in data.rows.tolist():
             start = time.perf_counter()
-            judged += _judge_image(trained, scrambled, data, row, size, options)
+            scored += _judge_image(trained, scrambled, data, row, size, options)
             seconds.append(time.perf_counter() - start)
             advance()
-    if not judged:
+    if not scored:
         raise ValueError(
             f"confidence: no detection of at least {options.confidence} in {len(data)} images; lower it to judge more"
         )
@@ -112,44 +112,46 @@ def judge(options: JudgeOptions) -> tuple[list[Judged], dict[str, Any]]:
         **{name: getattr(options, name) for name in ("confidence", "steps", "fill", "seed")},
         "msdeform": __version__,
     }
-    return judged, about
+    return scored, about
 
 
 def _judge_image(
-    trained: Trained, scrambled: Sequence[Any], data: CocoDetection, row: int, size: Size, options: JudgeOptions
-) -> Iterator[Judged]:
+    trained: Trained, scrambled: Sequence[Any], data: CocoDetection, row: int, size: Size, options: ExplainEvalOptions
+) -> Iterator[ScoredDetection]:
     """Every detection of one image."""
     image_id = int(data.annotations.images.ids[row])
-    scene = Scene(trained.model, data.pixels(row), size=size)
-    found = scene.detections(options.confidence)
+    trace = AttentionTrace(trained.model, data.pixels(row), size=size)
+    found = trace.detections(options.confidence)
     if not found:
         return
-    others = [Scene(model, scene.image, size=size) for model in scrambled]
-    shape = (scene.image.shape[1], scene.image.shape[2])
+    others = [AttentionTrace(model, trace.image, size=size) for model in scrambled]
+    shape = (trace.image.shape[1], trace.image.shape[2])
     own = slice(data.annotations.first[row], data.annotations.first[row + 1])
     truths = data.annotations.boxes[own]
     matches = match_truths(found, _labels(trained, data, found), truths, data.annotations.labels[own])
-    baseline = filled(scene.image, options.fill)
-    for seen, match in zip(found, matches, strict=True):
-        generator = np.random.default_rng([options.seed, image_id, seen.query])
-        maps = {name: heat_map(scene, seen, name).cpu().numpy() for name in options.method_names}
-        after = {name: [heat_map(s, s.seen(seen.query, seen.label), name) for s in others] for name in maps}
+    baseline = filled(trace.image, options.fill)
+    for prediction, match in zip(found, matches, strict=True):
+        generator = np.random.default_rng([options.seed, image_id, prediction.query])
+        maps = {name: heat_map(trace, prediction, name).cpu().numpy() for name in options.method_names}
+        after = {
+            name: [heat_map(s, s.prediction(prediction.query, prediction.label), name) for s in others] for name in maps
+        }
         cascade = {name: [rank_correlation(maps[name], again.cpu().numpy()) for again in after[name]] for name in maps}
         maps |= {
             "random": random_map(shape, generator),
             "centre": centre_map(shape),
-            "box": box_map(shape, seen.box),
+            "box": box_map(shape, prediction.box),
         }
-        box = seen.box if match is None else truths[match]
+        box = prediction.box if match is None else truths[match]
         rest = [other for place, other in enumerate(truths) if place != match]
         scores: dict[str, dict[str, float]] = {}
         curves: dict[str, dict[str, Curve]] = {}
-        score = scorer(trained.model, size, shape, seen)
+        score = scorer(trained.model, size, shape, prediction)
         for name, heat in maps.items():
             both: dict[str, Curve] = {
                 kind: perturbation_curve(
                     score,
-                    scene.image,
+                    trace.image,
                     heat,
                     kind,
                     baseline=baseline,
@@ -169,25 +171,25 @@ def _judge_image(
                 "randomised": cascade[name][-1] if cascade.get(name) else np.nan,
             }
         truth = None if match is None else tuple(truths[match].tolist())
-        yield Judged(image_id, seen, truth, scores, curves, cascade)
+        yield ScoredDetection(image_id, prediction, truth, scores, curves, cascade)
 
 
-def scorer(model: Any, size: Size, shape: tuple[int, int], seen: Seen) -> Callable[[Tensor], Tensor]:
+def scorer(model: Any, size: Size, shape: tuple[int, int], prediction: QueryPrediction) -> Callable[[Tensor], Tensor]:
     """A function of images (B, 3, H, W) uint8 that gives what is left of a detection in each, (B,)."""
     like = next(model.parameters())
     scale = torch.tensor([shape[1], shape[0]] * 2, dtype=torch.float64)
-    box = (torch.tensor([float(value) for value in seen.box], dtype=torch.float64) / scale).tolist()
+    box = (torch.tensor([float(value) for value in prediction.box], dtype=torch.float64) / scale).tolist()
 
     def score(images: Tensor) -> Tensor:
         inputs = normalise(F.resize(images.to(like.device), list(size.fit(*shape)), antialias=True)).to(like.dtype)
         with torch.no_grad():
-            return detection_score(*probabilities_and_boxes(model, model(inputs)), box, seen.label)
+            return detection_score(*probabilities_and_boxes(model, model(inputs)), box, prediction.label)
 
     return score
 
 
 def match_truths(
-    found: Sequence[Seen], labels: Sequence[int | None], truths: Array, classes: Array
+    found: Sequence[QueryPrediction], labels: Sequence[int | None], truths: Array, classes: Array
 ) -> list[int | None]:
     """For each detection, the best first, the object that it is: of its class, IoU at least 0.5, none taken twice.
 
@@ -195,8 +197,10 @@ def match_truths(
     """
     taken: set[int] = set()
     matches: list[int | None] = []
-    for seen, label in zip(found, labels, strict=True):
-        overlap = box_iou(torch.tensor([[float(v) for v in seen.box]]), torch.from_numpy(truths).float())[0].tolist()
+    for prediction, label in zip(found, labels, strict=True):
+        overlap = box_iou(torch.tensor([[float(v) for v in prediction.box]]), torch.from_numpy(truths).float())[
+            0
+        ].tolist()
         free = [i for i in range(len(truths)) if i not in taken and classes[i] == label and overlap[i] >= 0.5]
         best = max(free, key=lambda i: overlap[i], default=None)
         matches.append(best)
@@ -204,30 +208,30 @@ def match_truths(
     return matches
 
 
-def _labels(trained: Trained, data: CocoDetection, found: Sequence[Seen]) -> list[int | None]:
+def _labels(trained: Trained, data: CocoDetection, found: Sequence[QueryPrediction]) -> list[int | None]:
     """The detections' classes as the data number them: those of a run are its own."""
     if trained.step is not None:
-        return [seen.label for seen in found]
+        return [prediction.label for prediction in found]
     ids = match_categories(trained, data.annotations.categories)
     place = {category.id: number for number, category in enumerate(data.annotations.categories)}
-    return [None if (own := ids[seen.label]) is None else place.get(own) for seen in found]
+    return [None if (own := ids[prediction.label]) is None else place.get(own) for prediction in found]
 
 
-def collect(judged: Sequence[Judged], names: tuple[str, ...], seed: int) -> Scores:
+def collect(scored: Sequence[ScoredDetection], names: tuple[str, ...], seed: int) -> Scores:
     """The scores of all detections, in arrays."""
     values = {
-        measure: np.array([[one.scores[name][measure] for name in names] for one in judged]) for measure in MEASURES
+        measure: np.array([[one.scores[name][measure] for name in names] for one in scored]) for measure in MEASURES
     }
-    return Scores(names, BASELINES, values, np.array([one.image_id for one in judged]), seed)
+    return Scores(names, BASELINES, values, np.array([one.image_id for one in scored]), seed)
 
 
-def mean_curves(judged: Sequence[Judged], names: tuple[str, ...]) -> dict[str, list[Curve]]:
+def mean_curves(scored: Sequence[ScoredDetection], names: tuple[str, ...]) -> dict[str, list[Curve]]:
     """Under "deletion" and "insertion", a curve for each name, over the image's shares in the mean."""
     return {
         kind: [
             Curve(
-                np.mean([one.curves[name][kind].shares for one in judged], axis=0),
-                np.mean([one.curves[name][kind].scores for one in judged], axis=0),
+                np.mean([one.curves[name][kind].shares for one in scored], axis=0),
+                np.mean([one.curves[name][kind].scores for one in scored], axis=0),
             )
             for name in names
         ]
@@ -235,16 +239,16 @@ def mean_curves(judged: Sequence[Judged], names: tuple[str, ...]) -> dict[str, l
     }
 
 
-def run(options: JudgeOptions) -> int:
+def run(options: ExplainEvalOptions) -> int:
     """``msdeform explain-eval``."""
     out = checked(options.out or default_folder(options.checkpoint, "explain-eval"))
-    judged, about = judge(options)
+    scored, about = judge(options)
     names = (*options.method_names, *BASELINES)
-    scores = collect(judged, names, options.seed)
-    matched = np.array([one.truth is not None for one in judged])
+    scores = collect(scored, names, options.seed)
+    matched = np.array([one.truth is not None for one in scored])
     parts = {f"{counted(matched.sum(), 'detection')}, matched to ground truth": matched} if matched.any() else {}
     if not matched.all():
-        parts[f"all {counted(len(judged), 'detection')}, {matched.sum()} of them matched to ground truth"] = (
+        parts[f"all {counted(len(scored), 'detection')}, {matched.sum()} of them matched to ground truth"] = (
             np.ones_like(matched)
         )
     some = f"{about['images']} of {counted(about['of_images'], 'image')}"
@@ -255,18 +259,20 @@ def run(options: JudgeOptions) -> int:
     if options.randomise == "cascade":
         print("\nrank correlation with 1, 2, ... of the decoder's last layers randomised")
         for name in options.method_names:
-            print(f"{name}: {', '.join(f'{mean:.3f}' for mean in np.mean([one.cascade[name] for one in judged], 0))}")
+            print(f"{name}: {', '.join(f'{mean:.3f}' for mean in np.mean([one.cascade[name] for one in scored], 0))}")
     title, keep = next(iter(parts.items()))
     print("\n".join(("", f"what beats what, over {title}:", *verdict(scores.of(keep)))))
-    write_json(out / "scores.json", report(judged, scores, parts, about))
-    chosen = [one for one, kept in zip(judged, keep, strict=True) if kept]
+    write_json(out / "scores.json", report(scored, scores, parts, about))
+    chosen = [one for one, kept in zip(scored, keep, strict=True) if kept]
     curves = mean_curves(chosen, names)
     save_chart(out / "scores.png", scores.of(keep), curves, f"{about['model']}: {title}; 95% intervals")
     print(f"scores.json and scores.png in {out}")
     return 0
 
 
-def report(judged: Sequence[Judged], scores: Scores, parts: dict[str, Array], about: dict[str, Any]) -> dict[str, Any]:
+def report(
+    scored: Sequence[ScoredDetection], scores: Scores, parts: dict[str, Array], about: dict[str, Any]
+) -> dict[str, Any]:
     """All numbers; those that do not apply are null."""
 
     def plain(value: float) -> float | None:
@@ -288,17 +294,17 @@ def report(judged: Sequence[Judged], scores: Scores, parts: dict[str, Array], ab
     rows = [
         {
             "image_id": one.image_id,
-            "query": one.seen.query,
-            "label": one.seen.label,
-            "name": one.seen.name,
-            "score": float(one.seen.score),
-            "box": [float(value) for value in one.seen.box],
+            "query": one.prediction.query,
+            "label": one.prediction.label,
+            "name": one.prediction.name,
+            "score": float(one.prediction.score),
+            "box": [float(value) for value in one.prediction.box],
             "truth": None if one.truth is None else list(one.truth),
             "scores": {n: {m: plain(value) for m, value in of.items()} for n, of in one.scores.items()},
             "curves": {n: {k: [plain(v) for v in c.scores] for k, c in of.items()} for n, of in one.curves.items()},
             "rank_correlations": one.cascade,
         }
-        for one in judged
+        for one in scored
     ]
     return {
         **about,

@@ -31,7 +31,7 @@ from ..train.engine.checkpoint import load_trained
 from ..train.visual.boxes import Box, draw_boxes
 from .core.masks import Mask
 from .core.sites import Site, sites
-from .core.trace import Scene, Seen
+from .core.trace import AttentionTrace, QueryPrediction
 from .options import ExploreOptions
 from .page.page import page
 
@@ -52,11 +52,11 @@ class Change:
     """What became of one detection; `before` is None for one that was gained, `after` for one that was lost."""
 
     fate: Fate
-    before: Seen | None
-    after: Seen | None
+    before: QueryPrediction | None
+    after: QueryPrediction | None
 
 
-def changes(before: Sequence[Seen], after: Sequence[Seen]) -> list[Change]:
+def changes(before: Sequence[QueryPrediction], after: Sequence[QueryPrediction]) -> list[Change]:
     """Pairs detections of one image by place, the best of `before` first.
 
     A pair overlaps by an IoU of 0.5 at least, and of several the one of the same class, then of the highest IoU. Of
@@ -105,14 +105,16 @@ class Explorer:
     relevance: int = 3
     _turn: threading.Lock = field(default_factory=threading.Lock)
 
-    def look(self, image: Tensor, confidence: float, masks: Sequence[Mask], title: str) -> tuple[list[Seen], str]:
+    def look(
+        self, image: Tensor, confidence: float, masks: Sequence[Mask], title: str
+    ) -> tuple[list[QueryPrediction], str]:
         """The detections under the masks, best first, and the page of the image as text."""
         with self._turn:
-            scene = Scene(self.model, image, size=self.image_size, masks=tuple(masks))
+            trace = AttentionTrace(self.model, image, size=self.image_size, masks=tuple(masks))
             more: dict[str, Any] = {"methods": ("raw",)}
             if self.relevance:
                 more = {"methods": ("raw", "relevance"), "most": self.relevance}
-            return scene.detections(confidence), page(scene, confidence=confidence, title=title, **more)
+            return trace.detections(confidence), page(trace, confidence=confidence, title=title, **more)
 
 
 def _frame(text: str) -> str:
@@ -124,14 +126,14 @@ def _frame(text: str) -> str:
     )
 
 
-def _picture(image: Tensor, seen: Sequence[tuple[Seen, bool]]) -> str:
+def _picture(image: Tensor, prediction: Sequence[tuple[QueryPrediction, bool]]) -> str:
     """The image with boxes, dashed where told, as an element."""
     picture = Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
-    boxes = [Box(s.box, s.label, f"{s.name} {s.score:.2f}", dashed=dashed) for s, dashed in reversed(seen)]
+    boxes = [Box(s.box, s.label, f"{s.name} {s.score:.2f}", dashed=dashed) for s, dashed in reversed(prediction)]
     encoded = io.BytesIO()
     draw_boxes(picture, boxes, magnify=PICTURE / max(picture.size)).save(encoded, "JPEG", quality=90)
     data = base64.b64encode(encoded.getvalue()).decode()
-    alt = counted(len(seen), "detection")
+    alt = counted(len(prediction), "detection")
     return f'<img alt="{alt}" style="width:100%" src="data:image/jpeg;base64,{data}">'
 
 
@@ -141,13 +143,15 @@ def report(image: Tensor, found: Sequence[Change], confidence: float) -> str:
     after = [(change.after, change.fate != "kept") for change in found if change.after is not None]
     counts = ", ".join(f"{sum(c.fate == fate for c in found)} {fate}" for fate in ("kept", "changed", "lost", "gained"))
 
-    def cell(seen: Seen | None) -> str:
-        return "<td>" + ("" if seen is None else f"{html.escape(seen.name)} {seen.score:.2f}") + "</td>"
+    def cell(prediction: QueryPrediction | None) -> str:
+        return (
+            "<td>" + ("" if prediction is None else f"{html.escape(prediction.name)} {prediction.score:.2f}") + "</td>"
+        )
 
     lines = "".join(f"<tr>{cell(c.before)}{cell(c.after)}<td><b>{c.fate}</b></td></tr>" for c in found)
     pictures = "".join(
-        f'<figure style="flex:1 1 280px;margin:0"><figcaption>{caption}</figcaption>{_picture(image, seen)}</figure>'
-        for caption, seen in (
+        f'<figure style="flex:1 1 280px;margin:0"><figcaption>{caption}</figcaption>{_picture(image, one)}</figure>'
+        for caption, one in (
             ("All on (dashed: lost)", before),
             ("As switched (dashed: changed or gained)", after),
         )
@@ -166,7 +170,7 @@ class _Visit:
 
     image: Tensor
     name: str
-    found: list[Seen]
+    found: list[QueryPrediction]
 
 
 def interface(explorer: Explorer, confidence: float) -> Any:

@@ -159,7 +159,7 @@ class ExplainOptions:
 
 
 @dataclass(frozen=True)
-class JudgeOptions:
+class ExplainEvalOptions:
     """Scores of explanations over a data set, beside those of maps that explain nothing.
 
     Deletion and insertion follow the detection: the best query's IoU with its box times the probability of its class.

@@ -130,7 +130,7 @@ def explained(model: Detector, pixels: torch.Tensor, found: dict[str, list[float
     (tape, logits, gradients), seconds = timed(recorded, device)
     found["recorded_s"].append(seconds)
     _alone(tape, gradients, found, device)
-    gradients.clear()  # nor would a scene keep them with the next
+    gradients.clear()  # nor would a trace keep them with the next
     several = list(range(min(_TARGETS, len(logits))))
     shared = tape.gradients(logits[several, 0].sum(), locations=False, heads=False)
     found["together_s"].append(timed(lambda: relevance(factors(tape, shared), several), device)[1])

@@ -12,10 +12,10 @@ import torch
 from ...common.files import write_json
 from ..core.masks import Mode
 from ..options import ScreenBy
-from .effects import Effects, Pairing, Sights, effects
+from .effects import Effects, Pairing, QueryPredictions, effects
 from .head_sets import Head, heads_of, switched_off
 from .resampling import Change, changes, match, weighted_metrics
-from .runs import Masks, Pass, Passes
+from .runs import AblationRun, AblationRuns, Masks
 from .screening import head_gradients, logits_of, loss_of
 
 Advance = Callable[[], None]
@@ -65,10 +65,10 @@ class Step:
 
 
 @dataclass(eq=False)
-class Study:
+class Ablation:
     """A detector, a data set, and what has been measured of them."""
 
-    passes: Passes
+    passes: AblationRuns
     weights: np.ndarray
     """Of `resampling.resample`, (1 + samples, I)."""
     pairing: Pairing = "iou"
@@ -85,16 +85,16 @@ class Study:
         # the data's labels as the model's
         self._labels = np.array([labels[category.id] for category in data.annotations.categories], dtype=np.int64)
         self._annotated = self._truth_sights()
-        self._base: tuple[Pass, dict[str, np.ndarray]] | None = None
+        self._base: tuple[AblationRun, dict[str, np.ndarray]] | None = None
 
-    def _truth_sights(self) -> Sights:
+    def _truth_sights(self) -> QueryPredictions:
         """The annotated boxes, of labels of the model."""
         notes, rows = self.passes.data.annotations, self.passes.data.rows
         places = [np.arange(notes.first[row], notes.first[row + 1]) for row in rows]
         chosen = np.concatenate(places)
         scores = np.eye(len(self.passes.category_ids))[self._labels[notes.labels[chosen]]]
         image = np.repeat(np.arange(len(rows)), [len(part) for part in places])
-        return Sights(image, np.full(len(chosen), -1), scores, notes.boxes[chosen])
+        return QueryPredictions(image, np.full(len(chosen), -1), scores, notes.boxes[chosen])
 
     def measure(self, interventions: Sequence[Masks], advance: Advance = lambda: None) -> list[Measured]:
         """What each did, those not yet known after running the model."""
@@ -109,8 +109,8 @@ class Study:
                     masks,
                     changes(metrics, self._metrics(one)),
                     effects(
-                        base.sights,
-                        one.sights,
+                        base.predictions,
+                        one.predictions,
                         self._annotated,
                         confidence=self.passes.confidence,
                         pairing=self.pairing,
@@ -118,7 +118,7 @@ class Study:
                 )
         return [self._measured[masks] for masks in interventions]
 
-    def _metrics(self, one: Pass) -> dict[str, np.ndarray]:
+    def _metrics(self, one: AblationRun) -> dict[str, np.ndarray]:
         return weighted_metrics(match(self._truth, one.rows, self.passes.data.image_ids), self.weights)
 
     def off(self, heads: Sequence[Head]) -> Masks:

@@ -11,7 +11,7 @@ SAME_OBJECT = 0.5
 
 
 @dataclass(frozen=True, eq=False)
-class Sights:
+class QueryPredictions:
     """What some queries see, N in all; a query whose best class is probable enough is a detection."""
 
     image: np.ndarray
@@ -27,12 +27,12 @@ class Sights:
     def labels(self) -> np.ndarray:
         return self.scores.argmax(1)
 
-    def confident(self, confidence: float) -> "Sights":
+    def confident(self, confidence: float) -> "QueryPredictions":
         """The detections."""
         return self.choose(self.scores.max(1, initial=0.0) >= confidence)
 
-    def choose(self, rows: np.ndarray) -> "Sights":
-        return Sights(self.image[rows], self.query[rows], self.scores[rows], self.boxes[rows])
+    def choose(self, rows: np.ndarray) -> "QueryPredictions":
+        return QueryPredictions(self.image[rows], self.query[rows], self.scores[rows], self.boxes[rows])
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,9 @@ class Effects:
 
 
 def effects(
-    before: Sights,
-    after: Sights,
-    truth: Sights | None = None,
+    before: QueryPredictions,
+    after: QueryPredictions,
+    truth: QueryPredictions | None = None,
     *,
     confidence: float = 0.5,
     pairing: Pairing = "iou",
@@ -111,7 +111,7 @@ def iou(one: np.ndarray, two: np.ndarray) -> np.ndarray:
     return np.divide(shared, whole, out=np.zeros_like(shared, dtype=np.float64), where=whole > 0)
 
 
-def _pair(then: Sights, now: Sights) -> np.ndarray:
+def _pair(then: QueryPredictions, now: QueryPredictions) -> np.ndarray:
     """Rows (n, 2) of detections of one object."""
     pairs = []
     for image in np.intersect1d(then.image, now.image):
@@ -127,7 +127,7 @@ def _pair(then: Sights, now: Sights) -> np.ndarray:
     return np.array(pairs, dtype=np.int64).reshape(-1, 2)
 
 
-def _same_query(then: Sights, now: Sights) -> np.ndarray:
+def _same_query(then: QueryPredictions, now: QueryPredictions) -> np.ndarray:
     """Rows (n, 2) of one query of one image."""
     places = {key: place for place, key in enumerate(zip(now.image.tolist(), now.query.tolist(), strict=True))}
     keys = zip(then.image.tolist(), then.query.tolist(), strict=True)
@@ -135,7 +135,7 @@ def _same_query(then: Sights, now: Sights) -> np.ndarray:
     return np.array(pairs, dtype=np.int64).reshape(-1, 2)
 
 
-def _iou_change(one: Sights, two: Sights, truth: Sights) -> float | None:
+def _iou_change(one: QueryPredictions, two: QueryPredictions, truth: QueryPredictions) -> float | None:
     found = []
     for place, (image, label) in enumerate(zip(one.image, one.labels, strict=True)):
         boxes = truth.boxes[(truth.image == image) & (truth.labels == label)]

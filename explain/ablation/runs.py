@@ -30,25 +30,25 @@ from ...train.evaluation.results import result_rows
 from ..core.interventions import intervene, mean_outputs
 from ..core.masks import Mask, Masks
 from ..core.sites import find_sites
-from .effects import Sights
+from .effects import QueryPredictions
 
 TOGETHER = 16
-"""Passes that share one sweep over the images; what they found is written when it ends."""
+"""AblationRuns that share one sweep over the images; what they found is written when it ends."""
 
 
 @dataclass(frozen=True, eq=False)
-class Pass:
+class AblationRun:
     """What a model found in a data set under an intervention."""
 
     rows: np.ndarray
     """(N, 7), as `results.Found` has them."""
-    sights: Sights
+    predictions: QueryPredictions
     """Of the detections, and of the queries that are detections without any intervention."""
 
 
 @dataclass(eq=False)
-class Passes:
-    """Passes of a model over a data set, each made once."""
+class AblationRuns:
+    """AblationRuns of a model over a data set, each made once."""
 
     model: Detector
     data: CocoDetection
@@ -66,7 +66,7 @@ class Passes:
     """Of how many images, the first, means are taken for masks of that mode."""
 
     def __post_init__(self) -> None:
-        self._made: dict[str, Pass] = {}
+        self._made: dict[str, AblationRun] = {}
         self._means: dict[str, Tensor] = {}
 
     def path(self, masks: Masks) -> Path:
@@ -81,7 +81,7 @@ class Passes:
         """Those not yet made, each once."""
         return [masks for masks in dict.fromkeys(interventions) if self._kept(masks) is None]
 
-    def run(self, interventions: Sequence[Masks], advance: Callable[[], None] = lambda: None) -> list[Pass]:
+    def run(self, interventions: Sequence[Masks], advance: Callable[[], None] = lambda: None) -> list[AblationRun]:
         """Makes what is not there yet, and returns all; `advance` is called after each image of each intervention.
 
         Raises ValueError for masks that do not fit the model, before anything runs.
@@ -98,13 +98,13 @@ class Passes:
         found = [self._kept(masks) for masks in interventions]
         return [one for one in found if one is not None]
 
-    def _kept(self, masks: Masks) -> Pass | None:
+    def _kept(self, masks: Masks) -> AblationRun | None:
         path = self.path(masks)
         if path.name not in self._made and path.is_file():
             try:
                 with np.load(path) as held:
-                    sights = Sights(held["image"], held["query"], held["scores"], held["boxes"])
-                    self._made[path.name] = Pass(held["rows"], sights)
+                    predictions = QueryPredictions(held["image"], held["query"], held["scores"], held["boxes"])
+                    self._made[path.name] = AblationRun(held["rows"], predictions)
             except (BadZipFile, KeyError, ValueError, OSError):
                 return None  # not ours: made again, and replaced
         return self._made.get(path.name)
@@ -112,9 +112,9 @@ class Passes:
     def _sweep(self, interventions: Sequence[Masks], advance: Callable[[], None]) -> None:
         """One turn over the images for all interventions, whose finds are then written."""
         base = self._kept(())
-        confident = None if base is None else base.sights.confident(self.confidence)
+        confident = None if base is None else base.predictions.confident(self.confidence)
         rows: list[list[np.ndarray]] = [[] for _ in interventions]
-        sights: list[list[Sights]] = [[] for _ in interventions]
+        predictions: list[list[QueryPredictions]] = [[] for _ in interventions]
         for first, images, targets in self.batches():
             sizes = torch.tensor([target["size"] for target in targets], device=self.device)
             ids = [target["image_id"] for target in targets]
@@ -124,14 +124,14 @@ class Passes:
                     with intervene(self.model, *masks, means=self._means):
                         outputs = self.model(images)
                     rows[place].append(result_rows(ids, self.model.post_process(outputs, sizes), self.category_ids))
-                    sights[place].append(self._sights(outputs, sizes, numbers, confident))
+                    predictions[place].append(self._sights(outputs, sizes, numbers, confident))
                     for _ in targets:
                         advance()
         for place, masks in enumerate(interventions):
-            parts = sights[place]
+            parts = predictions[place]
             columns = ("image", "query", "scores", "boxes")
-            merged = Sights(*(np.concatenate([getattr(part, name) for part in parts]) for name in columns))
-            made = Pass(np.concatenate(rows[place]), merged)
+            merged = QueryPredictions(*(np.concatenate([getattr(part, name) for part in parts]) for name in columns))
+            made = AblationRun(np.concatenate(rows[place]), merged)
             path = self.path(masks)
             with atomic_file(path) as file:
                 np.savez(file, rows=made.rows, **{name: getattr(merged, name) for name in columns})
@@ -149,7 +149,9 @@ class Passes:
             if limit is not None and first >= limit:
                 return
 
-    def _sights(self, outputs: dict[str, Tensor], sizes: Tensor, numbers: np.ndarray, known: Sights | None) -> Sights:
+    def _sights(
+        self, outputs: dict[str, Tensor], sizes: Tensor, numbers: np.ndarray, known: QueryPredictions | None
+    ) -> QueryPredictions:
         """Of the queries that are detections, now or among `known`."""
         logits = at_least_float32(outputs["pred_logits"])
         scores = logits.sigmoid() if self.model.focal else logits.softmax(-1)[..., :-1]
@@ -160,7 +162,7 @@ class Passes:
         row, query = wanted.nonzero(as_tuple=True)
         scale = sizes.flip(1).repeat(1, 2)[row]
         boxes = cxcywh_to_xyxy(at_least_float32(outputs["pred_boxes"])[row, query]) * scale
-        return Sights(
+        return QueryPredictions(
             numbers[row.cpu().numpy()],
             query.cpu().numpy(),
             scores[row, query].cpu().numpy(),

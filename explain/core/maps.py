@@ -19,7 +19,7 @@ from ..options import METHODS
 from .attention import corners
 from .capture import Record
 from .relevance import By, factors, relevance
-from .trace import TARGETS, Scene, Seen
+from .trace import TARGETS, AttentionTrace, QueryPrediction
 
 
 def check_method(method: str) -> None:
@@ -28,9 +28,9 @@ def check_method(method: str) -> None:
         raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
 
 
-def decoder_site(scene: Scene, layer: int | None = None) -> str:
+def decoder_site(trace: AttentionTrace, layer: int | None = None) -> str:
     """The cross-attention of a decoder layer, the last by default. ValueError for a layer that is not there."""
-    names = [name for name, record in scene.tape.items() if record.site.kind == "cross"]
+    names = [name for name, record in trace.tape.items() if record.site.kind == "cross"]
     if layer is None:
         return names[-1]
     if not 0 <= layer < len(names):
@@ -65,8 +65,8 @@ def column_map(record: Record, row: int, key: int, *, head: int | None = None) -
 
 
 def token_map(
-    scene: Scene,
-    seen: Seen,
+    trace: AttentionTrace,
+    prediction: QueryPrediction,
     method: str,
     *,
     layer: int | None = None,
@@ -75,7 +75,7 @@ def token_map(
     target: str = "class",
     by: By = "point",
     parity: bool = False,
-    among: Sequence[Seen] = (),
+    among: Sequence[QueryPrediction] = (),
 ) -> Tensor:
     """A map over the levels' pixels, (S,), not negative; its scale is the method's own.
 
@@ -97,40 +97,40 @@ def token_map(
         raise ValueError(f"target: expected one of {', '.join(TARGETS)}, got {target!r}")
     if method == "input-grad":
         raise ValueError("method: input-grad is a map of the image's pixels, it has no map over levels")
-    site = decoder_site(scene, layer)
-    record = scene.tape[site]
+    site = decoder_site(trace, layer)
+    record = trace.tape[site]
     if head is not None and not 0 <= head < record.heads:
         raise ValueError(f"head: expected from 0 to {record.heads - 1}, got {head}")
     if method == "raw":
-        found = row_map(record, scene.row, seen.query, head=head)
+        found = row_map(record, trace.row, prediction.query, head=head)
     elif method == "rollout":
         if layer is not None or head is not None:
             raise ValueError("method: rollout goes through all layers and heads; leave layer and head out")
-        found = _rollout(scene, seen.query)
+        found = _rollout(trace, prediction.query)
     elif method == "gradcam":
-        found = _gradcam(scene, seen, site, head, target)
+        found = _gradcam(trace, prediction, site, head, target)
     else:
-        gradients = scene.gradients(among or seen, target, heads=by == "pixel")
-        c = factors(scene.tape, gradients, scene.row, by=by, head=head)
-        rows = relevance(c, [seen.query], by_layer=layer is not None, parity=parity)
+        gradients = trace.gradients(among or prediction, target, heads=by == "pixel")
+        c = factors(trace.tape, gradients, trace.row, by=by, head=head)
+        rows = relevance(c, [prediction.query], by_layer=layer is not None, parity=parity)
         found = rows[0] if layer is None else rows[0, layer]
-    return found if level is None else on_level(scene, found, level)
+    return found if level is None else on_level(trace, found, level)
 
 
-def on_level(scene: Scene, tokens: Tensor, level: int) -> Tensor:
+def on_level(trace: AttentionTrace, tokens: Tensor, level: int) -> Tensor:
     """The same map (S,) with zeros on the other levels. ValueError for a level that is not there."""
-    if not 0 <= level < len(scene.shapes):
-        raise ValueError(f"level: expected from 0 to {len(scene.shapes) - 1}, got {level}")
-    start = sum(h * w for h, w in scene.shapes[:level])
-    end = start + scene.shapes[level][0] * scene.shapes[level][1]
+    if not 0 <= level < len(trace.shapes):
+        raise ValueError(f"level: expected from 0 to {len(trace.shapes) - 1}, got {level}")
+    start = sum(h * w for h, w in trace.shapes[:level])
+    end = start + trace.shapes[level][0] * trace.shapes[level][1]
     kept = torch.zeros_like(tokens)
     kept[start:end] = tokens[start:end]
     return kept
 
 
 def heat_map(
-    scene: Scene,
-    seen: Seen,
+    trace: AttentionTrace,
+    prediction: QueryPrediction,
     method: str,
     *,
     layer: int | None = None,
@@ -139,36 +139,36 @@ def heat_map(
     target: str = "class",
     by: By = "point",
     parity: bool = False,
-    among: Sequence[Seen] = (),
+    among: Sequence[QueryPrediction] = (),
 ) -> Tensor:
     """A map on the image's own pixels, (H, W) float32, not negative. Arguments and errors as of `token_map`."""
     if method == "input-grad":
         if layer is not None or head is not None or level is not None:
             raise ValueError("method: input-grad has no layer, head or level")
-        return _input_gradient(scene, seen, target)
+        return _input_gradient(trace, prediction, target)
     tokens = token_map(
-        scene, seen, method, layer=layer, head=head, level=level, target=target, by=by, parity=parity, among=among
+        trace, prediction, method, layer=layer, head=head, level=level, target=target, by=by, parity=parity, among=among
     )
-    return scene.to_pixels(tokens, level)
+    return trace.to_pixels(tokens, level)
 
 
-def _rollout(scene: Scene, query: int) -> Tensor:
+def _rollout(trace: AttentionTrace, query: int) -> Tensor:
     """Abnar & Zuidema's rollout of encoder and decoder: half of every layer's answer is its own input."""
-    records = list(scene.tape.values())
+    records = list(trace.tape.values())
     decoder = [record for record in records if record.site.stack == "decoder"]
     left: Tensor | None = None
     found: Tensor | float = 0.0
     for record in reversed(decoder):
         if left is None:
-            left = torch.eye(scene.queries, dtype=record.weights.dtype)[query]
+            left = torch.eye(trace.queries, dtype=record.weights.dtype)[query]
         if record.site.kind == "cross":
-            found = found + _times(left / 2, record, scene.row)
+            found = found + _times(left / 2, record, trace.row)
             left = left / 2
         else:
-            left = (left + _times(left, record, scene.row)) / 2
+            left = (left + _times(left, record, trace.row)) / 2
     assert isinstance(found, Tensor)
     for record in reversed([record for record in records if record.site.stack == "encoder"]):
-        found = (found + _times(found, record, scene.row)) / 2
+        found = (found + _times(found, record, trace.row)) / 2
     return found
 
 
@@ -186,19 +186,21 @@ def _times(x: Tensor, record: Record, row: int) -> Tensor:
     return found.cpu()
 
 
-def _gradcam(scene: Scene, seen: Seen, site: str, head: int | None, target: str) -> Tensor:
-    record = scene.tape[site]
-    found = scene.gradients(seen, target).get(site)
+def _gradcam(trace: AttentionTrace, prediction: QueryPrediction, site: str, head: int | None, target: str) -> Tensor:
+    record = trace.tape[site]
+    found = trace.gradients(prediction, target).get(site)
     gradients = torch.zeros_like(record.weights) if found is None else found.weights
-    slopes = gradients[scene.row, seen.query] if record.site.deformable else gradients[scene.row, :, seen.query]
-    heads = record.dense(torch.tensor([seen.query], device=slopes.device))[scene.row, :, 0]
+    slopes = (
+        gradients[trace.row, prediction.query] if record.site.deformable else gradients[trace.row, :, prediction.query]
+    )
+    heads = record.dense(torch.tensor([prediction.query], device=slopes.device))[trace.row, :, 0]
     importance = slopes.flatten(1).mean(1)
     if head is not None:
         heads, importance = heads[head : head + 1], importance[head : head + 1]
     return (importance[:, None] * heads).mean(0).clamp(min=0).cpu()
 
 
-def _input_gradient(scene: Scene, seen: Seen, target: str) -> Tensor:
-    slopes = scene.input_gradient(seen, target).abs().sum(0).float().cpu()
-    size = (scene.height, scene.width)
+def _input_gradient(trace: AttentionTrace, prediction: QueryPrediction, target: str) -> Tensor:
+    slopes = trace.input_gradient(prediction, target).abs().sum(0).float().cpu()
+    size = (trace.height, trace.width)
     return F.interpolate(slopes[None, None], size=size, mode="bilinear", align_corners=False, antialias=True)[0, 0]

@@ -1,7 +1,7 @@
 """One image in one detector: a recorded forward pass, which every picture, map and number is asked of.
 
-scene = Scene(model, "street.jpg")
-for seen in scene.detections(): heat_map(scene, seen, "relevance")
+trace = AttentionTrace(model, "street.jpg")
+for seen in trace.detections(): heat_map(trace, seen, "relevance")
 """
 
 from collections.abc import Iterator, Sequence
@@ -32,7 +32,7 @@ TARGETS = ("class", "x", "y", "w", "h")
 
 
 @dataclass(frozen=True)
-class Seen:
+class QueryPrediction:
     """A query and what it sees; a detection if it is sure enough."""
 
     query: int
@@ -59,7 +59,7 @@ class Points:
     """(2,) xy, or (4,) cxcywh, in pixels of the image."""
 
 
-class Scene:
+class AttentionTrace:
     """The image, what the detector found in it, and the attention of every layer.
 
     Args:
@@ -91,14 +91,14 @@ class Scene:
     def __init__(
         self, model: Detector, image: ImageLike, *, size: Size | int | None = None, masks: Sequence[Mask] = ()
     ) -> None:
-        (other,) = scenes(model, [image], size=size, masks=masks)
+        (other,) = attention_traces(model, [image], size=size, masks=masks)
         self.__dict__.update(other.__dict__)
 
     @classmethod
-    def _of(cls, **parts: Any) -> "Scene":
-        scene = cls.__new__(cls)
-        scene.__dict__.update(parts)
-        return scene
+    def _of(cls, **parts: Any) -> "AttentionTrace":
+        trace = cls.__new__(cls)
+        trace.__dict__.update(parts)
+        return trace
 
     @property
     def sites(self) -> dict[str, Site]:
@@ -134,7 +134,7 @@ class Scene:
     def queries(self) -> int:
         return self.outputs["pred_logits"].shape[1]
 
-    def seen(self, query: int, label: int | None = None) -> Seen:
+    def prediction(self, query: int, label: int | None = None) -> QueryPrediction:
         """What a query sees: its most probable class, or the one asked for. ValueError for one that is not there."""
         scores = self.layer_scores[-1]
         if not 0 <= query < len(scores):
@@ -144,7 +144,7 @@ class Scene:
         x0, y0, x1, y1 = self.layer_boxes[-1, query].tolist()
         detected_as = "" if label == best else f"{self.class_name(best)} {float(scores[query, best]):.2f}"
         score = float(scores[query, label])
-        return Seen(query, label, self.class_name(label), score, (x0, y0, x1, y1), detected_as)
+        return QueryPrediction(query, label, self.class_name(label), score, (x0, y0, x1, y1), detected_as)
 
     def _known(self, label: int) -> int:
         """The class. Raises ValueError for one that the model does not have."""
@@ -158,7 +158,7 @@ class Scene:
         names = self.model.categories
         return names[label] if names and label < len(names) else str(label)
 
-    def detections(self, confidence: float = 0.5, label: int | None = None) -> list[Seen]:
+    def detections(self, confidence: float = 0.5, label: int | None = None) -> list[QueryPrediction]:
         """What queries see with at least this probability, best first, each once.
 
         With `label` those that see this class with at least this probability: where classes exclude each other (a
@@ -172,9 +172,9 @@ class Scene:
             if not self.model.focal:
                 scores = scores.where(labels == label, -1.0)
         order = scores.argsort(descending=True, stable=True)
-        return [self.seen(int(query), label) for query in order if scores[query] >= max(confidence, 0)]
+        return [self.prediction(int(query), label) for query in order if scores[query] >= max(confidence, 0)]
 
-    def nearest(self, box: Sequence[float]) -> Seen:
+    def nearest(self, box: Sequence[float]) -> QueryPrediction:
         """The query whose box overlaps this one (xyxy, pixels) most, sure of it or not; of several the surest.
 
         What the detector came closest to where it missed something. Where none overlaps, the one whose centre is
@@ -191,7 +191,7 @@ class Scene:
             overlap = -(((boxes[:, :2] + boxes[:, 2:]) - (wanted[:, :2] + wanted[:, 2:])) ** 2).sum(-1)
         surest = self.layer_scores[-1].amax(-1)
         order = surest.argsort(descending=True, stable=True)
-        return self.seen(int(order[overlap[order].argmax()]))
+        return self.prediction(int(order[overlap[order].argmax()]))
 
     # --- where it looked
 
@@ -283,19 +283,24 @@ class Scene:
 
     # --- what it depends on
 
-    def y(self, seen: Seen, target: str = "class") -> Tensor:
+    def y(self, prediction: QueryPrediction, target: str = "class") -> Tensor:
         """What is explained, with its graph: a class's logit, or a coordinate of the box, cxcywh in [0, 1]."""
-        return target_of(self.outputs, 0, seen, target)
+        return target_of(self.outputs, 0, prediction, target)
 
     def gradients(
-        self, seen: Seen | Sequence[Seen], target: str = "class", *, locations: bool = False, heads: bool = False
+        self,
+        prediction: QueryPrediction | Sequence[QueryPrediction],
+        target: str = "class",
+        *,
+        locations: bool = False,
+        heads: bool = False,
     ) -> dict[str, Gradients]:
         """Derivatives of the target, or of the sum of several detections' targets, at every site.
 
         With respect to weights, and to what else `Tape.gradients` is asked for. The last are kept: maps by layer, head
         and level ask for the same again.
         """
-        several = [seen] if isinstance(seen, Seen) else list(seen)
+        several = [prediction] if isinstance(prediction, QueryPrediction) else list(prediction)
         asked = (target, locations, heads, *((one.query, one.label) for one in several))
         if self._last is None or self._last[0] != asked:
             self._last = None  # before others are made, which take as much memory
@@ -303,42 +308,42 @@ class Scene:
             self._last = (asked, self.tape.gradients(y, locations=locations, heads=heads))
         return self._last[1]
 
-    def slopes(self, site: str, seen: Seen, target: str = "class") -> Tensor:
+    def slopes(self, site: str, prediction: QueryPrediction, target: str = "class") -> Tensor:
         """By how much the target rises when a query's sampled point moves by a pixel of the image, (H, L, P, 2), xy."""
         record = self.record(site)
-        found = self.gradients(seen, target, locations=True).get(site)
+        found = self.gradients(prediction, target, locations=True).get(site)
         if found is None:  # behind a detach, or in a layer that the target does not depend on
-            return torch.zeros_like(record.locations[self.row, seen.query]).cpu()
+            return torch.zeros_like(record.locations[self.row, prediction.query]).cpu()
         if found.locations is None:
             raise ValueError(f"{site} attends to every key: it samples no points that could move")
         size = torch.tensor([self.width, self.height])
-        return found.locations[self.row, seen.query].cpu() * self.ratios[None, :, None] / size
+        return found.locations[self.row, prediction.query].cpu() * self.ratios[None, :, None] / size
 
-    def input_gradient(self, seen: Seen, target: str = "class") -> Tensor:
+    def input_gradient(self, prediction: QueryPrediction, target: str = "class") -> Tensor:
         """Derivatives of the target with respect to the resized, normalised image: (3, h, w). Runs the model anew."""
         pixels = self.pixels.detach().clone().requires_grad_()
         with frozen(self.model), torch.enable_grad(), intervene(self.model, *self.masks):
             outputs = self.model([pixels])
-            return torch.autograd.grad(target_of(outputs, 0, seen, target), pixels)[0]
+            return torch.autograd.grad(target_of(outputs, 0, prediction, target), pixels)[0]
 
 
-def target_of(outputs: dict[str, Any], row: int, seen: Seen, target: str) -> Tensor:
+def target_of(outputs: dict[str, Any], row: int, prediction: QueryPrediction, target: str) -> Tensor:
     """The number of a model's outputs that is explained. ValueError for a target that is not one of TARGETS."""
     if target not in TARGETS:
         raise ValueError(f"target: expected one of {', '.join(TARGETS)}, got {target!r}")
     if target == "class":
-        return outputs["pred_logits"][row, seen.query, seen.label]
-    return outputs["pred_boxes"][row, seen.query, TARGETS.index(target) - 1]
+        return outputs["pred_logits"][row, prediction.query, prediction.label]
+    return outputs["pred_boxes"][row, prediction.query, TARGETS.index(target) - 1]
 
 
-def scenes(
+def attention_traces(
     model: Detector,
     images: Sequence[ImageLike],
     *,
     size: Size | int | None = None,
     masks: Sequence[Mask] = (),
-) -> list[Scene]:
-    """A `Scene` of each image, from one forward pass of all of them, padded to one size."""
+) -> list[AttentionTrace]:
+    """A `AttentionTrace` of each image, from one forward pass of all of them, padded to one size."""
     if not sites(model):
         raise ValueError(f"{type(model).__name__} has no attention to explain; expected a DETR of any kind")
     read = [read_image(image, name="image" if len(images) == 1 else f"images[{n}]") for n, image in enumerate(images)]
@@ -359,7 +364,7 @@ def scenes(
         raise RuntimeError(f"the model's scores are not numbers (NaN), in {like.dtype}")
     ratios = _ratios(tape, shapes, len(inputs))
     return [
-        Scene._of(
+        AttentionTrace._of(
             model=model,
             image=image.cpu(),
             outputs=_one(outputs, row),

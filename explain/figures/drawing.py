@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...common.files import atomic_file
 from ...train.visual.boxes import class_colour
-from ..core.trace import Scene, Seen
+from ..core.trace import AttentionTrace, QueryPrediction
 
 Array = np.ndarray
 Rgb = tuple[float, float, float]
@@ -57,7 +57,9 @@ def array(values: Tensor | Sequence[float]) -> Array:
     return torch.as_tensor(values).detach().cpu().numpy()
 
 
-def canvas(scene: Scene, rows: int = 1, columns: int = 1, *, largest: float | None = None) -> tuple[Any, Array]:
+def canvas(
+    trace: AttentionTrace, rows: int = 1, columns: int = 1, *, largest: float | None = None
+) -> tuple[Any, Array]:
     """A figure and its axes (rows, columns), each with the image, in its own colours and proportions.
 
     An axis counts pixels of the image: its upper left corner is at 0, 0, a pixel's centre at a half. `largest` is an
@@ -66,7 +68,7 @@ def canvas(scene: Scene, rows: int = 1, columns: int = 1, *, largest: float | No
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    height, width = scene.image.shape[-2:]
+    height, width = trace.image.shape[-2:]
     if largest is None:
         largest = ALONE if rows * columns == 1 else max(SMALL, min(1.2 * ALONE / max(rows, columns), 3.4))
     inches = min(largest / max(height, width), WHOLE / (columns * width), WHOLE / (rows * height))
@@ -75,7 +77,7 @@ def canvas(scene: Scene, rows: int = 1, columns: int = 1, *, largest: float | No
     layout = ConstrainedLayoutEngine(compress=True, w_pad=0.03, h_pad=0.03, wspace=0.0, hspace=0.0)
     figure = Figure(figsize=size, layout=layout)
     axes = figure.subplots(rows, columns, squeeze=False)
-    pixels = array(scene.image).transpose(1, 2, 0)
+    pixels = array(trace.image).transpose(1, 2, 0)
     for place, one in enumerate(axes.flat):
         one.xaxis.set_visible(False)
         one.yaxis.set_visible(place % columns == 0)  # its label; laying out what is empty takes most of the time
@@ -93,12 +95,12 @@ def headline(figure: Any, *parts: str) -> None:
     figure.suptitle("\n".join(lines), fontsize=10.5, linespacing=1.35)
 
 
-def told(seen: Seen | None, image: str = "") -> str:
+def told(prediction: QueryPrediction | None, image: str = "") -> str:
     """A detection and the image that it is in; with the class that it is detected as, where another is explained."""
     named = ""
-    if seen is not None:
-        query = f"query {seen.query}" + f", detected as {seen.detected_as}" * bool(seen.detected_as)
-        named = f"{seen.name} {seen.score:.2f} ({query})"
+    if prediction is not None:
+        query = f"query {prediction.query}" + f", detected as {prediction.detected_as}" * bool(prediction.detected_as)
+        named = f"{prediction.name} {prediction.score:.2f} ({query})"
     return ": ".join(part for part in (image, named) if part)
 
 
@@ -121,9 +123,9 @@ _TARGETS = {
 }
 
 
-def target_in_words(target: str, seen: Seen) -> str:
+def target_in_words(target: str, prediction: QueryPrediction) -> str:
     """What is explained: "the score of WBC" of class, "the width of its box" of w."""
-    return _TARGETS.get(target, f"the score of {seen.name}")
+    return _TARGETS.get(target, f"the score of {prediction.name}")
 
 
 def colour_of(label: int) -> Rgb:
@@ -227,12 +229,12 @@ def root_ticks(most: float) -> list[float]:
     return [*ticks, 0.0]
 
 
-def around(scene: Scene, places: Array, margin: float) -> tuple[float, float, float, float] | None:
+def around(trace: AttentionTrace, places: Array, margin: float) -> tuple[float, float, float, float] | None:
     """A window x0, y0, x1, y1 about places (N, 2), of the image's proportions; None where it is most of the image.
 
     It is at least a sixth of the image wide; `margin`, on each side, is a part of what it shows.
     """
-    height, width = scene.image.shape[-2:]
+    height, width = trace.image.shape[-2:]
     size = np.array([width, height], float)
     inside = np.clip(places, -_OUTSIDE * size, (1 + _OUTSIDE) * size)
     low, high = inside.min(0), inside.max(0)
@@ -251,9 +253,9 @@ def zoom(axes: Any, window: Sequence[float], x: Array | None = None, y: Array | 
     return 0 if x is None or y is None else int(((x < x0) | (x > x1) | (y < y0) | (y > y1)).sum())
 
 
-def show_outside(axes: Any, scene: Scene, x: Array, y: Array) -> int:
+def show_outside(axes: Any, trace: AttentionTrace, x: Array, y: Array) -> int:
     """Widens the axes to points beyond the image, up to a part of it; returns how many lie farther out."""
-    height, width = scene.image.shape[-2:]
+    height, width = trace.image.shape[-2:]
     limits = []
     for values, size in ((x, width), (y, height)):
         low, high = values.min(initial=0.0), values.max(initial=float(size))

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from ..core.maps import column_map, row_map
-from ..core.trace import Scene
+from ..core.trace import AttentionTrace
 from .drawing import SMALL, Array, Drawing, array, canvas, chosen, colour_bar, headline, in_words, root_scale
 from .heat import heat_colours, natural_end, overlay
 from .points import WEIGHT, draw_key, point_colours, scatter
@@ -16,7 +16,7 @@ UNIT = "attention, 1 where spread evenly (square-root scale)"
 
 
 def draw_encoder(
-    scene: Scene,
+    trace: AttentionTrace,
     site: str,
     places: Sequence[tuple[float, float]],
     *,
@@ -31,7 +31,7 @@ def draw_encoder(
     points that the token sampled stand first.
 
     Args:
-        scene: of any detector with an encoder.
+        trace: of any detector with an encoder.
         site: such as ``encoder.2.self``.
         places: x, y in pixels of the image.
         head: the mean over heads when None.
@@ -47,37 +47,37 @@ def draw_encoder(
     Raises:
         ValueError: no place, or one outside the image; a site that is not the encoder's; a head or level out of range.
     """
-    if site not in scene.sites or scene.sites[site].stack != "encoder":
-        known = [name for name, one in scene.sites.items() if one.stack == "encoder"]
+    if site not in trace.sites or trace.sites[site].stack != "encoder":
+        known = [name for name, one in trace.sites.items() if one.stack == "encoder"]
         raise ValueError(
             f"site {site!r}: expected one of the encoder's, {', '.join(known) or 'of which there is none'}"
         )
-    record = scene.record(site)
+    record = trace.record(site)
     one = record.site
     heads = chosen("head", None if head is None else [head], one.heads, site)
-    tokens = [scene.token_at(x, y, level) for x, y in places]
+    tokens = [trace.token_at(x, y, level) for x, y in places]
     if not tokens:
         raise ValueError("places: expected at least one x, y in pixels of the image, got none")
 
-    given = torch.stack([row_map(record, scene.row, token, head=head) for token in tokens])
-    received = torch.stack([column_map(record, scene.row, token, head=head) for token in tokens])
-    rows, columns = array(scene.to_pixels(given)), array(scene.to_pixels(received))
+    given = torch.stack([row_map(record, trace.row, token, head=head) for token in tokens])
+    received = torch.stack([column_map(record, trace.row, token, head=head) for token in tokens])
+    rows, columns = array(trace.to_pixels(given)), array(trace.to_pixels(received))
     numbers = {"places": np.array(places, float), "tokens": np.array(tokens), "rows": rows, "columns": columns}
     if one.deformable:
-        points = [scene.points(site, token) for token in tokens]
+        points = [trace.points(site, token) for token in tokens]
         numbers["xy"] = np.stack([array(each.xy)[heads] for each in points])
         numbers["weights"] = np.stack([array(each.weights)[heads] for each in points])
 
     relative = np.stack([rows, columns], 1) * (rows.shape[-1] * rows.shape[-2])
     end = natural_end(relative) if most is None else most
     norm, of_points = root_scale(end), root_scale(1.0)
-    figure, axes = canvas(scene, len(tokens), 3 if one.deformable else 2, largest=3.2 if len(tokens) < 4 else SMALL)
+    figure, axes = canvas(trace, len(tokens), 3 if one.deformable else 2, largest=3.2 if len(tokens) < 4 else SMALL)
     titles = ["where this place looks (row)", "which places look here (column)"]
     for line, (number, place) in zip(axes, enumerate(places), strict=True):
         for each, heat in zip(line[-2:], relative[number], strict=True):
             overlay(each, heat, norm)
         if one.deformable:
-            _say_outside(line[0], scene, numbers["xy"][number])
+            _say_outside(line[0], trace, numbers["xy"][number])
             scatter(
                 line[0], numbers["xy"][number], numbers["weights"][number], of_points, range(one.levels), largest=60
             )
@@ -87,19 +87,19 @@ def draw_encoder(
     for each, title in zip(axes[0], ["points that it samples"] * one.deformable + titles, strict=True):
         each.set_title(title, fontsize=9, pad=4)
     if one.deformable:
-        draw_key(figure, scene, range(one.levels), place="")
+        draw_key(figure, trace, range(one.levels), place="")
         beyond = bool((numbers["weights"] > 1).any())
         colour_bar(figure, axes[:, :1], of_points, point_colours(), WEIGHT, beyond=beyond, left=True)
     colour_bar(figure, axes[:, -2:], norm, heat_colours(), UNIT, beyond=bool(relative.max() > norm.vmax))
     which = "mean of heads" if head is None else f"head {head}"
-    of_level = f", a pixel of level {level}" if len(scene.shapes) > 1 else ""
+    of_level = f", a pixel of level {level}" if len(trace.shapes) > 1 else ""
     headline(figure, image, f"{in_words(site)}, {which}{of_level}")
     return Drawing(figure, numbers)
 
 
-def _say_outside(axes: Any, scene: Scene, xy: Array) -> None:
+def _say_outside(axes: Any, trace: AttentionTrace, xy: Array) -> None:
     """How many of the points lie outside the image, in a corner of it."""
-    height, width = scene.image.shape[-2:]
+    height, width = trace.image.shape[-2:]
     outside = int(((xy < 0) | (xy > [width, height])).any(-1).sum())
     if outside:
         from matplotlib.patheffects import Normal, Stroke

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ..core.trace import Scene, Seen
+from ..core.trace import AttentionTrace, QueryPrediction
 from .drawing import Array, Drawing, array, canvas, colour_bar, colour_of, draw_box, headline, root_scale, told
 
 # end of a colour scale at the least, times the mean: what is nearly uniform does not look as if it were not
@@ -14,9 +14,9 @@ UNIT = "how many times the mean of the image (square-root scale)"
 
 
 def draw_heat(
-    scene: Scene,
+    trace: AttentionTrace,
     heat: Tensor,
-    seen: Seen | None = None,
+    prediction: QueryPrediction | None = None,
     title: str = "",
     *,
     most: float | None = None,
@@ -25,7 +25,7 @@ def draw_heat(
     """A map over the image, in units of its mean: 1 where it is as high as a uniform one, on a square-root scale.
 
     Args:
-        scene: whose image.
+        trace: whose image.
         heat: (H, W), not negative, on the image's pixels.
         seen: whose box is drawn and named.
         title: what the map is, such as "relevance, all layers".
@@ -39,22 +39,22 @@ def draw_heat(
     Raises:
         ValueError: the map is of another size than the image, negative, or not finite.
     """
-    values = on_image(scene, heat)
+    values = on_image(trace, heat)
     relative, mean, end = scaled(values, most)
-    figure, [[axes]] = canvas(scene)
+    figure, [[axes]] = canvas(trace)
     norm = root_scale(end)
     overlay(axes, relative, norm)
-    if seen is not None:
-        draw_box(axes, seen.box, colour_of(seen.label), name=f"{seen.name} {seen.score:.2f}")
+    if prediction is not None:
+        draw_box(axes, prediction.box, colour_of(prediction.label), name=f"{prediction.name} {prediction.score:.2f}")
     colour_bar(figure, axes, norm, heat_colours(), UNIT, beyond=bool(relative.max() > end))
-    headline(figure, told(seen, image), title if mean else f"{title}: zero everywhere".lstrip(": "))
+    headline(figure, told(prediction, image), title if mean else f"{title}: zero everywhere".lstrip(": "))
     numbers = {"heat": values, "mean": np.array(mean), "most": np.array(end)}
-    return Drawing(figure, numbers if seen is None else numbers | {"box": array(seen.box)})
+    return Drawing(figure, numbers if prediction is None else numbers | {"box": array(prediction.box)})
 
 
-def on_image(scene: Scene, heat: Tensor) -> Array:
+def on_image(trace: AttentionTrace, heat: Tensor) -> Array:
     """A map as an array. Raises ValueError where it is of another size than the image, negative, or not finite."""
-    size, values = tuple(scene.image.shape[-2:]), array(heat)
+    size, values = tuple(trace.image.shape[-2:]), array(heat)
     if values.shape != size:
         raise ValueError(f"heat: expected the image's size {size}, got {values.shape}")
     if not (values >= 0).all() or not np.isfinite(values).all():

@@ -17,7 +17,7 @@ from ..core.maps import heat_map
 from ..core.masks import Mask
 from ..core.relevance import By
 from ..core.sites import find_sites
-from ..core.trace import Scene, Seen
+from ..core.trace import AttentionTrace, QueryPrediction
 from .drawing import Drawing, canvas, colour_of, draw_box, headline, layer_in_words, target_in_words
 from .grids import draw_heat_grid
 
@@ -60,8 +60,8 @@ class Variant:
     """The image under one set of masks."""
 
     name: str
-    scene: Scene
-    found: list[Seen]
+    trace: AttentionTrace
+    found: list[QueryPrediction]
     """Detections under the masks."""
 
 
@@ -73,38 +73,38 @@ def variants(
     confidence: float = 0.5,
     size: Size | int | None = None,
 ) -> list[Variant]:
-    """The scene without masks, called "all heads on", and under each of the named sets of masks."""
+    """The trace without masks, called "all heads on", and under each of the named sets of masks."""
     made = []
     for name, some in [("all heads on", []), *masks]:
-        scene = Scene(model, image, size=size, masks=some)
-        made.append(Variant(name, scene, scene.detections(confidence)))
+        trace = AttentionTrace(model, image, size=size, masks=some)
+        made.append(Variant(name, trace, trace.detections(confidence)))
     return made
 
 
-def follow(before: Scene, after: Scene, seen: Seen) -> int:
+def follow(before: AttentionTrace, after: AttentionTrace, prediction: QueryPrediction) -> int:
     """The query of `after` that is what `seen` was before.
 
     The same, where queries are learned. In two stages, where they are chosen anew: the one of the same pixel of the
     encoder, or, where that was not chosen, the one whose box is nearest.
     """
     if before.tape.seeds is None or after.tape.seeds is None:
-        return seen.query
-    same = (after.tape.seeds[after.row] == before.tape.seeds[before.row, seen.query]).nonzero()
-    return int(same[0]) if len(same) else after.nearest(seen.box).query
+        return prediction.query
+    same = (after.tape.seeds[after.row] == before.tape.seeds[before.row, prediction.query]).nonzero()
+    return int(same[0]) if len(same) else after.nearest(prediction.box).query
 
 
-def fate(before: Scene, variant: Variant, seen: Seen, confidence: float) -> str:
+def fate(before: AttentionTrace, variant: Variant, prediction: QueryPrediction, confidence: float) -> str:
     """What became of a detection: ``kept``, ``changed to NAME``, or ``lost``, with the score that says so.
 
     Of a class that the query did not detect, or not with this confidence, its name and its score under the masks.
     """
-    query = follow(before, variant.scene, seen)
-    now, own = variant.scene.seen(query), variant.scene.seen(query, seen.label)
-    if seen.detected_as or seen.score < confidence:
+    query = follow(before, variant.trace, prediction)
+    now, own = variant.trace.prediction(query), variant.trace.prediction(query, prediction.label)
+    if prediction.detected_as or prediction.score < confidence:
         return f"{own.name} {own.score:.2f}"
     if now.score < confidence:
         return f"lost ({own.score:.2f})"
-    return f"kept ({own.score:.2f})" if now.label == seen.label else f"changed to {now.name} ({now.score:.2f})"
+    return f"kept ({own.score:.2f})" if now.label == prediction.label else f"changed to {now.name} ({now.score:.2f})"
 
 
 def draw_remaining(made: Sequence[Variant], confidence: float, *, image: str = "") -> Drawing:
@@ -115,11 +115,13 @@ def draw_remaining(made: Sequence[Variant], confidence: float, *, image: str = "
     """
     columns = min(len(made), 3 if len(made) > 4 else 4)
     rows = -(-len(made) // columns)
-    figure, axes = canvas(made[0].scene, rows, columns)
+    figure, axes = canvas(made[0].trace, rows, columns)
     flat = list(axes.flat)
     for place, variant in zip(flat, made, strict=False):
-        for seen in reversed(variant.found):
-            draw_box(place, seen.box, colour_of(seen.label), name=f"{seen.name} {seen.score:.2f}")
+        for prediction in reversed(variant.found):
+            draw_box(
+                place, prediction.box, colour_of(prediction.label), name=f"{prediction.name} {prediction.score:.2f}"
+            )
         count = len(variant.found)
         place.set_title(f"{variant.name}: {count} box{'es' * (count != 1)}", fontsize=9, pad=4)
     for place in flat[len(made) :]:
@@ -127,21 +129,21 @@ def draw_remaining(made: Sequence[Variant], confidence: float, *, image: str = "
         place.clear()
         place.axis("off")
     headline(figure, image, f"detections of at least {confidence:.2g}, by what is switched off")
-    every = [(number, seen) for number, variant in enumerate(made) for seen in variant.found]
+    every = [(number, prediction) for number, variant in enumerate(made) for prediction in variant.found]
     numbers = {
         "names": np.array([variant.name for variant in made]),
         "variant": np.array([number for number, _ in every], int),
-        "queries": np.array([seen.query for _, seen in every], int),
-        "labels": np.array([seen.label for _, seen in every], int),
-        "scores": np.array([seen.score for _, seen in every], float),
-        "boxes": np.array([seen.box for _, seen in every], float).reshape(-1, 4),
+        "queries": np.array([prediction.query for _, prediction in every], int),
+        "labels": np.array([prediction.label for _, prediction in every], int),
+        "scores": np.array([prediction.score for _, prediction in every], float),
+        "boxes": np.array([prediction.box for _, prediction in every], float).reshape(-1, 4),
     }
     return Drawing(figure, numbers)
 
 
 def draw_masked_relevance(
     made: Sequence[Variant],
-    seen: Seen,
+    prediction: QueryPrediction,
     confidence: float,
     *,
     target: str = "class",
@@ -153,20 +155,20 @@ def draw_masked_relevance(
 
     Numbers as of `grids.draw_heat_grid`; a map of nothing, where every head is off, is zero.
     """
-    scene = made[0].scene
-    layers = [name for name, record in scene.tape.items() if record.site.kind == "cross"]
+    trace = made[0].trace
+    layers = [name for name, record in trace.tape.items() if record.site.kind == "cross"]
     heats: list[list[Tensor]] = []
     for variant in made:
-        own = variant.scene.seen(follow(scene, variant.scene, seen), seen.label)
+        own = variant.trace.prediction(follow(trace, variant.trace, prediction), prediction.label)
         row = [
-            heat_map(variant.scene, own, "relevance", layer=layer, target=target, by=by, parity=parity)
+            heat_map(variant.trace, own, "relevance", layer=layer, target=target, by=by, parity=parity)
             for layer in [*range(len(layers)), None]
         ]
         heats.append(row)
-    names = [f"{variant.name}\n{fate(scene, variant, seen, confidence)}" for variant in made]
-    title = f"relevance for {target_in_words(target, seen)}, by layer and by what is switched off"
+    names = [f"{variant.name}\n{fate(trace, variant, prediction, confidence)}" for variant in made]
+    title = f"relevance for {target_in_words(target, prediction)}, by layer and by what is switched off"
     columns = [*map(layer_in_words, layers), "all layers"]
-    return draw_heat_grid(scene, heats, names, columns, seen, title, image=image)
+    return draw_heat_grid(trace, heats, names, columns, prediction, title, image=image)
 
 
 def draw_masked_attention(made: Sequence[Variant], place: tuple[float, float], *, image: str = "") -> Drawing:
@@ -174,31 +176,30 @@ def draw_masked_attention(made: Sequence[Variant], place: tuple[float, float], *
 
     Nearest is the query whose first reference is, or, of DETR, whose box's centre.
     """
-    scene = made[0].scene
-    boxes = scene.layer_boxes[-1]
-    centres = scene.references[0][:, :2] if scene.references else (boxes[:, :2] + boxes[:, 2:]) / 2
-    seen = scene.seen(int(((centres - torch.tensor(place)) ** 2).sum(-1).argmin()))
-    layers = [name for name, record in scene.tape.items() if record.site.kind == "cross"]
+    trace = made[0].trace
+    boxes = trace.layer_boxes[-1]
+    centres = trace.references[0][:, :2] if trace.references else (boxes[:, :2] + boxes[:, 2:]) / 2
+    prediction = trace.prediction(int(((centres - torch.tensor(place)) ** 2).sum(-1).argmin()))
+    layers = [name for name, record in trace.tape.items() if record.site.kind == "cross"]
     heats = []
     for variant in made:
-        own = variant.scene.seen(follow(scene, variant.scene, seen))
-        heats.append([heat_map(variant.scene, own, "raw", layer=layer) for layer in range(len(layers))])
-    title = (
-        f"raw attention of query {seen.query}, the nearest to x {place[0]:g}, y {place[1]:g}, by what is switched off"
-    )
+        own = variant.trace.prediction(follow(trace, variant.trace, prediction))
+        heats.append([heat_map(variant.trace, own, "raw", layer=layer) for layer in range(len(layers))])
+    near = f"the nearest to x {place[0]:g}, y {place[1]:g}"
+    title = f"raw attention of query {prediction.query}, {near}, by what is switched off"
     names = [variant.name for variant in made]
     columns = [*map(layer_in_words, layers)]
-    return draw_heat_grid(scene, heats, names, columns, None, title, image=image)
+    return draw_heat_grid(trace, heats, names, columns, None, title, image=image)
 
 
-def summary(made: Sequence[Variant], seen: Sequence[Seen], confidence: float) -> list[dict[str, Any]]:
+def summary(made: Sequence[Variant], prediction: Sequence[QueryPrediction], confidence: float) -> list[dict[str, Any]]:
     """What every mask did, ready for json: detections that remain, and what became of those asked about."""
     return [
         {
             "name": variant.name,
-            "masks": [str(mask) for mask in variant.scene.masks],
+            "masks": [str(mask) for mask in variant.trace.masks],
             "detections": [vars(one) for one in variant.found],
-            "became": {str(one.query): fate(made[0].scene, variant, one, confidence) for one in seen},
+            "became": {str(one.query): fate(made[0].trace, variant, one, confidence) for one in prediction},
         }
         for variant in made
     ]

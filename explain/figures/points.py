@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from ..core.trace import Scene, Seen
+from ..core.trace import AttentionTrace, QueryPrediction
 from .drawing import (
     ALONE,
     BESIDE,
@@ -35,8 +35,8 @@ WEIGHT = "attention weight (square-root scale)"
 
 
 def draw_points(
-    scene: Scene,
-    seen: Seen,
+    trace: AttentionTrace,
+    prediction: QueryPrediction,
     site: str,
     *,
     heads: Sequence[int] | None = None,
@@ -48,13 +48,13 @@ def draw_points(
     """The points that one query sampled: coloured and sized by weight, marked by level, with their reference and box.
 
     Args:
-        scene: of a deformable detector.
+        trace: of a deformable detector.
         seen: whose query.
         site: of the decoder's cross-attention, such as ``decoder.5.cross``.
         heads, levels: those drawn; None for all.
         most: weight at the end of the colour scale, which starts at 0 and is the same in every picture. It goes with
             the square root: the weights of a head add up to 1 over all its points, most are some hundredths.
-        slopes: of a target (`scene.TARGETS`), an arrow at each point: where it would raise the target, as long as it
+        slopes: of a target (`trace.TARGETS`), an arrow at each point: where it would raise the target, as long as it
             would raise it by a pixel. Weights tell how much a sample counts, not whether it is in the right place.
         image: the image's name, for the title.
 
@@ -65,9 +65,9 @@ def draw_points(
     Raises:
         ValueError: the site is not known or attends to every key, or a head or level is out of range.
     """
-    numbers = sampled(scene, seen, site)
+    numbers = sampled(trace, prediction, site)
     if slopes is not None:
-        numbers["slopes"] = array(scene.slopes(site, seen, slopes))
+        numbers["slopes"] = array(trace.slopes(site, prediction, slopes))
     count, of_levels = numbers["weights"].shape[:2]
     head_numbers, level_numbers = chosen("head", heads, count, site), chosen("level", levels, of_levels, site)
     for name in {"xy", "weights", "slopes"} & numbers.keys():
@@ -75,12 +75,17 @@ def draw_points(
     numbers |= {"heads": array(head_numbers), "levels": array(level_numbers)}
 
     corners = numbers["box"].reshape(-1, 2)
-    window = around(scene, np.concatenate([corners, reference_corners(numbers["reference"])]), margin=0.3)
-    figure, [axes] = canvas(scene, 1, 1 if window is None else 2, largest=ALONE if window is None else BESIDE)
+    window = around(trace, np.concatenate([corners, reference_corners(numbers["reference"])]), margin=0.3)
+    figure, [axes] = canvas(trace, 1, 1 if window is None else 2, largest=ALONE if window is None else BESIDE)
     norm = root_scale(most)
-    far = show_outside(axes[0], scene, numbers["xy"][..., 0], numbers["xy"][..., 1])
+    far = show_outside(axes[0], trace, numbers["xy"][..., 0], numbers["xy"][..., 1])
     for number, one in enumerate(axes):
-        draw_box(one, seen.box, colour_of(seen.label), name="" if number else f"{seen.name} {seen.score:.2f}")
+        draw_box(
+            one,
+            prediction.box,
+            colour_of(prediction.label),
+            name="" if number else f"{prediction.name} {prediction.score:.2f}",
+        )
         scatter(one, numbers["xy"], numbers["weights"], norm, level_numbers)
         draw_reference(one, numbers["reference"])
         if slopes is not None:
@@ -90,36 +95,37 @@ def draw_points(
         axes[1].set_title("around the detection", fontsize=9, pad=4)
         axes[0].set_title("the whole image", fontsize=9, pad=4)
     colour_bar(figure, axes, norm, point_colours(), WEIGHT, beyond=bool((numbers["weights"] > most).any()))
-    draw_key(figure, scene, level_numbers, boxed=len(numbers["reference"]) == 4)
+    draw_key(figure, trace, level_numbers, boxed=len(numbers["reference"]) == 4)
     what = f"{in_words(site)}, {listed('head', head_numbers, count)}, {listed('level', level_numbers, of_levels)}"
     outside = f", {far} of them outside the picture" if far else ""
-    arrows = "" if slopes is None else _arrows_in_words(scene, seen, slopes, numbers["slopes"])
-    headline(figure, told(seen, image), f"{what}: {numbers['weights'].size} sampled points{outside}", arrows)
+    arrows = "" if slopes is None else _arrows_in_words(trace, prediction, slopes, numbers["slopes"])
+    headline(figure, told(prediction, image), f"{what}: {numbers['weights'].size} sampled points{outside}", arrows)
     return Drawing(figure, numbers)
 
 
-def _arrows_in_words(scene: Scene, seen: Seen, target: str, slopes: Array) -> str:
+def _arrows_in_words(trace: AttentionTrace, prediction: QueryPrediction, target: str, slopes: Array) -> str:
     """What the arrows of slopes mean; a coordinate of the box, which the model has in [0, 1], in pixels."""
-    pixels = {"x": scene.width, "w": scene.width, "y": scene.height, "h": scene.height}
+    pixels = {"x": trace.width, "w": trace.width, "y": trace.height, "h": trace.height}
     longest = float(np.linalg.norm(slopes, axis=-1).max()) * pixels.get(target, 1)
     rises = f"by {longest:.2g} pixels" if target in pixels else f"its logit by {longest:.2g}"
+    what = target_in_words(target, prediction)
     return (
-        f"arrows: the direction in which moving a sampled point increases {target_in_words(target, seen)}, along the "
-        f"longest arrow {rises} for each pixel that the point moves"
+        f"arrows: the direction in which moving a sampled point increases {what}, along the longest arrow "
+        f"{rises} for each pixel that the point moves"
     )
 
 
-def sampled(scene: Scene, seen: Seen, site: str) -> dict[str, Array]:
+def sampled(trace: AttentionTrace, prediction: QueryPrediction, site: str) -> dict[str, Array]:
     """What a query sampled at a site, and its box, as `draw_points` returns them.
 
     Raises ValueError for a site that is not known or attends to every key.
     """
-    points = scene.points(site, seen.query)
+    points = trace.points(site, prediction.query)
     return {
         "xy": array(points.xy),
         "weights": array(points.weights),
         "reference": array(points.reference),
-        "box": array(seen.box),
+        "box": array(prediction.box),
     }
 
 
@@ -211,7 +217,7 @@ def draw_reference(axes: Any, reference: Array, *, size: float = 11.0) -> None:
 
 
 def draw_key(
-    figure: Any, scene: Scene, levels: Sequence[int], *, boxed: bool = False, place: str = "reference"
+    figure: Any, trace: AttentionTrace, levels: Sequence[int], *, boxed: bool = False, place: str = "reference"
 ) -> None:
     """What each marker means, below the picture; `place` is what the cross marks, if anything."""
     from matplotlib.lines import Line2D
@@ -219,7 +225,7 @@ def draw_key(
     def mark(marker: str, label: str, **rest: Any) -> Any:
         return Line2D([], [], marker=marker, linestyle="none", color="0.45", label=label, **rest)
 
-    sizes = [scene.shapes[level] for level in levels]
+    sizes = [trace.shapes[level] for level in levels]
     handles = [
         mark(MARKERS[level % len(MARKERS)], f"level {level} ({h} x {w})")
         for level, (h, w) in zip(levels, sizes, strict=True)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torchvision.ops import box_iou
 
-from ..core.trace import Scene, Seen
+from ..core.trace import AttentionTrace, QueryPrediction
 from .drawing import (
     Array,
     Drawing,
@@ -30,7 +30,7 @@ _REST = "0.75"
 _VISIBLE = 0.02
 
 
-def draw_journey(scene: Scene, seen: Seen, *, image: str = "") -> Drawing:
+def draw_journey(trace: AttentionTrace, prediction: QueryPrediction, *, image: str = "") -> Drawing:
     """One query: its box after every decoder layer, a picture each, and where it lies in the whole image.
 
     A layer's box is in the colour of its most probable class, over the last layer's box, dashed and white. An arrow
@@ -39,7 +39,7 @@ def draw_journey(scene: Scene, seen: Seen, *, image: str = "") -> Drawing:
     marks the layer's reference; a detector that does not refine boxes has the same at all layers.
 
     Args:
-        scene: of any detector with a decoder.
+        trace: of any detector with a decoder.
         seen: whose query.
         image: the image's name, for the title.
 
@@ -48,28 +48,28 @@ def draw_journey(scene: Scene, seen: Seen, *, image: str = "") -> Drawing:
         layer; ``own_scores`` (N,): of seen's class; ``references`` (N, 2 or 4) of deformable detectors,
         as of `points.stack_references`.
     """
-    boxes, scores = array(scene.layer_boxes[:, seen.query]), array(scene.layer_scores[:, seen.query])
+    boxes, scores = array(trace.layer_boxes[:, prediction.query]), array(trace.layer_scores[:, prediction.query])
     labels = scores.argmax(-1)
-    best, own = scores.max(-1), scores[:, seen.label]
+    best, own = scores.max(-1), scores[:, prediction.label]
     numbers = {"boxes": boxes, "labels": labels, "scores": best, "own_scores": own}
     places = [boxes[:, :2], boxes[:, 2:]]
     references: Array | None = None
-    if scene.references:
-        references = stack_references([array(reference[seen.query]) for reference in scene.references])
+    if trace.references:
+        references = stack_references([array(reference[prediction.query]) for reference in trace.references])
         numbers["references"] = references
         places.append(references[:, :2])
-    window = around(scene, np.concatenate(places), margin=0.2)
+    window = around(trace, np.concatenate(places), margin=0.2)
     count = 1 + len(boxes)
     columns = count if count < 4 else -(-count // 2)
-    figure, axes = canvas(scene, -(-count // columns), columns)
+    figure, axes = canvas(trace, -(-count // columns), columns)
     whole, *others = list(axes.flat)
     for spare in others[len(boxes) :]:
         spare.remove()
 
     centres = (boxes[:, :2] + boxes[:, 2:]) / 2
     stops = centres if references is None else np.concatenate([references[:1, :2], centres])
-    draw_box(whole, seen.box, colour_of(seen.label), name=f"{seen.name} {seen.score:.2f}")
-    show_outside(whole, scene, *np.concatenate(places).T)
+    draw_box(whole, prediction.box, colour_of(prediction.label), name=f"{prediction.name} {prediction.score:.2f}")
+    show_outside(whole, trace, *np.concatenate(places).T)
     _arrow(whole, stops[0], stops[-1], "white")
     whole.set_title("the whole image", fontsize=9, pad=4)
     for number, one in enumerate(others[: len(boxes)]):
@@ -84,9 +84,9 @@ def draw_journey(scene: Scene, seen: Seen, *, image: str = "") -> Drawing:
         if window is not None:
             zoom(one, window)
         _arrow(one, start, end, "white")
-        said = f"layer {number}: {scene.class_name(int(labels[number]))} {best[number]:.2f}"
-        if labels[number] != seen.label:
-            said += f" ({seen.name} {own[number]:.2f})"
+        said = f"layer {number}: {trace.class_name(int(labels[number]))} {best[number]:.2f}"
+        if labels[number] != prediction.label:
+            said += f" ({prediction.name} {own[number]:.2f})"
         parts = []
         if number > 0 or references is not None:
             parts.append(f"centre moved by {np.linalg.norm(end - start):.1f} pixels")
@@ -99,11 +99,11 @@ def draw_journey(scene: Scene, seen: Seen, *, image: str = "") -> Drawing:
     if references is not None:
         handles.append(_key("+", "0.45", "reference point of the layer", markersize=9, markeredgewidth=1.6))
     figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=8, frameon=False)
-    headline(figure, told(seen, image), "the query's box after every layer of the decoder")
+    headline(figure, told(prediction, image), "the query's box after every layer of the decoder")
     return Drawing(figure, numbers)
 
 
-def draw_queries(scene: Scene, confidence: float = 0.5, *, image: str = "") -> Drawing:
+def draw_queries(trace: AttentionTrace, confidence: float = 0.5, *, image: str = "") -> Drawing:
     """Every query's centre through the layers, joined by arrows: coloured by class, as large as its score.
 
     Circles are first references, of detectors that have them. Queries whose best score at the last layer is below
@@ -113,18 +113,18 @@ def draw_queries(scene: Scene, confidence: float = 0.5, *, image: str = "") -> D
         The drawing; numbers ``centres`` (N layers, Q, 2), ``labels`` and ``scores`` (N, Q): each layer's best class;
         ``references`` (N, Q, 2 or 4) of deformable detectors, as of `points.stack_references`.
     """
-    boxes, scores = array(scene.layer_boxes), array(scene.layer_scores)
+    boxes, scores = array(trace.layer_boxes), array(trace.layer_scores)
     centres, labels, best = (boxes[..., :2] + boxes[..., 2:]) / 2, scores.argmax(-1), scores.max(-1)
     numbers = {"centres": centres, "labels": labels, "scores": best}
     path = centres
-    if scene.references:
-        numbers["references"] = stack_references([array(reference) for reference in scene.references])
+    if trace.references:
+        numbers["references"] = stack_references([array(reference) for reference in trace.references])
         path = np.concatenate([numbers["references"][:1, :, :2], centres])
-    figure, [[axes]] = canvas(scene)
+    figure, [[axes]] = canvas(trace)
     sure = best[-1] >= confidence
     for group, over in ((np.flatnonzero(~sure), 2), (np.flatnonzero(sure), 3)):
         colours: Any = [colour_of(int(label)) for label in labels[-1, group]] if over == 3 else _REST
-        if scene.references:
+        if trace.references:
             hollow: dict[str, Any] = {"facecolors": "none", "linewidths": 0.7, "path_effects": outlined(0.7)}
             axes.scatter(*path[0, group].T, s=16, edgecolors=colours, zorder=over, **hollow)
         for start, end in pairwise(path[:, group]):
@@ -152,9 +152,9 @@ def draw_queries(scene: Scene, confidence: float = 0.5, *, image: str = "") -> D
                 zorder=over + 0.5,
             )
     found = sorted(set(labels[-1, sure].tolist()))
-    handles = [_key("o", colour_of(label), scene.class_name(label)) for label in found]
+    handles = [_key("o", colour_of(label), trace.class_name(label)) for label in found]
     handles.append(_key("o", _REST, f"below {confidence:.2g}"))
-    if scene.references:
+    if trace.references:
         handles.append(_key("o", "0.4", "first reference", markerfacecolor="none"))
     sizes = [_key("o", "0.4", f"score {score:g}", markersize=(90 * score + 2) ** 0.5) for score in (0.25, 0.5, 1)]
     show_key(axes, handles + sizes)
@@ -163,7 +163,7 @@ def draw_queries(scene: Scene, confidence: float = 0.5, *, image: str = "") -> D
     return Drawing(figure, numbers)
 
 
-def draw_seeds(scene: Scene, confidence: float = 0.5, *, image: str = "") -> Drawing:
+def draw_seeds(trace: AttentionTrace, confidence: float = 0.5, *, image: str = "") -> Drawing:
     """In two stages: the encoder's token that each detection came from, marked by level, joined to its box.
 
     Returns:
@@ -173,31 +173,31 @@ def draw_seeds(scene: Scene, confidence: float = 0.5, *, image: str = "") -> Dra
     Raises:
         ValueError: the detector has one stage.
     """
-    if scene.tape.seeds is None:
+    if trace.tape.seeds is None:
         raise ValueError("seeds: expected a two-stage detector; this one's queries are learned, and come from no pixel")
-    found = scene.detections(confidence)
-    queries = np.array([seen.query for seen in found], int)
-    tokens = array(scene.tape.seeds)[scene.row, queries]
-    places = np.array([scene.place_of(token) for token in tokens.tolist()]).reshape(-1, 3)
+    found = trace.detections(confidence)
+    queries = np.array([prediction.query for prediction in found], int)
+    tokens = array(trace.tape.seeds)[trace.row, queries]
+    places = np.array([trace.place_of(token) for token in tokens.tolist()]).reshape(-1, 3)
     levels, xy = places[:, 2].astype(int), places[:, :2]
-    figure, [[axes]] = canvas(scene)
-    for seen, level, place in reversed(list(zip(found, levels.tolist(), xy, strict=True))):  # the surest on top
-        colour, (x0, y0, x1, y1) = colour_of(seen.label), seen.box
-        draw_box(axes, seen.box, colour, width=1.4, name=f"{seen.name} {seen.score:.2f}")
+    figure, [[axes]] = canvas(trace)
+    for prediction, level, place in reversed(list(zip(found, levels.tolist(), xy, strict=True))):  # the surest on top
+        colour, (x0, y0, x1, y1) = colour_of(prediction.label), prediction.box
+        draw_box(axes, prediction.box, colour, width=1.4, name=f"{prediction.name} {prediction.score:.2f}")
         _arrow(axes, place, np.array([x0 + x1, y0 + y1]) / 2, colour, width=1.2)
         _point(axes, place, MARKERS[level % len(MARKERS)], colour, 8)
     handles = [
         _key(MARKERS[level % len(MARKERS)], "0.45", f"level {level} ({h} x {w})")
-        for level, (h, w) in enumerate(scene.shapes)
+        for level, (h, w) in enumerate(trace.shapes)
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
     headline(
         figure, image, f"pixels of the encoder that {len(found)} detections of at least {confidence:.2g} came from"
     )
     numbers = {"queries": queries, "tokens": tokens, "levels": levels, "xy": xy}
-    numbers |= {"boxes": np.array([seen.box for seen in found], float).reshape(-1, 4)}
-    numbers |= {"labels": np.array([seen.label for seen in found], int)}
-    return Drawing(figure, numbers | {"scores": np.array([seen.score for seen in found], float)})
+    numbers |= {"boxes": np.array([prediction.box for prediction in found], float).reshape(-1, 4)}
+    numbers |= {"labels": np.array([prediction.label for prediction in found], int)}
+    return Drawing(figure, numbers | {"scores": np.array([prediction.score for prediction in found], float)})
 
 
 def _arrow(

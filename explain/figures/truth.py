@@ -5,18 +5,20 @@ import torch
 from torch import Tensor
 
 from ...train.visual.sheets import MATCHING_IOU, match
-from ..core.trace import Scene
+from ..core.trace import AttentionTrace
 from .drawing import BESIDE, Drawing, array, canvas, draw_box, headline
 
 # told apart by lightness too, and by the line: what is wrong is dashed; as of evaluation's pictures
 _RIGHT, _MISSED, _FALSE = "#3ce65a", "#ff961e", "#ff46c8"
 
 
-def draw_truth(scene: Scene, boxes: Tensor, labels: Tensor, confidence: float = 0.5, *, image: str = "") -> Drawing:
+def draw_truth(
+    trace: AttentionTrace, boxes: Tensor, labels: Tensor, confidence: float = 0.5, *, image: str = ""
+) -> Drawing:
     """Annotated boxes, found or missed, beside the detections, right or false.
 
     Args:
-        scene: whose image and detections.
+        trace: whose image and detections.
         boxes, labels: (N, 4) xyxy in pixels of the image, and (N,) the model's class numbers.
         confidence: minimum score of a detection that is drawn.
         image: the image's name, for the title.
@@ -27,18 +29,18 @@ def draw_truth(scene: Scene, boxes: Tensor, labels: Tensor, confidence: float = 
     """
     from matplotlib.lines import Line2D
 
-    found = scene.detections(confidence)
-    found_boxes = torch.tensor([seen.box for seen in found], dtype=torch.float32).reshape(-1, 4)
-    found_labels = torch.tensor([seen.label for seen in found], dtype=torch.int64)
+    found = trace.detections(confidence)
+    found_boxes = torch.tensor([prediction.box for prediction in found], dtype=torch.float32).reshape(-1, 4)
+    found_labels = torch.tensor([prediction.label for prediction in found], dtype=torch.int64)
     taken = match(boxes, labels, found_boxes, found_labels)
-    figure, [[left, right]] = canvas(scene, 1, 2, largest=BESIDE)
+    figure, [[left, right]] = canvas(trace, 1, 2, largest=BESIDE)
     for number, (box, label) in enumerate(zip(boxes.tolist(), labels.tolist(), strict=True)):
         hit = number in taken
-        draw_box(left, box, _RIGHT if hit else _MISSED, style="-" if hit else "--", name=scene.class_name(label))
-    for seen, one in reversed(list(zip(found, taken, strict=True))):  # the surest on top
+        draw_box(left, box, _RIGHT if hit else _MISSED, style="-" if hit else "--", name=trace.class_name(label))
+    for prediction, one in reversed(list(zip(found, taken, strict=True))):  # the surest on top
         hit = one is not None
-        name = f"{seen.name} {seen.score:.2f}"
-        draw_box(right, seen.box, _RIGHT if hit else _FALSE, style="-" if hit else "--", name=name)
+        name = f"{prediction.name} {prediction.score:.2f}"
+        draw_box(right, prediction.box, _RIGHT if hit else _FALSE, style="-" if hit else "--", name=name)
     left.set_title(f"annotated: {len(boxes)}", fontsize=9.5, pad=4)
     right.set_title(f"detected with at least {confidence:.2g}: {len(found)}", fontsize=9.5, pad=4)
     key = [
@@ -49,6 +51,6 @@ def draw_truth(scene: Scene, boxes: Tensor, labels: Tensor, confidence: float = 
     figure.legend(handles=key, loc="outside lower center", ncols=3, fontsize=8.5, frameon=False)
     headline(figure, image)
     numbers = {"true_boxes": array(boxes), "true_labels": array(labels), "boxes": array(found_boxes)}
-    numbers |= {"labels": array(found_labels), "scores": np.array([seen.score for seen in found], float)}
-    numbers |= {"queries": np.array([seen.query for seen in found], int)}
+    numbers |= {"labels": array(found_labels), "scores": np.array([prediction.score for prediction in found], float)}
+    numbers |= {"queries": np.array([prediction.query for prediction in found], int)}
     return Drawing(figure, numbers | {"matched": np.array([-1 if one is None else one for one in taken], int)})

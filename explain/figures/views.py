@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ..core.maps import heat_map
-from ..core.trace import Scene, Seen
+from ..core.trace import AttentionTrace, QueryPrediction
 from ..options import METHOD_TITLES, View
 from .drawing import Drawing, layer_in_words, target_in_words
 from .grids import draw_heat_grid, draw_point_grid
@@ -32,17 +32,17 @@ class Layers:
     """Was it all of them?"""
 
 
-def find_layers(scene: Scene, text: str | None) -> Layers:
+def find_layers(trace: AttentionTrace, text: str | None) -> Layers:
     """Raises ValueError, with the layers that there are, for what is none."""
-    decoder = [name for name, site in scene.sites.items() if site.stack == "decoder" and site.kind == "cross"]
-    encoder = [name for name, site in scene.sites.items() if site.stack == "encoder"]
+    decoder = [name for name, site in trace.sites.items() if site.stack == "decoder" and site.kind == "cross"]
+    encoder = [name for name, site in trace.sites.items() if site.stack == "encoder"]
     if text is None:
         return Layers(decoder[-1:], encoder[-1:], False)
     if text == "all":
         return Layers(decoder, encoder, True)
     match = re.fullmatch(r"(encoder|decoder)\.(\d+)(?:\.(?:self|cross))?", text)
     name = f"{match[1]}.{match[2]}." + ("cross" if match[1] == "decoder" else "self") if match else ""
-    if name not in scene.sites:
+    if name not in trace.sites:
         known = ", ".join(one.rsplit(".", 1)[0] for one in [*encoder, *decoder])
         raise ValueError(f"layer: expected one of {known}, or all; got {text!r}")
     return Layers([name], [], False) if name in decoder else Layers([], [name], False)
@@ -58,16 +58,16 @@ def _number(text: str, words: Sequence[str], count: int, what: str) -> int | Non
 
 
 @dataclass(frozen=True, eq=False)
-class Look:
+class Explained:
     """One detection in one view."""
 
-    scene: Scene
-    seen: Seen
+    trace: AttentionTrace
+    prediction: QueryPrediction
     view: View
     layers: Layers
     image: str
     """The image's name, for titles."""
-    among: tuple[Seen, ...] = ()
+    among: tuple[QueryPrediction, ...] = ()
     """All that is explained, where one backward pass is for all of it."""
 
     def __post_init__(self) -> None:
@@ -79,11 +79,11 @@ class Look:
 
     @property
     def level(self) -> int | None:
-        return _number(self.view.level, ("together", "all"), len(self.scene.shapes), "level")
+        return _number(self.view.level, ("together", "all"), len(self.trace.shapes), "level")
 
     @property
     def _site(self) -> Any:
-        return self.scene.sites[(self.layers.decoder or self.layers.encoder)[0]]
+        return self.trace.sites[(self.layers.decoder or self.layers.encoder)[0]]
 
     @property
     def heads(self) -> list[int | None]:
@@ -93,7 +93,7 @@ class Look:
     @property
     def levels(self) -> list[int | None]:
         """Those drawn each by itself; None for all of them together."""
-        return list(range(len(self.scene.shapes))) if self.view.level == "all" else [self.level]
+        return list(range(len(self.trace.shapes))) if self.view.level == "all" else [self.level]
 
     def jobs(self, method: str) -> Iterator[Job]:
         """A method's pictures."""
@@ -109,13 +109,13 @@ class Look:
 
     def _points(self, file: str) -> Iterator[Job]:
         sites, view = self.layers.decoder, self.view
-        draw = partial(draw_point_grid, self.scene, self.seen, image=self.image)
+        draw = partial(draw_point_grid, self.trace, self.prediction, image=self.image)
         if not (self.layers.every or "all" in (view.head, view.level)):
             heads = None if self.head is None else [self.head]
             levels = None if self.level is None else [self.level]
             slopes = view.target if view.slopes else None
             some: dict[str, Any] = {"heads": heads, "levels": levels, "slopes": slopes, "image": self.image}
-            yield file + "-slopes" * view.slopes, partial(draw_points, self.scene, self.seen, sites[0], **some)
+            yield file + "-slopes" * view.slopes, partial(draw_points, self.trace, self.prediction, sites[0], **some)
         elif view.head == "all" and view.level == "all":
             for site in sites:
                 name = file if len(sites) == 1 else f"{file}-{_short(site)}"
@@ -126,7 +126,7 @@ class Look:
     def _heats(self, method: str, file: str) -> Iterator[Job]:
         what = METHOD_TITLES[method]
         if method in ("gradcam", "relevance", "input-grad"):
-            what += f" for {target_in_words(self.view.target, self.seen)}"
+            what += f" for {target_in_words(self.view.target, self.prediction)}"
         sites: list[str | None] = list(self.layers.decoder)
         heads, levels = self.heads, self.levels
         if method in ("rollout", "input-grad"):
@@ -156,19 +156,19 @@ class Look:
             yield file, partial(self._grid, method, cells, list(of_site.values()), columns, f"{what}, by layer{by}")
 
     def _single(self, method: str, cell: Cell, title: str) -> Drawing:
-        return draw_heat(self.scene, self._heat(method, *cell), self.seen, title, image=self.image)
+        return draw_heat(self.trace, self._heat(method, *cell), self.prediction, title, image=self.image)
 
     def _grid(self, method: str, cells: list[list[Cell]], rows: list[str], columns: list[str], title: str) -> Drawing:
         heats = [[self._heat(method, *cell) for cell in row] for row in cells]
-        return draw_heat_grid(self.scene, heats, rows, columns, self.seen, title, image=self.image)
+        return draw_heat_grid(self.trace, heats, rows, columns, self.prediction, title, image=self.image)
 
     def _heat(self, method: str, site: str | None, head: int | None, level: int | None) -> Tensor:
-        layer = None if site is None else self.scene.sites[site].layer
+        layer = None if site is None else self.trace.sites[site].layer
         rest: dict[str, Any] = {}
         if method == "relevance":
             rest = {"by": self.view.by, "parity": self.view.parity, "among": self.among}
         return heat_map(
-            self.scene, self.seen, method, layer=layer, head=head, level=level, target=self.view.target, **rest
+            self.trace, self.prediction, method, layer=layer, head=head, level=level, target=self.view.target, **rest
         )
 
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from ...common.files import atomic_file
 from ..core.maps import METHODS, token_map
 from ..core.relevance import factors, relevance
-from ..core.trace import Scene, Seen
+from ..core.trace import AttentionTrace, QueryPrediction
 from ..figures.heat import heat_colours
 from ..figures.points import point_colours
 from ..options import METHOD_TITLES
@@ -35,35 +35,35 @@ CLASSES_KEPT = 5
 
 
 def write_page(
-    scene: Scene,
+    trace: AttentionTrace,
     path: Path | str,
     *,
     confidence: float = 0.5,
     methods: Sequence[str] = ("raw", "relevance"),
     title: str = "",
     most: int = 20,
-    subjects: Sequence[Seen] = (),
+    subjects: Sequence[QueryPrediction] = (),
 ) -> None:
     """Writes the page to `path`, whole or not at all; arguments and errors as those of `page`."""
     name = title or Path(path).stem
-    text = page(scene, confidence=confidence, methods=methods, title=name, most=most, subjects=subjects)
+    text = page(trace, confidence=confidence, methods=methods, title=name, most=most, subjects=subjects)
     with atomic_file(Path(path)) as file:
         file.write(text.encode())
 
 
 def page(
-    scene: Scene,
+    trace: AttentionTrace,
     *,
     confidence: float = 0.5,
     methods: Sequence[str] = ("raw", "relevance"),
     title: str = "",
     most: int = 20,
-    subjects: Sequence[Seen] = (),
+    subjects: Sequence[QueryPrediction] = (),
 ) -> str:
     """The page as text.
 
     Args:
-        scene: a recorded forward pass of a detector with a decoder.
+        trace: a recorded forward pass of a detector with a decoder.
         confidence: minimum score of the queries that are shown at first; the page can change it.
         methods: heat maps, of raw, rollout, gradcam and relevance. All but raw are computed here, for detections and
             the three best queries, once a decoder layer and once over all; rollout over all only. Relevance and
@@ -85,27 +85,27 @@ def page(
         raise ValueError(f"confidence: expected a number from 0 to 1, got {confidence}")
     if most < 1:
         raise ValueError(f"most: expected at least 1, got {most}")
-    ranked = scene.detections(0.0)
-    named = {seen.query for seen in subjects}
-    count = max(len(named), min(most, max(3, sum(seen.score >= confidence for seen in ranked))))
-    mapped = [*{seen.query: seen for seen in reversed(subjects)}.values()][::-1]
-    mapped = [*mapped, *(seen for seen in ranked if seen.query not in named)][:count]
-    meta = _description(scene, mapped, methods)
+    ranked = trace.detections(0.0)
+    named = {prediction.query for prediction in subjects}
+    count = max(len(named), min(most, max(3, sum(prediction.score >= confidence for prediction in ranked))))
+    mapped = [*{prediction.query: prediction for prediction in reversed(subjects)}.values()][::-1]
+    mapped = [*mapped, *(prediction for prediction in ranked if prediction.query not in named)][:count]
+    meta = _description(trace, mapped, methods)
     meta["selected"] = mapped[0].query if subjects else None
-    meta.update(confidence=confidence, image=_data_url(scene.image))
-    meta["arrays"] = {name: _packed(array) for name, array in _arrays(scene, mapped, methods)}
+    meta.update(confidence=confidence, image=_data_url(trace.image))
+    meta["arrays"] = {name: _packed(array) for name, array in _arrays(trace, mapped, methods)}
     return _filled(title or "Image", meta)
 
 
-def _cross_sites(scene: Scene) -> list[str]:
-    return [name for name, record in scene.tape.items() if record.site.kind == "cross"]
+def _cross_sites(trace: AttentionTrace) -> list[str]:
+    return [name for name, record in trace.tape.items() if record.site.kind == "cross"]
 
 
-def _description(scene: Scene, mapped: Sequence[Seen], methods: Sequence[str]) -> dict[str, Any]:
+def _description(trace: AttentionTrace, mapped: Sequence[QueryPrediction], methods: Sequence[str]) -> dict[str, Any]:
     """Everything of the page that is not an array."""
-    sites = _cross_sites(scene)
-    site = scene.tape[sites[0]].site
-    layers, queries = scene.layer_boxes.shape[:2]
+    sites = _cross_sites(trace)
+    site = trace.tape[sites[0]].site
+    layers, queries = trace.layer_boxes.shape[:2]
     counts = f"{site.heads} heads" + (f", {site.levels} levels, {site.points} points" if site.deformable else "")
     stored = f"for the {len(mapped)} best queries in 256 steps of each map's maximum (off by 0.2% of it at most)"
     exactness = (
@@ -116,43 +116,45 @@ def _description(scene: Scene, mapped: Sequence[Seen], methods: Sequence[str]) -
     if set(methods) - {"raw"}:
         exactness += f" {', '.join(METHOD_TITLES[m] for m in methods if m != 'raw').capitalize()}: stored {stored}."
     return {
-        "about": f"{type(scene.model).__name__}: {queries} queries, {layers} decoder layers, {counts}",
+        "about": f"{type(trace.model).__name__}: {queries} queries, {layers} decoder layers, {counts}",
         "exactness": exactness,
-        "height": scene.image.shape[1],
-        "width": scene.image.shape[2],
-        "shapes": [list(shape) for shape in scene.shapes],
-        "ratios": scene.ratios.tolist(),
+        "height": trace.image.shape[1],
+        "width": trace.image.shape[2],
+        "shapes": [list(shape) for shape in trace.shapes],
+        "ratios": trace.ratios.tolist(),
         "layers": layers,
         "queries": queries,
         "heads": site.heads,
         "levels": site.levels,
         "points": site.points,
-        "names": list(scene.model.categories or []),
-        "mapped": [seen.query for seen in mapped],
-        "mapped_classes": [seen.label for seen in mapped],
+        "names": list(trace.model.categories or []),
+        "mapped": [prediction.query for prediction in mapped],
+        "mapped_classes": [prediction.label for prediction in mapped],
         "methods": [{"name": name, "title": METHOD_TITLES[name]} for name in methods],
         "palettes": {"heat": _palette(heat_colours()), "weights": _palette(point_colours())},
     }
 
 
-def _arrays(scene: Scene, mapped: Sequence[Seen], methods: Sequence[str]) -> Iterator[tuple[str, np.ndarray]]:
+def _arrays(
+    trace: AttentionTrace, mapped: Sequence[QueryPrediction], methods: Sequence[str]
+) -> Iterator[tuple[str, np.ndarray]]:
     """The page's arrays by name. N decoder layers, Q queries, D of them mapped, H heads, S tokens, K classes kept."""
-    scores = scene.layer_scores.detach().float().cpu()  # (N, Q, classes)
+    scores = trace.layer_scores.detach().float().cpu()  # (N, Q, classes)
     best = scores.topk(min(CLASSES_KEPT, scores.shape[-1]), dim=-1)
-    yield "boxes", _float32(scene.layer_boxes)  # (N, Q, 4) xyxy, pixels
+    yield "boxes", _float32(trace.layer_boxes)  # (N, Q, 4) xyxy, pixels
     yield "labels", best.indices.numpy().astype(np.uint16)  # (N, Q, K), the likeliest first
     yield "scores", _float32(best.values)
     final = best.indices[-1, :, 0].expand(len(scores), -1)
     yield "own", _float32(scores.gather(-1, final[..., None])[..., 0])  # (N, Q) of the last layer's class
-    records, row = [scene.tape[name] for name in _cross_sites(scene)], scene.row
+    records, row = [trace.tape[name] for name in _cross_sites(trace)], trace.row
     if records[0].site.deformable:
-        yield "references", _float32(torch.stack(scene.references))  # (N, Q, 2 or 4), pixels
+        yield "references", _float32(torch.stack(trace.references))  # (N, Q, 2 or 4), pixels
         # normalised to each padded level, (N, Q, H, L, P, 2)
         yield "locations", np.stack([_float32(record.locations[row]) for record in records])
         yield "weights", np.stack([_float32(record.weights[row]) for record in records])  # (N, Q, H, L, P)
     else:
         attention = torch.stack([record.weights[row].detach().float().cpu() for record in records])  # (N, H, Q, S)
-        chosen = attention[:, :, [seen.query for seen in mapped]].transpose(1, 2)
+        chosen = attention[:, :, [prediction.query for prediction in mapped]].transpose(1, 2)
         for name, maps in (("attention", chosen), ("mean", attention.mean(1))):
             steps, scale = quantised(maps)
             yield name, steps
@@ -160,20 +162,22 @@ def _arrays(scene: Scene, mapped: Sequence[Seen], methods: Sequence[str]) -> Ite
     for method in methods:
         if method == "raw":
             continue
-        steps, scale = quantised(torch.stack([layer_maps(scene, seen, method) for seen in mapped], 1))
+        steps, scale = quantised(torch.stack([layer_maps(trace, prediction, method) for prediction in mapped], 1))
         yield method, steps  # (N + 1, D, S), over all layers last; of rollout (1, D, S)
         yield f"{method}_scale", scale
 
 
-def layer_maps(scene: Scene, seen: Seen, method: str) -> Tensor:
+def layer_maps(trace: AttentionTrace, prediction: QueryPrediction, method: str) -> Tensor:
     """Maps of a detection (N + 1, S): of each decoder layer, then of all, summed. Rollout has the last alone."""
     if method == "rollout":
-        return token_map(scene, seen, method)[None]
+        return token_map(trace, prediction, method)[None]
     if method == "relevance":
         # all layers at once: it is linear in what each of them brings
-        maps = relevance(factors(scene.tape, scene.gradients(seen), scene.row), [seen.query], by_layer=True)[0]
+        maps = relevance(
+            factors(trace.tape, trace.gradients(prediction), trace.row), [prediction.query], by_layer=True
+        )[0]
     else:
-        maps = torch.stack([token_map(scene, seen, method, layer=n) for n in range(len(_cross_sites(scene)))])
+        maps = torch.stack([token_map(trace, prediction, method, layer=n) for n in range(len(_cross_sites(trace)))])
     return torch.cat([maps, maps.sum(0, keepdim=True)])
 
 

@@ -121,20 +121,20 @@ def verdict(scores: Scores) -> list[str]:
     """What each method beats, measure by measure; and, in a sentence, what beats all baselines."""
     if len(np.unique(scores.images)) == 1:
         return ["of one image alone nothing can be said of what beats what"]
-    judged = [name for name, measure in MEASURES.items() if measure.better]
+    scored = [name for name, measure in MEASURES.items() if measure.better]
     beaten = {
         (method, measure): [other for other in scores.baselines if scores.beats(measure, method, other)]
         for method in scores.methods
-        for measure in judged
+        for measure in scored
     }
     lines = []
     for method in scores.methods:
         parts = [
-            f"{MEASURES[measure].title}: {', '.join(beaten[method, measure]) or 'no baseline'}" for measure in judged
+            f"{MEASURES[measure].title}: {', '.join(beaten[method, measure]) or 'no baseline'}" for measure in scored
         ]
         lines.append(f"{method} beats, by {'; '.join(parts)}")
     winners = []
-    for measure in judged:
+    for measure in scored:
         best = [method for method in scores.methods if len(beaten[method, measure]) == len(scores.baselines)]
         winners.append(f"{MEASURES[measure].title}: {', '.join(best) or 'none'}")
     return [*lines, f"better than every baseline (95% interval of the paired difference), by {'; '.join(winners)}"]

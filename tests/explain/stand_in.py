@@ -1,4 +1,4 @@
-"""A scene made by hand of random numbers, of any shape: what a page reads of one, without a model."""
+"""A trace made by hand of random numbers, of any shape: what a page reads of one, without a model."""
 
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass
 class StandInSeen:
-    """As `scene.Seen`."""
+    """As `trace.QueryPrediction`."""
 
     query: int
     label: int
@@ -19,7 +19,7 @@ class StandInSeen:
     box: tuple[float, float, float, float]
 
 
-class StandInScene:
+class StandInTrace:
     """Random boxes, scores and attention; `dense` as DETR's, else deformable with references of 4 coordinates."""
 
     def __init__(
@@ -65,18 +65,18 @@ class StandInScene:
             around = centre[layer][:, None, None, None] + 0.1 * torch.randn(*shape[1:], 2, generator=random)
             self.tape[name] = SimpleNamespace(site=site, weights=weights, locations=around[None])
 
-    def seen(self, query: int) -> StandInSeen:
+    def prediction(self, query: int) -> StandInSeen:
         score, label = self.layer_scores[-1, query].max(-1)
         box = self.layer_boxes[-1, query].tolist()
         return StandInSeen(query, int(label), self.model.categories[int(label)], float(score), tuple(box))
 
     def detections(self, confidence: float = 0.5) -> list[StandInSeen]:
-        every = [self.seen(query) for query in range(self.layer_boxes.shape[1])]
+        every = [self.prediction(query) for query in range(self.layer_boxes.shape[1])]
         return sorted((s for s in every if s.score >= confidence), key=lambda s: -s.score)
 
 
-def stand_in_maps(scene: StandInScene, seen: StandInSeen, method: str) -> Tensor:
+def stand_in_maps(trace: StandInTrace, prediction: StandInSeen, method: str) -> Tensor:
     """In the place of `page.layer_maps`: some maps (N + 1, S), others for every query."""
-    tokens = sum(h * w for h, w in scene.shapes)
-    random = torch.Generator().manual_seed(seen.query)
-    return torch.rand(len(scene.layer_boxes) + 1, tokens, generator=random) ** 4
+    tokens = sum(h * w for h, w in trace.shapes)
+    random = torch.Generator().manual_seed(prediction.query)
+    return torch.rand(len(trace.layer_boxes) + 1, tokens, generator=random) ** 4

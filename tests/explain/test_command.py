@@ -16,9 +16,9 @@ from msdeform.cli import main
 from msdeform.explain.ablate import AblateOptions
 from msdeform.explain.core.maps import heat_map
 from msdeform.explain.core.masks import Mask
-from msdeform.explain.core.trace import Scene
+from msdeform.explain.core.trace import AttentionTrace
 from msdeform.explain.explain import ExplainOptions, Subject, as_displayed, jobs, lines
-from msdeform.explain.explain_eval import JudgeOptions
+from msdeform.explain.explain_eval import ExplainEvalOptions
 from msdeform.explain.figures.drawing import told
 from msdeform.explain.figures.masked import follow, read_mask_matrix
 from msdeform.explain.figures.views import View
@@ -97,17 +97,17 @@ def test_the_numbers_are_the_scenes(files: dict[str, Path], tmp_path: Path) -> N
     chosen = ("--query", 3, "--method", "relevance", "--method", "raw", "--method", "points", "--target", "w")
     explained(files, "two-stage", tmp_path, *chosen, "--layer", "decoder.0", "--head", 1, "--level", 0)
     model = load_trained(files["two-stage"], torch.device("cpu")).model
-    scene = Scene(model, files["image"], size=64)
-    seen = scene.seen(3)
+    trace = AttentionTrace(model, files["image"], size=64)
+    prediction = trace.prediction(3)
     stem = "street-query3-"
     where = {"layer": 0, "head": 1, "level": 0}
     relevance = np.load(tmp_path / f"{stem}relevance-decoder.0-head1-level0.npz")["heat"]
-    assert np.allclose(relevance, heat_map(scene, seen, "relevance", target="w", **where))
+    assert np.allclose(relevance, heat_map(trace, prediction, "relevance", target="w", **where))
     raw = np.load(tmp_path / f"{stem}raw-decoder.0-head1-level0.npz")["heat"]
-    assert np.allclose(raw, heat_map(scene, seen, "raw", **where))
+    assert np.allclose(raw, heat_map(trace, prediction, "raw", **where))
     points = np.load(tmp_path / f"{stem}points-decoder.0-head1-level0.npz")
-    assert np.allclose(points["xy"][0, 0], scene.points("decoder.0.cross", 3).xy[1, 0])
-    assert np.allclose(points["weights"][0, 0], scene.points("decoder.0.cross", 3).weights[1, 0])
+    assert np.allclose(points["xy"][0, 0], trace.points("decoder.0.cross", 3).xy[1, 0])
+    assert np.allclose(points["weights"][0, 0], trace.points("decoder.0.cross", 3).weights[1, 0])
 
 
 def test_grids_of_layers_heads_and_levels(files: dict[str, Path], tmp_path: Path) -> None:
@@ -124,12 +124,12 @@ def test_grids_of_layers_heads_and_levels(files: dict[str, Path], tmp_path: Path
 
 def test_which_pictures_a_view_asks_for(files: dict[str, Path]) -> None:
     """Their names, before any is drawn."""
-    scene = Scene(load_trained(files["two-stage"], torch.device("cpu")).model, files["image"], size=64)
-    seen = [("query3", scene.seen(3))]
+    trace = AttentionTrace(load_trained(files["two-stage"], torch.device("cpu")).model, files["image"], size=64)
+    prediction = [("query3", trace.prediction(3))]
 
     def named(**view: Any) -> set[str]:
         options = ExplainOptions(files["image"], files["two-stage"], view=View(**view))
-        return {name for name, _ in jobs(scene, options, seen)} - {"queries", "seeds", "query3-journey"}
+        return {name for name, _ in jobs(trace, options, prediction)} - {"queries", "seeds", "query3-journey"}
 
     every = {"layer": "all", "head": "all", "level": "all"}
     end = "-all-headall-levelall-decoder."
@@ -157,20 +157,20 @@ def test_dense_attention_and_places_of_the_encoder(files: dict[str, Path], tmp_p
 def test_what_is_missed_is_explained_by_its_box(files: dict[str, Path], tmp_path: Path) -> None:
     about = explained(files, "deformable", tmp_path, "--box", "4,4,24,24", "--label", "cow", "--confidence", 1)
     assert about["detections"] == []
-    (seen,) = about["explained"].values()
-    assert (seen["label"], seen["name"]) == (2, "cow")
+    (prediction,) = about["explained"].values()
+    assert (prediction["label"], prediction["name"]) == (2, "cow")
 
 
 def test_a_class_chooses_its_own_detections(files: dict[str, Path], tmp_path: Path) -> None:
     """Not the best of all, explained for a class that they are not."""
     model = load_trained(files["two-stage"], torch.device("cpu")).model
-    scene = Scene(model, files["image"], size=64)
-    found = scene.detections(0)
-    other = next(seen for seen in found if seen.label != found[0].label)
+    trace = AttentionTrace(model, files["image"], size=64)
+    found = trace.detections(0)
+    other = next(prediction for prediction in found if prediction.label != found[0].label)
     about = explained(files, "two-stage", tmp_path, "--label", other.name, "--confidence", 0, "--most", 2)
-    assert scene.model.focal, "a query may detect several classes"
-    queries = scene.layer_scores[-1, :, other.label].argsort(descending=True, stable=True)[:2].tolist()
-    wanted = [[seen.query for seen in found].index(query) for query in queries]
+    assert trace.model.focal, "a query may detect several classes"
+    queries = trace.layer_scores[-1, :, other.label].argsort(descending=True, stable=True)[:2].tolist()
+    wanted = [[prediction.query for prediction in found].index(query) for query in queries]
     assert list(about["explained"]) == [f"det{number}" for number in wanted]
     assert {one["label"] for one in about["explained"].values()} == {other.label}
     assert {f"det{number}-relevance" for number in wanted} <= pictures(about)
@@ -180,25 +180,25 @@ def test_detections_of_a_class_are_those_of_predict(files: dict[str, Path]) -> N
     """Whether classes exclude each other or not."""
     for family in ("two-stage", "detr"):
         model = load_trained(files[family], torch.device("cpu")).model
-        scene = Scene(model, files["image"], size=64)
-        confidence = float(scene.layer_scores[-1].amax(-1).median()) - 1e-4
+        trace = AttentionTrace(model, files["image"], size=64)
+        confidence = float(trace.layer_scores[-1].amax(-1).median()) - 1e-4
         predicted = model.predict(files["image"], confidence=confidence, size=64)
         for label in range(3):
             own = predicted.scores[predicted.labels == label]
-            found = [seen.score for seen in scene.detections(confidence, label)]
+            found = [prediction.score for prediction in trace.detections(confidence, label)]
             assert np.allclose(found, own, atol=1e-5), (family, label)
     with pytest.raises(ValueError, match="label: expected from 0 to 2, got 3"):
-        scene.detections(0.5, 3)
+        trace.detections(0.5, 3)
 
 
 def test_a_class_that_is_not_detected_is_told_with_its_best(
     files: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    scene = Scene(load_trained(files["two-stage"], torch.device("cpu")).model, files["image"], size=64)
-    first = scene.detections(0)[0]
+    trace = AttentionTrace(load_trained(files["two-stage"], torch.device("cpu")).model, files["image"], size=64)
+    first = trace.detections(0)[0]
     label = (first.label + 1) % 3
-    query = int(scene.layer_scores[-1, :, label].argmax())
-    best = scene.seen(query, label)
+    query = int(trace.layer_scores[-1, :, label].argmax())
+    best = trace.prediction(query, label)
     assert best.score < first.score
     assert main(words(files, "two-stage", tmp_path / "out", "--label", best.name, "--confidence", first.score)) == 1
     told = capsys.readouterr().err
@@ -210,9 +210,9 @@ def test_a_class_that_is_not_detected_is_told_with_its_best(
 def test_a_class_of_a_named_query_is_explained_and_said(
     files: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    scene = Scene(load_trained(files["deformable"], torch.device("cpu")).model, files["image"], size=64)
-    best = scene.detections(0)[0]
-    other = scene.seen(best.query, (best.label + 1) % 3)
+    trace = AttentionTrace(load_trained(files["deformable"], torch.device("cpu")).model, files["image"], size=64)
+    best = trace.detections(0)[0]
+    other = trace.prediction(best.query, (best.label + 1) % 3)
     assert other.detected_as == f"{best.name} {best.score:.2f}"
     assert told(other, "street") == (
         f"street: {other.name} {other.score:.2f} (query {best.query}, detected as {best.name} {best.score:.2f})"
@@ -223,7 +223,7 @@ def test_a_class_of_a_named_query_is_explained_and_said(
     printed = capsys.readouterr().out
     assert f"det0: explained is {other.name} {other.score:.3f} of query {best.query}, which is detected as" in printed
     heat = np.load(tmp_path / "street-det0-relevance.npz")["heat"]
-    assert np.allclose(heat, heat_map(scene, other, "relevance"))
+    assert np.allclose(heat, heat_map(trace, other, "relevance"))
     # under masks that change nothing of it, it was not detected before and is not lost or changed
     masked = explained(files, "deformable", tmp_path / "masked", *chosen[:-2], "--mask", "decoder.0.cross:h0")
     assert masked["masks"][0]["became"] == {str(best.query): f"{other.name} {other.score:.2f}"}
@@ -231,9 +231,9 @@ def test_a_class_of_a_named_query_is_explained_and_said(
 
 def test_what_is_named_opens_the_page(files: dict[str, Path], tmp_path: Path) -> None:
     """With the maps of the class asked for."""
-    scene = Scene(load_trained(files["deformable"], torch.device("cpu")).model, files["image"], size=64)
-    query = scene.detections(0)[-1].query
-    label = (scene.seen(query).label + 1) % 3
+    trace = AttentionTrace(load_trained(files["deformable"], torch.device("cpu")).model, files["image"], size=64)
+    query = trace.detections(0)[-1].query
+    label = (trace.prediction(query).label + 1) % 3
     explained(files, "deformable", tmp_path, "--query", query, "--label", label, "--html", "--method", "gradcam")
     data = re.search(r'id="data">(.*?)</script>', (tmp_path / "street.html").read_text(), re.DOTALL)
     assert data is not None
@@ -267,8 +267,8 @@ def test_ten_detections_are_listed() -> None:
 
 
 def test_boxes_are_clipped_to_the_image(files: dict[str, Path]) -> None:
-    scene = Scene(load_trained(files["detr"], torch.device("cpu")).model, files["image"], size=64)
-    shown = as_displayed(scene, replace(scene.seen(0), box=(-3.5, 4.0, 64.5, 60.0)))
+    trace = AttentionTrace(load_trained(files["detr"], torch.device("cpu")).model, files["image"], size=64)
+    shown = as_displayed(trace, replace(trace.prediction(0), box=(-3.5, 4.0, 64.5, 60.0)))
     assert shown["box"] == (0, 4, 64, 48)
     assert shown["query"] == 0
 
@@ -297,7 +297,7 @@ def test_outputs_lie_in_the_run_and_do_not_overwrite_each_other(
     # the other commands that explain
     assert default_folder(run, "ablation") == default_folder(run / "best.pt", "ablation") == run / "ablation"
     assert default_folder(files["deformable"], "explain-eval") == Path("explain-eval")
-    assert AblateOptions(run, matrix=True).out is JudgeOptions(run).out is None
+    assert AblateOptions(run, matrix=True).out is ExplainEvalOptions(run).out is None
 
 
 def test_a_folder_that_cannot_be_made_is_told_before_what_takes_long(tmp_path: Path) -> None:
@@ -354,20 +354,20 @@ def test_heads_off_on_one_image(files: dict[str, Path], tmp_path: Path, capsys: 
 def test_queries_chosen_anew_are_followed(files: dict[str, Path]) -> None:
     """In two stages an encoder's mask moves queries: the one of the same pixel is what a detection became."""
     model = load_trained(files["two-stage"], torch.device("cpu")).model
-    before = Scene(model, files["image"], size=64)
+    before = AttentionTrace(model, files["image"], size=64)
     assert before.tape.seeds is not None
     moved = 0
     for mask in (Mask("encoder.*", heads=(0, 1)), Mask("decoder.1.cross", heads=(0,))):
-        after = Scene(model, files["image"], size=64, masks=[mask])
+        after = AttentionTrace(model, files["image"], size=64, masks=[mask])
         assert after.tape.seeds is not None
-        for seen in before.detections(0):
-            query = follow(before, after, seen)
-            seed = before.tape.seeds[0, seen.query]
-            moved += query != seen.query
+        for prediction in before.detections(0):
+            query = follow(before, after, prediction)
+            seed = before.tape.seeds[0, prediction.query]
+            moved += query != prediction.query
             if seed in after.tape.seeds[0]:
                 assert after.tape.seeds[0, query] == seed
             else:
-                assert query == after.nearest(seen.box).query
+                assert query == after.nearest(prediction.box).query
     assert moved, "the encoder's heads change which pixels are chosen, or in what order"
 
 

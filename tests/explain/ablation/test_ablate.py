@@ -18,7 +18,7 @@ from msdeform.explain.ablation.figures import curves_picture, matrix_picture
 from msdeform.explain.ablation.head_sets import counts_of, heads_of, orders, switched_off
 from msdeform.explain.ablation.report import Findings
 from msdeform.explain.ablation.resampling import Change
-from msdeform.explain.ablation.runs import Masks, Passes
+from msdeform.explain.ablation.runs import AblationRuns, Masks
 from msdeform.explain.ablation.screening import head_gradients, logits_of, loss_of
 from msdeform.explain.core.interventions import intervene, mean_outputs
 from msdeform.explain.core.masks import Mask
@@ -167,10 +167,10 @@ def test_pruning_to_a_number(run: Callable[..., Findings]) -> None:
 # --- passes
 
 
-def passes_of(model: Detector, boards: Path, folder: Path, **settings: Any) -> Passes:
+def passes_of(model: Detector, boards: Path, folder: Path, **settings: Any) -> AblationRuns:
     data = validation_data(Source(boards), Input(), None, Input(image_size=64).size, progress=False)
     kept = {"made by": "a test", **settings}
-    return Passes(model, data, torch.device("cpu"), IDS, folder, kept, confidence=0.3)
+    return AblationRuns(model, data, torch.device("cpu"), IDS, folder, kept, confidence=0.3)
 
 
 @pytest.mark.parametrize("pattern", ["decoder.*.cross", "encoder.*.self"])
@@ -207,7 +207,7 @@ def test_passes_are_made_once_and_taken_up(boards: Path, tmp_path: Path) -> None
     assert len(forwards) == 3 * IMAGES
     for one, two in zip(first, again, strict=False):
         assert np.array_equal(one.rows, two.rows)
-        assert np.array_equal(one.sights.scores, two.sights.scores)
+        assert np.array_equal(one.predictions.scores, two.predictions.scores)
     other = passes_of(model, boards, tmp_path, precision="another")
     assert other.missing([(), *wanted]) == [(), *wanted]
 
@@ -240,11 +240,11 @@ def test_queries_are_those_of_the_model_as_it_is(boards: Path, tmp_path: Path) -
     """A query that is a detection without a mask is there with it, however unsure: what ``query`` pairing needs."""
     model = PLANTED["deformable"]()
     base, off = passes_of(model, boards, tmp_path).run([(), (Mask(),)])
-    keys = set(zip(base.sights.image.tolist(), base.sights.query.tolist(), strict=True))
+    keys = set(zip(base.predictions.image.tolist(), base.predictions.query.tolist(), strict=True))
     assert len(keys) == 2 * (IMAGES - 1)
-    assert keys == set(zip(off.sights.image.tolist(), off.sights.query.tolist(), strict=True))
-    assert base.sights.scores.max(1).min() > 0.9
-    assert off.sights.scores.max() < 0.1
+    assert keys == set(zip(off.predictions.image.tolist(), off.predictions.query.tolist(), strict=True))
+    assert base.predictions.scores.max(1).min() > 0.9
+    assert off.predictions.scores.max() < 0.1
 
 
 def test_means_are_those_of_the_data(boards: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""On a device every backend shows the same: what is recorded, its gradients, and the maps of a scene."""
+"""On a device every backend shows the same: what is recorded, its gradients, and the maps of a trace."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from msdeform.explain.core.capture import capture
 from msdeform.explain.core.interventions import intervene
 from msdeform.explain.core.maps import heat_map
 from msdeform.explain.core.masks import Mask
-from msdeform.explain.core.trace import Scene
+from msdeform.explain.core.trace import AttentionTrace
 from tests.explain.models import images, uneven
 
 pytestmark = pytest.mark.gpu
@@ -43,10 +43,10 @@ def test_records_and_gradients_are_the_references(backend: str, family: str, mas
 @pytest.mark.parametrize("backend", ["triton", "cuda"])
 def test_maps_are_those_of_the_cpu(backend: str) -> None:
     image = images((64, 96))[0]
-    there = Scene(uneven("deformable", attn_backend=backend).float().cuda(), image, size=96)
-    here = Scene(uneven("deformable", attn_backend="reference").float(), image, size=96)
-    seen = here.seen(3)
+    there = AttentionTrace(uneven("deformable", attn_backend=backend).float().cuda(), image, size=96)
+    here = AttentionTrace(uneven("deformable", attn_backend="reference").float(), image, size=96)
+    prediction = here.prediction(3)
     for method in ("raw", "rollout", "relevance", "input-grad"):
-        expected = heat_map(here, seen, method)
-        difference = (heat_map(there, there.seen(3), method) - expected).abs().max()
+        expected = heat_map(here, prediction, method)
+        difference = (heat_map(there, there.prediction(3), method) - expected).abs().max()
         assert difference <= 1e-2 * expected.max(), method

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from msdeform.explain.core.capture import Gradients, Tape, capture
 from msdeform.explain.core.relevance import By, factors, relevance
-from msdeform.explain.core.trace import Scene
+from msdeform.explain.core.trace import AttentionTrace
 from msdeform.models.attention import MSDeformAttn
 from tests.explain.models import DETRS, images, uneven
 
@@ -124,11 +124,11 @@ def test_padding_and_the_other_image_get_nothing() -> None:
 @pytest.mark.parametrize("family", ["detr", "deformable"])
 def test_several_targets_in_one_pass(family: str) -> None:
     """Of the sum of their gradients: their rows are those of the published rule for that sum."""
-    scene = Scene(uneven(family), images((64, 64))[0], size=64)
-    several = [scene.seen(query) for query in (2, 5)]
-    gradients = scene.gradients(several)
-    got = relevance(factors(scene.tape, gradients), [2, 5])
-    expected = published(scene.tape, gradients, "point")[[2, 5]]
+    trace = AttentionTrace(uneven(family), images((64, 64))[0], size=64)
+    several = [trace.prediction(query) for query in (2, 5)]
+    gradients = trace.gradients(several)
+    got = relevance(factors(trace.tape, gradients), [2, 5])
+    expected = published(trace.tape, gradients, "point")[[2, 5]]
     assert torch.allclose(got, expected, rtol=0, atol=1e-12)
 
 

@@ -1,4 +1,4 @@
-"""What a scene tells: detections, layers, places in pixels; and its maps."""
+"""What a trace tells: detections, layers, places in pixels; and its maps."""
 
 import numpy as np
 import pytest
@@ -6,13 +6,13 @@ import torch
 
 from msdeform.explain.core.maps import METHODS, column_map, heat_map, row_map, token_map
 from msdeform.explain.core.masks import Mask
-from msdeform.explain.core.trace import Scene, scenes
+from msdeform.explain.core.trace import AttentionTrace, attention_traces
 from tests.explain.models import DETRS, images, uneven
 from tests.models.tiny import tiny
 
 
-def scene_of(family: str, size: tuple[int, int] = (64, 96), **settings: object) -> Scene:
-    return Scene(uneven(family, **settings), images(size)[0], size=max(size))
+def scene_of(family: str, size: tuple[int, int] = (64, 96), **settings: object) -> AttentionTrace:
+    return AttentionTrace(uneven(family, **settings), images(size)[0], size=max(size))
 
 
 @pytest.mark.parametrize("family", DETRS)
@@ -20,15 +20,15 @@ def test_detections_are_the_predictors(family: str) -> None:
     model = uneven(family)
     image = images((64, 96))[0]
     expected = model.predict(image, confidence=0.0, size=96)
-    scene = Scene(model, image, size=96)
-    best = scene.detections(0.0)
-    assert len(best) == scene.queries
+    trace = AttentionTrace(model, image, size=96)
+    best = trace.detections(0.0)
+    assert len(best) == trace.queries
     assert best[0].score == pytest.approx(float(expected.scores[0]))
     assert best[0].label == int(expected.labels[0])
     assert best[0].box == pytest.approx(expected.boxes[0].tolist())
     assert [one.score for one in best] == sorted((one.score for one in best), reverse=True)
-    assert scene.layer_boxes[-1, best[0].query].tolist() == pytest.approx(expected.boxes[0].tolist())
-    assert scene.detections(0.9999) == []
+    assert trace.layer_boxes[-1, best[0].query].tolist() == pytest.approx(expected.boxes[0].tolist())
+    assert trace.detections(0.9999) == []
 
 
 @pytest.mark.parametrize("family", DETRS)
@@ -38,7 +38,7 @@ def test_the_model_stays_as_it_was(family: str) -> None:
     if hasattr(model, "aux_loss"):
         model.aux_loss = False
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    Scene(model, images((64, 96))[0], size=96, masks=[Mask(heads=(0,))])
+    AttentionTrace(model, images((64, 96))[0], size=96, masks=[Mask(heads=(0,))])
     assert model.training
     assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
     assert not getattr(model, "aux_loss", False)
@@ -49,8 +49,8 @@ def test_the_model_stays_as_it_was(family: str) -> None:
 @pytest.mark.parametrize("family", DETRS)
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_gives_a_map_of_the_image(family: str, method: str) -> None:
-    scene = scene_of(family)
-    maps = [heat_map(scene, scene.seen(query), method) for query in range(scene.queries)]
+    trace = scene_of(family)
+    maps = [heat_map(trace, trace.prediction(query), method) for query in range(trace.queries)]
     for found in maps:
         assert found.shape == (64, 96)
         assert found.dtype == torch.float32
@@ -61,30 +61,30 @@ def test_every_method_gives_a_map_of_the_image(family: str, method: str) -> None
 
 
 def test_a_map_keeps_its_mass_on_the_image() -> None:
-    scene = scene_of("deformable", (64, 96))
+    trace = scene_of("deformable", (64, 96))
     tokens = torch.zeros(30)
     tokens[9] = 1.0  # the second row, fourth column of the first level, 4 x 6
-    pixels = scene.to_pixels(tokens)
+    pixels = trace.to_pixels(tokens)
     assert float(pixels.sum()) == pytest.approx(1, rel=1e-3)
     y, x = divmod(int(pixels.argmax()), 96)
     assert 16 <= y < 32
     assert 48 <= x < 64
-    assert scene.place_of(9) == (56.0, 24.0, 0)
-    assert scene.token_at(56.0, 24.0) == 9
-    assert scene.place_of(scene.token_at(90, 60, level=1)) == (80.0, 48.0, 1)
+    assert trace.place_of(9) == (56.0, 24.0, 0)
+    assert trace.token_at(56.0, 24.0) == 9
+    assert trace.place_of(trace.token_at(90, 60, level=1)) == (80.0, 48.0, 1)
     # of levels of other sizes, a pixel of the coarser is the fainter
     both = torch.zeros(30)
     both[9] = both[24] = 1.0
-    assert float(scene.to_pixels(both).sum()) == pytest.approx(2, rel=0.05)
-    assert float(scene.to_pixels(both, level=0).sum()) == pytest.approx(1, rel=1e-3)
+    assert float(trace.to_pixels(both).sum()) == pytest.approx(2, rel=0.05)
+    assert float(trace.to_pixels(both, level=0).sum()) == pytest.approx(1, rel=1e-3)
 
 
 def test_padding_is_cut_off() -> None:
     model = uneven("deformable")
     alone, padded = images((64, 64), (96, 128))
-    scene = scenes(model, [alone, padded], size=128)[0]
+    trace = attention_traces(model, [alone, padded], size=128)[0]
     # resized to 128 x 128 and the other to 96 x 128: the second is padded below
-    other = scenes(model, [alone, padded], size=128)[1]
+    other = attention_traces(model, [alone, padded], size=128)[1]
     assert other.ratios.tolist()[0] == [1.0, 0.75]
     tokens = torch.zeros(sum(h * w for h, w in other.shapes))
     tokens[7 * 8 :][:8] = 1  # the last row of the first level, all padding
@@ -92,17 +92,17 @@ def test_padding_is_cut_off() -> None:
     x, y, level = other.place_of(5 * 8 + 7)
     assert (x, y, level) == (120.0, 88.0, 0)
     assert other.token_at(120, 88) == 5 * 8 + 7
-    assert scene.ratios.tolist()[0] == [1.0, 1.0]
+    assert trace.ratios.tolist()[0] == [1.0, 1.0]
 
 
 def test_points_are_where_the_model_looks() -> None:
-    scene = scene_of("deformable", (64, 96))
-    record = scene.tape["decoder.0.cross"]
-    points = scene.points("decoder.0.cross", 3)
+    trace = scene_of("deformable", (64, 96))
+    record = trace.tape["decoder.0.cross"]
+    points = trace.points("decoder.0.cross", 3)
     assert torch.allclose(points.xy / torch.tensor([96.0, 64.0]), record.locations[0, 3])
     assert torch.equal(points.weights, record.weights[0, 3])
     assert torch.allclose(points.reference / torch.tensor([96.0, 64.0]), record.reference[0, 3, 0])
-    assert torch.equal(scene.references[0][3], points.reference)
+    assert torch.equal(trace.references[0][3], points.reference)
     boxed = scene_of("two-stage", (64, 96))
     assert boxed.points("decoder.1.cross", 3).reference.shape == (4,)
     assert torch.allclose(boxed.references[1][3][:2], boxed.layer_boxes[0, 3].view(2, 2).mean(0).double(), atol=1e-4)
@@ -110,8 +110,8 @@ def test_points_are_where_the_model_looks() -> None:
 
 def test_row_and_column_are_of_one_matrix() -> None:
     for family in ("detr", "deformable"):
-        scene = scene_of(family)
-        record = scene.tape["encoder.0.self"]
+        trace = scene_of(family)
+        record = trace.tape["encoder.0.self"]
         dense = record.dense()[0]
         assert torch.allclose(row_map(record, 0, 4), dense.mean(0)[4], atol=1e-12)
         assert torch.allclose(row_map(record, 0, 4, head=1), dense[1, 4], atol=1e-12)
@@ -122,136 +122,143 @@ def test_row_and_column_are_of_one_matrix() -> None:
 
 
 def test_rollout_of_one_layer_by_hand() -> None:
-    scene = scene_of("deformable")
-    E = scene.tape["encoder.0.self"].dense()[0].mean(0)
-    among = scene.tape["decoder.0.self"].weights[0].mean(0)
-    across = scene.tape["decoder.0.cross"].dense()[0].mean(0)
+    trace = scene_of("deformable")
+    E = trace.tape["encoder.0.self"].dense()[0].mean(0)
+    among = trace.tape["decoder.0.self"].weights[0].mean(0)
+    across = trace.tape["decoder.0.cross"].dense()[0].mean(0)
     eye = torch.eye(len(E)).double()
     expected = (across / 2 @ (eye + E) / 2)[3]
-    got = token_map(scene, scene.seen(3), "rollout")
+    got = token_map(trace, trace.prediction(3), "rollout")
     assert torch.allclose(got.double(), expected, atol=1e-6)
     # with two layers, the first layer's look comes through the second's self-attention
-    scene = scene_of("detr", dec_layers=2)
+    trace = scene_of("detr", dec_layers=2)
     rows = torch.eye(10).double()
     found: torch.Tensor | float = 0.0
     for layer in (0, 1):
-        among = scene.tape[f"decoder.{layer}.self"].weights[0].mean(0)
-        across = scene.tape[f"decoder.{layer}.cross"].weights[0].mean(0)
+        among = trace.tape[f"decoder.{layer}.self"].weights[0].mean(0)
+        across = trace.tape[f"decoder.{layer}.cross"].weights[0].mean(0)
         mixed = (torch.eye(10) + among) / 2
         rows = mixed @ rows / 2
         found = (mixed @ found if isinstance(found, torch.Tensor) else torch.zeros_like(across)) / 2 + across / 2
-    E = scene.tape["encoder.0.self"].weights[0].mean(0)
+    E = trace.tape["encoder.0.self"].weights[0].mean(0)
     expected = (found @ (torch.eye(len(E)) + E) / 2)[3]
-    assert torch.allclose(token_map(scene, scene.seen(3), "rollout").double(), expected, atol=1e-6)
+    assert torch.allclose(token_map(trace, trace.prediction(3), "rollout").double(), expected, atol=1e-6)
 
 
 def test_layers_heads_and_levels_add_up() -> None:
-    scene = scene_of("two-stage")
-    seen = scene.seen(3)
-    heads = sum(token_map(scene, seen, "raw", head=head) for head in range(2)) / 2
-    assert torch.allclose(heads, token_map(scene, seen, "raw"))
-    levels = sum(token_map(scene, seen, "raw", level=level) for level in range(2))
-    assert torch.allclose(levels, token_map(scene, seen, "raw"))
-    layers = sum(token_map(scene, seen, "relevance", layer=layer) for layer in range(2))
-    assert torch.allclose(layers, token_map(scene, seen, "relevance"))
-    assert not torch.allclose(token_map(scene, seen, "raw", layer=0), token_map(scene, seen, "raw", layer=1))
-    assert not torch.allclose(token_map(scene, seen, "relevance"), token_map(scene, seen, "relevance", target="w"))
+    trace = scene_of("two-stage")
+    prediction = trace.prediction(3)
+    heads = sum(token_map(trace, prediction, "raw", head=head) for head in range(2)) / 2
+    assert torch.allclose(heads, token_map(trace, prediction, "raw"))
+    levels = sum(token_map(trace, prediction, "raw", level=level) for level in range(2))
+    assert torch.allclose(levels, token_map(trace, prediction, "raw"))
+    layers = sum(token_map(trace, prediction, "relevance", layer=layer) for layer in range(2))
+    assert torch.allclose(layers, token_map(trace, prediction, "relevance"))
+    assert not torch.allclose(
+        token_map(trace, prediction, "raw", layer=0), token_map(trace, prediction, "raw", layer=1)
+    )
+    assert not torch.allclose(
+        token_map(trace, prediction, "relevance"), token_map(trace, prediction, "relevance", target="w")
+    )
 
 
 def test_the_gradient_of_the_input_is_a_nudges() -> None:
-    scene = scene_of("deformable")
-    seen = scene.seen(3)
-    slopes = scene.input_gradient(seen, "x")
+    trace = scene_of("deformable")
+    prediction = trace.prediction(3)
+    slopes = trace.input_gradient(prediction, "x")
     place = np.unravel_index(int(slopes.abs().argmax()), slopes.shape)
     answers = []
     for step in (1e-5, -1e-5):
-        pixels = scene.pixels.clone()
+        pixels = trace.pixels.clone()
         pixels[place] += step
         with torch.no_grad():
-            answers.append(scene.model([pixels])["pred_boxes"][0, 3, 0])
+            answers.append(trace.model([pixels])["pred_boxes"][0, 3, 0])
     assert torch.allclose((answers[0] - answers[1]) / 2e-5, slopes[place], rtol=1e-4)
 
 
 def test_masks_act_on_the_scene() -> None:
     model = uneven("deformable")
     image = images((64, 96))[0]
-    scene = Scene(model, image, size=96, masks=[Mask("decoder.*.cross", heads=(1,))])
-    assert (scene.tape["decoder.0.cross"].weights[:, :, 1] == 0).all()
-    found = scene.detections(0)
-    assert max(token_map(scene, seen, "relevance").max() for seen in found) > 0
-    assert max(token_map(scene, seen, "relevance", head=1).max() for seen in found) == 0
-    seen = found[0]
-    other = Scene(model, image, size=96)
-    assert scene.layer_boxes.tolist() != other.layer_boxes.tolist()
-    assert not torch.equal(scene.input_gradient(seen), other.input_gradient(seen))
+    trace = AttentionTrace(model, image, size=96, masks=[Mask("decoder.*.cross", heads=(1,))])
+    assert (trace.tape["decoder.0.cross"].weights[:, :, 1] == 0).all()
+    found = trace.detections(0)
+    assert max(token_map(trace, prediction, "relevance").max() for prediction in found) > 0
+    assert max(token_map(trace, prediction, "relevance", head=1).max() for prediction in found) == 0
+    prediction = found[0]
+    other = AttentionTrace(model, image, size=96)
+    assert trace.layer_boxes.tolist() != other.layer_boxes.tolist()
+    assert not torch.equal(trace.input_gradient(prediction), other.input_gradient(prediction))
 
 
 def test_the_nearest_query() -> None:
-    scene = scene_of("deformable", (64, 96))
+    trace = scene_of("deformable", (64, 96))
     for query in (0, 4):
-        box = scene.layer_boxes[-1, query].tolist()
-        assert scene.nearest(box).box == pytest.approx(box)
-    far = scene.nearest((500, 500, 510, 510))
-    centres = (scene.layer_boxes[-1, :, :2] + scene.layer_boxes[-1, :, 2:]) / 2
+        box = trace.layer_boxes[-1, query].tolist()
+        assert trace.nearest(box).box == pytest.approx(box)
+    far = trace.nearest((500, 500, 510, 510))
+    centres = (trace.layer_boxes[-1, :, :2] + trace.layer_boxes[-1, :, 2:]) / 2
     distance = (centres - 505).norm(dim=1)
     assert distance[far.query] == pytest.approx(float(distance.min()))
 
 
 def test_what_cannot_be_asked() -> None:
-    scene = scene_of("deformable")
-    seen = scene.seen(3)
+    trace = scene_of("deformable")
+    prediction = trace.prediction(3)
     for call, sentence in (
-        (lambda: scene.seen(10), "query: expected from 0 to 9, got 10"),
-        (lambda: scene.seen(0, 3), "label: expected from 0 to 2, got 3"),
-        (lambda: scene.nearest((5, 5, 5, 9)), "box: expected x1,y1,x2,y2 with x1 < x2 .* got 5,5,5,9"),
-        (lambda: scene.points("decoder.9.cross", 0), "site 'decoder.9.cross': expected one of encoder.0.self"),
-        (lambda: scene.points("decoder.0.self", 0), "decoder.0.self attends to every key"),
-        (lambda: scene.points("decoder.0.cross", 10), "query: expected from 0 to 9 at decoder.0.cross, got 10"),
-        (lambda: scene.token_at(97, 3), "ref: expected a place within 96 x 64, got 97,3"),
-        (lambda: scene.token_at(1, 3, 5), "level: expected from 0 to 1, got 5"),
-        (lambda: scene.place_of(1000), "token: expected from 0 to"),
-        (lambda: heat_map(scene, seen, "lime"), "method: expected one of raw, rollout"),
-        (lambda: heat_map(scene, seen, "raw", layer=4), "layer: expected a decoder layer from 0 to 0, got 4"),
-        (lambda: heat_map(scene, seen, "raw", head=2), "head: expected from 0 to 1, got 2"),
-        (lambda: heat_map(scene, seen, "raw", level=2), "level: expected from 0 to 1, got 2"),
-        (lambda: heat_map(scene, seen, "relevance", target="z"), "target: expected one of class, x, y, w, h, got 'z'"),
-        (lambda: heat_map(scene, seen, "rollout", head=0), "rollout goes through all layers and heads"),
-        (lambda: heat_map(scene, seen, "input-grad", layer=0), "input-grad has no layer, head or level"),
-        (lambda: token_map(scene, seen, "input-grad"), "it has no map over levels"),
+        (lambda: trace.prediction(10), "query: expected from 0 to 9, got 10"),
+        (lambda: trace.prediction(0, 3), "label: expected from 0 to 2, got 3"),
+        (lambda: trace.nearest((5, 5, 5, 9)), "box: expected x1,y1,x2,y2 with x1 < x2 .* got 5,5,5,9"),
+        (lambda: trace.points("decoder.9.cross", 0), "site 'decoder.9.cross': expected one of encoder.0.self"),
+        (lambda: trace.points("decoder.0.self", 0), "decoder.0.self attends to every key"),
+        (lambda: trace.points("decoder.0.cross", 10), "query: expected from 0 to 9 at decoder.0.cross, got 10"),
+        (lambda: trace.token_at(97, 3), "ref: expected a place within 96 x 64, got 97,3"),
+        (lambda: trace.token_at(1, 3, 5), "level: expected from 0 to 1, got 5"),
+        (lambda: trace.place_of(1000), "token: expected from 0 to"),
+        (lambda: heat_map(trace, prediction, "lime"), "method: expected one of raw, rollout"),
+        (lambda: heat_map(trace, prediction, "raw", layer=4), "layer: expected a decoder layer from 0 to 0, got 4"),
+        (lambda: heat_map(trace, prediction, "raw", head=2), "head: expected from 0 to 1, got 2"),
+        (lambda: heat_map(trace, prediction, "raw", level=2), "level: expected from 0 to 1, got 2"),
+        (
+            lambda: heat_map(trace, prediction, "relevance", target="z"),
+            "target: expected one of class, x, y, w, h, got 'z'",
+        ),
+        (lambda: heat_map(trace, prediction, "rollout", head=0), "rollout goes through all layers and heads"),
+        (lambda: heat_map(trace, prediction, "input-grad", layer=0), "input-grad has no layer, head or level"),
+        (lambda: token_map(trace, prediction, "input-grad"), "it has no map over levels"),
     ):
         with pytest.raises(ValueError, match=sentence):
             call()
     with pytest.raises(ValueError, match="FasterRcnn has no attention to explain"):
-        Scene(tiny("faster r-cnn"), images((64, 64))[0])
+        AttentionTrace(tiny("faster r-cnn"), images((64, 64))[0])
     with pytest.raises(FileNotFoundError, match=r"no-such.jpg does not exist"):
-        Scene(scene.model, "no-such.jpg")
+        AttentionTrace(trace.model, "no-such.jpg")
 
 
 def test_slopes_are_by_a_pixel_of_the_image() -> None:
-    scene = scene_of("deformable", (64, 96))
-    seen = scene.seen(3)
-    slopes = scene.slopes("decoder.0.cross", seen)
-    found = scene.gradients(seen, locations=True)["decoder.0.cross"].locations
+    trace = scene_of("deformable", (64, 96))
+    prediction = trace.prediction(3)
+    slopes = trace.slopes("decoder.0.cross", prediction)
+    found = trace.gradients(prediction, locations=True)["decoder.0.cross"].locations
     assert found is not None
     assert torch.allclose(slopes, found[0, 3] / torch.tensor([96.0, 64.0]))
     assert slopes.abs().max() > 0
     with pytest.raises(ValueError, match="samples no points that could move"):
-        scene.slopes("decoder.0.self", seen)
+        trace.slopes("decoder.0.self", prediction)
 
 
 def test_several_detections_in_one_pass() -> None:
-    scene = scene_of("deformable")
-    seen, other = scene.seen(3), scene.seen(6)
-    alone = token_map(scene, seen, "relevance")
-    assert torch.equal(token_map(scene, seen, "relevance", among=[seen]), alone)
+    trace = scene_of("deformable")
+    prediction, other = trace.prediction(3), trace.prediction(6)
+    alone = token_map(trace, prediction, "relevance")
+    assert torch.equal(token_map(trace, prediction, "relevance", among=[prediction]), alone)
     made = []
-    gradients = scene.tape.gradients
+    gradients = trace.tape.gradients
 
     def counted(*args: object, **kwargs: object) -> object:
         made.append(args)
         return gradients(*args, **kwargs)  # type: ignore[arg-type]
 
-    scene.tape.gradients = counted  # type: ignore[assignment]
-    both = [token_map(scene, one, "relevance", among=[seen, other]) for one in (seen, other)]
+    trace.tape.gradients = counted  # type: ignore[assignment]
+    both = [token_map(trace, one, "relevance", among=[prediction, other]) for one in (prediction, other)]
     assert len(made) == 1
     assert not torch.allclose(both[0], both[1])

@@ -1,4 +1,4 @@
-"""Pictures of attention: what is drawn lies where the scene says, on a fixed scale, and beside it are its numbers."""
+"""Pictures of attention: what is drawn lies where the trace says, on a fixed scale, and beside it are its numbers."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from torch import Tensor
 
 from msdeform.explain.core.maps import heat_map
-from msdeform.explain.core.trace import Scene, Seen
+from msdeform.explain.core.trace import AttentionTrace, QueryPrediction
 from msdeform.explain.figures.drawing import Drawing, around, canvas, colour_of, draw_box, root_ticks, zoom
 from msdeform.explain.figures.encoder import draw_encoder
 from msdeform.explain.figures.grids import draw_grid, draw_heat_grid, draw_point_grid
@@ -25,7 +25,7 @@ from tests.train.visual.test_label_placement import assert_apart_and_inside
 HEIGHT, WIDTH = 90, 120
 
 
-def look(family: str, **overrides: Any) -> Scene:
+def look(family: str, **overrides: Any) -> AttentionTrace:
     """A small detector of that family, with wandering points, at a small random image, wider than high."""
     model = tiny(family, **overrides)
     model.categories = ["cat", "dog", "emu"]
@@ -35,18 +35,18 @@ def look(family: str, **overrides: Any) -> Scene:
             if "sampling_offsets.weight" in name or "attention_weights.weight" in name or "bbox_embed" in name:
                 parameter.normal_(0, 0.1, generator=generator)
     image = torch.randint(0, 256, (3, HEIGHT, WIDTH), dtype=torch.uint8, generator=generator)
-    return Scene(model, image, size=128)
+    return AttentionTrace(model, image, size=128)
 
 
 @pytest.fixture(scope="module")
-def deformable() -> Scene:
+def deformable() -> AttentionTrace:
     """Two-stage, with refinement: references are boxes. Two decoder layers, 2 heads, 2 levels, 2 points."""
     torch.set_num_threads(1)
     return look("two-stage")
 
 
 @pytest.fixture(scope="module")
-def dense() -> Scene:
+def dense() -> AttentionTrace:
     return look("detr")
 
 
@@ -76,14 +76,14 @@ def rectangles(axes: Any) -> list[tuple[float, float, float, float]]:
     return found
 
 
-def test_points_lie_where_the_scene_says_and_are_the_numbers(deformable: Scene) -> None:
-    seen = deformable.seen(3)
-    drawing = draw_points(deformable, seen, "decoder.1.cross", image="street.jpg")
+def test_points_lie_where_the_scene_says_and_are_the_numbers(deformable: AttentionTrace) -> None:
+    prediction = deformable.prediction(3)
+    drawing = draw_points(deformable, prediction, "decoder.1.cross", image="street.jpg")
     points = deformable.points("decoder.1.cross", 3)
     assert np.array_equal(drawing.numbers["xy"], points.xy)
     assert np.array_equal(drawing.numbers["weights"], points.weights)
     assert np.array_equal(drawing.numbers["reference"], points.reference)
-    assert tuple(drawing.numbers["box"]) == pytest.approx(seen.box)
+    assert tuple(drawing.numbers["box"]) == pytest.approx(prediction.box)
     for axes in panels(drawing):
         assert len(scattered(axes)) == 2
         for level, collection in enumerate(scattered(axes)):
@@ -93,18 +93,18 @@ def test_points_lie_where_the_scene_says_and_are_the_numbers(deformable: Scene) 
             assert np.all(np.diff(collection.get_sizes()) >= 0)
         x, y, w, h = points.reference.tolist()
         boxes = rectangles(axes)
-        assert boxes[0] == pytest.approx(seen.box)
+        assert boxes[0] == pytest.approx(prediction.box)
         assert boxes[1] == pytest.approx((x - w / 2, y - h / 2, x + w / 2, y + h / 2))
         (cross,) = axes.lines
         assert (cross.get_xdata()[0], cross.get_ydata()[0]) == pytest.approx((x, y))
-    assert said(drawing).startswith(f"street.jpg: {seen.name} {seen.score:.2f} (query 3)\n")
+    assert said(drawing).startswith(f"street.jpg: {prediction.name} {prediction.score:.2f} (query 3)\n")
     assert "decoder layer 1, cross-attention, all heads, all levels: 8 sampled points" in " ".join(
         said(drawing).split("\n")
     )
 
 
-def test_an_image_pixel_is_drawn_at_its_own_place(deformable: Scene) -> None:
-    axes = panels(draw_points(deformable, deformable.seen(0), "decoder.0.cross"))[0]
+def test_an_image_pixel_is_drawn_at_its_own_place(deformable: AttentionTrace) -> None:
+    axes = panels(draw_points(deformable, deformable.prediction(0), "decoder.0.cross"))[0]
     image = axes.images[0]
     assert tuple(image.get_extent()) == (0, WIDTH, HEIGHT, 0)
     assert axes.get_aspect() == 1
@@ -121,8 +121,8 @@ def test_an_image_pixel_is_drawn_at_its_own_place(deformable: Scene) -> None:
         ({"heads": [0], "levels": [0]}, "head 0, level 0: 2 sampled points"),
     ],
 )
-def test_heads_and_levels_apart(deformable: Scene, chosen: dict[str, list[int]], sentence: str) -> None:
-    drawing = draw_points(deformable, deformable.seen(0), "decoder.0.cross", **chosen)
+def test_heads_and_levels_apart(deformable: AttentionTrace, chosen: dict[str, list[int]], sentence: str) -> None:
+    drawing = draw_points(deformable, deformable.prediction(0), "decoder.0.cross", **chosen)
     whole = deformable.points("decoder.0.cross", 0).xy.numpy()
     part = whole[chosen.get("heads", slice(None))][:, chosen.get("levels", slice(None))]
     assert np.array_equal(drawing.numbers["xy"], part)
@@ -136,12 +136,12 @@ def test_heads_and_levels_apart(deformable: Scene, chosen: dict[str, list[int]],
     assert markers == [MARKERS[level] for level in levels]
 
 
-def test_the_scale_is_the_same_for_every_picture(deformable: Scene) -> None:
+def test_the_scale_is_the_same_for_every_picture(deformable: AttentionTrace) -> None:
     for query in (0, 5):
-        norm = scattered(panels(draw_points(deformable, deformable.seen(query), "decoder.0.cross"))[0])[0].norm
+        norm = scattered(panels(draw_points(deformable, deformable.prediction(query), "decoder.0.cross"))[0])[0].norm
         assert (norm.vmin, norm.vmax) == (0, 1)
         assert float(norm(0.25)) == 0.5  # the square root
-    drawing = draw_points(deformable, deformable.seen(0), "decoder.0.cross", most=0.1)
+    drawing = draw_points(deformable, deformable.prediction(0), "decoder.0.cross", most=0.1)
     assert scattered(panels(drawing)[0])[0].norm.vmax == 0.1
     (bar,) = bars(drawing)
     assert "0.1" in [text.get_text() for text in bar.get_yticklabels()]
@@ -149,10 +149,10 @@ def test_the_scale_is_the_same_for_every_picture(deformable: Scene) -> None:
     assert "weight" in bar.get_ylabel()
 
 
-def test_a_heat_map_is_drawn_in_units_of_its_mean(deformable: Scene) -> None:
-    seen = deformable.seen(2)
-    heat = heat_map(deformable, seen, "raw")
-    drawing = draw_heat(deformable, heat, seen, "raw attention", image="street.jpg")
+def test_a_heat_map_is_drawn_in_units_of_its_mean(deformable: AttentionTrace) -> None:
+    prediction = deformable.prediction(2)
+    heat = heat_map(deformable, prediction, "raw")
+    drawing = draw_heat(deformable, heat, prediction, "raw attention", image="street.jpg")
     assert np.array_equal(drawing.numbers["heat"], heat)
     shown = panels(drawing)[0].images[1]
     assert tuple(shown.get_extent()) == (0, WIDTH, HEIGHT, 0)
@@ -184,11 +184,11 @@ def test_a_photograph_keeps_its_colours_where_a_map_is_low() -> None:
     """To the pixel where it is zero, nearly at a hundredth of its maximum, and more is hidden the higher it is."""
     image = torch.zeros(3, HEIGHT, WIDTH, dtype=torch.uint8)
     image[0], image[1] = 200, 120
-    scene = Scene(tiny("detr"), image, size=128)
+    trace = AttentionTrace(tiny("detr"), image, size=128)
     heat = torch.zeros(HEIGHT, WIDTH)
     heat[:, 80:] = 0.01
     heat[:, 100:] = 1.0
-    drawing = draw_heat(scene, heat)
+    drawing = draw_heat(trace, heat)
     picture = rendered(drawing)
     view = panels(drawing)[0].get_window_extent()
     middle = picture.shape[0] - round((view.y0 + view.y1) / 2)
@@ -204,7 +204,7 @@ def test_a_photograph_keeps_its_colours_where_a_map_is_low() -> None:
     assert opacity[81] < 1 / 3, "at a tenth of the maximum, whose square root is 0.32"
 
 
-def test_names_of_boxes_are_apart_and_inside(deformable: Scene) -> None:
+def test_names_of_boxes_are_apart_and_inside(deformable: AttentionTrace) -> None:
     """45 of them in one picture, wherever the boxes are; as they are drawn, at any resolution and zoomed in."""
     random = np.random.default_rng(0)
     corners = random.uniform([-10, -10], [120, 90], (45, 2))
@@ -223,17 +223,19 @@ def test_names_of_boxes_are_apart_and_inside(deformable: Scene) -> None:
         assert_apart_and_inside(labels.placed, (view.x0 - 0.1, -view.y1 - 0.1, view.x1 + 0.1, -view.y0 + 0.1))
 
 
-def test_the_caption_of_arrows_is_words_and_pixels(deformable: Scene) -> None:
-    seen, site = deformable.seen(3), "decoder.1.cross"
+def test_the_caption_of_arrows_is_words_and_pixels(deformable: AttentionTrace) -> None:
+    prediction, site = deformable.prediction(3), "decoder.1.cross"
     told = {
-        target: " ".join(said(draw_points(deformable, seen, site, slopes=target)).split())
+        target: " ".join(said(draw_points(deformable, prediction, site, slopes=target)).split())
         for target in ("class", "x", "h")
     }
-    longest = {target: float(np.linalg.norm(deformable.slopes(site, seen, target), axis=-1).max()) for target in told}
+    longest = {
+        target: float(np.linalg.norm(deformable.slopes(site, prediction, target), axis=-1).max()) for target in told
+    }
     moving = "arrows: the direction in which moving a sampled point increases "
     each = "for each pixel that the point moves"
     by = f"its logit by {longest['class']:.2g} {each}"
-    assert told["class"].endswith(f"{moving}the score of {seen.name}, along the longest arrow {by}")
+    assert told["class"].endswith(f"{moving}the score of {prediction.name}, along the longest arrow {by}")
     # the model has coordinates in [0, 1]
     by = f"by {longest['x'] * WIDTH:.2g} pixels {each}"
     assert told["x"].endswith(f"{moving}the horizontal position of its box, along the longest arrow {by}")
@@ -249,13 +251,13 @@ def test_the_caption_of_arrows_is_words_and_pixels(deformable: Scene) -> None:
         (torch.full((HEIGHT, WIDTH), float("nan")), "heat: expected finite values"),
     ],
 )
-def test_what_is_no_heat_map_is_refused(deformable: Scene, heat: Tensor, sentence: str) -> None:
+def test_what_is_no_heat_map_is_refused(deformable: AttentionTrace, heat: Tensor, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         draw_heat(deformable, heat)
 
 
-def test_a_grid_of_points_has_each_once(deformable: Scene) -> None:
-    seen, sites = deformable.seen(1), ["decoder.0.cross", "decoder.1.cross"]
+def test_a_grid_of_points_has_each_once(deformable: AttentionTrace) -> None:
+    prediction, sites = deformable.prediction(1), ["decoder.0.cross", "decoder.1.cross"]
     every = torch.stack([deformable.points(site, 1).xy for site in sites])  # (N, H, L, P, 2)
     expected: dict[str, Callable[[int, int], Tensor]] = {
         "layers x heads": lambda row, column: every[row, column],
@@ -264,7 +266,7 @@ def test_a_grid_of_points_has_each_once(deformable: Scene) -> None:
     }
     for by, cell in expected.items():
         some = sites[:1] if by == "heads x levels" else sites
-        drawing = draw_point_grid(deformable, seen, some, by=by)  # type: ignore[arg-type]
+        drawing = draw_point_grid(deformable, prediction, some, by=by)  # type: ignore[arg-type]
         assert np.array_equal(drawing.numbers["xy"], every[: len(some)])
         for place, axes in enumerate(panels(drawing)):
             there = np.concatenate([one.get_offsets() for one in scattered(axes)])
@@ -277,32 +279,32 @@ def test_a_grid_of_points_has_each_once(deformable: Scene) -> None:
     assert rows == ["head 0", "", "head 1", ""]
 
 
-def test_a_grid_of_maps_is_on_one_scale(deformable: Scene) -> None:
-    seen, sites = deformable.seen(1), ["decoder.0.cross", "decoder.1.cross"]
-    drawing = draw_grid(deformable, seen, sites, by="layers x levels", kind="heat", method="gradcam")
+def test_a_grid_of_maps_is_on_one_scale(deformable: AttentionTrace) -> None:
+    prediction, sites = deformable.prediction(1), ["decoder.0.cross", "decoder.1.cross"]
+    drawing = draw_grid(deformable, prediction, sites, by="layers x levels", kind="heat", method="gradcam")
     heats = drawing.numbers["heat"]
     assert heats.shape == (2, 2, HEIGHT, WIDTH)
-    assert np.array_equal(heats[1, 0], heat_map(deformable, seen, "gradcam", layer=1, level=0))
+    assert np.array_equal(heats[1, 0], heat_map(deformable, prediction, "gradcam", layer=1, level=0))
     for place, axes in enumerate(panels(drawing)):
         assert np.allclose(axes.images[1].get_array(), heats[divmod(place, 2)] / heats.mean())
         assert axes.images[1].norm.vmax == float(drawing.numbers["most"])
     assert drawing.numbers["columns"].tolist() == ["level 0", "level 1"]
-    by_head = draw_grid(deformable, seen, sites[:1], by="heads x levels", kind="heat").numbers["heat"]
-    assert np.array_equal(by_head[1, 0], heat_map(deformable, seen, "raw", layer=0, head=1, level=0))
-    assert draw_grid(deformable, seen, sites).numbers["weights"].shape == (2, 2, 2, 2)
+    by_head = draw_grid(deformable, prediction, sites[:1], by="heads x levels", kind="heat").numbers["heat"]
+    assert np.array_equal(by_head[1, 0], heat_map(deformable, prediction, "raw", layer=0, head=1, level=0))
+    assert draw_grid(deformable, prediction, sites).numbers["weights"].shape == (2, 2, 2, 2)
 
 
-def test_the_encoder_is_drawn_by_row_and_by_column(dense: Scene, deformable: Scene) -> None:
+def test_the_encoder_is_drawn_by_row_and_by_column(dense: AttentionTrace, deformable: AttentionTrace) -> None:
     places = [(30.0, 20.0), (100.0, 80.0)]
-    for scene, columns in ((dense, 2), (deformable, 3)):
-        drawing = draw_encoder(scene, "encoder.0.self", places, head=1)
+    for trace, columns in ((dense, 2), (deformable, 3)):
+        drawing = draw_encoder(trace, "encoder.0.self", places, head=1)
         numbers = drawing.numbers
-        matrix = scene.tape["encoder.0.self"].dense()[0, 1]
+        matrix = trace.tape["encoder.0.self"].dense()[0, 1]
         for number, (x, y) in enumerate(places):
-            token = scene.token_at(x, y)
+            token = trace.token_at(x, y)
             assert numbers["tokens"][number] == token
-            assert np.allclose(numbers["rows"][number], scene.to_pixels(matrix[token]), atol=1e-7)
-            assert np.allclose(numbers["columns"][number], scene.to_pixels(matrix[:, token]), atol=1e-7)
+            assert np.allclose(numbers["rows"][number], trace.to_pixels(matrix[token]), atol=1e-7)
+            assert np.allclose(numbers["columns"][number], trace.to_pixels(matrix[:, token]), atol=1e-7)
             axes = panels(drawing)[number * columns : (number + 1) * columns]
             maps = [one.images[1].get_array() for one in axes[-2:]]
             assert np.allclose(maps[0], numbers["rows"][number] * HEIGHT * WIDTH)
@@ -319,12 +321,12 @@ def test_the_encoder_is_drawn_by_row_and_by_column(dense: Scene, deformable: Sce
     )
 
 
-def test_a_journey_leads_from_the_reference_to_the_last_box(deformable: Scene) -> None:
-    seen = deformable.seen(4)
-    drawing = draw_journey(deformable, seen)
+def test_a_journey_leads_from_the_reference_to_the_last_box(deformable: AttentionTrace) -> None:
+    prediction = deformable.prediction(4)
+    drawing = draw_journey(deformable, prediction)
     numbers = drawing.numbers
     assert np.array_equal(numbers["boxes"], deformable.layer_boxes[:, 4])
-    assert numbers["own_scores"][-1] == pytest.approx(seen.score)
+    assert numbers["own_scores"][-1] == pytest.approx(prediction.score)
     assert numbers["labels"].tolist() == deformable.layer_scores[:, 4].argmax(-1).tolist()
     assert np.array_equal(numbers["references"], torch.stack([one[4] for one in deformable.references]))
     whole, *layers = panels(drawing)
@@ -352,27 +354,27 @@ def test_a_journey_leads_from_the_reference_to_the_last_box(deformable: Scene) -
 
 def test_references_that_begin_as_points_and_become_boxes() -> None:
     """A detector that refines boxes in one stage."""
-    scene = look("two-stage", two_stage=False)
-    assert [reference.shape[-1] for reference in scene.references] == [2, 4]
-    seen, sites = scene.seen(0), ["decoder.0.cross", "decoder.1.cross"]
-    grid = draw_point_grid(scene, seen, sites)
+    trace = look("two-stage", two_stage=False)
+    assert [reference.shape[-1] for reference in trace.references] == [2, 4]
+    prediction, sites = trace.prediction(0), ["decoder.0.cross", "decoder.1.cross"]
+    grid = draw_point_grid(trace, prediction, sites)
     reference = grid.numbers["reference"]
     assert np.isnan(reference[0, 2:]).all()
     assert np.isfinite(reference[1]).all()
     # the detection's box, and from the second layer on that of the reference
     assert [len(axes.patches) for axes in panels(grid)] == [1, 1, 2, 2]
-    assert np.array_equal(draw_journey(scene, seen).numbers["references"], reference, equal_nan=True)
-    assert draw_queries(scene).numbers["references"].shape == (2, scene.queries, 4)
+    assert np.array_equal(draw_journey(trace, prediction).numbers["references"], reference, equal_nan=True)
+    assert draw_queries(trace).numbers["references"].shape == (2, trace.queries, 4)
 
 
-def test_a_journey_of_detr_has_no_reference(dense: Scene) -> None:
-    numbers = draw_journey(dense, dense.seen(0)).numbers
+def test_a_journey_of_detr_has_no_reference(dense: AttentionTrace) -> None:
+    numbers = draw_journey(dense, dense.prediction(0)).numbers
     assert "references" not in numbers
     assert numbers["boxes"].shape == (1, 4)
     assert "references" not in draw_queries(dense).numbers
 
 
-def test_all_queries_are_drawn_in_the_colours_of_their_classes(deformable: Scene) -> None:
+def test_all_queries_are_drawn_in_the_colours_of_their_classes(deformable: AttentionTrace) -> None:
     scores = deformable.layer_scores[-1].amax(-1)
     confidence = float(scores.sort(descending=True).values[2])
     drawing = draw_queries(deformable, confidence)
@@ -390,7 +392,7 @@ def test_all_queries_are_drawn_in_the_colours_of_their_classes(deformable: Scene
     assert f"{len(scores)} queries through 2 decoder layers; {len(sure)} queries are detections" in told
 
 
-def test_seeds_are_the_tokens_that_became_queries(deformable: Scene, dense: Scene) -> None:
+def test_seeds_are_the_tokens_that_became_queries(deformable: AttentionTrace, dense: AttentionTrace) -> None:
     drawing = draw_seeds(deformable, confidence=0.0)
     numbers = drawing.numbers
     assert deformable.tape.seeds is not None
@@ -404,7 +406,7 @@ def test_seeds_are_the_tokens_that_became_queries(deformable: Scene, dense: Scen
     assert draw_seeds(deformable, confidence=1.0).numbers["boxes"].shape == (0, 4)
 
 
-def test_detections_beside_truth(deformable: Scene) -> None:
+def test_detections_beside_truth(deformable: AttentionTrace) -> None:
     best, other = deformable.detections(0.0)[:2]
     boxes = torch.tensor([[0.0, 0.0, 5.0, 5.0], list(best.box)])
     drawing = draw_truth(deformable, boxes, torch.tensor([2, best.label]), confidence=other.score)
@@ -447,14 +449,17 @@ def test_detections_beside_truth(deformable: Scene) -> None:
     ],
 )
 def test_what_cannot_be_drawn_is_told_in_a_sentence(
-    deformable: Scene, dense: Scene, draw: Callable[[Scene, Scene, Seen], Drawing], sentence: str
+    deformable: AttentionTrace,
+    dense: AttentionTrace,
+    draw: Callable[[AttentionTrace, AttentionTrace, QueryPrediction], Drawing],
+    sentence: str,
 ) -> None:
     with pytest.raises(ValueError, match=sentence.replace("(", r"\(")):
-        draw(deformable, dense, deformable.seen(0))
+        draw(deformable, dense, deformable.prediction(0))
 
 
-def test_picture_and_numbers_are_written_side_by_side(deformable: Scene, tmp_path: Path) -> None:
-    drawing = draw_points(deformable, deformable.seen(0), "decoder.0.cross")
+def test_picture_and_numbers_are_written_side_by_side(deformable: AttentionTrace, tmp_path: Path) -> None:
+    drawing = draw_points(deformable, deformable.prediction(0), "decoder.0.cross")
     written = drawing.save(tmp_path / "deep" / "points.png", dpi=40)
     assert [path.name for path in written] == ["points.png", "points.npz"]
     assert written[0].read_bytes().startswith(b"\x89PNG")
@@ -466,13 +471,13 @@ def test_picture_and_numbers_are_written_side_by_side(deformable: Scene, tmp_pat
 
 
 def test_points_outside_the_image_are_shown_or_counted() -> None:
-    scene = look("deformable")
-    site = scene.tape["decoder.0.cross"].site.module
+    trace = look("deformable")
+    site = trace.tape["decoder.0.cross"].site.module
     with torch.no_grad():
         site.sampling_offsets.bias.view(2, 2, 2, 2)[0, 0] = torch.tensor([-40.0, 0.0])
         site.sampling_offsets.bias.view(2, 2, 2, 2)[1, 1] = torch.tensor([0.0, 1.0])
-    scene = Scene(scene.model, scene.image, size=128)
-    drawing = draw_points(scene, scene.seen(0), "decoder.0.cross")
+    trace = AttentionTrace(trace.model, trace.image, size=128)
+    drawing = draw_points(trace, trace.prediction(0), "decoder.0.cross")
     x = drawing.numbers["xy"][..., 0]
     assert x.min() < -0.15 * WIDTH
     axes = panels(drawing)[0]
@@ -481,7 +486,7 @@ def test_points_outside_the_image_are_shown_or_counted() -> None:
     assert f"{outside} of them outside the picture" in " ".join(said(drawing).split("\n"))
 
 
-def test_windows_have_the_proportions_of_the_image(deformable: Scene) -> None:
+def test_windows_have_the_proportions_of_the_image(deformable: AttentionTrace) -> None:
     window = around(deformable, np.array([[10.0, 10.0], [20.0, 25.0]]), margin=0.1)
     assert window is not None
     x0, y0, x1, y1 = window

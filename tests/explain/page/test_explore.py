@@ -9,18 +9,24 @@ import torch
 from msdeform.cli import main
 from msdeform.explain import explore
 from msdeform.explain.core.masks import Mask
-from msdeform.explain.core.trace import Scene, Seen
+from msdeform.explain.core.trace import AttentionTrace, QueryPrediction
 from msdeform.explain.explore import Explorer, changes, groups, masks_of, report
 from tests.models.tiny import tiny
 
 
-def seen(query: int, label: int, x: float, score: float = 0.9) -> Seen:
-    return Seen(query, label, f"class <{label}>", score, (x, 0.0, x + 10, 10.0))
+def prediction(query: int, label: int, x: float, score: float = 0.9) -> QueryPrediction:
+    return QueryPrediction(query, label, f"class <{label}>", score, (x, 0.0, x + 10, 10.0))
 
 
 def test_detections_are_paired_by_place_and_then_by_class() -> None:
-    before = [seen(0, 0, 0), seen(1, 1, 100), seen(2, 2, 200), seen(3, 0, 300)]
-    after = [seen(7, 1, 301), seen(1, 0, 101), seen(9, 2, 203), seen(8, 2, 201), seen(5, 1, 500)]
+    before = [prediction(0, 0, 0), prediction(1, 1, 100), prediction(2, 2, 200), prediction(3, 0, 300)]
+    after = [
+        prediction(7, 1, 301),
+        prediction(1, 0, 101),
+        prediction(9, 2, 203),
+        prediction(8, 2, 201),
+        prediction(5, 1, 500),
+    ]
     found = [(c.fate, c.before and c.before.query, c.after and c.after.query) for c in changes(before, after)]
     assert found == [
         ("lost", 0, None),
@@ -33,19 +39,21 @@ def test_detections_are_paired_by_place_and_then_by_class() -> None:
 
 
 def test_a_pair_of_one_class_goes_before_a_closer_one_of_another() -> None:
-    (change,) = changes([seen(0, 0, 0)], [seen(1, 1, 0), seen(2, 0, 2)])[:1]
+    (change,) = changes([prediction(0, 0, 0)], [prediction(1, 1, 0), prediction(2, 0, 2)])[:1]
     assert (change.fate, change.after and change.after.query) == ("kept", 2)
 
 
 @pytest.mark.parametrize(("before", "after"), [([], [1]), ([1], [])])
 def test_nothing_before_or_after_is_all_gained_or_lost(before: list[int], after: list[int]) -> None:
-    found = changes([seen(q, 0, 0) for q in before], [seen(q, 0, 0) for q in after])
+    found = changes([prediction(q, 0, 0) for q in before], [prediction(q, 0, 0) for q in after])
     assert [change.fate for change in found] == (["lost"] if before else ["gained"])
 
 
 def test_the_report_counts_and_escapes() -> None:
     text = report(
-        torch.zeros(3, 20, 30, dtype=torch.uint8), changes([seen(0, 0, 0), seen(1, 1, 100)], [seen(0, 0, 0)]), 0.5
+        torch.zeros(3, 20, 30, dtype=torch.uint8),
+        changes([prediction(0, 0, 0), prediction(1, 1, 100)], [prediction(0, 0, 0)]),
+        0.5,
     )
     assert "1 kept, 0 changed, 1 lost, 0 gained" in text
     assert "class &lt;1&gt; 0.90" in text
@@ -69,8 +77,8 @@ def test_a_look_is_the_models_own_under_the_masks() -> None:
     model, image = tiny("deformable"), torch.randint(0, 256, (3, 40, 56), dtype=torch.uint8)
     masks = [Mask("decoder.*.cross", heads=(0,))]
     found, text = Explorer(model, 48).look(image, 0.0, masks, "street.jpg")
-    assert found == Scene(model, image, size=48, masks=masks).detections(0.0)
-    assert found != Scene(model, image, size=48).detections(0.0)
+    assert found == AttentionTrace(model, image, size=48, masks=masks).detections(0.0)
+    assert found != AttentionTrace(model, image, size=48).detections(0.0)
     assert "<h1>street.jpg</h1>" in text
     assert '"relevance"' in text
     assert '"relevance"' not in Explorer(model, 48, relevance=0).look(image, 0.0, masks, "street.jpg")[1]

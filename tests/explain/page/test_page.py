@@ -1,4 +1,4 @@
-"""The page of one image: its numbers are the scene's, and nothing that comes from outside can act in it."""
+"""The page of one image: its numbers are the trace's, and nothing that comes from outside can act in it."""
 
 import base64
 import hashlib
@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from msdeform.explain.core.maps import METHODS, token_map
-from msdeform.explain.core.trace import Scene
+from msdeform.explain.core.trace import AttentionTrace
 from msdeform.explain.page import page as page_module
 from msdeform.explain.page.page import page, quantised, write_page
-from tests.explain.stand_in import StandInScene, stand_in_maps
+from tests.explain.stand_in import StandInTrace, stand_in_maps
 from tests.models.tiny import tiny
 
 HOSTILE = "</script><img src=x onerror=alert(1)>{{data}}<!--"
@@ -60,31 +60,31 @@ def read(text: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
 
 
 def test_the_page_holds_the_scenes_numbers() -> None:
-    scene = StandInScene()
-    meta, arrays = read(page(scene, confidence=0.6))
+    trace = StandInTrace()
+    meta, arrays = read(page(trace, confidence=0.6))
     assert (meta["queries"], meta["layers"], meta["heads"], meta["levels"], meta["points"]) == (6, 3, 2, 2, 2)
     assert meta["shapes"] == [[6, 8], [3, 4]]
     assert (meta["height"], meta["width"]) == (48, 64)
     assert meta["names"] == ["cat", "dog", "bird"]
-    np.testing.assert_array_equal(arrays["boxes"], scene.layer_boxes)
-    np.testing.assert_array_equal(arrays["references"], torch.stack(scene.references))
+    np.testing.assert_array_equal(arrays["boxes"], trace.layer_boxes)
+    np.testing.assert_array_equal(arrays["references"], torch.stack(trace.references))
     for layer in range(3):
-        record = scene.tape[f"decoder.{layer}.cross"]
+        record = trace.tape[f"decoder.{layer}.cross"]
         np.testing.assert_array_equal(arrays["locations"][layer], record.locations[0])
         np.testing.assert_array_equal(arrays["weights"][layer], record.weights[0])
-    final = scene.layer_scores[-1].argmax(-1)
+    final = trace.layer_scores[-1].argmax(-1)
     np.testing.assert_array_equal(arrays["labels"][-1, :, 0], final)
-    np.testing.assert_array_equal(arrays["own"], scene.layer_scores[:, torch.arange(6), final])
-    np.testing.assert_array_equal(arrays["scores"], scene.layer_scores.sort(-1, descending=True).values)
+    np.testing.assert_array_equal(arrays["own"], trace.layer_scores[:, torch.arange(6), final])
+    np.testing.assert_array_equal(arrays["scores"], trace.layer_scores.sort(-1, descending=True).values)
 
 
 def test_relevance_is_stored_by_layer_and_over_all() -> None:
-    scene = StandInScene()
-    meta, arrays = read(page(scene))
-    assert meta["mapped"] == [seen.query for seen in scene.detections(0.0)][: len(meta["mapped"])]
+    trace = StandInTrace()
+    meta, arrays = read(page(trace))
+    assert meta["mapped"] == [prediction.query for prediction in trace.detections(0.0)][: len(meta["mapped"])]
     assert arrays["relevance"].shape == (4, len(meta["mapped"]), 60)
     for column, query in enumerate(meta["mapped"]):
-        expected = stand_in_maps(scene, scene.seen(query), "relevance")
+        expected = stand_in_maps(trace, trace.prediction(query), "relevance")
         stored = arrays["relevance"][:, column] * arrays["relevance_scale"][:, column, None]
         for one, other in zip(stored, expected, strict=True):
             np.testing.assert_allclose(one, other, rtol=0, atol=float(other.max()) / 509)
@@ -92,15 +92,15 @@ def test_relevance_is_stored_by_layer_and_over_all() -> None:
 
 @pytest.mark.parametrize(("confidence", "most", "expected"), [(0.99, 20, 3), (0.0, 20, 6), (0.0, 4, 4), (0.99, 1, 1)])
 def test_weak_queries_have_maps_too_and_many_are_capped(confidence: float, most: int, expected: int) -> None:
-    assert len(read(page(StandInScene(), confidence=confidence, most=most))[0]["mapped"]) == expected
+    assert len(read(page(StandInTrace(), confidence=confidence, most=most))[0]["mapped"]) == expected
 
 
 def test_dense_attention_is_stored_by_head_for_detections_and_as_mean_for_others() -> None:
-    scene = StandInScene(dense=True)
-    meta, arrays = read(page(scene, methods=["raw"]))
+    trace = StandInTrace(dense=True)
+    meta, arrays = read(page(trace, methods=["raw"]))
     assert not {"locations", "weights", "references", "relevance"} & arrays.keys()
     for layer in range(3):
-        weights = scene.tape[f"decoder.{layer}.cross"].weights[0]
+        weights = trace.tape[f"decoder.{layer}.cross"].weights[0]
         mean = arrays["mean"][layer] * arrays["mean_scale"][layer][:, None]
         np.testing.assert_allclose(mean, weights.mean(0), rtol=0, atol=float(weights.mean(0).max()) / 509)
         for column, query in enumerate(meta["mapped"]):
@@ -116,7 +116,7 @@ def test_a_map_of_zeros_stays_zero() -> None:
 
 def test_nothing_from_outside_becomes_an_element() -> None:
     plain, hostile = (
-        Elements(page(StandInScene(names=names), title=title))
+        Elements(page(StandInTrace(names=names), title=title))
         for names, title in ((("a", "b", "c"), "title"), ((HOSTILE, HOSTILE, HOSTILE), HOSTILE))
     )
     policies = [attributes.pop("content") for tags in (plain, hostile) for _, attributes in tags.tags[3:4]]
@@ -127,7 +127,7 @@ def test_nothing_from_outside_becomes_an_element() -> None:
 
 
 def test_the_policy_allows_this_pages_script_and_no_request() -> None:
-    text = page(StandInScene())
+    text = page(StandInTrace())
     elements = Elements(text)
     policy = next(a["content"] for tag, a in elements.tags if a.get("http-equiv") == "Content-Security-Policy")
     assert policy is not None
@@ -142,16 +142,16 @@ def test_the_policy_allows_this_pages_script_and_no_request() -> None:
 
 def test_the_same_scene_gives_the_same_page(tmp_path: Path) -> None:
     for name in ("one", "two"):
-        write_page(StandInScene(), tmp_path / f"{name}.html", title="cat.jpg")
+        write_page(StandInTrace(), tmp_path / f"{name}.html", title="cat.jpg")
     assert (tmp_path / "one.html").read_bytes() == (tmp_path / "two.html").read_bytes()
     assert sorted(file.name for file in tmp_path.iterdir()) == ["one.html", "two.html"]
 
 
 def test_a_page_of_300_queries_in_6_layers_is_below_10_mb() -> None:
-    scene = StandInScene(
+    trace = StandInTrace(
         queries=300, layers=6, heads=8, points=4, shapes=((100, 134), (50, 67), (25, 34), (13, 17)), size=(800, 1066)
     )
-    size = len(page(scene, confidence=0.9))
+    size = len(page(trace, confidence=0.9))
     assert size < 10e6, size
 
 
@@ -168,7 +168,7 @@ def test_a_wrong_argument_is_told_and_nothing_is_written(
     tmp_path: Path, arguments: dict[str, Any], sentence: str
 ) -> None:
     with pytest.raises(ValueError, match=sentence):
-        write_page(StandInScene(), tmp_path / "page.html", **arguments)
+        write_page(StandInTrace(), tmp_path / "page.html", **arguments)
     assert not list(tmp_path.iterdir())
 
 
@@ -176,23 +176,23 @@ def test_a_wrong_argument_is_told_and_nothing_is_written(
 def test_a_detectors_page_has_its_points_and_its_maps(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()  # its own maps
     image = torch.randint(0, 256, (3, 40, 56), dtype=torch.uint8)
-    scene = Scene(tiny(family), image, size=48)
-    meta, arrays = read(page(scene, methods=METHODS[:4]))
-    layers, sites = meta["layers"], [name for name in scene.tape if name.endswith(".cross")]
+    trace = AttentionTrace(tiny(family), image, size=48)
+    meta, arrays = read(page(trace, methods=METHODS[:4]))
+    layers, sites = meta["layers"], [name for name in trace.tape if name.endswith(".cross")]
     for layer, site in enumerate(sites):
         if family == "detr":
             break
-        points = scene.points(site, 1)
-        scale = np.array([scene.width, scene.height])
+        points = trace.points(site, 1)
+        scale = np.array([trace.width, trace.height])
         np.testing.assert_allclose(arrays["locations"][layer, 1] * scale, points.xy, rtol=1e-5)
         np.testing.assert_array_equal(arrays["weights"][layer, 1], points.weights)
         np.testing.assert_allclose(arrays["references"][layer, 1], points.reference, rtol=1e-5)
     for column, query in enumerate(meta["mapped"]):
         for method in ("rollout", "relevance", "gradcam"):
             stored = arrays[method][:, column] * arrays[f"{method}_scale"][:, column, None]
-            wanted = [token_map(scene, scene.seen(query), method)] if method != "gradcam" else []
+            wanted = [token_map(trace, trace.prediction(query), method)] if method != "gradcam" else []
             if method != "rollout":
-                each = [token_map(scene, scene.seen(query), method, layer=n) for n in range(layers)]
+                each = [token_map(trace, trace.prediction(query), method, layer=n) for n in range(layers)]
                 wanted = [*each, *(wanted or [torch.stack(each).sum(0)])]
             assert len(stored) == len(wanted)
             for one, other in zip(stored, wanted, strict=True):

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from msdeform.explain.core.maps import heat_map, token_map
-from msdeform.explain.core.trace import Scene
+from msdeform.explain.core.trace import AttentionTrace
 from msdeform.explain.figures.drawing import root_scale
 from msdeform.explain.figures.points import MARKERS, point_colours
 from msdeform.explain.page import page as page_module
@@ -20,7 +20,7 @@ from msdeform.train.visual.boxes import class_colour
 from msdeform.train.visual.label_placement import place_labels
 from tests.explain.page.browser import Watched, browser
 from tests.explain.page.test_page import HOSTILE
-from tests.explain.stand_in import StandInScene, stand_in_maps
+from tests.explain.stand_in import StandInTrace, stand_in_maps
 from tests.models.tiny import tiny
 from tests.train.visual.test_label_placement import assert_apart_and_inside, random_boxes
 
@@ -41,11 +41,11 @@ Open = Callable[..., Watched]
 
 @pytest.fixture
 def open_page(tmp_path: Path) -> Iterator[Open]:
-    """Opens the page of a scene from a file; at the end nobody may have complained or asked the network."""
+    """Opens the page of a trace from a file; at the end nobody may have complained or asked the network."""
     with browser(viewport={"width": 1300, "height": 900}) as watched:
 
-        def show(scene: Any, **arguments: Any) -> Watched:
-            write_page(scene, tmp_path / "page.html", **arguments)
+        def show(trace: Any, **arguments: Any) -> Watched:
+            write_page(trace, tmp_path / "page.html", **arguments)
             watched.page.goto((tmp_path / "page.html").as_uri())
             watched.page.wait_for_function("() => window.msdeform?.drawn > 0")
             return watched
@@ -65,23 +65,23 @@ def state(watched: Watched) -> dict[str, Any]:
     return watched.page.evaluate("() => msdeform.state")
 
 
-def on_image(watched: Watched, x: float, y: float, scene: StandInScene) -> tuple[float, float]:
+def on_image(watched: Watched, x: float, y: float, trace: StandInTrace) -> tuple[float, float]:
     """A place of the image in the browser's window."""
     area = watched.page.locator(".view canvas").first.bounding_box()
-    _, height, width = scene.image.shape
+    _, height, width = trace.image.shape
     return area["x"] + x * area["width"] / width, area["y"] + y * area["height"] / height
 
 
-def splat(scene: StandInScene, query: int, layers: list[int], heads: list[int], levels: list[int]) -> np.ndarray:
+def splat(trace: StandInTrace, query: int, layers: list[int], heads: list[int], levels: list[int]) -> np.ndarray:
     """Raw attention by grid_sample's own adjoint: the gradient of the sampled sum by the value, in float64."""
-    starts = np.cumsum([0, *(h * w for h, w in scene.shapes)])
+    starts = np.cumsum([0, *(h * w for h, w in trace.shapes)])
     tokens = torch.zeros(int(starts[-1]), dtype=torch.float64, requires_grad=True)
     total = torch.zeros((), dtype=torch.float64)
     for layer in layers:
-        record = scene.tape[f"decoder.{layer}.cross"]
+        record = trace.tape[f"decoder.{layer}.cross"]
         for head in heads:
             for level in levels:
-                h, w = scene.shapes[level]
+                h, w = trace.shapes[level]
                 value = tokens[starts[level] : starts[level + 1]].view(1, 1, h, w)
                 where = 2 * record.locations[0, query, head, level].double()[None, None] - 1
                 sampled = torch.nn.functional.grid_sample(value, where, align_corners=False)[0, 0, 0]
@@ -96,23 +96,23 @@ def splat(scene: StandInScene, query: int, layers: list[int], heads: list[int], 
 def test_raw_attention_is_computed_exactly(
     open_page: Open, layers: list[int], heads: list[int], levels: list[int]
 ) -> None:
-    scene = StandInScene()
-    watched = open_page(scene)
+    trace = StandInTrace()
+    watched = open_page(trace)
     for query in range(6):
         tokens = watched.page.evaluate(
             "([q, ...where]) => [...msdeform.tokenMap(q, 'raw', ...where)]", [query, layers, heads, levels]
         )
-        np.testing.assert_allclose(tokens, splat(scene, query, layers, heads, levels), rtol=1e-6, atol=1e-9)
+        np.testing.assert_allclose(tokens, splat(trace, query, layers, heads, levels), rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("family", ["two-stage", "detr"])
 def test_raw_maps_are_those_of_the_library(open_page: Open, family: str) -> None:
-    scene = Scene(tiny(family), torch.randint(0, 256, (3, 40, 56), dtype=torch.uint8), size=48)
-    watched = open_page(scene, methods=["raw"], most=50, confidence=0.0)
-    levels = list(range(len(scene.shapes)))
+    trace = AttentionTrace(tiny(family), torch.randint(0, 256, (3, 40, 56), dtype=torch.uint8), size=48)
+    watched = open_page(trace, methods=["raw"], most=50, confidence=0.0)
+    levels = list(range(len(trace.shapes)))
     # of DETR the page holds 256 steps
     tolerance = 1 / 500 if family == "detr" else 1e-5
-    for layer, head in ((0, 1), (len(scene.layer_boxes) - 1, None)):
+    for layer, head in ((0, 1), (len(trace.layer_boxes) - 1, None)):
         for query in (0, 5):
             heads = [0, 1] if head is None else [head]
             where = [query, [layer], heads, levels]
@@ -121,27 +121,27 @@ def test_raw_maps_are_those_of_the_library(open_page: Open, family: str) -> None
                 "([q, ...where]) => [...msdeform.gridMap(msdeform.tokenMap(q, 'raw', ...where))]", where
             )
             for got, expected in (
-                (tokens, token_map(scene, scene.seen(query), "raw", layer=layer, head=head)),
-                (pixels, heat_map(scene, scene.seen(query), "raw", layer=layer, head=head).flatten()),
+                (tokens, token_map(trace, trace.prediction(query), "raw", layer=layer, head=head)),
+                (pixels, heat_map(trace, trace.prediction(query), "raw", layer=layer, head=head).flatten()),
             ):
                 np.testing.assert_allclose(got, expected, rtol=0, atol=tolerance * float(expected.max()))
 
 
 def test_dense_attention_is_shown_by_head(open_page: Open) -> None:
-    scene = StandInScene(dense=True)
-    watched = open_page(scene, methods=["raw"])
-    query = scene.detections(0.0)[0].query
+    trace = StandInTrace(dense=True)
+    watched = open_page(trace, methods=["raw"])
+    query = trace.detections(0.0)[0].query
     tokens = watched.page.evaluate(f"() => [...msdeform.tokenMap({query}, 'raw', [1], [1], [0])]")
-    expected = scene.tape["decoder.1.cross"].weights[0, 1, query]
+    expected = trace.tape["decoder.1.cross"].weights[0, 1, query]
     np.testing.assert_allclose(tokens, expected, rtol=0, atol=float(expected.max()) / 509)
 
 
 def test_hovering_previews_and_clicking_keeps(open_page: Open) -> None:
-    scene = StandInScene()
-    watched = open_page(scene)
-    page, best = watched.page, scene.detections()[0]
+    trace = StandInTrace()
+    watched = open_page(trace)
+    page, best = watched.page, trace.detections()[0]
     nothing = ink(watched)
-    page.mouse.move(*on_image(watched, *(torch.tensor(best.box).view(2, 2).mean(0).tolist()), scene))
+    page.mouse.move(*on_image(watched, *(torch.tensor(best.box).view(2, 2).mean(0).tolist()), trace))
     assert state(watched)["hover"] == {"side": "a", "query": best.query}
     hovered = ink(watched)
     assert hovered != nothing
@@ -155,24 +155,24 @@ def test_hovering_previews_and_clicking_keeps(open_page: Open) -> None:
 
 
 def test_heads_and_levels_switch_what_is_drawn(open_page: Open) -> None:
-    watched = open_page(StandInScene())
+    watched = open_page(StandInTrace())
     page = watched.page
     page.locator("#list li").first.click()
-    seen = {ink(watched)}
+    prediction = {ink(watched)}
     for box in ("#heads input >> nth=0", "#levels input >> nth=1"):
         page.locator(box).uncheck()
-        seen.add(ink(watched))
-    assert len(seen) == 3
+        prediction.add(ink(watched))
+    assert len(prediction) == 3
     page.get_by_role("button", name="no heads").click()
     page.evaluate(DRAWN)
     assert "Every head is off" in page.locator("#status").inner_text()
     page.get_by_role("button", name="all heads").click()
     page.get_by_role("button", name="all levels").click()
-    assert ink(watched) in seen
+    assert ink(watched) in prediction
 
 
 def test_stepping_through_the_decoder_by_button_slider_key_and_play(open_page: Open) -> None:
-    watched = open_page(StandInScene())
+    watched = open_page(StandInTrace())
     page = watched.page
     page.locator("#list li").first.click()
     assert state(watched)["layer"] == 2
@@ -197,9 +197,9 @@ def test_stepping_through_the_decoder_by_button_slider_key_and_play(open_page: O
 
 
 def test_two_detections_are_compared_on_one_scale(open_page: Open) -> None:
-    scene = StandInScene()
-    watched = open_page(scene)
-    page, (first, second) = watched.page, scene.detections()[:2]
+    trace = StandInTrace()
+    watched = open_page(trace)
+    page, (first, second) = watched.page, trace.detections()[:2]
     page.locator("#list li").first.click()
     page.locator("#list li button").nth(1).click()
     now = state(watched)
@@ -212,10 +212,10 @@ def test_two_detections_are_compared_on_one_scale(open_page: Open) -> None:
 
 
 def test_any_query_can_be_chosen_and_the_threshold_moved(open_page: Open) -> None:
-    scene = StandInScene()
-    watched = open_page(scene, confidence=0.9, most=1)
-    page, worst = watched.page, scene.detections(0.0)[-1]
-    assert page.locator("#list li").count() == len(scene.detections(0.9))
+    trace = StandInTrace()
+    watched = open_page(trace, confidence=0.9, most=1)
+    page, worst = watched.page, trace.detections(0.0)[-1]
+    assert page.locator("#list li").count() == len(trace.detections(0.9))
     page.locator("#confidence").fill("0")
     page.evaluate(DRAWN)
     assert page.locator("#list li").count() == 6
@@ -234,9 +234,9 @@ def test_any_query_can_be_chosen_and_the_threshold_moved(open_page: Open) -> Non
 
 
 def test_everything_is_reached_by_keys(open_page: Open) -> None:
-    scene = StandInScene()
-    watched = open_page(scene)
-    page, found = watched.page, scene.detections()
+    trace = StandInTrace()
+    watched = open_page(trace)
+    page, found = watched.page, trace.detections()
     page.keyboard.press("ArrowDown")
     page.keyboard.press("ArrowDown")
     assert state(watched)["a"] == found[1].query
@@ -254,8 +254,8 @@ def test_everything_is_reached_by_keys(open_page: Open) -> None:
 
 def test_arrow_keys_step_whatever_was_clicked(open_page: Open) -> None:
     """A method that was chosen does not take them."""
-    scene = StandInScene()
-    watched = open_page(scene)
+    trace = StandInTrace()
+    watched = open_page(trace)
     page = watched.page
     button = page.get_by_role("button", name="relevance")
     button.click()
@@ -265,7 +265,7 @@ def test_arrow_keys_step_whatever_was_clicked(open_page: Open) -> None:
         ("ArrowLeft", "layer", 1),
         ("ArrowLeft", "layer", 0),
         ("ArrowRight", "layer", 1),
-        ("ArrowDown", "a", scene.detections()[0].query),
+        ("ArrowDown", "a", trace.detections()[0].query),
     ):
         page.keyboard.press(key)
         now = state(watched)
@@ -278,7 +278,7 @@ def test_arrow_keys_step_whatever_was_clicked(open_page: Open) -> None:
 
 def test_colours_are_those_of_the_pictures(open_page: Open) -> None:
     """Of points, classes and maps; a map of zero leaves the photograph as it is."""
-    watched = open_page(StandInScene())
+    watched = open_page(StandInTrace())
     page = watched.page
     for index in range(6):
         drawn = page.evaluate("(index) => { const c = document.createElement('canvas').getContext('2d');"
@@ -301,7 +301,7 @@ def test_colours_are_those_of_the_pictures(open_page: Open) -> None:
 
 
 def test_names_of_boxes_are_placed_as_in_pictures(open_page: Open) -> None:
-    page = open_page(StandInScene()).page
+    page = open_page(StandInTrace()).page
     for count, seed in ((1, 0), (45, 1), (100, 2)):
         boxes = random_boxes(count, seed)
         sizes = [(float(w), 14.0) for w in np.random.default_rng(seed).integers(20, 90, count)]
@@ -316,22 +316,22 @@ def test_names_of_boxes_are_placed_as_in_pictures(open_page: Open) -> None:
 
 
 def test_a_class_that_was_asked_for_is_named(open_page: Open) -> None:
-    scene = StandInScene()
-    query = scene.detections(0.0)[-1].query
-    seen = scene.seen(query)
-    other = (seen.label + 1) % 3
-    watched = open_page(scene, subjects=[replace(seen, label=other)])
+    trace = StandInTrace()
+    query = trace.detections(0.0)[-1].query
+    prediction = trace.prediction(query)
+    other = (prediction.label + 1) % 3
+    watched = open_page(trace, subjects=[replace(prediction, label=other)])
     assert state(watched)["a"] == query
     assert "relevance of" not in watched.page.locator(".what").inner_text()
     watched.page.get_by_role("button", name="relevance").click()
     watched.page.evaluate(DRAWN)
     told = watched.page.locator(".what").inner_text()
-    assert f"relevance of its {scene.model.categories[other]}" in told
-    assert seen.name in told
+    assert f"relevance of its {trace.model.categories[other]}" in told
+    assert prediction.name in told
 
 
 def test_names_from_outside_are_text(open_page: Open) -> None:
-    watched = open_page(StandInScene(names=(HOSTILE, HOSTILE, HOSTILE)), title=HOSTILE)
+    watched = open_page(StandInTrace(names=(HOSTILE, HOSTILE, HOSTILE)), title=HOSTILE)
     watched.page.locator("#list li").first.click()
     watched.page.evaluate(DRAWN)
     assert watched.page.locator("h1").inner_text() == HOSTILE
@@ -341,7 +341,7 @@ def test_names_from_outside_are_text(open_page: Open) -> None:
 
 @pytest.mark.parametrize("width", [360, 800, 1300])
 def test_nothing_is_wider_than_the_window(open_page: Open, width: int) -> None:
-    watched = open_page(StandInScene())
+    watched = open_page(StandInTrace())
     watched.page.set_viewport_size({"width": width, "height": 800})
     watched.page.locator("#list li").first.click()
     watched.page.locator("#help summary").click()
@@ -350,10 +350,10 @@ def test_nothing_is_wider_than_the_window(open_page: Open, width: int) -> None:
 
 
 def test_300_queries_in_6_layers_stay_responsive(open_page: Open, tmp_path: Path) -> None:
-    scene = StandInScene(
+    trace = StandInTrace(
         queries=300, layers=6, heads=8, points=4, shapes=((100, 134), (50, 67), (25, 34), (13, 17)), size=(800, 1066)
     )
-    watched = open_page(scene)
+    watched = open_page(trace)
     clicked = """async (line) => { const start = performance.now(), before = msdeform.drawn;
         document.querySelectorAll("#list li")[line].click();
         while (msdeform.drawn === before) await new Promise(requestAnimationFrame);

@@ -8,7 +8,7 @@ from msdeform.explain.core.interventions import intervene
 from msdeform.explain.core.maps import heat_map, token_map
 from msdeform.explain.core.masks import Mask
 from msdeform.explain.core.relevance import factors, relevance
-from msdeform.explain.core.trace import Scene
+from msdeform.explain.core.trace import AttentionTrace
 from msdeform.explain.quality.measures import inside, pointing
 from msdeform.models.inference.images import normalise
 from tests.explain.planted import (
@@ -89,28 +89,28 @@ def patches(box):
 @pytest.mark.parametrize("seed", SEEDS)
 def test_every_method_points_at_the_square(model, seed) -> None:
     board = random_board(seed, squares=2)
-    scene = Scene(model, board.image)
-    detections = scene.detections(0.5)
+    trace = AttentionTrace(model, board.image)
+    detections = trace.detections(0.5)
     assert len(detections) == 2
     boxes = dict(zip(board.labels, board.boxes, strict=True))
-    for seen in detections:
+    for prediction in detections:
         for method in (*METHODS, "input-grad"):
-            heat = heat_map(scene, seen, method).numpy()
-            assert pointing(heat, inside(boxes[seen.label].tolist(), heat.shape)) == 1, method
+            heat = heat_map(trace, prediction, method).numpy()
+            assert pointing(heat, inside(boxes[prediction.label].tolist(), heat.shape)) == 1, method
 
 
 def test_relevance_is_of_what_matters_and_attention_is_not(model) -> None:
     """The fourth head attends to no avail, and Grad-CAM leaves it out; DETR's others attend a little beside the square,
     where there is no evidence, and relevance leaves that out as well."""
     board = random_board(0)
-    scene = Scene(model, board.image)
-    for seen in scene.detections(0.5):
-        square = patches(board.boxes[board.labels.index(seen.label)])
-        maps = {method: token_map(scene, seen, method) for method in METHODS}
+    trace = AttentionTrace(model, board.image)
+    for prediction in trace.detections(0.5):
+        square = patches(board.boxes[board.labels.index(prediction.label)])
+        maps = {method: token_map(trace, prediction, method) for method in METHODS}
         share = {method: float(tokens[square].sum() / tokens.sum()) for method, tokens in maps.items()}
         assert share["relevance"] == pytest.approx(1, abs=1e-12)
         assert 0.95 < share["gradcam"] <= 1 + 1e-12
-        dense = scene.tape["decoder.1.cross"].shapes is None
+        dense = trace.tape["decoder.1.cross"].shapes is None
         assert (share["gradcam"] < 0.99) is dense
         assert 0.7 < share["raw"] < 0.98
 

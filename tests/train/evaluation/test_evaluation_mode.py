@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from msdeform.explain.core.trace import Scene
+from msdeform.explain.core.trace import AttentionTrace
 from msdeform.models.layers.evaluation_mode import evaluating, evaluation_mode
 from msdeform.models.zoo import create_model
 from msdeform.train.config.options import Input, Source
@@ -48,5 +48,5 @@ def test_what_looks_at_a_model_leaves_its_modes(shapes: Path) -> None:
     assert modes(model) == before
     model.predict(Image.new("RGB", (64, 48)))
     assert modes(model) == before
-    Scene(model, Image.new("RGB", (64, 48)))
+    AttentionTrace(model, Image.new("RGB", (64, 48)))
     assert modes(model) == before

@@ -12,7 +12,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 
 from msdeform.cli import main
 from msdeform.explain import explain_eval
-from msdeform.explain.core.trace import Seen
+from msdeform.explain.core.trace import QueryPrediction
 from msdeform.train.config.options import Source, TrainOptions
 from msdeform.train.data.dataset import Category
 from msdeform.train.engine.checkpoint import Trained
@@ -69,18 +69,18 @@ def options(boards, tmp_path, monkeypatch):
     settings = {"methods": "raw,relevance", "steps": 4, "out": tmp_path / "out", "device": "cpu", "progress": False}
 
     def make(kind, **changed):
-        return explain_eval.JudgeOptions(Path(kind), Source(boards), **{**settings, **changed})
+        return explain_eval.ExplainEvalOptions(Path(kind), Source(boards), **{**settings, **changed})
 
     return make
 
 
 @pytest.mark.parametrize("kind", PLANTED)
 def test_relevance_of_a_planted_detector(options, kind) -> None:
-    judged, about = explain_eval.judge(options(kind))
+    scored, about = explain_eval.judge(options(kind))
     assert about["images"] == IMAGES
-    assert [one.truth is None for one in judged].count(True) == 1
-    assert len(judged) == 2 * IMAGES
-    for one in judged:
+    assert [one.truth is None for one in scored].count(True) == 1
+    assert len(scored) == 2 * IMAGES
+    for one in scored:
         relevance, random = one.scores["relevance"], one.scores["random"]
         assert relevance["pointing"] == 1
         # a square is 14% of its board, and the score of an image without it is nothing
@@ -148,9 +148,14 @@ def test_an_object_is_matched_once_and_by_class() -> None:
     truths = np.array([[0, 0, 10, 10], [20, 0, 30, 10]], dtype=np.float32)
     classes = np.array([1, 0])
 
-    def seen(*box):
-        return Seen(query=0, label=1, name="", score=0.9, box=torch.tensor(box))
+    def prediction(*box):
+        return QueryPrediction(query=0, label=1, name="", score=0.9, box=torch.tensor(box))
 
-    found = [seen(1.0, 0, 10, 10), seen(0.0, 0, 10, 10), seen(20.0, 0, 30, 10), seen(20.0, 0, 30, 10)]
+    found = [
+        prediction(1.0, 0, 10, 10),
+        prediction(0.0, 0, 10, 10),
+        prediction(20.0, 0, 30, 10),
+        prediction(20.0, 0, 30, 10),
+    ]
     assert explain_eval.match_truths(found, [1, 1, 1, 0], truths, classes) == [0, None, None, 1]
     assert explain_eval.match_truths(found[:1], [1], np.zeros((0, 4), dtype=np.float32), classes[:0]) == [None]
