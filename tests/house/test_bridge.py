@@ -51,7 +51,7 @@ import torch, msdeform
 module = msdeform.MSDeformAttn(32, n_levels=1, n_heads=2, n_points=2)
 output = module(torch.rand(1, 3, 32), torch.rand(1, 3, 1, 2), torch.rand(1, 20, 32), ((4, 5),))
 print(tuple(output.shape))
-from msdeform.kernels import info
+from msdeform.kernels.diagnostics import info
 """
     assert python(code) == "(1, 3, 32)"
 

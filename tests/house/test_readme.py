@@ -11,7 +11,7 @@ import pytest
 
 import msdeform
 from msdeform.cli import COMMANDS
-from tests.house.project import ROOT
+from tests.house.project import FOLDERS, ROOT
 
 PAGES = {name: (ROOT / name).read_text() for name in ("README.md", "docs/operator.md", "docs/models.md")}
 SHELL = "\n".join(block for page in PAGES.values() for block in re.findall(r"```sh\n(.*?)```", page, re.DOTALL))
@@ -72,9 +72,15 @@ def test_links_lead_somewhere(name: str) -> None:
         target = (page.parent / path).resolve() if path else page
         assert target.exists(), f"{name} links to {link}"
         assert not anchor or anchor in anchors(target), f"{name} links to {link}"
-        # a link that names the file it leads to names the right one
-    for text, link in re.findall(r"\[((?:\w+/)+[\w.]+)\]\((?!https?://)([^)\s#]+)\)", page.read_text()):
+    # a link whose text is a path leads there
+    for text, link in re.findall(r"\[((?:\w+/)+[\w.]*)\]\((?!https?://)([^)\s#]+)\)", page.read_text()):
         assert (page.parent / link).resolve() == (ROOT / text.rstrip("/")), f"{name}: [{text}]({link})"
+
+
+def test_contributing_lists_every_folder() -> None:
+    listed = re.findall(r"^\| \[([\w/]+)/\]\(", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
+    rooms = {folder for folder in FOLDERS.values() if folder.count("/") <= 1}
+    assert sorted(listed) == sorted(rooms | {"bench/results", "tests"})
 
 
 def uses() -> list[tuple[str, tuple[str, ...]]]:
