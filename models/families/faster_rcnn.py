@@ -15,6 +15,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from ..configs import FasterRcnnConfig
+from ..inference.detections import Detections
 from ..layers.backbone import Backbone
 from ..layers.batch import Images, as_batch
 from ..layers.boxes import cxcywh_to_xyxy
@@ -77,14 +78,14 @@ class FasterRcnn(Detector, config=FasterRcnnConfig):
             ]
         }
 
-    def post_process(self, outputs: dict[str, Any], target_sizes: Tensor, top_k: int = 100) -> list[dict[str, Tensor]]:
+    def post_process(self, outputs: dict[str, Any], target_sizes: Tensor, top_k: int = 100) -> list[Detections]:
         """The best `top_k` detections of each image, in pixels, best first; `target_sizes` (B, 2), height and width."""
         found = []
         for one, (height, width) in zip(outputs["detections"], target_sizes.tolist(), strict=True):
             scores, order = one["scores"].sort(descending=True)
             order = order[:top_k]
             boxes = one["boxes"][order] * one["boxes"].new_tensor([width, height, width, height])
-            found.append({"scores": scores[:top_k], "labels": one["labels"][order], "boxes": boxes})
+            found.append(Detections(boxes, one["labels"][order], scores[:top_k], (int(height), int(width))))
         return found
 
 
