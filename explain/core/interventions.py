@@ -165,7 +165,7 @@ def _edited_attend(call: DeformableCall) -> Tensor:
     return _told_and_edited(Inside(call, weights, locations, call.attend(locations, weights)), edits, listeners)
 
 
-def _edited_forward(module: nn.MultiheadAttention, *args: Any, **kwargs: Any) -> Any:
+def _edited_forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     """Stands in the place of dense attention's ``forward``, which computes all in one, likewise."""
     call, edits, listeners = read_call(module, args, kwargs), active(module), _LISTENERS.get(module, ())
     assert isinstance(call, DenseCall)

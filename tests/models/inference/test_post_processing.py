@@ -37,7 +37,7 @@ def test_detections_answer_as_the_official_dictionaries_do():
     found = post_process(outputs, sizes, top_k=12)[1]
     assert (len(found), found.image_size, found.names) == (12, (30, 40), [])
     assert dict(found) == {"scores": found.scores, "labels": found.labels, "boxes": found.boxes}
-    assert len(found.at_least(0.5)) == int((found["scores"] >= 0.5).sum()) < 12
+    assert len(found.at_least(0.7)) == int((found["scores"] >= 0.7).sum()) < 12
     with pytest.raises(KeyError, match="expected scores, labels, boxes, got 'score'"):
         found["score"]
 
