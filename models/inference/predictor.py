@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from typing import Any, Literal, overload
+from typing import Any, Literal, TypedDict, Unpack, overload
 
 import numpy as np
 import torch
@@ -15,6 +15,13 @@ from ..layers.evaluation_mode import evaluation_mode
 from .detections import Detections, supervision_package
 from .image_size import Size
 from .images import ImageLike, normalise, read_image
+
+
+class _Settings(TypedDict, total=False):
+    confidence: float
+    size: int | tuple[int, int] | Size | None
+    batch_size: int
+    top_k: int
 
 
 class Predictor(nn.Module):
@@ -38,26 +45,12 @@ class Predictor(nn.Module):
 
     @overload  # an array or a tensor is an iterable too, but the first that fits counts
     def predict(  # type: ignore[overload-overlap]
-        self,
-        images: ImageLike,
-        *,
-        confidence: float = ...,
-        size: int | tuple[int, int] | Size | None = ...,
-        batch_size: int = ...,
-        top_k: int = ...,
-        as_supervision: Literal[False] = ...,
+        self, images: ImageLike, *, as_supervision: Literal[False] = ..., **settings: Unpack[_Settings]
     ) -> Detections: ...
 
     @overload
     def predict(
-        self,
-        images: Iterable[ImageLike],
-        *,
-        confidence: float = ...,
-        size: int | tuple[int, int] | Size | None = ...,
-        batch_size: int = ...,
-        top_k: int = ...,
-        as_supervision: Literal[False] = ...,
+        self, images: Iterable[ImageLike], *, as_supervision: Literal[False] = ..., **settings: Unpack[_Settings]
     ) -> list[Detections]: ...
 
     @overload
@@ -65,11 +58,8 @@ class Predictor(nn.Module):
         self,
         images: ImageLike | Iterable[ImageLike],
         *,
-        confidence: float = ...,
-        size: int | tuple[int, int] | Size | None = ...,
-        batch_size: int = ...,
-        top_k: int = ...,
         as_supervision: Literal[True],
+        **settings: Unpack[_Settings],
     ) -> Any: ...
 
     def predict(
