@@ -11,8 +11,9 @@ from torch import Tensor
 from ..common.device import choose_device
 from ..common.files import write_json
 from ..common.progress import progress_bar
+from ..models.inference.detections import nothing_detected
 from ..models.inference.images import read_image
-from ..models.inference.predictor import nothing_detected
+from ..train.commands.evaluate import match_categories
 from ..train.data.annotations import Annotations
 from ..train.engine.checkpoint import Trained, load_trained
 from ..train.evaluation.detect import match_categories

@@ -1,12 +1,59 @@
 """Multi-scale deformable attention as a module (Zhu et al. 2021, equation 3), around the operator of `kernels`."""
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from ..kernels import registry
-from ..kernels.api import fused_ms_deform_attn
+from ..kernels.api import fused_ms_deform_attn, ms_deform_attn
+from ..kernels.reference import extents, locate
+from .layers.geometry import at_least_float32
+
+Shapes = tuple[tuple[int, int], ...]
+
+
+def shapes_of(spatial_shapes: Shapes | Tensor) -> Shapes:
+    """Level sizes as Python ints."""
+    rows = spatial_shapes.tolist() if isinstance(spatial_shapes, Tensor) else spatial_shapes
+    return tuple((int(h), int(w)) for h, w in rows)
+
+
+@dataclass(frozen=True, eq=False)
+class DeformableCall:
+    """The arguments of one call of `MSDeformAttn`, and what it computes from them, one step at a time."""
+
+    module: "MSDeformAttn"
+    query: Tensor  # (B, Q, C)
+    reference: Tensor  # (B, Q, L, 2 or 4)
+    inputs: Tensor | None  # (B, S, C); None where only locations and weights are wanted
+    shapes: Shapes
+    mask: Tensor | None  # (B, S), True where padded
+
+    def sample(self) -> tuple[Tensor, Tensor]:
+        """Locations (B, Q, H, L, P, 2), xy, normalised to each padded level, and weights (B, Q, H, L, P).
+
+        Weights sum to 1 over L and P; both are at least float32.
+        """
+        offsets, logits = (at_least_float32(x) for x in self.module.project_points(self.query))
+        sizes = extents(self.shapes, self.query.device, offsets.dtype)
+        locations = locate(at_least_float32(self.reference), offsets, sizes)
+        return locations, logits.flatten(3).softmax(-1).view(logits.shape)
+
+    def value(self) -> Tensor:
+        """What is sampled, (B, S, H, D)."""
+        assert self.inputs is not None
+        return self.module.project_value(self.inputs, self.mask)
+
+    def attend(self, locations: Tensor, weights: Tensor) -> Tensor:
+        """The operator's output (B, Q, C) of these locations and weights, shaped as `sample`'s."""
+        return ms_deform_attn(self.value(), self.shapes, locations, weights, backend=self.module.backend)
+
+
+Editor = Callable[[DeformableCall], Tensor]
+"""Computes a call's output (B, Q, C), before the output projection, in the operator's place."""
 
 
 class MSDeformAttn(nn.Module):
@@ -19,8 +66,12 @@ class MSDeformAttn(nn.Module):
     attribute ``backend``; ``auto`` takes the process-wide setting of that moment. A setting that changed between a
     forward pass and its recomputation would otherwise change the backend.
 
+    An `editor`, where one is set, is called in the place of the fused operator: explanations change weights by it.
+
     Raises ValueError if `d_model` is not a multiple of `n_heads`, a count is below 1, or the backend is not known.
     """
+
+    editor: Editor | None = None
 
     def __init__(
         self, d_model: int = 256, n_levels: int = 4, n_heads: int = 8, n_points: int = 4, *, backend: str = "auto"
@@ -61,7 +112,7 @@ class MSDeformAttn(nn.Module):
         query: Tensor,
         reference_points: Tensor,
         input_flatten: Tensor,
-        input_spatial_shapes: tuple[tuple[int, int], ...] | Tensor,
+        input_spatial_shapes: Shapes | Tensor,
         input_level_start_index: Tensor | None = None,
         input_padding_mask: Tensor | None = None,
     ) -> Tensor:
@@ -76,17 +127,34 @@ class MSDeformAttn(nn.Module):
         that is not bool.
         """
         self._check(query, reference_points, input_flatten, input_padding_mask)
+        out = self.attend(
+            query, reference_points, input_flatten, input_spatial_shapes, input_level_start_index, input_padding_mask
+        )
+        return self.output_proj(out)
+
+    def attend(
+        self,
+        query: Tensor,
+        reference_points: Tensor,
+        inputs: Tensor,
+        spatial_shapes: Shapes | Tensor,
+        level_start_index: Tensor | None,
+        padding_mask: Tensor | None,
+    ) -> Tensor:
+        """The operator's output (B, Q, d_model), before the output projection, of `forward`'s arguments."""
+        if self.editor is not None:
+            shapes = shapes_of(spatial_shapes)
+            return self.editor(DeformableCall(self, query, reference_points, inputs, shapes, padding_mask))
         offsets, logits = self.project_points(query)
-        out = fused_ms_deform_attn(
-            self.project_value(input_flatten, input_padding_mask),
-            input_spatial_shapes,
+        return fused_ms_deform_attn(
+            self.project_value(inputs, padding_mask),
+            spatial_shapes,
             reference_points,
             offsets,
             logits,
-            level_start_index=input_level_start_index,
+            level_start_index=level_start_index,
             backend=self.backend,
         )
-        return self.output_proj(out)
 
     def project_value(self, inputs: Tensor, padding_mask: Tensor | None) -> Tensor:
         """What is sampled, (B, S, H, D), from inputs (B, S, d_model); zero where the mask (B, S) is True."""

@@ -7,39 +7,13 @@ pixels around each point, and ``A @ value`` is the operator's output (Zhu et al.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...kernels.reference import extents, locate
-from ...models.attention import MSDeformAttn
-from ...models.layers.geometry import at_least_float32
-
-Shapes = tuple[tuple[int, int], ...]
-
-# an edit of what was sampled, (locations, weights) -> the same; and of probabilities, (weights, allowed) -> weights
-SampleEdit = Callable[[MSDeformAttn, Tensor, Tensor], tuple[Tensor, Tensor]]
-WeightEdit = Callable[[Tensor, Tensor], Tensor]
-
-
-def shapes_of(spatial_shapes: Shapes | Tensor) -> Shapes:
-    """Level sizes as Python ints."""
-    rows = spatial_shapes.tolist() if isinstance(spatial_shapes, Tensor) else spatial_shapes
-    return tuple((int(h), int(w)) for h, w in rows)
-
-
-def sample(module: MSDeformAttn, query: Tensor, reference: Tensor, shapes: Shapes) -> tuple[Tensor, Tensor]:
-    """Where a module samples and with what weights.
-
-    query (B, Q, C), reference (B, Q, L, 2 or 4). Returns locations (B, Q, H, L, P, 2), xy, normalised to each padded
-    level, and weights (B, Q, H, L, P), which sum to 1 over L and P; both at least float32.
-    """
-    offsets, logits = module.project_points(query)
-    offsets, logits, reference = at_least_float32(offsets), at_least_float32(logits), at_least_float32(reference)
-    locations = locate(reference, offsets, extents(shapes, query.device, offsets.dtype))
-    return locations, logits.flatten(3).softmax(-1).view(logits.shape)
+from ...models.attention import Shapes
 
 
 def probabilities(module: nn.MultiheadAttention, query: Tensor, key: Tensor, forbidden: Tensor) -> Tensor:

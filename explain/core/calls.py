@@ -7,30 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...models.attention import MSDeformAttn
+from ...models.attention import DeformableCall, MSDeformAttn, shapes_of
 from ...models.layers.geometry import at_least_float32
-from .attention import Shapes, dense_values, probabilities, sample, shapes_of
-
-
-@dataclass(frozen=True, eq=False)
-class DeformableCall:
-    """A call of `MSDeformAttn`."""
-
-    module: MSDeformAttn
-    query: Tensor  # (B, Q, C)
-    reference: Tensor  # (B, Q, L, 2 or 4)
-    inputs: Tensor | None  # (B, S, C); None where only locations and weights are wanted
-    shapes: Shapes
-    mask: Tensor | None  # (B, S), True where padded
-
-    def sample(self) -> tuple[Tensor, Tensor]:
-        """Locations (B, Q, H, L, P, 2) and weights (B, Q, H, L, P)."""
-        return sample(self.module, self.query, self.reference, self.shapes)
-
-    def value(self) -> Tensor:
-        """(B, S, H, D)."""
-        assert self.inputs is not None
-        return self.module.project_value(self.inputs, self.mask)
+from .attention import dense_values, probabilities
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +38,7 @@ class DenseCall:
 
 def read_call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> DeformableCall | DenseCall:
     """The call that a module got as ``module(*args, **kwargs)``."""
-    # the class's forward: an intervention stands in the place of the module's own
+    # the class's forward: an intervention stands in the place of dense attention's own
     bound = inspect.signature(type(module).forward).bind(module, *args, **kwargs)
     bound.apply_defaults()
     given = bound.arguments
@@ -103,16 +82,13 @@ def _forbidden(module: nn.MultiheadAttention, given: dict[str, Any], key: Tensor
     return added[0] if len(added) == 1 else added[0] + added[1]
 
 
-def answer(call: DeformableCall | DenseCall, given: dict[str, Any], out: Tensor, weights: Tensor | None) -> Any:
-    """What the module returns for heads' outputs `out` (B, Q, C), before the output projection.
+def dense_answer(call: DenseCall, given: dict[str, Any], out: Tensor, weights: Tensor) -> tuple[Tensor, Tensor | None]:
+    """What `nn.MultiheadAttention` returns for heads' outputs `out` (B, Q, C), before the output projection.
 
-    `weights` (B, H, Q, S) are dense attention's; `given` its keyword arguments.
+    `weights` are (B, H, Q, S), `given` the module's keyword arguments.
     """
-    if isinstance(call, DeformableCall):
-        return call.module.output_proj(out)
-    module = call.module
-    projected = module.out_proj(out)
+    projected = call.module.out_proj(out)
     wanted = weights if given.get("need_weights", True) else None
     if wanted is not None and given.get("average_attn_weights", True):
         wanted = wanted.mean(1)
-    return projected if module.batch_first else projected.transpose(0, 1), wanted
+    return projected if call.module.batch_first else projected.transpose(0, 1), wanted

@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...models.attention import DeformableCall, Shapes
 from ...models.layers.geometry import at_least_float32
-from .attention import Shapes, allowed_coefficients, corner_products, corners, scatter
-from .calls import DeformableCall, DenseCall, read_call
+from .attention import allowed_coefficients, corner_products, corners, scatter
+from .calls import DenseCall, read_call
 from .interventions import Edit, Inside, Listener, active, edited_sample, edited_weights, opened
 from .sites import Site, find_sites
 

@@ -18,8 +18,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from ...kernels.api import ms_deform_attn
-from .calls import DeformableCall, DenseCall, answer, read_call
+from ...models.attention import DeformableCall, MSDeformAttn
+from .calls import DenseCall, dense_answer, read_call
 from .masks import Mask, Mode
 from .sites import Site, find_sites
 
@@ -132,7 +132,7 @@ def _chosen(numbers: tuple[int, ...] | None, count: int, device: torch.device) -
 
 # what acts on a module now, in the order in which it came, and who is told of what it computes
 _ACTIVE: WeakKeyDictionary[nn.Module, tuple[Edit, ...]] = WeakKeyDictionary()
-_LISTENERS: WeakKeyDictionary[nn.Module, tuple["Listener", ...]] = WeakKeyDictionary()
+_LISTENERS: WeakKeyDictionary[nn.Module, tuple[Listener, ...]] = WeakKeyDictionary()
 
 
 def active(module: nn.Module) -> tuple[Edit, ...]:
@@ -156,26 +156,35 @@ def edited_weights(call: DenseCall, edits: tuple[Edit, ...]) -> Tensor:
     return weights
 
 
-def _opened_forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    """Stands in the place of ``module.forward`` while edits act or listeners wait; runs on the module's own backend."""
+def _edited_attend(call: DeformableCall) -> Tensor:
+    """The `editor` of deformable attention while edits act or listeners wait; runs on the module's own backend."""
+    edits, listeners = active(call.module), _LISTENERS.get(call.module, ())
+    locations, weights = edited_sample(call, edits)
+    if listeners:
+        locations, weights = _derivable(locations), _derivable(weights)
+    return _told_and_edited(Inside(call, weights, locations, call.attend(locations, weights)), edits, listeners)
+
+
+def _edited_forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """Stands in the place of dense attention's ``forward``, which computes all in one, likewise."""
     call, edits, listeners = read_call(module, args, kwargs), active(module), _LISTENERS.get(module, ())
-    locations = None
-    if isinstance(call, DeformableCall):
-        locations, weights = edited_sample(call, edits)
-        if listeners:
-            locations, weights = _derivable(locations), _derivable(weights)
-        out = ms_deform_attn(call.value(), call.shapes, locations, weights, backend=call.module.backend)
-    else:
-        weights = edited_weights(call, edits)
-        if listeners:
-            weights = _derivable(weights)
-        value = call.value()
-        out = torch.einsum("bhqs,bshd->bqhd", weights.to(value.dtype), value).flatten(2)
+    assert isinstance(call, DenseCall)
+    weights = edited_weights(call, edits)
+    if listeners:
+        weights = _derivable(weights)
+    value = call.value()
+    out = torch.einsum("bhqs,bshd->bqhd", weights.to(value.dtype), value).flatten(2)
+    return dense_answer(call, kwargs, _told_and_edited(Inside(call, weights, None, out), edits, listeners), weights)
+
+
+def _told_and_edited(inside: Inside, edits: tuple[Edit, ...], listeners: tuple[Listener, ...]) -> Tensor:
+    """Tells the listeners; returns the output as the edits change it."""
     for listener in listeners:
-        listener(Inside(call, weights, locations, out))
+        listener(inside)
+    out = inside.out
     for edit in edits:
         out = edit.output(out)
-    return answer(call, kwargs, out, weights)
+    return out
 
 
 def _derivable(x: Tensor) -> Tensor:
@@ -200,14 +209,18 @@ def opened(
         for module, listener in listeners:
             _LISTENERS[module] = (*_LISTENERS.get(module, ()), listener)
         for module in modules:
-            module.forward = functools.partial(_opened_forward, module)
+            if isinstance(module, MSDeformAttn):
+                module.editor = _edited_attend
+            else:
+                module.forward = functools.partial(_edited_forward, module)
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
         for module, edits_before, listeners_before in before:
             _ACTIVE[module], _LISTENERS[module] = edits_before, listeners_before
             if not edits_before and not listeners_before:
-                module.__dict__.pop("forward", None)
+                for name in ("editor", "forward"):
+                    module.__dict__.pop(name, None)
 
 
 @contextmanager

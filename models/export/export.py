@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import cycle
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +85,13 @@ class Exportable(nn.Module):
         return [torch.stack([one[rows] for one, rows in zip(tensor, order, strict=True)]) for tensor in came]
 
 
-def exportable(model: Detector) -> Exportable | ExportableFasterRcnn:
+Program = Exportable | ExportableFasterRcnn
+"""What is exported."""
+Call = Callable[..., list[Tensor]]
+"""What a file computes of a program's inputs."""
+
+
+def exportable(model: Detector) -> Program:
     """A detector as it can be exported, in evaluation mode.
 
     Raises ValueError for a deformable attention on another backend than the reference, whose kernels no file can hold.
@@ -99,7 +105,7 @@ def exportable(model: Detector) -> Exportable | ExportableFasterRcnn:
     return (ExportableFasterRcnn(model) if isinstance(model, FasterRcnn) else Exportable(model)).eval()
 
 
-def example(model: Exportable | ExportableFasterRcnn, batch: int, size: tuple[int, int]) -> tuple[Tensor, ...]:
+def example(model: Program, batch: int, size: tuple[int, int]) -> tuple[Tensor, ...]:
     """Inputs to trace with."""
     return model.example(torch.stack([like_a_photograph(size, seed) for seed in range(batch)]))
 
@@ -156,7 +162,7 @@ def export(
 
 def exported_program(
     model: Detector, suffix: str, *, size: tuple[int, int], batch: int = 1
-) -> tuple[Exportable | ExportableFasterRcnn, "Call", bytes]:
+) -> tuple[Program, Call, bytes]:
     """What is exported, what computes it from a file's content, and that content."""
     program = exportable(copy.deepcopy(model).float().cpu())  # the caller's keeps its mode, dtype and device
     with torch.no_grad():
@@ -169,8 +175,8 @@ def exported_program(
 
 
 def compare(
-    program: Exportable | ExportableFasterRcnn,
-    call: "Call",
+    program: Program,
+    call: Call,
     pictures: Sequence[Tensor],
     *,
     batch: int = 1,
@@ -184,8 +190,8 @@ def compare(
     """
     worst, total, tried = 0.0, 0, 0
     if isinstance(program, ExportableFasterRcnn):
-        runs = [program.example(picture[None]) for picture in pictures]
-        compared = len(runs)
+        number = compared = len(pictures)
+        runs: Iterator[tuple[Tensor, ...]] = (program.example(picture[None]) for picture in pictures)
     else:
         size = (pictures[0].shape[1], pictures[0].shape[2])
         first, cuts = paddings(size, map_sizes(program.model, size))
@@ -193,16 +199,11 @@ def compare(
         # every picture without padding, then all of them in turn
         todo = [first[0]] * len(pictures) + first[1:] + cuts[:tried]
         compared = len(todo)
-        todo += [first[0]] * (-len(todo) % batch)
-        turns = list(zip(todo, cycle(pictures), strict=False))
-        runs = (  # type: ignore[assignment]
-            program.padded(
-                torch.stack([picture for _, picture in turns[start : start + batch]]),
-                [padding for padding, _ in turns[start : start + batch]],
-            )
-            for start in range(0, len(turns), batch)
-        )
-    number = compared if isinstance(runs, list) else len(todo) // batch
+        todo += [first[0]] * (-compared % batch)
+        turns = zip(cycle(pictures), todo, strict=False)
+        number = len(todo) // batch
+        chunks = (zip(*islice(turns, batch), strict=True) for _ in range(number))
+        runs = (program.padded(torch.stack(images), masks) for images, masks in chunks)
     with progress_bar("comparing", number, shown=progress) as advance, torch.no_grad():
         for inputs in runs:
             wanted = program.expected(*inputs)
@@ -211,13 +212,7 @@ def compare(
     return Comparison(worst, compared, (tried, total))
 
 
-Call = Callable[..., list[Tensor]]
-"""What a file computes of a program's inputs."""
-
-
-def _program(
-    program: Exportable | ExportableFasterRcnn, exported: torch.export.ExportedProgram, notes: dict[str, Any]
-) -> tuple[bytes, Call]:
+def _program(program: Program, exported: torch.export.ExportedProgram, notes: dict[str, Any]) -> tuple[bytes, Call]:
     """A ``.pt2`` file's content, and what it computes once read again."""
     buffer = io.BytesIO()
     torch.export.save(exported, buffer, extra_files={FILE: json.dumps(notes)})
@@ -226,9 +221,7 @@ def _program(
     return content, lambda *inputs: list(module(*inputs))
 
 
-def _onnx(
-    program: Exportable | ExportableFasterRcnn, exported: torch.export.ExportedProgram, notes: dict[str, Any]
-) -> tuple[bytes, Call]:
+def _onnx(program: Program, exported: torch.export.ExportedProgram, notes: dict[str, Any]) -> tuple[bytes, Call]:
     """An ``.onnx`` file's content, and what onnxruntime computes with it."""
     import onnxruntime
 
@@ -268,9 +261,7 @@ def _quiet(*loggers: str) -> Iterator[None]:
             logging.getLogger(name).setLevel(level)
 
 
-def _difference(
-    program: Exportable | ExportableFasterRcnn, wanted: Sequence[Tensor], came: Sequence[Tensor], tolerance: float
-) -> float:
+def _difference(program: Program, wanted: Sequence[Tensor], came: Sequence[Tensor], tolerance: float) -> float:
     worst = 0.0
     for name, one, other in zip(program.outputs, wanted, came, strict=True):
         if one.shape != other.shape:

@@ -24,9 +24,10 @@ from ..layers.geometry import (
     valid_ratios,
 )
 from ..layers.position import sine_of_boxes
+from ..layers.residual import ResidualLayer
 
 
-class EncoderLayer(nn.Module):
+class EncoderLayer(ResidualLayer):
     """Deformable self-attention over all levels, then a feed-forward network, each with dropout, sum and norm."""
 
     def __init__(
@@ -44,20 +45,15 @@ class EncoderLayer(nn.Module):
 
     def forward(self, x: Tensor, position: Tensor, reference: Tensor, levels: Levels) -> Tensor:
         """x, position (B, S, C), reference (B, S, L, 2); returns (B, S, C)."""
-        if self.pre_norm:
-            x = x + self.dropout(self._self_attention(self.norm1(x), position, reference, levels))
-            return x + self.dropout(self._feed(self.norm2(x)))
-        x = self.norm1(x + self.dropout(self._self_attention(x, position, reference, levels)))
-        return self.norm2(x + self.dropout(self._feed(x)))
 
-    def _self_attention(self, x: Tensor, position: Tensor, reference: Tensor, levels: Levels) -> Tensor:
-        return self.self_attn(x + position, reference, x, levels.shapes, input_padding_mask=levels.mask)
+        def attend(x: Tensor) -> Tensor:
+            return self.self_attn(x + position, reference, x, levels.shapes, input_padding_mask=levels.mask)
 
-    def _feed(self, x: Tensor) -> Tensor:
-        return self.linear2(self.dropout(F.relu(self.linear1(x))))
+        x = self.residual(x, self.norm1, attend)
+        return self.residual(x, self.norm2, self.feed_forward)
 
 
-class DecoderLayer(nn.Module):
+class DecoderLayer(ResidualLayer):
     """Self-attention of the queries, deformable attention to the encoder's memory, feed-forward network.
 
     By the official names ``norm2`` belongs to self-attention and ``norm1`` to cross-attention.
@@ -80,25 +76,17 @@ class DecoderLayer(nn.Module):
 
     def forward(self, x: Tensor, position: Tensor, reference: Tensor, memory: Tensor, levels: Levels) -> Tensor:
         """x, position (B, Q, C), reference (B, Q, L, 2 or 4), memory (B, S, C); returns (B, Q, C)."""
-        if self.pre_norm:
-            x = x + self.dropout(self._self_attention(self.norm2(x), position))
-            x = x + self.dropout(self._cross_attention(self.norm1(x), position, reference, memory, levels))
-            return x + self.dropout(self._feed(self.norm3(x)))
-        x = self.norm2(x + self.dropout(self._self_attention(x, position)))
-        x = self.norm1(x + self.dropout(self._cross_attention(x, position, reference, memory, levels)))
-        return self.norm3(x + self.dropout(self._feed(x)))
 
-    def _self_attention(self, x: Tensor, position: Tensor) -> Tensor:
-        query = x + position
-        return self.self_attn(query, query, x, need_weights=False)[0]
+        def self_attention(x: Tensor) -> Tensor:
+            query = x + position
+            return self.self_attn(query, query, x, need_weights=False)[0]
 
-    def _cross_attention(
-        self, x: Tensor, position: Tensor, reference: Tensor, memory: Tensor, levels: Levels
-    ) -> Tensor:
-        return self.cross_attn(x + position, reference, memory, levels.shapes, input_padding_mask=levels.mask)
+        def cross_attention(x: Tensor) -> Tensor:
+            return self.cross_attn(x + position, reference, memory, levels.shapes, input_padding_mask=levels.mask)
 
-    def _feed(self, x: Tensor) -> Tensor:
-        return self.linear2(self.dropout(F.relu(self.linear1(x))))
+        x = self.residual(x, self.norm2, self_attention)
+        x = self.residual(x, self.norm1, cross_attention)
+        return self.residual(x, self.norm3, self.feed_forward)
 
 
 class Encoder(nn.Module):

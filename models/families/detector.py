@@ -8,6 +8,7 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from ..configs import Config
+from ..inference.detections import Detections
 from ..inference.post_processing import post_process
 from ..inference.predictor import Predictor
 from ..weights.formats import Source, check_fit, read_source, save_msdeform
@@ -50,6 +51,8 @@ class Detector(
     @staticmethod
     def from_config(config: Config, *, attn_backend: str = "auto") -> "Detector":
         """The randomly initialised detector of the family of `config`, whose module must have been imported."""
+        if type(config) not in Detector.families:
+            raise ValueError(f"config: {config.family} is of no module that was imported; models.zoo imports them all")
         model = Detector.families[type(config)].from_parts_of(config, attn_backend)
         model.config = config
         return model
@@ -131,8 +134,8 @@ class Detector(
         """Of the parameters."""
         return next(self.parameters()).dtype
 
-    def post_process(self, outputs: dict[str, Any], target_sizes: Tensor, top_k: int = 100) -> list[dict[str, Tensor]]:
-        """Detections of each image in pixels: see `postprocess.post_process`."""
+    def post_process(self, outputs: dict[str, Any], target_sizes: Tensor, top_k: int = 100) -> list[Detections]:
+        """Detections of each image in pixels: see `post_processing.post_process`."""
         return post_process(outputs, target_sizes, top_k, focal=self.focal)
 
 

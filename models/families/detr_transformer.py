@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ..layers.residual import ResidualLayer
 
 
 @dataclass
@@ -46,7 +47,7 @@ def attend(
     return answer
 
 
-class DetrEncoderLayer(nn.Module):
+class DetrEncoderLayer(ResidualLayer):
     """Self-attention of the pixels, then a feed-forward network, each with dropout, sum and norm."""
 
     def __init__(
@@ -63,21 +64,16 @@ class DetrEncoderLayer(nn.Module):
 
     def forward(self, x: Tensor, position: Tensor, mask: Tensor, keep: list[Tensor] | None) -> Tensor:
         """x, position (B, S, C), mask (B, S), True where padded; returns (B, S, C)."""
-        if self.pre_norm:
-            x = x + self.dropout(self._self_attention(self.norm1(x), position, mask, keep))
-            return x + self.dropout(self._feed(self.norm2(x)))
-        x = self.norm1(x + self.dropout(self._self_attention(x, position, mask, keep)))
-        return self.norm2(x + self.dropout(self._feed(x)))
 
-    def _self_attention(self, x: Tensor, position: Tensor, mask: Tensor, keep: list[Tensor] | None) -> Tensor:
-        query = x + position
-        return attend(self.self_attn, query, query, x, mask, keep)
+        def self_attention(x: Tensor) -> Tensor:
+            query = x + position
+            return attend(self.self_attn, query, query, x, mask, keep)
 
-    def _feed(self, x: Tensor) -> Tensor:
-        return self.linear2(self.dropout(F.relu(self.linear1(x))))
+        x = self.residual(x, self.norm1, self_attention)
+        return self.residual(x, self.norm2, self.feed_forward)
 
 
-class DetrDecoderLayer(nn.Module):
+class DetrDecoderLayer(ResidualLayer):
     """Self-attention of the queries, attention to the encoder's memory, feed-forward network."""
 
     def __init__(
@@ -100,31 +96,17 @@ class DetrDecoderLayer(nn.Module):
         """x, query_position (B, Q, C), memory, position (B, S, C), mask (B, S); returns (B, Q, C)."""
         among = None if keep is None else keep.decoder_self
         across = None if keep is None else keep.decoder_cross
-        if self.pre_norm:
-            x = x + self.dropout(self._self_attention(self.norm1(x), query_position, among))
-            x = x + self.dropout(self._cross_attention(self.norm2(x), query_position, memory, position, mask, across))
-            return x + self.dropout(self._feed(self.norm3(x)))
-        x = self.norm1(x + self.dropout(self._self_attention(x, query_position, among)))
-        x = self.norm2(x + self.dropout(self._cross_attention(x, query_position, memory, position, mask, across)))
-        return self.norm3(x + self.dropout(self._feed(x)))
 
-    def _self_attention(self, x: Tensor, query_position: Tensor, keep: list[Tensor] | None) -> Tensor:
-        query = x + query_position
-        return attend(self.self_attn, query, query, x, None, keep)
+        def self_attention(x: Tensor) -> Tensor:
+            query = x + query_position
+            return attend(self.self_attn, query, query, x, None, among)
 
-    def _cross_attention(
-        self,
-        x: Tensor,
-        query_position: Tensor,
-        memory: Tensor,
-        position: Tensor,
-        mask: Tensor,
-        keep: list[Tensor] | None,
-    ) -> Tensor:
-        return attend(self.multihead_attn, x + query_position, memory + position, memory, mask, keep)
+        def cross_attention(x: Tensor) -> Tensor:
+            return attend(self.multihead_attn, x + query_position, memory + position, memory, mask, across)
 
-    def _feed(self, x: Tensor) -> Tensor:
-        return self.linear2(self.dropout(F.relu(self.linear1(x))))
+        x = self.residual(x, self.norm1, self_attention)
+        x = self.residual(x, self.norm2, cross_attention)
+        return self.residual(x, self.norm3, self.feed_forward)
 
 
 class DetrEncoder(nn.Module):

@@ -15,6 +15,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from ..configs import FasterRcnnConfig
+from ..inference.detections import Detections
 from ..layers.backbone import Backbone
 from ..layers.batch import Images, as_batch
 from ..layers.boxes import cxcywh_to_xyxy
@@ -58,7 +59,8 @@ class FasterRcnn(Detector, config=FasterRcnnConfig):
         In training, what the criterion goes on from.
         """
         batch, mask = as_batch(images, self.dtype)
-        sizes = [(int(rows), int(columns)) for rows, columns in _sizes(mask).tolist()]
+        unpadded = torch.stack([(~mask[:, :, 0]).sum(1), (~mask[:, 0]).sum(1)], dim=1)  # height and width, (B, 2)
+        sizes = [(int(rows), int(columns)) for rows, columns in unpadded.tolist()]
         height, width = (-side % STRIDE for side in batch.shape[-2:])
         padded = ImageList(nn.functional.pad(batch, (0, width, 0, height)), sizes)
         features = _each(at_least_float32, self.detector.backbone(padded.tensors))
@@ -77,14 +79,14 @@ class FasterRcnn(Detector, config=FasterRcnnConfig):
             ]
         }
 
-    def post_process(self, outputs: dict[str, Any], target_sizes: Tensor, top_k: int = 100) -> list[dict[str, Tensor]]:
+    def post_process(self, outputs: dict[str, Any], target_sizes: Tensor, top_k: int = 100) -> list[Detections]:
         """The best `top_k` detections of each image, in pixels, best first; `target_sizes` (B, 2), height and width."""
         found = []
         for one, (height, width) in zip(outputs["detections"], target_sizes.tolist(), strict=True):
             scores, order = one["scores"].sort(descending=True)
             order = order[:top_k]
             boxes = one["boxes"][order] * one["boxes"].new_tensor([width, height, width, height])
-            found.append({"scores": scores[:top_k], "labels": one["labels"][order], "boxes": boxes})
+            found.append(Detections(boxes, one["labels"][order], scores[:top_k], (int(height), int(width))))
         return found
 
 
@@ -106,11 +108,6 @@ def _to_own_dtype(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, .
 
 def _output_at_least_float32(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> Any:
     return _each(at_least_float32, output)
-
-
-def _sizes(mask: Tensor) -> Tensor:
-    """(B, 2): height and width of the unpadded part of each image."""
-    return torch.stack([(~mask[:, :, 0]).sum(1), (~mask[:, 0]).sum(1)], dim=1)
 
 
 class FasterRcnnCriterion(nn.Module):
@@ -142,23 +139,16 @@ class FasterRcnnCriterion(nn.Module):
         check_values(values, targets, outputs["num_classes"], flat=False)
         detector, images, features = outputs["detector"], outputs["images"], outputs["features"]
         dtype = next(iter(features.values())).dtype
-        wanted = [
-            {"boxes": self._in_pixels(target, size).to(dtype), "labels": target["labels"].long() + 1}
-            for target, size in zip(targets, images.image_sizes, strict=True)
-        ]
+        wanted = []
+        for target, size in zip(targets, images.image_sizes, strict=True):
+            boxes = at_least_float32(target["boxes"])
+            boxes = cxcywh_to_xyxy(boxes) * boxes.new_tensor([size[1], size[0], size[1], size[0]])
+            wanted.append({"boxes": boxes.to(dtype), "labels": target["labels"].long() + 1})
         proposals, from_anchors = detector.rpn(images, features, wanted)
         _, from_boxes = detector.roi_heads(features, proposals, images.image_sizes, wanted)
         share = len(targets) / len(targets if box_counts is None else box_counts)
         losses = {name: loss * share for name, loss in (from_anchors | from_boxes).items()}
         if not all(bool(loss.isfinite()) for loss in losses.values()):
-            raise NonFiniteCostError(f"losses: expected finite numbers, got {_numbers(losses)}")
+            numbers = ", ".join(f"{name} {loss.item():.3g}" for name, loss in losses.items())
+            raise NonFiniteCostError(f"losses: expected finite numbers, got {numbers}")
         return losses
-
-    @staticmethod
-    def _in_pixels(target: Target, size: tuple[int, int]) -> Tensor:
-        boxes = at_least_float32(target["boxes"])
-        return cxcywh_to_xyxy(boxes) * boxes.new_tensor([size[1], size[0], size[1], size[0]])
-
-
-def _numbers(losses: dict[str, Tensor]) -> str:
-    return ", ".join(f"{name} {loss.item():.3g}" for name, loss in losses.items())

@@ -5,7 +5,6 @@ One copy of each, for training, evaluation and prediction alike, so that a model
 
 import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +20,8 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-# what brings an image with this orientation tag upright
+# what brings an image with this orientation tag upright. ImageOps.exif_transpose would write all tags anew, and leaves
+# the picture of a camera whose other tags are of odd types on its side
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -137,18 +137,10 @@ def _from_array(array: np.ndarray, name: str) -> Tensor:
         )
     if not (array.dtype == np.uint8 or array.dtype.newbyteorder("=") == np.uint16 or array.dtype.kind == "f"):
         raise BadImageError(f"{name}: expected uint8, uint16, or floats from 0 to 1, got {array.dtype}")
-    if array.dtype.kind == "f":
-        _check_range(name, float(array.min()), float(array.max()))
-    if array.ndim == 2:
-        array = array[..., None]
-    array = array[..., :3]
-    if array.dtype.kind == "f":
-        array = np.rint(array.astype(np.float32) * 255).astype(np.uint8)
-    elif array.dtype != np.uint8:
-        array = _eight_bits(array.astype(np.uint32)).astype(np.uint8)
-    # a copy: what comes in may be read-only, or a view of another's memory with strides that torch does not take
-    pixels = torch.from_numpy(np.array(array.transpose(2, 0, 1), order="C"))
-    return _three_channels(pixels)
+    array = (array if array.ndim == 3 else array[..., None]).transpose(2, 0, 1)
+    # a copy in native order: what comes in may be read-only, or a view of another's memory with strides torch refuses
+    kind = np.dtype(np.float32) if array.dtype.kind == "f" else array.dtype.newbyteorder("=")
+    return _from_tensor(torch.from_numpy(np.array(array, kind, order="C")), name)
 
 
 def _from_tensor(image: Tensor, name: str) -> Tensor:
@@ -169,9 +161,9 @@ def _from_tensor(image: Tensor, name: str) -> Tensor:
         _check_range(name, *torch.stack(pixels.aminmax()).tolist())
         pixels = (pixels[:3].float() * 255).round().to(torch.uint8)
     elif pixels.dtype == torch.uint16:
-        # torch has little arithmetic on uint16
-        pixels = _eight_bits(pixels[:3].to(torch.int32)).to(torch.uint8)
-    return _three_channels(pixels[:3])
+        # to the nearest of 8 bits, 257 k to k; torch has little arithmetic on uint16
+        pixels = ((pixels[:3].to(torch.int32) + 128) // 257).to(torch.uint8)
+    return pixels.expand(3, -1, -1).contiguous() if len(pixels) == 1 else pixels[:3]
 
 
 def _check_range(name: str, low: float, high: float) -> None:
@@ -180,15 +172,6 @@ def _check_range(name: str, low: float, high: float) -> None:
         raise BadImageError(
             f"{name}: expected floats from 0 to 1 (not normalised by mean and deviation), got {low:g} to {high:g}"
         )
-
-
-def _eight_bits(sixteen: Any) -> Any:
-    """16-bit values, in an array or tensor of wider integers, to the nearest of 8 bits: 257 k to k."""
-    return (sixteen + 128) // 257
-
-
-def _three_channels(pixels: Tensor) -> Tensor:
-    return pixels.expand(3, -1, -1).contiguous() if pixels.shape[0] == 1 else pixels
 
 
 def normalise(image: Tensor) -> Tensor:

@@ -7,12 +7,13 @@ from torch import Tensor
 
 from ..layers.boxes import cxcywh_to_xyxy
 from ..layers.geometry import at_least_float32
+from .detections import Detections
 
 
 @torch.no_grad()
 def post_process(
     outputs: dict[str, Any], target_sizes: Tensor, top_k: int = 100, *, focal: bool = True
-) -> list[dict[str, Tensor]]:
+) -> list[Detections]:
     """The best `top_k` detections of each image, best first.
 
     With `focal`, those of all (query, class) pairs, so that a query may appear with several classes (Deformable DETR;
@@ -20,8 +21,8 @@ def post_process(
     not the last, "no object" (DETR).
 
     `outputs` are the model's, `target_sizes` (B, 2) the (height, width) that boxes should refer to, usually those of
-    the original images. Returns B dicts of ``scores`` (k,), ``labels`` (k,) int64, and ``boxes`` (k, 4) xyxy in
-    pixels, not clipped to the image; k is `top_k` or, if smaller, the number of candidates.
+    the original images. Of each image there are `top_k` or, if fewer, as many as there are candidates; on the device
+    of the outputs, without names.
     """
     logits, boxes = at_least_float32(outputs["pred_logits"]), at_least_float32(outputs["pred_boxes"])
     B, Q, C = logits.shape
@@ -39,4 +40,5 @@ def post_process(
     height, width = target_sizes.to(boxes).unbind(1)
     scale = torch.stack([width, height, width, height], dim=1)
     found = cxcywh_to_xyxy(boxes.gather(1, query[..., None].expand(-1, -1, 4))) * scale[:, None]
-    return [{"scores": s, "labels": label, "boxes": box} for s, label, box in zip(scores, labels, found, strict=True)]
+    sizes = [(int(height), int(width)) for height, width in target_sizes.tolist()]
+    return [Detections(*one) for one in zip(found, labels, scores, sizes, strict=True)]

@@ -2,9 +2,8 @@
 
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Literal, overload
+from typing import Any, Literal, TypedDict, Unpack, overload
 
 import numpy as np
 import torch
@@ -13,51 +12,16 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as F
 
 from ..layers.evaluation_mode import evaluation_mode
+from .detections import Detections, supervision_package
 from .image_size import Size
 from .images import ImageLike, normalise, read_image
 
 
-@dataclass(frozen=True, eq=False)  # tensors have no single truth to compare by
-class Detections:
-    """What a detector found in one image, best first; tensors on the CPU, N of them."""
-
-    boxes: Tensor
-    """(N, 4) float, xyxy in pixels of the image as it is displayed; not clipped to it."""
-    labels: Tensor
-    """(N,) int64, the model's class numbers."""
-    names: list[str]
-    """The classes' names; their numbers as text for a model that knows no names."""
-    scores: Tensor
-    """(N,) float, in [0, 1], falling."""
-    image_size: tuple[int, int]
-    """(height, width) that the boxes refer to."""
-
-    def __len__(self) -> int:
-        return len(self.scores)
-
-    def at_least(self, confidence: float) -> "Detections":
-        """Those of at least this score."""
-        count = int((self.scores >= confidence).sum())  # scores fall
-        return Detections(
-            self.boxes[:count], self.labels[:count], self.names[:count], self.scores[:count], self.image_size
-        )
-
-    def to_supervision(self) -> Any:
-        """The same as ``supervision.Detections``, names under ``data["class_name"]``.
-
-        Raises ImportError where that package is not installed.
-        """
-        return _supervision().Detections(
-            xyxy=self.boxes.float().numpy().reshape(-1, 4),
-            confidence=self.scores.float().numpy(),
-            class_id=self.labels.numpy().astype(int),
-            data={"class_name": np.array(self.names, dtype=str)},
-        )
-
-
-def nothing_detected(confidence: float, name: str, score: float, what: str = "nothing") -> str:
-    """What to tell where no detection, or none of ``what``, reaches ``confidence``: the best's class and score."""
-    return f"{what} was detected with at least {confidence:g}; the best is {name} with {score:.3f}"
+class _Settings(TypedDict, total=False):
+    confidence: float
+    size: int | tuple[int, int] | Size | None
+    batch_size: int
+    top_k: int
 
 
 class Predictor(nn.Module):
@@ -72,36 +36,21 @@ class Predictor(nn.Module):
     input_size: Size | None = None
     """What images were resized to in training; the published 800 and 1333 where that is not known."""
 
-    def post_process(self, outputs: dict[str, Any], target_sizes: Tensor, top_k: int = 100) -> list[dict[str, Tensor]]:
-        """Detections of each image: dicts of ``scores`` (k,), ``labels`` (k,), ``boxes`` (k, 4) xyxy in pixels.
+    def post_process(self, outputs: dict[str, Any], target_sizes: Tensor, top_k: int = 100) -> list[Detections]:
+        """At most `top_k` detections of each image, without names, on the device of the model's `outputs`.
 
-        `outputs` are the model's, `target_sizes` (B, 2) int the (height, width) that boxes should refer to; k is at
-        most `top_k`.
+        `target_sizes` (B, 2) int are the (height, width) that boxes should refer to.
         """
         raise NotImplementedError(f"{type(self).__name__} has no post_process")
 
     @overload  # an array or a tensor is an iterable too, but the first that fits counts
     def predict(  # type: ignore[overload-overlap]
-        self,
-        images: ImageLike,
-        *,
-        confidence: float = ...,
-        size: int | tuple[int, int] | Size | None = ...,
-        batch_size: int = ...,
-        top_k: int = ...,
-        as_supervision: Literal[False] = ...,
+        self, images: ImageLike, *, as_supervision: Literal[False] = ..., **settings: Unpack[_Settings]
     ) -> Detections: ...
 
     @overload
     def predict(
-        self,
-        images: Iterable[ImageLike],
-        *,
-        confidence: float = ...,
-        size: int | tuple[int, int] | Size | None = ...,
-        batch_size: int = ...,
-        top_k: int = ...,
-        as_supervision: Literal[False] = ...,
+        self, images: Iterable[ImageLike], *, as_supervision: Literal[False] = ..., **settings: Unpack[_Settings]
     ) -> list[Detections]: ...
 
     @overload
@@ -109,11 +58,8 @@ class Predictor(nn.Module):
         self,
         images: ImageLike | Iterable[ImageLike],
         *,
-        confidence: float = ...,
-        size: int | tuple[int, int] | Size | None = ...,
-        batch_size: int = ...,
-        top_k: int = ...,
         as_supervision: Literal[True],
+        **settings: Unpack[_Settings],
     ) -> Any: ...
 
     def predict(
@@ -161,7 +107,7 @@ class Predictor(nn.Module):
                 raise ValueError(f"{argument}: expected at least 1, got {value}")
         resize_to = _size(size) or self.input_size or Size()
         if as_supervision:
-            _supervision()  # before the work, not after it
+            supervision_package()  # before the work, not after it
         single = isinstance(images, str | os.PathLike | Image.Image | np.ndarray | Tensor)
         if not single and not isinstance(images, Iterable):
             raise TypeError(
@@ -192,7 +138,7 @@ class Predictor(nn.Module):
                 yield self._kept(name, detections, image_size, confidence, top_k)
 
     def _kept(
-        self, name: str, found: dict[str, Tensor], image_size: tuple[int, int], confidence: float, top_k: int
+        self, name: str, found: Detections, image_size: tuple[int, int], confidence: float, top_k: int
     ) -> Detections:
         # copied here, outside inference mode: a tensor made inside could not be changed in place later
         scores, labels, boxes = (found[key].cpu().clone() for key in ("scores", "labels", "boxes"))
@@ -201,7 +147,7 @@ class Predictor(nn.Module):
         best = scores.argsort(descending=True, stable=True)[:top_k]
         best = best[scores[best] >= confidence]
         labels = labels[best]
-        return Detections(boxes[best], labels, self._names(labels.tolist()), scores[best], image_size)
+        return Detections(boxes[best], labels, scores[best], image_size, self._names(labels.tolist()))
 
     def _names(self, labels: list[int]) -> list[str]:
         if self.categories is None:
@@ -221,15 +167,3 @@ def _size(size: int | tuple[int, int] | Size | None) -> Size | None:
     if not 1 <= short <= longest:
         raise ValueError(f"size: expected at least 1 pixel, and (shortest, longest) in this order, got {size}")
     return Size(short, longest)
-
-
-def _supervision() -> Any:
-    try:
-        import supervision
-    except ModuleNotFoundError as error:
-        if error.name != "supervision":  # installed, but broken: its own error says how
-            raise
-        raise ImportError(
-            "supervision.Detections needs the package supervision, which is not installed: pip install supervision"
-        ) from error
-    return supervision

@@ -49,18 +49,17 @@ def convert(src: Path, dst: Path, to: str, model: str | None = None) -> Source:
     config = settled.to_dict()
     # weights that don't make the detector would only be found out by those who load the result
     check_fit(build_model(settled, attn_backend="reference").state_dict(), source.weights, src)
+    content = (source.weights, config, source.categories, source.input_size)
     if to == "official":
-        save_official(dst, source.weights, config, source.categories, source.input_size)
+        save_official(dst, *content)
         return source
     # beside it under another name, then renamed: no half of a folder is left where the whole should be
     dst.parent.mkdir(parents=True, exist_ok=True)
     unfinished = dst.with_name(f".{dst.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
-        if to == "huggingface":
-            save_huggingface(unfinished, source.weights, config, source.categories, source.input_size)
-        else:
-            save_msdeform(unfinished, source.weights, config, source.categories, source.input_size)
+        save = save_huggingface if to == "huggingface" else save_msdeform
+        save(unfinished, *content)
         if dst.exists():
             dst.rmdir()
         unfinished.rename(dst)

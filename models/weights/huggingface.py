@@ -66,10 +66,21 @@ _DEFORMABLE_DETR = (
     ("bbox_embed.", "bbox_embed."),
 )
 
-# the two ResNets that Hugging Face's detectors stand on: timm's, whose names are torchvision's, and transformers' own
+# of the two ResNets that Hugging Face's detectors stand on, timm's has torchvision's names; these are transformers' own
+_RESNET_BLOCK = (
+    ("downsample.0.", "shortcut.convolution."),
+    ("downsample.1.", "shortcut.normalization."),
+    *((f"conv{n}.", f"layer.{n - 1}.convolution.") for n in (1, 2, 3)),
+    *((f"bn{n}.", f"layer.{n - 1}.normalization.") for n in (1, 2, 3)),
+)
 _RESNET = (
-    ("conv1.", "embedder.embedder.convolution."),
-    ("bn1.", "embedder.embedder.normalization."),
+    (f"{_BACKBONE}conv1.", f"{_HF_BACKBONE}embedder.embedder.convolution."),
+    (f"{_BACKBONE}bn1.", f"{_HF_BACKBONE}embedder.embedder.normalization."),
+    *(
+        (f"{_BACKBONE}layer{stage + 1}.#.{ours}", f"{_HF_BACKBONE}encoder.stages.{stage}.layers.#.{theirs}")
+        for stage in range(4)
+        for ours, theirs in _RESNET_BLOCK
+    ),
 )
 
 _Rows = tuple[tuple[str, str], ...]
@@ -115,6 +126,8 @@ def to_huggingface(state: Mapping[str, Tensor], *, backbone: str = "timm") -> di
     if backbone not in ("timm", "transformers"):
         raise ValueError(f"backbone: expected timm or transformers, got {backbone!r}")
     rows = _rows(state)
+    if backbone == "transformers":
+        rows = (*_RESNET, *(row for row in rows if row[0] != _BACKBONE))
     renamed: dict[str, Tensor] = {}
     for name, tensor in state.items():
         if name.endswith("num_batches_tracked"):
@@ -122,8 +135,6 @@ def to_huggingface(state: Mapping[str, Tensor], *, backbone: str = "timm") -> di
         other = _rename(name, rows)
         if other is None:
             raise ValueError(f"{name}: Hugging Face's detector has no such part")
-        if backbone == "transformers" and other.startswith(_HF_BACKBONE):
-            other = _HF_BACKBONE + _to_resnet(other.removeprefix(_HF_BACKBONE))
         renamed.update(_split(other, tensor))
     return renamed
 
@@ -141,11 +152,9 @@ def from_huggingface(state: Mapping[str, Tensor], *, with_box_refine: bool | Non
     Raises:
         ValueError: names of another model, or a projection without its fellows.
     """
-    rows = tuple((theirs, ours) for ours, theirs in _rows(state))
+    rows = tuple((theirs, ours) for ours, theirs in (*_RESNET, *_rows(state)))
     renamed: dict[str, Tensor] = {}
     for name, tensor in state.items():
-        if name.startswith(_HF_BACKBONE):
-            name = _HF_BACKBONE + _from_resnet(name.removeprefix(_HF_BACKBONE))  # noqa: PLW2901
         other = _rename(name, rows)
         if other is None:
             raise ValueError(f"{name}: not a name in a file of Hugging Face's DETR or Deformable DETR")
@@ -185,18 +194,17 @@ def _merge(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Three projections as one wherever there are q, k and v."""
     merged: dict[str, Tensor] = {}
     for name, tensor in state.items():
-        match = re.fullmatch(r"(.+)\.([qkv])_proj\.(weight|bias)", name)
+        match = re.fullmatch(r"(.+)\.[qkv]_proj\.(weight|bias)", name)
         if match is None:
             merged[name] = tensor
-        elif match.group(2) == "q":
-            stem, _, kind = match.groups()
-            three = [f"{stem}.{q}_proj.{kind}" for q in "qkv"]
-            missing = [one for one in three if one not in state]
-            if missing:
-                raise ValueError(f"{missing[0]}: expected beside {name}, not found")
+            continue
+        stem, kind = match.groups()
+        three = [f"{stem}.{q}_proj.{kind}" for q in "qkv"]
+        missing = [one for one in three if one not in state]
+        if missing:
+            raise ValueError(f"{missing[0]}: expected beside {name}, not found")
+        if name == three[0]:
             merged[f"{stem}.in_proj_{kind}"] = torch.cat([state[one] for one in three])
-        elif f"{match.group(1)}.q_proj.{match.group(3)}" not in state:
-            raise ValueError(f"{match.group(1)}.q_proj.{match.group(3)}: expected beside {name}, not found")
     return merged
 
 
@@ -234,40 +242,3 @@ def _differ(state: Mapping[str, Tensor]) -> bool:
     """Do two box heads differ? Then they are not one, shared."""
     first, second = (state.get(f"bbox_embed.{head}.layers.0.weight") for head in (0, 1))
     return first is not None and second is not None and not torch.equal(first, second)
-
-
-def _to_resnet(name: str) -> str:
-    """torchvision's name of a ResNet's part as transformers' own ResNet has it."""
-    for ours, theirs in _RESNET:
-        if name.startswith(ours):
-            return theirs + name.removeprefix(ours)
-    match = re.fullmatch(r"layer(\d+)\.(\d+)\.(conv|bn)(\d+)\.(\w+)", name)
-    if match:
-        stage, block, part, number, kind = match.groups()
-        part = "convolution" if part == "conv" else "normalization"
-        return f"encoder.stages.{int(stage) - 1}.layers.{block}.layer.{int(number) - 1}.{part}.{kind}"
-    match = re.fullmatch(r"layer(\d+)\.(\d+)\.downsample\.([01])\.(\w+)", name)
-    if match:
-        stage, block, part, kind = match.groups()
-        part = "convolution" if part == "0" else "normalization"
-        return f"encoder.stages.{int(stage) - 1}.layers.{block}.shortcut.{part}.{kind}"
-    raise ValueError(f"{_BACKBONE}{name}: transformers' ResNet has no such part")
-
-
-def _from_resnet(name: str) -> str:
-    """The reverse; a name that is torchvision's already is left."""
-    for ours, theirs in _RESNET:
-        if name.startswith(theirs):
-            return ours + name.removeprefix(theirs)
-    match = re.fullmatch(
-        r"encoder\.stages\.(\d+)\.layers\.(\d+)\.layer\.(\d+)\.(convolution|normalization)\.(\w+)", name
-    )
-    if match:
-        stage, block, number, part, kind = match.groups()
-        part = "conv" if part == "convolution" else "bn"
-        return f"layer{int(stage) + 1}.{block}.{part}{int(number) + 1}.{kind}"
-    match = re.fullmatch(r"encoder\.stages\.(\d+)\.layers\.(\d+)\.shortcut\.(convolution|normalization)\.(\w+)", name)
-    if match:
-        stage, block, part, kind = match.groups()
-        return f"layer{int(stage) + 1}.{block}.downsample.{0 if part == 'convolution' else 1}.{kind}"
-    return name

@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from ..configs import FAMILIES
+from ..configs import FAMILIES, SLIM, TORCHVISION
 from ..inference.image_size import Size
 from ..inference.images import IMAGENET_MEAN, IMAGENET_STD
-from ..layers.backbone import SLIM, TORCHVISION
 
 # the groups of Hugging Face's normalisations behind the projections; ours are gcd(32, hidden_dim / 4)
 HF_GROUPS = 32

@@ -1,4 +1,5 @@
 import math
+import pickle
 
 import pytest
 import torch
@@ -188,3 +189,29 @@ def test_a_mask_that_is_not_bool_is_refused():
             input_spatial_shapes=SHAPES,
             input_padding_mask=torch.zeros(2, 16),
         )
+
+
+@pytest.mark.parametrize("coordinates", [2, 4])
+def test_an_editor_stands_in_the_operators_place_while_it_is_set(coordinates):
+    module, query, reference, inputs, mask = example(coordinates)
+    arguments = (query, reference, inputs, torch.tensor(SHAPES), None, mask)
+    expected, state = module(*arguments), pickle.dumps(module)
+    calls = []
+
+    def editor(call):
+        calls.append(call)
+        locations, weights = call.sample()
+        return call.attend(locations, weights * len(calls))
+
+    module.editor = editor
+    torch.testing.assert_close(module(*arguments), expected)
+    assert calls[0].shapes == SHAPES
+    bias = module.output_proj.bias
+    torch.testing.assert_close(module(*arguments) - bias, 2 * (expected - bias))
+    assert module.state_dict().keys() == pickle.loads(state).state_dict().keys()
+    del module.editor
+    assert torch.equal(module(*arguments), expected)
+    assert (len(calls), pickle.dumps(module)) == (2, state)
+    assert torch.equal(
+        torch.compile(module, backend="eager", fullgraph=True)(*arguments[:3], SHAPES, None, mask), expected
+    )

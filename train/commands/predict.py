@@ -15,8 +15,8 @@ from ...common.device import choose_device
 from ...common.files import write_json
 from ...common.progress import progress_bar
 from ...common.text import counted
+from ...models.inference.detections import Detections, nothing_detected
 from ...models.inference.images import SUFFIXES, BadImageError, read_image
-from ...models.inference.predictor import Detections, nothing_detected
 from ..engine.checkpoint import Trained, load_trained
 from ..evaluation.results import coco_results
 from ..visual.boxes import Box, draw_boxes, save_picture
@@ -176,8 +176,7 @@ def _detect(
         done.best = first if done.best is None else max(done.best, first)
     found = everything.at_least(options.confidence)
     height, width = found.image_size
-    plain = {"scores": found.scores, "labels": found.labels, "boxes": found.boxes}
-    results = coco_results(image_id, plain, [category.id for category in trained.categories])
+    results = coco_results(image_id, found, [category.id for category in trained.categories])
     more = {"file_name": name, "image_size": [height, width]}
     save_picture(draw_boxes(Image.fromarray(image.permute(1, 2, 0).numpy()), boxes_of(found)), picture)
     done.results += [

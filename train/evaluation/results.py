@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ...common.text import counted
+from ...models.inference.detections import Detections
 from ..data.annotations import Annotations
 
 # a detection's row, in the order of the COCO API's own arrays: image id, box as x, y, width, height in pixels, score,
@@ -56,7 +56,7 @@ def merge(parts: Sequence[Found]) -> Found:
 
 
 def result_rows(
-    image_ids: Sequence[int], found: Sequence[dict[str, Tensor]], category_ids: Sequence[int | None]
+    image_ids: Sequence[int], found: Sequence[Detections], category_ids: Sequence[int | None]
 ) -> np.ndarray:
     """Detections of some images, as post_process gives them, as rows (N, 7); none of a label without an id.
 
@@ -77,7 +77,7 @@ def result_rows(
     return rows[~np.isnan(rows[:, 6])]
 
 
-def coco_results(image_id: int, found: dict[str, Tensor], category_ids: Sequence[int | None]) -> list[dict[str, Any]]:
+def coco_results(image_id: int, found: Detections, category_ids: Sequence[int | None]) -> list[dict[str, Any]]:
     """One image's detections, as post_process gives them, in COCO's results format; none of a label without an id."""
     return unpack_results(result_rows([image_id], [found], category_ids))
 

@@ -8,8 +8,8 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from ...models.families.detector import Detector
+from ...models.inference.detections import Detections
 from ...models.inference.image_size import Size
-from ...models.inference.predictor import Detections
 from ..data.dataset import CocoDetection, read_image
 from .boxes import Box, Colour, draw_boxes, side_by_side
 

@@ -10,9 +10,9 @@ from PIL import ExifTags, Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
+from msdeform.models.inference.detections import Detections
 from msdeform.models.inference.image_size import Size
 from msdeform.models.inference.images import normalise, read_image
-from msdeform.models.inference.predictor import Detections
 from msdeform.models.zoo import create_criterion
 from tests.models.tiny import TINY, tiny
 

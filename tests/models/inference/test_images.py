@@ -2,6 +2,7 @@
 
 import json
 import re
+import struct
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -167,6 +168,15 @@ def test_an_unreadable_tag_loses_no_picture(tmp_path: Path) -> None:
     array = pixels()
     Image.fromarray(array).save(tmp_path / "odd.png", exif=b"Exif\x00\x00nothing of the kind")
     assert torch.equal(read_image(tmp_path / "odd.png"), as_tensor(array))
+
+
+def test_an_odd_tag_beside_leaves_no_picture_on_its_side(tmp_path: Path) -> None:
+    # orientation 6 and, as some cameras write it, a signed -5 where the standard has an unsigned number
+    entries = struct.pack("<HHHIIHHIi", 2, 0x112, 3, 1, 6, 0x11C, 9, 1, -5)
+    array = pixels()
+    exif = b"Exif\x00\x00II*\x00" + struct.pack("<I", 8) + entries + bytes(4)
+    Image.fromarray(array).save(tmp_path / "odd.png", exif=exif)
+    assert torch.equal(read_image(tmp_path / "odd.png"), as_tensor(np.rot90(array, -1)))
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:

@@ -32,11 +32,21 @@ def test_the_best_pairs_of_query_and_class_in_pixels():
         torch.testing.assert_close(result["boxes"], torch.tensor(corners), atol=1e-4, rtol=1e-5)
 
 
+def test_detections_answer_as_the_official_dictionaries_do():
+    outputs, sizes = example()
+    found = post_process(outputs, sizes, top_k=12)[1]
+    assert (len(found), found.image_size, found.names) == (12, (30, 40), [])
+    assert dict(found) == {"scores": found.scores, "labels": found.labels, "boxes": found.boxes}
+    assert len(found.at_least(0.7)) == int((found["scores"] >= 0.7).sum()) < 12
+    with pytest.raises(KeyError, match="expected scores, labels, boxes, got 'score'"):
+        found["score"]
+
+
 def test_fewer_pairs_than_asked_for():
     assert [len(result["scores"]) for result in post_process(*example())] == [35, 35]
 
 
-def test_low_precision_is_widened():
+def test_low_precision_becomes_at_least_float32():
     outputs, sizes = example()
     result = post_process({name: tensor.bfloat16() for name, tensor in outputs.items()}, sizes)[0]
     assert result["scores"].dtype == result["boxes"].dtype == torch.float32

@@ -12,10 +12,11 @@ import torch
 from PIL import ExifTags, Image
 from torch import Tensor, nn
 
+from msdeform.models.inference.detections import Detections
 from msdeform.models.inference.image_size import Size
 from msdeform.models.inference.images import normalise
 from msdeform.models.inference.post_processing import post_process
-from msdeform.models.inference.predictor import Detections, Predictor
+from msdeform.models.inference.predictor import Predictor
 from msdeform.models.zoo import create_model
 
 LOGITS = (1.0, 3.0, 0.0)  # class 1 is the surest, class 2 has probability 0.5
@@ -53,7 +54,7 @@ class Finder(Predictor):
                     logits[i, channel, channel] = LOGITS[channel]
         return {"pred_logits": logits, "pred_boxes": boxes}
 
-    def post_process(self, outputs: dict[str, Any], target_sizes: Tensor, top_k: int = 100) -> list[dict[str, Tensor]]:
+    def post_process(self, outputs: dict[str, Any], target_sizes: Tensor, top_k: int = 100) -> list[Detections]:
         self.post_processed.append((target_sizes.tolist(), target_sizes.dtype, top_k))
         return post_process(outputs, target_sizes, top_k)
 
@@ -319,7 +320,7 @@ class Tiny(Predictor):
     def forward(self, images: list[Tensor]) -> dict[str, Any]:
         return self.inner(images)
 
-    def post_process(self, outputs: dict[str, Any], target_sizes: Tensor, top_k: int = 100) -> list[dict[str, Tensor]]:
+    def post_process(self, outputs: dict[str, Any], target_sizes: Tensor, top_k: int = 100) -> list[Detections]:
         return post_process(outputs, target_sizes, top_k)
 
 

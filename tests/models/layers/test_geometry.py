@@ -86,7 +86,7 @@ def test_inverse_sigmoid_is_bounded():
     assert inverse_sigmoid(x).tolist() == pytest.approx([-bound, -bound, math.log(3 / 7), bound, bound], rel=1e-9)
 
 
-def test_widen():
+def test_at_least_float32():
     assert [
         at_least_float32(torch.zeros(1, dtype=d)).dtype for d in (torch.bfloat16, torch.float32, torch.float64)
     ] == [

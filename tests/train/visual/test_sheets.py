@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from msdeform.models.inference.detections import Detections
 from msdeform.models.inference.image_size import Size
-from msdeform.models.inference.predictor import Detections
 from msdeform.train.config.options import TrainOptions
 from msdeform.train.data.annotations import Annotations, ImageEntry, ImageList
 from msdeform.train.data.dataset import CocoDetection
@@ -32,7 +32,7 @@ class Seer:
     def predict(self, image: Tensor, *, confidence: float, size: Size | None) -> Detections:
         boxes, labels, scores = self.found
         assert confidence == 0.0
-        return Detections(boxes, labels, [str(label) for label in labels.tolist()], scores, image.shape[1:])
+        return Detections(boxes, labels, scores, image.shape[1:], [str(label) for label in labels.tolist()])
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def test_pairs_show_found_missed_and_false(data: CocoDetection, monkeypatch: pyt
 
 def test_early_on_the_best_few_are_drawn_and_the_sheet_says_so() -> None:
     def scored(*scores: float) -> Detections:
-        return Detections(torch.zeros(len(scores), 4), torch.zeros(len(scores)), [], torch.tensor(scores), (9, 9))
+        return Detections(torch.zeros(len(scores), 4), torch.zeros(len(scores)), torch.tensor(scores), (9, 9))
 
     unsure = [scored(0.2, 0.1, 0.05), scored(0.29, 0.1)]
     assert sheets._sure(unsure, [2, 0]) == ([2, 1], "best few, none reaches 0.3")
