@@ -1,10 +1,9 @@
 """The detectors by name: each name's configuration. Nothing here needs PyTorch."""
 
 import dataclasses
-import difflib
-from typing import Any
+from typing import Annotated, Any
 
-from ..common.options import nearest
+from ..common.options import Known, Metavar, nearest, suggest
 from .configs import Config, DeformableDetrConfig, DetrConfig, DetrDemoConfig, FasterRcnnConfig
 
 # the published table, with ResNet-50
@@ -75,12 +74,17 @@ def list_models() -> list[str]:
     return sorted(MODELS)
 
 
+ModelName = Annotated[str, Known("model", tuple(list_models())), Metavar("NAME")]
+"""a name as an option"""
+
+
 def config_of(name: str) -> Config:
     """The configuration behind a name. Raises ValueError for an unknown one, with the nearest that there are."""
     if name not in MODELS:
-        near = difflib.get_close_matches(str(name).lower().replace("-", "_"), list_models(), n=3)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"expected one of {', '.join(list_models())}"
-        raise ValueError(f"name: no model is called {name!r}; {hint}")
+        usual = str(name).lower().replace("-", "_")
+        known = list_models()
+        every = f"expected one of {', '.join(known)}"
+        raise ValueError(suggest(f"name: no model is called {name!r}", usual, known, every, most=3))
     return MODELS[name]
 
 
@@ -94,11 +98,8 @@ def check_fields(kind: type[Config], fields: dict[str, Any]) -> None:
     known = [field.name for field in dataclasses.fields(kind)]
     for name in fields:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise ValueError(
-                f"{name}: not a field of the configuration of {kind.family}, which has {', '.join(known)}{hint}"
-            )
+            sentence = f"{name}: not a field of the configuration of {kind.family}, which has {', '.join(known)}"
+            raise ValueError(suggest(sentence, name, known))
     for field in dataclasses.fields(kind):
         value, usual = fields.get(field.name, field.default), type(field.default)
         if type(value) is not usual and not (usual is float and type(value) is int):

@@ -7,14 +7,15 @@ from typing import Annotated, ClassVar, Literal
 import pytest
 
 from msdeform.common.options import (
+    AtLeast,
     Device,
     Metavar,
+    Options,
     Positional,
     ReadPath,
     Reads,
     Repeated,
     WriteFolder,
-    at_least,
     check,
     command,
     options_of,
@@ -24,16 +25,13 @@ from msdeform.common.options import (
 
 
 @dataclass(frozen=True)
-class Rates:
+class Rates(Options):
     """How fast. What follows is not in the title."""
 
-    lr: float = 1e-3
+    lr: Annotated[float, AtLeast(0)] = 1e-3
     """Learning rate: 100% of it."""
     drops: Annotated[tuple[int, ...], Repeated()] = ()
     """Epochs of drops."""
-
-    def __post_init__(self) -> None:
-        at_least("lr", self.lr, 0)
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 
+from msdeform.kernels.diagnostics.options import AttnBackend
 from msdeform.models.zoo import create_model
 from msdeform.train.config.options import (
-    AttnBackend,
     Batch,
     Compute,
     Input,
