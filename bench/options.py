@@ -36,19 +36,19 @@ FunctionName = Literal["ms_deform_attn", "fused_ms_deform_attn", "MSDeformAttn"]
 FUNCTIONS: tuple[FunctionName, ...] = get_args(FunctionName)
 AloneName = Literal["fused_ms_deform_attn", "ms_deform_attn"]
 """functions without a module around them"""
-PEERS = (
+IMPLEMENTATIONS = (
     *("reference", "triton", "triton-deterministic", "triton-cells", "cuda", "cpu", "deformops", "deformops-fp32acc"),
     *("official", "mmcv", "dcnv4", "transformers", "core", "embedding-bag", "onnxruntime", "openvino"),
     *("reference-compiled", "core-compiled"),
 )
 """implementations of the operator, in the order of the tables; the first is the usual baseline"""
-CPU_PEERS = (
+CPU_IMPLEMENTATIONS = (
     *("cpu", "reference", "core", "transformers", "deformops", "mmcv", "embedding-bag", "onnxruntime", "openvino"),
 )
 """those that run on a CPU, ours first"""
-NO_GPU_PEERS = ("cpu", "embedding-bag", "onnxruntime", "openvino")
+CPU_ONLY_IMPLEMENTATIONS = ("cpu", "embedding-bag", "onnxruntime", "openvino")
 """those that are measured on a CPU alone"""
-COMPILED_PEERS = tuple(name for name in PEERS if name.endswith("-compiled"))
+COMPILED_IMPLEMENTATIONS = tuple(name for name in IMPLEMENTATIONS if name.endswith("-compiled"))
 StepDtype = Literal["float32", "bfloat16"]
 """dtypes of a detector's step; bfloat16: autocast"""
 STEP_DTYPES: tuple[StepDtype, ...] = get_args(StepDtype)
@@ -75,8 +75,8 @@ Results = tuple[ReadPath, ...]
 
 
 def _check_implementation(option: str, name: str) -> None:
-    if ":" not in name and name not in PEERS:
-        raise ValueError(f"{option}: {nearest('backend', name, PEERS)}")
+    if ":" not in name and name not in IMPLEMENTATIONS:
+        raise ValueError(f"{option}: {nearest('backend', name, IMPLEMENTATIONS)}")
 
 
 def _check_image(option: str, text: str) -> None:

@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 import torch
 
+from msdeform.bench.harness.provenance import usual_device
 from msdeform.bench.operator import implementations, workloads
 from msdeform.bench.operator.cases import REDUCED, find
 from msdeform.bench.operator.inputs import make_inputs
-from msdeform.bench.operator.runner import usual_device
-from msdeform.bench.options import COMPILED_PEERS, PEERS
+from msdeform.bench.options import COMPILED_IMPLEMENTATIONS, IMPLEMENTATIONS
 
 DEVICE = usual_device()
 CASES = REDUCED if DEVICE.type == "cpu" else ("encoder-800x1066-b2", "decoder-800x1066")
-BACKENDS = [name for name in PEERS if name not in COMPILED_PEERS]
+BACKENDS = [name for name in IMPLEMENTATIONS if name not in COMPILED_IMPLEMENTATIONS]
 
 
 @pytest.mark.parametrize("direction", ["forward", "both"])
@@ -26,16 +26,16 @@ BACKENDS = [name for name in PEERS if name not in COMPILED_PEERS]
 @pytest.mark.parametrize("case_name", CASES)
 def test_operator(benchmark: Any, case_name: str, backend: str, fused: bool, direction: str) -> None:
     reason = implementations.absent(backend, DEVICE)
-    peer = None if reason is not None else implementations.find(backend, DEVICE)
-    if peer is None or peer.reason is not None:
-        pytest.skip(f"{backend}: {reason if peer is None else peer.reason}")
-    if (peer.fused if fused else peer.plain) is None:
+    subject = None if reason is not None else implementations.find(backend, DEVICE)
+    if subject is None or subject.reason is not None:
+        pytest.skip(f"{backend}: {reason if subject is None else subject.reason}")
+    if subject.function(fused) is None:
         pytest.skip(f"{backend} has no such function")
     case = find(case_name)
     inputs = make_inputs(case, torch.float32, DEVICE, seed=0)
-    work = workloads.operator(case, peer, [inputs], fused)
-    for checked in workloads.check(work, workloads.truth(case, inputs, fused)).values():
-        assert checked.failure is None, f"{backend} gets no speed: {checked.failure}"
+    work = workloads.operator(case, subject, [inputs], fused)
+    for check in workloads.checked(case, subject, inputs, fused).values():
+        assert check.failure is None, f"{backend} gets no speed: {check.failure}"
 
     def call() -> None:
         work.forward(0) if direction == "forward" else work.both(0)

@@ -12,6 +12,8 @@ module dictionaries, so that ``torch.compile(fullgraph=True)`` can trace it.
 
 import os
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from types import TracebackType
@@ -21,7 +23,7 @@ import torch
 
 from ..common.options import suggest
 from .backend import Backend, Functions, Implementation
-from .call_cache import settled_while_tracing, transformed
+from .call_cache import forget, settled_while_tracing, transformed
 from .contract import Inputs
 
 AUTO = "auto"
@@ -45,6 +47,25 @@ _availability: dict[str, str | None] = {}
 _loading = threading.RLock()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_loading.acquire, after_in_parent=_loading.release, after_in_child=_loading.release)
+
+
+@contextmanager
+def registered(backend: Backend) -> Iterator[None]:
+    """Within, a backend is known by its name, in the place of another of that name; benchmarks put stand-ins here."""
+    kept: tuple[dict[str, Any], ...] = (BACKENDS, _availability, _loaded)
+    usual = [one.copy() for one in kept]
+    try:
+        _availability.pop(backend.name, None)
+        if backend.name in BACKENDS and BACKENDS[backend.name].load is not backend.load:
+            _loaded.pop(backend.name, None)
+        BACKENDS[backend.name] = backend
+        forget()
+        yield
+    finally:
+        for one, before in zip(kept, usual, strict=True):
+            one.clear()
+            one.update(before)
+        forget()
 
 
 def check_name(name: str) -> str:

@@ -92,15 +92,3 @@ def check_model(name: str | None, what: str = "model") -> None:
     """Raises ValueError, which begins with the option ``what``, for a name that no detector has, with the nearest."""
     if name is not None and name not in MODELS:
         raise ValueError(f"{what}: {nearest('model', name, list_models())}")
-
-
-def check_fields(kind: type[Config], fields: dict[str, Any]) -> None:
-    known = [field.name for field in dataclasses.fields(kind)]
-    for name in fields:
-        if name not in known:
-            sentence = f"{name}: not a field of the configuration of {kind.family}, which has {', '.join(known)}"
-            raise ValueError(suggest(sentence, name, known))
-    for field in dataclasses.fields(kind):
-        value, usual = fields.get(field.name, field.default), type(field.default)
-        if type(value) is not usual and not (usual is float and type(value) is int):
-            raise ValueError(f"{field.name}: expected {usual.__name__}, got {value!r}")

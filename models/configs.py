@@ -3,8 +3,12 @@
 One dataclass a family. A field that does not fit raises ValueError naming it.
 """
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
+
+from ..common.options import suggest
 
 # torchvision's names; all have stages of stride 4, 8, 16, 32
 TORCHVISION = ("resnet18", "resnet34", "resnet50", "resnet101")
@@ -22,7 +26,81 @@ def dilates(name: str) -> bool:
 
 
 @dataclass(frozen=True)
-class DeformableDetrConfig:
+class Config:
+    """What every family's configuration has; `from_dict` takes what `to_dict` gave."""
+
+    family: ClassVar[str]
+
+    num_classes: int = 91
+    backbone: str = "resnet50"
+    backbone_frozen: bool = False  # batch norm as constants, stem and first stage fixed: for trained weights
+
+    def __post_init__(self) -> None:
+        _at_least("num_classes", self.num_classes, 1)
+        if self.backbone not in BACKBONES:
+            raise ValueError(f"backbone: expected one of {', '.join(BACKBONES)}, got {self.backbone!r}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The configuration as JSON's values, with its ``family``."""
+        return {"family": self.family, **dataclasses.asdict(self)}
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any]) -> "Config":
+        """The configuration of the family that `values` name, or of Deformable DETR.
+
+        Raises ValueError for an unknown family, a field that its configuration does not have, or a value that does
+        not fit.
+        """
+        fields = dict(values)
+        family = fields.pop("family", DeformableDetrConfig.family)
+        if family not in FAMILIES:
+            raise ValueError(f"family: expected one of {', '.join(FAMILIES)}, got {family!r}")
+        check_fields(FAMILIES[family], fields)
+        return FAMILIES[family](**fields)
+
+
+@dataclass(frozen=True)
+class TransformerConfig(Config):
+    """What the configurations of the DETRs have; the defaults are DETR's."""
+
+    focal: ClassVar[bool]
+    """Classes are independent sigmoids."""
+    aux_loss: ClassVar[bool]
+
+    dilation: bool = False  # DC5: the last stage keeps its stride of 16, and is dilated
+    num_queries: int = 100
+    enc_layers: int = 6
+    dec_layers: int = 6
+    hidden_dim: int = 256
+    dim_feedforward: int = 2048
+    nheads: int = 8
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name in ("num_classes", "num_queries", "dec_layers", "hidden_dim", "nheads", "dim_feedforward"):
+            _at_least(name, getattr(self, name), 1)
+        _at_least("enc_layers", self.enc_layers, 0)
+        super().__post_init__()
+        if self.dilation and not dilates(self.backbone):
+            raise ValueError(
+                f"dilation: expected a backbone of bottleneck blocks (resnet50, resnet101), got {self.backbone}: "
+                "torchvision's basic blocks cannot be dilated"
+            )
+        kind = getattr(self, "position_embedding", "sine")
+        if kind not in ("sine", "learned"):
+            raise ValueError(f"position_embedding: expected sine or learned, got {kind!r}")
+        if self.hidden_dim % self.nheads:
+            raise ValueError(f"hidden_dim: expected a multiple of nheads={self.nheads}, got {self.hidden_dim}")
+        if self.hidden_dim % 4:
+            raise ValueError(
+                f"hidden_dim: expected a multiple of 4 (sine and cosine of x and y), got {self.hidden_dim}"
+            )
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout: expected a probability in [0, 1), got {self.dropout}")
+
+
+@dataclass(frozen=True)
+class DeformableDetrConfig(TransformerConfig):
     """Deformable DETR (Zhu et al. 2021); the defaults are the published multi-scale detector.
 
     With L = `num_feature_levels` up to 3, the maps are the backbone's last L stages; each further level halves the
@@ -30,45 +108,32 @@ class DeformableDetrConfig:
     """
 
     family: ClassVar[str] = "deformable_detr"
+    focal: ClassVar[bool] = True
 
-    num_classes: int = 91
-    backbone: str = "resnet50"
-    backbone_frozen: bool = False  # batch norm as constants, stem and first stage fixed: for trained weights
-    dilation: bool = False  # DC5: the last stage keeps its stride of 16, and is dilated
-    position_embedding: str = "sine"
     num_queries: int = 300
-    num_feature_levels: int = 4
-    enc_layers: int = 6
-    dec_layers: int = 6
-    hidden_dim: int = 256
     dim_feedforward: int = 1024
-    nheads: int = 8
+    position_embedding: str = "sine"
+    num_feature_levels: int = 4
     enc_n_points: int = 4
     dec_n_points: int = 4
-    dropout: float = 0.1
     pre_norm: bool = False
     with_box_refine: bool = False
     two_stage: bool = False
-    aux_loss: bool = True
+    aux_loss: bool = True  # type: ignore[misc]  # a field here, a constant of the demo
 
     def __post_init__(self) -> None:
         for name in ("num_feature_levels", "enc_n_points", "dec_n_points"):
             _at_least(name, getattr(self, name), 1)
-        _check_transformer(self)
+        super().__post_init__()
         if self.two_stage and not self.with_box_refine:
             raise ValueError(
                 "two_stage: expected with_box_refine=True beside it, got False: the proposals are boxes, "
                 "which the decoder refines"
             )
 
-    @property
-    def focal(self) -> bool:
-        """Classes are independent sigmoids."""
-        return True
-
 
 @dataclass(frozen=True)
-class DetrConfig:
+class DetrConfig(TransformerConfig):
     """DETR (Carion et al. 2020); the defaults are the published detector.
 
     `focal` makes the classes independent sigmoids, as the comparison DETR-DC5+ of Zhu et al. 2021 has it.
@@ -76,97 +141,46 @@ class DetrConfig:
 
     family: ClassVar[str] = "detr"
 
-    num_classes: int = 91
-    backbone: str = "resnet50"
-    backbone_frozen: bool = False
-    dilation: bool = False
     position_embedding: str = "sine"
-    num_queries: int = 100
-    enc_layers: int = 6
-    dec_layers: int = 6
-    hidden_dim: int = 256
-    dim_feedforward: int = 2048
-    nheads: int = 8
-    dropout: float = 0.1
     pre_norm: bool = False
-    focal: bool = False
-    aux_loss: bool = True
-
-    def __post_init__(self) -> None:
-        _check_transformer(self)
+    focal: bool = False  # type: ignore[misc]
+    aux_loss: bool = True  # type: ignore[misc]
 
 
 @dataclass(frozen=True)
-class DetrDemoConfig:
+class DetrDemoConfig(TransformerConfig):
     """The minimal DETR of Carion et al. 2020, listing 1: learned positions, torch's own transformer, one box layer."""
 
     family: ClassVar[str] = "detr_demo"
     focal: ClassVar[bool] = False
     aux_loss: ClassVar[bool] = False
 
-    num_classes: int = 91
-    backbone: str = "resnet50"
-    backbone_frozen: bool = False
-    dilation: bool = False
-    num_queries: int = 100
-    enc_layers: int = 6
-    dec_layers: int = 6
-    hidden_dim: int = 256
-    dim_feedforward: int = 2048
-    nheads: int = 8
-    dropout: float = 0.1
-
-    def __post_init__(self) -> None:
-        _check_transformer(self)
-
 
 @dataclass(frozen=True)
-class FasterRcnnConfig:
+class FasterRcnnConfig(Config):
     """Faster R-CNN with a feature pyramid (Ren et al. 2015, Lin et al. 2017), torchvision's."""
 
     family: ClassVar[str] = "faster_rcnn"
 
-    num_classes: int = 91
-    backbone: str = "resnet50"
-    backbone_frozen: bool = False
 
-    def __post_init__(self) -> None:
-        _at_least("num_classes", self.num_classes, 1)
-        _check_backbone(self)
-
-
-Config = DeformableDetrConfig | DetrConfig | DetrDemoConfig | FasterRcnnConfig
 FAMILIES: dict[str, type[Config]] = {
     kind.family: kind for kind in (DeformableDetrConfig, DetrConfig, DetrDemoConfig, FasterRcnnConfig)
 }
 
 
+def check_fields(kind: type[Config], fields: Mapping[str, Any]) -> None:
+    """Raises ValueError for a name that is no field of `kind`, with the nearest, and for a value of another type."""
+    known = [field.name for field in dataclasses.fields(kind)]
+    for name in fields:
+        if name not in known:
+            sentence = f"{name}: not a field of the configuration of {kind.family}, which has {', '.join(known)}"
+            raise ValueError(suggest(sentence, name, known))
+    for field in dataclasses.fields(kind):
+        value, usual = fields.get(field.name, field.default), type(field.default)
+        if type(value) is not usual and not (usual is float and type(value) is int):
+            raise ValueError(f"{field.name}: expected {usual.__name__}, got {value!r}")
+
+
 def _at_least(name: str, value: int, least: int) -> None:
     if value < least:
         raise ValueError(f"{name}: expected at least {least}, got {value}")
-
-
-def _check_backbone(config: Any) -> None:
-    if config.backbone not in BACKBONES:
-        raise ValueError(f"backbone: expected one of {', '.join(BACKBONES)}, got {config.backbone!r}")
-
-
-def _check_transformer(config: Any) -> None:
-    for name in ("num_classes", "num_queries", "dec_layers", "hidden_dim", "nheads", "dim_feedforward"):
-        _at_least(name, getattr(config, name), 1)
-    _at_least("enc_layers", config.enc_layers, 0)
-    _check_backbone(config)
-    if config.dilation and not dilates(config.backbone):
-        raise ValueError(
-            f"dilation: expected a backbone of bottleneck blocks (resnet50, resnet101), got {config.backbone}: "
-            "torchvision's basic blocks cannot be dilated"
-        )
-    kind = getattr(config, "position_embedding", "sine")
-    if kind not in ("sine", "learned"):
-        raise ValueError(f"position_embedding: expected sine or learned, got {kind!r}")
-    if config.hidden_dim % config.nheads:
-        raise ValueError(f"hidden_dim: expected a multiple of nheads={config.nheads}, got {config.hidden_dim}")
-    if config.hidden_dim % 4:
-        raise ValueError(f"hidden_dim: expected a multiple of 4 (sine and cosine of x and y), got {config.hidden_dim}")
-    if not 0 <= config.dropout < 1:
-        raise ValueError(f"dropout: expected a probability in [0, 1), got {config.dropout}")

@@ -22,9 +22,7 @@ if _TYPE_CHECKING:
     from .kernels.registry import use_backend
     from .models.attention import MSDeformAttn
     from .models.catalog import list_models
-    from .models.weights.hub import from_pretrained
-    from .models.weights.load import load_model
-    from .models.zoo import create_criterion, create_model
+    from .models.zoo import create_criterion, create_model, from_pretrained, load_model
     from .train.api import finetune
 
 _public = {
@@ -32,10 +30,10 @@ _public = {
     "create_criterion": "models.zoo",
     "create_model": "models.zoo",
     "finetune": "train.api",
-    "from_pretrained": "models.weights.hub",
+    "from_pretrained": "models.zoo",
     "fused_ms_deform_attn": "kernels.api",
     "list_models": "models.catalog",
-    "load_model": "models.weights.load",
+    "load_model": "models.zoo",
     "ms_deform_attn": "kernels.api",
     "use_backend": "kernels.registry",
 }

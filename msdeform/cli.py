@@ -63,7 +63,7 @@ COMMANDS = {
     ),
     "verify --compiled": Command(
         "bench.options:VerifyCompiledOptions",
-        "bench.static.ptx.verify:verify",
+        "bench.static.commands:verify_compiled",
         "check the kernels as compiled for a GPU, executed on this CPU",
     ),
     "train": Command(
@@ -126,7 +126,7 @@ COMMANDS = {
     "bench": Command(
         "bench.options:OperatorsOptions",
         "bench.operator.operators:run",
-        "time the operator's backends and their peers, after checking them",
+        "time the operator's backends and other implementations, after checking them",
     ),
     "bench compare": Command(
         "bench.options:CompareOptions",
@@ -136,7 +136,7 @@ COMMANDS = {
     "bench cpu": Command(
         "bench.options:CpuOptions",
         "bench.cpu.cpu:run",
-        "time the operator's backends and their peers on a CPU, all in turn, by threads",
+        "time the operator's backends and other implementations on a CPU, all in turn, by threads",
     ),
     "bench cpu-code": Command(
         "bench.options:CpuCodeOptions",
@@ -150,12 +150,12 @@ COMMANDS = {
     ),
     "bench explain": Command(
         "bench.options:ExplainOptions",
-        "bench.models.explain:run",
+        "bench.models.commands:explain",
         "time relevance beside the model's own passes, and the memory it adds",
     ),
     "bench exports": Command(
         "bench.options:ExportsOptions",
-        "bench.models.exports:run",
+        "bench.models.commands:exports",
         "run exported detectors at every boundary of padding, beside their models",
     ),
     "bench first-call": Command(
@@ -170,7 +170,7 @@ COMMANDS = {
     ),
     "bench model": Command(
         "bench.options:ModelOptions",
-        "bench.static.model:run",
+        "bench.static.commands:model",
         "predict what bounds each kernel on an H200 from its counts",
     ),
     "bench render": Command(
@@ -185,7 +185,7 @@ COMMANDS = {
     ),
     "bench seeds": Command(
         "bench.options:SeedsOptions",
-        "bench.models.seeds:run",
+        "bench.models.commands:seeds",
         "train on every backend with several seeds: do their APs agree?",
     ),
     "bench startup": Command(
@@ -195,7 +195,7 @@ COMMANDS = {
     ),
     "bench training": Command(
         "bench.options:TrainingOptions",
-        "bench.models.training:run",
+        "bench.models.commands:training",
         "time the loading of images, and the stages of a training step",
     ),
     "ablate": Command(
@@ -205,7 +205,7 @@ COMMANDS = {
     ),
     "table": Command(
         "bench.options:TableOptions",
-        "bench.models.table:run",
+        "bench.models.commands:table",
         "the detectors' published size, FLOPs and speed, and ours beside them",
     ),
     "demo": Command(

@@ -17,7 +17,7 @@ from typing import Any
 
 from ..models.catalog import MODELS, check_model
 from ..models.families.detector import Detector
-from ..models.weights.load import load_model
+from ..models.zoo import load_model
 from .config.files import NOT_IN_FILES, take_settings
 from .config.options import Recipe, TrainOptions, merged
 from .config.presets import preset as preset_of

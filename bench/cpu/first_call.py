@@ -13,14 +13,14 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from importlib import import_module
 
 from ..harness.records import Row
-from ..harness.tables import Line, aligned, number
+from ..harness.tables import aligned
 from ..options import FirstCallOptions
+from .tables import DIRECTIONS, first_call_table
 
-DIRECTIONS = ("forward", "both")
 _LIMIT = 300.0  # seconds
 
 
@@ -29,11 +29,10 @@ def run(options: FirstCallOptions) -> int:
     import torch
 
     from ...kernels import registry
-    from ..harness.provenance import code, provenance
-    from ..operator.runner import Book, command_line
+    from ..harness.results_file import open_results
 
-    source = provenance(torch.device("cpu"), command_line("msdeform bench first-call", options))
-    book = Book(options.out, {**source, "code": code("bench/cpu/first_call.py")}, again=True)
+    code = ("bench/cpu/first_call.py",)
+    results = open_results("msdeform bench first-call", options, torch.device("cpu"), measured=code, again=True)
     cpu = registry.example_inputs("cpu")
     for backend in options.backends or list(registry.BACKENDS):
         reason = registry.unavailable(backend) or registry.BACKENDS[backend].refuses(cpu)
@@ -42,11 +41,11 @@ def run(options: FirstCallOptions) -> int:
         for dtype in options.dtypes:
             for direction in DIRECTIONS:
                 print(f"{backend}, {dtype}, {direction}", file=sys.stderr, flush=True)
-                book.add(measured(options.case, dtype, direction, backend, options.times, reason))
-    book.report()
+                results.add(measured(options.case, dtype, direction, backend, options.times, reason))
+    results.report()
     print("milliseconds\n")
-    print(aligned(first_call_table(book.rows), 4))
-    return 1 if any(row["failure"] is not None for row in book.rows) else 0
+    print(aligned(first_call_table(results.rows), 4))
+    return 1 if any(row["failure"] is not None for row in results.rows) else 0
 
 
 def measured(case: str, dtype: str, direction: str, backend: str, times: int, failure: str | None = None) -> Row:
@@ -82,17 +81,6 @@ def measured(case: str, dtype: str, direction: str, backend: str, times: int, fa
     }
 
 
-def first_call_table(rows: Sequence[Row]) -> list[Line]:
-    """A line for each backend, dtype and direction, after the head."""
-    head = ("backend", "dtype", "direction", "case")
-    lines: list[Line] = [(*head, "import torch", "import msdeform", "first call", "second call")]
-    for row in rows:
-        direction = "forward" if row["direction"] == "forward" else "forward + backward"
-        numbers = [number(row[name]) for name in ("import_torch_ms", "import_ms", "first_ms", "second_ms")]
-        lines.append((row["backend"], row["dtype"], direction, row["case"], *numbers))
-    return lines
-
-
 def main(argv: list[str] | None = None) -> int:
     """Prints the times of this process as a line of JSON."""
     case_name, dtype, direction, backend = sys.argv[1:] if argv is None else argv
@@ -112,10 +100,10 @@ def main(argv: list[str] | None = None) -> int:
     from ..operator.inputs import make_inputs
 
     case, cpu = cases.find(case_name), torch.device("cpu")
-    peer = implementations.find(backend, cpu)
-    if peer.reason is not None:
-        raise SystemExit(peer.reason)
-    work = workloads.operator(case, peer, [make_inputs(case, DTYPES[dtype], cpu, seed=0)], fused=True)
+    subject = implementations.find(backend, cpu)
+    if subject.reason is not None:
+        raise SystemExit(subject.reason)
+    work = workloads.operator(case, subject, [make_inputs(case, DTYPES[dtype], cpu, seed=0)], fused=True)
     call = work.forward if direction == "forward" else work.both
     with torch.set_grad_enabled(direction != "forward"):
         for name in ("first_ms", "second_ms"):

@@ -24,17 +24,19 @@ import torch
 
 from ...cli import COMMANDS
 from ...common.options import Option, Positional
-from ..harness.provenance import code, provenance
 from ..harness.records import Row
-from ..harness.tables import Line, aligned, number
-from ..operator.runner import Book, command_line
+from ..harness.results_file import open_results
+from ..harness.tables import aligned
 from ..options import StartupOptions
+from .tables import WAYS, startup_table
 
-WAYS = ("--help", "typo", "out of range")
 PYTHON = "python -c pass"
 """what all of them include"""
 # what decides these times, beside what decides all
-CODE = ("*/options.py", "train/*.py", "cli.py", "common/*.py", "msdeform/cli.py", "msdeform/common/*.py")
+CODE = (
+    *("*/options.py", "*/*/options.py", "train/config/*.py", "cli.py", "common/*.py"),
+    *("msdeform/cli.py", "msdeform/common/*.py"),
+)
 # what to try for options of these types
 _WRONG: dict[str, tuple[type, ...]] = {"-1": (int, float), "no-such-word": (str,), "no/such/file": (Path,)}
 
@@ -43,27 +45,26 @@ class Try(NamedTuple):
     """One command line."""
 
     program: str
-    """The command's name, or `PYTHON`."""
+    """the command's name, or `PYTHON`"""
     way: str
-    """One of `WAYS`."""
+    """one of `WAYS`"""
     words: list[str]
-    """After ``python``."""
+    """after ``python``"""
     status: int
-    """What it has to end with."""
+    """what it has to end with"""
 
 
 def run(options: StartupOptions) -> int:
     """``msdeform bench startup``: measures, prints, and on request records; returns 1 where a command answered with
     another exit status than it has to."""
-    source = provenance(torch.device("cpu"), command_line("msdeform bench startup", options))
-    book = Book(options.out, {**source, "code": code(*CODE)}, again=True)
+    results = open_results("msdeform bench startup", options, torch.device("cpu"), measured=CODE, again=True)
     for one in tries(options.commands or tuple(COMMANDS)):
         print(f"{one.program}, {one.way}", file=sys.stderr, flush=True)
-        book.add(measured(one, options.times))
-    book.report()
+        results.add(measured(one, options.times))
+    results.report()
     print("CPU milliseconds\n")
-    print(aligned(startup_table(book.rows), 1))
-    return 1 if any(row["failure"] is not None for row in book.rows) else 0
+    print(aligned(startup_table(results.rows), 1))
+    return 1 if any(row["failure"] is not None for row in results.rows) else 0
 
 
 def tries(programs: Sequence[str]) -> Iterator[Try]:
@@ -143,18 +144,3 @@ def cpu_seconds(command: Sequence[str]) -> tuple[float, int, str]:
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     seconds = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
     return seconds, answer.returncode, (answer.stdout + answer.stderr).strip().rpartition("\n")[2]
-
-
-def startup_table(rows: Sequence[Row]) -> list[Line]:
-    """A head, and a line for each command with its milliseconds."""
-    lines: list[Line] = [("command", *WAYS)]
-    for program in dict.fromkeys(row["program"] for row in rows):
-        mine = {row["way"]: row for row in rows if row["program"] == program}
-        lines.append((program, *(_cell(mine.get(way)) for way in WAYS)))
-    return lines
-
-
-def _cell(row: Row | None) -> str:
-    if row is None:
-        return "-"
-    return number(row["cpu_ms"]) if row["failure"] is None else "failed"

@@ -6,30 +6,29 @@ call that is not timed, which finds the caches as the last turn of another left 
 some milliseconds. A call that is itself longer than half a second is alone in its turn.
 """
 
-import json
-import os
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
-from typing import Any
+from itertools import product
+from typing import NamedTuple
 
 import torch
 
+from ...kernels.diagnostics.options import BACKENDS
 from ...kernels.diagnostics.verify import DTYPES
 from ..harness import measure
+from ..harness.isolate import Answer, Message, serve
+from ..harness.measure import Ratio, Timing
 from ..harness.records import Row
 from ..harness.tables import HAS_NONE
 from ..operator import cases, implementations, workloads
-from ..operator.implementations import Peer
+from ..operator.implementations import Implementation
 from ..operator.inputs import make_inputs
 from ..operator.jobs import FUSED
-from ..operator.worker import watch_parent
 from ..operator.workloads import Check, Workload
+from .tables import DIRECTIONS, OURS
 
-DIRECTIONS = ("forward", "both")
-OURS = "cpu"
 _TURN = 0.02  # seconds
 _LONG = 0.5  # seconds of a call in which caches that begin cold do not count
 _MOST_CALLS = 20  # in a turn
@@ -40,80 +39,76 @@ Begin = Callable[[str], None]
 """told the name of the implementation that is about to run"""
 
 
+class Cell(NamedTuple):
+    """What one process measures."""
+
+    case: str
+    dtype: str
+    function: str
+    threads: tuple[int, ...]
+    backends: tuple[str, ...]
+
+    def row(self, backend: str, threads: int, direction: str, failure: str | None = None) -> Row:
+        """One without numbers."""
+        of = {"kind": "cpu", "case": self.case, "dtype": self.dtype, "function": self.function}
+        of |= {"direction": direction, "threads": threads, "backend": backend, "ours": backend in BACKENDS}
+        numbers = (*Check._fields, *Timing.__dataclass_fields__, *Ratio.__dataclass_fields__, "ns_a_point", "baseline")
+        return {**of, **dict.fromkeys((*numbers, "composed", "limits", "shape", "points")), "failure": failure}
+
+    def failed(self, backends: Sequence[str], failure: str) -> list[Row]:
+        """Rows without numbers of all that was to be measured of these implementations."""
+        return [self.row(*one, failure) for one in product(backends, self.threads, DIRECTIONS)]
+
+
 def measured(
     case: cases.Case,
-    dtype: str,
-    function: str,
-    threads: Sequence[int],
-    found: Sequence[Peer],
+    cell: Cell,
+    found: Sequence[Implementation],
     *,
     seconds: float,
     rounds: int,
     begin: Begin = lambda _: None,
 ) -> Iterator[Row]:
-    """A row for each implementation, number of threads and direction."""
-    device, fused = torch.device("cpu"), function in FUSED
-    inputs = make_inputs(case, DTYPES[dtype], device, seed=0)
-    torch.set_num_threads(max(threads))
+    """A row for each implementation, number of threads and direction of a cell, whose case this is."""
+    fused = cell.function in FUSED
+    inputs = make_inputs(case, DTYPES[cell.dtype], torch.device("cpu"), seed=0)
+    torch.set_num_threads(max(cell.threads))
     truth = workloads.truth(case, inputs, fused)
     work: dict[str, Workload] = {}
     checks: dict[str, dict[str, Check]] = {}
-    for peer in found:
-        begin(peer.name)
-        if (peer.fused if fused else peer.plain) is None:
-            checks[peer.name] = dict.fromkeys(DIRECTIONS, Check(None, None, HAS_NONE))
+    for subject in found:
+        begin(subject.name)
+        if subject.function(fused) is None:
+            checks[subject.name] = dict.fromkeys(DIRECTIONS, Check(None, None, HAS_NONE))
             continue
-        work[peer.name] = workloads.operator(case, peer, [inputs], fused)
-        one = workloads.check(work[peer.name], truth)
+        work[subject.name] = workloads.operator(case, subject, [inputs], fused)
+        one = workloads.check(work[subject.name], truth)
         # a training step needs both: a forward that is wrong makes its backward worth nothing
-        checks[peer.name] = {
+        checks[subject.name] = {
             "forward": one["forward"],
             "both": one["backward"] if one["forward"].failure is None else one["forward"],
         }
-    points = case.B * case.queries * case.H * case.L * case.P
-    shape = {"B": case.B, "Q": case.queries, "S": case.S, "H": case.H, "D": case.D, "L": case.L, "P": case.P}
-    for count in threads:
+    for count in cell.threads:
         torch.set_num_threads(count)
         for direction in DIRECTIONS:
             right = [name for name in work if checks[name][direction].failure is None]
             with torch.set_grad_enabled(direction != "forward"):
                 calls = {name: getattr(work[name], direction) for name in right}
                 times, failures = take_turns(calls, seconds, rounds, begin)
-            baseline = OURS if OURS in times else None
-            for peer in found:
-                check = checks[peer.name][direction]
-                row: Row = {
-                    "kind": "cpu",
-                    "case": case.name,
-                    "dtype": dtype,
-                    "function": function,
-                    "direction": direction,
-                    "threads": torch.get_num_threads(),
-                    "backend": peer.name,
-                    "ours": peer.ours,
-                    "composed": peer.composed if fused else None,
-                    "limits": peer.limits,
-                    "shape": shape,
-                    "points": points,
-                    **check._asdict(),
-                }
-                yield (
-                    row
-                    | numbers(times, peer.name, baseline, points)
-                    | {"failure": check.failure or failures.get(peer.name)}
-                )
+            for subject in found:
+                row = cell.row(subject.name, torch.get_num_threads(), direction)
+                row |= {**subject.about(fused), "shape": case.shape, "points": case.points}
+                row |= {**checks[subject.name][direction]._asdict(), **numbers(times, subject.name, case.points)}
+                yield row | {"failure": row["failure"] or failures.get(subject.name)}
 
 
-def numbers(times: dict[str, list[float]], name: str, baseline: str | None, points: int) -> Row:
-    """The numbers of a row; None for one that was not timed. `ratio` is how many times as long as ours it takes."""
+def numbers(times: dict[str, list[float]], name: str, points: int) -> Row:
+    """The numbers of a row, if it was timed. `ratio` is how many times as long as ours it takes."""
     if name not in times:
-        fields = (*measure.Timing.__dataclass_fields__, *measure.Ratio.__dataclass_fields__)
-        return dict.fromkeys((*fields, "ns_a_point", "baseline"))
+        return {}
     timing = measure.summary(times[name])
-    ratio: Row = dict.fromkeys(measure.Ratio.__dataclass_fields__)
-    if baseline is not None and baseline != name:
-        ratio = asdict(measure.paired(times[name], times[baseline]))
-    return {**asdict(timing), "ns_a_point": 1e3 * timing.median_us / points, **ratio, "baseline": baseline}
+    row = asdict(timing) | {"ns_a_point": 1e3 * timing.median_us / points, "baseline": OURS if OURS in times else None}
+    return row if name == OURS or OURS not in times else row | asdict(measure.paired(times[name], times[OURS]))
 
 
 def take_turns(
@@ -138,7 +133,7 @@ def take_turns(
                     repeats[name] = 0 if first > _LONG else min(_MOST_CALLS, int(_TURN / first) + 1)
                 if repeats[name] > 0:
                     turn = [_once(call) for _ in range(repeats[name])]
-            except Exception as error:  # a peer may pass its check and fail in the next call
+            except Exception as error:  # an implementation may pass its check and fail in the next call
                 failures[name] = workloads.sentence(error)
                 times.pop(name, None)
                 continue
@@ -153,39 +148,22 @@ def _once(call: Callable[[int], object]) -> float:
     return (time.perf_counter() - start) * 1e6
 
 
-def main(argv: list[str] | None = None) -> int:
+def respond(request: Message, answer: Answer) -> None:
     """Answers with ``{"missing": name, "reason": ...}``, ``{"begin": name}`` before each piece of work, and rows."""
-    words = sys.argv[1:] if argv is None else argv
-    watch_parent()
-    request: dict[str, Any] = json.load(sys.stdin)
-    with os.fdopen(int(words[0]), "w", buffering=1) as out:
-
-        def answer(**message: Any) -> None:
-            out.write(json.dumps(message) + "\n")
-
-        found = []
-        for name in request["backends"]:
-            answer(begin=name)
-            peer = implementations.find(name, torch.device("cpu"))
-            if peer.reason is None:
-                found.append(replace(peer, name=name))
-            else:
-                answer(missing=name, reason=peer.reason)
-        if not found:
-            return 0
-        for row in measured(
-            cases.find(request["case"]),
-            request["dtype"],
-            request["function"],
-            request["threads"],
-            found,
-            seconds=request["seconds"],
-            rounds=request["rounds"],
-            begin=lambda name: answer(begin=name),
-        ):
+    found = []
+    for name in request["backends"]:
+        answer(begin=name)
+        one = implementations.find(name, torch.device("cpu"))
+        if one.reason is None:
+            found.append(replace(one, name=name))
+        else:
+            answer(missing=name, reason=one.reason)
+    if found:
+        cell = Cell(*request["cell"])
+        times = {"seconds": request["seconds"], "rounds": request["rounds"]}
+        for row in measured(cases.find(cell.case), cell, found, begin=lambda name: answer(begin=name), **times):
             answer(row=row)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    serve(respond)

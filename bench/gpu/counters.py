@@ -13,12 +13,12 @@ from collections.abc import Iterable
 import torch
 
 from ...kernels.diagnostics.verify import DTYPES
+from ..harness.provenance import usual_device
 from ..harness.records import Row
 from ..harness.tables import aligned
 from ..harness.tables import number as shown
 from ..operator import cases, implementations, workloads
 from ..operator.inputs import make_inputs
-from ..operator.runner import usual_device
 
 # by the names that `msdeform bench instructions` has for what it counts
 METRICS = {

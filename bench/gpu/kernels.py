@@ -16,7 +16,7 @@ from ..harness import measure
 from ..harness.records import Row
 from ..harness.tables import HAS_NONE, aligned, number
 from ..operator import cases, workloads
-from ..operator.implementations import Peer
+from ..operator.implementations import Implementation
 from ..operator.inputs import make_inputs
 from ..operator.jobs import Kernels
 
@@ -26,7 +26,7 @@ _LEAST_SHARE = 0.01  # of the whole, of a kernel that is listed
 _NAME = 160  # characters kept of a name, which templates make longer than a page
 
 
-def rows(job: Kernels, peer: Peer, device: torch.device) -> Iterator[Row]:
+def rows(job: Kernels, peer: Implementation, device: torch.device) -> Iterator[Row]:
     """One row: ``kernels`` has name, launches a pass, and the median microseconds a launch of each; ``total_us`` is the
     sum over a pass."""
     [row] = job.unmeasured(None)

@@ -33,9 +33,10 @@ import torch
 from ...common.options import AtLeast, Checked, Metavar, Options, ReadPath, WriteFolder, nearest, parse, spelled
 from ..harness import records
 from ..harness.isolate import Stopped, logged
-from ..harness.provenance import device_name, provenance
+from ..harness.provenance import command_line, device_name, provenance, usual_device
 from ..harness.records import Row
-from ..operator.runner import Book, Settings, command_line, usual_device
+from ..harness.results_file import ResultsFile
+from ..operator.runner import Settings
 from . import stages
 from .stages import Run, Stage
 
@@ -102,7 +103,7 @@ def main(argv: list[str] | None = None) -> int:
     source = provenance(device, command_line(PROGRAM, options))
     if options.known is not None and not (options.out / ROWS).exists():
         records.append(options.out / ROWS, records.at(records.read(options.known).rows, source))
-    book = Book(options.out / ROWS, source, again=True)
+    book = ResultsFile(options.out / ROWS, source, again=True)
     chosen = [stage for stage in stages.STAGES if not options.only or stage.name in options.only]
     before = _recorded(options.out / ROWS, source)
     reasons = {row["stage"]: row.get("skipped") for row in before}
@@ -177,7 +178,7 @@ def _stage(options: StageOptions, device: torch.device) -> int:
     [stage] = [stage for stage in stages.STAGES if stage.name == options.here]
     told = GpuOptions(**{field.name: getattr(options, field.name) for field in fields(GpuOptions)})
     source = provenance(device, command_line(PROGRAM, told))
-    book = Book(options.out / ROWS, source, again=options.again, retry=options.retry)
+    book = ResultsFile(options.out / ROWS, source, again=options.again, retry=options.retry)
     settings = Settings(device, seconds=options.seconds, deadline=deadline, threads=torch.get_num_threads())
     run = Run(settings, book, options.quick, options.runs)
     stage.act(run)

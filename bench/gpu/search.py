@@ -21,12 +21,12 @@ from ...common.options import parse
 from ...kernels.diagnostics.tolerances import compare
 from ...kernels.diagnostics.verify import DTYPES
 from ..harness import measure
-from ..harness.provenance import provenance
+from ..harness.provenance import command_line, provenance, usual_device
 from ..harness.records import Row
+from ..harness.results_file import ResultsFile, folder
 from ..harness.tables import aligned, number
 from ..operator import cases, workloads
 from ..operator.inputs import OperatorInputs, make_inputs
-from ..operator.runner import Book, command_line, folder, usual_device
 from ..options import SearchOptions
 
 Settings = Mapping[str, int | None]
@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
     if device.type != "cuda":
         print(f"{PROGRAM}: torch finds no CUDA device, and only on one do times say anything", file=sys.stderr)
         return 1
-    book = Book(folder(options.out, keep=True), provenance(device, command_line(PROGRAM, options)), again=True)
+    book = ResultsFile(folder(options.out, keep=True), provenance(device, command_line(PROGRAM, options)), again=True)
     for name in options.cases:
         for dtype in options.dtypes:
             if not (options.bands or options.walks):
@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
     return 1 if any(row["failure"] is not None for row in book.rows) else 0
 
 
-def add(book: Book, found: Iterator[Row]) -> None:
+def add(book: ResultsFile, found: Iterator[Row]) -> None:
     for row in found:
         book.add(row)
 

@@ -23,18 +23,19 @@ from typing import Any
 import torch
 
 from ...kernels.diagnostics.options import BACKENDS
-from ..cpu import dispatch
+from ..cpu import host_time
 from ..harness import records
 from ..harness.records import Records, Row
+from ..harness.results_file import ResultsFile
 from ..harness.tables import aligned, operator_table
 from ..operator import cases, implementations, jobs
-from ..operator.operators import plan
-from ..operator.runner import Book, Settings, measure
+from ..operator.jobs import plan
+from ..operator.runner import Settings, measure
 from ..options import (
-    COMPILED_PEERS,
+    COMPILED_IMPLEMENTATIONS,
+    CPU_ONLY_IMPLEMENTATIONS,
     FUNCTIONS,
-    NO_GPU_PEERS,
-    PEERS,
+    IMPLEMENTATIONS,
     ExplainOptions,
     SeedsOptions,
     TrainingOptions,
@@ -66,7 +67,7 @@ class Run:
     """One stage's run: its settings, its rows, and what went wrong."""
 
     settings: Settings
-    book: Book
+    book: ResultsFile
     quick: bool
     runs: Path = Path("runs/seeds")
     """folder for training runs and their data"""
@@ -102,15 +103,16 @@ class Run:
         ]
 
     def command(
-        self, name: str, options: ExplainOptions | SeedsOptions | TrainingOptions, minutes: float | None = None
+        self, module: str, options: ExplainOptions | SeedsOptions | TrainingOptions, minutes: float | None = None
     ) -> None:
-        """Run another benchmark's command in what time is left; its rows go beside these, and are known again there."""
+        """Run another benchmark in what time is left; its rows go beside these, and are known again there."""
+        name = module.partition(".")[0]
         minutes = self.seconds_left / 60 if minutes is None else minutes
         if minutes < _LEAST_MINUTES:
             self.left.append(f"{name}: less than a minute was left")
             return
         options = replace(options, quick=self.quick, minutes=round(minutes, 1), out=self.book.path)
-        left = import_module(f"..models.{name}", __package__).fill(options)
+        left = import_module(f"..models.{module}", __package__).measure_rows(options)
         if left:
             self.left.append(f"{name}: {left}")
 
@@ -198,7 +200,7 @@ def _operator(run: Run, planned: Sequence[jobs.Job]) -> None:
 
 def operator_main(run: Run) -> None:
     """The operator with its peers at the main shapes."""
-    eager = [name for name in PEERS if name not in (*COMPILED_PEERS, *NO_GPU_PEERS)]
+    eager = [name for name in IMPLEMENTATIONS if name not in (*COMPILED_IMPLEMENTATIONS, *CPU_ONLY_IMPLEMENTATIONS)]
     if run.quick:  # of the peers only what PyTorch runs anywhere
         eager.remove("transformers")
         _operator(run, plan(cases.REDUCED, ["grid"], ["float32"], eager))
@@ -211,14 +213,14 @@ def operator_main(run: Run) -> None:
 
 def operator_others(run: Run) -> None:
     """The other shapes, and uniform locations."""
-    eager = [name for name in PEERS if name not in (*COMPILED_PEERS, *NO_GPU_PEERS)]
+    eager = [name for name in IMPLEMENTATIONS if name not in (*COMPILED_IMPLEMENTATIONS, *CPU_ONLY_IMPLEMENTATIONS)]
     _operator(run, plan(cases.FULL, ["grid"], _EVERY[:3], eager))
     _operator(run, plan(MAIN, ["uniform"], _BOTH, eager, FUNCTIONS[:2]))
 
 
 def operator_compiled(run: Run) -> None:
     """The peers under torch.compile."""
-    _operator(run, plan(MAIN, ["grid"], _BOTH, COMPILED_PEERS))
+    _operator(run, plan(MAIN, ["grid"], _BOTH, COMPILED_IMPLEMENTATIONS))
 
 
 def hardware_counters(run: Run) -> None:
@@ -346,13 +348,13 @@ def memcheck(run: Run) -> None:
 
 def host_times(run: Run) -> None:
     """What a call costs the host, kernels left out, and its wall time with them."""
-    keys = ("dispatch", dispatch.CASE, "float32", "fused_ms_deform_attn", "forward", "triton", "function")
+    keys = ("dispatch", host_time.CASE, "float32", "fused_ms_deform_attn", "forward", "triton", "function")
     if run.book.has(keys) or implementations.absent("triton", run.settings.device) is not None:
         return
-    found = dispatch.measure(run.settings.device, 200, 3)
+    found = host_time.measure(run.settings.device, 200, 3)
     for row in found:
         run.book.add(row)
-    print(aligned(dispatch.table(found), 3))
+    print(aligned(host_time.table(found), 3))
 
 
 def detectors(run: Run) -> None:
@@ -363,9 +365,9 @@ def detectors(run: Run) -> None:
     run.settings.limit = 300.0
     if run.quick:
         tiny = table.REDUCED_MODELS[:1]
-        run.measure(table.plan_models(tiny, ("reference",), ["float32"], (1,), ("eager",), reduced=True))
+        run.measure(table.model_jobs(tiny, ("reference",), ["float32"], (1,), ("eager",), reduced=True))
     else:
-        speeds = table.plan_models(MODELS, _BACKENDS, _BOTH, (1, 4), ("eager",), reduced=False)
+        speeds = table.model_jobs(MODELS, _BACKENDS, _BOTH, (1, 4), ("eager",), reduced=False)
         run.measure([job for job in speeds if job.method == "published"])
     _speeds(run)
     profiles(run)
@@ -406,9 +408,9 @@ def training_steps(run: Run) -> None:
     run.settings.limit = 300.0
     if run.quick:
         tiny = table.REDUCED_MODELS[:1]
-        run.measure(table.plan_training(tiny, ("reference",), ["float32"], (2,), reduced=True))
+        run.measure(table.training_jobs(tiny, ("reference",), ["float32"], (2,), reduced=True))
     else:
-        run.measure(table.plan_training(MODELS, _BACKENDS, _BOTH, (2, 4), reduced=False))
+        run.measure(table.training_jobs(MODELS, _BACKENDS, _BOTH, (2, 4), reduced=False))
     _speeds(run)
 
 
@@ -418,8 +420,8 @@ def detectors_others(run: Run) -> None:
     from ..models.published import MODELS
 
     run.settings.limit = 300.0
-    run.measure(table.plan_models(MODELS, _BACKENDS, _BOTH, (1, 4), ("eager",), reduced=False))
-    compiled = table.plan_models(MODELS, _BACKENDS, _BOTH, (1, 4), ("compiled",), reduced=False)
+    run.measure(table.model_jobs(MODELS, _BACKENDS, _BOTH, (1, 4), ("eager",), reduced=False))
+    compiled = table.model_jobs(MODELS, _BACKENDS, _BOTH, (1, 4), ("compiled",), reduced=False)
     run.measure([job for job in compiled if job.method == "published"])
     _speeds(run)
 
@@ -432,7 +434,7 @@ def _training(run: Run, *parts: TrainingPart, options: tuple[str, ...] = ()) -> 
     if run.quick:
         few = {"model": table.REDUCED_MODELS[0], "backends": ("reference",), "dtypes": ("float32",), "batch": (1,)}
         few |= {"image": "64x96", "workers": (0,), "caches": ("none",)}
-    run.command("training", TrainingOptions(parts=parts, options=options, **few))
+    run.command("training.benchmark", TrainingOptions(parts=parts, options=options, **few))
 
 
 def training_parts(run: Run) -> None:

@@ -3,8 +3,7 @@
 All that the benchmarks know of the launcher's inside stands here.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -32,7 +31,7 @@ def forward(inputs: OperatorInputs, sizes: Sizes, settings: Settings) -> Callabl
     parameters = usual | {name: number for name, number in settings.items() if name in usual}
     options = launch.forward_options(inputs.value) | {n: v for n, v in settings.items() if n not in usual}
     options = {name: number for name, number in options.items() if number is not None}
-    with _set("forward_parameters", lambda call: parameters), _set("forward_options", lambda value: options):
+    with launch.replaced(forward_parameters=lambda call: parameters, forward_options=lambda value: options):
         prepared = launch.prepare_forward(levels, tensors)
     return lambda: {"output": prepared(levels, tensors)}
 
@@ -43,7 +42,7 @@ def sorted_backward(inputs: OperatorInputs, sizes: Sizes, settings: Settings) ->
     prepared = launch.prepare_backward(inputs.grad_output, levels, tensors, (True, True, True, True))
 
     def run() -> Results:
-        with _set("backward_method", "cells"), _set("RUN", settings.get("RUN") or launch.RUN):
+        with launch.replaced(backward_method="cells", RUN=settings.get("RUN") or launch.RUN):
             gradients = prepared(inputs.grad_output, levels, tensors)
         return dict(zip(OperatorInputs._fields[:4], gradients, strict=True))  # type: ignore[arg-type]
 
@@ -52,14 +51,3 @@ def sorted_backward(inputs: OperatorInputs, sizes: Sizes, settings: Settings) ->
 
 def _flat(sizes: Sizes) -> tuple[int, ...]:
     return tuple(size for pair in sizes for size in pair)
-
-
-@contextmanager
-def _set(name: str, value: Any) -> Iterator[None]:
-    """Within, a constant of the launcher has another value."""
-    usual = getattr(launch, name)
-    setattr(launch, name, value)
-    try:
-        yield
-    finally:
-        setattr(launch, name, usual)

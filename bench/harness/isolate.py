@@ -1,8 +1,8 @@
 """Other people's code in a process of its own: one that crashes or hangs ends itself, and not the run.
 
-The child gets a request as JSON on its standard input and answers with lines of JSON on a pipe of its own, so that what
-it prints is no answer. Each answer has to come within a limit; the child is killed, with all its children, when one
-does not.
+The child (:func:`serve`) gets a request as JSON on its standard input and answers with lines of JSON on a pipe of its
+own, so that what it prints is no answer. Each answer has to come within a limit; the child is killed, with all its
+children, when one does not.
 """
 
 import contextlib
@@ -15,11 +15,13 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 Message = dict[str, Any]
+Answer = Callable[..., object]
 
 
 class ChildFailed(Exception):
@@ -30,7 +32,7 @@ def answers(module: str, request: Message, *, start_limit: float, limit: float) 
     """What ``python -m module FD`` answers to a request, one by one.
 
     Args:
-        module: reads the request from standard input, and writes lines of JSON to the file descriptor FD.
+        module: calls :func:`serve`.
         start_limit: seconds until the first answer.
         limit: seconds until each of the others, and until it ends after the last.
 
@@ -58,6 +60,27 @@ def answers(module: str, request: Message, *, start_limit: float, limit: float) 
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(child.pid, signal.SIGKILL)  # its own session: nobody else's processes
                 child.wait()
+
+
+def serve(respond: Callable[[Message, Answer], None]) -> None:
+    """The child's side: `respond` gets the request on standard input, and writes its answers, one a call, to the file
+    descriptor that the command line names."""
+    watch_parent()
+    request = json.load(sys.stdin)
+    with os.fdopen(int(sys.argv[1]), "w", buffering=1) as out:
+        respond(request, lambda **message: print(json.dumps(message), file=out))
+
+
+def watch_parent() -> None:
+    """End this process when the one that started it is gone: a run that was killed leaves nothing on the device."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 class Stopped(Exception):

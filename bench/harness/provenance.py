@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from ...common.options import spelled
+
 _ROOT = Path(__file__).resolve().parents[2]
 # what decides a measurement: the implementations, and the files here that say what is run and how it is timed
 _MEASURED = (
@@ -26,7 +28,8 @@ _MEASURED = (
     ),
     *("bench/operator/graphs.py", "bench/models/speed.py"),
 )
-PEERS = (
+# packages of other implementations, whose versions a row names
+OTHERS = (
     *("deformops", "mmcv", "mmcv-lite", "DCNv4", "MultiScaleDeformableAttention", "transformers"),
     *("onnxruntime", "openvino"),
 )
@@ -50,7 +53,7 @@ def provenance(device: torch.device, command: list[str]) -> dict[str, Any]:
         "cuda": torch.version.cuda,
         "triton": _version("triton"),
         "llvmlite": _version("llvmlite"),
-        "peers": {name: version for name in PEERS if (version := _version(name)) is not None},
+        "peers": {name: version for name in OTHERS if (version := _version(name)) is not None},
         "python": platform.python_version(),
         "host_cpu": host_cpu(),
         "host_threads": torch.get_num_threads(),
@@ -70,6 +73,18 @@ def code(*more: str) -> str:
             name = file.relative_to(_ROOT).as_posix().removeprefix("msdeform/")  # of a checkout only
             digest.update(name.encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()[:12]
+
+
+def command_line(program: str, options: Any) -> list[str]:
+    """The command of a row's provenance: a place on someone's disk is no part of a result, so that folders for rows and
+    runs are left out, and of other paths only the name is kept."""
+    words = spelled(options, without=("out", "runs", "known"))
+    return [*program.split(), *(Path(word).name if os.sep in word else word for word in words)]
+
+
+def usual_device() -> torch.device:
+    """This process's GPU, or the CPU where there is none."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def device_name(device: torch.device) -> str:

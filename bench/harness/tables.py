@@ -3,11 +3,13 @@
 Ratios come from rows alone: a cell without a time has no ratio, and nothing is said of what was not measured.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
-Row = dict[str, Any]
+from .records import Row
+
 Line = Sequence[str]
+Column = str | Callable[[Row], str]
+"""a field of a row, or what a row has there"""
 
 # what a speed is of, whichever backend has it
 CELL = ("case", "locations", "dtype", "function", "direction")
@@ -15,6 +17,22 @@ CELL = ("case", "locations", "dtype", "function", "direction")
 DIFFERS = "differs from float64"
 HAS_NONE = "it has no such function"
 """the failure of one that lacks one of the two functions, or the backward"""
+
+
+def lines_of(rows: Iterable[Row], columns: Mapping[str, Column]) -> list[Line]:
+    """A head, and a line of cells for each row."""
+    body = [tuple(of(row) if callable(of) else str(row[of]) for of in columns.values()) for row in rows]
+    return [tuple(columns), *body]
+
+
+def fields(*names: str) -> dict[str, Column]:
+    """Columns of fields as they are."""
+    return {name: name for name in names}
+
+
+def numbers(name: str, unit: float = 1.0) -> Column:
+    """A column of a field's numbers."""
+    return lambda row: number(row[name], unit)
 
 
 def aligned(lines: Sequence[Line], left: int) -> str:
@@ -39,9 +57,19 @@ def markdown(lines: Sequence[Line], left: int) -> str:
 def microseconds(row: Row) -> str:
     """A median with what it says of itself."""
     if row["median_us"] is None:
-        differs = (row["failure"] or "").startswith(DIFFERS)
-        return "failed" if not differs else "wrong" if row.get("ours") else "differs"
+        return failed(row)
     return f"{number(row['median_us'])}{' (noisy)' if row['noisy'] else ''}"
+
+
+def failed(row: Row) -> str:
+    """In a word, why a row has no time."""
+    differs = (row["failure"] or "").startswith(DIFFERS)
+    return "failed" if not differs else "wrong" if row.get("ours") else "differs"
+
+
+def spread(row: Row, unit: float = 1.0) -> str:
+    """From the 20th to the 80th percentile."""
+    return "-" if row["median_us"] is None else f"{row['p20_us'] / unit:.1f}-{row['p80_us'] / unit:.1f}"
 
 
 def number(value: float | None, unit: float = 1.0) -> str:
@@ -60,38 +88,28 @@ def times_faster(row: Row) -> str:
 
 
 def operator_table(rows: Sequence[Row]) -> str:
-    """Every row of the operator, for a terminal; a row in which others computed a part for a peer has a star."""
-    lines: list[Line] = [
-        (*CELL, "backend", "us", "p20-p80", "dispatch us", "peak MB", "saved MB", "of traffic", "of issue", "speed")
-    ]
-    for row in rows:
-        lead = (*(row[name] for name in CELL), row["backend"] + ("*" if row["composed"] else ""))
-        if row["median_us"] is None:
-            lines.append((*lead, microseconds(row), *"------", row["failure"].split(":")[0]))
-            continue
-        lines.append(
-            (
-                *lead,
-                microseconds(row),
-                f"{row['p20_us']:.1f}-{row['p80_us']:.1f}",
-                number(row["dispatch_us"]),
-                number(row["peak_mb"]),
-                number(row["saved_mb"]),
-                percent(row["of_copy_bandwidth"]),
-                percent(row["of_issue_floor"]),
-                times_faster(row),
-            )
-        )
+    """Every row of the operator, for a terminal; a row of which PyTorch computed a part has a star."""
+    columns: dict[str, Column] = {
+        **fields(*CELL),
+        "backend": lambda row: row["backend"] + ("*" if row["composed"] else ""),
+        "us": microseconds,
+        "p20-p80": spread,
+        "dispatch us": numbers("dispatch_us"),
+        "peak MB": numbers("peak_mb"),
+        "saved MB": numbers("saved_mb"),
+        "of traffic": lambda row: percent(row["of_copy_bandwidth"]),
+        "of issue": lambda row: percent(row["of_issue_floor"]),
+        "speed": lambda row: times_faster(row) if row["failure"] is None else row["failure"].split(":")[0],
+    }
+    composed = {
+        f"{row['backend']}*: {row['composed']} in PyTorch are part of its time" for row in rows if row["composed"]
+    }
     limits = {
         f"{row['backend']} {DIFFERS}, and gets no speed: {row['limits']}"
         for row in rows
         if row.get("limits") is not None and microseconds(row) == "differs"
     }
-    text = aligned(lines, 6)
-    composed = {
-        f"{row['backend']}*: {row['composed']} in PyTorch are part of its time" for row in rows if row["composed"]
-    }
-    return "\n".join([text, *sorted(composed), *sorted(limits)])
+    return "\n".join([aligned(lines_of(rows, columns), 6), *sorted(composed), *sorted(limits)])
 
 
 def percent(value: float | None) -> str:

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from itertools import product
 from multiprocessing import get_context
 from typing import Any
@@ -27,47 +28,41 @@ from ...explain.core.trace import leaves
 from ...models.attention import MSDeformAttn
 from ...models.families.detector import Detector
 from ...models.zoo import create_model
-from ..harness.provenance import code, provenance
+from ..harness.provenance import usual_device
 from ..harness.records import Row
 from ..harness.tables import Line, aligned, number
-from ..operator.runner import Book, command_line, folder, usual_backends, usual_device
+from ..operator.implementations import usual_backends
 from ..options import ExplainOptions
+from .resumable import measure_missing, results_file
 
-CODE = ("explain/*.py", "bench/models/explain.py")
+SOURCES = ("explain/**/*.py", "bench/models/explain.py")
 _TARGETS = 10
 _MB = 1e6
 
 
-def run(options: ExplainOptions) -> int:
-    """``msdeform bench explain``: measures, and prints."""
-    fill(options)
-    return 0
-
-
-def fill(options: ExplainOptions) -> int:
-    """Measures and prints; returns how many cells are left when the time is over."""
+def measure_rows(options: ExplainOptions) -> int:
+    """Measures and prints; returns how many rows are left when the time is over."""
     device = usual_device()
-    source = {**provenance(device, command_line("msdeform bench explain", options)), "code": code(*CODE)}
-    book = Book(folder(options.out, keep=not options.quick and device.type == "cuda"), source, again=options.again)
-    backends = options.backends or usual_backends(device)
-    end = time.monotonic() + 60 * options.minutes
-    left = 0
-    for cell in product(options.models, options.images, backends):
-        if book.has(("explanation", *cell)):
-            book.already += 1
-        elif time.monotonic() > end:
-            left += 1
-        else:
-            print(", ".join(cell), file=sys.stderr, flush=True)
-            # a fresh process: a peak of memory never falls
-            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-                times = 1 if options.quick else options.times
-                book.add(pool.submit(measured, *cell, device.type, times).result())
-    book.report()
+    book = results_file("explain", options, device, SOURCES, again=options.again)
+    times = 1 if options.quick else options.times
+    left = measure_missing(
+        (
+            (("explanation", *cell), partial(_measured_apart, *cell, device.type, times))
+            for cell in product(options.models, options.images, options.backends or usual_backends(device))
+        ),
+        book,
+        options.minutes,
+    )
     rows = [row for row in book.rows if row["kind"] == "explanation"]
     if rows:
         print(aligned(explanation_table(rows), 3) + "\n")
     return left
+
+
+def _measured_apart(*words: Any) -> Row:
+    """A row that was measured in a fresh process: a peak of memory never falls."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(measured, *words).result()
 
 
 def measured(name: str, image: str, backend: str, device: str, times: int) -> Row:

@@ -7,52 +7,39 @@ Weights are random, the picture is made in memory, and onnxruntime runs on the C
 """
 
 import sys
-import time
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 
-from ...common.progress import progress_bar
 from ...models.export.check import like_a_photograph
 from ...models.export.export import compare, exported_program
 from ...models.zoo import create_model
-from ..harness import records
-from ..harness.provenance import provenance
+from ..harness.provenance import command_line, provenance
 from ..harness.records import Row
+from ..harness.results_file import ResultsFile
 from ..harness.tables import Line, aligned
-from ..operator.runner import Book, command_line
 from ..options import ExportsOptions
+from .resumable import measure_missing
 
 FORMAT = "onnx"
 
 
-def run(options: ExportsOptions) -> int:
-    """``msdeform bench exports``: compares, prints, and on request records; returns 1 where a difference was too large
-    or a model could not be exported."""
+def measure_rows(options: ExportsOptions) -> list[Row]:
+    """Compares, prints, and on request records; returns the rows."""
     torch.set_num_threads(1)
-    end = time.monotonic() + 60 * options.minutes
-    book = Book(
-        options.out,
-        provenance(torch.device("cpu"), command_line("msdeform bench exports", options)),
-        again=options.again,
-    )
-    todo = [(model, image) for image in options.images for model in options.models]
-    left = 0
-    with progress_bar("comparing exports", len(todo)) as advance:
-        for model, image in todo:
-            key = records.key({"kind": "export", "model": model, "image": image, "format": FORMAT})
-            if book.has(key):
-                book.already += 1
-            elif time.monotonic() >= end:
-                left += 1
-            else:
-                book.add(compared(model, image))
-            advance()
-    book.report()
+    command = command_line("msdeform bench exports", options)
+    book = ResultsFile(options.out, provenance(torch.device("cpu"), command), again=options.again)
+    planned = [
+        (("export", model, image, FORMAT), partial(compared, model, image))
+        for image in options.images
+        for model in options.models
+    ]
+    left = measure_missing(planned, book, options.minutes)
     print(aligned(export_table(book.rows), 1))
     if left:
         print(f"{left} were left for want of time; the same command compares them", file=sys.stderr)
-    return 1 if any(row["failure"] is not None for row in book.rows) else 0
+    return book.rows
 
 
 def compared(name: str, image: str) -> Row:

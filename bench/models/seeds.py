@@ -22,6 +22,8 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -45,16 +47,16 @@ from ...train.data.synthetic.synth import make_dataset
 from ...train.engine.signals import STOPPED
 from ...train.monitor.history import History
 from ...train.monitor.run_log import read_log
-from ..harness.provenance import code, provenance
+from ..harness.provenance import usual_device
 from ..harness.records import Row
 from ..harness.tables import aligned
 from ..operator import implementations
-from ..operator.runner import Book, command_line, folder, usual_device
 from ..options import SeedsOptions
 from . import spread
+from .resumable import measure_missing, results_file
 
 # what decides these runs, beside what decides all
-CODE = ("train/*.py", "bench/models/seeds.py")
+SOURCES = ("train/**/*.py", "bench/models/seeds.py")
 _GRACE = 180.0  # seconds that a run may take to end its evaluation, or its step, and to save
 _NUMBERS = ("steps", "ap", "ap50", "loss", "images_per_second", "seconds", "peak_mb", "loss_curve", "ap_curve")
 
@@ -95,47 +97,40 @@ class RunFailed(Exception):
     """A run ended with an error; the message is its last line."""
 
 
-def run(options: SeedsOptions) -> int:
-    """``msdeform bench seeds``: trains, and prints what came of it."""
-    fill(options)
-    return 0
-
-
-def fill(options: SeedsOptions) -> int:
+def measure_rows(options: SeedsOptions) -> int:
     """Trains and prints; returns how many runs are left when the time is over."""
     device = usual_device()
     recipe = _recipe(options, device)
-    source = {**provenance(device, command_line("msdeform bench seeds", options)), "code": code(*CODE)}
-    book = Book(folder(options.out, keep=not options.quick and device.type == "cuda"), source)
+    book = results_file("seeds", options, device, SOURCES)
     # a run goes on by the code and on the device it began with
-    name = _slug(f"{recipe.model} {recipe.settings} {source['code']} {source['device']}")
+    name = _slug(f"{recipe.model} {recipe.settings} {book.source['code']} {book.source['device']}")
     end = time.monotonic() + 60 * options.minutes
-    reasons = {backend: implementations.absent(backend, device) for backend in options.backends}
-    book.skipped += [f"{backend}: {reason}" for backend, reason in reasons.items() if reason is not None]
-    left = 0
-    for seed in options.seeds:
-        for backend in (backend for backend, reason in reasons.items() if reason is None):
+    absent = {backend: implementations.absent(backend, device) for backend in options.backends}
+    book.skipped += [f"{backend}: {reason}" for backend, reason in absent.items() if reason is not None]
+    planned = []
+    for seed, backend in product(options.seeds, options.backends):
+        if absent[backend] is None:
             lead = {"kind": "seeds", "model": recipe.model, "settings": recipe.settings, "backend": backend}
-            if book.has((*lead.values(), seed)):
-                book.already += 1
-                continue
             row: Row = {**lead, "seed": seed, "reduced": options.quick, **dict.fromkeys(_NUMBERS), "failure": None}
-            where = options.runs / name / f"{backend}-seed{seed}"
-            try:
-                if not finished(where) and not _train(recipe, backend, seed, where, device, end):
-                    left += 1
-                    continue
-                row |= numbers(where)
-            except RunFailed as error:
-                row["failure"] = str(error)
-            book.add(row)
-    book.report()
+            folder = options.runs / name / f"{backend}-seed{seed}"
+            planned.append(((*lead.values(), seed), partial(_row, row, recipe, folder, device, end)))
+    left = measure_missing(planned, book, float("inf"))  # a run that is over is recorded even without time
     if left:
         print(f"{left} runs are left: {options.minutes:g} minutes are over; the same command resumes them\n")
     rows = [row for row in book.rows if row["failure"] is None]
     if rows:
         print(f"{aligned(spread.table(rows), 1)}\n{spread.verdict(rows)}\n")
     return left
+
+
+def _row(row: Row, recipe: Recipe, folder: Path, device: torch.device, end: float) -> Row | None:
+    """A run's row, with its numbers or its failure; None if the time ended before the run."""
+    try:
+        if not finished(folder) and not _train(recipe, row["backend"], row["seed"], folder, device, end):
+            return None
+        return row | numbers(folder)
+    except RunFailed as error:
+        return row | {"failure": str(error)}
 
 
 def _recipe(options: SeedsOptions, device: torch.device) -> Recipe:

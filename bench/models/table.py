@@ -13,51 +13,21 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
-import torch
-
-from ..harness.provenance import provenance
 from ..harness.records import Row
+from ..harness.results_file import ResultsFile
 from ..harness.tables import aligned, number
 from ..operator import jobs
-from ..operator.runner import Book, Settings, command_line, folder, measure, usual_device
-from ..options import TableOptions
 from . import flops, speed
-from .published import MODELS, published_as
+from .published import published_as
 
 REDUCED_MODELS = ("deformable_detr_tiny", "detr_tiny")
-_LIMIT = 300.0  # seconds for a row: building a model and compiling it take most of them
-
-
-def run(options: TableOptions) -> int:
-    """``msdeform table``: counts or measures, and prints."""
-    device = usual_device()
-    command = command_line("msdeform table", options)
-    if options.flops:
-        book = Book(options.out, provenance(torch.device("cpu"), command), again=True)
-        print(_count(options.models or MODELS, book))
-        return 0
-    reduced = device.type == "cpu" if options.reduced is None else options.reduced
-    names = options.models or (REDUCED_MODELS if reduced else MODELS)
-    settings = Settings(device, limit=_LIMIT, threads=torch.get_num_threads())
-    book = Book(folder(options.out, keep=not reduced), provenance(device, command), again=options.again)
-    planned: Sequence[jobs.Job]
-    if options.speed:
-        modes = ("eager", "compiled") if options.compiled else ("eager",)
-        planned = plan_models(names, options.backends, options.dtypes, options.batch or (1, 4), modes, reduced=reduced)
-    else:
-        planned = plan_training(names, options.backends, options.dtypes, options.batch or (2, 4), reduced=reduced)
-    measure(planned, settings, book)
-    print(file=sys.stderr)
-    book.report()
-    print(speed_table([row for row in book.rows if row["kind"] == planned[0].kind]))
-    return 0
 
 
 def _backends(model: str, backends: Iterable[str]) -> Iterable[str]:
     return backends if speed.uses_attention(model) else (jobs.NO_BACKEND,)
 
 
-def plan_models(
+def model_jobs(
     models: Iterable[str],
     backends: Sequence[str],
     dtypes: Sequence[str],
@@ -79,7 +49,7 @@ def plan_models(
     ]
 
 
-def plan_training(
+def training_jobs(
     models: Iterable[str], backends: Sequence[str], dtypes: Sequence[str], batches: Sequence[int], *, reduced: bool
 ) -> list[jobs.Training]:
     """A job for each combination."""
@@ -93,7 +63,7 @@ def plan_training(
     ]
 
 
-def _count(names: Iterable[str], book: Book) -> str:
+def count(names: Iterable[str], book: ResultsFile) -> str:
     """Counts models, adds their rows to the book, and returns the table with its convention."""
     names, sizes = list(dict.fromkeys(names)), flops.published_sizes()
     proposals: set[int | None] = set()

@@ -10,33 +10,22 @@ Neither floor is reached; the higher of the two says what bounds a kernel that c
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..harness import records
-from ..harness.records import Records
+from ..harness.records import Records, Row
 from ..static import counts
 from .cases import Case
 from .inputs import OperatorInputs
 
 SCHEDULERS = 4  # of a multiprocessor, since Volta; each issues a warp instruction a cycle
 
-Row = dict[str, Any]
-# the fields of a row without a GPU
-UNKNOWN: Row = dict.fromkeys(
-    (
-        "bytes",
-        "bytes_per_second",
-        "copy_bytes_per_second",
-        "of_copy_bandwidth",
-        "traffic_floor_us",
-        "instructions_per_query_and_head",
-        "issue_floor_us",
-        "of_issue_floor",
-        "bound_by",
-    )
+# the fields of :func:`of_row`
+FIELDS = (
+    *("bytes", "bytes_per_second", "copy_bytes_per_second", "of_copy_bandwidth", "traffic_floor_us"),
+    *("instructions_per_query_and_head", "issue_floor_us", "of_issue_floor", "bound_by"),
 )
 
 
@@ -49,7 +38,7 @@ def compulsory_bytes(case: Case, inputs: OperatorInputs, *, fused: bool, directi
     else:
         small = (inputs.sampling_locations, inputs.attention_weights)
     value, output = inputs.value, inputs.grad_output
-    corners = 4 * case.B * case.queries * case.H * case.L * case.P * case.D * value.element_size()
+    corners = 4 * case.points * case.D * value.element_size()
     read = min(value.nbytes, corners) + sum(tensor.nbytes for tensor in small)
     if direction == "forward":
         return read + output.nbytes

@@ -44,6 +44,16 @@ class Case:
     def queries(self) -> int:
         return self.S if self.Q is None else self.Q
 
+    @property
+    def points(self) -> int:
+        """Of a call."""
+        return self.B * self.queries * self.H * self.L * self.P
+
+    @property
+    def shape(self) -> dict[str, int]:
+        """As rows have it."""
+        return {"B": self.B, "Q": self.queries, "S": self.S, "H": self.H, "D": self.D, "L": self.L, "P": self.P}
+
 
 def levels(height: int, width: int, *strides: int) -> "Sizes":
     """(h, w) of each level of an image, of one pixel at least."""
@@ -68,7 +78,7 @@ CASES: dict[str, Case] = {
         Case("rt-detr-decoder", levels(640, 640, 8, 16, 32), B=4, Q=300),
         # Mask2Former (Cheng et al. 2022): the encoder inside its pixel decoder
         Case("mask2former-pixel-decoder", levels(1024, 1024, 8, 16, 32), B=1),
-        # BEVFormer (Li et al. 2022): a grid of 200 x 200 queries looks at one of its cameras
+        # BEVFormer (Li et al. 2022): a grid of 200 x 200 queries attends to one of its cameras
         Case("bevformer-like", levels(928, 1600, 8, 16, 32, 64), B=1, Q=40_000, P=8),
         # nothing is a power of two or a multiple of one
         Case("odd", ((37, 41), (1, 19), (5, 1)), B=3, Q=101, H=5, D=30, P=3),

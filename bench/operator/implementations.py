@@ -1,8 +1,8 @@
 """The implementations that are measured, ours and others', in one form.
 
-A peer offers either function of the operator with our arguments. Where it has no fused one, locations and softmax are
-computed for it in PyTorch, as its users would, and are part of its time; such rows say so. None of the peers' code is
-here: each is used where it can be imported, and otherwise says how to get it.
+An implementation offers either function of the operator with our arguments. Where it has no fused one, locations and
+softmax are computed for it in PyTorch, as its users would, and are part of its time; such rows say so. None of the
+others' code is here: each is used where it can be imported, and otherwise says how to get it.
 """
 
 import contextlib
@@ -11,6 +11,7 @@ import importlib.util
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 from types import ModuleType
 from typing import Any
 
@@ -25,17 +26,18 @@ from ...kernels.contract import Sizes
 from ...kernels.diagnostics.options import BACKENDS
 from ...kernels.reference import extents, locate
 from ...kernels.triton import interpreter
-from ..options import PEERS
+from ..options import IMPLEMENTATIONS
 from . import graphs
 
 Operator = Callable[[Tensor, Sizes, Tensor, Tensor], Tensor]
 FusedOperator = Callable[[Tensor, Sizes, Tensor, Tensor, Tensor], Tensor]
 
+CONVERTED = "conversion of 16-bit numbers to float32 and back"
 _IM2COL_STEP = 64  # what models pass; the batch has to be a multiple of it, or smaller
 
 
 @dataclass(frozen=True)
-class Peer:
+class Implementation:
     """One implementation, or the reason why there is none here."""
 
     name: str
@@ -56,26 +58,48 @@ class Peer:
     forward_only: bool = False
     """it computes no gradients"""
 
+    def function(self, fused: bool) -> Callable[..., Tensor] | None:
+        return self.fused if fused else self.plain
 
-def find(name: str, device: torch.device) -> Peer:
-    """A peer by name, or by ``MODULE:FUNCTION``, a function of yours that takes a device and returns a `Peer`.
+    def about(self, fused: bool) -> dict[str, Any]:
+        """What a row of a function says of it."""
+        return {"ours": self.ours, "composed": self.composed if fused else None, "limits": self.limits}
+
+
+class _Absent(Exception):
+    """An implementation cannot be measured here; the message says why, and how to get it."""
+
+
+def find(name: str, device: torch.device) -> Implementation:
+    """The implementation of a name, or of ``MODULE:FUNCTION``, your function of a device that returns one.
 
     Raises ValueError for a name that is not known, with the nearest that there are.
     """
     if ":" in name:
         module, _, function = name.partition(":")
         return getattr(importlib.import_module(module), function)(device)
-    if name not in PEERS:
-        raise ValueError(nearest("backend", name, PEERS))
-    return _MAKERS[name](device)
+    if name not in IMPLEMENTATIONS:
+        raise ValueError(nearest("backend", name, IMPLEMENTATIONS))
+    try:
+        return _MAKERS[name](device)
+    except _Absent as absent:
+        return Implementation(name, str(absent))
 
 
-def _backend(name: str, device: torch.device) -> Peer:
+def usual_backends(device: torch.device) -> tuple[str, ...]:
+    """Backends to measure where none is named: on a CPU what auto takes, on a GPU all that take its tensors."""
+    call = registry.example_inputs(device)
+    if device.type == "cpu":
+        return (registry.resolve(call, registry.AUTO),)
+    return tuple(name for name, backend in registry.BACKENDS.items() if backend.refuses(call) is None)
+
+
+def _backend(name: str, device: torch.device) -> Implementation:
     reason = registry.unavailable(name) or registry.BACKENDS[name].refuses(registry.example_inputs(device))
     if name == "triton" and interpreter.interpreting():
         reason = "Triton's interpreter is never timed (unset TRITON_INTERPRET)"
     if reason is not None:
-        return Peer(name, reason, ours=True)
+        return Implementation(name, reason, ours=True)
 
     def plain(value: Tensor, sizes: Sizes, locations: Tensor, weights: Tensor) -> Tensor:
         return ms_deform_attn(value, sizes, locations, weights, backend=name)
@@ -83,10 +107,10 @@ def _backend(name: str, device: torch.device) -> Peer:
     def fused(value: Tensor, sizes: Sizes, references: Tensor, offsets: Tensor, logits: Tensor) -> Tensor:
         return fused_ms_deform_attn(value, sizes, references, offsets, logits, backend=name)
 
-    return Peer(name, plain=plain, fused=fused, ours=True)
+    return Implementation(name, plain=plain, fused=fused, ours=True)
 
 
-def _deterministic(name: str, device: torch.device) -> Peer:
+def _deterministic(name: str, device: torch.device) -> Implementation:
     """A backend whose backward runs under ``torch.use_deterministic_algorithms(True)``; nothing else does.
 
     PyTorch then fills all new memory with NaN unless told not to, a pass over every gradient that is no part of the
@@ -100,13 +124,13 @@ def _deterministic(name: str, device: torch.device) -> Peer:
         settings.fill_uninitialized_memory = fill
 
     usual = settings.fill_uninitialized_memory
-    peer = _backend(name, device)
-    setting = "deterministic algorithms, fill_uninitialized_memory=False"
-    return _during_backward(f"{name}-deterministic", peer, lambda: use(True, False), lambda: use(False, usual), setting)
+    subject = _during_backward(_backend(name, device), lambda: use(True, False), lambda: use(False, usual))
+    setting = "deterministic algorithms, fill_uninitialized_memory=False" if subject.reason is None else None
+    return replace(subject, name=f"{name}-deterministic", setting=setting)
 
 
-def _cells(device: torch.device) -> Peer:
-    """The Triton backend with its backward by cell, and without all else that determinism costs: PyTorch's filling of
+def _cells(device: torch.device) -> Implementation:
+    """The Triton backend with its sorted backward, and without all else that determinism costs: PyTorch's filling of
     new memory, for one."""
 
     def use(method: str) -> None:
@@ -114,15 +138,15 @@ def _cells(device: torch.device) -> Peer:
 
         launch.backward_method = method
 
-    return _during_backward("triton-cells", _backend("triton", device), lambda: use("cells"), lambda: use("auto"))
+    subject = _during_backward(_backend("triton", device), lambda: use("cells"), lambda: use("auto"))
+    return replace(subject, name="triton-cells")
 
 
-def _during_backward(
-    name: str, peer: Peer, begin: Callable[[], None], end: Callable[[], None], setting: str | None = None
-) -> Peer:
-    """A peer whose backward, one node of the graph, runs between two actions."""
-    if peer.plain is None or peer.fused is None:
-        return replace(peer, name=name)
+def _during_backward(subject: Implementation, begin: Callable[[], None], end: Callable[[], None]) -> Implementation:
+    """An implementation whose backward, one node of the graph, runs between two actions."""
+    plain, fused = subject.plain, subject.fused
+    if plain is None or fused is None:
+        return subject
 
     def hooked(output: Tensor) -> Tensor:
         if output.grad_fn is not None:
@@ -130,20 +154,14 @@ def _during_backward(
             output.grad_fn.register_hook(lambda *_: end())
         return output
 
-    plain, fused = peer.plain, peer.fused
-    return Peer(
-        name,
-        plain=lambda *arguments: hooked(plain(*arguments)),
-        fused=lambda *arguments: hooked(fused(*arguments)),
-        ours=True,
-        setting=setting,
+    return replace(
+        subject, plain=lambda *tensors: hooked(plain(*tensors)), fused=lambda *tensors: hooked(fused(*tensors))
     )
 
 
-def _composed(name: str, plain: Operator, *, mixed: bool = False) -> Peer:
-    """A peer that has the plain function alone. `mixed`: it takes 16 bits as training in mixed precision does, under
-    autocast, with locations, weights and grid_sample in float32."""
-    extent = _Extents()
+def _composed(name: str, plain: Operator, *, mixed: bool = False, limits: str | None = None) -> Implementation:
+    """An implementation that has the plain function alone. `mixed`: it takes 16 bits as training in mixed precision
+    does, under autocast, with locations, weights and grid_sample in float32."""
 
     def attend(value: Tensor, sizes: Sizes, locations: Tensor, weights: Tensor) -> Tensor:
         if not mixed:
@@ -152,40 +170,33 @@ def _composed(name: str, plain: Operator, *, mixed: bool = False) -> Peer:
             return plain(value, sizes, locations, weights).to(value.dtype)
 
     def fused(value: Tensor, sizes: Sizes, references: Tensor, offsets: Tensor, logits: Tensor) -> Tensor:
-        locations = locate(references, offsets.float(), extent(sizes, value.device))
+        locations = _locations(value, sizes, references, offsets)
         weights = logits.flatten(3).softmax(-1, dtype=torch.float32 if mixed else None).view(logits.shape)
         return attend(value, sizes, locations, weights)
 
-    return Peer(name, plain=attend, fused=fused, composed="locations and softmax")
+    return Implementation(name, plain=attend, fused=fused, composed="locations and softmax", limits=limits)
 
 
-class _Extents:
-    """(w, h) of the levels on a device: a model makes them once per image size, so they cost a call nothing."""
-
-    def __init__(self) -> None:
-        self.made: dict[tuple[Sizes, torch.device], Tensor] = {}
-
-    def __call__(self, sizes: Sizes, device: torch.device) -> Tensor:
-        if (sizes, device) not in self.made:
-            self.made[sizes, device] = extents(sizes, device, torch.float32)
-        return self.made[sizes, device]
+def _locations(value: Tensor, sizes: Sizes, references: Tensor, offsets: Tensor) -> Tensor:
+    return locate(references, offsets.float(), _extents(sizes, value.device))
 
 
-class _Tables:
-    """(h, w) of the levels and where each begins, as tensors on a device; made once, as above."""
-
-    def __init__(self) -> None:
-        self.made: dict[tuple[Sizes, torch.device], tuple[Tensor, Tensor]] = {}
-
-    def __call__(self, sizes: Sizes, device: torch.device) -> tuple[Tensor, Tensor]:
-        if (sizes, device) not in self.made:
-            shapes = torch.tensor(sizes, device=device)
-            pixels = shapes.prod(1)
-            self.made[sizes, device] = shapes, pixels.cumsum(0) - pixels
-        return self.made[sizes, device]
+# a model makes these once per image size, so they cost a call nothing
+@cache
+def _extents(sizes: Sizes, device: torch.device) -> Tensor:
+    """(w, h) of the levels."""
+    return extents(sizes, device, torch.float32)
 
 
-def _core(device: torch.device) -> Peer:
+@cache
+def _tables(sizes: Sizes, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(h, w) of the levels, and where each begins."""
+    shapes = torch.tensor(sizes, device=device)
+    pixels = shapes.prod(1)
+    return shapes, pixels.cumsum(0) - pixels
+
+
+def _core(device: torch.device) -> Implementation:
     """What the official repository calls its core: the sum over levels of a weighted grid_sample, and no more. It
     promises nothing for numbers that are not finite, and computes in value's dtype.
 
@@ -207,10 +218,10 @@ def _core(device: torch.device) -> Peer:
             output = output + (sampled * weights[:, :, :, level].transpose(1, 2).flatten(0, 1)[:, None]).sum(-1)
         return output.view(B, H * D, Q).transpose(1, 2)
 
-    return replace(_composed("core", plain), limits=limits)
+    return _composed("core", plain, limits=limits)
 
 
-def _embedding_bag(device: torch.device) -> Peer:
+def _embedding_bag(device: torch.device) -> Implementation:
     """PyTorch's sum of weighted rows of a table: the table is value, a row a pixel of a head, and a bag the four pixels
     around each point of a (query, head).
 
@@ -239,9 +250,8 @@ def _embedding_bag(device: torch.device) -> Peer:
         return F.embedding_bag(bags, table, mode="sum", per_sample_weights=per_row).view(B, Q, H * D)
 
     if device.type != "cpu":
-        return Peer("embedding-bag", "written for a CPU")
-    limits = "it rounds the weight of every pixel to value's dtype"
-    return replace(_composed("embedding-bag", plain), limits=limits)
+        raise _Absent("written for a CPU")
+    return _composed("embedding-bag", plain, limits="it rounds the weight of every pixel to value's dtype")
 
 
 def _pair(fraction: Tensor, first: Tensor, size: int) -> tuple[Tensor, Tensor]:
@@ -251,12 +261,12 @@ def _pair(fraction: Tensor, first: Tensor, size: int) -> tuple[Tensor, Tensor]:
     return pixels * inside, torch.stack([1 - fraction, fraction], -1) * inside
 
 
-def _engine(name: str, how: str, make: Callable[[bytes, int], graphs.Engine], device: torch.device) -> Peer:
+def _engine(name: str, how: str, make: Callable[[bytes, int], graphs.Engine], device: torch.device) -> Implementation:
     """An engine that runs the operator as a graph of GridSample nodes: forward only, in float32."""
     for module in (name, "onnx"):
-        found = _imported(name, module, how)
-        if isinstance(found, Peer):
-            return found
+        _imported(module, how)
+    if device.type != "cpu":
+        raise _Absent("it is measured on a CPU alone")
     engines: dict[Any, graphs.Engine] = {}
 
     def run(sizes: Sizes, *tensors: Tensor) -> Tensor:
@@ -273,71 +283,64 @@ def _engine(name: str, how: str, make: Callable[[bytes, int], graphs.Engine], de
     def call(value: Tensor, sizes: Sizes, *rest: Tensor) -> Tensor:
         return run(sizes, value, *rest)
 
-    if device.type != "cpu":
-        return Peer(name, "it is measured on a CPU alone")
-    converted = "conversion of 16-bit numbers to float32 and back"
-    return Peer(name, plain=call, fused=call, composed=converted, forward_only=True)
+    return Implementation(name, plain=call, fused=call, composed=CONVERTED, forward_only=True)
 
 
-def _compiled(name: str, device: torch.device) -> Peer:
-    """A peer of PyTorch's operators under torch.compile, whole graphs only."""
-    peer = find(name, device)
-    assert peer.plain is not None
-    assert peer.fused is not None
+def _compiled(name: str, device: torch.device) -> Implementation:
+    """An implementation of PyTorch's operators under torch.compile, whole graphs only."""
+    subject = find(name, device)
+    assert subject.plain is not None
+    assert subject.fused is not None
     # a backward is timed many times on one graph, which keeps its buffers then
     importlib.import_module("torch._functorch.config").donated_buffer = False  # type: ignore[attr-defined]
-    return Peer(
+    return Implementation(
         f"{name}-compiled",
-        plain=torch.compile(peer.plain, fullgraph=True, dynamic=False),
-        fused=torch.compile(peer.fused, fullgraph=True, dynamic=False),
-        limits=peer.limits,
+        plain=torch.compile(subject.plain, fullgraph=True, dynamic=False),
+        fused=torch.compile(subject.fused, fullgraph=True, dynamic=False),
+        limits=subject.limits,
     )
 
 
-def _imported(name: str, module: str, how: str) -> Any:
-    """A module, or the `Peer` that says why there is none."""
-    package = module.partition(".")[0]
-    if importlib.util.find_spec(package) is None:
-        return Peer(name, f"not installed ({how})")
+def _imported(module: str, how: str) -> Any:
+    """A module of someone else's. Raises _Absent where it is not installed (`how` to get it) or broken."""
+    if importlib.util.find_spec(module.partition(".")[0]) is None:
+        raise _Absent(f"not installed ({how})")
     try:
         return importlib.import_module(module)
     except Exception as error:  # a broken installation raises whatever it likes
-        return Peer(name, f"installed but fails to import: {type(error).__name__}: {error}")
+        raise _Absent(f"installed but fails to import: {type(error).__name__}: {error}") from error
 
 
-def _needs_cuda(name: str, device: torch.device) -> Peer | None:
-    return None if device.type == "cuda" else Peer(name, "its kernels need a CUDA device")
+def _needs_cuda(device: torch.device) -> None:
+    if device.type != "cuda":
+        raise _Absent("its kernels need a CUDA device")
 
 
-def _deformops(name: str, device: torch.device, **options: bool) -> Peer:
+def _deformops(name: str, device: torch.device, **options: bool) -> Implementation:
     """deformops 3 (github.com/tue-p8n/deformops): weights in value's dtype, softmax inside, locations outside."""
     how = "pip install deformops; it needs Python 3.12 or 3.13"
     if sys.version_info < (3, 12):
         how += f", and this is {sys.version_info[0]}.{sys.version_info[1]}"
-    found = _imported(name, "deformops.registry", how)
-    if isinstance(found, Peer):
-        return found
-    msda, tables, extent = found.msda, _Tables(), _Extents()
+    msda = _imported("deformops.registry", how).msda
+    if device.type != "cpu" or options:  # on a CPU it is eager PyTorch, which has no option of accumulation
+        _needs_cuda(device)
 
     def plain(value: Tensor, sizes: Sizes, locations: Tensor, weights: Tensor) -> Tensor:
-        return msda(value, *tables(sizes, value.device), locations, weights, **options)
+        return msda(value, *_tables(sizes, value.device), locations, weights, **options)
 
     def fused(value: Tensor, sizes: Sizes, references: Tensor, offsets: Tensor, logits: Tensor) -> Tensor:
-        locations = locate(references, offsets.float(), extent(sizes, value.device))
-        output = msda(value, *tables(sizes, value.device), locations, logits, method="softmax", **options)
+        locations = _locations(value, sizes, references, offsets)
+        output = msda(value, *_tables(sizes, value.device), locations, logits, method="softmax", **options)
         return output.to(value.dtype)  # on a CPU, float32 locations make it float32
 
-    peer = Peer(name, plain=plain, fused=fused, composed="locations")
-    # on a CPU it is eager PyTorch, which has no option of accumulation
-    return peer if device.type == "cpu" and not options else _needs_cuda(name, device) or peer
+    return Implementation(name, plain=plain, fused=fused, composed="locations")
 
 
-def _official(device: torch.device) -> Peer:
+def _official(device: torch.device) -> Implementation:
     """The extension of Deformable-DETR, as its ``models/ops/setup.py`` builds it: float32 and float64."""
-    name, how = "official", "python setup.py install in models/ops of github.com/fundamentalvision/Deformable-DETR"
-    extension = _imported(name, "MultiScaleDeformableAttention", f"{how}; it needs nvcc")
-    if isinstance(extension, Peer):
-        return extension
+    how = "python setup.py install in models/ops of github.com/fundamentalvision/Deformable-DETR; it needs nvcc"
+    extension = _imported("MultiScaleDeformableAttention", how)
+    _needs_cuda(device)
 
     class Attention(torch.autograd.Function):
         @staticmethod
@@ -353,12 +356,10 @@ def _official(device: torch.device) -> Peer:
             )
             return value, None, None, locations, weights
 
-    tables = _Tables()
-
     def plain(value: Tensor, sizes: Sizes, locations: Tensor, weights: Tensor) -> Tensor:
-        return Attention.apply(value, *tables(sizes, value.device), locations, weights)
+        return Attention.apply(value, *_tables(sizes, value.device), locations, weights)
 
-    return _needs_cuda(name, device) or _composed(name, plain)
+    return _composed("official", plain)
 
 
 def _step(value: Tensor) -> int:
@@ -367,27 +368,24 @@ def _step(value: Tensor) -> int:
     return next(step for step in range(min(B, _IM2COL_STEP), 0, -1) if B % step == 0)
 
 
-def _mmcv(device: torch.device) -> Peer:
+def _mmcv(device: torch.device) -> Implementation:
     """mmcv.ops (github.com/open-mmlab/mmcv): locations and weights are cast to value's dtype. On a CPU, its function
     of PyTorch's operators, 16 bits under autocast."""
     with _without_extension("mmcv") if device.type == "cpu" else contextlib.nullcontext():
-        found = _imported("mmcv", "mmcv.ops.multi_scale_deform_attn", "pip install openmim && mim install mmcv")
-    if isinstance(found, Peer):
-        return found
-    tables = _Tables()
+        found = _imported("mmcv.ops.multi_scale_deform_attn", "pip install openmim && mim install mmcv")
     if device.type == "cpu":
 
         def pytorch(value: Tensor, sizes: Sizes, locations: Tensor, weights: Tensor) -> Tensor:
-            shapes, _ = tables(sizes, value.device)
-            return found.multi_scale_deformable_attn_pytorch(value, shapes, locations, weights)
+            return found.multi_scale_deformable_attn_pytorch(value, _tables(sizes, value.device)[0], locations, weights)
 
         return _composed("mmcv", pytorch, mixed=True)
+    _needs_cuda(device)
     function = found.MultiScaleDeformableAttnFunction
 
     def plain(value: Tensor, sizes: Sizes, locations: Tensor, weights: Tensor) -> Tensor:
-        return function.apply(value, *tables(sizes, value.device), locations, weights, _step(value))
+        return function.apply(value, *_tables(sizes, value.device), locations, weights, _step(value))
 
-    return _needs_cuda("mmcv", device) or _composed("mmcv", plain)
+    return _composed("mmcv", plain)
 
 
 @contextlib.contextmanager
@@ -407,61 +405,47 @@ def _without_extension(package: str) -> Iterator[None]:
         del sys.modules[name]
 
 
-def _dcnv4(device: torch.device) -> Peer:
+def _dcnv4(device: torch.device) -> Implementation:
     """FlashDeformAttn of DCNv4 (github.com/OpenGVLab/DCNv4): softmax inside, locations and logits in one float16
     tensor, which is how its own module calls it; it cannot take weights."""
-    found = _imported("dcnv4", "DCNv4.functions", "pip install DCNv4; it needs nvcc")
-    if isinstance(found, Peer):
-        return found
-    function, tables, extent = found.FlashDeformAttnFunction, _Tables(), _Extents()
+    function = _imported("DCNv4.functions", "pip install DCNv4; it needs nvcc").FlashDeformAttnFunction
+    _needs_cuda(device)
 
     def fused(value: Tensor, sizes: Sizes, references: Tensor, offsets: Tensor, logits: Tensor) -> Tensor:
-        locations = locate(references, offsets.float(), extent(sizes, value.device))
+        locations = _locations(value, sizes, references, offsets)
         both = torch.cat([locations.flatten(3).half(), logits.flatten(3).half()], -1)
-        shapes, starts = tables(sizes, value.device)
-        return function.apply(value, shapes, starts, both, _step(value), logits.shape[-1])
+        return function.apply(value, *_tables(sizes, value.device), both, _step(value), logits.shape[-1])
 
-    return _needs_cuda("dcnv4", device) or Peer("dcnv4", fused=fused, composed="locations")
+    return Implementation("dcnv4", fused=fused, composed="locations")
 
 
-def _transformers(device: torch.device) -> Peer:
+def _transformers(device: torch.device) -> Implementation:
     """The layer inside transformers' Deformable DETR; without its kernels hub, a grid_sample of PyTorch. Of 16 bits,
     under autocast."""
-    name, module = "transformers", "transformers.models.deformable_detr.modeling_deformable_detr"
-    found = _imported(name, module, "pip install transformers")
-    if isinstance(found, Peer):
-        return found
-    layer, tables = found.MultiScaleDeformableAttention(), _Tables()
+    module = "transformers.models.deformable_detr.modeling_deformable_detr"
+    layer = _imported(module, "pip install transformers").MultiScaleDeformableAttention()
 
     def plain(value: Tensor, sizes: Sizes, locations: Tensor, weights: Tensor) -> Tensor:
-        shapes, starts = tables(sizes, value.device)
+        shapes, starts = _tables(sizes, value.device)
         return layer(value, shapes, list(sizes), starts, locations, weights, _step(value))
 
-    return _composed(name, plain, mixed=True)
+    return _composed("transformers", plain, mixed=True)
 
 
-# what the others are imported from
-_PACKAGES = {
-    "deformops": "deformops",
-    "deformops-fp32acc": "deformops",
-    "official": "MultiScaleDeformableAttention",
-    "mmcv": "mmcv",
-    "dcnv4": "DCNv4",
-    "transformers": "transformers",
-    "onnxruntime": "onnxruntime",
-    "openvino": "openvino",
-}
+# what the others are imported from, where it is not their name
+_PACKAGES = {"deformops-fp32acc": "deformops", "official": "MultiScaleDeformableAttention", "dcnv4": "DCNv4"}
+_PACKAGES |= {name: name for name in ("deformops", "mmcv", "transformers", "onnxruntime", "openvino")}
 
 
 def absent(name: str, device: torch.device) -> str | None:
-    """Why a peer is not here, as far as can be told without importing it; None for one that may be."""
+    """Why an implementation is not here, as far as that shows without importing it; None for one that may be."""
     package = _PACKAGES.get(name)
     if name in BACKENDS or (package is not None and importlib.util.find_spec(package) is None):
         return find(name, device).reason
     return None
 
 
-_MAKERS: dict[str, Callable[[torch.device], Peer]] = {
+_MAKERS: dict[str, Callable[[torch.device], Implementation]] = {
     "reference": lambda device: _backend("reference", device),
     "triton": lambda device: _backend("triton", device),
     "triton-deterministic": lambda device: _deterministic("triton", device),

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ...kernels.contract import Sizes
 from ...kernels.reference import locate
+from ..harness.measure import sets_past_cache
 from .cases import Case
 
 
@@ -60,6 +61,12 @@ def make_inputs(case: Case, dtype: torch.dtype, device: torch.device, seed: int)
         grad_output=torch.randn(B, Q, H * D, generator=generator).to(dtype),
     )
     return OperatorInputs(*(tensor.to(device) for tensor in inputs))
+
+
+def input_sets(case: Case, dtype: torch.dtype, device: torch.device) -> list[OperatorInputs]:
+    """As many inputs as together exceed the device's cache twice."""
+    first = make_inputs(case, dtype, device, seed=0)
+    return [first, *(make_inputs(case, dtype, device, seed) for seed in range(1, sets_past_cache(first, device)))]
 
 
 def pixel_grid(sizes: Sizes) -> tuple[Tensor, Tensor]:

@@ -9,16 +9,16 @@ day and device, and cells that are there already, of the same code on the same d
 """
 
 import sys
-from collections.abc import Iterable, Sequence
 
 import torch
 
-from ...kernels.diagnostics.options import BACKENDS
-from ..harness.provenance import provenance
+from ..harness.provenance import usual_device
+from ..harness.results_file import open_results
 from ..harness.tables import operator_table
-from ..options import COMPILED_PEERS, FUNCTIONS, PEERS, OperatorsOptions
-from . import cases, jobs
-from .runner import Book, Settings, command_line, folder, measure, usual_device
+from ..options import COMPILED_IMPLEMENTATIONS, IMPLEMENTATIONS, OperatorsOptions
+from . import cases
+from .jobs import plan
+from .runner import Settings, measure
 
 
 def run(options: OperatorsOptions) -> int:
@@ -26,33 +26,15 @@ def run(options: OperatorsOptions) -> int:
     device = usual_device()
     quick = options.quick or device.type == "cpu"
     names = options.cases or (cases.REDUCED if quick else cases.FULL)
-    backends = options.backends or [name for name in PEERS if options.compiled or name not in COMPILED_PEERS]
+    eager = [name for name in IMPLEMENTATIONS if options.compiled or name not in COMPILED_IMPLEMENTATIONS]
     threads = options.threads or torch.get_num_threads()
     settings = Settings(device, options.baseline, options.seconds, options.limit, threads=threads)
-    source = provenance(device, command_line("msdeform bench", options)) | {"host_threads": threads}
-    book = Book(folder(options.out, keep=not quick), source, again=options.again)
-    measure(plan(names, options.locations, options.dtypes, backends, options.functions), settings, book)
+    results = open_results("msdeform bench", options, device, keep=not quick)
+    results.source["host_threads"] = threads
+    planned = plan(names, options.locations, options.dtypes, options.backends or eager, options.functions)
+    measure(planned, settings, results)
     print(file=sys.stderr)
-    book.report()
-    rows = [row for row in book.rows if row["kind"] == "operator"]
+    results.report()
+    rows = results.of("operator")
     print(operator_table(rows))
     return 1 if any(row["ours"] and row["failure"] is not None for row in rows) else 0
-
-
-def plan(
-    names: Iterable[str],
-    locations: Iterable[cases.Locations],
-    dtypes: Sequence[str],
-    backends: Iterable[str],
-    functions: Sequence[str] = FUNCTIONS,
-) -> list[jobs.Operator]:
-    """A job for each combination, a backend's all together. The module is one of ours: it takes our backends only, and
-    chooses its own locations."""
-    cells = [(name, place, dtype) for name in names for place in locations for dtype in dtypes]
-    return [
-        jobs.Operator(name, place, dtype, function, backend)
-        for backend in backends
-        for name, place, dtype in cells
-        for function in functions
-        if function != "MSDeformAttn" or (backend in BACKENDS and place == "grid")
-    ]

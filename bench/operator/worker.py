@@ -5,11 +5,6 @@ no speed. Each call alternates with the baseline's.
 """
 
 import functools
-import json
-import os
-import sys
-import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Any
@@ -19,59 +14,59 @@ import torch
 from ...kernels.diagnostics.verify import DTYPES
 from ..gpu import kernels
 from ..harness import measure
+from ..harness.isolate import Answer, Message, serve
 from ..harness.records import Row
 from ..harness.tables import HAS_NONE
 from . import bounds, cases, implementations, workloads
-from .implementations import Peer
-from .inputs import make_inputs
+from .implementations import Implementation
+from .inputs import input_sets, make_inputs
 from .jobs import FUSED, KINDS, OF_OPERATOR, Correctness, Job, Kernels, Operator
 from .workloads import Workload
 
 
 class OperatorMeasurer:
-    """Measures the operator of one peer, job after job, beside a baseline."""
+    """Measures the operator of one implementation, job after job, beside a baseline."""
 
-    def __init__(self, peer: Peer, baseline: Peer | None, device: torch.device, seconds: float) -> None:
-        self.peer, self.device, self.seconds = peer, device, seconds
-        self.baseline = None if baseline is None or baseline.name == peer.name or baseline.reason else baseline
+    def __init__(
+        self, subject: Implementation, baseline: Implementation | None, device: torch.device, seconds: float
+    ) -> None:
+        self.subject, self.device, self.seconds = subject, device, seconds
+        self.baseline = None if baseline is None or baseline.name == subject.name or baseline.reason else baseline
         self.copy = measure.copy_bandwidth(device)
 
     def rows(self, job: Operator) -> Iterator[Row]:
         """A row for each direction; one that failed its check gets no speed."""
-        peer, case, dtype = self.peer, cases.find(job.case, job.locations), DTYPES[job.dtype]
+        subject, case, dtype = self.subject, cases.find(job.case, job.locations), DTYPES[job.dtype]
         fused = job.function in FUSED
-        if (peer.fused if fused else peer.plain) is None:
+        if subject.function(fused) is None:
             yield from job.unmeasured(HAS_NONE)
             return
-        first = make_inputs(case, dtype, self.device, seed=0)
-        more = measure.sets_past_cache(first, self.device)
-        sets = [first, *(make_inputs(case, dtype, self.device, seed) for seed in range(1, more))]
+        sets = input_sets(case, dtype, self.device)
 
-        def work_of(one: Peer) -> Workload:
+        def work_of(one: Implementation) -> Workload:
             if job.function == "MSDeformAttn":
                 return workloads.module(case, one, sets, dtype, self.device)
             return workloads.operator(case, one, sets, fused)
 
         # the check of a module is its operator's, at this shape and dtype
-        checks = workloads.check(workloads.operator(case, peer, sets, fused), workloads.truth(case, first, fused))
+        checks = workloads.checked(case, subject, sets[0], fused)
         failing = next((check for check in checks.values() if check.failure is not None), None)
         checks["both"] = failing or checks["backward"]
-        work, beside = work_of(peer), None if self.baseline is None else work_of(self.baseline)
+        work, beside = work_of(subject), None if self.baseline is None else work_of(self.baseline)
         for row in job.unmeasured(None):
             direction = row["direction"]
-            row.update({**checks[direction]._asdict(), "ours": peer.ours, "composed": peer.composed if fused else None})
-            row["limits"] = peer.limits
-            row["setting"] = None if direction == "forward" else peer.setting
+            row |= {**checks[direction]._asdict(), **subject.about(fused)}
+            row["setting"] = None if direction == "forward" else subject.setting
             if row["failure"] is None:
                 try:
                     row.update(self._numbers(direction, work, beside))
                 except torch.OutOfMemoryError:
                     row["failure"] = "out of memory"
-                except Exception as error:  # a peer may pass its check and fail in the next call
+                except Exception as error:  # an implementation may pass its check and fail in the next call
                     row["failure"] = workloads.sentence(error)
             # the module has matrix products besides
             if row["median_us"] is not None and self.copy is not None and job.function != "MSDeformAttn":
-                row.update(bounds.of_row(row, case, first, fused, self.copy, self.device))
+                row.update(bounds.of_row(row, case, sets[0], fused, self.copy, self.device))
             yield row
 
     def _numbers(self, direction: str, work: Workload, beside: Workload | None) -> Row:
@@ -110,69 +105,51 @@ def _measurer(request: dict[str, Any], device: torch.device) -> Callable[[Any], 
         from ..models import speed
 
         return functools.partial(speed.rows, device=device)
-    peer = implementations.find(request["backend"], device)
-    if peer.reason is not None:
-        return peer.reason
+    subject = implementations.find(request["backend"], device)
+    if subject.reason is not None:
+        return subject.reason
 
     @functools.cache
     def measurer() -> OperatorMeasurer:
         baseline = None if request["baseline"] is None else implementations.find(request["baseline"], device)
-        return OperatorMeasurer(peer, baseline, device, request["seconds"])
+        return OperatorMeasurer(subject, baseline, device, request["seconds"])
 
     def rows(job: Job) -> Iterator[Row]:
         if isinstance(job, Correctness):
-            return correctness(job, peer, device)
+            return correctness(job, subject, device)
         if isinstance(job, Kernels):
-            return kernels.rows(job, peer, device)
+            return kernels.rows(job, subject, device)
         assert isinstance(job, Operator)
         return measurer().rows(job)
 
     return rows
 
 
-def correctness(job: Correctness, peer: Peer, device: torch.device) -> Iterator[Row]:
+def correctness(job: Correctness, subject: Implementation, device: torch.device) -> Iterator[Row]:
     """A row for the output, and one for the gradients."""
     case, fused = cases.find(job.case, job.locations), job.function in FUSED
-    if (peer.fused if fused else peer.plain) is None:
+    if subject.function(fused) is None:
         yield from job.unmeasured(HAS_NONE)
         return
-    inputs = make_inputs(case, DTYPES[job.dtype], device, seed=0)
-    checks = workloads.check(workloads.operator(case, peer, [inputs], fused), workloads.truth(case, inputs, fused))
+    checks = workloads.checked(case, subject, make_inputs(case, DTYPES[job.dtype], device, seed=0), fused)
     for row in job.unmeasured(None):
-        yield {**row, **checks[row["direction"]]._asdict(), "ours": peer.ours}
+        yield {**row, **checks[row["direction"]]._asdict(), "ours": subject.ours}
 
 
-def watch_parent() -> None:
-    """End this process when the one that started it is gone: a run that was killed leaves nothing on the device."""
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def main(argv: list[str] | None = None) -> int:
+def respond(request: Message, answer: Answer) -> None:
     """Answers with ``{"missing": reason}``, or for each job with ``{"begin": index}`` and its rows."""
-    words = sys.argv[1:] if argv is None else argv
-    watch_parent()
-    request = json.load(sys.stdin)
     torch.set_num_threads(request["threads"])
-    with os.fdopen(int(words[0]), "w", buffering=1) as out:
-        rows = _measurer(request, torch.device(request["device"]))
-        if isinstance(rows, str):
-            out.write(json.dumps({"missing": rows}) + "\n")
-            return 0
-        for index, job in enumerate(request["jobs"]):
-            out.write(json.dumps({"begin": index}) + "\n")
-            for row in rows(KINDS[job.pop("kind")](**job)):
-                out.write(json.dumps({"row": row}) + "\n")
-                if "CUDA error" in (row["failure"] or ""):  # the device answers this process no more: another goes on
-                    raise SystemExit(row["failure"])
-    return 0
+    rows = _measurer(request, torch.device(request["device"]))
+    if isinstance(rows, str):
+        answer(missing=rows)
+        return
+    for index, job in enumerate(request["jobs"]):
+        answer(begin=index)
+        for row in rows(KINDS[job.pop("kind")](**job)):
+            answer(row=row)
+            if "CUDA error" in (row["failure"] or ""):  # the device answers this process no more: another goes on
+                raise SystemExit(row["failure"])
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    serve(respond)

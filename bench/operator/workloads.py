@@ -17,7 +17,7 @@ from ...kernels.diagnostics.tolerances import Comparison, compare
 from ...models.attention import MSDeformAttn
 from ..harness.tables import DIFFERS, HAS_NONE
 from .cases import Case
-from .implementations import Peer
+from .implementations import Implementation
 from .inputs import OperatorInputs, on_kinks
 
 # the differentiable inputs of the two functions, in their order
@@ -52,16 +52,21 @@ class Workload:
         return torch.autograd.grad(output, (*self.leaves[i], *self.parameters), self.upstream[i], retain_graph=keep)
 
 
-def operator(case: Case, peer: Peer, sets: list[OperatorInputs], fused: bool) -> Workload:
+def checked(case: Case, subject: Implementation, inputs: OperatorInputs, fused: bool) -> dict[str, "Check"]:
+    """One of the two functions held against the truth."""
+    return check(operator(case, subject, [inputs], fused), truth(case, inputs, fused))
+
+
+def operator(case: Case, subject: Implementation, sets: list[OperatorInputs], fused: bool) -> Workload:
     """One of the two functions."""
-    function = peer.fused if fused else peer.plain
+    function = subject.function(fused)
     assert function is not None
 
     def run(value: Tensor, *rest: Tensor) -> Tensor:
         return function(value, case.sizes, *rest)
 
     leaves = [_leaves(inputs, fused) for inputs in sets]
-    return Workload(run, leaves, [inputs.grad_output for inputs in sets], forward_only=peer.forward_only)
+    return Workload(run, leaves, [inputs.grad_output for inputs in sets], forward_only=subject.forward_only)
 
 
 def _leaves(inputs: OperatorInputs, fused: bool, dtype: torch.dtype | None = None) -> tuple[Tensor, ...]:
@@ -69,11 +74,13 @@ def _leaves(inputs: OperatorInputs, fused: bool, dtype: torch.dtype | None = Non
     return tuple(tensor.detach().to(dtype or tensor.dtype).requires_grad_() for tensor in chosen)
 
 
-def module(case: Case, peer: Peer, sets: list[OperatorInputs], dtype: torch.dtype, device: torch.device) -> Workload:
+def module(
+    case: Case, subject: Implementation, sets: list[OperatorInputs], dtype: torch.dtype, device: torch.device
+) -> Workload:
     """The whole attention module; its queries are as wide as its values."""
     torch.manual_seed(0)
     width = case.H * case.D
-    module = MSDeformAttn(width, case.L, case.H, case.P, backend=peer.name).to(device, dtype)
+    module = MSDeformAttn(width, case.L, case.H, case.P, backend=subject.name).to(device, dtype)
 
     def run(query: Tensor, flat: Tensor) -> Tensor:
         return module(query, references, flat, case.sizes)
@@ -128,7 +135,7 @@ def check(work: Workload, truth: Truth) -> dict[str, Check]:
         for name, result in results.items():
             true, keep = truth.results[name], ~truth.ignored[name] if name in truth.ignored else ...
             comparisons[name] = compare(result[keep], true[keep], compute, gradient=name != "output")
-    except Exception as error:  # a peer may fail in any way, and the others are still to be measured
+    except Exception as error:  # an implementation may fail in any way, and the others are still to be measured
         failed = Check(None, None, sentence(error))
         return {"forward": failed, "backward": failed}
     output_comparison = comparisons.pop("output")

@@ -13,16 +13,8 @@ from ..harness.records import Row
 from ..harness.tables import CELL
 
 _COLOURS = (
-    "#2a6f97",
-    "#e07a5f",
-    "#81b29a",
-    "#6d597a",
-    "#f2cc8f",
-    "#3d405b",
-    "#b56576",
-    "#118ab2",
-    "#8d99ae",
-    "#577590",
+    *("#2a6f97", "#e07a5f", "#81b29a", "#6d597a", "#f2cc8f"),
+    *("#3d405b", "#b56576", "#118ab2", "#8d99ae", "#577590"),
 )
 _SPEEDUP = ("backend", "ratio", "ratio_low", "ratio_high", *CELL)
 _ROOFLINE = ("backend", "median_us", "traffic_floor_us", "issue_floor_us", *CELL)
@@ -51,20 +43,13 @@ def roofs(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if row["traffic_floor_us"] is not None and row["direction"] != "both"]
 
 
-def _cells(rows: Sequence[Row]) -> list[tuple[Any, ...]]:
-    return list(dict.fromkeys(tuple(row[name] for name in CELL) for row in rows))
-
-
 def speedup(rows: Sequence[Row], baseline: str) -> Any:
     """A figure: a line for each cell, a dot for each implementation with its 95% interval."""
-    figure, axes, cells = _figure(rows)
-    for i, backend in enumerate(dict.fromkeys(row["backend"] for row in rows)):
-        mine = [row for row in rows if row["backend"] == backend]
-        at = [cells.index(tuple(row[name] for name in CELL)) for row in mine]
+    figure, axes, backends = _figure(rows)
+    for backend, colour, mine, at in backends:
         middle = [1 / row["ratio"] for row in mine]
         below = [m - 1 / row["ratio_high"] for m, row in zip(middle, mine, strict=True)]
         above = [1 / row["ratio_low"] - m for m, row in zip(middle, mine, strict=True)]
-        colour = _COLOURS[i % len(_COLOURS)]
         axes.errorbar(middle, at, xerr=[below, above], fmt="o", color=colour, label=backend, markersize=5)
     axes.axvline(1, color="#777777", linewidth=1)
     axes.set_xscale("log")
@@ -75,20 +60,14 @@ def speedup(rows: Sequence[Row], baseline: str) -> Any:
 
 def roofline(rows: Sequence[Row]) -> Any:
     """A figure: the time of each row in units of the higher of its floors, which no implementation can go below."""
-    figure, axes, cells = _figure(rows)
-    for i, backend in enumerate(dict.fromkeys(row["backend"] for row in rows)):
-        mine = [row for row in rows if row["backend"] == backend]
-        at = [cells.index(tuple(row[name] for name in CELL)) for row in mine]
-        colour = _COLOURS[i % len(_COLOURS)]
-        traffic = [row["traffic_floor_us"] / row["median_us"] for row in mine]
-        axes.plot(traffic, at, "o", color=colour, label=f"{backend}, traffic", markersize=5)
-        issue = [
-            (row["issue_floor_us"] / row["median_us"], y)
-            for row, y in zip(mine, at, strict=True)
-            if row["issue_floor_us"]
-        ]
-        if issue:
-            axes.plot(*zip(*issue, strict=True), "x", color=colour, label=f"{backend}, instruction issue", markersize=6)
+    figure, axes, backends = _figure(rows)
+    for backend, colour, mine, at in backends:
+        for floor, marker, size in (("traffic", "o", 5), ("issue", "x", 6)):
+            placed = [(row, y) for row, y in zip(mine, at, strict=True) if row[f"{floor}_floor_us"]]
+            shares = [row[f"{floor}_floor_us"] / row["median_us"] for row, _ in placed]
+            label = f"{backend}, {'traffic' if floor == 'traffic' else 'instruction issue'}"
+            if placed:
+                axes.plot(shares, [y for _, y in placed], marker, color=colour, label=label, markersize=size)
     axes.axvline(1, color="#777777", linewidth=1)
     axes.set_xlim(left=0)
     axes.set_xlabel("floor / measured time: 1 is as fast as the device allows")
@@ -96,24 +75,25 @@ def roofline(rows: Sequence[Row]) -> Any:
     return figure
 
 
-def _figure(rows: Sequence[Row]) -> tuple[Any, Any, list[tuple[Any, ...]]]:
-    cells = _cells(rows)
-    return *_axes([" ".join(str(part) for part in cell) for cell in cells]), cells
-
-
-def _axes(labels: Sequence[str]) -> tuple[Any, Any]:
-    """A figure with a line for each label."""
+def _figure(rows: Sequence[Row]) -> tuple[Any, Any, list[tuple[str, str, list[Row], list[int]]]]:
+    """A figure with a line for each cell; of each implementation name, colour, rows and the lines they belong to."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(9, 1.5 + 0.28 * len(labels)), layout="constrained")
-    axes.set_yticks(range(len(labels)), labels, fontsize=8)
+    cells = list(dict.fromkeys(tuple(row[name] for name in CELL) for row in rows))
+    figure, axes = plt.subplots(figsize=(9, 1.5 + 0.28 * len(cells)), layout="constrained")
+    axes.set_yticks(range(len(cells)), [" ".join(map(str, cell)) for cell in cells], fontsize=8)
     axes.invert_yaxis()
     axes.grid(axis="x", color="#dddddd", linewidth=0.6)
     axes.spines[["top", "right", "left"]].set_visible(False)
-    return figure, axes
+    backends = []
+    for i, backend in enumerate(dict.fromkeys(row["backend"] for row in rows)):
+        mine = [row for row in rows if row["backend"] == backend]
+        at = [cells.index(tuple(row[name] for name in CELL)) for row in mine]
+        backends.append((backend, _COLOURS[i % len(_COLOURS)], mine, at))
+    return figure, axes, backends
 
 
 def svg(figure: Any, digest: str) -> bytes:

@@ -8,20 +8,23 @@ to date.
 import re
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from ...common.files import atomic_file
 from ...common.options import nearest
-from ..cpu import cpu, first_call, startup
+from ..cpu import tables as cpu_tables
 from ..harness import records
 from ..harness.records import Records, Row
-from ..harness.tables import Line, markdown, number
-from ..models import explain, exports, spread, training
+from ..harness.tables import Line, fields, lines_of, markdown, numbers
+from ..models import explain, exports, spread
 from ..models.published import PUBLISHED
+from ..models.training import benchmark as training
 from ..operator import cases
 from ..options import RenderOptions
 from ..static import counts, model
-from . import coverage, plots, roofline
+from . import plots, tables
 
 _BLOCK = re.compile(r"(<!-- rendered ([\w-]+) -->\n)(.*?)(<!-- end of \2 -->)", re.DOTALL)
 _NONE = "No such row is recorded yet."
@@ -67,14 +70,20 @@ def rendered(root: Path, found: Records) -> dict[Path, Content]:
     return files
 
 
+@dataclass(frozen=True)
 class Plot:
     """A plot that a page shows: its file, what its rows digest to, and how to draw it."""
 
-    def __init__(self, path: str, digest: str, draw: Callable[[], object]) -> None:
-        self.path, self.digest, self.draw = path, digest, draw
+    path: str
+    digest: str
+    draw: Callable[[], object]
 
     def __call__(self) -> bytes:
         return plots.svg(self.draw(), self.digest)
+
+
+Block = Callable[[Records, list[Plot]], str]
+"""what stands in a block: of the rows; adds the plots that it shows"""
 
 
 def _same(path: Path, content: Content) -> bool:
@@ -115,61 +124,70 @@ def _from(rows: Iterable[Row], how: str = "Measured") -> str:
     )
 
 
+def _plot(plotted: list[Plot], name: str, digest: str, draw: Callable[[], object], shows: str) -> str:
+    """Adds a plot; returns the image of a page that shows it."""
+    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    plot = Plot(f"plots/{slug}.svg", digest, draw)
+    plotted.append(plot)
+    return f"![{shows}]({plot.path})"
+
+
+def _joined(parts: Iterable[str], otherwise: str = _NONE) -> str:
+    return "\n\n".join(parts) or otherwise
+
+
 def _operator(found: Records, plotted: list[Plot]) -> str:
     parts = []
     for machine, rows in _machines(found, "operator").items():
-        parts += [f"**{machine}**", markdown(coverage.speeds(rows), 5)]
+        parts += [f"**{machine}**", markdown(tables.speeds(rows), 5)]
         composed = {row["backend"]: row["composed"] for row in rows if row["composed"]}
         notes = [f"`{name}`*: {what} in PyTorch are part of its time." for name, what in composed.items()]
-        parts.append(" ".join([*notes, *coverage.fastest(rows), _from(rows)]))
+        parts.append(" ".join([*notes, *tables.fastest(rows), _from(rows)]))
         shown = plots.speedups(rows)
         for baseline in dict.fromkeys(row["baseline"] for row in shown):
             mine = [row for row in shown if row["baseline"] == baseline]
-            name = re.sub(r"[^a-z0-9]+", "-", f"{machine} {baseline}".lower()).strip("-")
-            plot = Plot(
-                f"plots/speed-{name}.svg",
-                plots.speedup_digest(mine),
-                lambda mine=mine, baseline=baseline: plots.speedup(mine, baseline),  # type: ignore[misc]
-            )
-            plotted.append(plot)
-            parts.append(f"![times faster than {baseline}, {machine}]({plot.path})")
-    return "\n\n".join(parts) or _NONE
+            draw = partial(plots.speedup, mine, baseline)
+            shows = f"times faster than {baseline}, {machine}"
+            parts.append(_plot(plotted, f"speed {machine} {baseline}", plots.speedup_digest(mine), draw, shows))
+    return _joined(parts)
 
 
-def _claims(found: Records, _: list[Plot]) -> str:
+def _coverage(found: Records, _: list[Plot]) -> str:
     missing = _machines(found, "missing")
     parts = []
     for machine, rows in _machines(found, "operator").items():
-        lines = coverage.claims(rows, missing.get(machine, []))
+        lines = tables.coverage(rows, missing.get(machine, []))
         parts += [f"**{machine}**", markdown(lines, len(lines[0]))]
-    return "\n\n".join(parts) or _NONE
+    return _joined(parts)
 
 
 def _bounds(found: Records, plotted: list[Plot]) -> str:
     parts = []
     for machine, rows in _machines(found, "operator").items():
-        shown = plots.roofs(rows)
-        if shown:
-            name = re.sub(r"[^a-z0-9]+", "-", machine.lower()).strip("-")
-            plot = Plot(
-                f"plots/roofline-{name}.svg",
-                plots.roofline_digest(shown),
-                lambda shown=shown: plots.roofline(shown),  # type: ignore[misc]
-            )
-            plotted.append(plot)
-            parts += [f"**{machine}**", markdown(list(roofline.lines(shown)), 6), _from(shown)]
-            parts.append(f"![floors over measured times, {machine}]({plot.path})")
-    return "\n\n".join(parts) or "No row of a GPU is recorded yet, and only those have floors."
+        if shown := plots.roofs(rows):
+            parts += [f"**{machine}**", markdown(tables.floors(shown), 6), _from(shown)]
+            digest, shows = plots.roofline_digest(shown), f"floors over measured times, {machine}"
+            parts.append(_plot(plotted, f"roofline {machine}", digest, partial(plots.roofline, shown), shows))
+    return _joined(parts, "No row of a GPU is recorded yet, and only those have floors.")
 
 
 def _instructions(found: Records, _: list[Plot]) -> str:
-    rows = [row for run in counts.latest(found).values() for row in run]
+    """Counts of every kernel, and how the PTX of our CUDA backend compares with the official kernel's."""
     parts = []
     for case in (counts.ENCODER, counts.DECODER):
         lines = counts.table(found, case)
         if len(lines) > 1:
             parts += [f"**{case}**", markdown(lines, 3)]
-    return "\n\n".join([*parts, *_against_official(found), _from(rows, "Counted")]) if parts else _NONE
+    if not parts:
+        return _NONE
+    compared = [
+        f"{call}: {ours['warp_instructions'] / theirs['warp_instructions'] - 1:+.0%}"
+        for call, ours, theirs in counts.pairs(found, "cuda", "official")
+    ]
+    against = f"PTX instructions of `cuda` against the official kernel: {'; '.join(compared)}."
+    rows = [row for run in counts.latest(found).values() for row in run]
+    not_counted = "The official kernel's instructions were not counted."
+    return _joined([*parts, against if compared else not_counted, _from(rows, "Counted")])
 
 
 def _before_and_after(found: Records, _: list[Plot]) -> str:
@@ -182,17 +200,6 @@ def _predicted(found: Records, _: list[Plot]) -> str:
     return markdown(lines, 3) if len(lines) > 1 else _NONE
 
 
-def _against_official(found: Records) -> list[str]:
-    """How our CUDA backend's PTX compares with the official kernel's."""
-    sentences = []
-    for call, ours, theirs in counts.pairs(found, "cuda", "official"):
-        more = ours["warp_instructions"] / theirs["warp_instructions"] - 1
-        sentences.append(f"{call}: {more:+.0%}")
-    if not sentences:
-        return ["The official kernel's instructions were not counted."]
-    return [f"PTX instructions of `cuda` against the official kernel: {'; '.join(sentences)}."]
-
-
 def _models(found: Records, _: list[Plot]) -> str:
     counted = {row["model"]: row for row in found.of("flops")}
     trained = {(row["model"], row["epochs"]): row for row in found.of("trained")}
@@ -201,21 +208,19 @@ def _models(found: Records, _: list[Plot]) -> str:
     for row in PUBLISHED:
         count = counted.get(row.model)
         run = trained.get((row.model, row.epochs))
-        lines.append(
-            (
-                f"{row.title} (`{row.model}`)",
-                *map(str, (row.epochs, row.ap, row.ap_s, row.ap_m, row.ap_l, row.hours, row.parameters_m)),
-                "not counted" if count is None else f"{count['parameters'] / 1e6:.2f}",
-                str(row.flops_g),
-                "not counted" if count is None else f"{count['multiply_adds'] / 1e9:.1f}",
-                *map(str, (row.fps, row.fps_4)),
-                "not trained" if run is None else _run(run),
-            )
+        cells = (
+            *(row.epochs, row.ap, row.ap_s, row.ap_m, row.ap_l, row.hours, row.parameters_m),
+            "not counted" if count is None else f"{count['parameters'] / 1e6:.2f}",
+            row.flops_g,
+            "not counted" if count is None else f"{count['multiply_adds'] / 1e9:.1f}",
+            *(row.fps, row.fps_4),
+            "not trained" if run is None else _run(run),
         )
+        lines.append((f"{row.title} (`{row.model}`)", *map(str, cells)))
     parts = [markdown(lines, 1)]
     if counted:
         parts.append(f"Counted by `msdeform table --flops`, which prints the convention. {_from(counted.values())}")
-    return "\n\n".join(parts)
+    return _joined(parts)
 
 
 def _run(row: Row) -> str:
@@ -224,54 +229,44 @@ def _run(row: Row) -> str:
     return f"{ap} ({', '.join(f'[{name}]({row[name]})' for name in ('config', 'log', 'checkpoint'))})"
 
 
-def _model_speeds(found: Records, _: list[Plot]) -> str:
-    return _speeds(found, "model", ("fps", "images/s"))
+def _speeds(kind: str, **columns: str) -> Block:
+    """A renderer of a line for each detector and way of running it, by machine: fields of a row by their titles."""
+    names = records.KEYS[kind]
+
+    def image(row: Row) -> str:
+        return "failed" if row["failure"] is not None else "x".join(map(str, row["image"]))
+
+    def render(found: Records, _: list[Plot]) -> str:
+        parts = []
+        for machine, rows in _machines(found, kind).items():
+            # a reduced form shows that a command works, and is nobody's result
+            whole = [row for row in rows if not row["method"].startswith("reduced")]
+            shown = {title: numbers(field) for field, title in columns.items()}
+            lines = lines_of(whole, {**fields(*names), **shown, "peak MB": numbers("peak_mb"), "image": image})
+            parts += [f"**{machine}**", markdown(lines, len(names)), _from(whole)] if whole else []
+        return _joined(parts)
+
+    return render
 
 
-def _training(found: Records, _: list[Plot]) -> str:
-    return _speeds(found, "training", ("images_per_second", "images/s"), ("hours_per_epoch", "hours/epoch"))
+def _by_machine(kind: str, table: Callable[[list[Row]], list[Line]], left: int) -> Block:
+    """A renderer of a table for each machine; what failed is named below it."""
+
+    def render(found: Records, _: list[Plot]) -> str:
+        parts = []
+        for machine, rows in _machines(found, kind).items():
+            whole = [row for row in rows if not row.get("failure")]
+            parts += [f"**{machine}**", *([markdown(table(whole), left)] if whole else []), *_failures(rows)]
+            parts.append(_from(rows))
+        return _joined(parts)
+
+    return render
 
 
-def _speeds(found: Records, kind: str, *numbers: tuple[str, str]) -> str:
-    """A line for each detector and way of running it, by machine."""
-    names = [name for name in records.KEYS[kind] if name in ("model", "method", "backend", "dtype", "mode", "batch")]
-    parts = []
-    for machine, rows in _machines(found, kind).items():
-        # a reduced form shows that a command works, and is nobody's result
-        whole = [row for row in rows if not row["method"].startswith("reduced")]
-        lines: list[Line] = [(*names, *(title for _, title in numbers), "peak MB", "image")]
-        for row in whole:
-            lead = [str(row[name]) for name in names]
-            failed = row["failure"] is not None
-            image = "failed" if failed else "x".join(map(str, row["image"]))
-            lines.append((*lead, *(number(row[field]) for field, _ in numbers), number(row["peak_mb"]), image))
-        if whole:
-            parts += [f"**{machine}**", markdown(lines, len(names)), _from(whole)]
-    return "\n\n".join(parts) or _NONE
-
-
-def _loading(found: Records, _: list[Plot]) -> str:
-    return _tables(found, "loading", training.loading_table, 2)
-
-
-def _loading_memory(found: Records, _: list[Plot]) -> str:
-    return _tables(found, "loading-memory", training.memory_table, 0)
-
-
-def _training_steps(found: Records, _: list[Plot]) -> str:
-    return _tables(found, "training-step", training.step_table, len(records.KEYS["training-step"]))
-
-
-def _explanations(found: Records, _: list[Plot]) -> str:
-    return _tables(found, "explanation", explain.explanation_table, 3)
-
-
-def _exports(found: Records, _: list[Plot]) -> str:
-    return _tables(found, "export", exports.export_table, 1)
-
-
-def _startup(found: Records, _: list[Plot]) -> str:
-    return _tables(found, "startup", startup.startup_table, 1)
+def _failures(rows: Iterable[Row], before: str = "") -> list[str]:
+    """A sentence for each row that failed."""
+    failed = [row for row in rows if row.get("failure")]
+    return [f"{before}{', '.join(map(str, records.key(row)[1:]))}: {row['failure']}." for row in failed]
 
 
 def _cpu(found: Records, _: list[Plot]) -> str:
@@ -281,21 +276,20 @@ def _cpu(found: Records, _: list[Plot]) -> str:
             mine = [row for row in rows if row["function"] == function and row["case"] in cases.ON_A_CPU]
             if not mine:
                 continue
-            parts += [f"**{machine}, `{function}`**", markdown(cpu.speed_table(mine), 3), _from(mine)]
-            parts += ["How many times as long as `cpu` each takes:", markdown(cpu.peers_table(mine), 4)]
-    return "\n\n".join(parts) or _NONE
+            parts += [f"**{machine}, `{function}`**", markdown(cpu_tables.speed_table(mine), 3), _from(mine)]
+            parts += ["How many times as long as `cpu` each takes:", markdown(cpu_tables.others_table(mine), 4)]
+    return _joined(parts)
 
 
-def _of_main(table: Callable[[list[Row]], list[Line]], left: int) -> Callable[[Records, list[Plot]], str]:
+def _of_main(table: Callable[[list[Row]], list[Line]], left: int) -> Block:
     """A renderer of the main function's rows, a table for each machine."""
 
     def render(found: Records, _: list[Plot]) -> str:
         parts = []
         for machine, rows in _timed_on_cpus(found).items():
-            lines = table([row for row in rows if row["function"] == cpu.MAIN])
-            if len(lines) > 1:
-                parts += [f"**{machine}**", markdown(lines, left), _from(rows)]
-        return "\n\n".join(parts) or _NONE
+            lines = table([row for row in rows if row["function"] == cpu_tables.MAIN])
+            parts += [f"**{machine}**", markdown(lines, left), _from(rows)] if len(lines) > 1 else []
+        return _joined(parts)
 
     return render
 
@@ -306,20 +300,8 @@ def _timed_on_cpus(found: Records) -> dict[str, list[Row]]:
     return {
         machine: rows
         for machine, rows in machines
-        if any(row["backend"] == cpu.OURS and row["median_us"] is not None for row in rows)
+        if any(row["backend"] == cpu_tables.OURS and row["median_us"] is not None for row in rows)
     }
-
-
-def _first_call(found: Records, _: list[Plot]) -> str:
-    return _tables(found, "first-call", first_call.first_call_table, 4)
-
-
-def _seeds(found: Records, plotted: list[Plot]) -> str:
-    return _trained(found, plotted, with_table=True)
-
-
-def _curves(found: Records, plotted: list[Plot]) -> str:
-    return _trained(found, plotted, with_table=False)
 
 
 def _trained(found: Records, plotted: list[Plot], *, with_table: bool) -> str:
@@ -330,55 +312,34 @@ def _trained(found: Records, plotted: list[Plot], *, with_table: bool) -> str:
         whole = [row for row in rows if not row["reduced"]]
         for mine in spread.experiments([row for row in whole if row["failure"] is None]):
             what = f"{machine}, {mine[0]['model']}, {mine[0]['settings']}"
-            name = re.sub(r"[^a-z0-9]+", "-", what.lower()).strip("-")
-            plot = Plot(
-                f"plots/seeds-{name}.svg",
-                spread.drawn_digest(mine),
-                lambda mine=mine: spread.curves(mine),  # type: ignore[misc]
-            )
-            plotted.append(plot)
             parts += [f"**{what}**", markdown(spread.table(mine), 1)] if with_table else [f"**{what}.**"]
-            parts += [f"{spread.verdict(mine)} {_from(mine)}", f"![loss and AP by backend, {what}]({plot.path})"]
-        if with_table:
-            failed = [row for row in whole if row["failure"] is not None]
-            parts += [f"{machine}, {', '.join(map(str, records.key(row)[1:]))}: {row['failure']}." for row in failed]
-    return "\n\n".join(parts) or _NONE
+            digest, draw = spread.drawn_digest(mine), partial(spread.curves, mine)
+            image = _plot(plotted, f"seeds {what}", digest, draw, f"loss and AP by backend, {what}")
+            parts += [f"{spread.verdict(mine)} {_from(mine)}", image]
+        parts += _failures(whole, f"{machine}, ") if with_table else []
+    return _joined(parts)
 
 
-def _tables(found: Records, kind: str, table: Callable[[list[Row]], list[Line]], left: int) -> str:
-    """A table for each machine; what failed is named below it."""
-    parts = []
-    for machine, rows in _machines(found, kind).items():
-        failed = [row for row in rows if row.get("failure")]
-        whole = [row for row in rows if not row.get("failure")]
-        parts.append(f"**{machine}**")
-        if whole:
-            parts.append(markdown(table(whole), left))
-        parts += [f"{', '.join(map(str, records.key(row)[1:]))}: {row['failure']}." for row in failed]
-        parts.append(_from(rows))
-    return "\n\n".join(parts) or _NONE
-
-
-BLOCKS: dict[str, Callable[[Records, list[Plot]], str]] = {
+BLOCKS: dict[str, Block] = {
     "operator": _operator,
-    "claims": _claims,
+    "coverage": _coverage,
     "bounds": _bounds,
     "instructions": _instructions,
     "before-and-after": _before_and_after,
     "predicted": _predicted,
     "models": _models,
-    "model-speeds": _model_speeds,
-    "training": _training,
-    "loading": _loading,
-    "seeds": _seeds,
-    "curves": _curves,
-    "loading-memory": _loading_memory,
-    "training-steps": _training_steps,
-    "explanations": _explanations,
-    "startup": _startup,
+    "model-speeds": _speeds("model", fps="images/s"),
+    "training": _speeds("training", images_per_second="images/s", hours_per_epoch="hours/epoch"),
+    "loading": _by_machine("loading", training.loading_table, 2),
+    "seeds": partial(_trained, with_table=True),
+    "curves": partial(_trained, with_table=False),
+    "loading-memory": _by_machine("loading-memory", training.memory_table, 0),
+    "training-steps": _by_machine("training-step", training.step_table, len(records.KEYS["training-step"])),
+    "explanations": _by_machine("explanation", explain.explanation_table, 3),
+    "startup": _by_machine("startup", cpu_tables.startup_table, 1),
     "cpu": _cpu,
-    "cpu-short": _of_main(cpu.short_table, 2),
-    "cpu-areas": _of_main(cpu.area_table, 1),
-    "first-call": _first_call,
-    "exports": _exports,
+    "cpu-short": _of_main(cpu_tables.short_table, 2),
+    "cpu-areas": _of_main(cpu_tables.area_table, 1),
+    "first-call": _by_machine("first-call", cpu_tables.first_call_table, 4),
+    "exports": _by_machine("export", exports.export_table, 1),
 }

@@ -5,11 +5,8 @@ often, ``msdeform bench instructions`` counts. Cannot share a process with Trito
 """
 
 import re
-import subprocess
-import tempfile
 from collections import Counter
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,17 +18,17 @@ from ...kernels.triton import launch
 from ...kernels.triton.backward_atomic import backward_kernel
 from ...kernels.triton.backward_sorted import cells_kernel, keys_kernel, pixels_kernel, points_kernel, shares_kernel
 from ...kernels.triton.forward import forward_kernel
+from .listings import SASS, disassembled
 
-_KERNELS = {
-    "forward": forward_kernel,
-    "backward": backward_kernel,
+_SORTED = {
     "keys": keys_kernel,
     "cells": cells_kernel,
     "shares": shares_kernel,
     "pixels": pixels_kernel,
     "points": points_kernel,
 }
-SORTED = ("keys", "cells", "shares", "pixels", "points")
+_KERNELS = {"forward": forward_kernel, "backward": backward_kernel, **_SORTED}
+SORTED = tuple(_SORTED)
 _POINTERS = {
     torch.int32: "*i32",
     torch.float64: "*fp64",
@@ -43,7 +40,7 @@ _POINTERS = {
 
 
 @dataclass(frozen=True)
-class Machine:
+class Compiled:
     """One kernel compiled for one architecture."""
 
     arch: int
@@ -78,7 +75,7 @@ def compile_kernel(
     wide: bool = False,
     needs: tuple[bool, bool, bool, bool] = (True, False, True, True),
     by_value: bool = True,
-) -> Machine:
+) -> Compiled:
     """Compile a kernel for sm_``arch`` as a call with these parameters would.
 
     Args:
@@ -132,18 +129,9 @@ def compile_kernel(
     return _inspect(compiled.asm["cubin"], arch, parameters, compiled.asm["ttir"])
 
 
-def _inspect(cubin: bytes, arch: int, parameters: dict[str, Any], ttir: str) -> Machine:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "kernel.cubin")
-        path.write_bytes(cubin)
-        usage = _run("cuobjdump", "-res-usage", str(path))
-        listing = _run("nvdisasm", "-c", str(path))
+def _inspect(cubin: bytes, arch: int, parameters: dict[str, Any], ttir: str) -> Compiled:
+    usage, code = disassembled(cubin)
     numbers = {key: int(number) for key, number in re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", usage)}
-    opcodes = Counter(re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Za-z0-9_.]*)", listing))
     spills = numbers.get("STACK", 0) + numbers.get("LOCAL", 0)
-    return Machine(arch, numbers["REG"], spills, numbers.get("SHARED", 0), parameters, opcodes, ttir)
-
-
-def _run(tool: str, *arguments: str) -> str:
-    binary = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / tool
-    return subprocess.run([binary, *arguments], check=True, capture_output=True, text=True).stdout
+    opcodes = Counter(SASS.findall(code))
+    return Compiled(arch, numbers["REG"], spills, numbers.get("SHARED", 0), parameters, opcodes, ttir)

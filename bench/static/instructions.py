@@ -25,12 +25,11 @@ from collections.abc import Iterator
 import torch
 
 from ...kernels.diagnostics.options import capability
-from ..harness.provenance import provenance
+from ..harness.provenance import command_line, provenance
 from ..harness.records import Row, append
 from ..harness.tables import Line, number, padded
 from ..operator.cases import Case, levels
 from ..operator.inputs import make_inputs
-from ..operator.runner import command_line
 from ..options import InstructionsOptions
 from . import kernel_calls
 from .counts import COUNTS, DECODER, ENCODER, Run

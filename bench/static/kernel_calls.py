@@ -51,29 +51,19 @@ def triton(inputs: OperatorInputs, case: Case, _: int) -> Iterator[Call]:
     fused = (inputs.value, inputs.reference_points, inputs.sampling_offsets, inputs.attention_logits)
     plain = (inputs.value, inputs.sampling_locations, inputs.attention_weights)
 
-    def backward(method: str, run: Callable[[], object]) -> Callable[[Any], object]:
-        def chosen(_: Any) -> object:
-            before, launch.backward_method = launch.backward_method, method
-            try:
-                return run()
-            finally:
-                launch.backward_method = before
+    def backward(method: str, tensors: tuple[torch.Tensor, ...], needs: tuple[bool, ...]) -> Callable[[Any], object]:
+        def run(_: Any) -> object:
+            with launch.replaced(backward_method=method):
+                return launch.backward(grad_output, levels, tensors, needs)
 
-        return chosen
-
-    def fused_backward() -> object:
-        return launch.backward(grad_output, levels, fused, (True, False, True, True))
-
-    def plain_backward() -> object:
-        return launch.backward(grad_output, levels, plain, (True, True, True))
+        return run
 
     yield Call("triton", "forward fused", lambda _: launch.forward(levels, fused))
     yield Call("triton", "forward plain", lambda _: launch.forward(levels, plain))
-    yield Call("triton", "backward fused", backward("atomics", fused_backward))
-    yield Call("triton", "backward plain", backward("atomics", plain_backward))
-    if case.Q is None:  # the sorted one is for encoders
-        yield Call("triton", "backward fused, sorted", backward("cells", fused_backward))
-        yield Call("triton", "backward plain, sorted", backward("cells", plain_backward))
+    for method, suffix in (("atomics", ""), ("cells", ", sorted")):
+        if method == "atomics" or case.Q is None:  # the sorted one is for encoders
+            yield Call("triton", f"backward fused{suffix}", backward(method, fused, (True, False, True, True)))
+            yield Call("triton", f"backward plain{suffix}", backward(method, plain, (True, True, True)))
 
 
 def cuda(inputs: OperatorInputs, case: Case, arch: int) -> Iterator[Call]:
@@ -93,6 +83,13 @@ def _flat(case: Case) -> tuple[int, ...]:
     return tuple(size for pair in case.sizes for size in pair)
 
 
+def _level_tensors(case: Case) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sizes (L, 2) of the levels, and where each begins (L,)."""
+    shapes = torch.tensor(case.sizes)
+    areas = shapes.prod(1)
+    return shapes, areas.cumsum(0) - areas
+
+
 def deformops(folder: Path) -> Calls:
     """Its query-tiled kernels, from the package unpacked in `folder`.
 
@@ -107,8 +104,7 @@ def deformops(folder: Path) -> Calls:
     def calls(inputs: OperatorInputs, case: Case, _: int) -> Iterator[Call]:
         B, Q, H, D, L, P = case.B, case.queries, case.H, case.D, case.L, case.P
         value, locations = inputs.value, inputs.sampling_locations
-        shapes = torch.tensor(case.sizes)
-        starts = torch.tensor([sum(h * w for h, w in case.sizes[:level]) for level in range(L)])
+        shapes, starts = _level_tensors(case)
         grad_output = inputs.grad_output.view(B, Q, H, D)
         plain = (value, shapes, starts, locations, inputs.attention_weights)
 
@@ -141,13 +137,17 @@ def official(file: Path) -> Calls:
     from .ptx.counters import Counters
     from .ptx.device import Launch
     from .ptx.machine import Program, execute
+    from .ptx.nvrtc import compile_source
     from .ptx.parse import parse
 
     source = official_source(file)
 
     @functools.cache
     def of(arch: int) -> tuple[dict[str, tuple[str, bytes]], dict[str, Program]]:
-        compiled = {kernel: _compile(source, name, arch) for kernel, name in _OFFICIAL.items()}
+        flags = [f"--gpu-architecture=sm_{arch}", "--std=c++17", "--device-as-default-execution-space"]
+        compiled = {
+            kernel: compile_source(source.encode(), "official.cu", flags, name) for kernel, name in _OFFICIAL.items()
+        }
         return compiled, {kernel: Program(parse(ptx)) for kernel, (ptx, _) in compiled.items()}
 
     def calls(inputs: OperatorInputs, case: Case, arch: int) -> Iterator[Call]:
@@ -155,8 +155,7 @@ def official(file: Path) -> Calls:
         if inputs.value.dtype is not torch.float32:
             return
         B, Q, H, D, L, P = case.B, case.queries, case.H, case.D, case.L, case.P
-        shapes = torch.tensor(case.sizes)
-        starts = torch.tensor([sum(h * w for h, w in case.sizes[:level]) for level in range(L)])
+        shapes, starts = _level_tensors(case)
         plain = (inputs.value, shapes, starts, inputs.sampling_locations, inputs.attention_weights)
         sizes = (B, case.S, H, D, L, Q, P)
         threads = B * Q * H * D
@@ -187,33 +186,6 @@ def official(file: Path) -> Calls:
         yield Call("official", "backward plain", backward, compiled["backward"][1])
 
     return calls
-
-
-def _compile(source: str, name: str, arch: int) -> tuple[str, bytes]:
-    """PTX and machine code of an instance of a template, by NVRTC.
-
-    Raises RuntimeError with its log where it refuses.
-    """
-    from cuda.bindings import nvrtc
-
-    def done(status: Any, *found: Any) -> Any:
-        if int(status):
-            raise RuntimeError(f"NVRTC: {status.name}")
-        return found[0] if found else None
-
-    def filled(size: tuple[Any, ...], fill: Callable[[Any, bytes], tuple[Any, ...]]) -> bytes:
-        buffer = bytes(done(*size))
-        done(*fill(program, buffer))
-        return buffer
-
-    program = done(*nvrtc.nvrtcCreateProgram(source.encode(), b"official.cu", 0, [], []))
-    done(*nvrtc.nvrtcAddNameExpression(program, name.encode()))
-    options = [f"--gpu-architecture=sm_{arch}".encode(), b"--std=c++17", b"--device-as-default-execution-space"]
-    if int(nvrtc.nvrtcCompileProgram(program, len(options), options)[0]):
-        log = filled(nvrtc.nvrtcGetProgramLogSize(program), nvrtc.nvrtcGetProgramLog)
-        raise RuntimeError(f"NVRTC refuses the official kernels: {log.decode().rstrip(chr(0))}")
-    ptx = filled(nvrtc.nvrtcGetPTXSize(program), nvrtc.nvrtcGetPTX).decode().rstrip("\0")
-    return ptx, filled(nvrtc.nvrtcGetCUBINSize(program), nvrtc.nvrtcGetCUBIN)
 
 
 def official_source(file: Path) -> str:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 _PTX = re.compile(r"^\s*(?:\{\s*)?(?:@!?%\w+\s+)?(?!\.)[a-z][a-z0-9_.:]*(?:\s[^;]*)?;", re.MULTILINE)
-_SASS = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?(?!NOP\b)[A-Z][A-Z0-9_.]*")
+SASS = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?(?!NOP\b)([A-Z][A-Za-z0-9_.]*)")
+"""a machine instruction that is not idle; the group is its opcode"""
 
 
 class Listing(NamedTuple):
@@ -29,27 +30,35 @@ def listing(ptx: str, name: str, cubin: bytes | None = None) -> Listing:
     body = re.search(rf"\.entry\s+{re.escape(name)}\b.*?\n\}}", ptx, re.DOTALL)
     if body is None:
         raise ValueError(f"kernel {name}: not in this PTX")
-    with tempfile.TemporaryDirectory() as folder:
-        machine = Path(folder, "kernel.cubin")
-        if cubin is not None:
-            machine.write_bytes(cubin)
-        else:
-            source = Path(folder, "kernel.ptx")
-            source.write_text(ptx)
-            target = re.search(r"\.target\s+(\w+)", ptx)
-            assert target is not None
-            _tool("ptxas", f"--gpu-name={target[1]}", str(source), "-o", str(machine))
-        usage, code = _tool("cuobjdump", "-res-usage", str(machine)), _tool("nvdisasm", "-c", str(machine))
+    usage, code = disassembled(_assembled(ptx) if cubin is None else cubin)
     of = re.search(rf"Function {re.escape(name)}:\s*\n(.*)", usage)
     numbers = {key: int(count) for key, count in re.findall(r"(REG|STACK|LOCAL):(\d+)", of[1] if of else "")}
     sections = re.split(r"//-+ \.text\.(\S+)", code)
     text = dict(zip(sections[1::2], sections[2::2], strict=True))[name]
     return Listing(
         ptx=len(_PTX.findall(body[0])),
-        sass=len(_SASS.findall(text)),
+        sass=len(SASS.findall(text)),
         registers=numbers["REG"],
         spilled_bytes=numbers["STACK"] + numbers["LOCAL"],
     )
+
+
+def disassembled(cubin: bytes) -> tuple[str, str]:
+    """What the disassemblers print of machine code: its use of registers and memory, and its instructions."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "kernel.cubin")
+        path.write_bytes(cubin)
+        return _tool("cuobjdump", "-res-usage", str(path)), _tool("nvdisasm", "-c", str(path))
+
+
+def _assembled(ptx: str) -> bytes:
+    target = re.search(r"\.target\s+(\w+)", ptx)
+    assert target is not None
+    with tempfile.TemporaryDirectory() as folder:
+        source, machine = Path(folder, "kernel.ptx"), Path(folder, "kernel.cubin")
+        source.write_text(ptx)
+        _tool("ptxas", f"--gpu-name={target[1]}", str(source), "-o", str(machine))
+        return machine.read_bytes()
 
 
 def _tool(name: str, *arguments: str) -> str:

@@ -14,18 +14,15 @@ It is a prediction, of the published encoder at batch 2, to be held against a GP
 measured nowhere. Counts are those that ``msdeform bench instructions`` recorded on a smaller encoder.
 """
 
-import sys
 from dataclasses import dataclass
 
 import torch
 
-from ..harness import records
 from ..harness.records import Records, Row
-from ..harness.tables import Line, aligned, number
+from ..harness.tables import Line, number
 from ..operator.bounds import SCHEDULERS, compulsory_bytes
 from ..operator.cases import find
 from ..operator.inputs import OperatorInputs
-from ..options import ModelOptions
 from . import counts
 from .counts import ENCODER, Run
 
@@ -75,18 +72,6 @@ class Gpu:
 
 
 H200 = Gpu("H200", multiprocessors=132, clock=1.98e9, copy=4.3e12, l2=5.5e12, reductions=2e12, gap=2e-6)
-
-
-def run(options: ModelOptions) -> int:
-    """``msdeform bench model``: prints a line for each call whose kernels' counts are recorded, the fastest of its kind
-    first."""
-    lines = table(records.read(*options.results))
-    if len(lines) == 1:
-        print("no counts are recorded: msdeform bench instructions --out", file=sys.stderr)
-        return 1
-    print(f"{CASE}, {H200.name}: microseconds, predicted\n")
-    print(aligned(lines, 3))
-    return 0
 
 
 def table(found: Records) -> list[Line]:

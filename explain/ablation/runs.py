@@ -22,7 +22,7 @@ from ...common.files import atomic_file
 from ...models.families.detector import Detector
 from ...models.layers.boxes import cxcywh_to_xyxy
 from ...models.layers.evaluation_mode import evaluating
-from ...models.layers.geometry import widen
+from ...models.layers.geometry import at_least_float32
 from ...train.data.dataset import CocoDetection
 from ...train.data.loader import evaluation_loader, to_device
 from ...train.engine.acceleration import autocast
@@ -151,7 +151,7 @@ class Passes:
 
     def _sights(self, outputs: dict[str, Tensor], sizes: Tensor, numbers: np.ndarray, known: Sights | None) -> Sights:
         """Of the queries that are detections, now or among `known`."""
-        logits = widen(outputs["pred_logits"])
+        logits = at_least_float32(outputs["pred_logits"])
         scores = logits.sigmoid() if self.model.focal else logits.softmax(-1)[..., :-1]
         wanted = scores.amax(-1) >= self.confidence
         if known is not None:
@@ -159,7 +159,7 @@ class Passes:
             wanted[known.image[mine] - numbers[0], known.query[mine]] = True
         row, query = wanted.nonzero(as_tuple=True)
         scale = sizes.flip(1).repeat(1, 2)[row]
-        boxes = cxcywh_to_xyxy(widen(outputs["pred_boxes"])[row, query]) * scale
+        boxes = cxcywh_to_xyxy(at_least_float32(outputs["pred_boxes"])[row, query]) * scale
         return Sights(
             numbers[row.cpu().numpy()],
             query.cpu().numpy(),

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ...models.families.detector import Detector
-from ...models.layers.geometry import widen
+from ...models.layers.geometry import at_least_float32
 from ...models.losses.criterion import SetCriterion
 from ..core.capture import capture
 from ..core.interventions import intervene
@@ -80,7 +80,7 @@ def logits_of(model: Detector, confidence: float) -> Callable[[dict[str, Tensor]
     """The sum of the logits of what a model detects, each query's best class."""
 
     def total(outputs: dict[str, Tensor]) -> Tensor:
-        logits = widen(outputs["pred_logits"])
+        logits = at_least_float32(outputs["pred_logits"])
         scores = logits.sigmoid() if model.focal else logits.softmax(-1)[..., :-1]
         best, label = scores.max(-1)
         return logits.gather(-1, label[..., None])[..., 0][best >= confidence].sum()

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ...kernels.reference import extents, locate
 from ...models.attention import MSDeformAttn
-from ...models.layers.geometry import widen
+from ...models.layers.geometry import at_least_float32
 
 Shapes = tuple[tuple[int, int], ...]
 
@@ -37,7 +37,7 @@ def sample(module: MSDeformAttn, query: Tensor, reference: Tensor, shapes: Shape
     level, and weights (B, Q, H, L, P), which sum to 1 over L and P; both at least float32.
     """
     offsets, logits = module.project_points(query)
-    offsets, logits, reference = widen(offsets), widen(logits), widen(reference)
+    offsets, logits, reference = at_least_float32(offsets), at_least_float32(logits), at_least_float32(reference)
     locations = locate(reference, offsets, extents(shapes, query.device, offsets.dtype))
     return locations, logits.flatten(3).softmax(-1).view(logits.shape)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ...models.attention import MSDeformAttn
-from ...models.layers.geometry import widen
+from ...models.layers.geometry import at_least_float32
 from .attention import Shapes, dense_values, probabilities, sample, shapes_of
 
 
@@ -45,7 +45,7 @@ class DenseCall:
 
     def weights(self) -> Tensor:
         """Probabilities (B, H, Q, S)."""
-        return widen(probabilities(self.module, self.query, self.key, self.forbidden))
+        return at_least_float32(probabilities(self.module, self.query, self.key, self.forbidden))
 
     def value(self) -> Tensor:
         """(B, S, H, D)."""

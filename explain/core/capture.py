@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...models.layers.geometry import widen
+from ...models.layers.geometry import at_least_float32
 from .attention import Shapes, allowed_coefficients, corner_products, corners, scatter
 from .calls import DeformableCall, DenseCall, read_call
 from .interventions import Edit, Inside, Listener, active, edited_sample, edited_weights, opened
@@ -103,7 +103,7 @@ class Record:
         if self.call.inputs is None:
             raise ValueError(f"{self.name}: values are recorded by capture(..., gradients=True) alone")
         with self._as_it_ran():
-            return widen(self.call.value())
+            return at_least_float32(self.call.value())
 
     def tensors(self) -> list[Tensor]:
         """All that the record holds."""
@@ -243,7 +243,7 @@ class Tape(Mapping[str, Record]):
         parts: dict[str, dict[str, Any]] = {}
         for (name, part, _), grad in zip(places, found, strict=True):
             if grad is not None:
-                wide = widen(grad)
+                wide = at_least_float32(grad)
                 shaped = wide.unflatten(-1, (self[name].heads, -1)) if part == "heads" else wide
                 parts.setdefault(name, {})[part] = shaped
         return {

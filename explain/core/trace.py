@@ -20,7 +20,7 @@ from ...models.inference.image_size import Size
 from ...models.inference.images import ImageLike, normalise, read_image
 from ...models.layers.boxes import cxcywh_to_xyxy
 from ...models.layers.evaluation_mode import evaluation_mode
-from ...models.layers.geometry import valid_ratios, widen
+from ...models.layers.geometry import at_least_float32, valid_ratios
 from .attention import Shapes, share_of_levels
 from .capture import Gradients, Record, Tape, capture
 from .interventions import intervene
@@ -117,13 +117,13 @@ class Scene:
     @property
     def layer_boxes(self) -> Tensor:
         """Boxes after every decoder layer, (N, Q, 4) xyxy in pixels of the image."""
-        boxes = torch.stack([widen(one["pred_boxes"][0]).detach().cpu() for one in self._layers])
+        boxes = torch.stack([at_least_float32(one["pred_boxes"][0]).detach().cpu() for one in self._layers])
         return cxcywh_to_xyxy(boxes) * torch.tensor([self.width, self.height] * 2)
 
     @property
     def layer_scores(self) -> Tensor:
         """Probabilities of the classes after every decoder layer, (N, Q, classes), without "no object"."""
-        logits = torch.stack([widen(one["pred_logits"][0]).detach().cpu() for one in self._layers])
+        logits = torch.stack([at_least_float32(one["pred_logits"][0]).detach().cpu() for one in self._layers])
         return logits.sigmoid() if self.model.focal else logits.softmax(-1)[..., :-1]
 
     @property
@@ -355,7 +355,7 @@ def scenes(
         capture(model, "*", gradients=True) as tape,
     ):
         outputs = model(inputs)
-    if widen(outputs["pred_logits"]).isnan().any():
+    if at_least_float32(outputs["pred_logits"]).isnan().any():
         raise RuntimeError(f"the model's scores are not numbers (NaN), in {like.dtype}")
     ratios = _ratios(tape, shapes, len(inputs))
     return [

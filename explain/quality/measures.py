@@ -24,7 +24,7 @@ from torchvision.ops import box_iou
 from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
 from ...models.layers.boxes import cxcywh_to_xyxy
-from ...models.layers.geometry import widen
+from ...models.layers.geometry import at_least_float32
 from ..options import Fill
 
 Array = np.ndarray
@@ -71,9 +71,9 @@ def detection_score(probabilities: Tensor, boxes: Tensor, box: Box, label: int) 
 def probabilities_and_boxes(model: Any, outputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
     """A DETR's last layer: class probabilities (B, Q, classes), without that of no object, and boxes (B, Q, 4), xyxy
     as shares of the image."""
-    logits = widen(outputs["pred_logits"])
+    logits = at_least_float32(outputs["pred_logits"])
     probabilities = logits.sigmoid() if model.focal else logits.softmax(-1)[..., :-1]
-    return probabilities, cxcywh_to_xyxy(widen(outputs["pred_boxes"]))
+    return probabilities, cxcywh_to_xyxy(at_least_float32(outputs["pred_boxes"]))
 
 
 def filled(image: Tensor, fill: Fill = "blur") -> Tensor:

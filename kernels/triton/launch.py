@@ -12,8 +12,8 @@ gradient; a sorted backward is four, zeros, and a sort of PyTorch's. Gradients o
 
 import math
 import os
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -54,6 +54,18 @@ def _method_from_environment() -> str:
 _HERE = nullcontext()
 backward_method = _method_from_environment()
 """how the gradient of value is made where determinism does not decide: see `sorts`"""
+
+
+@contextmanager
+def replaced(**constants: Any) -> Iterator[None]:
+    """Within, names of this module (`backward_method`, `RUN`, `forward_parameters`) stand for something else, so that
+    benchmarks can compare the ways of launching."""
+    usual = {name: globals()[name] for name in constants}
+    globals().update(constants)
+    try:
+        yield
+    finally:
+        globals().update(usual)
 
 
 class Launch:

@@ -31,8 +31,7 @@ from ..catalog import MODELS
 from ..families.detector import Detector
 from ..families.faster_rcnn import STRIDE, FasterRcnn
 from ..options import SUFFIXES, ExportOptions
-from ..weights.load import load_model
-from ..zoo import create_model
+from ..zoo import create_model, load_model
 from .check import Padding, like_a_photograph, map_sizes, paddings, photographs
 from .faster_rcnn import ExportableFasterRcnn
 from .recipe import FILE, about, recipe

@@ -16,7 +16,7 @@ from torchvision.ops import nms, roi_align
 from torchvision.ops.poolers import _setup_scales
 
 from ..families.faster_rcnn import FasterRcnn
-from ..layers.geometry import widen
+from ..layers.geometry import at_least_float32
 
 # torchvision's, in both of its stages: a box of no area is none
 _LEAST_SIDE = {"proposals": 1e-3, "detections": 1e-2}
@@ -44,7 +44,7 @@ class ExportableFasterRcnn(nn.Module):
         """
         detector = self.model.detector
         size = (images.shape[2], images.shape[3])
-        maps = {name: widen(x) for name, x in detector.backbone(images).items()}
+        maps = {name: at_least_float32(x) for name, x in detector.backbone(images).items()}
         proposals = self._propose(images, list(maps.values()), size)
         # without a bound that it can see, the exporter writes one that no ONNX integer holds
         torch._check(proposals.shape[0] <= detector.rpn.post_nms_top_n())

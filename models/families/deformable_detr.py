@@ -7,14 +7,16 @@ from typing import Any
 
 from torch import nn
 
+from ..configs import DeformableDetrConfig
 from ..layers.backbone import Backbone
 from ..layers.batch import Images, as_batch, shrink_mask
 from ..layers.heads import BoxHead, class_head
+from ..layers.position import make_position
 from .deformable_transformer import DeformableTransformer
 from .detector import Detector, layer_outputs
 
 
-class DeformableDetr(Detector):
+class DeformableDetr(Detector, config=DeformableDetrConfig):
     """The detector: backbone, projections to one width, transformer, and a class and a box head for every layer.
 
     The state dict has the names of the official code. `position` gives a map's position from its mask; refinement and
@@ -42,6 +44,32 @@ class DeformableDetr(Detector):
         # by the official names the position stands second in the backbone
         self.backbone = nn.Sequential(backbone, position)
         self.input_proj = _projections(backbone.channels, levels, width)
+
+    @classmethod
+    def from_parts_of(cls, config: DeformableDetrConfig, attn_backend: str) -> "DeformableDetr":
+        transformer = DeformableTransformer(
+            hidden_dim=config.hidden_dim,
+            nheads=config.nheads,
+            num_levels=config.num_feature_levels,
+            num_queries=config.num_queries,
+            enc_layers=config.enc_layers,
+            dec_layers=config.dec_layers,
+            dim_feedforward=config.dim_feedforward,
+            dropout=config.dropout,
+            enc_n_points=config.enc_n_points,
+            dec_n_points=config.dec_n_points,
+            with_box_refine=config.with_box_refine,
+            two_stage=config.two_stage,
+            pre_norm=config.pre_norm,
+            attn_backend=attn_backend,
+        )
+        return cls(
+            Backbone.from_config(config, min(config.num_feature_levels, 3)),
+            make_position(config.position_embedding, config.hidden_dim, centred=True),
+            transformer,
+            num_classes=config.num_classes,
+            aux_loss=config.aux_loss,
+        )
 
     def _build_heads(self, num_classes: int) -> None:
         decoder, two_stage = self.transformer.decoder, self.transformer.two_stage

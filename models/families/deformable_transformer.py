@@ -15,7 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..attention import MSDeformAttn
-from ..layers.geometry import Levels, encoder_reference_points, inverse_sigmoid, proposals, valid_ratios, widen
+from ..layers.geometry import (
+    Levels,
+    at_least_float32,
+    encoder_reference_points,
+    inverse_sigmoid,
+    proposals,
+    valid_ratios,
+)
 from ..layers.position import sine_of_boxes
 
 
@@ -38,12 +45,12 @@ class EncoderLayer(nn.Module):
     def forward(self, x: Tensor, position: Tensor, reference: Tensor, levels: Levels) -> Tensor:
         """x, position (B, S, C), reference (B, S, L, 2); returns (B, S, C)."""
         if self.pre_norm:
-            x = x + self.dropout(self._attend(self.norm1(x), position, reference, levels))
+            x = x + self.dropout(self._self_attention(self.norm1(x), position, reference, levels))
             return x + self.dropout(self._feed(self.norm2(x)))
-        x = self.norm1(x + self.dropout(self._attend(x, position, reference, levels)))
+        x = self.norm1(x + self.dropout(self._self_attention(x, position, reference, levels)))
         return self.norm2(x + self.dropout(self._feed(x)))
 
-    def _attend(self, x: Tensor, position: Tensor, reference: Tensor, levels: Levels) -> Tensor:
+    def _self_attention(self, x: Tensor, position: Tensor, reference: Tensor, levels: Levels) -> Tensor:
         return self.self_attn(x + position, reference, x, levels.shapes, input_padding_mask=levels.mask)
 
     def _feed(self, x: Tensor) -> Tensor:
@@ -74,18 +81,20 @@ class DecoderLayer(nn.Module):
     def forward(self, x: Tensor, position: Tensor, reference: Tensor, memory: Tensor, levels: Levels) -> Tensor:
         """x, position (B, Q, C), reference (B, Q, L, 2 or 4), memory (B, S, C); returns (B, Q, C)."""
         if self.pre_norm:
-            x = x + self.dropout(self._attend(self.norm2(x), position))
-            x = x + self.dropout(self._look(self.norm1(x), position, reference, memory, levels))
+            x = x + self.dropout(self._self_attention(self.norm2(x), position))
+            x = x + self.dropout(self._cross_attention(self.norm1(x), position, reference, memory, levels))
             return x + self.dropout(self._feed(self.norm3(x)))
-        x = self.norm2(x + self.dropout(self._attend(x, position)))
-        x = self.norm1(x + self.dropout(self._look(x, position, reference, memory, levels)))
+        x = self.norm2(x + self.dropout(self._self_attention(x, position)))
+        x = self.norm1(x + self.dropout(self._cross_attention(x, position, reference, memory, levels)))
         return self.norm3(x + self.dropout(self._feed(x)))
 
-    def _attend(self, x: Tensor, position: Tensor) -> Tensor:
+    def _self_attention(self, x: Tensor, position: Tensor) -> Tensor:
         query = x + position
         return self.self_attn(query, query, x, need_weights=False)[0]
 
-    def _look(self, x: Tensor, position: Tensor, reference: Tensor, memory: Tensor, levels: Levels) -> Tensor:
+    def _cross_attention(
+        self, x: Tensor, position: Tensor, reference: Tensor, memory: Tensor, levels: Levels
+    ) -> Tensor:
         return self.cross_attn(x + position, reference, memory, levels.shapes, input_padding_mask=levels.mask)
 
     def _feed(self, x: Tensor) -> Tensor:
@@ -143,7 +152,7 @@ class Decoder(nn.Module):
             shift = inverse_sigmoid(reference)
             shift = F.pad(shift, (0, 4 - shift.shape[-1]))
             hidden.append(x if self.norm is None else self.norm(x))
-            boxes.append((widen(head(hidden[-1])) + shift).sigmoid())
+            boxes.append((at_least_float32(head(hidden[-1])) + shift).sigmoid())
             if self.refine:
                 reference = boxes[-1].detach()
         return hidden, boxes
@@ -244,7 +253,7 @@ class DeformableTransformer(nn.Module):
         position = torch.cat([sine + self.level_embed[level] for level, sine in enumerate(positions)], dim=1)
         levels = Levels(
             shapes=tuple((level.shape[2], level.shape[3]) for level in maps),
-            ratios=valid_ratios(masks, widen(x).dtype),
+            ratios=valid_ratios(masks, at_least_float32(x).dtype),
             mask=torch.cat([level.flatten(1) for level in masks], dim=1),
         )
         memory = self.encoder(x, position, levels)
@@ -259,7 +268,7 @@ class DeformableTransformer(nn.Module):
             if query_embed is None:
                 raise ValueError("query_embed: expected (Q, 2C) for a detector of one stage, got None")
             query_position, content = (half.expand(len(x), -1, -1) for half in query_embed.chunk(2, dim=-1))
-            reference = widen(self.reference_points(query_position)).sigmoid()
+            reference = at_least_float32(self.reference_points(query_position)).sigmoid()
             first = {}
         hidden, boxes = self.decoder(content, query_position, reference, memory, levels, box_heads=box_heads)
         return Decoded(hidden, boxes, **first)
@@ -270,7 +279,7 @@ class DeformableTransformer(nn.Module):
         """A class score (B, S, classes) and a box in logits (B, S, 4) from every pixel of the memory."""
         offers, usable = proposals(levels)
         memory = self.enc_output_norm(self.enc_output(memory.masked_fill(~usable[..., None], 0.0)))
-        return class_head(memory), widen(box_head(memory)) + offers
+        return class_head(memory), at_least_float32(box_head(memory)) + offers
 
     def _best(self, logits: Tensor, box_logits: Tensor) -> Tensor:
         """Boxes (B, Q, 4) of the pixels with the highest score of class 0, which the encoder's targets all carry.

@@ -4,15 +4,17 @@ from typing import Any
 
 from torch import nn
 
+from ..configs import DetrConfig
 from ..layers.backbone import Backbone
 from ..layers.batch import Images, as_batch, shrink_mask
-from ..layers.geometry import widen
+from ..layers.geometry import at_least_float32
 from ..layers.heads import BoxHead, class_head
+from ..layers.position import make_position
 from .detector import Detector, layer_outputs
 from .detr_transformer import Attentions, DetrTransformer
 
 
-class Detr(Detector):
+class Detr(Detector, config=DetrConfig):
     """The detector: backbone, one projection, transformer, and heads that all decoder layers share.
 
     The state dict has the names of the official code. The backbone's last map is used. With `focal` the classes are
@@ -41,6 +43,27 @@ class Detr(Detector):
         # by the official names the position stands second in the backbone
         self.backbone = nn.Sequential(backbone, position)
 
+    @classmethod
+    def from_parts_of(cls, config: DetrConfig, attn_backend: str) -> "Detr":
+        transformer = DetrTransformer(
+            hidden_dim=config.hidden_dim,
+            nheads=config.nheads,
+            enc_layers=config.enc_layers,
+            dec_layers=config.dec_layers,
+            dim_feedforward=config.dim_feedforward,
+            dropout=config.dropout,
+            pre_norm=config.pre_norm,
+        )
+        return cls(
+            Backbone.from_config(config, 1),
+            make_position(config.position_embedding, config.hidden_dim, centred=False),
+            transformer,
+            num_classes=config.num_classes,
+            num_queries=config.num_queries,
+            focal=config.focal,
+            aux_loss=config.aux_loss,
+        )
+
     def forward(self, images: Images, *, need_attentions: bool = False) -> dict[str, Any]:
         """Returns the last layer's ``pred_logits`` (B, Q, num_classes, or one more) and ``pred_boxes`` (B, Q, 4).
 
@@ -56,7 +79,7 @@ class Detr(Detector):
         hidden = self.transformer(
             self.input_proj(features), mask, position(mask, features.dtype), self.query_embed.weight, keep
         )
-        boxes = [widen(self.bbox_embed(x)).sigmoid() for x in hidden]
+        boxes = [at_least_float32(self.bbox_embed(x)).sigmoid() for x in hidden]
         outputs = layer_outputs([self.class_embed(x) for x in hidden], boxes, aux_loss=self.aux_loss)
         if keep is not None:
             outputs["attentions"] = keep

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..configs import DetrDemoConfig
 from ..layers.backbone import Backbone
 from ..layers.batch import Images, as_batch, shrink_mask
-from ..layers.geometry import widen
+from ..layers.geometry import at_least_float32
 from .detector import Detector
 
 # the published demo's weights were trained with pixels scaled so
@@ -20,7 +21,7 @@ PIXEL_SCALE = 0.1
 SIZE = 50
 
 
-class DetrDemo(Detector):
+class DetrDemo(Detector, config=DetrDemoConfig):
     """The state dict has the names of the published demo. Maps of more than 50 rows or columns raise ValueError."""
 
     focal = False
@@ -37,6 +38,26 @@ class DetrDemo(Detector):
         self.row_embed = nn.Parameter(torch.rand(SIZE, width // 2))
         self.col_embed = nn.Parameter(torch.rand(SIZE, width // 2))
 
+    @classmethod
+    def from_parts_of(cls, config: DetrDemoConfig, attn_backend: str) -> "DetrDemo":
+        transformer = nn.Transformer(
+            config.hidden_dim,
+            config.nheads,
+            config.enc_layers,
+            config.dec_layers,
+            config.dim_feedforward,
+            config.dropout,
+            batch_first=True,
+        )
+        # torch's nested tensors are a prototype, of which it warns on every padded batch
+        transformer.encoder.use_nested_tensor = False
+        backbone = Backbone.from_config(config, 1)
+        return cls(backbone, transformer, num_classes=config.num_classes, num_queries=config.num_queries)
+
+    @property
+    def body(self) -> nn.Module:
+        return self.backbone
+
     def forward(self, images: Images) -> dict[str, Any]:
         """Returns ``pred_logits`` (B, Q, num_classes + 1) and ``pred_boxes`` (B, Q, 4), cxcywh, normalised.
 
@@ -52,7 +73,10 @@ class DetrDemo(Detector):
             src_key_padding_mask=mask,
             memory_key_padding_mask=mask,
         )
-        return {"pred_logits": self.linear_class(hidden), "pred_boxes": widen(self.linear_bbox(hidden)).sigmoid()}
+        return {
+            "pred_logits": self.linear_class(hidden),
+            "pred_boxes": at_least_float32(self.linear_bbox(hidden)).sigmoid(),
+        }
 
     def _positions(self, height: int, width: int) -> Tensor:
         """(h*w, C): the column's embedding, then the row's."""

@@ -64,12 +64,12 @@ class DetrEncoderLayer(nn.Module):
     def forward(self, x: Tensor, position: Tensor, mask: Tensor, keep: list[Tensor] | None) -> Tensor:
         """x, position (B, S, C), mask (B, S), True where padded; returns (B, S, C)."""
         if self.pre_norm:
-            x = x + self.dropout(self._attend(self.norm1(x), position, mask, keep))
+            x = x + self.dropout(self._self_attention(self.norm1(x), position, mask, keep))
             return x + self.dropout(self._feed(self.norm2(x)))
-        x = self.norm1(x + self.dropout(self._attend(x, position, mask, keep)))
+        x = self.norm1(x + self.dropout(self._self_attention(x, position, mask, keep)))
         return self.norm2(x + self.dropout(self._feed(x)))
 
-    def _attend(self, x: Tensor, position: Tensor, mask: Tensor, keep: list[Tensor] | None) -> Tensor:
+    def _self_attention(self, x: Tensor, position: Tensor, mask: Tensor, keep: list[Tensor] | None) -> Tensor:
         query = x + position
         return attend(self.self_attn, query, query, x, mask, keep)
 
@@ -101,18 +101,18 @@ class DetrDecoderLayer(nn.Module):
         among = None if keep is None else keep.decoder_self
         across = None if keep is None else keep.decoder_cross
         if self.pre_norm:
-            x = x + self.dropout(self._attend(self.norm1(x), query_position, among))
-            x = x + self.dropout(self._look(self.norm2(x), query_position, memory, position, mask, across))
+            x = x + self.dropout(self._self_attention(self.norm1(x), query_position, among))
+            x = x + self.dropout(self._cross_attention(self.norm2(x), query_position, memory, position, mask, across))
             return x + self.dropout(self._feed(self.norm3(x)))
-        x = self.norm1(x + self.dropout(self._attend(x, query_position, among)))
-        x = self.norm2(x + self.dropout(self._look(x, query_position, memory, position, mask, across)))
+        x = self.norm1(x + self.dropout(self._self_attention(x, query_position, among)))
+        x = self.norm2(x + self.dropout(self._cross_attention(x, query_position, memory, position, mask, across)))
         return self.norm3(x + self.dropout(self._feed(x)))
 
-    def _attend(self, x: Tensor, query_position: Tensor, keep: list[Tensor] | None) -> Tensor:
+    def _self_attention(self, x: Tensor, query_position: Tensor, keep: list[Tensor] | None) -> Tensor:
         query = x + query_position
         return attend(self.self_attn, query, query, x, None, keep)
 
-    def _look(
+    def _cross_attention(
         self,
         x: Tensor,
         query_position: Tensor,

@@ -14,10 +14,11 @@ from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
+from ..configs import FasterRcnnConfig
 from ..layers.backbone import Backbone
 from ..layers.batch import Images, as_batch
 from ..layers.boxes import cxcywh_to_xyxy
-from ..layers.geometry import widen
+from ..layers.geometry import at_least_float32
 from ..losses.matcher import NonFiniteCostError
 from ..losses.targets import Target, check_shapes, check_values, pack_values, pad_targets
 from .detector import Detector
@@ -27,7 +28,7 @@ LOSSES = ("loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_re
 STRIDE = 32
 
 
-class FasterRcnn(Detector):
+class FasterRcnn(Detector, config=FasterRcnnConfig):
     """torchvision's `FasterRCNN`, whose parameters keep torchvision's names under ``detector``.
 
     Labels are those of the data, from 0; torchvision's, which count from 1, stay inside.
@@ -40,8 +41,16 @@ class FasterRcnn(Detector):
         self.detector = FasterRCNN(pyramid, num_classes + 1)
         for head in (self.detector.rpn.head, self.detector.roi_heads.box_head, self.detector.roi_heads.box_predictor):
             head.register_forward_pre_hook(_to_own_dtype)
-            head.register_forward_hook(_widened)
+            head.register_forward_hook(_output_at_least_float32)
         self.num_classes = num_classes
+
+    @classmethod
+    def from_parts_of(cls, config: FasterRcnnConfig, attn_backend: str) -> "FasterRcnn":
+        return cls(Backbone.from_config(config, 4), num_classes=config.num_classes)
+
+    @property
+    def body(self) -> nn.Module:
+        return self.detector.backbone.body
 
     def forward(self, images: Images) -> dict[str, Any]:
         """In evaluation, ``detections``: for each image ``boxes`` (n, 4) xyxy, normalised, ``labels``, ``scores``.
@@ -52,7 +61,7 @@ class FasterRcnn(Detector):
         sizes = [(int(rows), int(columns)) for rows, columns in _sizes(mask).tolist()]
         height, width = (-side % STRIDE for side in batch.shape[-2:])
         padded = ImageList(nn.functional.pad(batch, (0, width, 0, height)), sizes)
-        features = _each(widen, self.detector.backbone(padded.tensors))
+        features = _each(at_least_float32, self.detector.backbone(padded.tensors))
         if self.training:
             return {"images": padded, "features": features, "detector": self.detector, "num_classes": self.num_classes}
         proposals, _ = self.detector.rpn(padded, features)
@@ -95,8 +104,8 @@ def _to_own_dtype(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, .
     return _each(lambda x: x.to(dtype), arguments)
 
 
-def _widened(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> Any:
-    return _each(widen, output)
+def _output_at_least_float32(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> Any:
+    return _each(at_least_float32, output)
 
 
 def _sizes(mask: Tensor) -> Tensor:
@@ -147,7 +156,7 @@ class FasterRcnnCriterion(nn.Module):
 
     @staticmethod
     def _in_pixels(target: Target, size: tuple[int, int]) -> Tensor:
-        boxes = widen(target["boxes"])
+        boxes = at_least_float32(target["boxes"])
         return cxcywh_to_xyxy(boxes) * boxes.new_tensor([size[1], size[0], size[1], size[0]])
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..layers.boxes import cxcywh_to_xyxy
-from ..layers.geometry import widen
+from ..layers.geometry import at_least_float32
 
 
 @torch.no_grad()
@@ -23,7 +23,7 @@ def post_process(
     the original images. Returns B dicts of ``scores`` (k,), ``labels`` (k,) int64, and ``boxes`` (k, 4) xyxy in
     pixels, not clipped to the image; k is `top_k` or, if smaller, the number of candidates.
     """
-    logits, boxes = widen(outputs["pred_logits"]), widen(outputs["pred_boxes"])
+    logits, boxes = at_least_float32(outputs["pred_logits"]), at_least_float32(outputs["pred_boxes"])
     B, Q, C = logits.shape
     if target_sizes.shape != (B, 2):
         raise ValueError(f"target_sizes: expected (B={B}, 2), height and width, got {tuple(target_sizes.shape)}")

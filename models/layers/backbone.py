@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, conv1x1
 from torchvision.ops import FrozenBatchNorm2d
 
-from ..configs import BACKBONES, SLIM, TORCHVISION
+from ..configs import BACKBONES, SLIM, TORCHVISION, Config
 
 Norm = Callable[[int], nn.Module]
 
@@ -49,6 +49,11 @@ class Backbone(nn.Module):
                 fixed.requires_grad_(False)
         self.stages = tuple(f"layer{i}" for i in range(5 - n_maps, 5))
         self.channels = tuple(_width(self.body.get_submodule(stage)) for stage in self.stages)
+
+    @classmethod
+    def from_config(cls, config: Config, n_maps: int) -> "Backbone":
+        dilation = getattr(config, "dilation", False)
+        return cls(config.backbone, n_maps, frozen=config.backbone_frozen, dilation=dilation)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """(B, 3, H, W) to `n_maps` maps (B, channels[i], H / stride, W / stride), rounded up, of stride up to 32."""

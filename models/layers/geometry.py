@@ -22,7 +22,7 @@ class Levels(NamedTuple):
     """(B, S), bool, True where padded"""
 
 
-def widen(x: Tensor) -> Tensor:
+def at_least_float32(x: Tensor) -> Tensor:
     """At least float32: a bfloat16 location is half a pixel off on a map 134 wide."""
     return x if x.dtype == torch.float64 else x.float()
 

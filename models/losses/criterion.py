@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..layers.boxes import cxcywh_to_xyxy, generalized_iou
-from ..layers.geometry import widen
+from ..layers.geometry import at_least_float32
 from .matcher import HungarianMatcher, Matches
 from .targets import Target, check_shapes
 
@@ -97,8 +97,8 @@ class SetCriterion(nn.Module):
         suffixes: Sequence[str],
     ) -> dict[str, Tensor]:
         """All layers at once: each loss is a vector (K,), one number a layer, then named by the layer's suffix."""
-        logits = widen(torch.stack([layer["pred_logits"] for layer in layers]))  # (K, B, Q, C)
-        boxes = widen(torch.stack([layer["pred_boxes"] for layer in layers]))  # (K, B, Q, 4)
+        logits = at_least_float32(torch.stack([layer["pred_logits"] for layer in layers]))  # (K, B, Q, C)
+        boxes = at_least_float32(torch.stack([layer["pred_boxes"] for layer in layers]))  # (K, B, Q, 4)
         matches = self.matcher(logits, boxes, targets)
 
         counts = [len(target["labels"]) for target in targets]

@@ -45,9 +45,10 @@ def convert(src: Path, dst: Path, to: str, model: str | None = None) -> Source:
     if dst.exists() and not (to != "official" and dst.is_dir() and not any(dst.iterdir())):
         raise FileExistsError(f"{dst} exists; name a place where nothing is yet")
     source = read_source(src)
-    config = settle_config(source, model)
+    settled = settle_config(source, model)
+    config = settled.to_dict()
     # weights that don't make the detector would only be found out by those who load the result
-    check_fit(build_model(config, attn_backend="reference").state_dict(), source.weights, src)
+    check_fit(build_model(settled, attn_backend="reference").state_dict(), source.weights, src)
     if to == "official":
         save_official(dst, source.weights, config, source.categories, source.input_size)
         return source

@@ -67,7 +67,7 @@ class Source:
     weights: dict[str, Tensor]
     """By official names; on the CPU."""
     config: dict[str, Any] | None = None
-    """The detector's, as `zoo.build_model` takes it, where the source has one."""
+    """The detector's, as `Config.from_dict` takes it, where the source has one."""
     categories: list[str] | None = None
     """Names of the classes, where the source has them."""
     input_size: Size | None = None

@@ -1,6 +1,6 @@
 """A detector's configuration out of Hugging Face's config.json or the official command line, and into the first.
 
-Configurations are `zoo.plain_config`'s: plain values, with their ``family``.
+Configurations are those of `Config.to_dict`: plain values, with their ``family``.
 """
 
 from collections.abc import Mapping

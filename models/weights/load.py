@@ -1,4 +1,4 @@
-"""Detectors out of weights in any format: rebuilt whole, or started from what fits."""
+"""What detector weights in any format are of, and a model started from those of them that fit."""
 
 import dataclasses
 from collections import Counter
@@ -9,10 +9,9 @@ from typing import Any
 from torch import nn
 
 from ..catalog import MODELS, config_of
-from ..families.detector import Detector
+from ..configs import Config
 from ..inference.image_size import Size
-from ..zoo import build_model, config_from_plain, plain_config
-from .formats import Source, check_fit, config_of_source, read_source
+from .formats import Source, config_of_source, read_source
 
 # parameters that may be made anew, each with what its shape depends on
 HEADS = {
@@ -65,36 +64,8 @@ class Start:
         return lines
 
 
-def load_model(path: str | Path, *, attn_backend: str = "auto", name: str | None = None) -> Detector:
-    """A detector out of a checkpoint in any format (`formats`), with its weights and classes, in evaluation mode.
-
-    Args:
-        path: an official ``.pth``, a folder or file of Hugging Face's or ours, or a checkpoint of ``msdeform
-            train``, or a run's folder for its best.
-        attn_backend: the operator's backend, held by every deformable attention.
-        name: of `list_models`, the model that the weights are of; needed where they lie alone, without a
-            configuration or the official command line beside them, and held against those where there are.
-
-    Raises:
-        FileNotFoundError: there is nothing at `path`.
-        ValueError: it is damaged, of no detector, of another one than `name`, or alone and without a `name`.
-    """
-    return model_of_source(read_source(Path(path)), attn_backend=attn_backend, name=name)
-
-
-def model_of_source(source: Source, *, attn_backend: str = "auto", name: str | None = None) -> Detector:
-    """`load_model` of weights that are read already; raises ValueError as it does."""
-    model = build_model(settle_config(source, name), attn_backend=attn_backend)
-    check_fit(model.state_dict(), source.weights, source.path)
-    model.load_state_dict(source.weights)
-    if source.categories is not None:
-        model.categories = list(source.categories)
-    model.input_size = source.input_size
-    return model.eval()
-
-
-def settle_config(source: Source, name: str | None = None) -> dict[str, Any]:
-    """The configuration of a source's detector, of its own or by `name`; raises ValueError as `load_model`."""
+def settle_config(source: Source, name: str | None = None) -> Config:
+    """The configuration of a source's detector, of its own or by `name`; raises ValueError as `zoo.load_model`."""
     named = None if name is None else config_of(name)
     if named is not None:
         _check_family(source, named.family, f"{name} is")
@@ -105,10 +76,10 @@ def settle_config(source: Source, name: str | None = None) -> dict[str, Any]:
         raise ValueError(
             f"{source.path} says nothing of its {source.family}'s structure; name the model it is of: {fitting}"
         )
-    config = config_of_source(source, None if named is None else plain_config(named))
+    config = config_of_source(source, None if named is None else named.to_dict())
     # values that no detector can have are the source's mistake, and named with it
     try:
-        own = config_from_plain(config)
+        own = Config.from_dict(config)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{source.path}: {error}") from None
     if named is not None:
@@ -119,7 +90,7 @@ def settle_config(source: Source, name: str | None = None) -> dict[str, Any]:
                     f"{source.path} is not of {name}: {field.name}: expected {expected!r}, got {came!r} "
                     "by the configuration beside the weights"
                 )
-    return config
+    return own
 
 
 def nearest_model(source: Source) -> tuple[str, dict[str, Any]] | None:
@@ -130,7 +101,7 @@ def nearest_model(source: Source) -> tuple[str, dict[str, Any]] | None:
     """
     if source.config is None or source.config.keys() == {"family"}:  # a command line of other things
         return None
-    own = config_from_plain(config_of_source(source))
+    own = Config.from_dict(config_of_source(source))
     named = None if source.training is None else source.training.get("model_name")
     fields = [field.name for field in dataclasses.fields(own) if field.name not in _OF_THE_DATA]
     found = {

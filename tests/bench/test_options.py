@@ -7,7 +7,7 @@ from typing import get_args
 import pytest
 
 from msdeform.bench import options
-from msdeform.bench.models import steps
+from msdeform.bench.models.training import steps
 from msdeform.bench.static import instructions
 from msdeform.cli import main
 from msdeform.common.options import parse, spelled
@@ -23,7 +23,7 @@ def test_names_without_pytorch_are_those_of_the_tables() -> None:
     assert tuple(steps.PRECISIONS) == options.STEP_DTYPES
     assert tuple(instructions.CASES) == options.COUNTED_CASES
     assert tuple(instructions._OURS) == options.COUNTED_IMPLEMENTATIONS
-    assert {*options.NO_GPU_PEERS} < {*options.CPU_PEERS} < {*options.PEERS}
+    assert {*options.CPU_ONLY_IMPLEMENTATIONS} < {*options.CPU_IMPLEMENTATIONS} < {*options.IMPLEMENTATIONS}
     assert {*options.FUNCTIONS} - {*get_args(options.AloneName)} == {"MSDeformAttn"}
 
 

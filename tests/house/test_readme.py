@@ -43,14 +43,38 @@ def test_the_python_blocks_run_in_order(tmp_path: Path, page: str, blocks: int, 
 
 
 def test_the_first_screen_is_short() -> None:
-    """A picture, a table, how to install, and the operator in ten lines, before a reader has to scroll far."""
+    """Who it is for, how to install it, the operator in ten lines, a picture and a table: in this order, and short."""
     readme = PAGES["README.md"]
     table = re.compile(r"<!-- rendered ([\w-]+) -->.*?<!-- end of \1 -->", re.DOTALL)
-    assert len(table.sub("", readme).split()) < 700
-    assert readme.index("<!-- rendered cpu-short") < readme.index("![")
-    assert readme.index("![") < readme.index("| you have |") < readme.index("pip install") < readme.index("```python")
+    assert len(readme.splitlines()) <= 150
+    assert len(table.sub("", readme).split()) < 850
+    order = ["| you |", "pip install", "```python", "![", "<!-- rendered cpu-short", "make demo"]
+    places = [readme.index(text) for text in order]
+    assert places == sorted(places)
     [block] = python_of("README.md")
     assert len([line for line in block.splitlines() if not line.startswith("import")]) <= 10
+
+
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "bench/results/README.md")
+
+
+def anchors(page: Path) -> set[str]:
+    """What a link into a page can name: its headings in GitHub's spelling."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("name", [*DOCUMENTS, *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md")))])
+def test_links_lead_somewhere(name: str) -> None:
+    page = ROOT / name
+    for link in re.findall(r"\]\((?!https?://)([^)\s]+)\)", page.read_text()):
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), f"{name} links to {link}"
+        assert not anchor or anchor in anchors(target), f"{name} links to {link}"
+        # a link that names the file it leads to names the right one
+    for text, link in re.findall(r"\[((?:\w+/)+[\w.]+)\]\((?!https?://)([^)\s#]+)\)", page.read_text()):
+        assert (page.parent / link).resolve() == (ROOT / text.rstrip("/")), f"{name}: [{text}]({link})"
 
 
 def uses() -> list[tuple[str, tuple[str, ...]]]:

@@ -8,7 +8,7 @@ import torchvision
 from safetensors.torch import save_file
 
 from msdeform.models.catalog import config_of, list_models
-from msdeform.models.zoo import build_model, create_criterion, create_model, plain_config
+from msdeform.models.zoo import build_model, create_criterion, create_model
 
 PUBLISHED = {
     "fasterrcnn_resnet50_fpn": 41.76,
@@ -50,7 +50,7 @@ def test_sizes_are_the_published_ones(name, millions):
 @pytest.mark.parametrize("name", ["detr_tiny", "deformable_detr_tiny", "fasterrcnn_tiny"])
 def test_a_model_of_any_family_is_rebuilt_from_json(name):
     model = create_model(name, num_classes=3)
-    again = build_model(json.loads(json.dumps(plain_config(model))))
+    again = build_model(json.loads(json.dumps(model.config.to_dict())))
     assert again.config == model.config
     again.load_state_dict(model.state_dict())
     with pytest.raises(ValueError, match="family: expected one of deformable_detr, detr, detr_demo, faster_rcnn, got"):
@@ -60,7 +60,7 @@ def test_a_model_of_any_family_is_rebuilt_from_json(name):
 def test_a_model_built_by_hand_has_no_description():
     model = create_model("detr_tiny")
     model.config = None
-    for function in (plain_config, create_criterion):
+    for function in (type(model).require_config, create_criterion):
         with pytest.raises(ValueError, match="got one built from parts by hand"):
             function(model)
 

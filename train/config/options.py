@@ -26,7 +26,8 @@ from ...common.options import (
     build,
 )
 from ...kernels.diagnostics.options import AttnBackend
-from ...models.catalog import ModelName, check_fields, config_of
+from ...models.catalog import ModelName, config_of
+from ...models.configs import check_fields
 from ...models.inference.image_size import Size
 from ..data.layouts import KNOWN, find_split
 from ..data.layouts import described as contents

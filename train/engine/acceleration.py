@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ...models.families.detector import Detector
-from ...models.zoo import body_of
 from ..config.options import Compute
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -30,7 +29,7 @@ def prepare(model: Detector, compute: Compute) -> None:
         ValueError: the model has no transformer whose activations could be computed again.
     """
     if compute.channels_last:
-        _channels_last(body_of(model))
+        _channels_last(model.body)
     layers = {side: list(_layers(model, side)) for side in ("encoder", "decoder")}
     if compute.checkpointing != "none":
         again = layers["encoder"] + (layers["decoder"] if compute.checkpointing == "all" else [])
@@ -40,7 +39,7 @@ def prepare(model: Detector, compute: Compute) -> None:
             layer.forward = partial(_recomputed, layer, layer.forward)
     if compute.compile:
         # layer by layer: those of one kind share what was compiled, and whatever lies between them stays as it is
-        for part in [*body_of(model).children(), *layers["encoder"], *layers["decoder"]]:
+        for part in [*model.body.children(), *layers["encoder"], *layers["decoder"]]:
             part.compile()
 
 

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from ...common.files import BEST, atomic_file
 from ...models.families.detector import Detector
 from ...models.weights.formats import TRAINING_FORMAT, check_fit, checkpoints_in, newest_whole, read_source
-from ...models.weights.load import WITHOUT_SIZE, model_of_source
+from ...models.weights.load import WITHOUT_SIZE
+from ...models.zoo import load_model
 from ..config.options import TrainOptions, from_plain
 from ..data.dataset import Category
 
@@ -140,7 +141,7 @@ def load_trained(path: Path, device: torch.device, attn_backend: str = "auto", n
         name: of `list_models`, for weights without a description beside them.
 
     Raises:
-        FileNotFoundError, ValueError: as models.loading.load_model.
+        FileNotFoundError, ValueError: as models.zoo.load_model.
         BackendUnavailable: the named backend cannot run on ``device``.
     """
     from .build import settle_backend
@@ -151,7 +152,7 @@ def load_trained(path: Path, device: torch.device, attn_backend: str = "auto", n
     if source.input_size is None:
         print(f"{path} does not say to what size images were resized in training: {WITHOUT_SIZE}", file=sys.stderr)
     backend = settle_backend(device, attn_backend)
-    model = model_of_source(source, attn_backend=backend, name=name).to(device)
+    model = load_model(source, attn_backend=backend, name=name).to(device)
     state = source.training
     if state is None:
         names = model.categories or [str(label) for label in range(num_classes(model))]

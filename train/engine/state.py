@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ...common.device import choose_device
 from ...models.families.detector import Detector
 from ...models.losses.matcher import NonFiniteCostError
-from ...models.zoo import create_criterion, plain_config
+from ...models.zoo import create_criterion
 from ..config.options import TrainOptions, from_plain, to_plain
 from ..data.dataset import CocoDetection, Sample
 from ..data.loader import Order, to_device, training_data, training_loader
@@ -257,7 +257,7 @@ class Training:
             "samples": [(image, {k: v for k, v in target.items() if k != "replaced"}) for image, target in samples],
             "model": _plain_names(self.model.state_dict()),
             "model_name": self.options.model.model,
-            "model_config": plain_config(self.model),
+            "model_config": self.model.require_config().to_dict(),
             "categories": category_list(self.data.annotations.categories),
             "attn_backend": self.backend,
             "precision": self.options.compute.precision,
@@ -272,7 +272,7 @@ class Training:
             "model": _plain_names(self.model.state_dict()),
             "ema": None if self.average is None else average_state(self.average),
             "model_name": self.options.model.model,
-            "model_config": plain_config(self.model),
+            "model_config": self.model.require_config().to_dict(),
             "backbone_trained": self.backbone_trained,
             "categories": category_list(self.data.annotations.categories),
             "attn_backend": self.backend,

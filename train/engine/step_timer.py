@@ -12,7 +12,6 @@ from torch import nn
 from torch.profiler import ProfilerActivity
 
 from ...models.families.detector import Detector
-from ...models.zoo import body_of
 
 if TYPE_CHECKING:
     from .state import Training
@@ -88,7 +87,7 @@ class Stages:
 
     def watch(self, model: Detector, criterion: nn.Module) -> None:
         """Tells backbone, encoder, decoder and matching by hooks on their modules."""
-        children = list(body_of(model).children())
+        children = list(model.body.children())
         self._hook(children[0], children[-1], "backbone")
         for name in ("encoder", "decoder"):
             part = getattr(getattr(model, "transformer", None), name, None)

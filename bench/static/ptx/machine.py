@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .counters import Counters
-from .decode import Lanes, Run, decode, member_mask
-from .memory import Array, Memory, Problem, SharedMemory
+from .instructions.decode import decode, member_mask
+from .memory import Array, LaneError, Memory, check
 from .parse import Fault, Kernel
+from .state import Action, Lanes, State
 
 THREADS = 8192
 """about how many run as one vector: enough to hide Python, few enough for a core's cache"""
@@ -26,7 +27,7 @@ class Program:
 
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
-        self.runs: list[Run] = [decode(kernel, instruction) for instruction in kernel.instructions]
+        self.actions: list[Action] = [decode(kernel, instruction) for instruction in kernel.instructions]
         self.masks = [member_mask(kernel, instruction) for instruction in kernel.instructions]
         self.guards = [None if i.predicate is None else kernel.register(i.predicate) for i in kernel.instructions]
         self.opcodes = [i.opcode for i in kernel.instructions]
@@ -40,103 +41,6 @@ class Program:
             kernel.labels[i.operands[0]] if kind == "branch" else -1
             for kind, i in zip(self.kinds, kernel.instructions, strict=True)
         ]
-
-
-class State:
-    """The registers of the threads that run together, and what they can reach."""
-
-    def __init__(
-        self,
-        kernel: Kernel,
-        grid: tuple[int, int, int],
-        block: tuple[int, int, int],
-        programs: NDArray[np.int64],
-        parameters: Mapping[str, bytes],
-        memory: Memory,
-        shared_bytes: int,
-        counters: Counters | None,
-        seed: int | None,
-    ) -> None:
-        threads = block[0] * block[1] * block[2]
-        per_program = -(-threads // 32) * 32
-        self.kernel, self.block, self.parameters, self.memory = kernel, block, parameters, memory
-        self.threads = threads
-        self.counters, self.seed = counters, seed
-        self.lanes = per_program * len(programs)
-        self.registers: list[Array | None] = []
-        self.holes: dict[int, NDArray[np.bool_]] = {}
-        """of registers that not every lane has set: which have"""
-        self.undefined: NDArray[np.bool_] | None = None
-        """of the lanes of the current instruction, those that have read what was never set"""
-        self.slot = np.repeat(np.arange(len(programs)), per_program)
-        self.shared = SharedMemory(len(programs), shared_bytes)
-        self.program = np.repeat(programs + 1, per_program).astype(np.int32)
-        self.first_of_warp = np.arange(self.lanes) & ~31
-        tid = np.tile(np.arange(per_program), len(programs))
-        number = np.repeat(programs, per_program)
-        self.special: dict[str, Array] = {"laneid": (tid % 32).astype(np.uint32), "warpid": tid // 32}
-        for axis, size, count in (("x", block[0], grid[0]), ("y", block[1], grid[1]), ("z", block[2], grid[2])):
-            self.special[f"tid.{axis}"], tid = tid % size, tid // size
-            self.special[f"ctaid.{axis}"], number = number % count, number // count
-            self.special[f"ntid.{axis}"] = np.full(self.lanes, size)
-            self.special[f"nctaid.{axis}"] = np.full(self.lanes, count)
-        self.alive = np.tile(np.arange(per_program) < threads, len(programs))
-
-    def of(self, values: Array, lanes: Lanes) -> Array:
-        """A lane's share of what every lane has."""
-        return values if lanes is None else values[lanes]
-
-    def checked(self, number: int, lanes: Lanes) -> Array:
-        """A register that not every lane has set; which of these lanes have not is kept in `undefined`.
-
-        A value made of undefined ones is undefined: a reduction over part of a warp may make some, and drop them.
-        """
-        values = self.registers[number]
-        if values is None:
-            width = self.kernel.registers[number]
-            values = self.registers[number] = np.zeros(self.lanes, f"u{width}" if width else np.bool_)
-            self.holes[number] = np.zeros(self.lanes, np.bool_)
-        if number in self.holes:
-            missing = ~self.of(self.holes[number], lanes)
-            if missing.any():
-                self.undefined = missing if self.undefined is None else self.undefined | missing
-        return values
-
-    def take_undefined(self) -> NDArray[np.bool_] | None:
-        """Which lanes have read what was never set since this was last asked."""
-        undefined, self.undefined = self.undefined, None
-        return undefined
-
-    def require_defined(self, what: str) -> None:
-        """Raises Problem where a lane has read a register that nothing was written to."""
-        if self.undefined is not None:
-            raise Problem(int(np.flatnonzero(self.undefined)[0]), f"{what} depends on a register that was never set")
-
-    def members(self, lanes: Lanes) -> NDArray[np.uint32]:
-        """For each warp, one bit for each of these lanes."""
-        here = np.zeros(self.lanes, np.bool_)
-        here[slice(None) if lanes is None else lanes] = True
-        return np.packbits(here.reshape(-1, 32), axis=1, bitorder="little").view(np.uint32).reshape(-1)
-
-    def warps(self, lanes: Lanes) -> int:
-        """How many warps have one of these lanes."""
-        if lanes is None:
-            return self.lanes // 32
-        return int(np.count_nonzero(np.diff(lanes >> 5))) + 1 if len(lanes) else 0
-
-    def count(self, kind: str, lanes: Lanes) -> None:
-        if self.counters is not None:
-            self.counters.wavefronts_by[kind] += self.warps(lanes)
-
-    def count_global(self, kind: str, address: Array, size: int, lanes: Lanes) -> None:
-        if self.counters is not None:
-            start = self.memory.starts[np.searchsorted(self.memory.starts, address, "right") - 1]
-            offset = (address - start).astype(np.int64) + (start >> np.uint64(7)).astype(np.int64) * 128 % (1 << 38)
-            self.counters.count_global(kind, offset, size, self.of(self.first_of_warp, lanes))
-
-    def count_shared(self, kind: str, address: Array, size: int, lanes: Lanes) -> None:
-        if self.counters is not None:
-            self.counters.count_shared(kind, address.astype(np.int64), size, self.of(np.arange(self.lanes), lanes))
 
 
 def execute(
@@ -173,7 +77,6 @@ def execute(
         for first in range(0, total, together):
             programs = np.arange(first, min(first + together, total))
             state = State(kernel, shape, threads, programs, parameters, memory, shared, counters, seed)
-            state.registers = [None] * len(kernel.registers)
             _Scheduler(program, state).run()
 
 
@@ -193,7 +96,7 @@ class _Scheduler:
         while self.ready:
             at = min(self.ready)
             lanes = self.ready.pop(at)
-            limit = min(self.ready, default=len(self.program.runs))
+            limit = min(self.ready, default=len(self.program.actions))
             self._run_group(at, lanes, limit)
         if self.held:
             at = min(self.held)
@@ -217,7 +120,7 @@ class _Scheduler:
     def _run_group(self, at: int, lanes: Array, limit: int) -> None:
         """Run lanes from `at` on until they part, end, wait, or come to where others stand."""
         program, state, counting = self.program, self.state, self.state.counters is not None
-        kinds, runs, guards, masks = program.kinds, program.runs, program.guards, program.masks
+        kinds, actions, guards, masks = program.kinds, program.actions, program.guards, program.masks
         every: Lanes = None if len(lanes) == state.lanes else lanes
         warps = state.warps(every) if counting else 0
         while at < limit and at not in self.held:
@@ -237,11 +140,11 @@ class _Scheduler:
                     self.counts[at] = self.counts.get(at, 0) + warps
                 if kind in ("plain", "barrier"):
                     if chosen is None or len(chosen):
-                        runs[at](state, chosen)
+                        actions[at](state, chosen)
                     at += 1
                     continue
-            except Problem as problem:
-                self._fault(at, chosen, problem.position, str(problem))
+            except LaneError as error:
+                self._fault(at, chosen, error.position, str(error))
             count = len(lanes) if chosen is None else len(chosen)
             if kind == "branch" and count == len(lanes):
                 at = program.targets[at]
@@ -256,15 +159,15 @@ class _Scheduler:
                 if len(rest):
                     self._put(at + 1, rest)
                 return
-        if at < len(runs):
+        if at < len(actions):
             self._put(at, lanes)
 
     def _guarded(self, at: int, every: Lanes) -> Lanes:
         """The lanes whose predicate holds; `every` itself if all of them."""
         state, number = self.state, self.program.guards[at]
         values = state.registers[number]  # type: ignore[index]
-        if values is None or number in state.holes:
-            values = state.checked(number, every)  # type: ignore[arg-type]
+        if values is None or number in state.set_by:
+            values = state.register(number, every)  # type: ignore[arg-type]
             state.require_defined("a condition")
         holds = state.of(values, every) ^ np.bool_(self.program.kernel.instructions[at].negated)
         if holds.all():
@@ -284,18 +187,15 @@ class _Scheduler:
             state.require_defined("a mask of lanes")
             if lanes is None and np.ndim(mask) == 0 and mask == _EVERY:
                 return None
-            members = state.of(np.repeat(state.members(lanes), 32), lanes)
-            own = np.uint32(1) << state.of(state.special["laneid"], lanes)
-            if np.any(mask & own == 0):
-                raise Problem(int(np.flatnonzero(mask & own == 0)[0]), "is not one of the lanes that it names")
-            short = mask & ~members != 0
+            check(mask & state.own_bit(lanes) != 0, lambda lane: "is not one of the lanes that it names")
+            short = mask & ~state.members(lanes) != 0
         return short if short.any() else None
 
     def _hold(self, at: int, lanes: Array, chosen: Array, waiting: NDArray[np.bool_]) -> None:
         """Keep what waits where it is; the rest executes the instruction, and goes on."""
         stays, goes = chosen[waiting], chosen[~waiting]
         if len(goes):
-            self.program.runs[at](self.state, goes)
+            self.program.actions[at](self.state, goes)
         rest = np.setdiff1d(lanes, stays, assume_unique=True)
         if len(rest):
             if self.state.counters is not None:

@@ -6,7 +6,7 @@ launch (or threads of one instruction) store different bits to one byte.
 """
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,12 +26,26 @@ _SPACE = {size: np.frombuffer(_ALL, np.dtype(dtype)) for size, dtype in _DTYPES.
 _SHIFT = {1: 0, 2: 1, 4: 2, 8: 3, 16: 4}
 
 
-class Problem(Exception):
+class LaneError(Exception):
     """What is wrong with one lane's access; the machine adds where."""
 
     def __init__(self, position: int, text: str) -> None:
         super().__init__(text)
         self.position = position
+
+
+def check(holds: Array, text: Callable[[int], str], lanes: slice | Array = slice(None)) -> None:
+    """Raises LaneError, with what `text` says of it, for the first lane where something does not hold.
+
+    Args:
+        holds: (n,) bool.
+        text: of a lane's position in the access.
+        lanes: the positions in the access that `holds` is of, where those are not all.
+    """
+    if not holds.all():
+        first = int(np.flatnonzero(~holds)[0])
+        position = first if isinstance(lanes, slice) else int(lanes[first])
+        raise LaneError(position, text(position))
 
 
 @dataclass
@@ -77,50 +91,46 @@ class Memory:
     def locate(self, address: Array, size: int, what: str) -> Iterator[tuple[Allocation, slice | Array]]:
         """Check the addresses (n,) uint64, and give the allocations with the lanes that touch each."""
         unit = min(size, 16)
-        if (address & np.uint64(unit - 1)).any():
-            position = int(np.flatnonzero(address & np.uint64(unit - 1))[0])
-            near = self._describe(int(address[position]))
-            raise Problem(position, f"{what} {size} bytes at an address that is no multiple of {unit}: {near}")
+        misplaced = f"{what} {size} bytes at an address that is no multiple of {unit}"
+        check(address & np.uint64(unit - 1) == 0, self._says(misplaced, address))
         low, high = address.min(), address.max()
         first = int(np.searchsorted(self.starts, low, "right")) - 1
         if first >= 0 and high + np.uint64(size) <= self.ends[first]:
             return iter([(self.allocations[first], slice(None))])
         places = np.searchsorted(self.starts, address, "right") - 1
-        outside = (places < 0) | (address + np.uint64(size) > self.ends[np.maximum(places, 0)])
-        if outside.any():
-            position = int(np.flatnonzero(outside)[0])
-            raise Problem(position, f"{what} {size} bytes out of bounds: {self._describe(int(address[position]))}")
+        inside = (places >= 0) & (address + np.uint64(size) <= self.ends[np.maximum(places, 0)])
+        check(inside, self._says(f"{what} {size} bytes out of bounds", address))
         return iter([(self.allocations[k], np.flatnonzero(places == k)) for k in np.unique(places)])
 
-    def _describe(self, address: int) -> str:
-        before = [a for a in self.allocations if a.start <= address]
-        near = before[-1] if before else self.allocations[0] if self.allocations else None
-        if near is None or address < 65536:
-            return f"address {address}"
-        return f"byte {address - near.start} of the {near.size} of {near.name}"
+    def _says(self, what: str, address: Array) -> Callable[[int], str]:
+        """What is wrong, and where in which allocation the lane's address is."""
+
+        def says(position: int) -> str:
+            at = int(address[position])
+            before = [a for a in self.allocations if a.start <= at]
+            near = before[-1] if before else self.allocations[0] if self.allocations else None
+            if near is None or at < 65536:
+                return f"{what}: address {at}"
+            return f"{what}: byte {at - near.start} of the {near.size} of {near.name}"
+
+        return says
+
+    def _require_written(
+        self, marks: Array, at: Array, size: int, address: Array, lanes: slice | Array, what: str
+    ) -> None:
+        written = _bytes_of(marks, at, size).all(1)
+        check(written, self._says(f"{what} {size} bytes never written", address), lanes)
 
     def load(self, address: Array, size: int, program: Array) -> Array:
         """(n, size) uint8 from addresses (n,) by these programs (n,)."""
         for allocation, lanes in self.locate(address, size, "reads"):
-            written, writers = allocation.written, allocation.writers
-            if written is None and writers is None:
-                continue
             at = (address[lanes] - np.uint64(allocation.start)).astype(np.int64)
-            if written is not None:
-                there = _bytes_of(written, at, size).all(1)
-                if not there.all():
-                    position = int(np.flatnonzero(~there)[0])
-                    lane = position if isinstance(lanes, slice) else int(lanes[position])
-                    raise Problem(lane, f"reads {size} bytes never written: {self._describe(int(address[lane]))}")
-            if writers is not None:
-                by = _bytes_of(writers, at, size)
-                other = ((by != 0) & (by != program[lanes][:, None])).any(1)
-                if other.any():
-                    position = int(np.flatnonzero(other)[0])
-                    lane = position if isinstance(lanes, slice) else int(lanes[position])
-                    raise Problem(
-                        lane, f"reads what another program stores in this launch: {self._describe(int(address[lane]))}"
-                    )
+            if allocation.written is not None:
+                self._require_written(allocation.written, at, size, address, lanes, "reads")
+            if allocation.writers is not None:
+                by = _bytes_of(allocation.writers, at, size)
+                own = ((by == 0) | (by == program[lanes][:, None])).all(1)
+                check(own, self._says("reads what another program stores in this launch", address), lanes)
         return _own(_gather(address, size), size)
 
     def store(self, address: Array, values: Array, program: Array) -> None:
@@ -134,19 +144,13 @@ class Memory:
             other = (by != 0) & (by != own)
             if other.any():
                 differs = (_own(_gather(address[lanes], size), size) != values[lanes]) & other
-                if differs.any():
-                    position = int(np.flatnonzero(differs.any(1))[0])
-                    lane = position if isinstance(lanes, slice) else int(lanes[position])
-                    raise Problem(lane, f"stores other bits than another program: {self._describe(int(address[lane]))}")
+                check(~differs.any(1), self._says("stores other bits than another program", address), lanes)
             _put_bytes(allocation.writers, at, np.broadcast_to(own, by.shape), size)
             if allocation.written is not None:
                 _put_bytes(allocation.written, at, np.ones(by.shape, np.uint8), size)
         _scatter(address, values)
-        differs = (_own(_gather(address, size), size) != values).any(1)
-        if differs.any():
-            position = int(np.flatnonzero(differs)[0])
-            where = self._describe(int(address[position]))
-            raise Problem(position, f"two threads store different bits in one instruction: {where}")
+        kept = (_own(_gather(address, size), size) == values).all(1)
+        check(kept, self._says("two threads store different bits in one instruction", address))
 
     def update(self, address: Array, values: Array, operation: np.ufunc) -> None:
         """Atomics: `operation` on each of `values` (n, words) of a number's dtype, one lane after the other."""
@@ -155,11 +159,7 @@ class Memory:
         for allocation, lanes in list(self.locate(address, size, "updates")):
             at = (address[lanes] - np.uint64(allocation.start)).astype(np.int64)
             if allocation.written is not None:
-                there = _bytes_of(allocation.written, at, size).all(1)
-                if not there.all():
-                    position = int(np.flatnonzero(~there)[0])
-                    lane = position if isinstance(lanes, slice) else int(lanes[position])
-                    raise Problem(lane, f"updates {size} bytes never written: {self._describe(int(address[lane]))}")
+                self._require_written(allocation.written, at, size, address, lanes, "updates")
             begin = allocation.start - _BASE
             # of the allocation alone: numpy would copy a view that holds the indices too
             numbers = _SPACE[1][begin : begin + allocation.size // width * width].view(values.dtype)
@@ -218,42 +218,30 @@ class SharedMemory:
         self.words = np.zeros(programs * self.stride // 16 + 1, np.complex128)
         self.views = {width: self.words.view(dtype) for width, dtype in _DTYPES.items()}
         self.written = np.zeros(self.words.nbytes, np.uint8)
-        self.marks = {width: self.written.view(dtype) for width, dtype in _DTYPES.items() if width < 16}
 
     def _index(self, address: Array, size: int, slot: Array, what: str) -> Array:
-        outside = address + np.uint64(size) > self.size
-        if outside.any():
-            position = int(np.flatnonzero(outside)[0])
-            raise Problem(
-                position, f"{what} {size} bytes at {int(address[position])} of {self.size} bytes of shared memory"
-            )
-        if (address & np.uint64(size - 1)).any():
-            position = int(np.flatnonzero(address & np.uint64(size - 1))[0])
-            raise Problem(
-                position, f"{what} {size} bytes of shared memory at {int(address[position])}, no multiple of {size}"
-            )
+        check(
+            address + np.uint64(size) <= self.size,
+            lambda i: f"{what} {size} bytes at {int(address[i])} of {self.size} bytes of shared memory",
+        )
+        check(
+            address & np.uint64(size - 1) == 0,
+            lambda i: f"{what} {size} bytes of shared memory at {int(address[i])}, no multiple of {size}",
+        )
         return (address.astype(np.int64) + slot * self.stride) >> _SHIFT[size]
 
     def load(self, address: Array, size: int, slot: Array) -> Array:
         """(n, size) uint8 from addresses (n,) of the slots (n,) of the lanes' programs."""
         index = self._index(address, size, slot, "reads")
-        if size < 16:
-            there = self.marks[size][index] == int.from_bytes(b"\x01" * size, "little")
-        else:
-            whole = int.from_bytes(b"\x01" * 8, "little")
-            there = (self.marks[8][2 * index] == whole) & (self.marks[8][2 * index + 1] == whole)
-        if not there.all():
-            position = int(np.flatnonzero(~there)[0])
-            raise Problem(position, f"reads {size} bytes of shared memory never written, at {int(address[position])}")
+        written = self.written.reshape(-1, size)[index].all(1)
+        check(written, lambda i: f"reads {size} bytes of shared memory never written, at {int(address[i])}")
         return _own(self.views[size][index], size)
 
     def store(self, address: Array, values: Array, slot: Array, undefined: Array | None = None) -> None:
         """Write `values` (n, size) uint8; those of lanes that are `undefined` count as never written."""
         size = values.shape[1]
         index = self._index(address, size, slot, "stores")
-        flat = np.ascontiguousarray(values).view(_DTYPES[size]).reshape(-1)
-        self.views[size][index] = flat
-        if (_own(self.views[size][index], size) != values).any():
-            position = int(np.flatnonzero((_own(self.views[size][index], size) != values).any(1))[0])
-            raise Problem(position, f"two threads store different bits to shared memory at {int(address[position])}")
+        self.views[size][index] = np.ascontiguousarray(values).view(_DTYPES[size]).reshape(-1)
+        kept = (_own(self.views[size][index], size) == values).all(1)
+        check(kept, lambda i: f"two threads store different bits to shared memory at {int(address[i])}")
         self.written.reshape(-1, size)[index] = 1 if undefined is None else ~undefined[:, None]

@@ -6,7 +6,7 @@ given (grid, block, pointers, strides) and runs on CPU tensors.
 
 import contextlib
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 from unittest import mock
@@ -26,32 +26,48 @@ def _program(arch: int, dtypes: compiler.Dtypes, name: str) -> Program:
     return Program(parse(_ptx(arch, dtypes), name))
 
 
-@lru_cache(maxsize=64)
-def _ptx(arch: int, dtypes: compiler.Dtypes) -> str:
-    return compile_ptx(arch, dtypes)
-
-
 def compile_ptx(arch: int, dtypes: compiler.Dtypes) -> str:
     """What NVRTC makes of msda.cu. Not through cuda.core, which asks a driver whether it could load the PTX."""
-    from cuda.bindings import nvrtc
     from cuda.pathfinder import find_nvidia_header_directory
-
-    def check(result: tuple[Any, ...]) -> Any:
-        status, *values = result
-        if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
-            raise RuntimeError(f"NVRTC: {nvrtc.nvrtcGetErrorString(status)[1].decode()}")
-        return values[0] if values else None
 
     options = compiler._options(f"sm_{arch}", dtypes)
     flags = [f"--gpu-architecture={options['arch']}", f"--std={options['std']}"]
     flags += [f"--include-path={find_nvidia_header_directory('cudart')}"]
     flags += [f"--define-macro={name}={value}" for name, value in options["define_macro"]]
-    program = check(nvrtc.nvrtcCreateProgram(compiler.SOURCE.read_bytes(), b"msda.cu", 0, [], []))
-    check(nvrtc.nvrtcCompileProgram(program, len(flags), [flag.encode() for flag in flags]))
-    text = b" " * check(nvrtc.nvrtcGetPTXSize(program))
-    check(nvrtc.nvrtcGetPTX(program, text))
-    check(nvrtc.nvrtcDestroyProgram(program))
-    return text.decode().rstrip("\0")
+    return compile_source(compiler.SOURCE.read_bytes(), "msda.cu", flags)[0]
+
+
+_ptx = lru_cache(maxsize=64)(compile_ptx)
+
+
+def compile_source(source: bytes, file: str, flags: Sequence[str], instance: str | None = None) -> tuple[str, bytes]:
+    """PTX and machine code that NVRTC makes of a source, or of an instance of one of its templates.
+
+    Raises RuntimeError with its log where it refuses.
+    """
+    from cuda.bindings import nvrtc
+
+    def done(result: tuple[Any, ...]) -> Any:
+        status, *values = result
+        if int(status):
+            raise RuntimeError(f"NVRTC: {status.name}")
+        return values[0] if values else None
+
+    def filled(size: tuple[Any, ...], write: Callable[[Any, bytes], tuple[Any, ...]]) -> bytes:
+        buffer = bytes(done(size))
+        done(write(program, buffer))
+        return buffer
+
+    program = done(nvrtc.nvrtcCreateProgram(source, file.encode(), 0, [], []))
+    if instance is not None:
+        done(nvrtc.nvrtcAddNameExpression(program, instance.encode()))
+    if int(nvrtc.nvrtcCompileProgram(program, len(flags), [flag.encode() for flag in flags])[0]):
+        log = filled(nvrtc.nvrtcGetProgramLogSize(program), nvrtc.nvrtcGetProgramLog)
+        raise RuntimeError(f"NVRTC refuses {file}: {log.decode().rstrip(chr(0))}")
+    ptx = filled(nvrtc.nvrtcGetPTXSize(program), nvrtc.nvrtcGetPTX).decode().rstrip("\0")
+    cubin = filled(nvrtc.nvrtcGetCUBINSize(program), nvrtc.nvrtcGetCUBIN)
+    done(nvrtc.nvrtcDestroyProgram(program))
+    return ptx, cubin
 
 
 class _CudaDevice(Device):

@@ -1,6 +1,6 @@
 """PTX text to a kernel: parameters, instructions, labels, registers and shared memory.
 
-Only the form is read here; what an instruction does is in :mod:`.decode`.
+Only the form is read here; what an instruction does is in :mod:`.instructions.decode`.
 """
 
 import re

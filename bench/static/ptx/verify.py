@@ -5,24 +5,22 @@ Each Triton kernel, both functions, both backwards and every dtype, in a minute 
 executed, and every access to memory checked; the step from PTX to machine code and concurrency are a device's to show.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor
 
-from ....kernels.diagnostics.options import capability
 from ....kernels.diagnostics.tolerances import Comparison, compare
 from ....kernels.diagnostics.verify import DTYPES, Case, evaluate, make_inputs
 from ....kernels.triton import launch
-from ...options import VerifyCompiledOptions
 from .parse import Fault
 from .triton_driver import executing
 
 _METHODS = {"by query": "atomics", "sorted": "cells"}
 """the backwards, by the name they are printed with"""
+Change = Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]]
 
 
 def cases() -> list[Case]:
@@ -33,21 +31,34 @@ def cases() -> list[Case]:
     return [*short, Case(B=1, Q=21, H=3, D=30, P=3, sizes=((3, 7), (1, 1)), spread=1.0)]
 
 
-def check(case: Case, method: str, arch: int) -> Iterator[tuple[str, Comparison]]:
-    """Name and error beside its bound, of the output and each gradient.
+def check(case: Case, method: str, *, change: Change | None = None, **options: Any) -> Iterator[tuple[str, Comparison]]:
+    """Name and error beside its bound, of the output and each gradient that is needed.
+
+    Args:
+        case, method: of the inputs, and of the backward: "atomics" or "cells".
+        change: what is done to the inputs before the call.
+        options: of :func:`call`.
 
     Raises:
         Fault: a kernel does what it may not.
     """
-    value, *small = make_inputs(case)
+    tensors = make_inputs(case)
+    if change is not None:
+        tensors = change(tensors)
+    grad_output = make_grad_output(case)
+    truth = evaluate(case, [t.double() for t in tensors], grad_output.double(), "reference")
+    results = call(case.sizes, tensors, grad_output, method, **options)
+    needs = (True, *(options.get("needs") or (True,) * len(tensors)))
+    compute = torch.float64 if any(t.dtype is torch.float64 for t in tensors) else torch.float32
+    for name, needed, result in zip(("output", *case.names), needs, results, strict=True):
+        if needed:
+            assert result is not None
+            yield name, compare(result, truth[name], compute, gradient=name != "output")
+
+
+def make_grad_output(case: Case) -> Tensor:
     generator = torch.Generator().manual_seed(case.seed + 1)
-    grad_output = torch.randn(case.B, case.Q, case.H * case.D, generator=generator).to(case.dtype)
-    truth = evaluate(case, [t.double() for t in (value, *small)], grad_output.double(), "reference")
-    results = call(case.sizes, (value, *small), grad_output, method, arch=arch)
-    for name, result in zip(truth, results, strict=True):
-        compute = torch.float64 if case.dtype is torch.float64 else torch.float32
-        assert result is not None
-        yield name, compare(result, truth[name], compute, gradient=name != "output")
+    return torch.randn(case.B, case.Q, case.H * case.D, generator=generator).to(case.dtype)
 
 
 def call(
@@ -71,12 +82,12 @@ def call(
         arch, options: of :func:`.triton_driver.executing`.
     """
     levels = tuple(size for pair in sizes for size in pair) if by_value else torch.tensor(sizes)
-    with mock.patch.object(launch, "backward_method", method), executing(arch, **options):
+    with launch.replaced(backward_method=method), executing(arch, **options):
         output = launch.forward(levels, tensors)
         return [output, *launch.backward(grad_output, levels, tensors, needs or (True,) * len(tensors))]
 
 
-def run(arch: int, chosen: Sequence[Case]) -> bool:
+def print_errors(arch: int, chosen: Sequence[Case]) -> bool:
     """Print each case's errors beside their bounds; returns whether all hold and no kernel faults."""
     ok = True
     for case in chosen:
@@ -84,7 +95,7 @@ def run(arch: int, chosen: Sequence[Case]) -> bool:
         print(f"  {'backward':<10} {'quantity':<24} {'error':>10} {'bound':>10} {'error/bound':>12}")
         for label, method in _METHODS.items():
             try:
-                for name, comparison in check(case, method, arch):
+                for name, comparison in check(case, method, arch=arch):
                     quantity = name if name == "output" else f"grad {name}"
                     ratio = comparison.error / comparison.bound if comparison.bound else float("nan")
                     mark = "" if comparison.ok else "   BREACH"
@@ -95,11 +106,3 @@ def run(arch: int, chosen: Sequence[Case]) -> bool:
                 print(f"  {label:<10} FAULT: {fault}", flush=True)
                 ok = False
     return ok
-
-
-def verify(options: VerifyCompiledOptions) -> int:
-    """``msdeform verify --compiled``; returns 0 if every error is within its bound and no kernel faults, else 1."""
-    chosen = [case for case in cases() if options.dtype is None or case.dtype is DTYPES[options.dtype]]
-    ok = run(capability(options.arch), chosen)
-    print(f"\n{'every error is within its bound' if ok else 'BREACH: an error exceeds its bound, or a kernel faults'}")
-    return 0 if ok else 1

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from msdeform import fused_ms_deform_attn, ms_deform_attn
-from msdeform.bench.cpu import cpu, worker
+from msdeform.bench.cpu import cpu, tables, worker
+from msdeform.bench.cpu.worker import Cell
 from msdeform.bench.harness import records
 from msdeform.bench.operator import cases
 from msdeform.bench.operator.cases import Case
-from msdeform.bench.operator.implementations import Peer
-from msdeform.bench.options import CPU_PEERS, CpuOptions
+from msdeform.bench.operator.implementations import Implementation
+from msdeform.bench.options import CPU_IMPLEMENTATIONS, CpuOptions
 from msdeform.cli import main
 from tests.house.project import ROOT
 
@@ -26,14 +27,14 @@ import os, signal, time
 from msdeform.bench.operator import implementations
 from msdeform.kernels.api import fused_ms_deform_attn
 
-def _peer(name, fused):
-    return implementations.Peer("another name", fused=fused)
+def _fake(name, fused):
+    return implementations.Implementation("another name", fused=fused)
 
 def right(*tensors):
     return fused_ms_deform_attn(*tensors, backend="reference")
 
 def wrong(device):
-    return _peer("wrong", lambda *tensors: 1.01 * right(*tensors))
+    return _fake("wrong", lambda *tensors: 1.01 * right(*tensors))
 
 def crashes(device):
     calls = []
@@ -42,10 +43,10 @@ def crashes(device):
         if len(calls) == 3:  # after its check, in its turn
             os.kill(os.getpid(), signal.SIGSEGV)
         return right(*tensors)
-    return _peer("crashes", fused)
+    return _fake("crashes", fused)
 
 def hangs(device):
-    return _peer("hangs", lambda *tensors: time.sleep(1000))
+    return _fake("hangs", lambda *tensors: time.sleep(1000))
 """
 Bench = Callable[..., tuple[int, list[dict[str, Any]]]]
 
@@ -101,14 +102,21 @@ def test_one_that_hangs_is_stopped(bench: Bench) -> None:
 
 def test_children_wait_as_pytorch_does_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
-    with cpu._usual_waiting():
-        assert "OMP_WAIT_POLICY" not in os.environ
+    waiting: list[str | None] = []
+
+    def measured(cell: Cell, *_: Any) -> list[records.Row]:
+        waiting.append(os.environ.get("OMP_WAIT_POLICY"))
+        return cell.failed(["core"], "not now")
+
+    monkeypatch.setattr(cpu, "measured", measured)
+    assert main(["bench", "cpu", "--cases", "odd", "--backends", "core", "--dtypes", "float32"]) == 0
+    assert waiting == [None]
     assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
 
 
 def variant(
     name: str, *, ours: bool = False, output: float = 1.0, repeats: int = 1, forward_only: bool = False
-) -> Peer:
+) -> Implementation:
     """The reference, scaled or slowed."""
 
     def wrap(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -119,7 +127,7 @@ def variant(
 
         return run
 
-    return Peer(
+    return Implementation(
         name, plain=wrap(ms_deform_attn), fused=wrap(fused_ms_deform_attn), ours=ours, forward_only=forward_only
     )
 
@@ -138,15 +146,20 @@ def test_rows_of_a_cell() -> None:
         variant("cpu", ours=True),
         variant("slow", repeats=6),
         variant("engine", forward_only=True),
-        Peer("plain alone", plain=ms_deform_attn),
+        Implementation("plain alone", plain=ms_deform_attn),
     ]
     begun: list[str] = []
     rows = list(
         worker.measured(
-            SMALL, "float32", "fused_ms_deform_attn", (1, 2), found, seconds=0.2, rounds=3, begin=begun.append
+            SMALL,
+            Cell("small", "float32", "fused_ms_deform_attn", (1, 2), ()),
+            found,
+            seconds=0.2,
+            rounds=3,
+            begin=begun.append,
         )
     )
-    assert {*begun} == {peer.name for peer in found}
+    assert {*begun} == {subject.name for subject in found}
     for row in rows:
         records.key(row)
     cells = {(row["threads"], row["direction"], row["backend"]): row for row in rows}
@@ -168,15 +181,16 @@ def test_rows_of_a_cell() -> None:
 @pytest.mark.usefixtures("_threads")
 def test_ours_that_is_wrong_is_no_baseline() -> None:
     found = [variant("cpu", ours=True, output=1.01), variant("core")]
-    rows = list(worker.measured(SMALL, "bfloat16", "ms_deform_attn", (1,), found, seconds=0, rounds=2))
+    cell = Cell("small", "bfloat16", "ms_deform_attn", (1,), ())
+    rows = list(worker.measured(SMALL, cell, found, seconds=0, rounds=2))
     ours = [row for row in rows if row["ours"]]
     assert all(row["failure"].startswith("differs") and row["median_us"] is None for row in ours)
     assert all(row["median_us"] > 0 and row["ratio"] is None for row in rows if not row["ours"])
-    assert cpu.speed_table(rows)[1][3] == "wrong"
+    assert tables.speed_table(rows)[1][3] == "wrong"
 
 
 def test_a_wrong_backend_of_ours_fails_the_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def wrong(cell: cpu.Cell, options: CpuOptions, missing: dict[str, str]) -> list[records.Row]:
+    def wrong(cell: Cell, options: CpuOptions, missing: dict[str, str]) -> list[records.Row]:
         return cell.failed(["reference"], "differs from float64 in output")
 
     monkeypatch.setattr(cpu, "measured", wrong)
@@ -215,7 +229,7 @@ def test_turns(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_plan() -> None:
     usual = cpu.plan(CpuOptions(threads=(1, 2)))
-    whole = [cell for cell in usual if cell.backends == CPU_PEERS]
+    whole = [cell for cell in usual if cell.backends == CPU_IMPLEMENTATIONS]
     assert {cell.case for cell in whole} == set(cases.ON_A_CPU)
     alone = [cell for cell in usual if cell.backends == ("cpu",)]
     assert {cell.case for cell in alone} | {cell.case for cell in whole} > set(cases.AREAS)
@@ -228,7 +242,7 @@ def test_the_plan() -> None:
 
 
 def row(backend: str, ms: float | None, ratio: float | None = None, failure: str | None = None, **more: Any) -> Any:
-    cell = cpu.Cell("encoder-800x1066-b1", "float32", cpu.MAIN, (1,), (backend,))
+    cell = Cell("encoder-800x1066-b1", "float32", tables.MAIN, (1,), (backend,))
     one = cell.failed([backend], failure or "")[0] | {"points": 1000, "shape": {"S": 50}}
     if ms is not None:
         one |= {"median_us": 1e3 * ms, "noisy": None, "ns_a_point": 1e3 * ms, "ratio": ratio, "failure": None}
@@ -243,14 +257,14 @@ def test_the_fastest_of_others_is_right_and_not_ours() -> None:
         row("mmcv", 40.0, 20.0),
         row("openvino", 24.0, 12.0),
     ]
-    assert cpu.fastest_other(rows) == "12.0x (openvino)"
-    assert cpu.fastest_other(rows[:3]) == "-"
-    head, line = cpu.speed_table(rows)
+    assert tables.fastest_other(rows) == "12.0x (openvino)"
+    assert tables.fastest_other(rows[:3]) == "-"
+    head, line = tables.speed_table(rows)
     assert line[:7] == ["encoder-800x1066-b1", "float32", "1", "2.00", "2000", "12.0x (openvino)", "10.0x"]
     assert line[7:] == ["not measured", "-", "-", "not measured"]
     assert len(head) == len(line) == 11
     more = [row("cpu", 1.0, threads=2), row("mmcv", 9.0, 9.0, threads=2, direction="both")]
-    head, line = cpu.short_table(rows + more)
+    head, line = tables.short_table(rows + more)
     assert line == (
         "encoder-800x1066-b1",
         "2",
@@ -262,8 +276,8 @@ def test_the_fastest_of_others_is_right_and_not_ours() -> None:
         "not measured",
     )
     assert len(head) == len(line)
-    assert cpu.short_table([one | {"case": "odd"} for one in rows])[1:] == []
-    assert cpu.peers_table(rows)[1][3:] == ("forward", "10.0x", "differs", "20.0x", "12.0x")
+    assert tables.short_table([one | {"case": "odd"} for one in rows])[1:] == []
+    assert tables.others_table(rows)[1][3:] == ("forward", "10.0x", "differs", "20.0x", "12.0x")
 
 
 def test_areas() -> None:
@@ -274,7 +288,7 @@ def test_areas() -> None:
         row("cpu", 0.5, case="encoder-200x266"),
         row("mmcv", 40.0, 20.0),
     ]
-    head, *lines = cpu.area_table(rows)
+    head, *lines = tables.area_table(rows)
     assert head[3:] == (
         *("forward: 1 thread", "forward: 2 threads", "forward + backward: 1 thread", "forward + backward: 2 threads"),
         *("forward: 2 threads over 1", "forward + backward: 2 threads over 1"),

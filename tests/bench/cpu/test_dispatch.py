@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from msdeform.bench.cpu import dispatch
+from msdeform.bench.cpu import host_time, stand_ins
 from msdeform.bench.harness.records import read
 from msdeform.bench.operator.cases import find
 from msdeform.cli import main
@@ -27,7 +27,7 @@ CASE = Case(B=1, Q=3, H=2, D=4, P=2, sizes=((3, 4), (2, 2)), coordinates=None)
 def test_every_stage_is_timed_and_recorded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "dispatch", "--rounds", "2", "--calls", "2", "--out", str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()[2:]
-    assert len(lines) == 1 + 2 * len(dispatch.DIRECTIONS) * len(dispatch.STAGES)
+    assert len(lines) == 1 + 2 * len(host_time.DIRECTIONS) * len(host_time.STAGES)
     assert len({len(line) for line in lines}) == 1, "aligned"
     rows = [json.loads(line) for line in (tmp_path / "dispatch.jsonl").read_text().splitlines()]
     assert len(read(tmp_path).of("dispatch")) == len(rows) == len(lines) - 1, "no key twice"
@@ -47,7 +47,7 @@ def test_every_stage_is_timed_and_recorded(tmp_path: Path, capsys: pytest.Captur
 
 def test_launches_of_a_call() -> None:
     """One kernel forward and one backward; nothing where no gradient is wanted."""
-    with dispatch.without_kernels() as kernels:
+    with stand_ins.without_kernels() as kernels:
         tensors = [tensor.requires_grad_() for tensor in make_inputs(CASE)]
         for calls in (1, 2, 3):  # the first is checked; the others launch what it kept
             output = ms_deform_attn(tensors[0], CASE.sizes, *tensors[1:])
@@ -59,9 +59,9 @@ def test_launches_of_a_call() -> None:
 @pytest.mark.compiled
 def test_a_warm_call_launches_the_kept_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is timed as `warm` and as `function` doesn't pass Triton's own launcher, which looks the kernel up."""
-    case = dataclasses.replace(find(dispatch.CASE), sizes=((2, 2),) * 4)
-    with dispatch.without_device():
-        stages = dispatch.prepared(case, "ms_deform_attn", "forward+backward", torch.device("cpu"))
+    case = dataclasses.replace(find(host_time.CASE), sizes=((2, 2),) * 4)
+    with stand_ins.without_device():
+        stages = host_time.prepared(case, "ms_deform_attn", "forward+backward", torch.device("cpu"))
         for call in stages.values():
             call()
         looked_up: list[str] = []
@@ -93,7 +93,7 @@ def test_nothing_is_left_of_the_stand_ins() -> None:
     tensors = make_inputs(CASE)
     want = ms_deform_attn(tensors[0], CASE.sizes, *tensors[1:])
     before = dict(registry.BACKENDS), dict(registry._availability)
-    with dispatch.without_kernels() as kernels:
+    with stand_ins.without_kernels() as kernels:
         ms_deform_attn(tensors[0], CASE.sizes, *tensors[1:])
     assert before == (dict(registry.BACKENDS), dict(registry._availability))
     torch.testing.assert_close(ms_deform_attn(tensors[0], CASE.sizes, *tensors[1:]), want)
@@ -102,7 +102,7 @@ def test_nothing_is_left_of_the_stand_ins() -> None:
 
 def test_times_alternate_and_garbage_waits() -> None:
     order: list[str] = []
-    taken = dispatch.alternate([lambda: order.append("a"), lambda: order.append("b")], rounds=3, times=2)
+    taken = host_time.alternate([lambda: order.append("a"), lambda: order.append("b")], rounds=3, times=2)
     assert order[-12:] == ["a", "a", "b", "b"] * 3
     assert [len(times) for times in taken] == [3, 3]
 

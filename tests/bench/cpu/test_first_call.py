@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from msdeform.bench.cpu import first_call
+from msdeform.bench.cpu import first_call, tables
 from msdeform.bench.harness import records
 from msdeform.cli import main
 
@@ -36,4 +36,4 @@ def test_one_that_ends_with_an_error_is_a_failed_row() -> None:
     row = first_call.measured("decoder-reduced", "float32", "forward", "cuda", 2)
     assert row["failure"].startswith("ended with status 1: ")
     assert row["first_ms"] is row["threads"] is None
-    assert first_call.first_call_table([row])[1][-1] == "-"
+    assert tables.first_call_table([row])[1][-1] == "-"

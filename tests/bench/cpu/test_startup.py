@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from msdeform.bench.cpu import startup
+from msdeform.bench.cpu import startup, tables
 from msdeform.bench.harness import records
 from msdeform.cli import main
 
@@ -20,7 +20,7 @@ def test_rows_of_each_way(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         *(
             (program, way)
             for program in PROGRAMS
-            for way in startup.WAYS
+            for way in tables.WAYS
             if (program, way) != ("version", "out of range")
         ),
     ]
@@ -58,7 +58,7 @@ def test_a_command_that_answers_wrongly_is_a_failed_row() -> None:
     row = startup.measured(startup.Try("other", "--help", ["-c", code], 0), 2)
     assert row["failure"] == "ended with status 3, expected 0: this is no help"
     assert row["cpu_ms"] is None
-    assert startup.startup_table([row])[1] == ("other", "failed", "-", "-")
+    assert tables.startup_table([row])[1] == ("other", "failed", "-", "-")
 
 
 def test_cpu_time_is_that_of_the_process_not_of_the_clock() -> None:

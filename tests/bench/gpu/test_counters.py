@@ -10,6 +10,7 @@ import torch
 from msdeform.bench.gpu import counters, stages
 from msdeform.bench.gpu.counters import METRICS, NotCounted, count, parse
 from msdeform.bench.gpu.stages import Run
+from msdeform.bench.harness.results_file import ResultsFile
 from msdeform.bench.operator import runner
 
 HEAD = ["ID", "Process ID", "Process Name", "Host Name", "Kernel Name", "Context", "Stream", "Block Size", "Grid Size"]
@@ -90,7 +91,7 @@ def test_a_refusal_is_a_sentence_and_ends_the_stage(
         count("odd", "float32", "triton", 30.0)
     source = {"code": "c", "device": "cpu", "host_cpu": "x"}
     settings = runner.Settings(torch.device("cpu"), deadline=time.monotonic() + 60)
-    run = Run(settings, runner.Book(tmp_path / "rows.jsonl", source), quick=False)
+    run = Run(settings, ResultsFile(tmp_path / "rows.jsonl", source), quick=False)
     stages.hardware_counters(run)
     assert len(run.failures) == 1
 
@@ -100,7 +101,7 @@ def test_what_is_counted_already_is_not_counted_again(tmp_path: Path, monkeypatc
     source = {"code": "c", "device": "cpu", "host_cpu": "x"}
     for expected in (24, 0):  # two kernels of three backends, in two dtypes at two shapes
         settings = runner.Settings(torch.device("cpu"), deadline=time.monotonic() + 60)
-        run = Run(settings, runner.Book(tmp_path / "rows.jsonl", source), quick=False)
+        run = Run(settings, ResultsFile(tmp_path / "rows.jsonl", source), quick=False)
         stages.hardware_counters(run)
         assert len(run.book.rows) == expected
     run.settings.deadline = 0.0

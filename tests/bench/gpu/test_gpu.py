@@ -15,6 +15,7 @@ from msdeform.bench.gpu import run, stages
 from msdeform.bench.gpu.stages import Run, Stage
 from msdeform.bench.harness import records
 from msdeform.bench.harness.isolate import Stopped, logged
+from msdeform.bench.harness.results_file import ResultsFile
 from msdeform.bench.operator import runner
 from msdeform.bench.operator.jobs import Correctness, Job
 from msdeform.bench.options import ExplainOptions, SeedsOptions, TrainingOptions
@@ -226,7 +227,7 @@ def test_a_process_says_how_it_ended(tmp_path: Path) -> None:
 
 
 def run_of(tmp_path: Path, deadline: float = float("inf"), *, quick: bool = False, retry: bool = False) -> Run:
-    book = runner.Book(tmp_path / "rows.jsonl", SOURCE, retry=retry)
+    book = ResultsFile(tmp_path / "rows.jsonl", SOURCE, retry=retry)
     return Run(runner.Settings(CPU, deadline=deadline), book, quick)
 
 
@@ -235,7 +236,7 @@ def planned(monkeypatch: pytest.MonkeyPatch) -> list[list[Job]]:
     """The jobs of the stages that run, none of them measured."""
     seen: list[list[Job]] = []
 
-    def note(jobs: list[Job], settings: runner.Settings, book: runner.Book, processes: int = 1) -> int:
+    def note(jobs: list[Job], settings: runner.Settings, book: ResultsFile, processes: int = 1) -> int:
         seen.append(list(jobs))
         return 0
 
@@ -283,7 +284,8 @@ def test_every_stage_in_its_full_form(
 ) -> None:
     """All that a machine with a GPU does, its measurements left out; in this process."""
     from msdeform.bench.gpu import profile
-    from msdeform.bench.models import explain, seeds, training
+    from msdeform.bench.models import explain, seeds
+    from msdeform.bench.models.training import benchmark as training
 
     said: list[str] = []
     asked: list[Any] = []
@@ -306,11 +308,11 @@ def test_every_stage_in_its_full_form(
     monkeypatch.setattr(stages, "_said", say)
     monkeypatch.setattr(stages.search, "rows", rows)
     monkeypatch.setattr(stages.implementations, "absent", lambda name, device: None)
-    monkeypatch.setattr(stages.dispatch, "measure", lambda *_: [])
+    monkeypatch.setattr(stages.host_time, "measure", lambda *_: [])
     monkeypatch.setattr(profile, "profile", profiled)
     monkeypatch.setenv("PATH", str(tmp_path))
     for command in (training, explain, seeds):
-        monkeypatch.setattr(command, "fill", act)
+        monkeypatch.setattr(command, "measure_rows", act)
     run = run_of(tmp_path, deadline=time.monotonic() + 600)
     for one in stages.STAGES:
         one.act(run)
@@ -354,8 +356,8 @@ def test_a_wrong_row_fails_its_stage_until_it_is_measured_right(
 ) -> None:
     wrong: list[str | None] = ["differs from float64 in output"]
 
-    def measured(jobs: list[Job], settings: runner.Settings, book: runner.Book, processes: int = 1) -> int:
-        for job in book.new(jobs):
+    def measured(jobs: list[Job], settings: runner.Settings, book: ResultsFile, processes: int = 1) -> int:
+        for job in (job for job in jobs if book.to_measure(*job.cells())):
             for row in job.unmeasured(wrong[0] if job.backend == "reference" else None):
                 book.add(row | {"ours": True})
         return 0
@@ -387,7 +389,8 @@ def test_a_backend_of_ours_that_is_not_here_fails_correctness(tmp_path: Path) ->
 
 @pytest.mark.parametrize("quick", [False, True])
 def test_training_gets_the_time_that_is_left(quick: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from msdeform.bench.models import explain, seeds, training
+    from msdeform.bench.models import explain, seeds
+    from msdeform.bench.models.training import benchmark as training
 
     run = run_of(tmp_path, deadline=time.monotonic() + 180, quick=quick)
     asked: list[Any] = []
@@ -397,7 +400,7 @@ def test_training_gets_the_time_that_is_left(quick: bool, tmp_path: Path, monkey
         return 4 if isinstance(options, SeedsOptions) else 0
 
     for command in (training, explain, seeds):
-        monkeypatch.setattr(command, "fill", note)
+        monkeypatch.setattr(command, "measure_rows", note)
     stages.training_parts(run)
     stages.explanations(run)
     stages.training_runs(run)

@@ -9,7 +9,7 @@ from msdeform import fused_ms_deform_attn
 from msdeform.bench.gpu import kernels, predictions
 from msdeform.bench.harness import records
 from msdeform.bench.operator.cases import CASES, Case
-from msdeform.bench.operator.implementations import Peer
+from msdeform.bench.operator.implementations import Implementation
 from msdeform.bench.operator.jobs import Kernels, Operator
 
 CPU = torch.device("cpu")
@@ -30,17 +30,17 @@ def test_a_row_has_the_parts_of_its_sum(monkeypatch: pytest.MonkeyPatch) -> None
     def fused(*arguments: torch.Tensor) -> torch.Tensor:
         return fused_ms_deform_attn(*arguments, backend="reference")  # type: ignore[arg-type]
 
-    [row] = kernels.rows(Kernels("small", "float32", "other"), Peer("other", fused=fused, ours=True), CPU)
+    [row] = kernels.rows(Kernels("small", "float32", "other"), Implementation("other", fused=fused, ours=True), CPU)
     assert (row["failure"], row["ours"]) == (None, True)
     assert any("grid_sampler" in line["name"] for line in row["kernels"])
     assert any("backward" in line["name"].lower() for line in row["kernels"])
     # what is wrong gets no times
-    wrong = Peer("other", fused=lambda *arguments: 1.001 * fused(*arguments))
+    wrong = Implementation("other", fused=lambda *arguments: 1.001 * fused(*arguments))
     [row] = kernels.rows(Kernels("small", "float32", "other"), wrong, CPU)
     assert row["failure"].startswith("differs from float64 in output")
     assert row["total_us"] is row["kernels"] is None
     assert "differs from float64 in output" in kernels.table([row])
-    [row] = kernels.rows(Kernels("small", "float32", "other"), Peer("other"), CPU)
+    [row] = kernels.rows(Kernels("small", "float32", "other"), Implementation("other"), CPU)
     assert row["failure"] == "it has no such function"
 
 

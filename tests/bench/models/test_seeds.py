@@ -92,13 +92,13 @@ def test_a_run_that_was_stopped_goes_on_and_a_finished_one_is_not_done_again(
 
 
 def test_nothing_begins_when_the_time_is_over(here: list[str], tmp_path: Path) -> None:
-    assert seeds.fill(options(tmp_path, "--minutes", "0")) == 2
+    assert seeds.measure_rows(options(tmp_path, "--minutes", "0")) == 2
     assert here == []
 
 
 def test_a_run_that_fails_says_why_and_the_others_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(seeds, "_apart", lambda *_: (1, "msdeform train: out of memory at step 7"))
-    assert seeds.fill(options(tmp_path)) == 0
+    assert seeds.measure_rows(options(tmp_path)) == 0
     rows = records.read(tmp_path / "rows").rows
     assert [(row["failure"], row["ap"]) for row in rows] == [("msdeform train: out of memory at step 7", None)] * 2
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from msdeform.bench.models import flops, published, speed, table
+from msdeform.bench.models import commands, flops, published, speed, table
 from msdeform.bench.operator import jobs
 from msdeform.cli import main
 
@@ -63,13 +63,13 @@ def test_the_published_table_has_ten_rows_of_nine_models() -> None:
 
 def test_every_combination_is_planned_once() -> None:
     models = ("deformable_detr_r50", "detr_r50")
-    planned = table.plan_models(
+    planned = table.model_jobs(
         models, ["triton", "reference"], ["float32"], (1, 4), ("eager", "compiled"), reduced=False
     )
     assert len(planned) == len(set(planned)) == 3 * 2 * 2 * 2
     assert [job.mode for job in planned] == ["eager"] * 12 + ["compiled"] * 12
     assert {job.backend for job in planned if job.model == "detr_r50"} == {"none"}
-    training = table.plan_training(models, ["triton"], ["float32"], (2,), reduced=True)
+    training = table.training_jobs(models, ["triton"], ["float32"], (2,), reduced=True)
     assert [(job.method, job.backend) for job in training] == [
         ("reduced training", "triton"),
         ("reduced training", "none"),
@@ -128,7 +128,7 @@ def test_measured_on_a_cpu_it_is_the_reduced_form_unless_refused(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     if not before:  # which would take minutes
         monkeypatch.setattr(
-            table, "measure", lambda jobs, _, book: [book.add(job.unmeasured("not tried")[0]) for job in jobs]
+            commands, "measure", lambda jobs, _, book: [book.add(job.unmeasured("not tried")[0]) for job in jobs]
         )
     words = ["--speed", "--models", "detr_tiny", "--dtypes", "float32", "--batch", "1", "--out", str(tmp_path)]
     assert main(["table", *words, *more]) == 0

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from msdeform.bench.harness import records
-from msdeform.bench.models import loading, steps, training
+from msdeform.bench.models.training import benchmark, loading, steps
 from msdeform.cli import main
 from msdeform.train.config.options import Input, Loading, Source
 from msdeform.train.data.dataset import CocoDetection, Sample
@@ -150,11 +150,11 @@ def test_a_wrong_option_is_told_in_one_sentence(
 def test_tables_have_a_line_for_each_way() -> None:
     base: dict[str, Any] = {"data": "four", "cache": "none"}
     rows = [{**base, "workers": n, "images_per_second": 10.0 * n} for n in (1, 4)]
-    assert training.loading_table([*rows, {**rows[0], "cache": "files"}]) == [
+    assert benchmark.loading_table([*rows, {**rows[0], "cache": "files"}]) == [
         ("data", "cache", "1 workers", "4 workers"),
         ("four", "none", "10.0", "40.0"),
         ("four", "files", "10.0", "-"),
     ]
     row = {"workers": 2, "entries": 9, "steps": [2, 8], "early_mb": [1.0, 2.0], "late_mb": [1.5, 2.0]}
-    [_, line] = training.memory_table([{**row, "grown_mb": [0.5, 0.0]}])
+    [_, line] = benchmark.memory_table([{**row, "grown_mb": [0.5, 0.0]}])
     assert line == ("9", "2", "2", "1.00 2.00", "8", "1.50 2.00", "+0.50 MB")

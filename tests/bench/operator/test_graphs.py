@@ -22,10 +22,12 @@ def test_engines_are_right_and_have_no_backward(name: str, case: Case, dtype: to
     pytest.importorskip(name)
     inputs = make_inputs(case, dtype, CPU, seed=0)
     before = [tensor.clone() for tensor in inputs]
-    peer = implementations.find(name, CPU)
-    assert peer.reason is None
+    subject = implementations.find(name, CPU)
+    assert subject.reason is None
     for fused in (False, True):
-        checks = workloads.check(workloads.operator(case, peer, [inputs], fused), workloads.truth(case, inputs, fused))
+        checks = workloads.check(
+            workloads.operator(case, subject, [inputs], fused), workloads.truth(case, inputs, fused)
+        )
         assert checks["forward"].failure is None
         assert checks["backward"].failure == "it has no such function"
     assert all(torch.equal(*pair) for pair in zip(inputs, before, strict=True))
@@ -40,16 +42,16 @@ def test_an_engine_is_made_once_for_shapes_and_threads(name: str, monkeypatch: p
         made.append(threads)
         return ENGINES[name](model, threads)
 
-    peer = implementations._engine(name, "", make, CPU)
-    assert peer.plain is not None
-    assert peer.fused is not None
+    subject = implementations._engine(name, "", make, CPU)
+    assert subject.plain is not None
+    assert subject.fused is not None
     case = CASES[1]
     inputs, others = (make_inputs(case, torch.float32, CPU, seed) for seed in (0, 1))
-    plain = peer.plain(inputs.value, case.sizes, *inputs[4:6])
+    plain = subject.plain(inputs.value, case.sizes, *inputs[4:6])
     torch.testing.assert_close(plain, ms_deform_attn(inputs.value, case.sizes, *inputs[4:6], backend="reference"))
-    first = peer.fused(inputs.value, case.sizes, *inputs[1:4])
+    first = subject.fused(inputs.value, case.sizes, *inputs[1:4])
     kept = first.clone()
-    second = peer.fused(others.value, case.sizes, *others[1:4])
+    second = subject.fused(others.value, case.sizes, *others[1:4])
     assert torch.equal(first, kept)  # the output is the caller's
     expected = fused_ms_deform_attn(others.value, case.sizes, *others[1:4], backend="reference")
     torch.testing.assert_close(second, expected)

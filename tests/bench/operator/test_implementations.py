@@ -26,12 +26,12 @@ def test_others_say_why_not() -> None:
     assert find("reference", CPU).reason is None
     assert "CUDA" in (find("cuda", CPU).reason or "")
     assert find("triton", CPU).reason
-    assert options.PEERS[0] == "reference"
-    assert tuple(module._MAKERS) == options.PEERS
-    assert set(options.COMPILED_PEERS) == {"reference-compiled", "core-compiled"}
+    assert options.IMPLEMENTATIONS[0] == "reference"
+    assert tuple(module._MAKERS) == options.IMPLEMENTATIONS
+    assert set(options.COMPILED_IMPLEMENTATIONS) == {"reference-compiled", "core-compiled"}
 
 
-def test_an_unknown_peer_names_the_nearest() -> None:
+def test_an_unknown_implementation_names_the_nearest() -> None:
     with pytest.raises(ValueError, match="no backend is called 'tritn'; did you mean triton"):
         find("tritn", CPU)
 
@@ -63,17 +63,19 @@ def test_determinism_is_asked_for_during_the_backward_alone(monkeypatch: pytest.
         doubled: torch.Tensor = Doubled.apply(value)
         return doubled
 
-    monkeypatch.setattr(module, "_backend", lambda name, device: module.Peer(name, plain=run, fused=run, ours=True))
-    peer = find("triton-deterministic", CPU)
-    assert peer.plain is not None
+    monkeypatch.setattr(
+        module, "_backend", lambda name, device: module.Implementation(name, plain=run, fused=run, ours=True)
+    )
+    subject = find("triton-deterministic", CPU)
+    assert subject.plain is not None
     value = torch.ones(2, requires_grad=True)
-    peer.plain(value, (), value, value).sum().backward()
+    subject.plain(value, (), value, value).sum().backward()
     # memory that PyTorch fills meanwhile would be timed, too
     assert seen == [(False, True), (True, False)]
     assert now() == (False, True)
-    assert "fill_uninitialized_memory=False" in (peer.setting or "")
+    assert "fill_uninitialized_memory=False" in (subject.setting or "")
     with torch.no_grad():
-        assert not peer.plain(value, (), value, value).requires_grad
+        assert not subject.plain(value, (), value, value).requires_grad
 
 
 @pytest.mark.parametrize(
@@ -87,7 +89,7 @@ def test_determinism_is_asked_for_during_the_backward_alone(monkeypatch: pytest.
         ("transformers", "pip install transformers"),
     ],
 )
-def test_a_missing_peer_says_how_to_get_it(name: str, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_implementation_says_how_to_get_it(name: str, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
     assert how in (module.absent(name, CPU) or "")
     assert how in (find(name, CPU).reason or "")
@@ -100,21 +102,21 @@ def plain_and_fused() -> tuple[tuple[Any, ...], tuple[Any, ...]]:
 
 
 @pytest.mark.parametrize("name", ["reference", "core", "transformers", "embedding-bag"])
-def test_peers_of_a_cpu_agree(name: str) -> None:
+def test_implementations_of_a_cpu_agree(name: str) -> None:
     plain, fused = plain_and_fused()
-    peer = find(name, CPU)
-    assert peer.plain is not None
-    assert peer.fused is not None
-    torch.testing.assert_close(peer.plain(*plain), ms_deform_attn(*plain))
-    torch.testing.assert_close(peer.fused(*fused), fused_ms_deform_attn(*fused))
+    subject = find(name, CPU)
+    assert subject.plain is not None
+    assert subject.fused is not None
+    torch.testing.assert_close(subject.plain(*plain), ms_deform_attn(*plain))
+    torch.testing.assert_close(subject.fused(*fused), fused_ms_deform_attn(*fused))
     # who has no fused call is charged for what stands in for it
-    assert peer.composed == (None if name == "reference" else "locations and softmax")
+    assert subject.composed == (None if name == "reference" else "locations and softmax")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
 @pytest.mark.parametrize("name", ["transformers", "embedding-bag"])
-def test_peers_of_a_cpu_are_right_by_dtype(name: str, fused: bool, dtype: torch.dtype) -> None:
+def test_implementations_of_a_cpu_are_right_by_dtype(name: str, fused: bool, dtype: torch.dtype) -> None:
     """Points outside the maps, too; embedding-bag rounds weights to 16 bits, which its gradients show."""
     case = Case("uniform", ((6, 5), (1, 3)), B=2, Q=9, H=2, D=4)
     inputs = make_inputs(case, dtype, CPU, seed=0)
@@ -166,15 +168,15 @@ def test_the_extension_is_called_as_it_wants(name: str, monkeypatch: pytest.Monk
     else:
         function = SimpleNamespace(apply=forward)
         stand_in(monkeypatch, "mmcv.ops.multi_scale_deform_attn", MultiScaleDeformableAttnFunction=function)
-    peer = find(name, CUDA)
+    subject = find(name, CUDA)
     plain, fused = plain_and_fused()
-    assert peer.plain is not None
-    assert peer.fused is not None
-    torch.testing.assert_close(peer.plain(*plain), ms_deform_attn(*plain))
-    torch.testing.assert_close(peer.fused(*fused), fused_ms_deform_attn(*fused))
+    assert subject.plain is not None
+    assert subject.fused is not None
+    torch.testing.assert_close(subject.plain(*plain), ms_deform_attn(*plain))
+    torch.testing.assert_close(subject.fused(*fused), fused_ms_deform_attn(*fused))
     assert steps == [2, 2]  # the whole batch of two
     value = plain[0].requires_grad_()
-    (got,) = torch.autograd.grad(peer.plain(value, *plain[1:]).sum(), value)
+    (got,) = torch.autograd.grad(subject.plain(value, *plain[1:]).sum(), value)
     (expected,) = torch.autograd.grad(ms_deform_attn(value, *plain[1:]).sum(), value)
     torch.testing.assert_close(got, expected)
 
@@ -198,12 +200,12 @@ def test_mmcv_on_a_cpu_is_its_function_of_pytorch_with_or_without_its_extension(
     monkeypatch.setattr(
         module.importlib.util, "find_spec", lambda name: None if name.endswith("_ext") else sys.modules[name].__spec__
     )
-    peer = find("mmcv", CPU)
+    subject = find("mmcv", CPU)
     plain, fused = plain_and_fused()
-    assert peer.plain is not None
-    assert peer.fused is not None
-    torch.testing.assert_close(peer.plain(*plain), ms_deform_attn(*plain))
-    torch.testing.assert_close(peer.fused(*fused), fused_ms_deform_attn(*fused))
+    assert subject.plain is not None
+    assert subject.fused is not None
+    torch.testing.assert_close(subject.plain(*plain), ms_deform_attn(*plain))
+    torch.testing.assert_close(subject.fused(*fused), fused_ms_deform_attn(*fused))
     assert imported == [None]
     assert "mmcv._ext" not in sys.modules
 
@@ -220,11 +222,11 @@ def test_dcnv4_takes_logits_beside_locations_and_no_weights(monkeypatch: pytest.
         return answer(value, shapes, starts, locations, weights)
 
     stand_in(monkeypatch, "DCNv4.functions", FlashDeformAttnFunction=SimpleNamespace(apply=apply))
-    peer = find("dcnv4", CUDA)
-    assert peer.plain is None
-    assert peer.fused is not None
+    subject = find("dcnv4", CUDA)
+    assert subject.plain is None
+    assert subject.fused is not None
     _, fused = plain_and_fused()
-    torch.testing.assert_close(peer.fused(*fused), fused_ms_deform_attn(*fused), atol=0.02, rtol=0)
+    torch.testing.assert_close(subject.fused(*fused), fused_ms_deform_attn(*fused), atol=0.02, rtol=0)
 
 
 def test_the_step_divides_the_batch() -> None:
@@ -255,12 +257,12 @@ def test_deformops_is_called_as_it_wants(calls: list[dict[str, Any]], monkeypatc
     on_a_cpu = find("deformops", CPU)
     assert find("deformops-fp32acc", CPU).reason == "its kernels need a CUDA device"
     monkeypatch.setattr(module, "_needs_cuda", lambda *_: None)
-    for peer in (find("deformops", CUDA), find("deformops-fp32acc", CUDA), on_a_cpu):
-        assert peer.composed == "locations"
-        assert peer.plain is not None
-        assert peer.fused is not None
-        torch.testing.assert_close(peer.plain(*plain_inputs), ms_deform_attn(*plain_inputs))
-        torch.testing.assert_close(peer.fused(*fused_inputs), fused_ms_deform_attn(*fused_inputs))
+    for subject in (find("deformops", CUDA), find("deformops-fp32acc", CUDA), on_a_cpu):
+        assert subject.composed == "locations"
+        assert subject.plain is not None
+        assert subject.fused is not None
+        torch.testing.assert_close(subject.plain(*plain_inputs), ms_deform_attn(*plain_inputs))
+        torch.testing.assert_close(subject.fused(*fused_inputs), fused_ms_deform_attn(*fused_inputs))
     default = [{}, {"method": "softmax"}]
     assert calls == [*default, {"fp32acc": True}, {"method": "softmax", "fp32acc": True}, *default]
 

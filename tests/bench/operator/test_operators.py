@@ -10,8 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from msdeform.bench.operator import operators, runner
-from msdeform.bench.options import PEERS, OperatorsOptions, SeedsOptions
+from msdeform.bench.harness import records
+from msdeform.bench.harness.provenance import command_line
+from msdeform.bench.harness.results_file import ResultsFile
+from msdeform.bench.operator import jobs, operators
+from msdeform.bench.options import IMPLEMENTATIONS, OperatorsOptions, SeedsOptions
 from msdeform.cli import main
 from msdeform.kernels.diagnostics.options import BACKENDS
 from tests.house.project import ROOT
@@ -23,24 +26,24 @@ from msdeform.kernels.api import ms_deform_attn
 
 def wrong(device):
     plain = lambda *tensors: 1.01 * ms_deform_attn(*tensors, backend="reference")
-    return implementations.Peer("fakes:wrong", plain=plain)
+    return implementations.Implementation("fakes:wrong", plain=plain)
 
 def crashes(device):
     def plain(value, sizes, *rest):
         if len(sizes) == 3:  # in one case of two
             os.kill(os.getpid(), signal.SIGSEGV)
         return ms_deform_attn(value, sizes, *rest, backend="reference")
-    return implementations.Peer("fakes:crashes", plain=plain)
+    return implementations.Implementation("fakes:crashes", plain=plain)
 
 def hangs(device):
-    return implementations.Peer("fakes:hangs", plain=lambda *tensors: time.sleep(1000))
+    return implementations.Implementation("fakes:hangs", plain=lambda *tensors: time.sleep(1000))
 
 def breaks_the_device(device):
     def plain(value, sizes, *rest):
         if len(sizes) == 3:
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
         return ms_deform_attn(value, sizes, *rest, backend="reference")
-    return implementations.Peer("fakes:breaks_the_device", plain=plain)
+    return implementations.Implementation("fakes:breaks_the_device", plain=plain)
 
 def exits(device):
     raise SystemExit("no licence found")
@@ -136,7 +139,7 @@ def test_what_is_recorded_is_not_measured_again(bench: Bench, capsys: pytest.Cap
 def test_another_code_is_measured_anew(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["--cases", "decoder-reduced", "--backends", "core"]
     _, first = bench(*words)
-    monkeypatch.setattr(runner.records, "done", lambda rows, source, failed: set())
+    monkeypatch.setattr(records, "done", lambda rows, source, failed: set())
     _, second = bench(*words)
     assert len(second) == 2 * len(first)
     assert {"commit", "dirty", "code", "device", "torch", "date", "command", "host_load"} <= set(second[0])
@@ -144,9 +147,9 @@ def test_another_code_is_measured_anew(bench: Bench, monkeypatch: pytest.MonkeyP
 
 
 def test_a_backend_of_ours_that_is_wrong_fails_the_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def wrong(jobs: Any, settings: Any, book: runner.Book) -> int:
-        for row in jobs[0].unmeasured("differs from float64 in output"):
-            book.add({**row, "ours": True})
+    def wrong(planned: Any, settings: Any, results: ResultsFile) -> int:
+        for row in planned[0].unmeasured("differs from float64 in output"):
+            results.add({**row, "ours": True})
         return 0
 
     monkeypatch.setattr(operators, "measure", wrong)
@@ -163,10 +166,10 @@ def test_the_reduced_form_keeps_nothing_unasked(
 
 
 def test_the_plan_gives_the_module_to_our_backends_alone() -> None:
-    planned = operators.plan(["odd"], ["grid", "uniform"], ["float32"], PEERS)
+    planned = jobs.plan(["odd"], ["grid", "uniform"], ["float32"], IMPLEMENTATIONS)
     modules = {(job.backend, job.locations) for job in planned if job.function == "MSDeformAttn"}
     assert modules == {(name, "grid") for name in BACKENDS}
-    assert len(planned) == 2 * 2 * len(PEERS) + len(BACKENDS)
+    assert len(planned) == 2 * 2 * len(IMPLEMENTATIONS) + len(BACKENDS)
 
 
 @pytest.mark.parametrize(
@@ -188,8 +191,8 @@ def test_slips(words: list[str], sentence: str, capsys: pytest.CaptureFixture[st
 
 def test_the_place_of_the_rows_is_no_part_of_the_command() -> None:
     options = OperatorsOptions(quick=True, out=Path("x"), backends=("core", "fakes:wrong"), limit=2)
-    assert runner.command_line("msdeform bench", options) == [
+    assert command_line("msdeform bench", options) == [
         *("msdeform", "bench", "--backends", "core", "fakes:wrong", "--quick", "--limit", "2")
     ]
     seeds = SeedsOptions(data=Path("somewhere/four"), runs=Path("elsewhere/runs"))
-    assert runner.command_line("msdeform bench seeds", seeds)[3:] == ["--data", "four"]
+    assert command_line("msdeform bench seeds", seeds)[3:] == ["--data", "four"]

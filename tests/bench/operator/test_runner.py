@@ -13,14 +13,19 @@ import pytest
 import torch
 
 from msdeform.bench.harness import records
-from msdeform.bench.operator import runner
+from msdeform.bench.harness.results_file import ResultsFile
+from msdeform.bench.operator import implementations, runner
 from msdeform.bench.operator.jobs import Correctness, Job, Kernels
-from msdeform.bench.operator.runner import Book, Settings
+from msdeform.bench.operator.runner import Settings
 from msdeform.kernels import registry
 from tests.house.project import ROOT
 
 SOURCE: dict[str, Any] = {"code": "c", "device": "cpu", "host_cpu": "x"}
 SETTINGS = Settings(torch.device("cpu"))
+
+
+def new(results: ResultsFile, *jobs: Job) -> list[Job]:
+    return [job for job in jobs if results.to_measure(*job.cells())]
 
 
 def jobs_of(*backends: str) -> list[Job]:
@@ -29,8 +34,8 @@ def jobs_of(*backends: str) -> list[Job]:
 
 
 def test_backends_are_measured_on_their_own_device() -> None:
-    assert runner.usual_backends(torch.device("cpu")) == (registry.resolve_for("cpu", backend=registry.AUTO),)
-    assert runner.usual_backends(torch.device("cuda")) == ("reference", "triton", "cuda")
+    assert implementations.usual_backends(torch.device("cpu")) == (registry.resolve_for("cpu", backend=registry.AUTO),)
+    assert implementations.usual_backends(torch.device("cuda")) == ("reference", "triton", "cuda")
 
 
 def test_processes_share_a_backends_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,7 +48,7 @@ def test_processes_share_a_backends_jobs(monkeypatch: pytest.MonkeyPatch) -> Non
         return len(jobs)
 
     monkeypatch.setattr(runner, "_measure_group", group)
-    assert runner.measure(jobs_of("one", "two"), SETTINGS, Book(None, SOURCE), processes=4) == 8
+    assert runner.measure(jobs_of("one", "two"), SETTINGS, ResultsFile(None, SOURCE), processes=4) == 8
     assert sorted(len(share) for share in shares) == [2, 2, 2, 2]
     assert all(len({job.backend for job in share}) == 1 for share in shares)
     assert {job for share in shares for job in share} == set(jobs_of("one", "two"))
@@ -58,13 +63,13 @@ def test_what_is_timed_runs_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(runner, "_measure_group", group)
     before = threading.active_count()
-    runner.measure(jobs_of("one", "two"), SETTINGS, Book(None, SOURCE))
+    runner.measure(jobs_of("one", "two"), SETTINGS, ResultsFile(None, SOURCE))
     assert running == [before, before]
 
 
 def test_correctness_and_kernels_in_processes_of_their_own(tmp_path: Path) -> None:
     """The real worker: every job has its rows, and the odd case is right in the reference."""
-    book = Book(tmp_path / "rows.jsonl", SOURCE)
+    results = ResultsFile(tmp_path / "rows.jsonl", SOURCE)
     planned = [
         *(
             Correctness("decoder-reduced", "grid", "float32", f, "reference")
@@ -73,38 +78,37 @@ def test_correctness_and_kernels_in_processes_of_their_own(tmp_path: Path) -> No
         Kernels("decoder-reduced", "float32", "reference"),
         Correctness("decoder-reduced", "grid", "float32", "ms_deform_attn", "official"),
     ]
-    assert runner.measure(planned, SETTINGS, book, processes=2) == 0
+    assert runner.measure(planned, SETTINGS, results, processes=2) == 0
     rows = {records.key(row): row for row in records.read(tmp_path).rows}
     assert {cell for job in planned[:3] for cell in job.cells()} | {("missing", "official")} == set(rows)
     for row in rows.values():
         assert row["kind"] == "missing" or (row["failure"] is None and row["ours"])
         if row["kind"] == "correctness":
             assert 0 < row["error"] <= row["bound"]
-    assert runner.measure(planned[:3], SETTINGS, Book(tmp_path / "rows.jsonl", SOURCE)) == 0
+    assert runner.measure(planned[:3], SETTINGS, ResultsFile(tmp_path / "rows.jsonl", SOURCE)) == 0
 
 
 def test_rows_go_to_the_file_that_is_named(tmp_path: Path) -> None:
     [job, other, *_] = jobs_of("one", "two")
-    first = Book(tmp_path / "rows.jsonl", SOURCE)
+    first = ResultsFile(tmp_path / "rows.jsonl", SOURCE)
     for row in [*job.unmeasured(None), *other.unmeasured("wrong")]:
         first.add(row)
     assert [file.name for file in tmp_path.iterdir()] == ["rows.jsonl"]
-    assert Book(tmp_path / "rows.jsonl", SOURCE).new([job, other]) == []
+    assert new(ResultsFile(tmp_path / "rows.jsonl", SOURCE), job, other) == []
     # what failed may be asked for again, once it was right no more
-    assert Book(tmp_path / "rows.jsonl", SOURCE, retry=True).new([job, other]) == [other]
-    retried = Book(tmp_path / "rows.jsonl", SOURCE, retry=True)
+    assert new(ResultsFile(tmp_path / "rows.jsonl", SOURCE, retry=True), job, other) == [other]
+    retried = ResultsFile(tmp_path / "rows.jsonl", SOURCE, retry=True)
     for row in other.unmeasured(None):
         retried.add(row)
-    assert Book(tmp_path / "rows.jsonl", SOURCE, retry=True).new([job, other]) == []
-    assert Book(tmp_path / "rows.jsonl", SOURCE | {"code": "d"}).new([job, other]) == [job, other]
+    assert new(ResultsFile(tmp_path / "rows.jsonl", SOURCE, retry=True), job, other) == []
+    assert new(ResultsFile(tmp_path / "rows.jsonl", SOURCE | {"code": "d"}), job, other) == [job, other]
 
 
 def test_a_worker_ends_when_the_run_that_started_it_is_gone(tmp_path: Path) -> None:
     """A run that is killed outright cannot end its workers, which have sessions of their own."""
     code = """
 import subprocess, sys
-from msdeform.bench import worker
-child = "import time; from msdeform.bench import worker; worker.watch_parent(); print('up', flush=True); time.sleep(60)"
+child = "from msdeform.bench.harness.isolate import *; watch_parent(); print('up', flush=True); time.sleep(60)"
 one = subprocess.Popen([sys.executable, "-c", child], start_new_session=True, stdout=subprocess.PIPE)
 one.stdout.readline()
 print(one.pid, flush=True)

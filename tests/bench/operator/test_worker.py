@@ -12,7 +12,7 @@ from msdeform import fused_ms_deform_attn, ms_deform_attn
 from msdeform.bench.harness import measure
 from msdeform.bench.operator import workloads
 from msdeform.bench.operator.cases import CASES, Case
-from msdeform.bench.operator.implementations import Peer
+from msdeform.bench.operator.implementations import Implementation
 from msdeform.bench.operator.jobs import Operator
 from msdeform.bench.operator.worker import OperatorMeasurer
 from msdeform.bench.report.compare import compare, report
@@ -36,7 +36,9 @@ class Skewed(torch.autograd.Function):
         return gradients[0] * ctx.factor, None
 
 
-def variant(name: str, *, ours: bool = False, output: float = 1.0, gradient: float = 1.0, repeats: int = 1) -> Peer:
+def variant(
+    name: str, *, ours: bool = False, output: float = 1.0, gradient: float = 1.0, repeats: int = 1
+) -> Implementation:
     """The reference, with its output or the gradient of value scaled, or slowed."""
 
     def wrap(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -47,7 +49,7 @@ def variant(name: str, *, ours: bool = False, output: float = 1.0, gradient: flo
 
         return run
 
-    return Peer(name, plain=wrap(ms_deform_attn), fused=wrap(fused_ms_deform_attn), ours=ours)
+    return Implementation(name, plain=wrap(ms_deform_attn), fused=wrap(fused_ms_deform_attn), ours=ours)
 
 
 @pytest.fixture(autouse=True)
@@ -56,13 +58,16 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def rows_of(
-    peer: Peer, baseline: Peer | None = None, functions: tuple[str, ...] = FUNCTIONS, seconds: float = 0.0
+    subject: Implementation,
+    baseline: Implementation | None = None,
+    functions: tuple[str, ...] = FUNCTIONS,
+    seconds: float = 0.0,
 ) -> list[dict[str, Any]]:
-    measurer = OperatorMeasurer(peer, baseline, CPU, seconds)
+    measurer = OperatorMeasurer(subject, baseline, CPU, seconds)
 
     def every() -> Iterator[dict[str, Any]]:
         for function in functions:
-            yield from measurer.rows(Operator("small", "grid", "float32", function, peer.name))
+            yield from measurer.rows(Operator("small", "grid", "float32", function, subject.name))
 
     return list(every())
 
@@ -116,7 +121,7 @@ def test_one_that_raises_is_a_row() -> None:
     def fail(*_: Any) -> Tensor:
         raise KeyError("no such kernel\nand more")
 
-    rows = rows_of(Peer("broken", plain=fail))
+    rows = rows_of(Implementation("broken", plain=fail))
     assert rows[0]["failure"] == "KeyError: 'no such kernel\\nand more'"
     assert rows[-1]["failure"] == "it has no such function"
     assert len(rows) == 6
@@ -134,7 +139,7 @@ def test_a_baseline_that_fails_costs_only_the_ratio() -> None:
     def fail(*_: Any) -> Tensor:
         raise RuntimeError("not here")
 
-    rows = rows_of(variant("other"), Peer("reference", plain=fail, fused=fail))
+    rows = rows_of(variant("other"), Implementation("reference", plain=fail, fused=fail))
     assert all(row["median_us"] > 0 and row["ratio"] is None and row["baseline"] is None for row in rows)
 
 

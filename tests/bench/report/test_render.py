@@ -8,7 +8,7 @@ import pytest
 from msdeform.bench.harness import records
 from msdeform.bench.operator import bounds
 from msdeform.bench.operator.jobs import Model, Operator, Training
-from msdeform.bench.report import coverage, plots, render, roofline
+from msdeform.bench.report import plots, render, tables
 from msdeform.cli import main
 from tests.house.project import ROOT
 
@@ -117,7 +117,7 @@ def test_without_rows_nothing_is_claimed(tmp_path: Path) -> None:
     assert "fastest" not in text
 
 
-def test_claims_over_measured_rows_alone() -> None:
+def test_coverage_of_measured_rows_alone() -> None:
     rows = [
         operator("reference", 100.0),
         operator("core", 50.0),
@@ -126,7 +126,7 @@ def test_claims_over_measured_rows_alone() -> None:
         operator("dcnv4", None, "it has no such function"),
         operator("core", 50.0, case="odd-wide-head"),
     ]
-    lines = {line[0]: line[1:] for line in coverage.claims(rows, [{"backend": "cuda", "reason": "no CUDA device"}])}
+    lines = {line[0]: line[1:] for line in tables.coverage(rows, [{"backend": "cuda", "reason": "no CUDA device"}])}
     assert lines["implementation"] == ("odd", "odd-wide-head", "")
     assert lines["core"] == ("1 measured", "1 measured", "")
     assert lines["mmcv"] == ("1 differing", "not measured", "")
@@ -135,13 +135,13 @@ def test_claims_over_measured_rows_alone() -> None:
     assert lines["cuda"] == ("not measured", "not measured", "no CUDA device")
     assert lines["deformops"] == ("not measured", "not measured", "")
     # one cell has two that were measured
-    assert coverage.fastest(rows) == ["`core` was the fastest of those measured in 1 of 1 cells."]
-    assert coverage.fastest(rows[1:]) == []
+    assert tables.fastest(rows) == ["`core` was the fastest of those measured in 1 of 1 cells."]
+    assert tables.fastest(rows[1:]) == []
 
 
 def test_two_that_cannot_be_told_apart_have_no_fastest() -> None:
     rows = [operator("reference", 100.0), operator("core", 98.0)]
-    assert coverage.fastest(rows) == ["In 1 of 1 cells the first two cannot be told apart."]
+    assert tables.fastest(rows) == ["In 1 of 1 cells the first two cannot be told apart."]
 
 
 def test_wrong_failed_and_noisy_are_said(tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_wrong_failed_and_noisy_are_said(tmp_path: Path) -> None:
         operator("mmcv", None, "differs from float64 in output"),
         operator("core", None, "crashed"),
     ]
-    assert coverage.speeds(rows)[1][5:] == ("100 (noisy)", "differs", "failed")
+    assert tables.speeds(rows)[1][5:] == ("100 (noisy)", "differs", "failed")
 
 
 def floored(backend: str, median: float) -> dict[str, Any]:
@@ -169,7 +169,7 @@ def test_floors_of_a_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert main(["bench", "roofline", "--results", str(tmp_path / "results"), "--out", str(out)]) == 0
     assert b"floor / measured time" in out.read_bytes()
     assert "drawn in" in capsys.readouterr().out
-    assert len(roofline.lines(plots.roofs(rows))) == 3
+    assert len(tables.floors(plots.roofs(rows))) == 3
 
 
 def test_a_roofline_without_a_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

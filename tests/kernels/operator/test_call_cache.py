@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import msdeform
-from msdeform.bench.cpu.dispatch import without_kernels
+from msdeform.bench.cpu.stand_ins import without_kernels
 from msdeform.kernels import call_cache, contract, registry
 from msdeform.kernels.api import fused_ms_deform_attn, ms_deform_attn
 from msdeform.kernels.diagnostics.verify import Case, make_inputs

@@ -152,3 +152,19 @@ def test_the_registry_imports_neither_triton_nor_cuda() -> None:
 def test_inputs_describe_themselves() -> None:
     inputs = Inputs(1, 2, 3, 4, 5, 6, 7, torch.bfloat16, torch.float32, "cuda", False)
     assert inputs.describe() == "ms_deform_attn of bfloat16 on cuda, B=1, Q=2, S=3, H=4, D=5, L=6, P=7"
+
+
+def test_a_registered_backend_is_known_within_and_gone_after() -> None:
+    before, available = dict(BACKENDS), dict(registry._availability)
+    stand_in = BACKENDS["reference"]._replace(name="stand-in", rank=50)
+    with registry.registered(stand_in):
+        assert registry.resolve(example_inputs("cpu")) == "stand-in"
+        blocked = BACKENDS["reference"]._replace(unavailable=lambda: "blocked")
+        with pytest.raises(BackendUnavailable, match="blocked"), registry.registered(blocked):
+            registry.resolve(example_inputs("cpu"), "reference")
+        assert registry.resolve(example_inputs("cpu"), "reference") == "reference"
+    assert before == BACKENDS
+    assert list(before) == list(BACKENDS)
+    assert {name: registry._availability.get(name) for name in available} == available
+    with pytest.raises(ValueError, match="expected one of"):
+        registry.resolve(example_inputs("cpu"), "stand-in")

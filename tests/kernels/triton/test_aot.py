@@ -21,7 +21,7 @@ def cpu_seconds() -> float:
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
-def compile_timed(**parameters: Any) -> aot.Machine:
+def compile_timed(**parameters: Any) -> aot.Compiled:
     before = cpu_seconds()
     machine = aot.compile_kernel(**parameters)
     assert cpu_seconds() - before < COMPILE_SECONDS
@@ -33,7 +33,7 @@ def empty_cache(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
 
 
-def assert_good_machine_code(machine: aot.Machine, kind: str, dtype: torch.dtype) -> None:
+def assert_good_machine_code(machine: aot.Compiled, kind: str, dtype: torch.dtype) -> None:
     """No spills; wide loads of four neighbours; vector reductions where the machine has them."""
     # ptxas aims at 96 registers here and stops two short; the limit that takes the aim away costs others a fifth of
     # their warps

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 pytest.importorskip("triton")
 
-from msdeform.bench.cpu.dispatch import Nothing, without_kernels
+from msdeform.bench.cpu.stand_ins import StandIn, without_kernels
 from msdeform.bench.static.ptx.triton_driver import idling
 from msdeform.kernels import call_cache
 from msdeform.kernels.api import fused_ms_deform_attn, ms_deform_attn
@@ -24,7 +24,7 @@ from msdeform.kernels.triton import launch
 SIZES = ((3, 4), (2, 2))
 
 
-class Recorder(Nothing):
+class Recorder(StandIn):
     """A kernel that keeps what it was launched with, by parameter, whether by Triton's launcher or as kept."""
 
     def __init__(self, arg_names: Sequence[str]) -> None:
@@ -36,7 +36,7 @@ class Recorder(Nothing):
         self.kept = 0
 
     def __getitem__(self, grid: tuple[int, ...]) -> Any:
-        def launched(*arguments: Any, **keywords: Any) -> Nothing:
+        def launched(*arguments: Any, **keywords: Any) -> StandIn:
             self.options.append({name: value for name, value in keywords.items() if name not in self.arg_names})
             parameters = {name: value for name, value in keywords.items() if name in self.arg_names}
             self._note(grid, dict(zip(self.arg_names, arguments, strict=False)) | parameters)
@@ -44,7 +44,7 @@ class Recorder(Nothing):
 
         return launched
 
-    def run(self, *arguments: Any, **_: Any) -> Nothing:
+    def run(self, *arguments: Any, **_: Any) -> StandIn:
         self.kept += 1
         self._note(arguments[:3], dict(zip(self.arg_names, arguments[9:], strict=True)))
         return self

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from msdeform.models.families import deformable_transformer
 from msdeform.models.weights.formats import check_fit, config_of_source, read_source, save_huggingface
-from msdeform.models.zoo import build_model, plain_config
+from msdeform.models.zoo import build_model
 from tests.models import huggingface
 from tests.models.huggingface import VARIANTS, batch, dilated, randomise, shorten_resnet50, theirs
 
@@ -201,7 +201,7 @@ def test_transformers_reads_what_we_write(config: dict[str, Any], tmp_path: Path
     shape |= {"dim_feedforward": 40, "nheads": 4, "backbone": "resnet10_tiny", "backbone_frozen": True}
     mine = build_model({**shape, **config}, attn_backend="reference").double().eval()
     randomise(mine)
-    save_huggingface(tmp_path, mine.state_dict(), plain_config(mine))
+    save_huggingface(tmp_path, mine.state_dict(), mine.require_config().to_dict())
     other, log = transformers.AutoModelForObjectDetection.from_pretrained(
         tmp_path, output_loading_info=True, dtype=torch.float64, local_files_only=True
     )

@@ -5,11 +5,11 @@ import torch
 
 from msdeform.models.layers.geometry import (
     Levels,
+    at_least_float32,
     encoder_reference_points,
     inverse_sigmoid,
     proposals,
     valid_ratios,
-    widen,
 )
 
 SHAPES = ((4, 6), (2, 3))
@@ -87,7 +87,9 @@ def test_inverse_sigmoid_is_bounded():
 
 
 def test_widen():
-    assert [widen(torch.zeros(1, dtype=d)).dtype for d in (torch.bfloat16, torch.float32, torch.float64)] == [
+    assert [
+        at_least_float32(torch.zeros(1, dtype=d)).dtype for d in (torch.bfloat16, torch.float32, torch.float64)
+    ] == [
         torch.float32,
         torch.float32,
         torch.float64,

@@ -15,7 +15,7 @@ from msdeform.models.inference.images import normalise, read_image
 from msdeform.models.weights import formats
 from msdeform.models.weights.convert import FORMATS, convert
 from msdeform.models.weights.formats import read_source
-from msdeform.models.weights.load import load_model
+from msdeform.models.zoo import load_model
 from tests.models.huggingface import batch
 from tests.models.weights.test_load import DETECTORS, NAMES, assert_same_outputs, detector, written
 

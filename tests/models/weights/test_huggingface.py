@@ -10,7 +10,7 @@ from torch import Tensor
 from msdeform.models.catalog import MODELS
 from msdeform.models.weights.huggingface import family_of, from_huggingface, to_huggingface
 from msdeform.models.weights.huggingface_config import config_from_args, config_from_huggingface, config_to_huggingface
-from msdeform.models.zoo import build_model, plain_config
+from msdeform.models.zoo import build_model
 from tests.models.huggingface import VARIANTS, dilated, randomise, saved, shorten_resnet50, theirs
 
 # a layer of each kind is enough: names are made by rule
@@ -174,4 +174,4 @@ def test_the_official_command_line_is_read() -> None:
     found = config_from_args(args, "deformable_detr")
     assert found["position_embedding"] == "learned"
     model = build_model({**found, "enc_layers": 1, "dec_layers": 1}, attn_backend="reference")
-    assert plain_config(model)["nheads"] == 4
+    assert model.require_config().to_dict()["nheads"] == 4

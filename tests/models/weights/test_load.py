@@ -15,8 +15,8 @@ from torch import Tensor
 from msdeform.models.families.detector import Detector
 from msdeform.models.inference.image_size import Size
 from msdeform.models.weights.formats import read_source, save_huggingface, save_msdeform, save_official
-from msdeform.models.weights.load import Start, init_from, load_model, nearest_model
-from msdeform.models.zoo import create_model, plain_config
+from msdeform.models.weights.load import Start, init_from, nearest_model
+from msdeform.models.zoo import create_model, load_model
 from msdeform.train.engine.checkpoint import save_checkpoint
 from tests.models.huggingface import randomise
 
@@ -51,7 +51,7 @@ def detector(variant: str, num_classes: int = 4, **overrides: Any) -> Detector:
 def training_state(model: Detector) -> dict[str, Any]:
     return {
         "model": model.state_dict(),
-        "model_config": plain_config(model),
+        "model_config": model.require_config().to_dict(),
         "categories": [{"id": 10 * i, "name": name} for i, name in enumerate(model.categories or [])],
         "options": {"input": {"image_size": 64}},
     }
@@ -60,7 +60,7 @@ def training_state(model: Detector) -> dict[str, Any]:
 def written(model: Detector, form: str, folder: Path) -> Path:
     """The model's weights in a format."""
     path = folder / {"official": "official.pth", "training": "checkpoint-00000007.pt"}.get(form, form)
-    weights, config = model.state_dict(), plain_config(model)
+    weights, config = model.state_dict(), model.require_config().to_dict()
     if form == "official":
         save_official(path, weights, config, model.categories, model.input_size)
     elif form == "huggingface":
@@ -148,7 +148,7 @@ def test_a_name_is_held_against_what_the_source_says_itself(tmp_path: Path) -> N
 
 def test_an_official_command_line_may_say_more_than_we_know(tmp_path: Path) -> None:
     model = detector("multi-scale")
-    config = plain_config(model)
+    config = model.require_config().to_dict()
     args = argparse.Namespace(**config, lr_drop=40, coco_path="./data/coco", position_embedding_scale=6.28, masks=False)
     state = {"model": model.state_dict(), "args": args, "optimizer": {"state": {}}, "lr_scheduler": {}, "epoch": 49}
     state["model"] = {**state["model"], "transformer.total_params": torch.zeros(1), "total_ops": torch.zeros(1)}

@@ -11,7 +11,7 @@ from msdeform.cli import main
 from msdeform.models.inference.image_size import Size
 from msdeform.models.weights.convert import convert
 from msdeform.models.weights.formats import save_msdeform
-from msdeform.models.zoo import create_model, plain_config
+from msdeform.models.zoo import create_model
 from msdeform.train.config.options import TrainOptions
 from msdeform.train.data.dataset import Category
 from msdeform.train.engine.checkpoint import Trained, load_trained, save_checkpoint
@@ -69,7 +69,7 @@ def test_weights_alone_are_evaluated_by_the_name_of_their_model(
 def test_classes_are_matched_by_name_whatever_their_order(run: Path, shapes: Path, tmp_path: Path) -> None:
     trained = load_trained(run, torch.device("cpu"), "reference")
     names, ids = [c.name for c in trained.categories], [c.id for c in trained.categories]
-    weights, config = trained.model.state_dict(), plain_config(trained.model)
+    weights, config = trained.model.state_dict(), trained.model.require_config().to_dict()
     save_msdeform(tmp_path / "turned", weights, config, names[::-1], Size(64, 64))
     expected = evaluated(run, shapes, tmp_path / "a.json")
     found = evaluated(tmp_path / "turned", shapes, tmp_path / "b.json")
@@ -121,5 +121,5 @@ def test_a_label_without_a_category_gives_no_result() -> None:
 
 def test_labels_without_names_are_numbered(tmp_path: Path) -> None:
     model = create_model("detr_tiny", num_classes=2)
-    save_msdeform(tmp_path, model.state_dict(), plain_config(model))
+    save_msdeform(tmp_path, model.state_dict(), model.require_config().to_dict())
     assert load_trained(tmp_path, torch.device("cpu")).categories == [Category(0, "0"), Category(1, "1")]

@@ -6,15 +6,27 @@ A ratio, and the word fastest, come from measured rows alone, and say how many t
 from collections.abc import Sequence
 
 from ..harness.records import Row
-from ..harness.tables import CELL, DIFFERS, HAS_NONE, Line, microseconds, times_faster
-from ..options import PEERS
+from ..harness.tables import (
+    CELL,
+    DIFFERS,
+    HAS_NONE,
+    Column,
+    Line,
+    fields,
+    lines_of,
+    microseconds,
+    numbers,
+    percent,
+    times_faster,
+)
+from ..options import IMPLEMENTATIONS
 
 
-def claims(rows: Sequence[Row], missing: Sequence[Row]) -> list[Line]:
+def coverage(rows: Sequence[Row], missing: Sequence[Row]) -> list[Line]:
     """A line for each implementation and a column for each case of one machine's rows, after the head."""
     reasons = {row["backend"]: row["reason"] for row in missing}
     cases = list(dict.fromkeys(row["case"] for row in rows))
-    names = list(dict.fromkeys([*PEERS, *(row["backend"] for row in rows)]))
+    names = list(dict.fromkeys([*IMPLEMENTATIONS, *(row["backend"] for row in rows)]))
     lines: list[Line] = [("implementation", *cases, "")]
     for name in names:
         mine = [row for row in rows if row["backend"] == name]
@@ -87,3 +99,18 @@ def _speed(row: Row | None) -> str:
     ratio = times_faster(row)
     star = "*" if row["composed"] else ""
     return microseconds(row) + star + ("" if ratio == "-" else f", {ratio}")
+
+
+def floors(rows: Sequence[Row]) -> list[Line]:
+    """A line for each row measured on a GPU, after the head: its speed, and what bounds it."""
+    columns: dict[str, Column] = {
+        **fields(*CELL, "backend"),
+        "us": numbers("median_us"),
+        "GB/s": numbers("bytes_per_second", 1e9),
+        "of copy": lambda row: percent(row["of_copy_bandwidth"]),
+        "traffic floor us": numbers("traffic_floor_us"),
+        "issue floor us": numbers("issue_floor_us"),
+        "of issue floor": lambda row: percent(row["of_issue_floor"]),
+        "bound by": lambda row: row["bound_by"] or "-",
+    }
+    return lines_of(rows, columns)

@@ -1,7 +1,7 @@
 """A training step by its stages, with and without each setting that should make it faster or smaller.
 
-The step is the run's own (`train.training.Training`): images as bytes on the host, to the device, through the model, to
-losses, gradients, clipping and AdamW. Pixels are random and every image has seven boxes; weights are random, too.
+The step is the run's own (`train.engine.state.Training`): images as bytes on the host, to the device, through the
+model, to losses, gradients, clipping and AdamW. Pixels and weights are random, and every image has seven boxes.
 """
 
 import statistics
@@ -15,15 +15,15 @@ from typing import Any
 
 import torch
 
-from ...train.config.options import Batch, Compute, Loading, Model, Run, Seeing, Source, TrainOptions
-from ...train.data.dataset import Sample
-from ...train.data.synthetic.options import SynthOptions
-from ...train.data.synthetic.synth import make_dataset
-from ...train.engine.state import Training, by_shape
-from ...train.engine.step_timer import STAGES
-from ..harness.measure import peak_memory_mb
-from ..harness.records import Row
-from ..operator.workloads import sentence
+from ....train.config.options import Batch, Compute, Loading, Model, Run, Seeing, Source, TrainOptions
+from ....train.data.dataset import Sample
+from ....train.data.synthetic.options import SynthOptions
+from ....train.data.synthetic.synth import make_dataset
+from ....train.engine.state import Training, by_shape
+from ....train.engine.step_timer import STAGES
+from ...harness.measure import peak_memory_mb
+from ...harness.records import Row
+from ...operator.workloads import sentence
 
 PRECISIONS = {"float32": "fp32", "bfloat16": "bf16"}
 _BOXES = 7  # of an image of COCO's training set, about

@@ -10,54 +10,36 @@ published detector on 800x1066 images, on a CPU a tiny one on small images, whic
 no result for anything else.
 """
 
-import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from itertools import product
 
 import torch
 
-from ...train.config.options import Loading
-from ...train.engine.step_timer import STAGES
-from ..harness import records
-from ..harness.provenance import code, provenance
-from ..harness.records import Row
-from ..harness.tables import Line, aligned, number
-from ..operator.runner import Book, command_line, folder, usual_backends, usual_device
-from ..options import STEP_OPTIONS, TrainingOptions
+from ....train.config.options import Loading
+from ....train.engine.step_timer import STAGES
+from ...harness import records
+from ...harness.provenance import usual_device
+from ...harness.records import Row
+from ...harness.tables import Line, aligned, number
+from ...operator.implementations import usual_backends
+from ...options import STEP_OPTIONS, TrainingOptions
+from ..resumable import Planned, measure_missing, results_file
 from . import loading, steps
 
 # what decides these measurements, beside what decides all
-CODE = ("train/*.py", "bench/models/loading.py", "bench/models/steps.py")
+SOURCES = ("train/**/*.py", "bench/models/training/*.py")
 _MARKS, _REDUCED_MARKS = (200, 2000), (20, 60)
 _INDEX, _REDUCED_INDEX = 50_000, 500
 _MODEL, _REDUCED_MODEL = "deformable_detr_r50", "deformable_detr_tiny"
 _IMAGE, _REDUCED_IMAGE = "800x1066", "128x160"
 
 
-def run(options: TrainingOptions) -> int:
-    """``msdeform bench training``: measures, and prints."""
-    fill(options)
-    return 0
-
-
-def fill(options: TrainingOptions) -> int:
-    """Measures and prints; returns how many cells are left when the time is over."""
+def measure_rows(options: TrainingOptions) -> int:
+    """Measures and prints; returns how many rows are left when the time is over."""
     device = usual_device()
-    source = {**provenance(device, command_line("msdeform bench training", options)), "code": code(*CODE)}
-    book = Book(folder(options.out, keep=not options.quick and device.type == "cuda"), source, again=options.again)
-    end = time.monotonic() + 60 * options.minutes
-    left = 0
-    for key, measure in _planned(options, device):
-        if book.has(key):
-            book.already += 1
-        elif time.monotonic() > end:
-            left += 1
-        else:
-            print(", ".join(map(str, key)), file=sys.stderr, flush=True)
-            book.add(measure())
-    book.report()
+    book = results_file("training", options, device, SOURCES, again=options.again)
+    left = measure_missing(_planned(options, device), book, options.minutes)
     if left:
         print(f"{left} cells are left: {options.minutes:g} minutes are over (--minutes; --out keeps what is done)\n")
     for kind, table in TABLES.items():
@@ -65,9 +47,6 @@ def fill(options: TrainingOptions) -> int:
         if rows:
             print(aligned(table(rows), 1) + "\n")
     return left
-
-
-Planned = Iterator[tuple[tuple[object, ...], Callable[[], Row]]]
 
 
 def _planned(options: TrainingOptions, device: torch.device) -> Planned:

@@ -15,12 +15,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...train.config.options import Input, Loading, Source
-from ...train.data.dataset import CocoDetection
-from ...train.data.loader import Order, training_data, training_loader
-from ...train.data.synthetic.options import SynthOptions
-from ...train.data.synthetic.synth import make_dataset
-from ..harness.records import Row
+from ....train.config.options import Input, Loading, Source
+from ....train.data.dataset import CocoDetection
+from ....train.data.loader import Order, training_data, training_loader
+from ....train.data.synthetic.options import SynthOptions
+from ....train.data.synthetic.synth import make_dataset
+from ...harness.records import Row
 
 _BATCH = 2
 _SYNTHETIC = (64, 320)  # images, and their sides in pixels: what a reduced run may take

@@ -1,0 +1,61 @@
+"""Stand-ins for the Triton backend's device and kernels: a call does all that the host does, and nothing is run."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+from unittest import mock
+
+from ...kernels import call_cache, registry
+
+KERNELS = ("forward", "backward", "keys", "cells", "shares", "pixels", "points")
+
+
+class StandIn:
+    """Stands for a kernel, ``kernel[grid](*arguments)``, and for what it compiles to: counts its launches and runs none
+    of them."""
+
+    arg_names: Sequence[str] = ()
+    function = packed_metadata = None
+
+    def __init__(self) -> None:
+        self.launches = 0
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., "StandIn"]:
+        return self.run
+
+    def run(self, *arguments: Any, **parameters: Any) -> "StandIn":
+        self.launches += 1
+        return self
+
+
+@contextlib.contextmanager
+def without_device() -> Iterator[None]:
+    """Within, the Triton backend takes tensors on a CPU, its kernels are compiled for sm_90 and their launches do
+    nothing; results are memory as it was found."""
+    from ..static.ptx.triton_driver import idling
+
+    backend = registry.BACKENDS["triton"]._replace(unavailable=lambda: None, refuses=lambda _: None)
+    here = mock.patch.dict(registry.BACKENDS, triton=backend), mock.patch.dict(registry._availability, triton=None)
+    with here[0], here[1]:
+        call_cache.forget()
+        try:
+            with idling():
+                yield
+        finally:
+            call_cache.forget()
+
+
+@contextlib.contextmanager
+def without_kernels() -> Iterator[dict[str, StandIn]]:
+    """The same with nothing to compile, either.
+
+    Yields what stands for each of `KERNELS`.
+    """
+    from ...kernels.triton import launch
+
+    kernels = {name: StandIn() for name in KERNELS}
+    with contextlib.ExitStack() as stack:
+        for name, kernel in kernels.items():
+            stack.enter_context(mock.patch.object(launch, f"{name}_kernel", kernel))
+        stack.enter_context(without_device())
+        yield kernels
