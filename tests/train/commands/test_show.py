@@ -4,12 +4,11 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 
 from msdeform.cli import main
-from msdeform.train.commands.show import CAPTION, CELL, GAP, draw_samples, draw_sheet, place_names
+from msdeform.train.commands.show import CAPTION, CELL, GAP, draw_samples, draw_sheet
 from msdeform.train.config.options import Input, Loading, Source
 from msdeform.train.data.annotations import Annotations
 from msdeform.train.data.dataset import CocoDetection
@@ -70,24 +69,6 @@ def test_only_images_on_offer_are_counted_and_each_once(counted: CocoDetection) 
     found = statistics(again)
     assert (found["images"], found["boxes"]) == (2, 1)
     assert [entry["boxes"] for entry in found["classes"]] == [0, 1, 0]
-
-
-def test_names_neither_cover_each_other_nor_leave_the_picture() -> None:
-    rng = np.random.default_rng(0)
-    for count in (1, 5, 60):
-        corners = np.sort(rng.uniform(-20, 460, (count, 2, 2)), axis=1)
-        widths = rng.uniform(20, 120, count).tolist()
-        places = place_names(corners.reshape(-1, 4).tolist(), widths, 16, (440, 300))
-        there = [place for place in places if place is not None]
-        assert len(there) > min(count, 30) / 2
-        for number, (x0, y0, x1, y1) in enumerate(there):
-            assert x0 >= 0
-            assert y0 >= 0
-            assert x1 <= 440
-            assert y1 <= 300
-            assert not any(x0 < c and a < x1 and y0 < d and b < y1 for a, b, c, d in there[number + 1 :])
-    # boxes one over the other are all named
-    assert None not in place_names([[100, 100, 200, 200]] * 4, [40] * 4, 16, (440, 300))
 
 
 def test_a_sheet_has_each_image_as_often_as_asked(shapes: Path) -> None:
