@@ -25,7 +25,7 @@ from ..train.engine.checkpoint import Trained, load_trained
 from ..train.evaluation.detect import match_categories
 from .core.maps import heat_map
 from .core.trace import Scene, Seen
-from .options import JudgeOptions
+from .options import ExplainEvalOptions
 from .outputs import checked, default_folder
 from .quality.measures import (
     Array,
@@ -68,7 +68,7 @@ class Judged:
     """By method: the rank correlation with 1, 2, ... layers randomised, or with the whole decoder alone."""
 
 
-def judge(options: JudgeOptions) -> tuple[list[Judged], dict[str, Any]]:
+def judge(options: ExplainEvalOptions) -> tuple[list[Judged], dict[str, Any]]:
     """Scores of every detection, and where they come from.
 
     Raises:
@@ -116,7 +116,7 @@ def judge(options: JudgeOptions) -> tuple[list[Judged], dict[str, Any]]:
 
 
 def _judge_image(
-    trained: Trained, scrambled: Sequence[Any], data: CocoDetection, row: int, size: Size, options: JudgeOptions
+    trained: Trained, scrambled: Sequence[Any], data: CocoDetection, row: int, size: Size, options: ExplainEvalOptions
 ) -> Iterator[Judged]:
     """Every detection of one image."""
     image_id = int(data.annotations.images.ids[row])
@@ -235,7 +235,7 @@ def mean_curves(judged: Sequence[Judged], names: tuple[str, ...]) -> dict[str, l
     }
 
 
-def run(options: JudgeOptions) -> int:
+def run(options: ExplainEvalOptions) -> int:
     """``msdeform explain-eval``."""
     out = checked(options.out or default_folder(options.checkpoint, "explain-eval"))
     judged, about = judge(options)

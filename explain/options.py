@@ -150,7 +150,7 @@ class ExplainOptions(ProgressOption, DetectorOptions):
 
 
 @dataclass(frozen=True)
-class JudgeOptions(ProgressOption, DetectorOptions):
+class ExplainEvalOptions(ProgressOption, DetectorOptions):
     """Scores of explanations over a data set, beside those of maps that explain nothing.
 
     Deletion and insertion follow the detection: the best query's IoU with its box times the probability of its class.

@@ -28,17 +28,23 @@ SUFFIXES = (".onnx", ".pt2")
 
 
 @dataclass(frozen=True, kw_only=True)
-class DetectorOptions(DeviceOption):
-    """A trained detector, where it runs, and the size of its images: shared by the commands that load one."""
+class LoadOptions(DeviceOption):
+    """How a detector is loaded, where it runs, and the size of its images."""
 
-    checkpoint: ReadPath
-    """A run's checkpoint, or its folder for its best; or official, Hugging Face's or converted weights."""
     image_size: Annotated[int, AtLeast(32)] | None = None
     """Longest side in pixels; what the model was trained with when not given."""
     model: ModelName | None = None
     """A name of msdeform.list_models(): what weights without a description are of."""
     attn_backend: AttnBackend = "auto"
     """Implementation of the deformable attention."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectorOptions(LoadOptions):
+    """A trained detector, and how it is loaded: shared by the commands that need one."""
+
+    checkpoint: ReadPath
+    """A run's checkpoint, or its folder for its best; or official, Hugging Face's or converted weights."""
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,7 @@ COMMANDS = {
         "what a detector attended to in an image: points, maps, heads off, a page",
     ),
     "explain-eval": Command(
-        "explain.options:JudgeOptions",
+        "explain.options:ExplainEvalOptions",
         "explain.explain_eval:run",
         "judge heat maps of detections: do they beat maps that explain nothing?",
     ),

@@ -174,7 +174,7 @@ class Options:
     """
 
     def __post_init__(self) -> None:
-        for name, checks in _checks(type(self)).items():
+        for name, checks in _checks(typing.cast(Any, type(self))).items():
             value = getattr(self, name)
             for each in value if isinstance(value, tuple) else (value,):
                 for mark in checks if each is not None else ():

@@ -18,7 +18,7 @@ from msdeform.explain.core.maps import heat_map
 from msdeform.explain.core.masks import Mask
 from msdeform.explain.core.trace import Scene
 from msdeform.explain.explain import ExplainOptions, Subject, as_displayed, jobs, lines
-from msdeform.explain.explain_eval import JudgeOptions
+from msdeform.explain.explain_eval import ExplainEvalOptions
 from msdeform.explain.figures.drawing import told
 from msdeform.explain.figures.masked import follow, read_mask_matrix
 from msdeform.explain.figures.views import View
@@ -297,7 +297,7 @@ def test_outputs_lie_in_the_run_and_do_not_overwrite_each_other(
     # the other commands that explain
     assert default_folder(run, "ablation") == default_folder(run / "best.pt", "ablation") == run / "ablation"
     assert default_folder(files["deformable"], "explain-eval") == Path("explain-eval")
-    assert AblateOptions(checkpoint=run, matrix=True).out is JudgeOptions(checkpoint=run).out is None
+    assert AblateOptions(checkpoint=run, matrix=True).out is ExplainEvalOptions(checkpoint=run).out is None
 
 
 def test_a_folder_that_cannot_be_made_is_told_before_what_takes_long(tmp_path: Path) -> None:

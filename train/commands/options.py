@@ -22,7 +22,7 @@ from ...common.options import (
 )
 from ...kernels.diagnostics.options import AttnBackend
 from ...models.catalog import ModelName
-from ...models.options import DetectorOptions
+from ...models.options import DetectorOptions, LoadOptions
 from ..config.options import Input, Source
 
 PLOT_SUFFIXES = (".png", ".svg", ".pdf")
@@ -42,7 +42,7 @@ class PredictOptions(ProgressOption, DetectorOptions):
 
 
 @dataclass(frozen=True)
-class EvalOptions(ProgressOption, DetectorOptions):
+class EvalOptions(ProgressOption, LoadOptions):
     """COCO metrics of a checkpoint, or of detections in a file."""
 
     checkpoint: ReadPath | None = None

@@ -36,6 +36,7 @@ def _settings_by_group() -> dict[str, dict[str, Any]]:
 
 GROUPS = _settings_by_group()
 TYPES = {name: hint for settings in GROUPS.values() for name, hint in settings.items()}
+FORMER_GROUPS = {"seeing": "logging"}  # in a config.yaml of an earlier version
 GROUP_OF = {name: group for group, settings in GROUPS.items() for name in settings}
 
 
@@ -54,6 +55,7 @@ def take_settings(content: Mapping[Any, Any], path: Path | str) -> dict[str, Any
     settings: dict[str, Any] = {}
     for key, value in content.items():
         name = _name(key)
+        name = FORMER_GROUPS.get(name, name)
         if name in GROUPS and isinstance(value, dict):
             for inner, each in value.items():
                 _take(settings, _name(inner), each, path, group=name)

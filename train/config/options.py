@@ -297,8 +297,8 @@ class Run(Options):
 
 
 @dataclass(frozen=True)
-class Seeing(Options):
-    """What is shown of it."""
+class Logging(Options):
+    """What is shown and logged of it."""
 
     log_every: Positive = 10
     """Steps between lines in log.jsonl and points in TensorBoard."""
@@ -354,7 +354,7 @@ docs/training.md explains all of it."""
     schedule: Schedule = field(default_factory=Schedule)
     compute: Compute = field(default_factory=Compute)
     run: Run = field(default_factory=Run)
-    seeing: Seeing = field(default_factory=Seeing)
+    logging: Logging = field(default_factory=Logging)
 
 
 def to_plain(options: Any) -> dict[str, Any]:

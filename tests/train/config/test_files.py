@@ -75,6 +75,10 @@ def test_values_become_what_their_setting_is(write: Write, line: str, value: Any
     assert type(read) is type(value)
 
 
+def test_a_group_is_read_by_its_former_name(write: Write) -> None:
+    assert read_settings(write("seeing:\n  log_every: 5")) == {"log_every": 5}
+
+
 def test_the_home_folder_is_written_out(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/of-mine")
     assert read_settings(write("data: ~/coco")) == {"data": Path("/of-mine/coco")}

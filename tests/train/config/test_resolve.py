@@ -189,7 +189,7 @@ def test_only_what_is_not_usual_is_told() -> None:
         "settings that are not the defaults; all are in runs/x/config.yaml:",
         "  model: override=num_queries=7 dropout=0",
         "  optim: lr=3e-05",
-        "  seeing: tensorboard=False",
+        "  logging: tensorboard=False",
     ]
     assert settings_lines(options, base=options) == ["all settings are the defaults"]
 
