@@ -95,7 +95,7 @@ def main(argv: list[str] | None = None) -> int:
     timed("import_ms", lambda: import_module("msdeform.kernels.api"))
     import torch
 
-    from ...kernels.diagnostics.verify import DTYPES
+    from ...kernels.diagnostics.checks import DTYPES
     from ..operator import cases, implementations, workloads
     from ..operator.inputs import make_inputs
 

@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 import torch
 
+from ...kernels.diagnostics.checks import DTYPES
 from ...kernels.diagnostics.options import BACKENDS
-from ...kernels.diagnostics.verify import DTYPES
 from ..harness import measure
 from ..harness.isolate import Answer, Message, serve
 from ..harness.measure import Ratio, Timing

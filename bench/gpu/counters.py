@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 import torch
 
-from ...kernels.diagnostics.verify import DTYPES
+from ...kernels.diagnostics.checks import DTYPES
 from ..harness.provenance import usual_device
 from ..harness.records import Row
 from ..harness.tables import aligned

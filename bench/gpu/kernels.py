@@ -11,7 +11,7 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity
 
-from ...kernels.diagnostics.verify import DTYPES
+from ...kernels.diagnostics.checks import DTYPES
 from ..harness import measure
 from ..harness.records import Row
 from ..harness.tables import HAS_NONE, aligned, number

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from ...common.options import parse
+from ...kernels.diagnostics.checks import DTYPES
 from ...kernels.diagnostics.tolerances import compare
-from ...kernels.diagnostics.verify import DTYPES
 from ..harness import measure
 from ..harness.provenance import command_line, provenance, usual_device
 from ..harness.records import Row

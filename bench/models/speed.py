@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...kernels.diagnostics.verify import DTYPES
+from ...kernels.diagnostics.checks import DTYPES
 from ...models.catalog import config_of
 from ...models.configs import DeformableDetrConfig
 from ...models.inference.image_size import Size

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ...kernels.diagnostics.verify import DTYPES
+from ...kernels.diagnostics.checks import DTYPES
 from ..gpu import kernels
 from ..harness import measure
 from ..harness.isolate import Answer, Message, serve

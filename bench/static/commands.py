@@ -2,8 +2,8 @@
 
 import sys
 
+from ...kernels.diagnostics.checks import DTYPES
 from ...kernels.diagnostics.options import capability
-from ...kernels.diagnostics.verify import DTYPES
 from ..harness import records
 from ..harness.tables import aligned
 from ..options import ModelOptions, VerifyCompiledOptions

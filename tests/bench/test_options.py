@@ -12,8 +12,8 @@ from msdeform.bench.static import instructions
 from msdeform.cli import main
 from msdeform.common.options import parse, spelled
 from msdeform.kernels import registry
+from msdeform.kernels.diagnostics.checks import DTYPES as TENSOR_DTYPES
 from msdeform.kernels.diagnostics.options import BACKENDS, DTYPES
-from msdeform.kernels.diagnostics.verify import DTYPES as TENSOR_DTYPES
 
 
 def test_names_without_pytorch_are_those_of_the_tables() -> None:

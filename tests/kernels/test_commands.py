@@ -1,10 +1,12 @@
 """`msdeform info` and `msdeform verify` from the command line."""
 
+from dataclasses import replace
+
 import pytest
 
 from msdeform.cli import main
 from msdeform.kernels import registry
-from msdeform.kernels.diagnostics import verify
+from msdeform.kernels.diagnostics import checks, verify
 from msdeform.kernels.diagnostics.options import VerifyOptions
 from msdeform.kernels.diagnostics.tolerances import Comparison
 
@@ -39,17 +41,17 @@ def test_verify_checks_the_shape_that_is_asked_for(capsys: pytest.CaptureFixture
 
 
 def test_without_a_shape_the_usual_cases_are_checked() -> None:
-    usual = verify.default_cases("cpu")
-    assert verify._chosen_cases(VerifyOptions(seed=3), "cpu") == [verify.replace(case, seed=3) for case in usual]
+    usual = checks.default_cases("cpu")
+    assert verify._chosen_cases(VerifyOptions(seed=3), "cpu") == [replace(case, seed=3) for case in usual]
     half = verify._chosen_cases(VerifyOptions(dtype="float16"), "cpu")
-    assert half == [case for case in usual if case.dtype is verify.DTYPES["float16"]]
+    assert half == [case for case in usual if case.dtype is checks.DTYPES["float16"]]
 
 
 def test_an_encoder_is_among_the_usual_cases_outside_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
     for interpreting in (True, False):
-        monkeypatch.setattr(verify, "interpreting", lambda interpreting=interpreting: interpreting)
+        monkeypatch.setattr(checks, "interpreting", lambda interpreting=interpreting: interpreting)
         for device in ("cpu", "cuda"):
-            encoders = [case for case in verify.default_cases(device) if case.Q == case.S]
+            encoders = [case for case in checks.default_cases(device) if case.Q == case.S]
             assert len(encoders) == (0 if interpreting else 6)
 
 

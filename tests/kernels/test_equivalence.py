@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from msdeform.kernels.api import fused_ms_deform_attn, ms_deform_attn
-from msdeform.kernels.diagnostics.verify import Case, check_case, evaluate, make_inputs
+from msdeform.kernels.diagnostics.checks import Case, check_case, evaluate, make_inputs
 from msdeform.kernels.registry import implementation
 from tests.kernels.backends import ALL, OPERATORS
 

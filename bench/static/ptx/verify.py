@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ....kernels.diagnostics.checks import DTYPES, Case, evaluate, make_inputs
 from ....kernels.diagnostics.tolerances import Comparison, compare
-from ....kernels.diagnostics.verify import DTYPES, Case, evaluate, make_inputs
 from ....kernels.triton import launch
 from .parse import Fault
 from .triton_driver import executing

@@ -14,7 +14,7 @@ from msdeform.bench.operator.cases import find
 from msdeform.cli import main
 from msdeform.kernels import registry
 from msdeform.kernels.api import ms_deform_attn
-from msdeform.kernels.diagnostics.verify import Case, make_inputs
+from msdeform.kernels.diagnostics.checks import Case, make_inputs
 
 pytest.importorskip("triton")
 

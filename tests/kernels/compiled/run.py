@@ -4,7 +4,7 @@ from typing import Any
 
 from msdeform.bench.static.ptx import verify
 from msdeform.bench.static.ptx.verify import Change, make_grad_output
-from msdeform.kernels.diagnostics.verify import Case
+from msdeform.kernels.diagnostics.checks import Case
 
 __all__ = ["METHODS", "Change", "check", "make_grad_output"]
 

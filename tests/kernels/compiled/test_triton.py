@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from msdeform.bench.static.ptx.verify import call
-from msdeform.kernels.diagnostics.verify import Case, evaluate, make_inputs
+from msdeform.kernels.diagnostics.checks import Case, evaluate, make_inputs
 from tests.kernels.compiled.run import METHODS, Change, check, make_grad_output
 
 pytestmark = pytest.mark.compiled

@@ -22,7 +22,7 @@ from array import array
 import torch
 from torch import Tensor
 from msdeform.kernels.cpu import launch
-from msdeform.kernels.diagnostics.verify import Case, evaluate, make_inputs
+from msdeform.kernels.diagnostics.checks import Case, evaluate, make_inputs
 
 page = mmap.PAGESIZE
 libc = ctypes.CDLL(None, use_errno=True)

@@ -15,7 +15,7 @@ pytest.importorskip("llvmlite", reason="the CPU backend needs llvmlite")
 from msdeform.kernels.api import fused_ms_deform_attn
 from msdeform.kernels.cpu import launch, memory
 from msdeform.kernels.cpu.memory import LARGE, MOST_KEPT, Memory
-from msdeform.kernels.diagnostics.verify import Case, evaluate, make_inputs
+from msdeform.kernels.diagnostics.checks import Case, evaluate, make_inputs
 
 MIB = 1 << 20
 BYTE = torch.empty(0, dtype=torch.uint8)

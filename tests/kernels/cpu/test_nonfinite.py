@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from msdeform.kernels.diagnostics.verify import Case, evaluate, make_inputs
+from msdeform.kernels.diagnostics.checks import Case, evaluate, make_inputs
 from msdeform.kernels.reference import extents, locate
 from tests.kernels.oracle import literal
 

@@ -16,7 +16,7 @@ COMMON = """
 import os, signal, sys, threading
 import torch
 from msdeform.kernels.cpu import launch, memory
-from msdeform.kernels.diagnostics.verify import Case, check_case
+from msdeform.kernels.diagnostics.checks import Case, check_case
 launch._WORTH_A_THREAD = 1
 memory.LARGE = 64
 torch.set_num_threads(3)
@@ -47,7 +47,7 @@ def test_workers_of_a_data_loader(method: str, tmp_path: Path) -> None:
     PyTorch's own threads do not survive a fork, so only this backend's calls are made in the workers.
     """
     source = """
-from msdeform.kernels.diagnostics.verify import evaluate, make_inputs
+from msdeform.kernels.diagnostics.checks import evaluate, make_inputs
 
 def answer(P):
     torch.set_num_threads(3)
@@ -184,7 +184,7 @@ def test_interrupted_calls_leave_later_ones_right(tmp_path: Path) -> None:
     source = """
 import random, time
 case = Case(B=1, Q=3000, H=1, D=8, P=2, sizes=((60, 50),), coordinates=2)
-from msdeform.kernels.diagnostics.verify import evaluate, make_inputs
+from msdeform.kernels.diagnostics.checks import evaluate, make_inputs
 tensors, grad_output = make_inputs(case), torch.ones(1, 3000, 8)
 expected = evaluate(case, tensors, grad_output, "cpu")
 
@@ -274,7 +274,7 @@ def test_compiled_before_any_call(tmp_path: Path) -> None:
     source = """
 import torch
 from msdeform.kernels.api import ms_deform_attn
-from msdeform.kernels.diagnostics.verify import Case, make_inputs
+from msdeform.kernels.diagnostics.checks import Case, make_inputs
 case = Case(B=1, Q=9, H=1, D=8, coordinates=None)
 tensors = make_inputs(case)
 call = lambda value, *rest: ms_deform_attn(value, case.sizes, *rest)

@@ -16,7 +16,7 @@ llvm = pytest.importorskip("llvmlite.binding", reason="the CPU backend needs llv
 from msdeform.kernels import call_cache  # noqa: E402
 from msdeform.kernels.cpu import backward, emit, forward, launch  # noqa: E402
 from msdeform.kernels.cpu.points import Kind  # noqa: E402
-from msdeform.kernels.diagnostics.verify import Case, check_case  # noqa: E402
+from msdeform.kernels.diagnostics.checks import Case, check_case  # noqa: E402
 
 HASWELL = ("haswell", {"avx": True, "avx2": True, "fma": True, "f16c": True})
 NEHALEM = ("nehalem", {"sse4.2": True})

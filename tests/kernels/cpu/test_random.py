@@ -13,8 +13,8 @@ from torch import Tensor
 pytest.importorskip("llvmlite", reason="the CPU backend needs llvmlite")
 
 from msdeform.kernels.cpu import launch
+from msdeform.kernels.diagnostics.checks import Case, evaluate, make_inputs
 from msdeform.kernels.diagnostics.tolerances import FLOORS, FORWARD_FACTOR, GRADIENT_FACTOR
-from msdeform.kernels.diagnostics.verify import Case, evaluate, make_inputs
 
 NAN, INF = float("nan"), float("inf")
 IMAGES = 48  # drawn together

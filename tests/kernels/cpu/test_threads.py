@@ -18,7 +18,7 @@ from msdeform.kernels import call_cache
 from msdeform.kernels.cpu import launch
 from msdeform.kernels.cpu.points import Kind, level_table
 from msdeform.kernels.cpu.pool import Pool
-from msdeform.kernels.diagnostics.verify import Case, evaluate, make_inputs
+from msdeform.kernels.diagnostics.checks import Case, evaluate, make_inputs
 
 # an odd number of points, levels narrower than a tile and of a single pixel
 BASE = Case(B=1, Q=90, H=1, D=32, P=3, sizes=((9, 7), (5, 5), (2, 1), (1, 1)))

@@ -13,7 +13,7 @@ import msdeform
 from msdeform.kernels import call_cache, registry
 from msdeform.kernels.api import fused_ms_deform_attn, ms_deform_attn
 from msdeform.kernels.contract import Sizes
-from msdeform.kernels.diagnostics.verify import Case, make_inputs
+from msdeform.kernels.diagnostics.checks import Case, make_inputs
 from tests.kernels.backends import ALL, CPU, CUDA, OPERATORS, TRITON
 
 PLAIN = Case(B=1, Q=3, H=2, D=4, P=2, sizes=((3, 4), (2, 2)), coordinates=None)

@@ -21,7 +21,7 @@ import msdeform
 from msdeform.bench.cpu.stand_ins import without_kernels
 from msdeform.kernels import call_cache, contract, registry
 from msdeform.kernels.api import fused_ms_deform_attn, ms_deform_attn
-from msdeform.kernels.diagnostics.verify import Case, make_inputs
+from msdeform.kernels.diagnostics.checks import Case, make_inputs
 from msdeform.kernels.registry import BackendUnavailable
 from tests.house import project
 

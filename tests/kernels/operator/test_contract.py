@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import msdeform
-from msdeform.kernels.diagnostics.verify import Case, make_inputs
+from msdeform.kernels.diagnostics.checks import Case, make_inputs
 from msdeform.kernels.registry import BackendUnavailable
 
 PLAIN = Case(B=2, Q=3, H=2, D=4, P=2, sizes=((4, 5), (2, 3)), coordinates=None)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from msdeform.kernels.api import fused_ms_deform_attn, ms_deform_attn
-from msdeform.kernels.diagnostics.verify import Case, make_inputs
+from msdeform.kernels.diagnostics.checks import Case, make_inputs
 from tests.kernels.oracle import literal, literal_fused
 
 CASES = [

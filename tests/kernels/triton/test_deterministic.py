@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from msdeform.kernels.api import fused_ms_deform_attn, ms_deform_attn
-from msdeform.kernels.diagnostics.verify import Case, make_inputs
+from msdeform.kernels.diagnostics.checks import Case, make_inputs
 from tests.kernels.backends import TRITON
 from tests.kernels.test_equivalence import BASE, FUNCTIONS, ODD, assert_within_bounds, cases, poisoned_memory
 

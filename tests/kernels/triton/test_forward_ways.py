@@ -9,8 +9,8 @@ import triton
 import triton.language as tl
 
 from msdeform.kernels.api import fused_ms_deform_attn, ms_deform_attn
+from msdeform.kernels.diagnostics.checks import Case, make_inputs
 from msdeform.kernels.diagnostics.tolerances import compare
-from msdeform.kernels.diagnostics.verify import Case, make_inputs
 from msdeform.kernels.triton.bilinear import in_bands
 from tests.kernels.backends import TRITON
 from tests.kernels.test_equivalence import poisoned_memory
