@@ -10,10 +10,10 @@ from torch import Tensor
 
 from ..common.device import choose_device
 from ..common.files import write_json
+from ..common.options import suggest
 from ..common.progress import progress_bar
 from ..models.inference.detections import nothing_detected
 from ..models.inference.images import read_image
-from ..train.commands.evaluate import match_categories
 from ..train.data.annotations import Annotations
 from ..train.engine.checkpoint import Trained, load_trained
 from ..train.evaluation.detect import match_categories
@@ -59,11 +59,8 @@ def find_label(model: Any, text: str | None) -> int | None:
         return None if text is None else names.index(text)
     if text.isdecimal():
         return int(text)
-    import difflib
-
-    near = difflib.get_close_matches(text, names, n=1)
-    known = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(names) or 'the class numbers'}"
-    raise ValueError(f"label: the model knows no class {text!r}; {known}")
+    every = f"expected one of {', '.join(names) or 'the class numbers'}"
+    raise ValueError(suggest(f"label: the model knows no class {text!r}", text, names, every))
 
 
 def choose(trace: AttentionTrace, subject: Subject, *, masked: bool = False) -> list[tuple[str, QueryPrediction]]:

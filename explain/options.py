@@ -1,13 +1,25 @@
 """The options of the commands of this folder, and the words that they take. Nothing here needs PyTorch."""
 
-import difflib
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
-from ..common.options import Device, Positional, ReadFile, ReadPath, Repeated, WriteFolder, at_least, between
-from ..models.catalog import check_model
+from ..common.options import (
+    AtLeast,
+    Between,
+    NotNegative,
+    Options,
+    Positional,
+    Positive,
+    ProgressOption,
+    ReadFile,
+    Repeated,
+    Share,
+    WriteFolder,
+    suggest,
+)
 from ..models.inference.image_size import Size
-from ..train.config.options import AttnBackend, Source
+from ..models.options import DetectorOptions
+from ..train.config.options import Source
 from .core.masks import Mask, Masks, Mode, parse_masks
 
 Pairing = Literal["iou", "query"]
@@ -52,12 +64,12 @@ class View:
 
 
 @dataclass(frozen=True)
-class Subject:
+class Subject(Options):
     """What is explained; the surest detections when nothing is named."""
 
-    det: Annotated[tuple[int, ...], Repeated()] = ()
+    det: Annotated[tuple[NotNegative, ...], Repeated()] = ()
     """A detection, counted from 0, the surest first; may be repeated."""
-    query: Annotated[tuple[int, ...], Repeated()] = ()
+    query: Annotated[tuple[NotNegative, ...], Repeated()] = ()
     """A query, whether it detects something or not; may be repeated."""
     box: str | None = None
     """x1,y1,x2,y2 in pixels: the query whose box comes nearest, for what was found weakly or missed."""
@@ -66,15 +78,10 @@ class Subject:
     label: str | None = None
     """A class, by name or number: its best detections are explained; with --det, --query or --box, this class's score
     of that query, whatever the query detected. All classes when not given."""
-    confidence: float = 0.5
+    confidence: Share = 0.5
     """Minimum score of a detection."""
-    most: int = 3
+    most: Positive = 3
     """How many detections are explained when none is named, or have relevance on a page: a backward pass each."""
-
-    def __post_init__(self) -> None:
-        for name in ("det", "query"):
-            for number in getattr(self, name):
-                at_least(name, number, 0)
 
     @property
     def names(self) -> bool:
@@ -96,13 +103,11 @@ class Interventions:
 
 
 @dataclass(frozen=True)
-class ExplainOptions:
+class ExplainOptions(ProgressOption, DetectorOptions):
     """Explain what a detector found in an image: pictures, each with its numbers beside it."""
 
     image: Annotated[ReadFile, Positional("IMAGE")]
     """An image file."""
-    checkpoint: ReadPath
-    """A run's checkpoint, or its folder for its best; or official, Hugging Face's or converted weights."""
     subject: Subject = field(default_factory=Subject)
     view: View = field(default_factory=View)
     interventions: Interventions = field(default_factory=Interventions)
@@ -113,25 +118,11 @@ class ExplainOptions:
     out: WriteFolder | None = None
     """Folder for what is written; explanations/IMAGE in the run's folder when not given, or in the current folder for
     weights that are not a run's."""
-    dpi: int = 150
+    dpi: Annotated[int, Between(20, 1200)] = 150
     """Resolution of pictures, dots an inch: 50 for thumbnails, 300 for print."""
-    image_size: int | None = None
-    """Longest side in pixels; what the model was trained with when not given."""
-    model: str | None = None
-    """A name of msdeform.list_models(): what weights without a description are of."""
-    attn_backend: AttnBackend = "auto"
-    """Implementation of the deformable attention."""
-    device: Device = "auto"
-    """auto (CUDA where there is one), cpu, cuda, cuda:1, ..."""
-    progress: bool = True
-    """Show a progress bar."""
 
     def __post_init__(self) -> None:
-        between("confidence", self.subject.confidence, 0, 1)
-        at_least("most", self.subject.most, 1)
-        between("dpi", self.dpi, 20, 1200)
-        check_model(self.model)
-        at_least("image_size", self.image_size, 32)
+        super().__post_init__()
         self._refuse_ignored()
 
     def _refuse_ignored(self) -> None:
@@ -159,7 +150,7 @@ class ExplainOptions:
 
 
 @dataclass(frozen=True)
-class ExplainEvalOptions:
+class ExplainEvalOptions(ProgressOption, DetectorOptions):
     """Scores of explanations over a data set, beside those of maps that explain nothing.
 
     Deletion and insertion follow the detection: the best query's IoU with its box times the probability of its class.
@@ -167,16 +158,14 @@ class ExplainEvalOptions:
     The baseline "box" is a Gaussian in the detection's own box: what one knows without looking inside the model.
     """
 
-    checkpoint: ReadPath
-    """A run's checkpoint, or its folder for its best; or official, Hugging Face's or converted weights."""
     source: Source = field(default_factory=Source)
     methods: str = ",".join(METHODS)
     """Which to judge, with commas between them."""
-    confidence: float = 0.5
+    confidence: Share = 0.5
     """Minimum score of a detection that is explained."""
-    limit: int | None = None
+    limit: Positive | None = None
     """Only the first N images."""
-    steps: int = 12
+    steps: Positive = 12
     """In which pixels are taken away and brought back; after step i of n, (i / n)^2 of them."""
     fill: Fill = "blur"
     """What stands in their place: the blurred image, or its mean colour."""
@@ -185,34 +174,17 @@ class ExplainEvalOptions:
     out: WriteFolder | None = None
     """Folder for scores.json and scores.png; explain-eval in the run's folder when not given, or in the current folder
     for weights that are not a run's."""
-    seed: int = 0
+    seed: NotNegative = 0
     """Of random maps, random weights and the bootstrap."""
-    batch_size: int = 8
+    batch_size: Positive = 8
     """Changed images in one forward pass."""
-    image_size: int | None = None
-    """Longest side in pixels; what the model was trained with when not given."""
-    model: str | None = None
-    """A name of msdeform.list_models(): what weights without a description are of."""
-    attn_backend: AttnBackend = "auto"
-    """Implementation of the deformable attention."""
-    device: Device = "auto"
-    """auto (CUDA where there is one), cpu, cuda, cuda:1, ..."""
-    progress: bool = True
-    """Show a progress bar."""
 
     def __post_init__(self) -> None:
-        between("confidence", self.confidence, 0, 1)
-        check_model(self.model)
-        at_least("limit", self.limit, 1)
-        at_least("steps", self.steps, 1)
-        at_least("batch_size", self.batch_size, 1)
-        at_least("image_size", self.image_size, 32)
-        at_least("seed", self.seed, 0)
+        super().__post_init__()
         unknown = [name for name in self.method_names if name not in METHODS]
         if unknown or not self.method_names:
-            near = difflib.get_close_matches(unknown[0], METHODS, n=1) if unknown else []
-            advice = f"; did you mean {near[0]}?" if near else ""
-            raise ValueError(f"methods: expected some of {', '.join(METHODS)}, got {self.methods!r}{advice}")
+            sentence = f"methods: expected some of {', '.join(METHODS)}, got {self.methods!r}"
+            raise ValueError(suggest(sentence, unknown[0] if unknown else "", METHODS))
 
     @property
     def method_names(self) -> tuple[str, ...]:
@@ -220,11 +192,9 @@ class ExplainEvalOptions:
 
 
 @dataclass(frozen=True)
-class AblateOptions:
+class AblateOptions(ProgressOption, DetectorOptions):
     """Switch parts of a detector's attention off, and measure what that does over a data set."""
 
-    checkpoint: ReadPath
-    """A run's checkpoint, or its folder for its best; or official, Hugging Face's or converted weights."""
     source: Source = field(default_factory=Source)
     mask: Annotated[tuple[str, ...], Repeated()] = ()
     """What to change, repeatable, each measured alone: SITE[:hN][:lN][:pN][:qN][:MODE], such as decoder.*.cross:h0-3;
@@ -233,63 +203,46 @@ class AblateOptions:
     """Every head of --sites off alone: a matrix of layers and heads."""
     cumulative: bool = False
     """Heads of --sites off one after the other: by importance, reversed, and in random orders."""
-    prune: int | None = None
+    prune: Positive | None = None
     """Choose N heads of --sites greedily, the least important first, and say what AP remains without them."""
-    budget: float | None = None
+    budget: Annotated[float, Between(0, 1, "a fall of AP")] | None = None
     """Prune as long as AP falls by no more than this, such as 0.01; with --prune, at most so many heads."""
     sites: str = "decoder.*.cross"
     """Attentions whose heads --matrix, --cumulative and --prune go through; patterns with commas between them."""
     mode: Mode = "zero"
     """What to do to a head, and to a --mask that names no mode."""
-    limit: int | None = None
+    limit: Positive | None = None
     """Only the first N images, for a quick look; the numbers are then not the data set's."""
-    samples: int = 500
+    samples: Annotated[int, AtLeast(40)] = 500
     """Resamples of the images for the 95% intervals."""
-    seed: int = 0
+    seed: NotNegative = 0
     """Of the resamples, the random orders, and the mode shuffled."""
-    confidence: float = 0.5
+    confidence: Share = 0.5
     """Minimum score of what counts as a detection lost, gained or changed; AP counts all."""
     pairing: Pairing = "iou"
     """Which detection after is which before: by boxes that overlap by half or more, or by their query."""
     screen_by: ScreenBy = "loss"
     """What --cumulative and --prune screen heads by: the training loss, or the logits of what is detected."""
-    screen_images: int = 50
+    screen_images: Positive = 50
     """Images that a screening looks at, the first; each costs a forward and a backward pass."""
-    steps: int = 8
+    steps: Positive = 8
     """Points of a cumulative curve."""
-    random_orders: int = 3
+    random_orders: NotNegative = 3
     """Random orders to draw curves of."""
-    mean_images: int = 100
+    mean_images: Positive = 100
     """Images that the mode mean takes its means over, the first."""
     out: WriteFolder | None = None
     """Folder for pictures, tables, and what passes found, from which the same command resumes; ablation in the run's
     folder when not given, or in the current folder for weights that are not a run's."""
-    batch_size: int = 1
+    batch_size: Positive = 1
     """Images at once."""
-    image_size: int | None = None
-    """Longest side in pixels; what the model was trained with when not given."""
-    model: str | None = None
-    """A name of msdeform.list_models(): what weights without a description are of."""
-    attn_backend: AttnBackend = "auto"
-    """Implementation of the deformable attention."""
-    device: Device = "auto"
-    """auto (CUDA where there is one), cpu, cuda, cuda:1, ..."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """bf16 and fp16 run the model under autocast."""
-    workers: int = 2
+    workers: NotNegative = 2
     """Processes that decode images."""
-    progress: bool = True
-    """Show a progress bar."""
 
     def __post_init__(self) -> None:
-        least = {"batch_size": 1, "limit": 1, "prune": 1, "samples": 40, "screen_images": 1, "steps": 1}
-        least |= {"mean_images": 1, "random_orders": 0, "seed": 0, "workers": 0, "image_size": 32}
-        for name, minimum in least.items():
-            at_least(name, getattr(self, name), minimum)
-        between("confidence", self.confidence, 0, 1)
-        check_model(self.model)
-        if self.budget is not None and not 0 <= self.budget <= 1:
-            raise ValueError(f"budget: expected a fall of AP from 0 to 1, such as 0.01, got {self.budget}")
+        super().__post_init__()
         if not (self.mask or self.matrix or self.cumulative or self.prunes):
             raise ValueError("nothing to do: expected --mask MASK, --matrix, --cumulative, --prune N or --budget FALL")
         self.masks()
@@ -313,33 +266,14 @@ class AblateOptions:
 
 
 @dataclass(frozen=True)
-class ExploreOptions:
+class ExploreOptions(DetectorOptions):
     """Upload images in the browser, look at what the detector attends to, and switch heads off."""
 
-    checkpoint: ReadPath
-    """A run's checkpoint, or its folder for its best; or official, Hugging Face's or converted weights."""
-    confidence: float = 0.5
+    confidence: Share = 0.5
     """Minimum score of a detection, at first."""
-    relevance: int = 3
+    relevance: NotNegative = 3
     """Detections whose relevance is computed, which takes a backward pass of the detector each; 0 for none."""
-    image_size: int | None = None
-    """Longest side in pixels; what the model was trained with when not given."""
-    model: str | None = None
-    """A name of msdeform.list_models(): what weights without a description are of."""
-    attn_backend: AttnBackend = "auto"
-    """Implementation of the deformable attention."""
-    device: Device = "auto"
-    """auto (CUDA where there is one), cpu, cuda, cuda:1, ..."""
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 lets other machines in, who are asked for no password."""
-    port: int = 7860
+    port: Annotated[int, Between(0, 65535)] = 7860
     """Port to listen on; 0 takes a free one."""
-
-    def __post_init__(self) -> None:
-        between("confidence", self.confidence, 0, 1)
-        check_model(self.model)
-        at_least("image_size", self.image_size, 32)
-        if self.relevance < 0:
-            raise ValueError(f"relevance: expected at least 0, got {self.relevance}")
-        if not 0 <= self.port <= 65535:
-            raise ValueError(f"port: expected 0 to 65535, got {self.port}")

@@ -10,7 +10,6 @@ This module imports neither Triton nor CUDA, and what lies on the call path (:fu
 module dictionaries, so that ``torch.compile(fullgraph=True)`` can trace it.
 """
 
-import difflib
 import os
 import threading
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from typing import Any
 
 import torch
 
+from ..common.options import suggest
 from .backend import Backend, Functions, Implementation
 from .call_cache import forget, settled_while_tracing, transformed
 from .contract import Inputs
@@ -72,9 +72,8 @@ def check_name(name: str) -> str:
     """Return a known backend's name or ``auto``; raise ValueError listing the known ones otherwise."""
     if name == AUTO or name in BACKENDS:
         return name
-    near = difflib.get_close_matches(str(name), [AUTO, *BACKENDS], n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"backend: expected one of {', '.join([AUTO, *BACKENDS])}, got {name!r}{hint}")
+    known = [AUTO, *BACKENDS]
+    raise ValueError(suggest(f"backend: expected one of {', '.join(known)}, got {name!r}", str(name), known))
 
 
 def _setting_from_environment() -> str:

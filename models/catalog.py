@@ -1,10 +1,9 @@
 """The detectors by name: each name's configuration. Nothing here needs PyTorch."""
 
 import dataclasses
-import difflib
-from typing import Any
+from typing import Annotated, Any
 
-from ..common.options import nearest
+from ..common.options import Known, Metavar, nearest, suggest
 from .configs import Config, DeformableDetrConfig, DetrConfig, DetrDemoConfig, FasterRcnnConfig
 
 # the published table, with ResNet-50
@@ -75,12 +74,17 @@ def list_models() -> list[str]:
     return sorted(MODELS)
 
 
+ModelName = Annotated[str, Known("model", tuple(list_models())), Metavar("NAME")]
+"""a name as an option"""
+
+
 def config_of(name: str) -> Config:
     """The configuration behind a name. Raises ValueError for an unknown one, with the nearest that there are."""
     if name not in MODELS:
-        near = difflib.get_close_matches(str(name).lower().replace("-", "_"), list_models(), n=3)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"expected one of {', '.join(list_models())}"
-        raise ValueError(f"name: no model is called {name!r}; {hint}")
+        usual = str(name).lower().replace("-", "_")
+        known = list_models()
+        every = f"expected one of {', '.join(known)}"
+        raise ValueError(suggest(f"name: no model is called {name!r}", usual, known, every, most=3))
     return MODELS[name]
 
 

@@ -4,10 +4,11 @@ One dataclass a family. A field that does not fit raises ValueError naming it.
 """
 
 import dataclasses
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
+
+from ..common.options import suggest
 
 # torchvision's names; all have stages of stride 4, 8, 16, 32
 TORCHVISION = ("resnet18", "resnet34", "resnet50", "resnet101")
@@ -172,11 +173,8 @@ def check_fields(kind: type[Config], fields: Mapping[str, Any]) -> None:
     known = [field.name for field in dataclasses.fields(kind)]
     for name in fields:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise ValueError(
-                f"{name}: not a field of the configuration of {kind.family}, which has {', '.join(known)}{hint}"
-            )
+            sentence = f"{name}: not a field of the configuration of {kind.family}, which has {', '.join(known)}"
+            raise ValueError(suggest(sentence, name, known))
     for field in dataclasses.fields(kind):
         value, usual = fields.get(field.name, field.default), type(field.default)
         if type(value) is not usual and not (usual is float and type(value) is int):

@@ -1,20 +1,54 @@
 """The options of ``msdeform convert`` and ``msdeform export``. Nothing here needs PyTorch."""
 
-import difflib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from ..common.options import Form, Metavar, Positional, ReadPath, WriteFile, Writes, at_least
-from .catalog import MODELS, check_model
+from ..common.options import (
+    AtLeast,
+    DeviceOption,
+    Form,
+    Metavar,
+    NotNegative,
+    Options,
+    Positional,
+    Positive,
+    ProgressOption,
+    ReadPath,
+    WriteFile,
+    Writes,
+    suggest,
+)
+from ..kernels.diagnostics.options import AttnBackend
+from .catalog import MODELS, ModelName
 from .inference.image_size import Size
 
 FORMATS = ("official", "huggingface", "msdeform")
 SUFFIXES = (".onnx", ".pt2")
 
 
+@dataclass(frozen=True, kw_only=True)
+class LoadOptions(DeviceOption):
+    """How a detector is loaded, where it runs, and the size of its images."""
+
+    image_size: Annotated[int, AtLeast(32)] | None = None
+    """Longest side in pixels; what the model was trained with when not given."""
+    model: ModelName | None = None
+    """A name of msdeform.list_models(): what weights without a description are of."""
+    attn_backend: AttnBackend = "auto"
+    """Implementation of the deformable attention."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectorOptions(LoadOptions):
+    """A trained detector, and how it is loaded: shared by the commands that need one."""
+
+    checkpoint: ReadPath
+    """A run's checkpoint, or its folder for its best; or official, Hugging Face's or converted weights."""
+
+
 @dataclass(frozen=True)
-class ConvertOptions:
+class ConvertOptions(Options):
     """Convert a detector's weights from any format into another."""
 
     epilog: ClassVar[str] = """formats of SRC, told by its content:
@@ -39,15 +73,12 @@ examples:
     """What to write; must not exist yet."""
     to: Literal["official", "huggingface", "msdeform"]
     """Format to write."""
-    model: str | None = None
+    model: ModelName | None = None
     """A name of msdeform.list_models(): what the weights are of, where SRC does not say so itself."""
-
-    def __post_init__(self) -> None:
-        check_model(self.model)
 
 
 @dataclass(frozen=True)
-class ExportOptions:
+class ExportOptions(ProgressOption):
     """Write a detector as a torch.export program or in ONNX, and check its numbers."""
 
     epilog: ClassVar[str] = """what OUT will be, and take and give:
@@ -74,27 +105,24 @@ examples:
     """OUT.onnx or OUT.pt2."""
     size: Annotated[str, Form(r"\d+x\d+", "HxW in pixels, such as 800x1216"), Metavar("HxW")] | None = None
     """Height and width of the images; when not given, those that the model was trained with, or 800x1216."""
-    batch: int = 1
+    batch: Positive = 1
     """Images at once."""
-    model: str | None = None
+    model: ModelName | None = None
     """A name of msdeform.list_models(): what the weights are of, where SOURCE does not say so."""
     images: Annotated[ReadPath | None, Metavar("FILE_OR_FOLDER")] = None
     """Photographs to compare file and model on; a picture with the statistics of one when not given."""
-    checks: int = 32
+    checks: NotNegative = 32
     """Most boundaries of padding to compare at, coarsest level first."""
-    progress: bool = True
-    """Show a progress bar."""
 
     def __post_init__(self) -> None:
-        at_least("batch", self.batch, 1)
-        at_least("checks", self.checks, 0)
-        check_model(self.model)
+        super().__post_init__()
         if self.out.suffix not in SUFFIXES:
             raise ValueError(f"out: expected a name that ends in {' or '.join(SUFFIXES)}, got {self.out}")
         if self.source not in MODELS and not Path(self.source).exists():
-            near = difflib.get_close_matches(self.source, MODELS, n=3, cutoff=0.6)
-            advice = f"no model is called so; did you mean {' or '.join(near)}?" if near else "nor is it a model's name"
-            raise ValueError(f"source: expected a model's name or weights; {self.source} does not exist, {advice}")
+            sentence = (
+                f"source: expected a model's name or weights; {self.source} does not exist, no model is called so"
+            )
+            raise ValueError(suggest(sentence, self.source, MODELS, most=3))
 
     def height_and_width(self, trained: Size | None, step: int = 1) -> tuple[int, int]:
         """What --size says, or else the size of a model's training, in multiples of ``step``."""

@@ -7,7 +7,6 @@ it names; 1 that the work failed, told in one sentence (``MSDEFORM_DEBUG=1`` sho
 stopped it; 141 that whoever read the output went away.
 """
 
-import difflib
 import os
 import select
 import sys
@@ -17,7 +16,7 @@ from importlib import import_module
 from typing import Any
 
 from . import __version__
-from .common.options import Option, named, options_of, parse
+from .common.options import Option, named, options_of, parse, suggest
 
 
 @dataclass(frozen=True)
@@ -281,11 +280,7 @@ def _unknown_command(words: list[str]) -> str:
     if group:  # `msdeform data`, or `msdeform data syth`
         after = f"got '{' '.join(words[:2])}'" if len(words) > 1 else "got nothing after it"
         return f"'{typed}' is followed by {' or '.join(name.split()[1] for name in group)}; {after}"
-    first = difflib.get_close_matches(typed, COMMANDS, n=3, cutoff=0.6)
-    near = first or difflib.get_close_matches(typed, [name.split()[-1] for name in COMMANDS], n=3, cutoff=0.6)
-    near = [next(name for name in COMMANDS if word in (name, name.split()[-1])) for word in near]
-    advice = f"did you mean {' or '.join(dict.fromkeys(near))}?" if near else "msdeform --help lists the commands"
-    return f"unknown command '{typed}'; {advice}"
+    return suggest(f"unknown command '{typed}'", typed, COMMANDS, "msdeform --help lists the commands", most=3)
 
 
 def _explain(error: Exception) -> str:

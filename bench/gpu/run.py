@@ -30,7 +30,7 @@ from typing import Annotated
 
 import torch
 
-from ...common.options import Metavar, ReadPath, WriteFolder, at_least, nearest, parse, spelled
+from ...common.options import AtLeast, Checked, Metavar, Options, ReadPath, WriteFolder, nearest, parse, spelled
 from ..harness import records
 from ..harness.isolate import Stopped, logged
 from ..harness.provenance import command_line, device_name, provenance, usual_device
@@ -48,13 +48,19 @@ _GRACE = 20.0  # that a stage may take longer than it was told, to end what it h
 PROGRAM = "python -m msdeform.bench.gpu"
 
 
+def _check_stage(option: str, name: str) -> None:
+    names = [stage.name for stage in stages.STAGES]
+    if name not in names:
+        raise ValueError(f"{option}: {nearest('stage', name, names)}")
+
+
 @dataclass(frozen=True)
-class GpuOptions:
+class GpuOptions(Options):
     """All that a machine with a GPU has to say, in calls of under ten minutes, the most important first."""
 
     quick: bool = False
     """Small shapes; the default where there is no GPU."""
-    minutes: float = 9.0
+    minutes: Annotated[float, AtLeast(0)] = 9.0
     """Minutes of this call, the stage under way included."""
     out: WriteFolder = Path("gpu-results")
     """Folder for rows and logs."""
@@ -62,20 +68,12 @@ class GpuOptions:
     """File or folder with rows of earlier calls, if --out has none."""
     runs: WriteFolder = Path("runs/seeds")
     """Folder for training runs and their data."""
-    seconds: float = 0.3
+    seconds: Annotated[float, AtLeast(0)] = 0.3
     """About how long each measurement of the operator lasts, in seconds."""
-    only: tuple[Annotated[str, Metavar("STAGE")], ...] = ()
+    only: tuple[Annotated[str, Checked(_check_stage), Metavar("STAGE")], ...] = ()
     """Some of the stages, by name."""
     again: bool = False
     """Do what is recorded already, too."""
-
-    def __post_init__(self) -> None:
-        at_least("minutes", self.minutes, 0)
-        at_least("seconds", self.seconds, 0)
-        names = [stage.name for stage in stages.STAGES]
-        for name in self.only:
-            if name not in names:
-                raise ValueError(f"only: {nearest('stage', name, names)}")
 
 
 @dataclass(frozen=True)

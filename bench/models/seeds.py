@@ -34,11 +34,11 @@ from ...train.config.options import (
     Compute,
     Input,
     Loading,
+    Logging,
     Model,
     Optim,
     Run,
     Schedule,
-    Seeing,
     Source,
     TrainOptions,
 )
@@ -246,7 +246,7 @@ def _options(recipe: Recipe, data: Path, backend: str, seed: int, device: torch.
         schedule=Schedule("cosine", warmup_steps=recipe.warmup_steps),
         compute=Compute(device=str(device), precision=recipe.precision),  # type: ignore[arg-type]
         run=Run(dry_steps=0, keep=1),
-        seeing=Seeing(log_every=recipe.log_every, tensorboard=False, pictures=0, progress=False),
+        logging=Logging(log_every=recipe.log_every, tensorboard=False, pictures=0, progress=False),
     )
 
 

@@ -1,12 +1,12 @@
 """Names for the attentions of a detector: ``encoder.0.self``, ``decoder.5.self``, ``decoder.5.cross``."""
 
-import difflib
 import re
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from torch import nn
 
+from ...common.options import suggest
 from ...models.attention import MSDeformAttn
 
 _NAMED = re.compile(r"(?:^|\.)(encoder|decoder)\.layers\.(\d+)\.(self_attn|cross_attn|multihead_attn)$")
@@ -85,8 +85,7 @@ def find_sites(model: nn.Module, pattern: str) -> list[Site]:
     for one in pattern.split(","):
         matching = {name: site for name, site in known.items() if fnmatchcase(name, one.strip())}
         if not matching:
-            near = difflib.get_close_matches(one.strip(), known, n=1, cutoff=0.6)
-            advice = f"; did you mean {near[0]}?" if near else ""
-            raise ValueError(f"site {one.strip()!r} matches nothing; this model has {', '.join(known)}{advice}")
+            sentence = f"site {one.strip()!r} matches nothing; this model has {', '.join(known)}"
+            raise ValueError(suggest(sentence, one.strip(), known))
         chosen |= matching
     return [site for name, site in known.items() if name in chosen]

@@ -4,11 +4,12 @@ import re
 from dataclasses import dataclass
 from typing import Annotated, Literal, get_args
 
-from ...common.options import Device, Form, Metavar, Repeated, at_least, between
+from ...common.options import Between, Device, Form, Metavar, Options, Positive, Repeated
 
 BackendName = Literal["reference", "cpu", "triton", "cuda"]
 BACKENDS: tuple[BackendName, ...] = get_args(BackendName)
 """in the order of messages and tables"""
+AttnBackend = Literal["auto", BackendName]
 DtypeName = Literal["float64", "float32", "float16", "bfloat16"]
 DTYPES: tuple[DtypeName, ...] = get_args(DtypeName)
 Architecture = Annotated[
@@ -24,7 +25,7 @@ def capability(architecture: str) -> int:
 
 
 @dataclass(frozen=True)
-class InfoOptions:
+class InfoOptions(Options):
     """Show each backend of the operator: does it run here, why not, and which one ``auto`` would take for a call.
 
     The call is the published encoder's unless told otherwise.
@@ -34,24 +35,20 @@ class InfoOptions:
     """Dtype of value."""
     device: Device = "auto"
     """Device of the call; auto: CUDA where there is a GPU."""
-    B: int | None = None
+    B: Positive | None = None
     """Batch size."""
-    Q: int | None = None
+    Q: Positive | None = None
     """Queries."""
-    S: int | None = None
+    S: Positive | None = None
     """Pixels of all levels."""
-    H: int | None = None
+    H: Positive | None = None
     """Heads."""
-    D: int | None = None
+    D: Positive | None = None
     """Channels of a head."""
-    L: int | None = None
+    L: Positive | None = None
     """Levels."""
-    P: int | None = None
+    P: Positive | None = None
     """Points of a query on each level."""
-
-    def __post_init__(self) -> None:
-        for name, size in self.sizes.items():
-            at_least(name, size, 1)
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -61,7 +58,7 @@ class InfoOptions:
 
 
 @dataclass(frozen=True)
-class VerifyOptions:
+class VerifyOptions(Options):
     """Check output and every gradient of each backend that runs here against the float64 reference.
 
     Without a GPU these are cpu and reference; TRITON_INTERPRET=1 adds triton, run by Triton's slow interpreter.
@@ -79,25 +76,23 @@ class VerifyOptions:
     """Dtype of value; all when not given."""
     levels: Annotated[str | None, Metavar("HxW,HxW")] = None
     """Level sizes, such as 100x134,50x67,25x34,13x17."""
-    batch: int | None = None
+    batch: Positive | None = None
     """Batch size B."""
-    queries: int | None = None
+    queries: Positive | None = None
     """Queries Q."""
-    heads: int | None = None
+    heads: Positive | None = None
     """Heads H."""
-    channels: int | None = None
+    channels: Positive | None = None
     """Channels D of a head."""
-    points: int | None = None
+    points: Positive | None = None
     """Points P of a query on each level."""
-    seed: int = 0
+    seed: Annotated[int, Between(0, 2**63 - 1)] = 0
     """Decides the inputs."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.compiled:
             raise ValueError("compiled: expected right after verify, as in msdeform verify --compiled --arch sm_90")
-        for name in ("batch", "queries", "heads", "channels", "points"):
-            at_least(name, getattr(self, name), 1)
-        between("seed", self.seed, 0, 2**63 - 1)
         if self.levels is not None:
             parse_levels(self.levels)
 

@@ -2,14 +2,14 @@
 
 A field's type is what its option takes: ``str``, ``int``, ``float``, ``bool`` (``--x`` and ``--no-x``), ``Path``,
 ``Literal``, each of these or None, and tuples of them (several words after the option). The docstring under a field is
-its help. `Annotated` says more: `Positional`, `Repeated`, `Reads`, `Writes`. A dataclass as a field is a group of
-options in ``--help``; names have no prefix. What ``__post_init__`` refuses by a ValueError that begins with the field's
-name is told as the option's mistake.
+its help. `Annotated` says more: `Positional`, `Repeated`, `Reads`, `Writes`, and what `Options` checks: `AtLeast`,
+`Between`, `Above`, `Known`, `Checked`. A dataclass as a field is a group of options in ``--help``, and one that is
+inherited is shared by several commands, whose own options come first; names have no prefix. What ``__post_init__``
+refuses by a ValueError that begins with the field's name is told as the option's mistake.
 
 Nothing here imports more than the standard library: a slip is answered before PyTorch is loaded.
 """
 
-import argparse
 import ast
 import dataclasses
 import difflib
@@ -24,9 +24,11 @@ import re
 import shlex
 import shutil
 import sys
+import textwrap
 import types
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, TypeVar
@@ -99,26 +101,122 @@ class WrongValue(ValueError):
     """A word that an option cannot take; the message says what was expected and what came."""
 
 
-def at_least(name: str, value: float | None, least: float, unit: str = "") -> None:
-    """Raises ValueError, naming the option, for a number below ``least`` or one that is not finite."""
-    if value is not None and not least <= value < math.inf:  # nor NaN
-        number = "" if math.isfinite(value) else "a finite number, "
-        raise ValueError(f"{name}: expected {number}at least {least:g}{unit and ' ' + unit}, got {value}")
+@dataclass(frozen=True)
+class AtLeast:
+    """A finite number of at least ``least``."""
+
+    least: float
+    unit: str = ""
+
+    def check(self, name: str, value: float) -> None:
+        if not self.least <= value < math.inf:  # nor NaN
+            number = "" if math.isfinite(value) else "a finite number, "
+            unit = self.unit and f" {self.unit}"
+            raise ValueError(f"{name}: expected {number}at least {self.least:g}{unit}, got {value}")
 
 
-def between(name: str, value: float | None, least: float, most: float) -> None:
-    """Raises ValueError, naming the option, for a number outside a range whose ends belong to it."""
-    if value is not None and not least <= value <= most:
-        raise ValueError(f"{name}: expected a number from {least:g} to {most:g}, got {value}")
+@dataclass(frozen=True)
+class Between:
+    """A number from ``least`` to ``most``, both included; ``what`` it is, in words."""
+
+    least: float
+    most: float
+    what: str = "a number"
+
+    def check(self, name: str, value: float) -> None:
+        if not self.least <= value <= self.most:
+            raise ValueError(f"{name}: expected {self.what} from {self.least:g} to {self.most:g}, got {value}")
+
+
+@dataclass(frozen=True)
+class Above:
+    """A number above ``limit`` and below ``below``, neither included; ``what`` it is, in words."""
+
+    limit: float
+    what: str = "a number"
+    below: float = math.inf
+
+    def check(self, name: str, value: float) -> None:
+        if not self.limit < value < self.below:
+            below = f" and below {self.below:g}" if self.below < math.inf else ""
+            raise ValueError(f"{name}: expected {self.what} above {self.limit:g}{below}, got {value:g}")
+
+
+@dataclass(frozen=True)
+class Known:
+    """One of some names of ``what``."""
+
+    what: str
+    names: tuple[str, ...]
+
+    def check(self, name: str, value: str) -> None:
+        if value not in self.names:
+            raise ValueError(f"{name}: {nearest(self.what, value, self.names)}")
+
+
+@dataclass(frozen=True)
+class Checked:
+    """Whatever ``check(name, value)`` does not refuse by a ValueError that begins with the name."""
+
+    check: Callable[[str, Any], None]
+
+
+Positive = Annotated[int, AtLeast(1)]
+NotNegative = Annotated[int, AtLeast(0)]
+Share = Annotated[float, Between(0, 1)]
+
+
+class Options:
+    """Base class of dataclasses of options: every instance is what `Annotated` says of its fields.
+
+    None is not checked, and of a tuple each value is. Raises ValueError, in a sentence that begins with the field's
+    name.
+    """
+
+    def __post_init__(self) -> None:
+        for name, checks in _checks(typing.cast(Any, type(self))).items():
+            value = getattr(self, name)
+            for each in value if isinstance(value, tuple) else (value,):
+                for mark in checks if each is not None else ():
+                    mark.check(name, each)
+
+
+@functools.cache
+def _checks(kind: type[Any]) -> dict[str, list[Any]]:
+    hints = typing.get_type_hints(kind, include_extras=True)
+    marks = {field.name: _stripped(hints[field.name])[0] for field in dataclasses.fields(kind)}
+    checks = (AtLeast, Between, Above, Known, Checked)
+    return {name: [mark for mark in every if isinstance(mark, checks)] for name, every in marks.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceOption(Options):
+    """Where it runs."""
+
+    device: Device = "auto"
+    """auto (CUDA where there is one), cpu, cuda, cuda:1, ..."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProgressOption(Options):
+    """Whether progress is shown."""
+
+    progress: bool = True
+    """Show a progress bar."""
+
+
+def suggest(sentence: str, name: str, known: Iterable[str], otherwise: str = "", most: int = 1) -> str:
+    """``sentence; did you mean X?`` for a known name that is near to ``name``, else ``sentence; otherwise``."""
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=most, cutoff=0.6)
+    near = near or [one for one in known if len(name) > 2 and name in one][:most]
+    advice = f"did you mean {' or '.join(near)}?" if near else otherwise
+    return f"{sentence}; {advice}" if advice else sentence
 
 
 def nearest(what: str, name: str, known: Sequence[str]) -> str:
     """The sentence for a name that is not known: with the nearest that there are, or all."""
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
-    near = near or [one for one in known if name and name in one][:3]
-    return f"no {what} is called {name!r}; " + (
-        f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}"
-    )
+    return suggest(f"no {what} is called {name!r}", name, known, f"there are {', '.join(known)}", most=3)
 
 
 @dataclass(frozen=True)
@@ -161,6 +259,13 @@ class Option:
         return bool in self.kinds
 
     @property
+    def flags(self) -> tuple[str, ...]:
+        """What may be typed; nothing for an argument."""
+        if self.mark(Positional):
+            return ()
+        return (self.flag, f"--no-{self.flag[2:]}") if self.switch else (self.flag,)
+
+    @property
     def metavar(self) -> str:
         named = self.mark(Metavar)
         if named is not None:
@@ -181,11 +286,8 @@ class Option:
             for choice in choices:
                 if word == str(choice):
                     return choice
-            near = difflib.get_close_matches(word, list(map(str, choices)), n=1, cutoff=0.6)
-            raise WrongValue(
-                f"expected {_either(list(map(str, choices)))}, got {word!r}"
-                + (f"; did you mean {near[0]}?" if near else "")
-            )
+            names = list(map(str, choices))
+            raise WrongValue(suggest(f"expected {_either(names)}, got {word!r}", word, names))
         if kind in (int, float):
             try:
                 return kind(word)
@@ -258,7 +360,7 @@ def check_writable(path: Path, kind: Literal["file", "folder", "path"]) -> None:
 
 
 def options_of(kind: type[Any], default: Any = None) -> Iterator[Option]:
-    """Every field of a dataclass and of those nested in it, in order.
+    """Every field of a dataclass and of those nested in it, in order; inherited ones come last.
 
     Args:
         kind: the dataclass.
@@ -266,7 +368,8 @@ def options_of(kind: type[Any], default: Any = None) -> Iterator[Option]:
     """
     hints = typing.get_type_hints(kind, include_extras=True)
     helps = _helps(kind)
-    for field in dataclasses.fields(kind):
+    own = inspect.get_annotations(kind)
+    for field in sorted(dataclasses.fields(kind), key=lambda field: field.name not in own):
         hint = hints[field.name]
         if dataclasses.is_dataclass(hint):
             yield from options_of(typing.cast(type, hint), None if default is None else getattr(default, field.name))
@@ -319,20 +422,6 @@ def _classes(file: str) -> dict[str, list[ast.stmt]]:
     return {node.name: node.body for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
 
 
-class Parser(argparse.ArgumentParser):
-    """argparse's, except that an error is one sentence on stderr, with no usage before it; exit status 2."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {' '.join(message.split())}\n")
-
-
-class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Options in a column of their own, of a width at which most fit on their line."""
-
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=32)
-
-
 def parse(
     options: type[T],
     words: Sequence[str],
@@ -353,67 +442,106 @@ def parse(
         advice: what to say of an unknown option that one may expect, or None.
     """
     known = list(options_of(options, default))
-    parser, values, check_paths = _taken_apart(options, known, words, program, advice)
+    given = _given(options, known, words, program, advice)
+    values = _values(known, given, program)
     for option in known:
         if values[option.name] is dataclasses.MISSING:
             what = option.flag if option.mark(Positional) else f"{option.flag} {option.metavar}"
-            parser.error(f"expected {what}: {_lower(option.help)}")
+            _refuse(program, f"expected {what}: {_lower(option.help)}")
     try:
         read = build(options, values)
     except ValueError as error:
-        parser.error(named(str(error), known))
-    check_paths()  # after the words: one that is wrong is wrong on every machine
+        _refuse(program, named(str(error), known))
+    _check_paths(known, given, program)  # after the words: one that is wrong is wrong on every machine
     return read
 
 
 def check(options: type[Any], words: Sequence[str], program: str, advice: Advice = lambda flag: None) -> None:
     """Ends the process, as `parse` would, for words that are wrong whatever else is said; arguments as its."""
-    _, _, check_paths = _taken_apart(options, list(options_of(options)), words, program, advice)
-    check_paths()
+    known = list(options_of(options))
+    given = _given(options, known, words, program, advice)
+    _values(known, given, program)
+    _check_paths(known, given, program)
 
 
-def _taken_apart(
+def _refuse(program: str, sentence: str) -> NoReturn:
+    print(f"{program}: {' '.join(sentence.split())}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def _given(
     options: type[Any], known: Sequence[Option], words: Sequence[str], program: str, advice: Advice
-) -> tuple[Parser, dict[str, Any], Callable[[], None]]:
-    """The parser, the values by name, defaults among them, and what checks the paths that were given."""
-    parser = _parser(options, known, program)
-    words = [_dashed(word) for word in words]
+) -> dict[str, bool | list[str]]:
+    """The words that each option was given, by its name, or what a switch was set to."""
     if {"-h", "--help"} & {*words}:
-        print(parser.format_help())
+        print(_help(options, known, program))
         raise SystemExit(0)
-    _refuse_unknown(parser, known, words, advice)
-    given = vars(parser.parse_args(words))
+    lists = f"{program} --help lists the options"
+    flags = {flag: option for option in known for flag in option.flags}
+    given: dict[str, Any] = {}
+    spare: list[str] = []
+    queue = deque(map(_dashed, words))
+    while queue:
+        word = queue.popleft()
+        flag, equals, value = word.partition("=")
+        if word == "--":
+            spare += queue
+            break
+        if not re.match(r"--|-[A-Za-z]", word):
+            spare.append(word)
+            continue
+        option = flags.get(flag)
+        if option is None:
+            unknown = f"unknown option {flag}"
+            told = advice(flag)
+            near = suggest(unknown, flag, flags if flag.startswith("--") else (), lists, most=2)
+            _refuse(program, f"{unknown}; {told}" if told else near)
+        if option.switch:
+            if equals:
+                _refuse(program, f"{flag}: expected no value, got {value!r}")
+            given[option.name] = flag == option.flag
+            continue
+        repeated, bare = option.mark(Repeated), option.mark(Bare)
+        taken = [value] if equals else []
+        while not equals and queue and not queue[0].startswith("--"):
+            taken.append(queue.popleft())
+            equals = "" if option.several and not repeated else "="
+        if not taken and bare is None:
+            _refuse(program, f"{flag}: expected {option.metavar} after it")
+        taken = taken or [str(bare and bare.value)]
+        given[option.name] = [*given.get(option.name, []), *taken] if repeated else taken
+    for option in known:
+        if option.mark(Positional) and spare:
+            given[option.name], spare = (spare, []) if option.several else (spare[:1], spare[1:])
+    if spare:
+        _refuse(program, f"unexpected argument {spare[0]!r}; {lists}")
+    return given
+
+
+def _values(known: Sequence[Option], given: Mapping[str, bool | list[str]], program: str) -> dict[str, Any]:
+    """The value of each option by its name, its default where it is not given."""
     values = {option.name: option.default for option in known}
-    told = [option for option in known if given[option.name] not in (None, [])]
-    for option in told:
+    for option in known:
+        words = given.get(option.name, ())
         try:
-            values[option.name] = _read(option, given[option.name])
+            if isinstance(words, bool):
+                values[option.name] = words
+            elif words:
+                read = tuple(option.value(word) for word in words)
+                values[option.name] = read if option.several else read[0]
         except WrongValue as error:
-            parser.error(f"{option.flag}: {error}")
-
-    def check_paths() -> None:
-        for option in told:
-            try:
-                for word in given[option.name] if option.several else [given[option.name]]:
-                    if not isinstance(word, bool):
-                        option.check_path(word)
-            except WrongValue as error:
-                parser.error(f"{option.flag}: {error}")
-
-    return parser, values, check_paths
+            _refuse(program, f"{option.flag}: {error}")
+    return values
 
 
-def _parser(options: type[Any], known: Sequence[Option], program: str) -> Parser:
-    parser = Parser(
-        prog=program,
-        description=inspect.getdoc(options),
-        epilog=getattr(options, "epilog", None),
-        formatter_class=_HelpFormatter,
-        allow_abbrev=False,
-        add_help=False,
-    )
-    _fill(parser, known, options)
-    return parser
+def _check_paths(known: Sequence[Option], given: Mapping[str, bool | list[str]], program: str) -> None:
+    for option in known:
+        words = given.get(option.name, ())
+        try:
+            for word in () if isinstance(words, bool) else words:
+                option.check_path(word)
+        except WrongValue as error:
+            _refuse(program, f"{option.flag}: {error}")
 
 
 def _lower(sentence: str) -> str:
@@ -422,22 +550,22 @@ def _lower(sentence: str) -> str:
     return sentence if sentence[1:2].isupper() else sentence[:1].lower() + sentence[1:]
 
 
-def _read(option: Option, given: Any) -> Any:
-    if isinstance(given, bool):
-        return given
-    if not option.several:
-        return option.value(given)
-    return tuple(option.value(word) for word in given)
+def build(kind: type[T], values: Mapping[str, Any]) -> T:
+    """A dataclass, and those nested in it, out of values by name, which may be plain: text for a path, a list.
 
-
-def build(kind: type[T], values: dict[str, Any]) -> T:
-    """A dataclass, and those nested in it, out of values by name. Raises ValueError as their checks do."""
+    What is not among the values takes its default. Raises ValueError as the dataclasses' checks do.
+    """
     hints = typing.get_type_hints(kind)
-    made = {}
+    made: dict[str, Any] = {}
     for field in dataclasses.fields(typing.cast(Any, kind)):
         hint = hints[field.name]
-        nested = dataclasses.is_dataclass(hint)
-        made[field.name] = build(typing.cast(type, hint), values) if nested else values[field.name]
+        if dataclasses.is_dataclass(hint):
+            made[field.name] = build(typing.cast(type, hint), values)
+        elif field.name in values:
+            value = values[field.name]
+            if value is not None and Path in members(hint):
+                value = Path(value)
+            made[field.name] = tuple(value) if isinstance(value, list) else value
     return kind(**made)
 
 
@@ -497,47 +625,45 @@ def _dashed(word: str) -> str:
     return flag.replace("_", "-") + equals + value
 
 
-def _fill(parser: Parser, known: Sequence[Option], options: type[Any]) -> None:
-    groups: dict[type[Any], argparse._ArgumentGroup] = {}
-    arguments = parser.add_argument_group("arguments")
-    parser.usage = f"{parser.prog}{_positionals(known)} [OPTIONS]"
-    for option in known:
-        text = option.help.replace("%", "%%")
-        shown = _shown(option.default)
-        text += f" ({shown.replace('%', '%%')})" if shown else ""
-        positional = option.mark(Positional)
-        if positional is not None:
-            nargs = "*" if option.several else "?"
-            arguments.add_argument(option.name, metavar=option.flag, nargs=nargs, help=text, default=None)
-            continue
-        if option.group not in groups:
+def _help(options: type[Any], known: Sequence[Option], program: str) -> str:
+    """What ``--help`` prints: the options by group, in a column of their own, each beside its sentence."""
+    arguments = [option for option in known if option.mark(Positional)]
+    groups: dict[str, list[tuple[str, str]]] = {
+        "arguments": [_help_line(option) for option in arguments],
+        "options": [],
+    }
+    for option in sorted(known, key=lambda option: option.default is not dataclasses.MISSING):  # required ones first
+        if option.flags:
             title = "options" if option.group is options else _title(option.group)
-            groups[option.group] = parser.add_argument_group(title)
-        group = groups[option.group]
-        if option.switch:
-            group.add_argument(
-                option.flag, action=argparse.BooleanOptionalAction, default=None, help=text, dest=option.name
-            )
-        elif option.several and option.mark(Repeated) is not None:
-            group.add_argument(option.flag, action="append", metavar=option.metavar, help=text, dest=option.name)
-        else:
-            bare = option.mark(Bare)
-            many = "+" if option.several else None if bare is None else "?"
-            const = None if bare is None else str(bare.value)
-            group.add_argument(
-                option.flag, nargs=many, const=const, metavar=option.metavar, help=text, dest=option.name
-            )
-    parser.add_argument_group("help").add_argument("-h", "--help", action="help", help="Show this and exit.")
+            groups.setdefault(title, []).append(_help_line(option))
+    groups["help"] = [("-h, --help", "Show this and exit.")]
+    column = min(32, 4 + max(len(head) for lines in groups.values() for head, _ in lines))
+    names = [f"{option.flag} ..." if option.several else option.flag for option in arguments]
+    needed = [option.default is dataclasses.MISSING for option in arguments]
+    usage = [name if must else f"[{name}]" for name, must in zip(names, needed, strict=True)]
+    parts = [" ".join([f"usage: {program}", *usage, "[OPTIONS]"]), inspect.getdoc(options) or ""]
+    width = max(shutil.get_terminal_size().columns - 2 - column, 11)
+    for title, lines in groups.items():
+        shown = [f"{title}:"] if lines else []
+        for head, text in lines:
+            first, *more = textwrap.wrap(text, width) or [""]
+            fits = len(head) <= column - 4
+            shown += [f"  {head}".ljust(column) + first] if fits else [f"  {head}", " " * column + first]
+            shown += [" " * column + line for line in more]
+        parts += ["\n".join(shown)] if shown else []
+    return "\n\n".join([*parts, getattr(options, "epilog", "").rstrip("\n")]).rstrip("\n") + "\n"
 
 
-def _positionals(known: Sequence[Option]) -> str:
-    words = []
-    for option in known:
-        if option.mark(Positional):
-            needed = option.default is dataclasses.MISSING
-            name = f"{option.flag} ..." if option.several else option.flag
-            words.append(name if needed else f"[{name}]")
-    return "".join(f" {word}" for word in words)
+def _help_line(option: Option) -> tuple[str, str]:
+    """An option as ``--help`` shows how it is typed, and what it says of it."""
+    shown = _shown(option.default)
+    text = f"{option.help} ({shown})" if shown else option.help
+    head = ", ".join(option.flags) or option.flag
+    if option.flags and not option.switch:
+        name = option.metavar
+        many = f"{name} [{name} ...]" if option.several and not option.mark(Repeated) else name
+        head += f" [{name}]" if option.mark(Bare) else f" {many}"
+    return head, text
 
 
 def _title(group: type[Any]) -> str:
@@ -555,56 +681,3 @@ def _shown(default: Any) -> str:
     if default is True:
         return "default: on"
     return f"default: {' '.join(map(str, default)) if isinstance(default, tuple) else default}"
-
-
-def _refuse_unknown(parser: Parser, known: Sequence[Option], words: Sequence[str], advice: Advice) -> None:
-    """Ends with status 2 at the first option there is not, or that lacks its value, which argparse looks at last."""
-    flags = [flag for flag in parser._option_string_actions if flag.startswith("--")]
-    for place, word in enumerate(words):
-        if word == "--":
-            break
-        flag, equals, _ = word.partition("=")
-        if not flag.startswith("--"):
-            if re.fullmatch(r"-[A-Za-z].*", word):
-                parser.error(f"unknown option {word}; {parser.prog} --help lists the options")
-            continue
-        if flag not in flags:
-            near = difflib.get_close_matches(flag, flags, n=2, cutoff=0.6)
-            nearest = f"did you mean {' or '.join(near)}?" if near else f"{parser.prog} --help lists the options"
-            parser.error(f"unknown option {flag}; {advice(flag) or nearest}")
-        option = next((option for option in known if option.flag == flag), None)
-        if option is None or option.switch:
-            if equals:
-                parser.error(f"{flag}: expected no value, got {word.partition('=')[2]!r}")
-            continue
-        if option.mark(Bare):
-            continue
-        following = words[place + 1 : place + 2]
-        if not equals and (not following or (following[0].startswith("--") and following[0] != "--")):
-            parser.error(f"{flag}: expected {option.metavar} after it")
-    positionals = [option for option in known if option.mark(Positional)]
-    spare = _spare(parser, words) if not any(option.several for option in positionals) else []
-    if len(spare) > len(positionals):
-        extra = spare[len(positionals)]
-        parser.error(f"unexpected argument {extra!r}; {parser.prog} --help lists the options")
-
-
-def _spare(parser: Parser, words: Sequence[str]) -> list[str]:
-    """The words that belong to no option."""
-    spare: list[str] = []
-    queue = list(words)
-    while queue:
-        word = queue.pop(0)
-        if word == "--":
-            return spare + queue
-        if not word.startswith("--"):
-            spare.append(word)
-            continue
-        action = parser._option_string_actions[word.partition("=")[0]]
-        if "=" in word or action.nargs == 0:
-            continue
-        if queue and not (action.nargs == "?" and queue[0].startswith("--")):
-            queue.pop(0)
-        while action.nargs == "+" and queue and not queue[0].startswith("--"):
-            queue.pop(0)
-    return spare

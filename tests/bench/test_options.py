@@ -74,7 +74,7 @@ ROWS = (
         (
             "bench exports",
             ["--images", "16x64"],
-            "--images: expected HEIGHTxWIDTH of at least 32 pixels, such as 160x224",
+            "--images: expected HEIGHTxWIDTH of at least 32 pixels, such as 800x1066",
         ),
         ("bench instructions", ["--official", "."], "--official: expected a file, got the folder ."),
         ("bench render", ["--root", "file"], "--root: expected a folder, got the file file"),

@@ -1,39 +1,46 @@
 """Command lines out of dataclasses."""
 
+import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import pytest
 
 from msdeform.common.options import (
+    Above,
+    AtLeast,
+    Between,
+    Checked,
     Device,
+    Known,
     Metavar,
+    Options,
     Positional,
+    ProgressOption,
     ReadPath,
     Reads,
     Repeated,
     WriteFolder,
-    at_least,
     check,
     command,
     options_of,
     parse,
     spelled,
+    suggest,
 )
+from tests.house.project import ROOT
 
 
 @dataclass(frozen=True)
-class Rates:
+class Rates(Options):
     """How fast. What follows is not in the title."""
 
-    lr: float = 1e-3
+    lr: Annotated[float, AtLeast(0)] = 1e-3
     """Learning rate: 100% of it."""
     drops: Annotated[tuple[int, ...], Repeated()] = ()
     """Epochs of drops."""
-
-    def __post_init__(self) -> None:
-        at_least("lr", self.lr, 0)
 
 
 @dataclass(frozen=True)
@@ -196,3 +203,62 @@ def test_a_command_is_told_as_it_can_be_typed(monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.setattr("sys.argv", ["-m"])
     monkeypatch.setattr("sys.executable", str(tmp_path / "python3"))
     assert command("info") == "python3 -m msdeform info"
+
+
+def even(name: str, value: int) -> None:
+    if value % 2:
+        raise ValueError(f"{name}: expected an even number, got {value}")
+
+
+@dataclass(frozen=True)
+class Ranges(ProgressOption):
+    """Numbers."""
+
+    size: Annotated[int, AtLeast(8, "pixels"), Checked(even)] = 8
+    """Pixels."""
+    decay: Annotated[float, Above(0, below=1)] | None = None
+    """A decay."""
+    shares: tuple[Annotated[float, Between(0, 1)], ...] = ()
+    """Shares."""
+    colour: Annotated[str, Known("colour", ("red", "green"))] = "red"
+    """A colour."""
+    must: int = field(kw_only=True)
+    """A number."""
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"size": 6}, "size: expected at least 8 pixels, got 6"),
+        ({"size": 9}, "size: expected an even number, got 9"),
+        ({"decay": 1.0}, "decay: expected a number above 0 and below 1, got 1"),
+        ({"decay": math.nan}, "decay: expected a number above 0 and below 1, got nan"),
+        ({"shares": (0.5, 1.5)}, "shares: expected a number from 0 to 1, got 1.5"),
+        ({"colour": "gren"}, "colour: no colour is called 'gren'; did you mean green?"),
+    ],
+)
+def test_every_instance_is_in_the_ranges_of_its_fields(values: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(sentence)}$"):
+        Ranges(must=1, **values)
+
+
+def test_shared_options_come_last_and_required_ones_first(capsys: pytest.CaptureFixture[str]) -> None:
+    assert [option.name for option in options_of(Ranges)] == ["size", "decay", "shares", "colour", "must", "progress"]
+    with pytest.raises(SystemExit):
+        parse(Ranges, ["--help"], "x")
+    flags = re.findall(r"^  (--[a-z]+)", capsys.readouterr().out, re.MULTILINE)
+    assert flags == ["--must", "--size", "--decay", "--shares", "--colour", "--progress"]
+
+
+def test_a_name_is_suggested_by_likeness_or_as_a_part() -> None:
+    assert suggest("no", "rde", ["red", "green"], "ask") == "no; did you mean red?"
+    assert suggest("no", "synth", ["data synth"]) == "no; did you mean data synth?"
+    assert suggest("no", "qqq", ["red"], "ask") == "no; ask"
+    assert suggest("no", "qqq", ["red"]) == "no"
+
+
+def test_names_are_suggested_in_one_way() -> None:
+    folders = ("msdeform", "kernels", "models", "train", "explain", "bench")
+    files = [file for folder in folders for file in (ROOT / folder).rglob("*.py")]
+    told = [str(file.relative_to(ROOT)) for file in files if "difflib" in file.read_text(encoding="utf-8")]
+    assert told == ["msdeform/common/options.py"]

@@ -128,7 +128,7 @@ def test_which_pictures_a_view_asks_for(files: dict[str, Path]) -> None:
     prediction = [("query3", trace.prediction(3))]
 
     def named(**view: Any) -> set[str]:
-        options = ExplainOptions(files["image"], files["two-stage"], view=View(**view))
+        options = ExplainOptions(files["image"], checkpoint=files["two-stage"], view=View(**view))
         return {name for name, _ in jobs(trace, options, prediction)} - {"queries", "seeds", "query3-journey"}
 
     every = {"layer": "all", "head": "all", "level": "all"}
@@ -243,7 +243,7 @@ def test_what_is_named_opens_the_page(files: dict[str, Path], tmp_path: Path) ->
 
 
 def test_ten_detections_are_listed() -> None:
-    options = ExplainOptions(Path("street.png"), Path("run"))
+    options = ExplainOptions(Path("street.png"), checkpoint=Path("run"))
     one = {"label": 0, "name": "cat", "score": 0.9, "box": (0.0, 1.0, 2.0, 3.0), "detected_as": ""}
     found = [one | {"query": query} for query in range(100, 145)]
     about = {
@@ -261,8 +261,8 @@ def test_ten_detections_are_listed() -> None:
         "2 pictures, each with its numbers as .npz, in there",
     ]
     assert len(lines(about | {"detections": found[:10]}, options)) == 11
-    assert len(lines(about, ExplainOptions(Path("street.png"), Path("run"), Subject(most=45)))) == 46
-    of_class = lines(about, ExplainOptions(Path("street.png"), Path("run"), Subject(label="cat")))
+    assert len(lines(about, ExplainOptions(Path("street.png"), Subject(most=45), checkpoint=Path("run")))) == 46
+    of_class = lines(about, ExplainOptions(Path("street.png"), Subject(label="cat"), checkpoint=Path("run")))
     assert of_class[:-1] == ["  det 44  query 144  cat 0.900  at 0, 1, 2, 3"]
 
 
@@ -297,7 +297,7 @@ def test_outputs_lie_in_the_run_and_do_not_overwrite_each_other(
     # the other commands that explain
     assert default_folder(run, "ablation") == default_folder(run / "best.pt", "ablation") == run / "ablation"
     assert default_folder(files["deformable"], "explain-eval") == Path("explain-eval")
-    assert AblateOptions(run, matrix=True).out is ExplainEvalOptions(run).out is None
+    assert AblateOptions(checkpoint=run, matrix=True).out is ExplainEvalOptions(checkpoint=run).out is None
 
 
 def test_a_folder_that_cannot_be_made_is_told_before_what_takes_long(tmp_path: Path) -> None:

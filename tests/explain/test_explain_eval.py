@@ -69,7 +69,7 @@ def options(boards, tmp_path, monkeypatch):
     settings = {"methods": "raw,relevance", "steps": 4, "out": tmp_path / "out", "device": "cpu", "progress": False}
 
     def make(kind, **changed):
-        return explain_eval.ExplainEvalOptions(Path(kind), Source(boards), **{**settings, **changed})
+        return explain_eval.ExplainEvalOptions(checkpoint=Path(kind), source=Source(boards), **{**settings, **changed})
 
     return make
 

@@ -14,11 +14,11 @@ from msdeform.train.config.options import (
     Compute,
     Input,
     Loading,
+    Logging,
     Model,
     Optim,
     Run,
     Schedule,
-    Seeing,
     Source,
     TrainOptions,
 )
@@ -55,7 +55,7 @@ def options(shapes: Path, tmp_path: Path) -> TrainOptions:
         schedule=Schedule("cosine", warmup_steps=2),
         compute=Compute(device="cpu"),
         run=Run(out=tmp_path / "run", dry_steps=0),
-        seeing=Seeing(tensorboard=False, progress=False, log_every=1, pictures=0),
+        logging=Logging(tensorboard=False, progress=False, log_every=1, pictures=0),
     )
 
 

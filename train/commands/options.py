@@ -1,49 +1,48 @@
 """The options of the commands of this folder, beside those of training (`config`). Nothing here needs PyTorch."""
 
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-from ...common.options import Device, Positional, ReadFile, ReadPath, Reads, WriteFile, WriteFolder, at_least, between
-from ...models.catalog import check_model
-from ..config.options import AttnBackend, Input, Source
+from ...common.options import (
+    Above,
+    AtLeast,
+    DeviceOption,
+    NotNegative,
+    Options,
+    Positional,
+    Positive,
+    ProgressOption,
+    ReadFile,
+    ReadPath,
+    Reads,
+    Share,
+    WriteFile,
+    WriteFolder,
+)
+from ...kernels.diagnostics.options import AttnBackend
+from ...models.catalog import ModelName
+from ...models.options import DetectorOptions, LoadOptions
+from ..config.options import Input, Source
 
 PLOT_SUFFIXES = (".png", ".svg", ".pdf")
 
 
 @dataclass(frozen=True)
-class PredictOptions:
+class PredictOptions(ProgressOption, DetectorOptions):
     """Detect objects in images."""
 
     images: Annotated[tuple[Path, ...], Positional("IMAGE"), Reads("path", patterns=True)]
     """Image files, folders of them with their subfolders, and quoted patterns such as "photos/*.jpg"."""
-    checkpoint: ReadPath
-    """A run's checkpoint, or its folder for its best; or official, Hugging Face's or converted weights."""
-    confidence: float = 0.5
+    confidence: Share = 0.5
     """Minimum score of a detection that is kept."""
     out: WriteFolder | None = None
     """Folder for the pictures, predictions.json and images.json; predictions/ in the run's folder by default, or here
     for weights of no run."""
-    image_size: int | None = None
-    """Longest side in pixels; what the model was trained with when not given."""
-    model: str | None = None
-    """A name of msdeform.list_models(): what weights without a description are of."""
-    attn_backend: AttnBackend = "auto"
-    """Implementation of the deformable attention."""
-    device: Device = "auto"
-    """auto (CUDA where there is one), cpu, cuda, cuda:1, ..."""
-    progress: bool = True
-    """Show a progress bar."""
-
-    def __post_init__(self) -> None:
-        between("confidence", self.confidence, 0, 1)
-        at_least("image_size", self.image_size, 32)
-        check_model(self.model)
 
 
 @dataclass(frozen=True)
-class EvalOptions:
+class EvalOptions(ProgressOption, LoadOptions):
     """COCO metrics of a checkpoint, or of detections in a file."""
 
     checkpoint: ReadPath | None = None
@@ -51,23 +50,15 @@ class EvalOptions:
     results: ReadFile | None = None
     """Instead of a checkpoint: detections in COCO's results format, such as --out or predict wrote."""
     source: Source = field(default_factory=Source)
-    batch_size: int = 1
+    batch_size: Positive = 1
     """1 is the published protocol; larger is faster, and padding then moves AP in the third digit."""
-    limit: int | None = None
+    limit: Positive | None = None
     """Only the first N images, for a quick look; the numbers are then not the data set's."""
-    image_size: int | None = None
-    """Longest side in pixels; what the model was trained with when not given."""
-    model: str | None = None
-    """A name of msdeform.list_models(): what weights without a description are of."""
-    attn_backend: AttnBackend = "auto"
-    """Implementation of the deformable attention."""
-    device: Device = "auto"
-    """auto (CUDA where there is one), cpu, cuda, cuda:1, ..."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """bf16 and fp16 run the model under autocast."""
     coco_eval: Literal["faster", "pycocotools"] = "faster"
     """faster-coco-eval, or pycocotools to check it."""
-    workers: int = 2
+    workers: NotNegative = 2
     """Processes that decode images."""
     per_class: bool = False
     """Also print AP, AP50 and AR100 of every class."""
@@ -75,21 +66,15 @@ class EvalOptions:
     """Also write the detections to this JSON file, in COCO's results format."""
     json: WriteFile | None = None
     """Also write all numbers, those of every class too, and where they come from, to this JSON file."""
-    progress: bool = True
-    """Show a progress bar."""
 
     def __post_init__(self) -> None:
-        at_least("batch_size", self.batch_size, 1)
-        at_least("limit", self.limit, 1)
-        at_least("image_size", self.image_size, 32)
-        at_least("workers", self.workers, 0)
-        check_model(self.model)
+        super().__post_init__()
         if (self.checkpoint is None) == (self.results is None):
             raise ValueError("checkpoint: expected --checkpoint PATH, or --results FILE, and not both")
 
 
 @dataclass(frozen=True)
-class PlotOptions:
+class PlotOptions(Options):
     """Draw the curves of runs, and print what came of them."""
 
     runs: Annotated[tuple[ReadPath, ...], Positional("RUN")]
@@ -99,7 +84,7 @@ class PlotOptions:
     given."""
     x: Literal["step", "epoch", "hours"] = "step"
     """What the curves are drawn over. hours: those that the run took, without the time it stood still."""
-    smooth: int | None = None
+    smooth: Positive | None = None
     """Logged steps to take the running mean of; 1 for none, a twentieth of each run when not given."""
     terms: str | None = None
     """Draw these instead, names in the log with commas between them: loss,loss_giou_0,AP,AP/cat,class_error."""
@@ -107,13 +92,13 @@ class PlotOptions:
     """seed: runs that differ in nothing else become one line, their mean, in a band from the least to the most."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.out is not None and self.out.suffix.lower() not in PLOT_SUFFIXES:
             raise ValueError(f"out: expected a name that ends in {', '.join(PLOT_SUFFIXES)}, got {self.out}")
-        at_least("smooth", self.smooth, 1)
 
 
 @dataclass(frozen=True)
-class ShowOptions:
+class ShowOptions(ProgressOption):
     """Draw images of a data set as training sees them, and tell what is in it."""
 
     out: WriteFolder | None = None
@@ -123,29 +108,20 @@ class ShowOptions:
     input: Input = field(default_factory=Input)
     split: Literal["train", "val"] = "train"
     """Which images; those of val are not augmented."""
-    count: int = 12
+    count: Positive = 12
     """Images to draw."""
-    repeat: int = 1
+    repeat: Positive = 1
     """Times to draw each, augmented anew."""
-    seed: int = 42
+    seed: NotNegative = 42
     """Which images, and their augmentation."""
     gaussian: bool = False
     """Beside each image, draw the Gaussian target map of its boxes, in the colours of their classes."""
-    sigma: float = 0.25
+    sigma: Annotated[float, Above(0, "a part of a box's size, such as 0.25,")] = 0.25
     """Of those Gaussians: the standard deviation along x as part of a box's width, along y of its height."""
-    progress: bool = True
-    """Show progress bars where images are many."""
-
-    def __post_init__(self) -> None:
-        at_least("count", self.count, 1)
-        at_least("repeat", self.repeat, 1)
-        at_least("seed", self.seed, 0)
-        if not 0 < self.sigma < math.inf:
-            raise ValueError(f"sigma: expected a positive part of a box's size, such as 0.25, got {self.sigma}")
 
 
 @dataclass(frozen=True)
-class ReplayOptions:
+class ReplayOptions(DeviceOption):
     """Do a step again whose loss or gradient was not finite, and say where that began."""
 
     batch: Annotated[ReadFile, Positional("BATCH")]
@@ -154,39 +130,27 @@ class ReplayOptions:
     """same: as in the run, or auto where that does not run here; another tells whether the implementation matters."""
     precision: Literal["same", "fp32", "bf16", "fp16", "fp64"] = "same"
     """same: as in the run; another tells whether the precision matters."""
-    device: Device = "auto"
-    """auto (CUDA where there is one), cpu, cuda, cuda:1, ..."""
     out: WriteFolder | None = None
     """Also draw the batch's images with their boxes to this folder."""
 
 
 @dataclass(frozen=True)
-class DemoOptions:
+class DemoOptions(DeviceOption):
     """Make data, train a small detector, evaluate it and draw what it finds."""
 
     out: WriteFolder = Path("runs/demo")
     """Folder for everything; data made by an earlier run is used again."""
-    train_images: int = 1500
+    train_images: Positive = 1500
     """Images to train on."""
-    val_images: int = 150
+    val_images: Positive = 150
     """Held-out images to evaluate on."""
-    epochs: int = 7
+    epochs: Positive = 7
     """Passes over the training images."""
-    size: int = 96
+    size: Annotated[int, AtLeast(64, "pixels")] = 96
     """Width and height of an image, in pixels."""
-    seed: int = 0
+    seed: NotNegative = 0
     """Of data and training."""
     attn_backend: AttnBackend = "auto"
     """Implementation of the deformable attention."""
-    device: Device = "auto"
-    """auto (CUDA where there is one), cpu, cuda, cuda:1, ..."""
-    model: str = "deformable_detr_mini"
+    model: ModelName = "deformable_detr_mini"
     """A name of msdeform.list_models()."""
-
-    def __post_init__(self) -> None:
-        at_least("train_images", self.train_images, 1)
-        at_least("val_images", self.val_images, 1)
-        at_least("epochs", self.epochs, 1)
-        at_least("size", self.size, 64, "pixels")
-        at_least("seed", self.seed, 0)
-        check_model(self.model)

@@ -13,7 +13,7 @@ from ...models.layers.boxes import cxcywh_to_xyxy
 from ..config.options import Loading
 from ..data.dataset import CocoDetection, Sample
 from ..data.loader import training_data, validation_data
-from ..visual.boxes import Colour, class_colour, save_picture
+from ..visual.boxes import Box, draw_on, save_picture
 from ..visual.gaussians import draw_scale, gaussian_maps, paint, save_maps
 from ..visual.statistics import draw_charts, print_table, statistics
 from .options import ShowOptions
@@ -21,8 +21,6 @@ from .options import ShowOptions
 # pixels: the square that an image is brought to fit, and the strip below it that says which it is
 CELL, CAPTION, GAP = 440, 24, 8
 FONT_SIZE = 13
-
-Rectangle = tuple[float, float, float, float]
 
 
 def draw_samples(data: CocoDetection, count: int, repeat: int, seed: int) -> list[Sample]:
@@ -72,9 +70,11 @@ def draw_cell(names: Sequence[str], sample: Sample) -> Image.Image:
     """One sample with its boxes, and below it the image's id, its size after augmentation and its number of boxes."""
     pixels, target = sample
     picture = _fitted(pixels)
-    boxes = (cxcywh_to_xyxy(target["boxes"]).numpy() * [*picture.size, *picture.size]).tolist()
-    labels = target["labels"].tolist()
-    nameless = draw_named_boxes(picture, boxes, labels, [names[label] for label in labels])
+    corners = (cxcywh_to_xyxy(target["boxes"]).numpy() * [*picture.size, *picture.size]).tolist()
+    boxes = [Box((*xyxy,), label, names[label]) for xyxy, label in zip(corners, target["labels"].tolist(), strict=True)]
+    # a small box is drawn last and named first, as it has few places for a name
+    boxes.sort(key=lambda box: (box.xyxy[0] - box.xyxy[2]) * (box.xyxy[3] - box.xyxy[1]))
+    nameless = draw_on(picture, boxes, font_size=FONT_SIZE, line=2)
     height, width = pixels.shape[-2:]
     caption = f"image {target['image_id']}: {width} x {height}, {len(boxes)} box{'es' * (len(boxes) != 1)}"
     if nameless:
@@ -108,79 +108,6 @@ def _captioned(picture: Image.Image, caption: str) -> Image.Image:
     draw.rectangle((0, CELL, CELL, CELL + CAPTION), fill=(255, 255, 255))
     draw.text((2, CELL + 4), caption, fill=(0, 0, 0), font=ImageFont.load_default(FONT_SIZE))
     return cell
-
-
-def draw_named_boxes(
-    picture: Image.Image, boxes: Sequence[Sequence[float]], labels: Sequence[int], names: Sequence[str]
-) -> int:
-    """Draws boxes, xyxy in pixels of the picture, and beside each its name where that covers no other name.
-
-    Returns:
-        How many boxes got no name.
-    """
-    draw = ImageDraw.Draw(picture)
-    font = ImageFont.load_default(FONT_SIZE)
-    for i in sorted(range(len(boxes)), key=lambda i: -_area(boxes[i])):
-        draw.rectangle(tuple(boxes[i]), outline=class_colour(labels[i]), width=2)
-    high = font.getbbox("Ágy")[3] + 2  # the same for every name
-    places = place_names(boxes, [draw.textlength(name, font=font) + 4 for name in names], high, picture.size)
-    for name, label, place in zip(names, labels, places, strict=True):
-        if place is not None:
-            colour = class_colour(label)
-            draw.rectangle(place, fill=colour)
-            draw.text((place[0] + 2, place[1]), name, fill=_readable_on(colour), font=font)
-    return places.count(None)
-
-
-def place_names(
-    boxes: Sequence[Sequence[float]], widths: Sequence[float], high: float, size: tuple[int, int]
-) -> list[Rectangle | None]:
-    """Where the name of each box goes, so that none covers another or leaves the picture; None where there is no room.
-
-    Args:
-        boxes: xyxy in pixels of the picture.
-        widths: of the names, in pixels.
-        high: the height of a name.
-        size: width and height of the picture.
-    """
-    found: list[Rectangle | None] = [None] * len(boxes)
-    for i in sorted(range(len(boxes)), key=lambda i: _area(boxes[i])):  # a small box has few places to name it at
-        places = _places(boxes[i], widths[i], high, size)
-        found[i] = next((place for place in places if not any(_overlap(place, other) for other in found)), None)
-    return found
-
-
-def _places(box: Sequence[float], wide: float, high: float, size: tuple[int, int]) -> list[Rectangle]:
-    """Where a name may stand, best first: above the box, within, below, and beside it; wholly in the picture."""
-    x0, y0, x1, y1 = box
-    corners = [
-        (x0, y0 - high),
-        (x1 - wide, y0 - high),
-        (x0, y0),
-        (x0, y1),
-        (x0, y1 - high),
-        (x1 - wide, y0),
-        (x1, y0),
-        (x0 - wide, y0),
-        (x1 - wide, y1 - high),
-    ]
-    edge = size[0] - wide - 1
-    pushed_in = [(min(max(x, 0.0), edge), y) for x, y in corners]
-    return [(x, y, x + wide, y + high) for x, y in pushed_in if x >= 0 and 0 <= y < size[1] - high]
-
-
-def _overlap(a: Rectangle, b: Rectangle | None) -> bool:
-    return b is not None and a[0] <= b[2] and b[0] <= a[2] and a[1] <= b[3] and b[1] <= a[3]
-
-
-def _area(box: Sequence[float]) -> float:
-    return (box[2] - box[0]) * (box[3] - box[1])
-
-
-def _readable_on(colour: Colour) -> Colour:
-    """Black or white."""
-    red, green, blue = colour
-    return (0, 0, 0) if 0.299 * red + 0.587 * green + 0.114 * blue > 110 else (255, 255, 255)
 
 
 def show(options: ShowOptions) -> CocoDetection:

@@ -9,7 +9,6 @@ the working directory, as those of flags.
 """
 
 import dataclasses
-import difflib
 import math
 import tomllib
 import types
@@ -21,6 +20,7 @@ from typing import Any
 import yaml
 
 from ...common.files import atomic_file
+from ...common.options import suggest
 from .official_flags import counterpart
 from .options import TrainOptions, merged, to_plain
 
@@ -36,6 +36,7 @@ def _settings_by_group() -> dict[str, dict[str, Any]]:
 
 GROUPS = _settings_by_group()
 TYPES = {name: hint for settings in GROUPS.values() for name, hint in settings.items()}
+FORMER_GROUPS = {"seeing": "logging"}  # in a config.yaml of an earlier version
 GROUP_OF = {name: group for group, settings in GROUPS.items() for name in settings}
 
 
@@ -54,6 +55,7 @@ def take_settings(content: Mapping[Any, Any], path: Path | str) -> dict[str, Any
     settings: dict[str, Any] = {}
     for key, value in content.items():
         name = _name(key)
+        name = FORMER_GROUPS.get(name, name)
         if name in GROUPS and isinstance(value, dict):
             for inner, each in value.items():
                 _take(settings, _name(inner), each, path, group=name)
@@ -133,7 +135,10 @@ def _name(key: Any) -> str:
 def _take(settings: dict[str, Any], name: str, value: Any, path: Path | str, group: str | None = None) -> None:
     """Adds one setting, or says what is wrong with it."""
     if name not in TYPES:
-        raise ValueError(f"{path}: unknown setting {name}; {_advice(name, group)}")
+        sentence, official = f"{path}: unknown setting {name}", counterpart(name)
+        known = TYPES if group else [*TYPES, *GROUPS]
+        near = suggest(sentence, name, known, "msdeform train --help lists the settings")
+        raise ValueError(f"{sentence}; {official}" if official else near)
     if group is not None and GROUP_OF[name] != group:
         raise ValueError(f"{path}: {name} belongs to the group {GROUP_OF[name]}, not to {group}")
     if name in settings:
@@ -146,14 +151,6 @@ def _take(settings: dict[str, Any], name: str, value: Any, path: Path | str, gro
         settings[name] = _of_type(TYPES[name], value)
     except _OtherTypeError:
         raise ValueError(f"{path}: {name}: expected {expected(TYPES[name])}, got {value!r}") from None
-
-
-def _advice(name: str, group: str | None) -> str:
-    official = counterpart(name)
-    if official is not None:
-        return official
-    near = difflib.get_close_matches(name, [*TYPES, *(() if group else GROUPS)], n=1, cutoff=0.6)
-    return f"did you mean {near[0]}?" if near else "msdeform train --help lists the settings"
 
 
 class _OtherTypeError(Exception):

@@ -5,23 +5,35 @@ Defaults are the published ones of Deformable DETR (Zhu et al. 2021, section 5 a
 
 import dataclasses
 import json
-import typing
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from ...common.options import Device, ReadFile, ReadFolder, ReadPath, Reads, WriteFolder, at_least, members
-from ...kernels.diagnostics.options import BackendName
-from ...models.catalog import check_model, config_of
+from ...common.options import (
+    Above,
+    AtLeast,
+    Between,
+    Device,
+    NotNegative,
+    Options,
+    Positive,
+    ReadFile,
+    ReadFolder,
+    ReadPath,
+    Reads,
+    WriteFolder,
+    build,
+)
+from ...kernels.diagnostics.options import AttnBackend
+from ...models.catalog import ModelName, config_of
 from ...models.configs import check_fields
 from ...models.inference.image_size import Size
 from ..data.layouts import KNOWN, find_split
 from ..data.layouts import described as contents
 
 T = TypeVar("T")
-
-AttnBackend = Literal["auto", BackendName]
+Rate = Annotated[float, AtLeast(0)]
 
 
 @dataclass(frozen=True)
@@ -107,21 +119,17 @@ def _data_yaml(data: Path) -> Path | None:
 
 
 @dataclass(frozen=True)
-class Input:
+class Input(Options):
     """How images are read and augmented."""
 
-    image_size: int | None = None
+    image_size: Annotated[int, AtLeast(32)] | None = None
     """Longest side in pixels, for small images or quick runs; published sizes (800, at most 1333) when not given."""
     augment: Literal["official", "flip", "none"] = "official"
     """official: flip, random sizes, random crops; flip: flip alone; none: every image as it is."""
     bad_data: Literal["fatal", "skip"] = "fatal"
     """What an unreadable image or a wrong annotation does: end the run, or be left out and listed once by its id."""
-    overfit: int = 0
+    overfit: NotNegative = 0
     """Train and evaluate on the first N training images, not augmented, 20 passes an epoch: does it learn at all?"""
-
-    def __post_init__(self) -> None:
-        at_least("image-size", self.image_size, 32)
-        at_least("overfit", self.overfit, 0)
 
     @property
     def size(self) -> Size:
@@ -130,28 +138,24 @@ class Input:
 
 
 @dataclass(frozen=True)
-class Loading:
+class Loading(Options):
     """How images get from the disk to the model."""
 
-    workers: int = 2
+    workers: NotNegative = 2
     """Processes that decode images, for each process that trains; 0 decodes in the training process."""
-    prefetch: int = 2
+    prefetch: Positive = 2
     """Batches that each worker makes ahead."""
     cache_images: Literal["none", "files", "pixels"] = "none"
     """Keep images in memory for the workers: files as on disk, or pixels, decoded; each process keeps its share."""
     bucket: bool = False
     """Batches of images of like shape, wide or tall, so that less of a batch is padding."""
 
-    def __post_init__(self) -> None:
-        at_least("workers", self.workers, 0)
-        at_least("prefetch", self.prefetch, 1)
-
 
 @dataclass(frozen=True)
-class Model:
+class Model(Options):
     """What is trained."""
 
-    model: str = "deformable_detr_r50"
+    model: ModelName = "deformable_detr_r50"
     """A name of msdeform.list_models()."""
     override: tuple[str, ...] = ()
     """Changes to the model's own settings, such as num_queries=100 dec_layers=3."""
@@ -164,7 +168,7 @@ class Model:
     are made anew; published: the authors' weights, downloaded; none: random weights."""
 
     def __post_init__(self) -> None:
-        check_model(self.model)
+        super().__post_init__()
         config, overrides = config_of(self.model), parse_overrides(self.override)
         try:
             check_fields(type(config), overrides)
@@ -192,72 +196,55 @@ def parse_overrides(words: tuple[str, ...]) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Batch:
+class Batch(Options):
     """How long, and how many images at a time."""
 
-    epochs: int = 50
+    epochs: Positive = 50
     """Passes over the training images."""
-    max_steps: int | None = None
+    max_steps: Positive | None = None
     """Stop after so many optimizer steps, even within an epoch."""
-    total_batch_size: int = 32
+    total_batch_size: Positive = 32
     """Images to an optimizer step, over all processes; the published total."""
-    batch_size: int = 2
+    batch_size: Positive = 2
     """Images on a device at once, as published; gradients of several such batches add up to the total's, exactly."""
-    seed: int = 42
+    seed: NotNegative = 42
     """Of weights, order, augmentation and dropout."""
 
-    def __post_init__(self) -> None:
-        for name in ("epochs", "max_steps", "total_batch_size", "batch_size"):
-            at_least(name.replace("_", "-"), getattr(self, name), 1)
-        at_least("seed", self.seed, 0)
-
 
 @dataclass(frozen=True)
-class Optim:
+class Optim(Options):
     """AdamW, and what happens to gradients and weights around it."""
 
-    lr: float = 2e-4
+    lr: Rate = 2e-4
     """Learning rate of the transformer and the heads."""
-    lr_backbone: float | None = None
+    lr_backbone: Rate | None = None
     """Of the backbone: lr / 10 with trained weights, lr without, when not given."""
-    lr_factor_offsets: float = 0.1
+    lr_factor_offsets: Rate = 0.1
     """Of sampling offsets and reference points, relative to lr."""
-    weight_decay: float = 1e-4
+    weight_decay: Rate = 1e-4
     """AdamW's, on all parameters."""
-    clip: float = 0.1
+    clip: Rate = 0.1
     """Largest norm of the gradient; 0 for no limit."""
-    ema: float | None = None
+    ema: Annotated[float, Above(0, "a decay such as 0.9997,", below=1)] | None = None
     """Also keep a moving average of the weights, of this decay (0.9997): it is evaluated, and what is loaded later."""
-
-    def __post_init__(self) -> None:
-        for name in ("lr", "lr_backbone", "lr_factor_offsets", "weight_decay", "clip"):
-            at_least(name.replace("_", "-"), getattr(self, name), 0)
-        if self.ema is not None and not 0 < self.ema < 1:
-            raise ValueError(f"ema: expected a decay between 0 and 1, such as 0.9997, got {self.ema}")
 
 
 @dataclass(frozen=True)
-class Schedule:
+class Schedule(Options):
     """The learning rates over the run."""
 
     schedule: Literal["step", "cosine", "constant"] = "step"
     """step: a tenth from --lr-drop on; cosine: to --lr-end over the run."""
-    lr_drop: int = 40
+    lr_drop: NotNegative = 40
     """Epoch of the step."""
-    lr_end: float = 0.0
+    lr_end: Annotated[float, Between(0, 1)] = 0.0
     """What is left of the rates at the end of cosine, as a factor."""
-    warmup_steps: int = 0
+    warmup_steps: NotNegative = 0
     """Steps over which the rates rise linearly from zero."""
-
-    def __post_init__(self) -> None:
-        for name in ("lr_drop", "lr_end", "warmup_steps"):
-            at_least(name.replace("_", "-"), getattr(self, name), 0)
-        if self.lr_end > 1:
-            raise ValueError(f"lr-end: expected what is left of the rates, from 0 to 1, got {self.lr_end}")
 
 
 @dataclass(frozen=True)
-class Compute:
+class Compute(Options):
     """Where it runs, and how."""
 
     device: Device = "auto"
@@ -276,16 +263,12 @@ class Compute:
     """Statistics of batch norms that are not frozen over all processes (CUDA)."""
     dist_backend: Literal["auto", "nccl", "gloo"] = "auto"
     """What processes talk by: NCCL on CUDA, gloo elsewhere."""
-    timeout: float = 5.0
+    timeout: Annotated[float, Above(0, "minutes")] = 5.0
     """Minutes that processes wait for another before they give up; four times as many at the start and to evaluate."""
-
-    def __post_init__(self) -> None:
-        if not self.timeout > 0:
-            raise ValueError(f"timeout: expected minutes above 0, got {self.timeout}")
 
 
 @dataclass(frozen=True)
-class Run:
+class Run(Options):
     """What is kept of it, and when it ends."""
 
     out: WriteFolder | None = None
@@ -294,48 +277,41 @@ class Run:
     """Go on from a checkpoint, or a run's newest, with its settings; auto: from --out's newest, if it has one."""
     eval: bool = False
     """With --resume: evaluate and stop."""
-    checkpoint_every: int | None = None
+    checkpoint_every: Positive | None = None
     """Steps between checkpoints, beside the one after each epoch."""
-    keep: int = 2
+    keep: Positive = 2
     """Newest checkpoints to keep; best.pt, of the highest AP, stays beside them."""
-    eval_every: int = 1
+    eval_every: Positive = 1
     """Epochs between evaluations; the last epoch is always evaluated."""
-    patience: int | None = None
+    patience: Positive | None = None
     """End after so many evaluations in a row without a higher AP."""
-    max_nonfinite: int = 5
+    max_nonfinite: Positive = 5
     """Give up after so many steps in a row whose loss or gradient was not finite; each is skipped."""
-    dry_steps: int = 2
+    dry_steps: NotNegative = 2
     """Steps on images of the largest size before the run, to estimate its time and memory; 0 for none."""
 
     def __post_init__(self) -> None:
-        for name in ("checkpoint_every", "keep", "eval_every", "patience", "max_nonfinite"):
-            at_least(name.replace("_", "-"), getattr(self, name), 1)
-        at_least("dry-steps", self.dry_steps, 0)
+        super().__post_init__()
         if self.eval and self.resume is None:
             raise ValueError("eval: expected --resume CHECKPOINT beside it, to say what to evaluate")
 
 
 @dataclass(frozen=True)
-class Seeing:
-    """What is shown of it."""
+class Logging(Options):
+    """What is shown and logged of it."""
 
-    log_every: int = 10
+    log_every: Positive = 10
     """Steps between lines in log.jsonl and points in TensorBoard."""
     tensorboard: bool = True
     """Write TensorBoard files beside log.jsonl."""
     wandb: str | None = None
     """Also log to this project of Weights & Biases, if the package wandb is installed."""
-    pictures: int = 4
+    pictures: NotNegative = 4
     """Validation images drawn at every evaluation, predictions beside ground truth."""
     progress: bool = True
     """Show a progress bar, and lines where there is no terminal; without it, a run says only what is wrong."""
-    profile: int = 0
+    profile: NotNegative = 0
     """Profile so many steps after the first three, print where their time goes, write a trace beside the log, stop."""
-
-    def __post_init__(self) -> None:
-        at_least("log-every", self.log_every, 1)
-        at_least("pictures", self.pictures, 0)
-        at_least("profile", self.profile, 0)
 
 
 @dataclass(frozen=True)
@@ -378,7 +354,7 @@ docs/training.md explains all of it."""
     schedule: Schedule = field(default_factory=Schedule)
     compute: Compute = field(default_factory=Compute)
     run: Run = field(default_factory=Run)
-    seeing: Seeing = field(default_factory=Seeing)
+    logging: Logging = field(default_factory=Logging)
 
 
 def to_plain(options: Any) -> dict[str, Any]:
@@ -406,7 +382,7 @@ def from_plain(kind: type[T], plain: dict[str, Any]) -> T:
         flat["total_batch_size"], flat["batch_size"] = flat["batch_size"], flat["micro_batch"]
     if "cache" in flat:
         flat["cache_images"] = "pixels" if flat["cache"] else "none"
-    return _from_flat(kind, flat)
+    return build(kind, flat)
 
 
 def merged(options: TrainOptions, settings: dict[str, Any]) -> TrainOptions:
@@ -421,21 +397,3 @@ def flatten(plain: dict[str, Any]) -> Iterator[tuple[str, Any]]:
             yield from flatten(value)
         else:
             yield name, value
-
-
-def _from_flat(kind: type[T], flat: dict[str, Any]) -> T:
-    hints = typing.get_type_hints(kind)
-    values: dict[str, Any] = {}
-    for f in dataclasses.fields(typing.cast(Any, kind)):
-        hint = hints[f.name]
-        if dataclasses.is_dataclass(hint):
-            values[f.name] = _from_flat(typing.cast(type, hint), flat)
-        elif f.name in flat:
-            values[f.name] = _typed(hint, flat[f.name])
-    return kind(**values)
-
-
-def _typed(hint: Any, value: Any) -> Any:
-    if value is not None and Path in members(hint):
-        return Path(value)
-    return tuple(value) if isinstance(value, list) else value

@@ -3,10 +3,10 @@
 Every flag, and every line of a ``--config`` file, changes what a preset sets; what it does not set keeps its default.
 """
 
-import difflib
 from dataclasses import dataclass
 from typing import Any
 
+from ...common.options import suggest
 from .options import TrainOptions, flatten, to_plain
 
 
@@ -128,9 +128,8 @@ PRESETS = {
 def preset(name: str) -> Preset:
     """The recipe of a name. Raises ValueError for one that there is not, with the nearest."""
     if name not in PRESETS:
-        near = difflib.get_close_matches(name.lower(), PRESETS, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(PRESETS)}"
-        raise ValueError(f"preset: none is called {name!r}; {hint}")
+        every = f"there are {', '.join(PRESETS)}"
+        raise ValueError(suggest(f"preset: none is called {name!r}", name.lower(), PRESETS, every))
     return PRESETS[name]
 
 

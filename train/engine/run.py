@@ -87,8 +87,8 @@ def train(options: TrainOptions) -> Path:
     with team(options.compute) as crew, StopSignals() as signals, contextlib.ExitStack() as stack:
         out = crew.broadcast(_run_folder(options)) if crew.size > 1 else _run_folder(options)
         with crew.together("setting up"):
-            if options.seeing.wandb is not None:
-                import_wandb(options.seeing.wandb)  # before there is a folder
+            if options.logging.wandb is not None:
+                import_wandb(options.logging.wandb)  # before there is a folder
             there = out.is_dir()
             if crew.leads and there:  # before its checkpoint is read: another process might save meanwhile
                 stack.enter_context(in_use(out))
@@ -135,8 +135,8 @@ class _Run:
                 estimate = dry_run(training, run.dry_steps)
                 estimate.refuse_what_cannot_fit()
             self._say(estimate.sentence())
-        if self.options.seeing.profile:
-            self._say(profile(training, self.options.seeing.profile, self.out if self.team.leads else None))
+        if self.options.logging.profile:
+            self._say(profile(training, self.options.logging.profile, self.out if self.team.leads else None))
             return
         try:
             self._make_up()
@@ -206,7 +206,7 @@ class _Run:
             yield samples
 
     def _after_step(self, samples: list[Sample], result: dict[str, float], epoch: int) -> None:
-        training, seeing = self.training, self.options.seeing
+        training = self.training
         self._images += int(result.pop("images"))
         self._steps += 1
         searching = result.pop("searching")
@@ -220,7 +220,7 @@ class _Run:
             self._say(f"step {training.steps_done}: gradients overflowed fp16, loss scale lowered, step skipped")
         elif not result["finite"]:
             self._report_nonfinite(samples)
-        if training.steps_done % seeing.log_every == 0 or training.steps_done == 1:
+        if training.steps_done % self.options.logging.log_every == 0 or training.steps_done == 1:
             rates = {f"lr_{group['name']}": group["lr"] for group in training.optimizer.param_groups}
             self._write(
                 "step",
@@ -307,7 +307,7 @@ class _Run:
         self._save()
 
     def _draw(self) -> None:
-        rows = self.validation.rows[: self.options.seeing.pictures].tolist()
+        rows = self.validation.rows[: self.options.logging.pictures].tolist()
         if self.log is None or not rows:
             return
         names = [category.name for category in self.training.data.annotations.categories]
@@ -464,7 +464,7 @@ def _refuse_another_run(options: TrainOptions, out: Path, step: int) -> None:
 
 
 def _validation(training: Training) -> CocoDetection:
-    options, shown = training.options, training.options.seeing.progress and training.team.leads
+    options, shown = training.options, training.options.logging.progress and training.team.leads
     categories = training.data.annotations.categories
     return validation_data(options.source, options.input, categories, progress=shown)
 
@@ -490,13 +490,13 @@ def _record(stack: contextlib.ExitStack, training: Training, out: Path) -> tuple
         log = stack.enter_context(
             RunLog(
                 out,
-                tensorboard=options.seeing.tensorboard,
-                wandb=options.seeing.wandb,
+                tensorboard=options.logging.tensorboard,
+                wandb=options.logging.wandb,
                 settings=to_plain(options),
                 step=training.steps_done,
             )
         )
-    shown = options.seeing.progress and leads
+    shown = options.logging.progress and leads
     return log, stack.enter_context(display(training.steps_done, training.total_steps, shown=shown))
 
 

@@ -63,7 +63,7 @@ class Training:
             options.loading,
             batch.seed,
             share=share,
-            progress=options.seeing.progress and self.team.leads,
+            progress=options.logging.progress and self.team.leads,
         )
         self.order = Order(
             n_images=len(self.data),

@@ -1,6 +1,5 @@
 """What a run's log.jsonl tells once its repeated steps are sorted out: curves by name, and the settings."""
 
-import difflib
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ...common.options import suggest
 from ..config.options import flatten
 from .run_log import read_log
 
@@ -139,9 +139,8 @@ def check_curves(names: Iterable[str], histories: Sequence[History]) -> None:
     known = list(dict.fromkeys(name for history in histories for name in history.curves()))
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=3)
-            advice = f"did you mean {' or '.join(near)}?" if near else f"expected some of {', '.join(known)}"
-            raise ValueError(f"terms: no run has logged {name!r}; {advice}")
+            every = f"expected some of {', '.join(known)}"
+            raise ValueError(suggest(f"terms: no run has logged {name!r}", name, known, every, most=3))
 
 
 def differences(histories: Sequence[History], ignored: Sequence[str] = PLACES) -> dict[str, list[Any]]:

@@ -51,9 +51,21 @@ def draw_boxes(
     """
     size = (max(1, round(image.width * magnify)), max(1, round(image.height * magnify)))
     picture = image.convert("RGB").resize(size, Image.Resampling.BICUBIC) if magnify != 1.0 else image.convert("RGB")
+    draw_on(picture, boxes, magnify, font_size, line)
+    return picture
+
+
+def draw_on(
+    picture: Image.Image,
+    boxes: Sequence[Box],
+    magnify: float = 1.0,
+    font_size: int | None = None,
+    line: int | None = None,
+) -> int:
+    """The number of texts that had no room, after drawing boxes on the picture itself, as `draw_boxes` does."""
     draw = ImageDraw.Draw(picture)
-    line = line or max(1, round(min(size) / 250))
-    font = ImageFont.load_default(font_size or max(10, round(min(size) / 36)))
+    line = line or max(1, round(min(picture.size) / 250))
+    font = ImageFont.load_default(font_size or max(10, round(min(picture.size) / 36)))
     for box in boxes:
         x0, y0, x1, y1 = (value * magnify for value in box.xyxy)
         colour = box.colour or class_colour(box.label)
@@ -62,12 +74,11 @@ def draw_boxes(
             _dashed_rectangle(draw, corners, colour, line)
         else:
             draw.rectangle(corners, outline=colour, width=line)
-    _draw_labels(draw, boxes, magnify, font)
-    return picture
+    return _draw_labels(draw, boxes, magnify, font)
 
 
-def _draw_labels(draw: ImageDraw.ImageDraw, boxes: Sequence[Box], magnify: float, font: Font) -> None:
-    """The texts of boxes, over all lines; the last box's is placed first."""
+def _draw_labels(draw: ImageDraw.ImageDraw, boxes: Sequence[Box], magnify: float, font: Font) -> int:
+    """Draws the texts of boxes over all lines, the last box's first; returns how many had no room."""
     named = [box for box in reversed(boxes) if box.text]
     areas = [draw.textbbox((0, 0), box.text, font=font) for box in named]
     # whole pixels, so that rounding moves no label onto another; a rectangle covers its last pixel, too
@@ -85,6 +96,7 @@ def _draw_labels(draw: ImageDraw.ImageDraw, boxes: Sequence[Box], magnify: float
             x0, y0, x1, y1 = label
             draw.rectangle((x0, y0, x1 - 1, y1 - 1), fill=box.colour or class_colour(box.label))
             draw.text((x0 + 2 - left, y0 + 2 - top), box.text, fill=(0, 0, 0), font=font)
+    return labels.count(None)
 
 
 def _dashed_rectangle(

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from ....train.config.options import Batch, Compute, Loading, Model, Run, Seeing, Source, TrainOptions
+from ....train.config.options import Batch, Compute, Loading, Logging, Model, Run, Source, TrainOptions
 from ....train.data.dataset import Sample
 from ....train.data.synthetic.options import SynthOptions
 from ....train.data.synthetic.synth import make_dataset
@@ -139,7 +139,7 @@ def _options(step: Step, option: Option, data: Path, device: torch.device) -> Tr
         batch=Batch(epochs=10**6, total_batch_size=step.batch * option.passes, batch_size=step.batch),
         compute=Compute(**compute),
         run=Run(dry_steps=0),
-        seeing=Seeing(tensorboard=False, progress=False, pictures=0),
+        logging=Logging(tensorboard=False, progress=False, pictures=0),
     )
 
 

@@ -75,7 +75,7 @@ def run(boards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callab
     settings = {"device": "cpu", "progress": False, "workers": 0, "samples": 40, "out": tmp_path / "out"}
 
     def make(kind: str = "deformable", **changed: Any) -> Findings:
-        return ablate.ablate(AblateOptions(Path(kind), Source(boards), **{**settings, **changed}))
+        return ablate.ablate(AblateOptions(checkpoint=Path(kind), source=Source(boards), **{**settings, **changed}))
 
     return make
 

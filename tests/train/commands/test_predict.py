@@ -30,14 +30,14 @@ def checkpoint(options: TrainOptions, tmp_path: Path) -> Path:
 def test_pictures_and_results_are_written(checkpoint: Path, shapes: Path, tmp_path: Path) -> None:
     out = tmp_path / "predictions"
     settings = {"out": out, "device": "cpu", "progress": False}
-    everything = predict(PredictOptions((shapes / "val2017",), checkpoint, confidence=0.0, **settings))
+    everything = predict(PredictOptions((shapes / "val2017",), checkpoint=checkpoint, confidence=0.0, **settings))
     assert json.loads((out / "predictions.json").read_text()) == everything
     names = sorted(file.name for file in (shapes / "val2017").iterdir())
     assert sorted(file.name for file in out.glob("*.jpg")) == names
     assert {result["image_id"] for result in everything} == {int(name.removesuffix(".jpg")) for name in names}
     assert {result["category_id"] for result in everything} == {1, 2, 3}
     threshold = float(np.median([result["score"] for result in everything]))
-    some = predict(PredictOptions((shapes / "val2017",), checkpoint, confidence=threshold, **settings))
+    some = predict(PredictOptions((shapes / "val2017",), checkpoint=checkpoint, confidence=threshold, **settings))
     assert some == [result for result in everything if result["score"] >= threshold]
 
 
@@ -47,7 +47,9 @@ def test_category_ids_are_the_data_sets_own(checkpoint: Path, shapes: Path, tmp_
         category["id"] = number
     save_checkpoint(checkpoint, state)
     results = predict(
-        PredictOptions((shapes / "val2017",), checkpoint, 0.0, tmp_path / "out", device="cpu", progress=False)
+        PredictOptions(
+            (shapes / "val2017",), 0.0, tmp_path / "out", checkpoint=checkpoint, device="cpu", progress=False
+        )
     )
     assert {result["category_id"] for result in results} == {17, 4, 90}
 
@@ -105,7 +107,7 @@ def test_what_it_wrote_is_measured_by_file_name(
         image["file_name"] = f"photo{9 - number}.jpg"
     truth = tmp_path / "truth.json"
     truth.write_text(json.dumps(annotations))
-    predict(PredictOptions((photos,), checkpoint, 0.0, tmp_path / "out", device="cpu", progress=False))
+    predict(PredictOptions((photos,), 0.0, tmp_path / "out", checkpoint=checkpoint, device="cpu", progress=False))
     file = tmp_path / "out" / "predictions.json"
     written = json.loads(file.read_text())
     ids = {image["file_name"]: image["id"] for image in annotations["images"]}
@@ -142,7 +144,7 @@ def test_what_was_done_is_written_when_interrupted(
 
     monkeypatch.setattr("msdeform.train.commands.predict.read_image", read_two)
     with pytest.raises(KeyboardInterrupt):
-        predict(PredictOptions((shapes / "val2017",), checkpoint, 0.0, device="cpu", progress=False))
+        predict(PredictOptions((shapes / "val2017",), 0.0, checkpoint=checkpoint, device="cpu", progress=False))
     out = checkpoint.parent / "predictions"  # of the run, where --out does not say
     assert len({one["image_id"] for one in json.loads((out / "predictions.json").read_text())}) == 2
     assert len(json.loads((out / "images.json").read_text())["images"]) == 2
@@ -170,7 +172,7 @@ def test_photographs_are_neither_passed_over_nor_written_over(
 @pytest.mark.parametrize(("field", "value"), [("confidence", 1.5), ("image_size", 8)])
 def test_wrong_settings_are_named(field: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"{field}: expected"):
-        PredictOptions((), Path("x"), **{field: value})
+        PredictOptions((), checkpoint=Path("x"), **{field: value})
 
 
 def test_boxes_are_drawn_where_they_are() -> None:

@@ -4,12 +4,11 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 
 from msdeform.cli import main
-from msdeform.train.commands.show import CAPTION, CELL, GAP, draw_samples, draw_sheet, place_names
+from msdeform.train.commands.show import CAPTION, CELL, GAP, draw_samples, draw_sheet
 from msdeform.train.config.options import Input, Loading, Source
 from msdeform.train.data.annotations import Annotations
 from msdeform.train.data.dataset import CocoDetection
@@ -72,24 +71,6 @@ def test_only_images_on_offer_are_counted_and_each_once(counted: CocoDetection) 
     assert [entry["boxes"] for entry in found["classes"]] == [0, 1, 0]
 
 
-def test_names_neither_cover_each_other_nor_leave_the_picture() -> None:
-    rng = np.random.default_rng(0)
-    for count in (1, 5, 60):
-        corners = np.sort(rng.uniform(-20, 460, (count, 2, 2)), axis=1)
-        widths = rng.uniform(20, 120, count).tolist()
-        places = place_names(corners.reshape(-1, 4).tolist(), widths, 16, (440, 300))
-        there = [place for place in places if place is not None]
-        assert len(there) > min(count, 30) / 2
-        for number, (x0, y0, x1, y1) in enumerate(there):
-            assert x0 >= 0
-            assert y0 >= 0
-            assert x1 <= 440
-            assert y1 <= 300
-            assert not any(x0 < c and a < x1 and y0 < d and b < y1 for a, b, c, d in there[number + 1 :])
-    # boxes one over the other are all named
-    assert None not in place_names([[100, 100, 200, 200]] * 4, [40] * 4, 16, (440, 300))
-
-
 def test_a_sheet_has_each_image_as_often_as_asked(shapes: Path) -> None:
     data = training_data(Source(data=shapes), Input(image_size=64), Loading(), seed=0)
     names = [category.name for category in data.annotations.categories]
@@ -124,7 +105,7 @@ def test_the_command_writes_pictures_and_numbers(
     assert str(out / "gaussians.npz") in capsys.readouterr().out
     with pytest.raises(SystemExit):
         main([*words, "--gaussian", "--sigma", "0"])
-    assert "sigma: expected a positive part" in " ".join(capsys.readouterr().err.split())
+    assert "sigma: expected a part" in " ".join(capsys.readouterr().err.split())
     with pytest.raises(SystemExit):
         main(["data", "show", "--data", str(tmp_path / "nowhere"), "--out", str(tmp_path / "none")])
     assert "--data: expected a file or folder" in capsys.readouterr().err

@@ -75,6 +75,10 @@ def test_values_become_what_their_setting_is(write: Write, line: str, value: Any
     assert type(read) is type(value)
 
 
+def test_a_group_is_read_by_its_former_name(write: Write) -> None:
+    assert read_settings(write("seeing:\n  log_every: 5")) == {"log_every": 5}
+
+
 def test_the_home_folder_is_written_out(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/of-mine")
     assert read_settings(write("data: ~/coco")) == {"data": Path("/of-mine/coco")}
@@ -114,7 +118,7 @@ def test_the_home_folder_is_written_out(write: Write, monkeypatch: pytest.Monkey
         ("preset: detr-30", "preset: none is called 'detr-30'; did you mean detr-300?"),
         ("epochs: 0", "epochs: expected at least 1, got 0"),
         ("lr: .nan", "lr: expected a finite number, at least 0, got nan"),
-        ("optim: {ema: 2}", "ema: expected a decay between 0 and 1, such as 0.9997, got 2.0"),
+        ("optim: {ema: 2}", "ema: expected a decay such as 0.9997, above 0 and below 1, got 2"),
         ("", " holds no settings; expected lines such as lr: 1e-4"),
         ("# nothing yet", " holds no settings; expected lines such as lr: 1e-4"),
         ("- lr\n- 3", "expected settings by name, such as lr: 1e-4, got a list"),

@@ -125,8 +125,8 @@ def test_a_missing_value_is_told_by_the_parser(capsys: pytest.CaptureFixture[str
         (["--clip", "inf"], "clip: expected a finite number, at least 0, got inf"),
         (["--total-batch-size", "0"], "total-batch-size: expected at least 1, got 0"),
         (["--timeout", "nan"], "timeout: expected minutes above 0, got nan"),
-        (["--ema", "1"], "ema: expected a decay between 0 and 1, such as 0.9997, got 1.0"),
-        (["--ema", "nan"], "ema: expected a decay between 0 and 1, such as 0.9997, got nan"),
+        (["--ema", "1"], "ema: expected a decay such as 0.9997, above 0 and below 1, got 1"),
+        (["--ema", "nan"], "ema: expected a decay such as 0.9997, above 0 and below 1, got nan"),
         (["--image-size", "8"], "image-size: expected at least 32, got 8"),
         (["--epochs", "1.5"], "epochs"),
     ],
@@ -189,7 +189,7 @@ def test_only_what_is_not_usual_is_told() -> None:
         "settings that are not the defaults; all are in runs/x/config.yaml:",
         "  model: override=num_queries=7 dropout=0",
         "  optim: lr=3e-05",
-        "  seeing: tensorboard=False",
+        "  logging: tensorboard=False",
     ]
     assert settings_lines(options, base=options) == ["all settings are the defaults"]
 

@@ -9,18 +9,18 @@ from pathlib import Path
 
 import torch
 
+from msdeform.kernels.diagnostics.options import AttnBackend
 from msdeform.models.zoo import create_model
 from msdeform.train.config.options import (
-    AttnBackend,
     Batch,
     Compute,
     Input,
     Loading,
+    Logging,
     Model,
     Optim,
     Run,
     Schedule,
-    Seeing,
     Source,
     TrainOptions,
 )
@@ -70,7 +70,7 @@ def golden_options(folder: Path, backend: AttnBackend = "reference") -> TrainOpt
         schedule=Schedule("cosine", warmup_steps=3),
         compute=Compute(device="cpu", precision="fp64", timeout=2.0),
         run=Run(out=folder / "run", dry_steps=0),
-        seeing=Seeing(log_every=1, tensorboard=False, progress=False, pictures=0),
+        logging=Logging(log_every=1, tensorboard=False, progress=False, pictures=0),
     )
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from msdeform.train.config.options import AttnBackend, Source
+from msdeform.kernels.diagnostics.options import AttnBackend
+from msdeform.train.config.options import Source
 from msdeform.train.engine.run import run_steps, train
 from msdeform.train.monitor.run_log import read_log
 from tests.train.processes import together
