@@ -10,10 +10,9 @@ from typing import Any
 from torch import Tensor
 
 from ...kernels.contract import Sizes
+from .inputs import FUSED, PLAIN
 
 OPSET = 20  # the first in which GridSample's mode is called linear
-PLAIN = ("value", "sampling_locations", "attention_weights")
-FUSED = ("value", "reference_points", "sampling_offsets", "attention_logits")
 
 Engine = Callable[[Sequence[Tensor], Tensor], None]
 """(inputs, output): fills the output"""

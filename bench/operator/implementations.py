@@ -28,6 +28,7 @@ from ...kernels.reference import extents, locate
 from ...kernels.triton import interpreter
 from ..options import IMPLEMENTATIONS
 from . import graphs
+from .inputs import FUSED
 
 Operator = Callable[[Tensor, Sizes, Tensor, Tensor], Tensor]
 FusedOperator = Callable[[Tensor, Sizes, Tensor, Tensor, Tensor], Tensor]
@@ -274,7 +275,7 @@ def _engine(name: str, how: str, make: Callable[[bytes, int], graphs.Engine], de
         shapes = tuple(tuple(tensor.shape) for tensor in inputs)
         key = sizes, shapes, torch.get_num_threads()
         if key not in engines:
-            engines[key] = make(graphs.graph(sizes, shapes, fused=len(inputs) == len(graphs.FUSED)), key[-1])
+            engines[key] = make(graphs.graph(sizes, shapes, fused=len(inputs) == len(FUSED)), key[-1])
         B, Q, H = shapes[-1][:3]
         output = torch.empty(B, Q, H * shapes[0][3])
         engines[key](inputs, output)
