@@ -4,9 +4,9 @@
     issue floor   = warp instructions / (multiprocessors * 4 schedulers * clock)
 
 Compulsory bytes are those of every input read once and every result written once; of value no more than the four
-corners of each sample. The instructions are those that :mod:`.instructions` recorded, of our backends with the heads,
-levels and points of Deformable DETR only.
-Neither floor is reached; the higher of the two says what bounds a kernel that comes near it.
+corners of each sample. The instructions are those that ``msdeform bench instructions`` recorded, of our backends with
+the heads, levels and points of Deformable DETR only. Neither floor is reached; the higher of the two says what bounds a
+kernel that comes near it.
 """
 
 import torch

@@ -8,7 +8,6 @@ each with its own interval; what is not this project's code is then compared, to
 
 import math
 import statistics
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -57,9 +56,7 @@ class Change:
 
 def run(options: CompareOptions) -> int:
     """``msdeform bench compare``: prints ratios; returns 1 if something became slower or fails now."""
-    found = records.read(*options.results)
-    for sentence in found.broken:
-        print(sentence, file=sys.stderr)
+    found = records.read_and_warn(options.results)
     rows = [row for row in found.rows if row["kind"] in _KINDS]
     dimension = select(rows, options.before, options.after)
     changes = compare(rows, dimension, options.before, options.after)
