@@ -130,7 +130,7 @@ def _deterministic(name: str, device: torch.device) -> Implementation:
     return replace(subject, name=f"{name}-deterministic", setting=setting)
 
 
-def _cells(device: torch.device) -> Implementation:
+def _sorted_backward(device: torch.device) -> Implementation:
     """The Triton backend with its sorted backward, and without all else that determinism costs: PyTorch's filling of
     new memory, for one."""
 
@@ -450,7 +450,7 @@ _MAKERS: dict[str, Callable[[torch.device], Implementation]] = {
     "reference": lambda device: _backend("reference", device),
     "triton": lambda device: _backend("triton", device),
     "triton-deterministic": lambda device: _deterministic("triton", device),
-    "triton-cells": _cells,
+    "triton-cells": _sorted_backward,
     "cuda": lambda device: _backend("cuda", device),
     "cpu": lambda device: _backend("cpu", device),
     "deformops": lambda device: _deformops("deformops", device),
