@@ -8,20 +8,20 @@ makes its inputs, and then times two forwards, or two forwards with backward, of
 and msdeform comes before and is timed on its own. ``python -m msdeform.bench.cpu.first_call`` is that process.
 """
 
-import json
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from importlib import import_module
 
+from ..harness.isolate import Answer, ChildFailed, Message, answers, serve
 from ..harness.records import Row
 from ..harness.tables import aligned
 from ..options import FirstCallOptions
 from .tables import DIRECTIONS, first_call_table
 
 _LIMIT = 300.0  # seconds
+_TIMES = ("import_torch_ms", "import_ms", "first_ms", "second_ms")
 
 
 def run(options: FirstCallOptions) -> int:
@@ -50,40 +50,26 @@ def run(options: FirstCallOptions) -> int:
 
 def measured(case: str, dtype: str, direction: str, backend: str, times: int, failure: str | None = None) -> Row:
     """The row of one backend, of `times` processes; of none where a `failure` is known."""
-    found: list[dict[str, float]] = []
-    for _ in range(times if failure is None else 0):
-        words = [case, dtype, direction, backend]
-        command = [sys.executable, "-m", "msdeform.bench.cpu.first_call", *words]
-        try:
-            answer = subprocess.run(
-                command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, timeout=_LIMIT
-            )
-        except subprocess.TimeoutExpired:
-            failure = f"not done after {_LIMIT:g} s"
-            break
-        last = (answer.stdout if answer.returncode == 0 else answer.stderr).strip().rpartition("\n")[2]
-        if answer.returncode != 0:
-            failure = f"ended with status {answer.returncode}: {last}"
-            break
-        found.append(json.loads(last))
+    what = {"case": case, "dtype": dtype, "direction": direction, "backend": backend}
+    found: list[Message] = []
+    try:
+        for _ in range(times if failure is None else 0):
+            found += answers("msdeform.bench.cpu.first_call", what, start_limit=_LIMIT, limit=_LIMIT)
+    except ChildFailed as error:
+        failure = str(error)
     whole = failure is None
-    names = ("import_torch_ms", "import_ms", "first_ms", "second_ms")
     return {
         "kind": "first-call",
-        "case": case,
-        "dtype": dtype,
-        "direction": direction,
-        "backend": backend,
-        **{name: statistics.median(one[name] for one in found) if whole else None for name in names},
+        **what,
+        **{name: statistics.median(one[name] for one in found) if whole else None for name in _TIMES},
         "first_ms_each": [round(one["first_ms"], 1) for one in found],
         "threads": found[0]["threads"] if whole else None,
         "failure": failure,
     }
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Prints the times of this process as a line of JSON."""
-    case_name, dtype, direction, backend = sys.argv[1:] if argv is None else argv
+def respond(request: Message, answer: Answer) -> None:
+    """Answers with the times of this process."""
     times: dict[str, float] = {}
 
     def timed(name: str, call: Callable[[], object]) -> None:
@@ -99,18 +85,17 @@ def main(argv: list[str] | None = None) -> int:
     from ..operator import cases, implementations, workloads
     from ..operator.inputs import make_inputs
 
-    case, cpu = cases.find(case_name), torch.device("cpu")
-    subject = implementations.find(backend, cpu)
+    case, cpu = cases.find(request["case"]), torch.device("cpu")
+    subject = implementations.find(request["backend"], cpu)
     if subject.reason is not None:
         raise SystemExit(subject.reason)
-    work = workloads.operator(case, subject, [make_inputs(case, DTYPES[dtype], cpu, seed=0)], fused=True)
-    call = work.forward if direction == "forward" else work.both
-    with torch.set_grad_enabled(direction != "forward"):
-        for name in ("first_ms", "second_ms"):
-            timed(name, lambda: call(0))
-    print(json.dumps({**times, "threads": torch.get_num_threads()}))
-    return 0
+    inputs = make_inputs(case, DTYPES[request["dtype"]], cpu, seed=0)
+    work = workloads.operator(case, subject, [inputs], fused=True)
+    with torch.set_grad_enabled(request["direction"] != "forward"):
+        for name in _TIMES[2:]:
+            timed(name, lambda: getattr(work, request["direction"])(0))
+    answer(**times, threads=torch.get_num_threads())
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    serve(respond)

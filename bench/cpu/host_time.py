@@ -175,10 +175,7 @@ def _public(case: Case, function: str, direction: str, device: torch.device) -> 
 def _inputs(case: Case, function: str, direction: str, device: torch.device) -> tuple[list[Tensor], Tensor]:
     """The tensors of a function and the gradient of its output."""
     inputs = make_inputs(case, torch.float32, device, seed=0)
-    if function == "fused_ms_deform_attn":
-        tensors = [inputs.value, inputs.reference_points, inputs.sampling_offsets, inputs.attention_logits]
-    else:
-        tensors = [inputs.value, inputs.sampling_locations, inputs.attention_weights]
+    tensors = inputs.of(fused=function == "fused_ms_deform_attn")
     for tensor in tensors:
         tensor.requires_grad_(direction != "forward, no_grad" and tensor is not inputs.reference_points)
     return tensors, inputs.grad_output
@@ -197,13 +194,10 @@ def _of(forward: Callable[[], Tensor], direction: str, tensors: list[Tensor], gr
         def call() -> object:
             with torch.no_grad():
                 return forward()
-    else:
-        wanted = _wanted(tensors)
 
-        def call() -> object:
-            return torch.autograd.grad(forward(), wanted, grad_output)
-
-    return call
+        return call
+    wanted = _wanted(tensors)
+    return lambda: torch.autograd.grad(forward(), wanted, grad_output)
 
 
 def _forwards(case: Case, function: str, tensors: list[Tensor]) -> dict[str, Callable[[], Tensor]]:
@@ -239,13 +233,10 @@ def _forwards(case: Case, function: str, tensors: list[Tensor]) -> dict[str, Cal
     warm = _function(keep_forward, backward)
     launching = _function(launch.forward, launch.backward)
 
-    def checks() -> Tensor:
-        _, shapes, sizes = check(tensors[0], case.sizes, *tensors[1:], None)
-        return operator.forward(*tensors, shapes, [size for pair in sizes for size in pair])
-
-    def resolves() -> Tensor:
+    def checks(resolve: bool = False) -> Tensor:
         inputs, shapes, sizes = check(tensors[0], case.sizes, *tensors[1:], None)
-        registry.implementation(registry.resolve(inputs), fused)
+        if resolve:
+            registry.implementation(registry.resolve(inputs), fused)
         return operator.forward(*tensors, shapes, [size for pair in sizes for size in pair])
 
     return {
@@ -255,7 +246,7 @@ def _forwards(case: Case, function: str, tensors: list[Tensor]) -> dict[str, Cal
         "launch": lambda: launching(levels, *tensors),
         "dispatcher": lambda: operator.forward(*tensors, None, list(levels)),
         "checks": checks,
-        "registry": resolves,
+        "registry": lambda: checks(resolve=True),
     }
 
 

@@ -35,7 +35,7 @@ _MOST_CALLS = 20  # in a turn
 _MOST_ROUNDS = 50
 _QUIET = 0.03  # seconds before a turn, in which OpenMP's threads of the last one give up waiting by spinning
 
-Begin = Callable[[str], None]
+Begin = Callable[[str], object]
 """told the name of the implementation that is about to run"""
 
 
@@ -50,7 +50,7 @@ class Cell(NamedTuple):
 
     def row(self, backend: str, threads: int, direction: str, failure: str | None = None) -> Row:
         """One without numbers."""
-        of = {"kind": "cpu", "case": self.case, "dtype": self.dtype, "function": self.function}
+        of: Row = {"kind": "cpu", "case": self.case, "dtype": self.dtype, "function": self.function}
         of |= {"direction": direction, "threads": threads, "backend": backend, "ours": backend in BACKENDS}
         numbers = (*Check._fields, *Timing.__dataclass_fields__, *Ratio.__dataclass_fields__, "ns_a_point", "baseline")
         return {**of, **dict.fromkeys((*numbers, "composed", "limits", "shape", "points")), "failure": failure}

@@ -6,6 +6,7 @@ rows with one key from one place the last one counts.
 
 import json
 import os
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -117,6 +118,14 @@ def read(*paths: Path) -> Records:
                 if reason is not None:
                     records.broken.append(f"{file.name}, line {number}: {reason}; the line is left out")
     return records
+
+
+def read_and_warn(paths: Iterable[Path]) -> Records:
+    """The same, with broken lines named on standard error."""
+    found = read(*paths)
+    for sentence in found.broken:
+        print(sentence, file=sys.stderr)
+    return found
 
 
 def _read_line(line: bytes, rows: list[Row]) -> str | None:

@@ -20,14 +20,9 @@ class ResultsFile:
     """Rows of one run: appended to a file as they come, if there is a folder for them, and counted in a report."""
 
     def __init__(self, out: Path | None, source: Row, *, again: bool = False, retry: bool = False) -> None:
-        """Reads which cells are recorded.
-
-        Args:
-            out: a folder, in which a file is named after day and device, or a file, ``*.jsonl``.
-            source: the provenance of every row.
-            again: measure what the file has already of this code and device, too.
-            retry: measure what failed there, too.
-        """
+        """`out` is a folder, in which a file is named after day and device, or a file, ``*.jsonl``; `source` is every
+        row's provenance. What is recorded of its code and device is not measured again, unless `again` or, of what
+        failed, `retry`."""
         self.source = source
         self.rows: list[Row] = []
         self.skipped: list[str] = []
@@ -96,13 +91,10 @@ def open_results(
     """The results file that a command's options name, with the provenance of this command on this device.
 
     Args:
-        program: the command, ``msdeform bench cpu``.
-        options: its options, of which ``out`` names the file or its folder.
-        device: what is measured.
-        measured: patterns of more files that decide these measurements, beside those that decide all.
+        program: the command, ``msdeform bench cpu``; ``out`` of its options names the file or folder.
+        measured: patterns of files that decide these measurements, beside those that decide all.
         keep: keep rows in the usual folder where ``out`` names none.
-        again: as of :class:`ResultsFile`; what the option says when None.
-        retry: as of :class:`ResultsFile`.
+        again, retry: as of :class:`ResultsFile`; `again` is what the option says when None.
     """
     source = provenance(device, command_line(program, options)) | {"code": code(*measured)}
     again = options.again if again is None else again

@@ -4,15 +4,12 @@
     issue floor   = warp instructions / (multiprocessors * 4 schedulers * clock)
 
 Compulsory bytes are those of every input read once and every result written once; of value no more than the four
-corners of each sample. The instructions are those that :mod:`.instructions` recorded, of our backends with the heads,
-levels and points of Deformable DETR only.
-Neither floor is reached; the higher of the two says what bounds a kernel that comes near it.
+corners of each sample. The instructions are those that ``msdeform bench instructions`` recorded, of our backends with
+the heads, levels and points of Deformable DETR only. Neither floor is reached; the higher of the two says what bounds a
+kernel that comes near it.
 """
 
-from collections.abc import Sequence
-
 import torch
-from torch import Tensor
 
 from ..harness import records
 from ..harness.records import Records, Row
@@ -33,11 +30,7 @@ def compulsory_bytes(case: Case, inputs: OperatorInputs, *, fused: bool, directi
     """Bytes that a forward, a backward or both have to read and write, of one call on these inputs."""
     if direction == "both":
         return sum(compulsory_bytes(case, inputs, fused=fused, direction=one) for one in ("forward", "backward"))
-    if fused:
-        small: Sequence[Tensor] = (inputs.reference_points, inputs.sampling_offsets, inputs.attention_logits)
-    else:
-        small = (inputs.sampling_locations, inputs.attention_weights)
-    value, output = inputs.value, inputs.grad_output
+    (value, *small), output = inputs.of(fused), inputs.grad_output
     corners = 4 * case.points * case.D * value.element_size()
     read = min(value.nbytes, corners) + sum(tensor.nbytes for tensor in small)
     if direction == "forward":

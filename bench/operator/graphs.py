@@ -10,10 +10,9 @@ from typing import Any
 from torch import Tensor
 
 from ...kernels.contract import Sizes
+from .inputs import FUSED, PLAIN
 
 OPSET = 20  # the first in which GridSample's mode is called linear
-PLAIN = ("value", "sampling_locations", "attention_weights")
-FUSED = ("value", "reference_points", "sampling_offsets", "attention_logits")
 
 Engine = Callable[[Sequence[Tensor], Tensor], None]
 """(inputs, output): fills the output"""
@@ -67,24 +66,11 @@ def graph(sizes: Sizes, shapes: Sequence[Sequence[int]], fused: bool) -> bytes:
         start += h * w
     every = node("Concat", *sampled, axis=3)  # (B*H, D, Q, L*P)
     summed = node("ReduceSum", node("Mul", every, weights), constant([3]), keepdims=0)
-    nodes.append(
-        helper.make_node("Transpose", [reshape(summed, B, H * D, Q)], ["output"], perm=(0, 2, 1)),
-    )
-    names = FUSED if fused else PLAIN
-    model = helper.make_model(
-        helper.make_graph(
-            nodes,
-            "multi-scale deformable attention",
-            [
-                helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
-                for name, shape in zip(names, shapes, strict=True)
-            ],
-            [helper.make_tensor_value_info("output", TensorProto.FLOAT, (B, Q, H * D))],
-            constants,
-        ),
-        opset_imports=[helper.make_opsetid("", OPSET)],
-        ir_version=10,
-    )
+    nodes.append(helper.make_node("Transpose", [reshape(summed, B, H * D, Q)], ["output"], perm=(0, 2, 1)))
+    named = [*zip(FUSED if fused else PLAIN, shapes, strict=True), ("output", (B, Q, H * D))]
+    *inputs, output = (helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in named)
+    operator = helper.make_graph(nodes, "multi-scale deformable attention", inputs, [output], constants)
+    model = helper.make_model(operator, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
     onnx.checker.check_model(model, full_check=True)
     return model.SerializeToString()
 

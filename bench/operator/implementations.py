@@ -28,6 +28,7 @@ from ...kernels.reference import extents, locate
 from ...kernels.triton import interpreter
 from ..options import IMPLEMENTATIONS
 from . import graphs
+from .inputs import FUSED
 
 Operator = Callable[[Tensor, Sizes, Tensor, Tensor], Tensor]
 FusedOperator = Callable[[Tensor, Sizes, Tensor, Tensor, Tensor], Tensor]
@@ -129,7 +130,7 @@ def _deterministic(name: str, device: torch.device) -> Implementation:
     return replace(subject, name=f"{name}-deterministic", setting=setting)
 
 
-def _cells(device: torch.device) -> Implementation:
+def _sorted_backward(device: torch.device) -> Implementation:
     """The Triton backend with its sorted backward, and without all else that determinism costs: PyTorch's filling of
     new memory, for one."""
 
@@ -274,7 +275,7 @@ def _engine(name: str, how: str, make: Callable[[bytes, int], graphs.Engine], de
         shapes = tuple(tuple(tensor.shape) for tensor in inputs)
         key = sizes, shapes, torch.get_num_threads()
         if key not in engines:
-            engines[key] = make(graphs.graph(sizes, shapes, fused=len(inputs) == len(graphs.FUSED)), key[-1])
+            engines[key] = make(graphs.graph(sizes, shapes, fused=len(inputs) == len(FUSED)), key[-1])
         B, Q, H = shapes[-1][:3]
         output = torch.empty(B, Q, H * shapes[0][3])
         engines[key](inputs, output)
@@ -449,7 +450,7 @@ _MAKERS: dict[str, Callable[[torch.device], Implementation]] = {
     "reference": lambda device: _backend("reference", device),
     "triton": lambda device: _backend("triton", device),
     "triton-deterministic": lambda device: _deterministic("triton", device),
-    "triton-cells": _cells,
+    "triton-cells": _sorted_backward,
     "cuda": lambda device: _backend("cuda", device),
     "cpu": lambda device: _backend("cpu", device),
     "deformops": lambda device: _deformops("deformops", device),

@@ -10,6 +10,10 @@ from ...kernels.reference import locate
 from ..harness.measure import sets_past_cache
 from .cases import Case
 
+# the differentiable inputs of the two functions, in their order
+PLAIN = ("value", "sampling_locations", "attention_weights")
+FUSED = ("value", "reference_points", "sampling_offsets", "attention_logits")
+
 
 class OperatorInputs(NamedTuple):
     """Inputs of both functions, for the same sampling points and weights."""
@@ -28,6 +32,10 @@ class OperatorInputs(NamedTuple):
     """(B, Q, H, L, P), in value's dtype"""
     grad_output: Tensor
     """(B, Q, H*D)"""
+
+    def of(self, fused: bool) -> list[Tensor]:
+        """Those of one of the functions."""
+        return [getattr(self, name) for name in (FUSED if fused else PLAIN)]
 
 
 def make_inputs(case: Case, dtype: torch.dtype, device: torch.device, seed: int) -> OperatorInputs:

@@ -58,8 +58,11 @@ class Operator(_OfFunction):
     """One function of one implementation on one case: a row for each direction."""
 
     kind: ClassVar[str] = "operator"
-    more: ClassVar[tuple[str, ...]] = ("baseline", "peak_mb", "saved_mb", "composed", "setting", "limits")
-    numbers: ClassVar[tuple[str, ...]] = (*Check._fields, *_TIMING, *_RATIO, *more, *bounds.FIELDS)
+    numbers: ClassVar[tuple[str, ...]] = (
+        *(*Check._fields, *_TIMING, *_RATIO),
+        *("baseline", "peak_mb", "saved_mb", "composed", "setting", "limits"),
+        *bounds.FIELDS,
+    )
     directions: ClassVar[tuple[str, ...]] = DIRECTIONS
 
     def _known(self) -> Row:

@@ -39,7 +39,7 @@ class Settings:
 def measure(jobs: Sequence[Job], settings: Settings, results: ResultsFile, processes: int = 1) -> int:
     """Measure what is not recorded yet, in order; returns how many jobs the deadline left.
 
-    `processes` at a time, for what is not timed: each gets every so-manieth job of a backend.
+    `processes` at a time, for what is not timed: each backend's jobs are dealt out among them.
     """
     found = groups([job for job in jobs if results.to_measure(*job.cells())])
     if processes == 1:

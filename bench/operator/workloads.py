@@ -18,11 +18,7 @@ from ...models.attention import MSDeformAttn
 from ..harness.tables import DIFFERS, HAS_NONE
 from .cases import Case
 from .implementations import Implementation
-from .inputs import OperatorInputs, on_kinks
-
-# the differentiable inputs of the two functions, in their order
-_PLAIN = ("value", "sampling_locations", "attention_weights")
-_FUSED = ("value", "reference_points", "sampling_offsets", "attention_logits")
+from .inputs import FUSED, PLAIN, OperatorInputs, on_kinks
 
 
 @dataclass(frozen=True)
@@ -70,8 +66,7 @@ def operator(case: Case, subject: Implementation, sets: list[OperatorInputs], fu
 
 
 def _leaves(inputs: OperatorInputs, fused: bool, dtype: torch.dtype | None = None) -> tuple[Tensor, ...]:
-    chosen = [getattr(inputs, name) for name in (_FUSED if fused else _PLAIN)]
-    return tuple(tensor.detach().to(dtype or tensor.dtype).requires_grad_() for tensor in chosen)
+    return tuple(tensor.detach().to(dtype or tensor.dtype).requires_grad_() for tensor in inputs.of(fused))
 
 
 def module(
@@ -117,7 +112,7 @@ def truth(case: Case, inputs: OperatorInputs, fused: bool) -> Truth:
     leaves = _leaves(inputs, fused, torch.float64)
     output = function(leaves[0], case.sizes, *leaves[1:], backend="reference")
     gradients = torch.autograd.grad(output, leaves, inputs.grad_output.double())
-    results = {"output": output.detach(), **dict(zip(_FUSED if fused else _PLAIN, gradients, strict=True))}
+    results = {"output": output.detach(), **dict(zip(FUSED if fused else PLAIN, gradients, strict=True))}
     kinks = on_kinks(case, inputs.sampling_locations)
     if fused:  # a reference point moves the points of every head
         return Truth(results, {"reference_points": kinks.any(4).any(2), "sampling_offsets": kinks})

@@ -8,7 +8,6 @@ each with its own interval; what is not this project's code is then compared, to
 
 import math
 import statistics
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -48,16 +47,16 @@ class Change:
             return "faster" if not noisy else "faster? (noisy)"
         return "noisy" if noisy else "same"
 
-    @property
-    def ours(self) -> bool:
-        return bool(self.after.get("ours", True))
+    def line(self) -> tuple[str, ...]:
+        """Its cells in a report."""
+        known = self.ratio is not None
+        ratio, interval = (f"{self.ratio:.2f}", f"{self.low:.2f}-{self.high:.2f}") if known else ("-", "-")
+        return " ".join(map(str, self.cell)), microseconds(self.before), microseconds(self.after), ratio, interval
 
 
 def run(options: CompareOptions) -> int:
     """``msdeform bench compare``: prints ratios; returns 1 if something became slower or fails now."""
-    found = records.read(*options.results)
-    for sentence in found.broken:
-        print(sentence, file=sys.stderr)
+    found = records.read_and_warn(options.results)
     rows = [row for row in found.rows if row["kind"] in _KINDS]
     dimension = select(rows, options.before, options.after)
     changes = compare(rows, dimension, options.before, options.after)
@@ -121,19 +120,15 @@ def _change(cell: tuple[Any, ...], before: Row, after: Row) -> Change:
     if one != other and after.get("baseline") == one:
         return Change(shown, before, after, after["ratio"], after["ratio_low"], after["ratio_high"], paired=True)
     if one != other and before.get("baseline") == other:
-        interval = 1 / before["ratio_high"], 1 / before["ratio_low"]
-        return Change(shown, before, after, 1 / before["ratio"], *interval, paired=True)
+        ratio, high, low = (1 / before[name] for name in ("ratio", "ratio_low", "ratio_high"))
+        return Change(shown, before, after, ratio, low, high, paired=True)
     paired = one != other and before.get("baseline") is not None and before["baseline"] == after.get("baseline")
-    name = "ratio" if paired else "median"
-    unit = "" if paired else "_us"
-    ratio = after[name + unit] / before[name + unit]
+    names = ("ratio", "ratio_low", "ratio_high") if paired else ("median_us", "median_low_us", "median_high_us")
+    (middle, *ends), (middle_after, *ends_after) = ([row[name] for name in names] for row in (before, after))
+    ratio = middle_after / middle
     # the two sides are independent: widths of their intervals add up as squares, in logarithms
-    width = math.hypot(*(_log_width(row[f"{name}_low{unit}"], row[f"{name}_high{unit}"]) for row in (before, after)))
-    return Change(shown, before, after, ratio, ratio / math.exp(width), ratio * math.exp(width), paired=paired)
-
-
-def _log_width(low: float, high: float) -> float:
-    return math.log(high / low) / 2
+    width = math.exp(math.hypot(*(math.log(high / low) / 2 for low, high in (ends, ends_after))))
+    return Change(shown, before, after, ratio, ratio / width, ratio * width, paired=paired)
 
 
 def report(changes: Sequence[Change], threshold: float, dimension: str, names: tuple[str, str]) -> str:
@@ -149,21 +144,10 @@ def report(changes: Sequence[Change], threshold: float, dimension: str, names: t
     head = [
         f"{letter}: {what} {_full(changes, dimension, letter, name)}" for letter, name in zip("AB", names, strict=True)
     ]
-    lines: list[Sequence[str]] = [("cell", "A, us", "B, us", "B/A", "95% interval", "")]
-    for change in changes:
-        known = change.ratio is not None
-        lines.append(
-            (
-                " ".join(str(part) for part in change.cell),
-                microseconds(change.before),
-                microseconds(change.after),
-                f"{change.ratio:.2f}" if known else "-",
-                f"{change.low:.2f}-{change.high:.2f}" if known else "-",
-                change.verdict(threshold),
-            )
-        )
+    columns = ("cell", "A, us", "B, us", "B/A", "95% interval", "")
+    lines = [columns, *((*change.line(), change.verdict(threshold)) for change in changes)]
     notes = []
-    control = [change.ratio for change in changes if change.ratio is not None and not change.ours]
+    control = [one.ratio for one in changes if one.ratio is not None and not one.after.get("ours", True)]
     if dimension != "backend" and control:
         drift = statistics.median(control)
         notes = [f"code that is not this project's takes {drift:.2f} times as long in B: {len(control)} cells"]

@@ -6,7 +6,6 @@ to date.
 """
 
 import re
-import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -32,9 +31,7 @@ _NONE = "No such row is recorded yet."
 
 def run(options: RenderOptions) -> int:
     """``msdeform bench render``: writes, or with --check compares; returns 1 where something was not up to date."""
-    found = records.read(*options.results)
-    for sentence in found.broken:
-        print(sentence, file=sys.stderr)
+    found = records.read_and_warn(options.results)
     stale = {path: content for path, content in rendered(options.root, found).items() if not _same(path, content)}
     for path, content in stale.items():
         print(f"{path.relative_to(options.root)} {'differs from its rows' if options.check else 'rendered'}")

@@ -1,7 +1,5 @@
 """``msdeform bench roofline``: recorded speeds under what the device could do, drawn."""
 
-import sys
-
 from ...common.files import atomic_file
 from ..harness import records
 from ..harness.tables import aligned
@@ -12,9 +10,7 @@ from .tables import floors
 
 def run(options: RooflineOptions) -> int:
     """``msdeform bench roofline``: prints the floors of every row of a GPU, and draws them."""
-    found = records.read(*options.results)
-    for sentence in found.broken:
-        print(sentence, file=sys.stderr)
+    found = records.read_and_warn(options.results)
     rows = plots.roofs(found.of("operator"))
     if not rows:
         raise ValueError(

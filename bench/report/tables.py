@@ -3,15 +3,16 @@
 A ratio, and the word fastest, come from measured rows alone, and say how many there are.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 
 from ..harness.records import Row
 from ..harness.tables import (
     CELL,
-    DIFFERS,
     HAS_NONE,
     Column,
     Line,
+    failed,
     fields,
     lines_of,
     microseconds,
@@ -39,17 +40,15 @@ def _state(rows: Sequence[Row]) -> str:
     """Of one implementation on one case."""
     if not rows:
         return "not measured"
-    measured = sum(row["median_us"] is not None for row in rows)
-    further_off = sum((row["failure"] or "").startswith(DIFFERS) for row in rows)
-    absent = sum(row["failure"] == HAS_NONE for row in rows)
-    failed = len(rows) - measured - further_off - absent
-    parts = [
-        (measured, "measured"),
-        (further_off, "wrong" if rows[0].get("ours") else "differing"),
-        (failed, "failed"),
-        (absent, "has none"),
-    ]
-    return ", ".join(f"{count} {what}" for count, what in parts if count)
+    differs = "wrong" if rows[0].get("ours") else "differing"
+
+    def state(row: Row) -> str:
+        if row["failure"] == HAS_NONE:
+            return "has none"
+        return "measured" if row["median_us"] is not None else differs if failed(row) != "failed" else "failed"
+
+    counts = Counter(map(state, rows))
+    return ", ".join(f"{counts[one]} {one}" for one in ("measured", differs, "failed", "has none") if counts[one])
 
 
 def fastest(rows: Sequence[Row]) -> list[str]:
@@ -64,10 +63,9 @@ def fastest(rows: Sequence[Row]) -> list[str]:
     compared = {
         cell: sorted(found, key=lambda row: row["median_us"]) for cell, found in cells.items() if len(found) > 1
     }
-    won: dict[str, int] = {}
-    for first, second, *_ in compared.values():
-        if first["median_high_us"] < second["median_low_us"]:
-            won[first["backend"]] = won.get(first["backend"], 0) + 1
+    won = Counter(
+        first["backend"] for first, second, *_ in compared.values() if first["median_high_us"] < second["median_low_us"]
+    )
     sentences = [
         f"`{name}` was the fastest of those measured in {count} of {len(compared)} cells."
         for name, count in won.items()

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from msdeform.bench.harness import provenance as module
-from msdeform.bench.harness.provenance import provenance
+from msdeform.bench.harness.provenance import command_line, provenance
+from msdeform.bench.options import OperatorsOptions, SeedsOptions
 
 CPU = torch.device("cpu")
 
@@ -44,3 +45,12 @@ def test_commit_and_dirty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert provenance(CPU, [])["dirty"] is False  # results being appended
     (tmp_path / "code.py").write_text("2\n")
     assert provenance(CPU, [])["dirty"] is True
+
+
+def test_the_place_of_the_rows_is_no_part_of_the_command() -> None:
+    options = OperatorsOptions(quick=True, out=Path("x"), backends=("core", "fakes:wrong"), limit=2)
+    assert command_line("msdeform bench", options) == [
+        *("msdeform", "bench", "--backends", "core", "fakes:wrong", "--quick", "--limit", "2")
+    ]
+    seeds = SeedsOptions(data=Path("somewhere/four"), runs=Path("elsewhere/runs"))
+    assert command_line("msdeform bench seeds", seeds)[3:] == ["--data", "four"]

@@ -11,10 +11,9 @@ import pytest
 import torch
 
 from msdeform.bench.harness import records
-from msdeform.bench.harness.provenance import command_line
 from msdeform.bench.harness.results_file import ResultsFile
 from msdeform.bench.operator import jobs, operators
-from msdeform.bench.options import IMPLEMENTATIONS, OperatorsOptions, SeedsOptions
+from msdeform.bench.options import IMPLEMENTATIONS
 from msdeform.cli import main
 from msdeform.kernels.diagnostics.options import BACKENDS
 from tests.house.project import ROOT
@@ -187,12 +186,3 @@ def test_slips(words: list[str], sentence: str, capsys: pytest.CaptureFixture[st
         main(["bench", *words])
     assert stop.value.code == 2
     assert capsys.readouterr().err.startswith(f"msdeform bench: {sentence}")
-
-
-def test_the_place_of_the_rows_is_no_part_of_the_command() -> None:
-    options = OperatorsOptions(quick=True, out=Path("x"), backends=("core", "fakes:wrong"), limit=2)
-    assert command_line("msdeform bench", options) == [
-        *("msdeform", "bench", "--backends", "core", "fakes:wrong", "--quick", "--limit", "2")
-    ]
-    seeds = SeedsOptions(data=Path("somewhere/four"), runs=Path("elsewhere/runs"))
-    assert command_line("msdeform bench seeds", seeds)[3:] == ["--data", "four"]

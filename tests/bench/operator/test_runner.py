@@ -1,11 +1,6 @@
-"""Jobs in processes, several at a time where nothing is timed, and the file that their rows go to."""
+"""Jobs in processes, several at a time where nothing is timed."""
 
-import os
-import signal
-import subprocess
-import sys
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +13,9 @@ from msdeform.bench.operator import implementations, runner
 from msdeform.bench.operator.jobs import Correctness, Job, Kernels
 from msdeform.bench.operator.runner import Settings
 from msdeform.kernels import registry
-from tests.house.project import ROOT
 
 SOURCE: dict[str, Any] = {"code": "c", "device": "cpu", "host_cpu": "x"}
 SETTINGS = Settings(torch.device("cpu"))
-
-
-def new(results: ResultsFile, *jobs: Job) -> list[Job]:
-    return [job for job in jobs if results.to_measure(*job.cells())]
 
 
 def jobs_of(*backends: str) -> list[Job]:
@@ -86,49 +76,3 @@ def test_correctness_and_kernels_in_processes_of_their_own(tmp_path: Path) -> No
         if row["kind"] == "correctness":
             assert 0 < row["error"] <= row["bound"]
     assert runner.measure(planned[:3], SETTINGS, ResultsFile(tmp_path / "rows.jsonl", SOURCE)) == 0
-
-
-def test_rows_go_to_the_file_that_is_named(tmp_path: Path) -> None:
-    [job, other, *_] = jobs_of("one", "two")
-    first = ResultsFile(tmp_path / "rows.jsonl", SOURCE)
-    for row in [*job.unmeasured(None), *other.unmeasured("wrong")]:
-        first.add(row)
-    assert [file.name for file in tmp_path.iterdir()] == ["rows.jsonl"]
-    assert new(ResultsFile(tmp_path / "rows.jsonl", SOURCE), job, other) == []
-    # what failed may be asked for again, once it was right no more
-    assert new(ResultsFile(tmp_path / "rows.jsonl", SOURCE, retry=True), job, other) == [other]
-    retried = ResultsFile(tmp_path / "rows.jsonl", SOURCE, retry=True)
-    for row in other.unmeasured(None):
-        retried.add(row)
-    assert new(ResultsFile(tmp_path / "rows.jsonl", SOURCE, retry=True), job, other) == []
-    assert new(ResultsFile(tmp_path / "rows.jsonl", SOURCE | {"code": "d"}), job, other) == [job, other]
-
-
-def test_a_worker_ends_when_the_run_that_started_it_is_gone(tmp_path: Path) -> None:
-    """A run that is killed outright cannot end its workers, which have sessions of their own."""
-    code = """
-import subprocess, sys
-child = "from msdeform.bench.harness.isolate import *; watch_parent(); print('up', flush=True); time.sleep(60)"
-one = subprocess.Popen([sys.executable, "-c", child], start_new_session=True, stdout=subprocess.PIPE)
-one.stdout.readline()
-print(one.pid, flush=True)
-one.wait()
-"""
-    parent = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    assert parent.stdout is not None
-    pid = int(parent.stdout.readline())
-    parent.send_signal(signal.SIGKILL)
-    parent.wait()
-    end = time.monotonic() + 15
-    while _alive(pid) and time.monotonic() < end:
-        time.sleep(0.2)
-    assert not _alive(pid)
-
-
-def _alive(pid: int) -> bool:
-    """Whether a process runs; one that ended and was not waited for does not."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
