@@ -1,4 +1,4 @@
-"""``make gpu``: all that a machine with a GPU has to say, in calls of under ten minutes, the most important first.
+"""``make gpu``: all checks and measurements on a GPU, in calls of under ten minutes, the most important first.
 
     python -m msdeform.bench.gpu --out DIR    # go on where the last call stopped; rows and logs in DIR
     python -m msdeform.bench.gpu --quick      # small shapes, on a CPU too; the default where there is no GPU
@@ -49,7 +49,7 @@ PROGRAM = "python -m msdeform.bench.gpu"
 
 @dataclass(frozen=True)
 class GpuOptions:
-    """All that a machine with a GPU has to say, in calls of under ten minutes, the most important first."""
+    """All checks and measurements on a GPU, in calls of under ten minutes, the most important first."""
 
     quick: bool = False
     """Small shapes; the default where there is no GPU."""
@@ -79,7 +79,7 @@ class GpuOptions:
 
 @dataclass(frozen=True)
 class StageOptions(GpuOptions):
-    """What a call tells the process of a stage."""
+    """Options of the process that runs one stage."""
 
     stage: str = ""
     """The stage to run in this process."""

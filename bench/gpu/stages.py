@@ -1,7 +1,7 @@
-"""What ``python -m msdeform.bench.gpu`` does, stage by stage, the most important first: each in a process of its own.
+"""The stages of ``python -m msdeform.bench.gpu``, the most important first; each runs in a process of its own.
 
-A stage gets what time it has, adds rows to the one file as they come, and says what failed and what is left. It does
-not do again what the file holds of this code on this device.
+A stage has a time limit, adds rows to one file as they come, and reports failures and what it had no time for. It does
+not repeat what the file holds of this code on this device.
 """
 
 import contextlib
@@ -74,7 +74,7 @@ class Run:
     """folder for training runs and their data"""
     failures: list[str] = field(default_factory=list)
     unfinished: list[str] = field(default_factory=list)
-    """what the time did not suffice for"""
+    """what there was no time for"""
 
     @property
     def seconds_left(self) -> float:
