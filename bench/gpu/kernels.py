@@ -5,7 +5,7 @@ the L2 cache, as in :mod:`.measure`. What fails its check against float64 gets n
 """
 
 import statistics
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch.autograd import DeviceType
@@ -47,20 +47,25 @@ def rows(job: Kernels, peer: Implementation, device: torch.device) -> Iterator[R
 
 def _profiled(work: workloads.Workload, device: torch.device) -> list[tuple[str, float]]:
     """Name and microseconds of every launch, on a CPU of every operator, of PASSES passes."""
-    on_gpu = device.type == "cuda"
-    for i in range(_WARM_UP):
-        work.both(i)
-    with torch.profiler.profile(
-        activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
-    ) as recorded:
-        for i in range(PASSES):
-            work.both(i)
-        if on_gpu:
-            torch.cuda.synchronize(device)
-    events = recorded.events() or ()
-    if on_gpu:
+    events = recorded(work.both, device, PASSES, warm_up=_WARM_UP).events() or ()
+    if device.type == "cuda":
         return [(event.name, event.time_range.elapsed_us()) for event in events if event.device_type == DeviceType.CUDA]
     return [(event.name, event.self_cpu_time_total) for event in events]
+
+
+def recorded(call: Callable[[int], object], device: torch.device, passes: int, warm_up: int) -> torch.profiler.profile:
+    """The profiler's record of so many calls, after others that are not recorded."""
+    on_gpu = device.type == "cuda"
+    for i in range(warm_up):
+        call(i)
+    with torch.profiler.profile(
+        activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+    ) as record:
+        for i in range(passes):
+            call(i)
+        if on_gpu:
+            torch.cuda.synchronize(device)
+    return record
 
 
 def summary(launches: Iterable[tuple[str, float]], passes: int) -> Row:

@@ -1,4 +1,4 @@
-"""What was predicted before a device was asked, beside what it said.
+"""Predicted times beside measured ones.
 
 A row of kind ``prediction`` names a part of a pass: ``forward`` or ``backward`` of the fused function, held against the
 operator's row, or a piece of a kernel's name, held against the profiled kernels. Rows are committed before the run.

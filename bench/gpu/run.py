@@ -1,4 +1,4 @@
-"""``make gpu``: all that a machine with a GPU has to say, in calls of under ten minutes, the most important first.
+"""``make gpu``: all checks and measurements on a GPU, in calls of under ten minutes, the most important first.
 
     python -m msdeform.bench.gpu --out DIR    # go on where the last call stopped; rows and logs in DIR
     python -m msdeform.bench.gpu --quick      # small shapes, on a CPU too; the default where there is no GPU
@@ -56,7 +56,7 @@ def _check_stage(option: str, name: str) -> None:
 
 @dataclass(frozen=True)
 class GpuOptions(Options):
-    """All that a machine with a GPU has to say, in calls of under ten minutes, the most important first."""
+    """All checks and measurements on a GPU, in calls of under ten minutes, the most important first."""
 
     quick: bool = False
     """Small shapes; the default where there is no GPU."""
@@ -78,9 +78,9 @@ class GpuOptions(Options):
 
 @dataclass(frozen=True)
 class StageOptions(GpuOptions):
-    """What a call tells the process of a stage."""
+    """Options of the process that runs one stage."""
 
-    here: str = ""
+    stage: str = ""
     """The stage to run in this process."""
     limit: float = 0.0
     """Seconds that it may take."""
@@ -91,11 +91,11 @@ class StageOptions(GpuOptions):
 def main(argv: list[str] | None = None) -> int:
     """Runs the stages, or one of them in this process; returns 1 if one failed in this call."""
     words = list(sys.argv[1:] if argv is None else argv)
-    options = parse(StageOptions if "--here" in words else GpuOptions, words, PROGRAM)
+    options = parse(StageOptions if "--stage" in words else GpuOptions, words, PROGRAM)
     device = usual_device()
     options = replace(options, quick=options.quick or device.type == "cpu")
     if isinstance(options, StageOptions):
-        return _stage(options, device)
+        return _run_here(options, device)
     print(
         f"{device_name(device)}{' (reduced form)' if options.quick else ''}, rows and logs in {options.out}", flush=True
     )
@@ -111,7 +111,7 @@ def main(argv: list[str] | None = None) -> int:
     left: list[str] = []
     failures: list[str] = []
     for stage in [*new, *failed]:
-        reason = stage.impossible(device)
+        reason = stage.unavailable(device)
         seconds = min(stage.seconds, deadline - time.monotonic())
         if reason is not None:
             print(f"{stage.name}: {reason}", flush=True)
@@ -122,7 +122,7 @@ def main(argv: list[str] | None = None) -> int:
         else:
             print(f"== {stage.name}, at most {seconds:.0f} s", flush=True)
             begun = time.monotonic()
-            failure = _apart(stage, options, seconds, retry=stage in failed)
+            failure = _run_in_process(stage, options, seconds, retry=stage in failed)
             took = time.monotonic() - begun
             if failure is not None and seconds < stage.seconds and _ran_out(failure):
                 left.append(f"{stage.name} ({failure})")  # the call's time, not its own
@@ -154,10 +154,10 @@ def _todo(stages: Sequence[Stage], rows: Sequence[Row]) -> tuple[list[Stage], li
     return new, failed
 
 
-def _apart(stage: Stage, options: "GpuOptions", seconds: float, *, retry: bool) -> str | None:
+def _run_in_process(stage: Stage, options: "GpuOptions", seconds: float, *, retry: bool) -> str | None:
     """Run a stage in a process of its own; returns its failure in a sentence."""
-    mine = StageOptions(**vars(options), here=stage.name, limit=round(seconds), retry=retry)
-    command = [sys.executable, "-m", "msdeform.bench.gpu", *spelled(mine)]
+    options_of_stage = StageOptions(**vars(options), stage=stage.name, limit=round(seconds), retry=retry)
+    command = [sys.executable, "-m", "msdeform.bench.gpu", *spelled(options_of_stage)]
     try:
         status, last = logged(command, options.out / stage.log, seconds + _GRACE, title=stage.name)
     except Stopped:
@@ -172,22 +172,22 @@ def _ran_out(failure: str) -> bool:
     return failure.startswith(_OUT_OF_TIME)
 
 
-def _stage(options: StageOptions, device: torch.device) -> int:
+def _run_here(options: StageOptions, device: torch.device) -> int:
     """Run one stage in this process, within its limit; its last line is its failure, if it has one."""
     deadline = time.monotonic() + options.limit
-    [stage] = [stage for stage in stages.STAGES if stage.name == options.here]
-    told = GpuOptions(**{field.name: getattr(options, field.name) for field in fields(GpuOptions)})
-    source = provenance(device, command_line(PROGRAM, told))
+    [stage] = [stage for stage in stages.STAGES if stage.name == options.stage]
+    of_user = GpuOptions(**{field.name: getattr(options, field.name) for field in fields(GpuOptions)})
+    source = provenance(device, command_line(PROGRAM, of_user))
     book = ResultsFile(options.out / ROWS, source, again=options.again, retry=options.retry)
     settings = Settings(device, seconds=options.seconds, deadline=deadline, threads=torch.get_num_threads())
     run = Run(settings, book, options.quick, options.runs)
-    stage.act(run)
+    stage.function(run)
     book.report()
     sys.stdout.flush()
     for failure in run.failures:
         print(failure)
-    if run.left:
-        print(f"{_OUT_OF_TIME} {options.limit:.0f} s: {'; '.join(run.left)}")
+    if run.unfinished:
+        print(f"{_OUT_OF_TIME} {options.limit:.0f} s: {'; '.join(run.unfinished)}")
     elif len(run.failures) > 1:
         print(f"{len(run.failures)} failures, the first: {run.failures[0]}")
-    return 1 if run.failures or run.left else 0
+    return 1 if run.failures or run.unfinished else 0

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
+from itertools import product
 from multiprocessing import get_context
 
 import torch
@@ -29,10 +30,11 @@ from ..operator import cases, workloads
 from ..operator.inputs import OperatorInputs, make_inputs
 from ..options import SearchOptions
 
-Settings = Mapping[str, int | None]
+Choice = Mapping[str, int | None]
+"""launch parameters by name; None leaves one to the compiler"""
 FORWARD, BACKWARD = "forward", "sorted backward"
-BANDS: tuple[Settings, ...] = ({"BAND": 0}, {"BAND": 8})
-WALKS: tuple[Settings, ...] = ({"RUN": 16}, {"RUN": 32}, {"RUN": 64})
+BANDS: tuple[Choice, ...] = ({"BAND": 0}, {"BAND": 8})
+WALKS: tuple[Choice, ...] = ({"RUN": 16}, {"RUN": 32}, {"RUN": 64})
 _PROCESSES = 8
 
 
@@ -47,24 +49,22 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{PROGRAM}: torch finds no CUDA device, and only on one do times say anything", file=sys.stderr)
         return 1
     book = ResultsFile(folder(options.out, keep=True), provenance(device, command_line(PROGRAM, options)), again=True)
-    for name in options.cases:
-        for dtype in options.dtypes:
-            if not (options.bands or options.walks):
-                add(book, rows(name, dtype, FORWARD, tiles(name, dtype, device), device, options.seconds))
-            if options.bands:
-                add(book, rows(name, dtype, FORWARD, BANDS, device, options.seconds))
-            if options.walks:
-                add(book, rows(name, dtype, BACKWARD, WALKS, device, options.seconds))
+    for name, dtype in product(options.cases, options.dtypes):
+        searches: list[tuple[str, Sequence[Choice]]] = []
+        if not (options.bands or options.walks):
+            searches.append((FORWARD, tiles(name, dtype, device)))
+        if options.bands:
+            searches.append((FORWARD, BANDS))
+        if options.walks:
+            searches.append((BACKWARD, WALKS))
+        for kernel, choices in searches:
+            for row in rows(name, dtype, kernel, choices, device, options.seconds):
+                book.add(row)
     print(table(book.rows))
     return 1 if any(row["failure"] is not None for row in book.rows) else 0
 
 
-def add(book: ResultsFile, found: Iterator[Row]) -> None:
-    for row in found:
-        book.add(row)
-
-
-def tiles(case: str, dtype: str, device: torch.device) -> list[Settings]:
+def tiles(case: str, dtype: str, device: torch.device) -> list[Choice]:
     """Half and twice the launcher's tile, over as many warps and over half and twice as many, each with its limit of
     registers and with none."""
     from . import variants
@@ -84,7 +84,7 @@ def rows(
     case: str,
     dtype: str,
     kernel: str,
-    choices: Sequence[Settings],
+    choices: Sequence[Choice],
     device: torch.device,
     seconds: float,
     processes: int = _PROCESSES,
@@ -92,7 +92,7 @@ def rows(
     """A row for each choice, against the first: ``choice`` in words, the timing, and the ratio of its times."""
     context = get_context("spawn")
     with ProcessPoolExecutor(min(processes, len(choices)), mp_context=context) as pool:
-        waiting = [pool.submit(wrong, case, dtype, kernel, choice, device) for choice in choices]
+        waiting = [pool.submit(difference, case, dtype, kernel, choice, device) for choice in choices]
         failures = [_answer(future.result) for future in waiting]
     right = [choice for choice, failure in zip(choices, failures, strict=True) if failure is None]
     times: list[list[float]] = []
@@ -100,20 +100,20 @@ def rows(
         first = _inputs(case, dtype, device)
         more = measure.sets_past_cache(first, device)
         sets = [first, *(_inputs(case, dtype, device, seed) for seed in range(1, more))]
-        calls = [_rotating(case, kernel, choice, sets) for choice in right]
+        calls = [_rotating_call(case, kernel, choice, sets) for choice in right]
         with torch.no_grad():
             times = measure.time_in_turn(calls, device, seconds)
     lead = {"kind": "variant", "case": case, "dtype": dtype, "kernel": kernel}
     for choice, failure in zip(choices, failures, strict=True):
-        row: Row = {**lead, "choice": words(choice), "failure": failure, "median_us": None, "ratio": None}
+        row: Row = {**lead, "choice": described(choice), "failure": failure, "median_us": None, "ratio": None}
         if failure is None:
             taken = times[right.index(choice)]
             row |= asdict(measure.summary(taken)) | asdict(measure.paired(taken, times[0]))
-            row["beside"] = words(right[0])
+            row["beside"] = described(right[0])
         yield row
 
 
-def wrong(case: str, dtype: str, kernel: str, choice: Settings, device: torch.device) -> str | None:
+def difference(case: str, dtype: str, kernel: str, choice: Choice, device: torch.device) -> str | None:
     """What a choice gets wrong of the output or of a gradient, at the tests' tolerance; None where it is right."""
     found, inputs = cases.find(case), _inputs(case, dtype, device)
     truth = workloads.truth(found, inputs, fused=True)
@@ -134,14 +134,14 @@ def _answer(result: Callable[[], str | None]) -> str | None:
         return workloads.sentence(error)
 
 
-def _prepared(case: str, kernel: str, choice: Settings, inputs: OperatorInputs) -> Callable[[], dict[str, Tensor]]:
+def _prepared(case: str, kernel: str, choice: Choice, inputs: OperatorInputs) -> Callable[[], dict[str, Tensor]]:
     from . import variants
 
     make = variants.forward if kernel == FORWARD else variants.sorted_backward
     return make(inputs, cases.find(case).sizes, choice)
 
 
-def _rotating(case: str, kernel: str, choice: Settings, sets: list[OperatorInputs]) -> measure.Call:
+def _rotating_call(case: str, kernel: str, choice: Choice, sets: list[OperatorInputs]) -> measure.Call:
     prepared = [_prepared(case, kernel, choice, inputs) for inputs in sets]
     return lambda i: prepared[i % len(prepared)]()
 
@@ -150,7 +150,7 @@ def _inputs(case: str, dtype: str, device: torch.device, seed: int = 0) -> Opera
     return make_inputs(cases.find(case), DTYPES[dtype], device, seed)
 
 
-def words(choice: Settings) -> str:
+def described(choice: Choice) -> str:
     return " ".join(f"{name}={'free' if value is None else value}" for name, value in choice.items())
 
 

@@ -1,7 +1,7 @@
-"""What ``python -m msdeform.bench.gpu`` does, stage by stage, the most important first: each in a process of its own.
+"""The stages of ``python -m msdeform.bench.gpu``, the most important first; each runs in a process of its own.
 
-A stage gets what time it has, adds rows to the one file as they come, and says what failed and what is left. It does
-not do again what the file holds of this code on this device.
+A stage has a time limit, adds rows to one file as they come, and reports failures and what it had no time for. It does
+not repeat what the file holds of this code on this device.
 """
 
 import contextlib
@@ -13,10 +13,11 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from importlib import import_module
+from importlib import import_module, metadata
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from ..harness import records
 from ..harness.records import Records, Row
 from ..harness.results_file import ResultsFile
 from ..harness.tables import aligned, operator_table
+from ..models.published import MODELS, REDUCED_MODELS
 from ..operator import cases, implementations, jobs
 from ..operator.jobs import plan
 from ..operator.runner import Settings, measure
@@ -72,8 +74,8 @@ class Run:
     runs: Path = Path("runs/seeds")
     """folder for training runs and their data"""
     failures: list[str] = field(default_factory=list)
-    left: list[str] = field(default_factory=list)
-    """what the time did not suffice for"""
+    unfinished: list[str] = field(default_factory=list)
+    """what there was no time for"""
 
     @property
     def seconds_left(self) -> float:
@@ -84,7 +86,11 @@ class Run:
         left = measure(planned, self.settings, self.book, processes)
         print(file=sys.stderr)
         if left:
-            self.left.append(f"{left} measurements")
+            self.unfinished.append(f"{left} measurements")
+
+    def add(self, rows: Iterable[Row]) -> None:
+        for row in rows:
+            self.book.add(row)
 
     def rows(self, kind: str) -> list[Row]:
         """What there is of a kind, of this code on this device; of rows with one key the last."""
@@ -109,12 +115,12 @@ class Run:
         name = module.partition(".")[0]
         minutes = self.seconds_left / 60 if minutes is None else minutes
         if minutes < _LEAST_MINUTES:
-            self.left.append(f"{name}: less than a minute was left")
+            self.unfinished.append(f"{name}: less than a minute was left")
             return
         options = replace(options, quick=self.quick, minutes=round(minutes, 1), out=self.book.path)
         left = import_module(f"..models.{module}", __package__).measure_rows(options)
         if left:
-            self.left.append(f"{name}: {left}")
+            self.unfinished.append(f"{name}: {left}")
 
 
 @dataclass(frozen=True)
@@ -122,23 +128,23 @@ class Stage:
     """One stage, and what it needs."""
 
     name: str
-    act: Callable[[Run], None]
+    function: Callable[[Run], None]
     log: str
     """the file that what it prints is appended to; stages share one, since few files come back from some machines"""
     seconds: float
     """that it may take"""
-    needs: tuple[str, ...] = ()
-    """packages, by the names that they are imported by"""
+    packages: tuple[str, ...] = ()
+    """that it imports, by their names"""
     program: str | None = None
-    """and a program"""
+    """that it runs"""
     gpu: bool = True
-    """whether it does nothing without one"""
+    """whether it needs a CUDA device"""
 
-    def impossible(self, device: torch.device) -> str | None:
+    def unavailable(self, device: torch.device) -> str | None:
         """Why it cannot be done here, in a sentence, or None."""
         if self.gpu and device.type != "cuda":
             return "not run: needs a CUDA device, and torch finds none"
-        missing = [name for name in self.needs if importlib.util.find_spec(name) is None]
+        missing = [name for name in self.packages if importlib.util.find_spec(name) is None]
         if self.program is not None and shutil.which(self.program) is None:
             missing.append(f"{self.program}, which comes with the CUDA toolkit")
         return f"not run: needs {' and '.join(missing)}" if missing else None
@@ -225,38 +231,33 @@ def operator_compiled(run: Run) -> None:
 
 def hardware_counters(run: Run) -> None:
     """Counters by ncu; the first refusal ends it, since the next would be the same."""
-    done = run.rows("counters")
-    for case in MAIN:
-        for dtype in _BOTH:
-            for backend in _OURS:
-                if any((row["case"], row["dtype"], row["backend"]) == (case, dtype, backend) for row in done):
-                    continue
-                if run.seconds_left < 10:
-                    run.left.append(f"counters of {case}, {dtype}, {backend}")
-                    continue
-                try:
-                    found = counters.count(case, dtype, backend, run.seconds_left)
-                except counters.NotCounted as error:
-                    run.failures.append(str(error))
-                    return
-                for row in found:
-                    run.book.add(row)
-                print(counters.table(found), flush=True)
+    recorded = {(row["case"], row["dtype"], row["backend"]) for row in run.rows("counters")}
+    for case, dtype, backend in product(MAIN, _BOTH, _OURS):
+        if (case, dtype, backend) in recorded:
+            continue
+        if run.seconds_left < 10:
+            run.unfinished.append(f"counters of {case}, {dtype}, {backend}")
+            continue
+        try:
+            found = counters.count(case, dtype, backend, run.seconds_left)
+        except counters.NotCounted as error:
+            run.failures.append(str(error))
+            return
+        run.add(found)
+        print(counters.table(found), flush=True)
 
 
 def variants(run: Run) -> None:
     """Queries in bands or as they lie, and points of a walk, side by side."""
-    for kernel, choices in ((search.FORWARD, search.BANDS), (search.BACKWARD, search.WALKS)):
-        for dtype in _BOTH:
-            keys = [("variant", MAIN[0], dtype, kernel, search.words(choice)) for choice in choices]
-            if run.book.has(*keys):
-                continue
-            if run.seconds_left < 30:
-                run.left.append(f"{kernel}, {dtype}")
-                continue
-            for row in search.rows(MAIN[0], dtype, kernel, choices, run.settings.device, run.settings.seconds):
-                run.book.add(row)
-            print(search.table(run.rows("variant")), flush=True)
+    compared = ((search.FORWARD, search.BANDS), (search.BACKWARD, search.WALKS))
+    for (kernel, choices), dtype in product(compared, _BOTH):
+        if run.book.has(*(("variant", MAIN[0], dtype, kernel, search.described(choice)) for choice in choices)):
+            continue
+        if run.seconds_left < 30:
+            run.unfinished.append(f"{kernel}, {dtype}")
+            continue
+        run.add(search.rows(MAIN[0], dtype, kernel, choices, run.settings.device, run.settings.seconds))
+        print(search.table(run.rows("variant")), flush=True)
     run.failures += [
         f"{row['kernel']}, {row['choice']}: {row['failure']}" for row in run.rows("variant") if row["failure"]
     ]
@@ -268,14 +269,14 @@ def verify(run: Run) -> None:
 
     def check(backend: str, dtype: str) -> str | None:
         words = ["verify", "--backend", backend, "--dtype", dtype]
-        return _said([sys.executable, "-m", "msdeform", *words], run, " ".join(words))
+        return _failure_of([sys.executable, "-m", "msdeform", *words], run, " ".join(words))
 
     with ThreadPoolExecutor(PROCESSES) as pool:
         answers = [pool.submit(check, backend, dtype) for backend in backends for dtype in _EVERY]
         run.failures += [failure for answer in answers if (failure := answer.result()) is not None]
 
 
-def _said(command: list[str], run: Run, name: str, environment: dict[str, str] | None = None) -> str | None:
+def _failure_of(command: list[str], run: Run, name: str, environment: dict[str, str] | None = None) -> str | None:
     """Run a command in what time is left, and print what it says at its end; returns its failure in a sentence."""
     limit = max(1.0, run.seconds_left)
     try:
@@ -295,23 +296,23 @@ def _said(command: list[str], run: Run, name: str, environment: dict[str, str] |
 def _tests(run: Run, paths: Sequence[str], processes: int = 12) -> None:
     # pytest's own settings here ask for plug-ins that a bare machine lacks
     options = ["-o", "addopts=--import-mode=importlib --strict-markers", "-p", "no:cacheprovider"]
-    together = ["-n", str(processes)] if processes > 1 and importlib.util.find_spec("xdist") is not None else []
+    parallel = ["-n", str(processes)] if processes > 1 and importlib.util.find_spec("xdist") is not None else []
     if run.quick:  # no device: do they import here?
-        together = ["--collect-only"]
+        parallel = ["--collect-only"]
     chosen = [path for path in paths if (ROOT / path).exists()]
     if not chosen:
         print("no tests here: an installed package has none")
         return
-    left_out = [f"--ignore={path}" for path in _drawn(chosen)]
+    left_out = [f"--ignore={path}" for path in _importing_hypothesis(chosen)]
     if left_out:
         print(f"hypothesis is not installed; {len(left_out)} files of tests are left out: {' '.join(left_out)}")
-    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-ra", *options, *together, *left_out, *chosen]
-    failure = _said(command, run, "pytest -m gpu")
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-ra", *options, *parallel, *left_out, *chosen]
+    failure = _failure_of(command, run, "pytest -m gpu")
     if failure is not None:
         run.failures.append(failure)
 
 
-def _drawn(paths: Sequence[str]) -> list[str]:
+def _importing_hypothesis(paths: Sequence[str]) -> list[str]:
     """Files of tests that import hypothesis, or another such file, where it is not installed."""
     if importlib.util.find_spec("hypothesis") is not None:
         return []
@@ -341,7 +342,7 @@ def memcheck(run: Run) -> None:
     """The verify table under compute-sanitizer, which sees accesses beyond what was allocated."""
     words = ["compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "9", sys.executable, "-m", "msdeform"]
     # PyTorch's cache of memory would hide an access to a neighbour's
-    failure = _said([*words, "verify"], run, "memcheck", os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
+    failure = _failure_of([*words, "verify"], run, "memcheck", os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
     if failure is not None:
         run.failures.append(failure)
 
@@ -352,49 +353,46 @@ def host_times(run: Run) -> None:
     if run.book.has(keys) or implementations.absent("triton", run.settings.device) is not None:
         return
     found = host_time.measure(run.settings.device, 200, 3)
-    for row in found:
-        run.book.add(row)
+    run.add(found)
     print(aligned(host_time.table(found), 3))
 
 
 def detectors(run: Run) -> None:
     """Detectors by the published method, and where the time of one goes."""
     from ..models import table
-    from ..models.published import MODELS
 
-    run.settings.limit = 300.0
     if run.quick:
-        tiny = table.REDUCED_MODELS[:1]
-        run.measure(table.model_jobs(tiny, ("reference",), ["float32"], (1,), ("eager",), reduced=True))
+        planned = table.model_jobs(REDUCED_MODELS[:1], ("reference",), ["float32"], (1,), ("eager",), reduced=True)
     else:
-        speeds = table.model_jobs(MODELS, _BACKENDS, _BOTH, (1, 4), ("eager",), reduced=False)
-        run.measure([job for job in speeds if job.method == "published"])
-    _speeds(run)
+        planned = table.model_jobs(MODELS, _BACKENDS, _BOTH, (1, 4), ("eager",), reduced=False)
+        planned = [job for job in planned if job.method == "published"]
+    _measure_detectors(run, planned)
     profiles(run)
 
 
 def profiles(run: Run) -> None:
     """Where the time of a detector, and of its training step, goes."""
-    from ..models import table
     from . import profile
 
-    model = table.REDUCED_MODELS[0] if run.quick else MAIN_MODEL
-    for what in (model, model + profile.STEP):
-        for backend in ("reference",) if run.quick else ("triton", "cuda", "reference"):
-            absent = implementations.absent(backend, run.settings.device)
-            if absent is not None or run.book.has(("profile", what, backend)):
-                continue
-            if run.seconds_left <= 0:
-                run.left.append(f"profile of {what}, {backend}")
-                continue
-            row = profile.profile(what, backend, run.settings.device)
-            run.book.add(row)
-            print(profile.text(row), flush=True)
+    model = REDUCED_MODELS[0] if run.quick else MAIN_MODEL
+    backends = ("reference",) if run.quick else ("triton", "cuda", "reference")
+    for what, backend in product((model, model + profile.STEP), backends):
+        absent = implementations.absent(backend, run.settings.device)
+        if absent is not None or run.book.has(("profile", what, backend)):
+            continue
+        if run.seconds_left <= 0:
+            run.unfinished.append(f"profile of {what}, {backend}")
+            continue
+        row = profile.profile(what, backend, run.settings.device)
+        run.book.add(row)
+        print(profile.text(row), flush=True)
 
 
-def _speeds(run: Run) -> None:
+def _measure_detectors(run: Run, planned: Sequence[jobs.Job]) -> None:
     from ..models import table
 
+    run.settings.limit = 300.0
+    run.measure(planned)
     found = run.rows("model") + run.rows("training")
     if found:
         print(table.speed_table(found))
@@ -403,36 +401,28 @@ def _speeds(run: Run) -> None:
 def training_steps(run: Run) -> None:
     """Steps of training the published detectors."""
     from ..models import table
-    from ..models.published import MODELS
 
-    run.settings.limit = 300.0
     if run.quick:
-        tiny = table.REDUCED_MODELS[:1]
-        run.measure(table.training_jobs(tiny, ("reference",), ["float32"], (2,), reduced=True))
+        planned = table.training_jobs(REDUCED_MODELS[:1], ("reference",), ["float32"], (2,), reduced=True)
     else:
-        run.measure(table.training_jobs(MODELS, _BACKENDS, _BOTH, (2, 4), reduced=False))
-    _speeds(run)
+        planned = table.training_jobs(MODELS, _BACKENDS, _BOTH, (2, 4), reduced=False)
+    _measure_detectors(run, planned)
 
 
 def detectors_others(run: Run) -> None:
     """Detectors end to end, and under torch.compile."""
     from ..models import table
-    from ..models.published import MODELS
 
-    run.settings.limit = 300.0
-    run.measure(table.model_jobs(MODELS, _BACKENDS, _BOTH, (1, 4), ("eager",), reduced=False))
+    _measure_detectors(run, table.model_jobs(MODELS, _BACKENDS, _BOTH, (1, 4), ("eager",), reduced=False))
     compiled = table.model_jobs(MODELS, _BACKENDS, _BOTH, (1, 4), ("compiled",), reduced=False)
-    run.measure([job for job in compiled if job.method == "published"])
-    _speeds(run)
+    _measure_detectors(run, [job for job in compiled if job.method == "published"])
 
 
 def _training(run: Run, *parts: TrainingPart, options: tuple[str, ...] = ()) -> None:
     """The benchmark of training; of loaders and steps only what shows that they run where there is no GPU."""
-    from ..models import table
-
     few: dict[str, Any] = {}
     if run.quick:
-        few = {"model": table.REDUCED_MODELS[0], "backends": ("reference",), "dtypes": ("float32",), "batch": (1,)}
+        few = {"model": REDUCED_MODELS[0], "backends": ("reference",), "dtypes": ("float32",), "batch": (1,)}
         few |= {"image": "64x96", "workers": (0,), "caches": ("none",)}
     run.command("training.benchmark", TrainingOptions(parts=parts, options=options, **few))
 
@@ -449,9 +439,7 @@ def training_options(run: Run) -> None:
 
 def explanations(run: Run) -> None:
     """Relevance beside the model's own passes."""
-    from ..models import table
-
-    few: dict[str, Any] = {"models": table.REDUCED_MODELS[:1], "images": ("64x96",), "backends": ("reference",)}
+    few: dict[str, Any] = {"models": REDUCED_MODELS[:1], "images": ("64x96",), "backends": ("reference",)}
     run.command("explain", ExplainOptions(**few) if run.quick else ExplainOptions())
 
 
@@ -492,8 +480,6 @@ STAGES = (
 
 
 def _version(package: str) -> str | None:
-    from importlib import metadata
-
     with contextlib.suppress(metadata.PackageNotFoundError):
         return metadata.version(package)
     return None

@@ -20,7 +20,7 @@ _LIMIT = 300.0  # seconds for a row: building a model and compiling it take most
 def table(options: TableOptions) -> int:
     """``msdeform table``: what the published table says of each detector, and ours beside it."""
     from . import table
-    from .published import MODELS
+    from .published import MODELS, REDUCED_MODELS
 
     device = usual_device()
     command = command_line("msdeform table", options)
@@ -29,7 +29,7 @@ def table(options: TableOptions) -> int:
         print(table.count(options.models or MODELS, book))
         return 0
     reduced = device.type == "cpu" if options.reduced is None else options.reduced
-    names = options.models or (table.REDUCED_MODELS if reduced else MODELS)
+    names = options.models or (REDUCED_MODELS if reduced else MODELS)
     settings = Settings(device, limit=_LIMIT, threads=torch.get_num_threads())
     book = ResultsFile(folder(options.out, keep=not reduced), provenance(device, command), again=options.again)
     what = (names, options.backends, options.dtypes)

@@ -58,6 +58,8 @@ PUBLISHED = (
     ),
 )
 MODELS = tuple(dict.fromkeys(row.model for row in PUBLISHED))
+REDUCED_MODELS = ("deformable_detr_tiny", "detr_tiny")
+"""what stands for them where there is no GPU"""
 
 
 def published_as(model: str) -> Published | None:

@@ -20,8 +20,6 @@ from ..operator import jobs
 from . import flops, speed
 from .published import published_as
 
-REDUCED_MODELS = ("deformable_detr_tiny", "detr_tiny")
-
 
 def _backends(model: str, backends: Iterable[str]) -> Iterable[str]:
     return backends if speed.uses_attention(model) else (jobs.NO_BACKEND,)

@@ -90,8 +90,8 @@ def table(found: Records, case: str) -> list[Line]:
 
 def _of_dtypes(by_dtype: dict[str, Row], name: str) -> str:
     """A count in each dtype, `198 / 203 / 203`."""
-    told = [number(by_dtype[dtype][name]) if dtype in by_dtype else "-" for dtype in DTYPES]
-    return "0" if all(row[name] == 0 for row in by_dtype.values()) else " / ".join(told)
+    texts = [number(by_dtype[dtype][name]) if dtype in by_dtype else "-" for dtype in DTYPES]
+    return "0" if all(row[name] == 0 for row in by_dtype.values()) else " / ".join(texts)
 
 
 def pairs(found: Records, one: str, other: str) -> list[tuple[str, Row, Row]]:
@@ -114,7 +114,7 @@ def before_and_after(found: Records, case: str) -> list[Line]:
             continue
         first, last = recorded[0], recorded[-1]
         if len(first) != len(last):  # no kernel is another's successor
-            first, last = [_together(first)], [_together(last)]
+            first, last = [_summed(first)], [_summed(last)]
         for before, after in zip(first, last, strict=True):
             if any(before[name] != after[name] for name in COUNTS):
                 changes = (f"{number(before[name])} to {number(after[name])}" for name in COUNTS)
@@ -122,5 +122,5 @@ def before_and_after(found: Records, case: str) -> list[Line]:
     return lines
 
 
-def _together(run: Sequence[Row]) -> Row:
+def _summed(run: Sequence[Row]) -> Row:
     return {"kernel": "all", **{name: sum(row[name] for row in run) for name in COUNTS}}

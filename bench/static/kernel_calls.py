@@ -134,9 +134,7 @@ def official(file: Path) -> Calls:
 
     They are compiled by NVRTC, not by the nvcc that builds them elsewhere. Inputs are float32, as they take no 16 bits.
     """
-    from .ptx.counters import Counters
-    from .ptx.device import Launch
-    from .ptx.machine import Program, execute
+    from .ptx.machine import Program
     from .ptx.nvrtc import compile_source
     from .ptx.parse import parse
 
@@ -168,9 +166,8 @@ def official(file: Path) -> Calls:
                 for (name, (_, size)), value in zip(parameters.items(), values, strict=True)
             }
             tensors = [(f"argument {i}", x) for i, x in enumerate(arguments) if isinstance(x, torch.Tensor)]
-            grid, counters = (-(-threads // block), 1, 1), Counters()
-            execute(programs[kernel], grid, (block, 1, 1), packed, device.memory(tensors), counters=counters)
-            device.launches.append(Launch(programs[kernel].kernel.name, grid, counters, compiled[kernel][0]))
+            program, grid = programs[kernel], (-(-threads // block), 1, 1)
+            device.launch(program, program.kernel.name, grid, (block, 1, 1), packed, tensors)
 
         def forward(device: Any) -> torch.Tensor:
             output = torch.empty(B, Q, H * D)

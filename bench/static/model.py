@@ -82,8 +82,8 @@ def table(found: Records) -> list[Line]:
     for stages, row in sorted(predictions, key=lambda pair: (_kind(pair[1]), pair[1]["dtype"], least(pair[0]))):
         parts = {name: sum(stage.get(name, 0.0) for stage in stages.values()) for name in PARTS}
         longest = max(parts, key=lambda name: parts[name])
-        told = (number(parts[name]) if parts[name] else "-" for name in PARTS)
-        lines.append((row["call"], row["dtype"], row["implementation"], *told, number(least(stages)), longest))
+        texts = (number(parts[name]) if parts[name] else "-" for name in PARTS)
+        lines.append((row["call"], row["dtype"], row["implementation"], *texts, number(least(stages)), longest))
     return lines
 
 

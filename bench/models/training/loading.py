@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ....train.config.options import Input, Loading, Source
 from ....train.data.dataset import CocoDetection
@@ -30,7 +31,7 @@ _MB = 1e6
 
 
 @dataclass(frozen=True)
-class Where:
+class DataSet:
     """A data set to load from, and what a row calls it."""
 
     source: Source
@@ -40,24 +41,31 @@ class Where:
 
 
 @contextmanager
-def data_set(folder: Path | None) -> Iterator[Where]:
+def data_set(folder: Path | None) -> Iterator[DataSet]:
     """The data in a folder, or a synthetic set for as long as the block runs."""
     if folder is not None:
-        yield Where(Source(data=folder), folder.resolve().name, None)
+        yield DataSet(Source(data=folder), folder.resolve().name, None)
         return
     count, side = _SYNTHETIC
+    with synthetic(count, side) as out:
+        yield DataSet(Source(data=out), f"synthetic {side}x{side}", side)
+
+
+@contextmanager
+def synthetic(images: int, side: int, **more: Any) -> Iterator[Path]:
+    """A synthetic data set for as long as the block runs; `more` as of SynthOptions."""
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "shapes"
-        make_dataset(SynthOptions(out, train=count, val=1, size=side, progress=False))
-        yield Where(Source(data=out), f"synthetic {side}x{side}", side)
+        make_dataset(SynthOptions(out, train=images, val=1, size=side, progress=False, **more))
+        yield out
 
 
-def key(where: Where, workers: int, cache: str) -> tuple[object, ...]:
+def key(data: DataSet, workers: int, cache: str) -> tuple[object, ...]:
     """As of :func:`.records.key`."""
-    return ("loading", where.name, cache, workers)
+    return ("loading", data.name, cache, workers)
 
 
-def speed(where: Where, loading: Loading, seconds: float) -> Row:
+def speed(where: DataSet, loading: Loading, seconds: float) -> Row:
     """The row of a loader that runs for some seconds."""
     data = training_data(where.source, Input(image_size=where.image_size), loading, seed=0, progress=False)
     order = Order(len(data), total=_BATCH, seed=0)
@@ -87,9 +95,7 @@ def speed(where: Where, loading: Loading, seconds: float) -> Row:
 
 def memory(steps: tuple[int, int], workers: int = 4, entries: int = _INDEX) -> Row:
     """The row of a long run of loading: each worker's own memory at one step and at a later one."""
-    with tempfile.TemporaryDirectory() as scratch:
-        out = Path(scratch) / "shapes"
-        make_dataset(SynthOptions(out, train=16, val=1, size=_SMALL, progress=False))
+    with synthetic(16, _SMALL) as out:
         _list_often(out / "annotations" / "instances_train2017.json", entries)
         loading = Loading(workers=workers)
         data = training_data(Source(data=out), Input(image_size=_SMALL), loading, seed=0, progress=False)

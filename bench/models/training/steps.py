@@ -5,10 +5,7 @@ model, to losses, gradients, clipping and AdamW. Pixels and weights are random, 
 """
 
 import statistics
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,8 +14,6 @@ import torch
 
 from ....train.config.options import Batch, Compute, Loading, Logging, Model, Run, Source, TrainOptions
 from ....train.data.dataset import Sample
-from ....train.data.synthetic.options import SynthOptions
-from ....train.data.synthetic.synth import make_dataset
 from ....train.engine.state import Training, by_shape
 from ....train.engine.step_timer import STAGES
 from ...harness.measure import peak_memory_mb
@@ -27,7 +22,7 @@ from ...operator.workloads import sentence
 
 PRECISIONS = {"float32": "fp32", "bfloat16": "bf16"}
 _BOXES = 7  # of an image of COCO's training set, about
-_CLASSES = 5
+CLASSES = 5
 
 
 @dataclass(frozen=True)
@@ -71,15 +66,6 @@ class Step:
     def key(self) -> tuple[object, ...]:
         """As of :func:`.records.key`."""
         return ("training-step", *asdict(self).values())
-
-
-@contextmanager
-def few_images() -> Iterator[Path]:
-    """A data set for a run to have classes from; what it trains on here is made by hand."""
-    with tempfile.TemporaryDirectory() as scratch:
-        out = Path(scratch) / "shapes"
-        make_dataset(SynthOptions(out, train=4, val=1, size=64, classes=_CLASSES, progress=False))
-        yield out
 
 
 def measured(step: Step, data: Path, device: torch.device, *, times: int, warm_up: int = 3) -> Row:
@@ -153,7 +139,7 @@ def _samples(step: Step, option: Option) -> list[Sample]:
         target = {
             "image_id": number,
             "size": size,
-            "labels": torch.randint(_CLASSES, (_BOXES,), generator=generator),
+            "labels": torch.randint(CLASSES, (_BOXES,), generator=generator),
             # cxcywh, normalised, inside the image
             "boxes": torch.rand(_BOXES, 4, generator=generator) * 0.3 + 0.2,
         }

@@ -45,9 +45,9 @@ class Counters:
     def count_shared(self, kind: str, address: NDArray[np.int64], size: int, lane: NDArray[np.int64]) -> None:
         """An access of shared memory by these lanes, numbered through all warps."""
         words = max(1, size // 4)
-        together = lane // (32 // words)  # 8 bytes a lane go in two halves of a warp, 16 in four quarters
+        part = lane // (32 // words)  # 8 bytes a lane go in two halves of a warp, 16 in four quarters
         word = (address // 4)[:, None] + np.arange(words)
-        group = np.unique(together, return_inverse=True)[1]
+        group = np.unique(part, return_inverse=True)[1]
         wanted = np.unique((group[:, None] << 32) + word)
         bank = (wanted >> 32) * BANKS + wanted % BANKS
         busiest = np.bincount(bank, minlength=(int(group.max()) + 1) * BANKS).reshape(-1, BANKS).max(1)

@@ -1,13 +1,15 @@
 """What the two ways of launching share: the launches so far, and which memory a kernel may read."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+from unittest import mock
 
 import numpy as np
 import torch
 
 from .counters import Counters
+from .machine import Program, execute
 from .memory import POISON, Allocation, Memory
 from .parse import Fault
 
@@ -44,6 +46,21 @@ class Device:
             self._fresh[start] = storage, Allocation("new memory", start, size, np.zeros(size, np.uint8))
         return tensor
 
+    def launch(
+        self,
+        program: Program,
+        name: str,
+        grid: tuple[int, int, int],
+        block: tuple[int, int, int],
+        parameters: Mapping[str, bytes],
+        tensors: Sequence[tuple[str, torch.Tensor]],
+        dynamic_shared: int = 0,
+    ) -> None:
+        """Execute a grid of a kernel, which may touch these tensors' memory; the other arguments are of `execute`."""
+        counters = Counters() if self.count else None
+        execute(program, grid, block, parameters, self.memory(tensors), dynamic_shared, counters, self.seed)
+        self.launches.append(Launch(name, grid, counters, program.kernel.ptx))
+
     def memory(self, tensors: Sequence[tuple[str, torch.Tensor]]) -> Memory:
         """What these tensors' storages hold."""
         allocations: dict[int, Allocation] = {}
@@ -60,19 +77,17 @@ class Device:
         return Memory(list(allocations.values()))
 
 
+_ALLOCATING = ((torch, "empty"), (torch, "empty_like"), (torch, "empty_strided"), (torch.Tensor, "new_empty"))
+
+
 @contextlib.contextmanager
 def poisoned(device: Device) -> Iterator[None]:
     """Make new memory that torch.empty and its kin give out NaN, and reading it in a kernel a fault."""
-    places = [(torch, "empty"), (torch, "empty_like"), (torch, "empty_strided"), (torch.Tensor, "new_empty")]
-    originals = [getattr(place, name) for place, name in places]
-
-    def fresh(original: Any) -> Any:
-        return lambda *args, **kwargs: device.poison(original(*args, **kwargs))
-
-    try:
-        for (place, name), original in zip(places, originals, strict=True):
-            setattr(place, name, fresh(original))
+    with contextlib.ExitStack() as stack:
+        for place, name in _ALLOCATING:
+            stack.enter_context(mock.patch.object(place, name, _poisoning(device, getattr(place, name))))
         yield
-    finally:
-        for (place, name), original in zip(places, originals, strict=True):
-            setattr(place, name, original)
+
+
+def _poisoning(device: Device, original: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    return lambda *args, **kwargs: device.poison(original(*args, **kwargs))

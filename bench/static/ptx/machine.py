@@ -1,8 +1,8 @@
 """Executes a parsed kernel: many programs at once, their threads as one vector.
 
-Threads that stand at one instruction form a group, and the group with the lowest position runs first, so that the
-branches of an if come together behind it and a loop's last turn waits for the others. Barriers hold a program's
-threads until all of them came; shuffles and votes hold a warp's lanes until those that they name came.
+Threads at the same instruction form a group, and the group at the lowest position runs first, so that the branches of
+an if join behind it and threads that have left a loop wait for the others. A barrier stops a program's threads until
+all of them have reached it; shuffles and votes stop a warp's lanes until those that they name have.
 """
 
 from collections.abc import Mapping, Sequence
@@ -71,11 +71,11 @@ def execute(
     kernel = program.kernel
     shape, threads = _three(grid), _three(block)
     total = shape[0] * shape[1] * shape[2]
-    together = max(1, THREADS // (-(-threads[0] * threads[1] * threads[2] // 32) * 32))
+    at_once = max(1, THREADS // (-(-threads[0] * threads[1] * threads[2] // 32) * 32))
     shared = -(-kernel.shared_bytes // 16) * 16 + dynamic_shared
     with np.errstate(all="ignore"):
-        for first in range(0, total, together):
-            programs = np.arange(first, min(first + together, total))
+        for first in range(0, total, at_once):
+            programs = np.arange(first, min(first + at_once, total))
             state = State(kernel, shape, threads, programs, parameters, memory, shared, counters, seed)
             _Scheduler(program, state).run()
 
@@ -88,19 +88,19 @@ def _three(sizes: Sequence[int]) -> tuple[int, int, int]:
 class _Scheduler:
     def __init__(self, program: Program, state: State) -> None:
         self.program, self.state = program, state
-        self.ready: dict[int, Array] = {0: np.flatnonzero(state.alive)}
-        self.held: dict[int, Array] = {}
+        self.runnable: dict[int, Array] = {0: np.flatnonzero(state.alive)}
+        self.waiting: dict[int, Array] = {}
         self.counts: dict[int, int] = {}
 
     def run(self) -> None:
-        while self.ready:
-            at = min(self.ready)
-            lanes = self.ready.pop(at)
-            limit = min(self.ready, default=len(self.program.actions))
+        while self.runnable:
+            at = min(self.runnable)
+            lanes = self.runnable.pop(at)
+            limit = min(self.runnable, default=len(self.program.actions))
             self._run_group(at, lanes, limit)
-        if self.held:
-            at = min(self.held)
-            self._fault(at, self.held[at], 0, self._absent(at))
+        if self.waiting:
+            at = min(self.waiting)
+            self._fault(at, self.waiting[at], 0, self._absent(at))
         if self.state.counters is not None:
             for at, count in self.counts.items():
                 self.state.counters.opcodes[self.program.opcodes[at]] += count
@@ -111,30 +111,30 @@ class _Scheduler:
         return "waits for lanes of its warp that never come"
 
     def _put(self, at: int, lanes: Array) -> None:
-        """Let lanes wait for their turn, together with those that stand there."""
-        for others in (self.ready.pop(at, None), self.held.pop(at, None)):
+        """Make lanes runnable at an instruction, with those that are there already."""
+        for others in (self.runnable.pop(at, None), self.waiting.pop(at, None)):
             if others is not None:
                 lanes = np.sort(np.concatenate([lanes, others]))
-        self.ready[at] = lanes
+        self.runnable[at] = lanes
 
     def _run_group(self, at: int, lanes: Array, limit: int) -> None:
-        """Run lanes from `at` on until they part, end, wait, or come to where others stand."""
+        """Run lanes from `at` on until they diverge, end, wait, or reach an instruction where others are."""
         program, state, counting = self.program, self.state, self.state.counters is not None
         kinds, actions, guards, masks = program.kinds, program.actions, program.guards, program.masks
         every: Lanes = None if len(lanes) == state.lanes else lanes
         warps = state.warps(every) if counting else 0
-        while at < limit and at not in self.held:
+        while at < limit and at not in self.waiting:
             chosen = every
             state.undefined = None
             try:
                 if guards[at] is not None:
                     chosen = self._guarded(at, every)
                 kind = kinds[at]
-                waiting = None
+                must_wait = None
                 if kind == "barrier" or masks[at] is not None:
-                    waiting = self._short_of(at, chosen)
-                if waiting is not None:
-                    self._hold(at, lanes, lanes if chosen is None else chosen, waiting)
+                    must_wait = self._must_wait(at, chosen)
+                if must_wait is not None:
+                    self._hold(at, lanes, lanes if chosen is None else chosen, must_wait)
                     return
                 if counting:
                     self.counts[at] = self.counts.get(at, 0) + warps
@@ -148,7 +148,7 @@ class _Scheduler:
             count = len(lanes) if chosen is None else len(chosen)
             if kind == "branch" and count == len(lanes):
                 at = program.targets[at]
-                if at in self.ready or at > limit:
+                if at in self.runnable or at > limit:
                     break
             elif count == 0:
                 at += 1
@@ -174,7 +174,7 @@ class _Scheduler:
             return every
         return np.flatnonzero(holds) if every is None else every[holds]
 
-    def _short_of(self, at: int, lanes: Lanes) -> NDArray[np.bool_] | None:
+    def _must_wait(self, at: int, lanes: Lanes) -> NDArray[np.bool_] | None:
         """Which lanes must wait for others of their program or warp, or None if none must."""
         state = self.state
         if self.program.kinds[at] == "barrier":
@@ -191,9 +191,9 @@ class _Scheduler:
             short = mask & ~state.members(lanes) != 0
         return short if short.any() else None
 
-    def _hold(self, at: int, lanes: Array, chosen: Array, waiting: NDArray[np.bool_]) -> None:
-        """Keep what waits where it is; the rest executes the instruction, and goes on."""
-        stays, goes = chosen[waiting], chosen[~waiting]
+    def _hold(self, at: int, lanes: Array, chosen: Array, must_wait: NDArray[np.bool_]) -> None:
+        """Keep the lanes that must wait; the others execute the instruction and go on."""
+        stays, goes = chosen[must_wait], chosen[~must_wait]
         if len(goes):
             self.program.actions[at](self.state, goes)
         rest = np.setdiff1d(lanes, stays, assume_unique=True)
@@ -201,7 +201,7 @@ class _Scheduler:
             if self.state.counters is not None:
                 self.counts[at] = self.counts.get(at, 0) + self.state.warps(rest)
             self._put(at + 1, rest)
-        self.held[at] = stays
+        self.waiting[at] = stays
 
     def _fault(self, at: int, lanes: Lanes, position: int, text: str) -> None:
         lane = position if lanes is None else int(lanes[position])

@@ -34,7 +34,7 @@ class LaneError(Exception):
         self.position = position
 
 
-def check(holds: Array, text: Callable[[int], str], lanes: slice | Array = slice(None)) -> None:
+def check(holds: Any, text: Callable[[int], str], lanes: slice | Array = slice(None)) -> None:
     """Raises LaneError, with what `text` says of it, for the first lane where something does not hold.
 
     Args:

@@ -15,9 +15,8 @@ import torch
 
 from ....kernels.cuda import compile as compiler
 from ....kernels.cuda import launch as launcher
-from .counters import Counters
-from .device import Device, Launch, poisoned
-from .machine import Program, execute
+from .device import Device, poisoned
+from .machine import Program
 from .parse import Fault, parse
 
 
@@ -100,10 +99,8 @@ class _CudaDevice(Device):
             for start, tensor in self._storages.items():
                 if start <= argument < start + tensor.untyped_storage().nbytes():
                     tensors.append((f"argument {number}", tensor))
-        counters = Counters() if self.count else None
         grid = (-(-rows // block[1]), 1, 1)
-        execute(program, grid, block, parameters, self.memory(tensors), 0, counters, self.seed)
-        self.launches.append(Launch(kernel.name, grid, counters, kernel.ptx))
+        self.launch(program, kernel.name, grid, (*block, 1), parameters, tensors)
 
 
 @contextlib.contextmanager

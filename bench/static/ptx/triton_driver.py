@@ -20,9 +20,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import CompiledKernel
 from triton.runtime.driver import driver
 
-from .counters import Counters
-from .device import Device, Launch, poisoned
-from .machine import Program, execute
+from .device import Device, poisoned
+from .machine import Program
 from .parse import Fault, parse
 
 _FORMATS = {"fp64": "<d", "fp32": "<f", "f32": "<f", "fp16": "<e", "i1": "<b"}
@@ -51,18 +50,8 @@ class _TritonDevice(Device):
             if len(value) != size:
                 raise Fault(f"{kernel.name}: parameter {name} has {size} bytes, its argument {len(value)}")
             parameters[name] = value
-        counters = Counters() if self.count else None
-        execute(
-            compiled.program,
-            grid,
-            (32 * compiled.warps, 1, 1),
-            parameters,
-            self.memory(tensors),
-            compiled.shared,
-            counters,
-            self.seed,
-        )
-        self.launches.append(Launch(compiled.name, grid, counters, compiled.program.kernel.ptx))
+        block = (32 * compiled.warps, 1, 1)
+        self.launch(compiled.program, compiled.name, grid, block, parameters, tensors, compiled.shared)
 
 
 class _Loaded(NamedTuple):

@@ -107,7 +107,7 @@ def test_what_is_counted_already_is_not_counted_again(tmp_path: Path, monkeypatc
     run.settings.deadline = 0.0
     (tmp_path / "rows.jsonl").unlink()
     stages.hardware_counters(run)
-    assert len(run.left) == 12
+    assert len(run.unfinished) == 12
     assert run.failures == []
 
 

@@ -89,7 +89,7 @@ def test_the_whole_script_on_a_bare_machine(tmp_path: Path) -> None:
     for row in rows:
         assert {"commit", "dirty", "code", "device", "torch", "date", "command"} <= set(row)
         assert str(tmp_path) not in json.dumps(row)
-        assert "--here" not in row["command"]
+        assert "--stage" not in row["command"]
     # what comes back from a lent machine: eight files, two folders deep
     files = [file for file in (tmp_path / "out").rglob("*") if file.is_file()]
     assert {file.parent for file in files} == {tmp_path / "out"}
@@ -190,7 +190,7 @@ def test_earlier_rows_may_lie_elsewhere(acts: dict[str, Any], tmp_path: Path) ->
 
 
 def test_what_a_machine_lacks_is_said_and_looked_for_again(acts: dict[str, Any], tmp_path: Path) -> None:
-    lacking = stage("lacking", needs=("no_such_package",), program="no-such-program")
+    lacking = stage("lacking", packages=("no_such_package",), program="no-such-program")
     stages.STAGES = (lacking, Stage("device", lambda run: None, "one.log", 9.0))  # type: ignore[assignment]
     for _ in range(2):
         assert run.main(["--quick", "--out", str(tmp_path)]) == 0
@@ -300,12 +300,12 @@ def test_every_stage_in_its_full_form(
     def rows(case: str, dtype: str, kernel: str, choices: Any, *_: Any) -> Any:
         lead = {"kind": "variant", "case": case, "dtype": dtype, "kernel": kernel, "median_us": 1.0, "ratio": 1.0}
         wrong = {"failure": "differs from float64 in output", "ratio_low": 1.0, "ratio_high": 1.0}
-        return ({**lead, **wrong, "choice": stages.search.words(choice)} for choice in choices)
+        return ({**lead, **wrong, "choice": stages.search.described(choice)} for choice in choices)
 
     def profiled(what: str, backend: str, device: torch.device) -> records.Row:
         return {"kind": "profile", "what": what, "backend": backend, "longest": [], "total_us": 1.0}
 
-    monkeypatch.setattr(stages, "_said", say)
+    monkeypatch.setattr(stages, "_failure_of", say)
     monkeypatch.setattr(stages.search, "rows", rows)
     monkeypatch.setattr(stages.implementations, "absent", lambda name, device: None)
     monkeypatch.setattr(stages.host_time, "measure", lambda *_: [])
@@ -315,7 +315,7 @@ def test_every_stage_in_its_full_form(
         monkeypatch.setattr(command, "measure_rows", act)
     run = run_of(tmp_path, deadline=time.monotonic() + 600)
     for one in stages.STAGES:
-        one.act(run)
+        one.function(run)
     kinds = [jobs[0].kind for jobs in planned]
     expected = [
         "correctness",
@@ -339,7 +339,7 @@ def test_every_stage_in_its_full_form(
     )
     assert said[8:] == ["pytest -m gpu", "pytest -m gpu", "memcheck", "pytest -m gpu"]
     assert len(asked) == 4
-    assert run.left == []
+    assert run.unfinished == []
     assert "ncu is not installed (it comes with the CUDA toolkit)" in run.failures
     assert (
         sum(failure.endswith("differs from float64 in output") for failure in run.failures) == 10
@@ -410,11 +410,11 @@ def test_training_gets_the_time_that_is_left(quick: bool, tmp_path: Path, monkey
         assert options.quick == quick
         assert options.out == tmp_path / "rows.jsonl"
     assert asked[2].minutes <= 2  # a training run has to save
-    assert run.left == ["seeds: 4"]
+    assert run.unfinished == ["seeds: 4"]
     # less than a minute is nothing to begin such a command with
     run.settings.deadline = time.monotonic() + 30
     stages.explanations(run)
-    assert run.left[1:] == ["explain: less than a minute was left"]
+    assert run.unfinished[1:] == ["explain: less than a minute was left"]
 
 
 def test_every_test_of_the_device_is_run() -> None:
@@ -450,7 +450,7 @@ def test_a_stage_runs_in_this_process_and_says_its_failure_last(
         run.failures.append("a wrong gradient")
 
     monkeypatch.setattr(stages, "STAGES", (Stage("one", act, "one.log", 100.0),))
-    assert run.main(["--quick", "--out", str(tmp_path), "--here", "one", "--limit", "50"]) == 1
+    assert run.main(["--quick", "--out", str(tmp_path), "--stage", "one", "--limit", "50"]) == 1
     assert capsys.readouterr().out.splitlines()[-1] == "a wrong gradient"
 
 

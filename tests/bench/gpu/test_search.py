@@ -38,12 +38,12 @@ def answering(wrong: str | None) -> Callable[..., Callable[[], dict[str, Tensor]
     """Stands for the kernels: right for every choice but one."""
     from msdeform import fused_ms_deform_attn
 
-    def prepared(case: str, kernel: str, choice: search.Settings, inputs: OperatorInputs) -> Callable[[], Any]:
+    def prepared(case: str, kernel: str, choice: search.Choice, inputs: OperatorInputs) -> Callable[[], Any]:
         def run() -> dict[str, Tensor]:
-            if search.words(choice) == "BAND=9":
+            if search.described(choice) == "BAND=9":
                 raise RuntimeError("out of registers")
             output = fused_ms_deform_attn(inputs.value, CASES[case].sizes, *inputs[1:4], backend="reference")
-            return {"output": output * (1.001 if search.words(choice) == wrong else 1.0)}
+            return {"output": output * (1.001 if search.described(choice) == wrong else 1.0)}
 
         return run
 
@@ -89,7 +89,7 @@ def test_tiles_begin_with_the_launchers_own(dtype: str) -> None:
     assert set(usual) == {"BLOCK_Q", "BAND", "num_warps", "maxnreg"}
     tiles = search.tiles("small", dtype, CPU)
     assert tiles[0] == {name: usual[name] for name in ("BLOCK_Q", "num_warps", "maxnreg")}
-    assert len(tiles) == len({search.words(one) for one in tiles}) == 10
+    assert len(tiles) == len({search.described(one) for one in tiles}) == 10
     assert {one["num_warps"] for one in tiles} == {2, 4, 8}
 
 
@@ -100,7 +100,7 @@ def test_a_choice_of_the_forward_reaches_the_kernel(
 ) -> None:
     from msdeform.bench.gpu import variants
 
-    assert search.wrong("small", "float32", search.FORWARD, choice, CPU) is None
+    assert search.difference("small", "float32", search.FORWARD, choice, CPU) is None
     asked: list[dict[str, Any]] = []
     kernel = type("Kernel", (), {"__getitem__": lambda self, grid: lambda *a, **k: asked.append({"grid": grid} | k)})()
     monkeypatch.setattr(variants.launch, "forward_kernel", kernel)
@@ -117,7 +117,7 @@ def test_a_choice_of_the_backward_reaches_the_kernels_and_ends_with_the_call(mon
     from msdeform.bench.gpu import variants
 
     usual = variants.launch.RUN, variants.launch.backward_method
-    assert search.wrong("small", "float32", search.BACKWARD, {"RUN": 64}, CPU) is None
+    assert search.difference("small", "float32", search.BACKWARD, {"RUN": 64}, CPU) is None
     seen = []
     real = variants.launch._prepare_sorted
 
@@ -144,7 +144,7 @@ def test_a_wrong_kernel_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
         return inputs._replace(grad_output=inputs.grad_output * 1.001)
 
     monkeypatch.setattr(variants, "sorted_backward", skewed)
-    answer = search.wrong("small", "float32", search.BACKWARD, {"RUN": 32}, CPU)
+    answer = search.difference("small", "float32", search.BACKWARD, {"RUN": 32}, CPU)
     assert answer is not None
     assert answer.startswith("differs from float64 in value: error")
 

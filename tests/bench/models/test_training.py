@@ -28,7 +28,7 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_loader_is_timed_by_workers_and_cache(shapes: Path) -> None:
-    where = loading.Where(Source(data=shapes), "four", 64)
+    where = loading.DataSet(Source(data=shapes), "four", 64)
     for workers, cache in ((0, "none"), (1, "pixels")):
         row = loading.speed(where, Loading(workers=workers, cache_images=cache), 0.05)  # type: ignore[arg-type]
         assert records.key(row) == loading.key(where, workers, cache)

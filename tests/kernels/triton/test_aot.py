@@ -7,7 +7,7 @@ import pytest
 import torch
 import triton
 
-from msdeform.bench.static import aot
+from tests.kernels.triton import aot
 
 pytestmark = pytest.mark.aot
 

@@ -18,8 +18,8 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from msdeform.bench.static import aot
 from msdeform.kernels.triton import backward_atomic, backward_sorted, bilinear, forward
+from tests.kernels.triton import aot
 
 pytestmark = pytest.mark.aot
 

@@ -14,11 +14,17 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from ...kernels.triton import launch
-from ...kernels.triton.backward_atomic import backward_kernel
-from ...kernels.triton.backward_sorted import cells_kernel, keys_kernel, pixels_kernel, points_kernel, shares_kernel
-from ...kernels.triton.forward import forward_kernel
-from .listings import SASS, disassembled
+from msdeform.bench.static.listings import SASS, disassembled
+from msdeform.kernels.triton import launch
+from msdeform.kernels.triton.backward_atomic import backward_kernel
+from msdeform.kernels.triton.backward_sorted import (
+    cells_kernel,
+    keys_kernel,
+    pixels_kernel,
+    points_kernel,
+    shares_kernel,
+)
+from msdeform.kernels.triton.forward import forward_kernel
 
 _SORTED = {
     "keys": keys_kernel,
