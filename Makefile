@@ -1,8 +1,11 @@
 # The commands of this project; `make help` lists them. Each one prepares .venv first if it is not ready.
 # Another interpreter: make test PYTHON=/path/to/python3.12. Another folder: VENV=.venv312.
+# The oldest dependencies: make test VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt.
 
+PYTHONS := 3.11 3.12 3.13 3.14
 PYTHON ?=
 VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
@@ -51,18 +54,21 @@ mutants: $(READY)  ## break the code in each listed way and see the tests go red
 clean:  ## remove the environment and everything built; keeps data and runs
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 
-$(READY): pyproject.toml constraints.txt
+# uv installs in a fraction of pip's time; the environment holds pip in any case, which `make check` and tests call
+$(READY): pyproject.toml $(CONSTRAINTS)
 	@set -e; \
-	for python in $(or $(PYTHON),python3 python3.12 python3.11); do \
+	for python in $(or $(PYTHON),python3 $(PYTHONS:%=python%)); do \
 		version=$$($$python -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) \
 			|| { seen="$$seen $$python does not run;"; continue; }; \
-		case $$version in 3.11|3.12) found=$$python; break;; *) seen="$$seen $$python is $$version;"; esac; \
+		case " $(PYTHONS) " in *" $$version "*) found=$$python; break;; *) seen="$$seen $$python is $$version;"; esac; \
 	done; \
 	if [ -z "$$found" ]; then \
-		echo "make: this project needs Python 3.11 or 3.12; tried:$$seen name one with PYTHON=/path/to/python3.12" >&2; \
+		echo "make: this project needs Python $(firstword $(PYTHONS)) to $(lastword $(PYTHONS)); tried:$$seen name one with PYTHON=/path/to/python3.12" >&2; \
 		exit 1; \
 	fi; \
-	echo "== making $(VENV) with $$found (Python $$version); the first time downloads PyTorch and takes some minutes"; \
+	if command -v uv >/dev/null; then name=uv installer="uv pip install --python $(BIN)/python"; \
+	else name=pip installer="$(BIN)/python -m pip install --disable-pip-version-check"; fi; \
+	echo "== making $(VENV) with $$found (Python $$version) and $$name; the first time downloads PyTorch and takes some minutes"; \
 	$$found -m venv $(VENV); \
-	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,dev]'; \
+	PYTHONWARNINGS=ignore $$installer --quiet -c $(CONSTRAINTS) -e '.[train,dev]'; \
 	touch $@

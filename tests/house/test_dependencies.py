@@ -1,7 +1,8 @@
-"""Ranges in pyproject.toml, pins in constraints.txt, and what each platform is asked to install."""
+"""Ranges in pyproject.toml, pins in both constraints files, Python versions, what each platform is asked to install."""
 
+import re
 import sys
-from importlib.metadata import PackageNotFoundError, distribution
+from importlib.metadata import PackageNotFoundError, distribution, version
 
 import pytest
 from packaging.requirements import Requirement
@@ -14,13 +15,25 @@ BASE = [Requirement(line) for line in PYPROJECT["project"]["dependencies"]]
 EXTRAS = {
     name: [Requirement(line) for line in lines] for name, lines in PYPROJECT["project"]["optional-dependencies"].items()
 }
+PYTHONS = re.findall(r"^PYTHONS := (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[0].split()
 ALL = BASE + [requirement for requirements in EXTRAS.values() for requirement in requirements]
-PINS = {
-    canonicalize_name(name): Version(version)
-    for name, version in (
-        line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if line and line[0] != "#"
-    )
-}
+
+
+def pins(name: str) -> dict[str, Requirement]:
+    """Canonical name -> `name==version; marker` of each line of a constraints file in the root."""
+    lines = [line for line in (ROOT / name).read_text().splitlines() if line and line[0] != "#"]
+    return {canonicalize_name(pin.name): pin for pin in map(Requirement, lines)}
+
+
+def pinned(pin: Requirement) -> Version:
+    (specifier,) = pin.specifier
+    assert specifier.operator == "==", pin
+    return Version(specifier.version)
+
+
+NEWEST, OLDEST = pins("constraints.txt"), pins("constraints-oldest.txt")
+# the set that this environment was made with
+PINS = OLDEST if Version(version("torch")).base_version == str(pinned(OLDEST["torch"])) else NEWEST
 
 # the values that pip's markers take on each platform
 PLATFORMS = {
@@ -36,7 +49,7 @@ def wanted(platform: str, python: str) -> set[str]:
     return {canonicalize_name(r.name) for r in ALL if r.marker is None or r.marker.evaluate(values)}
 
 
-@pytest.mark.parametrize("python", ["3.11", "3.12"])
+@pytest.mark.parametrize("python", PYTHONS)
 @pytest.mark.parametrize("platform", PLATFORMS)
 def test_triton_and_cuda_are_asked_for_on_linux_only(platform: str, python: str) -> None:
     device_parts = {"triton", "cuda-core", "cuda-pathfinder"}
@@ -50,9 +63,26 @@ def test_the_base_is_the_operator_alone() -> None:
     assert {str(r) for r in EXTRAS["cpu"]} <= {str(r) for r in EXTRAS["train"]}
 
 
-def test_pins_lie_in_the_ranges() -> None:
-    outside = [str(r) for r in ALL if PINS.get(canonicalize_name(r.name)) not in r.specifier]
-    assert outside == [], "not pinned in constraints.txt, or pinned outside its range"
+def test_one_list_of_pythons() -> None:
+    prefix = "Programming Language :: Python :: 3."
+    classifiers = PYPROJECT["project"]["classifiers"]
+    assert [f"3.{line.removeprefix(prefix)}" for line in classifiers if line.startswith(prefix)] == PYTHONS
+    assert PYPROJECT["project"]["requires-python"] == f">={PYTHONS[0]}"
+    assert PYPROJECT["tool"]["mypy"]["python_version"] == PYTHONS[0]
+    assert PYPROJECT["tool"]["ruff"]["target-version"] == "py" + PYTHONS[0].replace(".", "")
+
+
+@pytest.mark.parametrize("pinning", [NEWEST, OLDEST], ids=["newest", "oldest"])
+def test_pins_lie_in_the_ranges(pinning: dict[str, Requirement]) -> None:
+    names = {canonicalize_name(r.name) for r in ALL}
+    assert names - set(pinning) == set(), "not pinned"
+    outside = [str(r) for r in ALL if pinned(pinning[canonicalize_name(r.name)]) not in r.specifier]
+    assert outside == [], "pinned outside its range"
+
+
+def test_oldest_pins_are_the_lower_bounds() -> None:
+    bounds = {canonicalize_name(r.name): Version(next(iter(r.specifier)).version) for r in ALL}
+    assert {name: pinned(OLDEST[name]) for name in bounds} == bounds
 
 
 @pytest.fixture(scope="module")
@@ -85,4 +115,5 @@ def test_everything_installed_is_pinned(closure: set[str]) -> None:
 def test_nothing_is_pinned_in_vain(closure: set[str]) -> None:
     if any(canonicalize_name(r.name) not in closure for r in ALL):
         pytest.skip("part of the requirements is not installed here, so their own requirements are unknown")
-    assert set(PINS) - closure == set()
+    asked_for = {name for name, pin in PINS.items() if pin.marker is None or pin.marker.evaluate()}
+    assert asked_for - closure == set()
