@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -169,7 +170,9 @@ def test_the_time_of_a_call_that_ends_is_no_failure_of_a_stage(
     acts["third"] = Stopped("x")
     call = ["--quick", "--out", str(tmp_path), "--minutes"]
     assert run.main([*call, "5"]) == 0
-    assert "left for the next call of this command\n  third (not done after 300 s: stopped)" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    # on a busy machine the stages before it take seconds
+    assert re.search(r"left for the next call of this command\n  third \(not done after (29\d|300) s: stopped\)", said)
     assert "third" not in stages_of(records.read(tmp_path).rows)
     # with all the time that it may take, it is
     acts["did"].clear()
