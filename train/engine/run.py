@@ -36,9 +36,9 @@ from .acceleration import uncompiled
 from .checkpoint import BEST, checkpoint_path, keep_best, load_checkpoint, remove_old, save_checkpoint
 from .distributed import LateError, team
 from .memory import dry_run, what_to_lower
+from .profile import profile
 from .signals import StopSignals
 from .state import Training
-from .step_timer import profile
 
 _KEPT_BATCHES = 3
 
@@ -197,7 +197,7 @@ class _Run:
         while True:
             self.team.note("loading images", self.training.steps_done)
             begun = time.perf_counter()
-            with self.training.stages.stage("data"):
+            with self.training.step_timer.stage("data"):
                 samples = next(batches, None)
             self._data_seconds += time.perf_counter() - begun
             if samples is None:
@@ -298,7 +298,7 @@ class _Run:
             step=training.steps_done,
             epoch=training.epoch,
             **metrics,
-            ema=training.average is not None,
+            ema=training.ema is not None,
             seconds=round(seconds, 2),
         )
         record = ", the best so far" if told else ""

@@ -26,9 +26,8 @@ from .acceleration import autocast, prepare
 from .build import model_of_checkpoint, new_model
 from .checkpoint import category_list, load_model_state, random_state, set_random_state
 from .distributed import Team
-from .ema import average_state, make_average, restore_average
-from .optim import Rates, make_optimizer, rate_at
-from .step_timer import Stages
+from .optim import Rates, ema_state, make_ema, make_optimizer, rate_at, restore_ema
+from .step_timer import StepTimer
 
 REPLAY_FORMAT = "msdeform-replay-1"
 
@@ -87,15 +86,15 @@ class Training:
         if compute.precision == "fp64":
             self.model.double()
         self.criterion = create_criterion(self.model)
-        self.average = None if options.optim.ema is None else make_average(self.model, options.optim.ema)
+        self.ema = None if options.optim.ema is None else make_ema(self.model, options.optim.ema)
         prepare(self.model, compute)
         if compute.sync_bn and self.device.type == "cuda" and self.team.size > 1:
             self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
         self.optimizer = make_optimizer(self.model, options.optim, backbone_trained=self.backbone_trained)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=compute.precision == "fp16")
         self.rates = Rates(self.optimizer, rate_at(options.schedule, self.steps_per_epoch, self.total_steps))
-        self.stages = Stages(self.device)
-        self.stages.watch(self.model, self.criterion)
+        self.step_timer = StepTimer(self.device)
+        self.step_timer.watch(self.model, self.criterion)
 
         self.steps_done = 0
         self.nonfinite_in_a_row = 0
@@ -132,7 +131,7 @@ class Training:
     @property
     def detector(self) -> Detector:
         """What is evaluated: the average of the weights, if one is kept."""
-        return self.model if self.average is None else cast(Detector, self.average.module)
+        return self.model if self.ema is None else cast(Detector, self.ema.module)
 
     def batches(self) -> Iterator[list[Sample]]:
         """This process's part of every batch that is left of the run, in the order of its passes."""
@@ -169,7 +168,7 @@ class Training:
         averages = running_averages(self.model)
         self._random_before = (torch.get_rng_state(), _cuda_state(self.device))
         losses = self._gradients(samples, box_counts)
-        with self.stages.stage("optimiser"):
+        with self.step_timer.stage("optimiser"):
             self.scaler.unscale_(self.optimizer)
             clip = self.options.optim.clip or float("inf")
             norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), clip))
@@ -187,8 +186,8 @@ class Training:
                     buffer.copy_(saved)
                 self.nonfinite_in_a_row += not searching
             self.scaler.update()
-            if finite and self.average is not None:
-                self.average.update_parameters(self.model)
+            if finite and self.ema is not None:
+                self.ema.update_parameters(self.model)
         self.steps_done += 1
         result = {name: sum(part[name] for part in of_all) for name in of_all[0] if all(name in p for p in of_all)}
         if self.scaler.is_enabled():
@@ -221,11 +220,11 @@ class Training:
 
     def _backward(self, samples: list[Sample], box_counts: list[int]) -> dict[str, Tensor]:
         """Adds the gradients of some images of a batch whose images have so many boxes."""
-        with self.stages.stage("data"):
+        with self.step_timer.stage("data"):
             images, targets = to_device(samples, self.device, next(self.model.parameters()).dtype)
-        with self.stages.stage("model, other"), autocast(self.device, self.options.compute.precision):
+        with self.step_timer.stage("model, other"), autocast(self.device, self.options.compute.precision):
             outputs = self._wrapped(images)
-        with self.stages.stage("loss"):
+        with self.step_timer.stage("loss"):
             weights = self.criterion.weight_dict
             try:
                 losses = self.criterion(outputs, targets, box_counts=box_counts)
@@ -234,7 +233,7 @@ class Training:
                 # every process must reach the same parameters, and see that this one could not
                 losses = {}
                 total = sum(p.sum() for p in self.model.parameters() if p.requires_grad) * torch.nan
-        with self.stages.stage("backward"):
+        with self.step_timer.stage("backward"):
             # gradients are averaged over processes, where those of parts of a batch add up
             self.scaler.scale(total * self.team.size).backward()
         return {"loss": total.detach(), **{name: value.detach().to(total) for name, value in losses.items()}}
@@ -246,7 +245,7 @@ class Training:
 
     def share_averages(self) -> None:
         """Gives all processes the running averages of the first, as each has seen other images."""
-        for model in (self.model, *([] if self.average is None else [self.average.module])):
+        for model in (self.model, *([] if self.ema is None else [self.ema.module])):
             self.team.share([buffer for buffer, _ in running_averages(model)])
 
     def replayable(self, samples: list[Sample]) -> dict[str, Any]:
@@ -270,7 +269,7 @@ class Training:
         """All of it, as a checkpoint holds it; every process must ask, the one that leads writes."""
         return {
             "model": _plain_names(self.model.state_dict()),
-            "ema": None if self.average is None else average_state(self.average),
+            "ema": None if self.ema is None else ema_state(self.ema),
             "model_name": self.options.model.model,
             "model_config": self.model.require_config().to_dict(),
             "backbone_trained": self.backbone_trained,
@@ -295,12 +294,12 @@ class Training:
             raise ValueError(f"{run} was trained on other classes; --init-from takes its weights for new data")
         self._check_order(state, run)
         load_model_state(self.model, state["model"], run)
-        if self.average is not None:
+        if self.ema is not None:
             kept = state.get("ema")
             if kept is None:
-                self.average.module.load_state_dict(state["model"])
+                self.ema.module.load_state_dict(state["model"])
             else:
-                restore_average(self.average, kept)
+                restore_ema(self.ema, kept)
         self.optimizer.load_state_dict(state["optimizer"])
         if state.get("scaler"):
             self.scaler.load_state_dict(state["scaler"])
