@@ -43,7 +43,8 @@ class Matches:
 def match(truth: dict[str, Any], rows: np.ndarray, image_ids: Sequence[int]) -> Matches:
     """Matches detections to annotated boxes, greedily from the surest on, as pycocotools' ``evaluateImg`` does.
 
-    truth is COCO's content, with areas; rows (N, 7) are those of `results.Found`; image_ids are the images that count.
+    truth is COCO's content, with areas; rows (N, 7) are those of `results.DetectionResults`; image_ids are the
+    images that count.
     """
     ids = np.unique(np.asarray(image_ids, dtype=np.int64))
     rows = rows[np.isin(rows[:, 0], ids)]

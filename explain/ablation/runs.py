@@ -41,7 +41,7 @@ class AblationRun:
     """What a model found in a data set under an intervention."""
 
     rows: np.ndarray
-    """(N, 7), as `results.Found` has them."""
+    """(N, 7), as `results.DetectionResults` has them."""
     predictions: QueryPredictions
     """Of the detections, and of the queries that are detections without any intervention."""
 

@@ -62,7 +62,7 @@ def start(function: Callable[..., Any], *arguments: Any, environment: dict[str, 
     return Started(process, ours)
 
 
-def start_team(size: int, function: Callable[..., Any], *arguments: Any, nodes: int = 1) -> list[Started]:
+def start_processes(size: int, function: Callable[..., Any], *arguments: Any, nodes: int = 1) -> list[Started]:
     """Starts processes as torchrun would, on ``nodes`` machines that are all this one."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -85,9 +85,9 @@ def start_team(size: int, function: Callable[..., Any], *arguments: Any, nodes: 
     ]
 
 
-def together(size: int, function: Callable[..., Any], *arguments: Any, timeout: float = 120.0) -> list[Ended]:
-    """Runs a team to its end."""
-    return [process.wait(timeout) for process in start_team(size, function, *arguments)]
+def run_processes(size: int, function: Callable[..., Any], *arguments: Any, timeout: float = 120.0) -> list[Ended]:
+    """Runs processes to their end."""
+    return [process.wait(timeout) for process in start_processes(size, function, *arguments)]
 
 
 def _call(

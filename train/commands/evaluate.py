@@ -18,7 +18,7 @@ from ..data.loader import validation_data
 from ..engine.checkpoint import load_trained
 from ..evaluation.coco_metrics import Evaluation, class_table, evaluate_boxes, summary
 from ..evaluation.detect import detect, match_categories
-from ..evaluation.results import Found, read_results, unpack_results
+from ..evaluation.results import DetectionResults, read_results, unpack_results
 from .options import EvalOptions
 
 
@@ -40,7 +40,7 @@ def run(options: EvalOptions) -> int:
     return 0
 
 
-def _detect(options: EvalOptions) -> tuple[Found, CocoDetection, dict[str, Any]]:
+def _detect(options: EvalOptions) -> tuple[DetectionResults, CocoDetection, dict[str, Any]]:
     """What the checkpoint finds, in which images, and what it is."""
     assert options.checkpoint is not None
     trained = load_trained(options.checkpoint, choose_device(options.device), options.attn_backend, options.model)

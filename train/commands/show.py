@@ -30,8 +30,7 @@ def draw_samples(data: CocoDetection, count: int, repeat: int, seed: int) -> lis
     samples = []
     for item in items:
         for epoch in range(repeat):
-            data.epoch = epoch
-            samples.append(data[item])
+            samples.append(data[epoch, item])
     return samples
 
 

@@ -24,15 +24,17 @@ SAMPLED = 256
 # a target before batching: boxes are tv_tensors (N, 4) xyxy in pixels, or, after transforms, what models/ expects
 Target = dict[str, Any]
 Sample = tuple[Tensor, Target]
+# epoch and item: the augmentation of an item depends on both
+Key = tuple[int, int]
 
 
 class CocoDetection(Dataset[Sample]):
     """Images and their boxes.
 
     An item is an image (3, H, W) uint8 and a target: ``image_id`` int, ``size`` (h, w) of the file, ``labels`` (N,)
-    int64, ``boxes`` (N, 4); what ``transform`` makes of them. With bad data skipped, an item whose image cannot be
-    decoded is the next one that can, in any process alike, and its target has ``replaced``, a sentence that names the
-    file and the image's id.
+    int64, ``boxes`` (N, 4); what ``transform`` makes of them. It is asked for by (epoch, item), or by
+    its number alone in epoch 0. With bad data skipped, an item whose image cannot be decoded is the next one that can,
+    in any process alike.
 
     Args:
         images: folder of the images.
@@ -71,7 +73,6 @@ class CocoDetection(Dataset[Sample]):
         self.annotations = annotations
         self.transform = transform
         self.seed = seed
-        self.epoch = 0
         self.bad_data = bad_data
         # an array: a list's numbers would be copied into every worker
         self.rows = np.arange(len(annotations.images)) if subset is None else np.asarray(subset, dtype=np.int64)
@@ -89,7 +90,12 @@ class CocoDetection(Dataset[Sample]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> Sample:
+    def __getitem__(self, key: Key | int) -> Sample:
+        return self.item(key)[0]
+
+    def item(self, key: Key | int) -> tuple[Sample, str | None]:
+        """The item, and, where another image replaces one that cannot be read, a sentence with the file and its id."""
+        epoch, index = key if isinstance(key, tuple) else (0, key)
         index = range(len(self))[index]  # an IndexError past the end
         row, image, replaced = int(self.rows[index]), None, None
         for onward in range(len(self)):
@@ -103,12 +109,9 @@ class CocoDetection(Dataset[Sample]):
                 replaced = replaced or _with_id(error, int(self.annotations.images.ids[row]))
         if image is None:
             raise BadImageError(f"none of {len(self)} images can be read; the first: {replaced}")
-        target = self._target(row)
-        if replaced is not None:
-            target["replaced"] = replaced
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(_mix(self.seed, self.epoch, index))
-            return self.transform(tv_tensors.Image(image), target)
+            torch.manual_seed(_mix(self.seed, epoch, index))
+            return self.transform(tv_tensors.Image(image), self._target(row)), replaced
 
     @property
     def image_ids(self) -> list[int]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,16 +14,12 @@ from ...models.inference.images import normalise
 from ..config.options import Input, Loading, Source, Split
 from ..engine.signals import leave_to_parent
 from .annotations import Annotations, BadData, Category
-from .dataset import CocoDetection, Sample
+from .dataset import CocoDetection, Key, Sample
 from .transforms import evaluation_transform, training_transform
 from .yolo import read_yolo
 
 # an epoch of so few images is over in a step; evaluation and checkpoints come once an epoch
 OVERFIT_PASSES = 20
-
-
-# an image of an epoch: its augmentation depends on both
-Key = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -93,8 +89,8 @@ class Order:
             epoch, skipped = epoch + 1, 0
 
 
-class _Batches(Sampler[list[Key]]):
-    """Steps `start` to `end` of an order, as a loader wants them."""
+class _Steps(Sampler[list[Key]]):
+    """The keys of the batches of steps `start` to `end`."""
 
     def __init__(self, order: Order, start: int, end: int) -> None:
         self._order, self._start, self._end = order, start, end
@@ -106,15 +102,23 @@ class _Batches(Sampler[list[Key]]):
         return max(0, self._end - self._start)
 
 
-class _ByEpoch(Dataset[Sample]):
-    """A data set whose items are asked for by epoch and index, so that workers need not be started anew each epoch."""
+class LoadedBatch(NamedTuple):
+    """One process's part of a step's images."""
+
+    samples: list[Sample]
+    replaced: list[str]
+    """A sentence for each image that could not be read, and that another stands in for."""
+
+
+class _BatchesByKeys(Dataset[LoadedBatch]):
+    """A data set of batches, each asked for by the keys of its images."""
 
     def __init__(self, data: CocoDetection) -> None:
         self._data = data
 
-    def __getitem__(self, key: Key) -> Sample:
-        self._data.epoch, index = key
-        return self._data[index]
+    def __getitem__(self, keys: list[Key]) -> LoadedBatch:
+        items = [self._data.item(key) for key in keys]
+        return LoadedBatch([sample for sample, _ in items], [sentence for _, sentence in items if sentence is not None])
 
 
 def training_data(
@@ -211,8 +215,8 @@ def _overfit_rows(annotations: Annotations, count: int) -> list[int]:
     return with_boxes
 
 
-def _as_list(samples: list[Sample]) -> list[Sample]:
-    return samples
+def _as_is(batch: Any) -> Any:
+    return batch
 
 
 def _in_worker(number: int) -> None:
@@ -222,16 +226,17 @@ def _in_worker(number: int) -> None:
 def training_loader(
     data: CocoDetection, order: Order, loading: Loading, *, start: int, end: int, pin: bool = False
 ) -> DataLoader[Any]:
-    """The batches of steps `start` to `end`, each a list of samples; workers live, and load ahead, through epochs.
+    """The `LoadedBatch` of each of the steps `start` to `end`; workers live, and load ahead, through epochs.
 
     `pin` makes tensors that travel to a CUDA device while it computes.
     """
     ahead: dict[str, Any] = {"prefetch_factor": loading.prefetch} if loading.workers else {}
     return DataLoader(
-        _ByEpoch(data),
-        batch_sampler=_Batches(order, start, end),
+        _BatchesByKeys(data),
+        batch_size=None,
+        sampler=_Steps(order, start, end),
         num_workers=loading.workers,
-        collate_fn=_as_list,
+        collate_fn=_as_is,
         # its own: a loader draws from the global one, which would shift dropout after resuming
         generator=torch.Generator(),
         worker_init_fn=_in_worker,
@@ -246,7 +251,7 @@ def evaluation_loader(data: CocoDetection, batch_size: int, workers: int) -> Dat
         data,
         batch_size=batch_size,
         num_workers=workers,
-        collate_fn=_as_list,
+        collate_fn=_as_is,
         generator=torch.Generator(),
         worker_init_fn=_in_worker,
     )

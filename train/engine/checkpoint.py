@@ -10,6 +10,7 @@ import random
 import shutil
 import sys
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,33 @@ def _first_line(error: Exception) -> str:
 def checkpoint_path(folder: Path, step: int) -> Path:
     """Where a run keeps the checkpoint of a step."""
     return folder / f"checkpoint-{step:08d}.pt"
+
+
+def run_folder(options: TrainOptions) -> Path:
+    """Where a run writes: ``--out``, the folder of what it resumes, or a new one named by model and time."""
+    run = options.run
+    if run.resume is not None:
+        return run.out or (run.resume if run.resume.is_dir() else run.resume.parent)
+    return run.out or Path("runs") / f"{options.model.model}-{datetime.now():%Y%m%d-%H%M%S}"
+
+
+def refuse_another_run(options: TrainOptions, out: Path, step: int) -> None:
+    """Raises ValueError where `out` holds another run's checkpoints, or later ones than the step to resume from."""
+    files, resume = checkpoints_in(out), options.run.resume
+    if resume is None:
+        if files:
+            raise ValueError(f"{out} holds a run already; resume it with --resume {out}, or name another --out")
+        return
+    if files and not out.samefile(resume if resume.is_dir() else resume.parent):
+        raise ValueError(f"{out} holds a run already, and not that of {resume}; name another --out")
+    later = [file for file in files if file.name > checkpoint_path(out, step).name]
+    if later and resume.is_file():
+        raise ValueError(
+            f"{resume.name} is not the newest checkpoint of {out}, which holds {later[-1].name} as well; "
+            "name another --out, or remove the later ones"
+        )
+    for file in later:  # damaged, or they would have been taken; by their step they would count as the newest
+        os.replace(file, file.with_name(f"damaged-{file.name}"))
 
 
 def remove_old(folder: Path, keep: int) -> None:

@@ -37,8 +37,8 @@ class LateError(RuntimeError):
     """Another process did not come, or is gone; the sentence says which."""
 
 
-class Team:
-    """The processes of a run; a single one is a team, too, that never waits.
+class ProcessGroup:
+    """The processes of a run; a single one is a group, too, that never waits.
 
     ``rank``, ``size``: among all; ``local_rank``, ``local_size``: among those of this machine; ``device``: its own.
     """
@@ -49,7 +49,7 @@ class Team:
         self.device = device
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         """Is this the process that prints and writes?"""
         return self.rank == 0
 
@@ -65,7 +65,7 @@ class Team:
         return self.gather(value, patient=True)[0]
 
     @contextmanager
-    def together(self, doing: str) -> Iterator[None]:
+    def all_or_none(self, doing: str) -> Iterator[None]:
         """If the block fails in one process, it fails in all, and rank 0 tells what was wrong, once."""
         yield
 
@@ -81,7 +81,7 @@ class Team:
         return contextlib.nullcontext()
 
 
-class _Group(Team):
+class _DistributedGroup(ProcessGroup):
     """Processes that met by `torch.distributed`."""
 
     def __init__(self, where: Place, compute: Compute) -> None:
@@ -136,7 +136,7 @@ class _Group(Team):
         return values
 
     @contextmanager
-    def together(self, doing: str) -> Iterator[None]:
+    def all_or_none(self, doing: str) -> Iterator[None]:
         self.note(doing)
         failure: Exception | None = None
         try:
@@ -150,7 +150,7 @@ class _Group(Team):
             return
         if failure is not None and (os.environ.get("MSDEFORM_DEBUG") == "1" or self._is_ours(failure)):
             raise failure
-        if not self.leads:
+        if not self.is_main:
             raise SystemExit(1)  # rank 0 speaks for all
         lines: dict[str, list[int]] = {}
         for rank, word in enumerate(said):
@@ -223,8 +223,8 @@ class _Group(Team):
 
 
 @contextmanager
-def team(compute: Compute) -> Iterator[Team]:
-    """The processes that were started together, met and ready; by itself, a team of one.
+def process_group(compute: Compute) -> Iterator[ProcessGroup]:
+    """The processes that were started together, met and ready; a process by itself is a group of one.
 
     Raises:
         ValueError: devices or a launch that cannot be.
@@ -232,9 +232,9 @@ def team(compute: Compute) -> Iterator[Team]:
     """
     where = place()
     if where is None or where.size == 1:
-        yield Team(choose_device(compute.device))
+        yield ProcessGroup(choose_device(compute.device))
         return
-    group = _Group(where, compute)
+    group = _DistributedGroup(where, compute)
     try:
         yield group
     except BaseException as error:

@@ -15,7 +15,7 @@ import torch
 from ..data.cache import process_memory
 from ..data.dataset import Sample
 from .checkpoint import random_state, set_random_state
-from .state import Training, running_averages
+from .state import Training, running_statistics
 
 # of the memory there is, what a run may fill: allocators need some room to move
 _FULL = 0.95
@@ -156,7 +156,7 @@ def _padded(samples: list[Sample]) -> tuple[int, int]:
 @contextmanager
 def _unchanged(training: Training) -> Iterator[None]:
     """Whatever the block trains leaves no trace: no gradients, no statistics, no random numbers drawn."""
-    state, averages = random_state(), running_averages(training.model)
+    state, averages = random_state(), running_statistics(training.model)
     try:
         yield
     finally:

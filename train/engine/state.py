@@ -7,7 +7,7 @@ loss is divided by what belongs to the whole, and the parts add up.
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,10 +25,9 @@ from ..data.loader import Order, to_device, training_data, training_loader
 from .acceleration import autocast, prepare
 from .build import model_of_checkpoint, new_model
 from .checkpoint import category_list, load_model_state, random_state, set_random_state
-from .distributed import Team
-from .ema import average_state, make_average, restore_average
-from .optim import Rates, make_optimizer, rate_at
-from .step_timer import Stages
+from .distributed import ProcessGroup
+from .optim import Rates, ema_state, make_ema, make_optimizer, rate_at, restore_ema
+from .step_timer import StepTimer
 
 REPLAY_FORMAT = "msdeform-replay-1"
 
@@ -44,33 +43,35 @@ class Training:
     Args:
         options: of the run; ``options.run`` matters only for messages here.
         resume: a checkpoint's content to go on from, instead of fresh weights.
-        team: the processes that train together; this one alone when None.
+        group: the processes that train together; this one alone when None.
 
     Raises:
         ValueError, FileNotFoundError, BackendUnavailable: as the parts it is made of; each message is one sentence.
     """
 
-    def __init__(self, options: TrainOptions, resume: dict[str, Any] | None = None, team: Team | None = None) -> None:
+    def __init__(
+        self, options: TrainOptions, resume: dict[str, Any] | None = None, group: ProcessGroup | None = None
+    ) -> None:
         self.options = options
-        self.team = team or Team(choose_device(options.compute.device))
-        self.device = self.team.device
+        self.group = group or ProcessGroup(choose_device(options.compute.device))
+        self.device = self.group.device
         batch, compute = options.batch, options.compute
         _refuse_a_crowd(options.loading.workers)
-        share = _share(options, self.team)
+        share = _share(options, self.group)
         self.data = training_data(
             options.source,
             options.input,
             options.loading,
             batch.seed,
             share=share,
-            progress=options.logging.progress and self.team.leads,
+            progress=options.logging.progress and self.group.is_main,
         )
         self.order = Order(
             n_images=len(self.data),
             total=min(batch.total_batch_size, options.input.overfit or batch.total_batch_size),
             seed=batch.seed,
-            rank=self.team.rank,
-            size=self.team.size,
+            rank=self.group.rank,
+            size=self.group.size,
             share=share,
             shapes=_shapes(self.data) if options.loading.bucket else None,
         )
@@ -87,15 +88,15 @@ class Training:
         if compute.precision == "fp64":
             self.model.double()
         self.criterion = create_criterion(self.model)
-        self.average = None if options.optim.ema is None else make_average(self.model, options.optim.ema)
+        self.ema = None if options.optim.ema is None else make_ema(self.model, options.optim.ema)
         prepare(self.model, compute)
-        if compute.sync_bn and self.device.type == "cuda" and self.team.size > 1:
+        if compute.sync_bn and self.device.type == "cuda" and self.group.size > 1:
             self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
         self.optimizer = make_optimizer(self.model, options.optim, backbone_trained=self.backbone_trained)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=compute.precision == "fp16")
         self.rates = Rates(self.optimizer, rate_at(options.schedule, self.steps_per_epoch, self.total_steps))
-        self.stages = Stages(self.device)
-        self.stages.watch(self.model, self.criterion)
+        self.step_timer = StepTimer(self.device)
+        self.step_timer.watch(self.model, self.criterion)
 
         self.steps_done = 0
         self.nonfinite_in_a_row = 0
@@ -107,9 +108,9 @@ class Training:
         self._random_before: tuple[Tensor, Tensor | None] = torch.get_rng_state(), None
         if resume is not None:
             self._restore(resume)
-        elif self.team.rank:
-            torch.manual_seed(batch.seed + self.team.rank)  # dropout of its own
-        self._wrapped = self.team.wrap(self.model)
+        elif self.group.rank:
+            torch.manual_seed(batch.seed + self.group.rank)  # dropout of its own
+        self._wrapped = self.group.wrap(self.model)
 
     @property
     def _source(self) -> Path:
@@ -132,11 +133,14 @@ class Training:
     @property
     def detector(self) -> Detector:
         """What is evaluated: the average of the weights, if one is kept."""
-        return self.model if self.average is None else cast(Detector, self.average.module)
+        return self.model if self.ema is None else cast(Detector, self.ema.module)
 
-    def batches(self) -> Iterator[list[Sample]]:
-        """This process's part of every batch that is left of the run, in the order of its passes."""
-        for samples in training_loader(
+    def batches(self, replaced: Callable[[str], None] = lambda sentence: None) -> Iterator[list[Sample]]:
+        """This process's part of every batch that is left of the run, in the order of its passes.
+
+        ``replaced`` is called with a sentence for each image that could not be read and that another stands in for.
+        """
+        for batch in training_loader(
             self.data,
             self.order,
             self.options.loading,
@@ -144,7 +148,9 @@ class Training:
             end=self.total_steps,
             pin=self.device.type == "cuda",
         ):
-            yield by_shape(samples) if self.options.loading.bucket else samples
+            for sentence in batch.replaced:
+                replaced(sentence)
+            yield by_shape(batch.samples) if self.options.loading.bucket else batch.samples
 
     def step(self, samples: list[Sample], *, stop: bool = False) -> dict[str, float] | None:
         """One optimizer step on this process's part of a batch.
@@ -161,19 +167,19 @@ class Training:
         self.model.train()
         self.rates.set(self.steps_done)
         self.optimizer.zero_grad(set_to_none=True)
-        parts = self.team.gather(([len(target["labels"]) for _, target in samples], stop, self.steps_done))
+        parts = self.group.gather(([len(target["labels"]) for _, target in samples], stop, self.steps_done))
         self._check_place([place for _, _, place in parts])
         if any(wish for _, wish, _ in parts):
             return None
         box_counts = [count for counts, _, _ in parts for count in counts]
-        averages = running_averages(self.model)
+        averages = running_statistics(self.model)
         self._random_before = (torch.get_rng_state(), _cuda_state(self.device))
         losses = self._gradients(samples, box_counts)
-        with self.stages.stage("optimiser"):
+        with self.step_timer.stage("optimiser"):
             self.scaler.unscale_(self.optimizer)
             clip = self.options.optim.clip or float("inf")
             norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), clip))
-            of_all = self.team.gather(losses)
+            of_all = self.group.gather(losses)
             self.blamed = [rank for rank, part in enumerate(of_all) if not abs(part["loss"]) < float("inf")]
             finite = norm < float("inf") and not self.blamed
             # an infinite gradient of a finite loss is what the search for fp16's scale is made of
@@ -187,8 +193,8 @@ class Training:
                     buffer.copy_(saved)
                 self.nonfinite_in_a_row += not searching
             self.scaler.update()
-            if finite and self.average is not None:
-                self.average.update_parameters(self.model)
+            if finite and self.ema is not None:
+                self.ema.update_parameters(self.model)
         self.steps_done += 1
         result = {name: sum(part[name] for part in of_all) for name in of_all[0] if all(name in p for p in of_all)}
         if self.scaler.is_enabled():
@@ -204,7 +210,7 @@ class Training:
     def rehearse(self, samples: list[Sample]) -> None:
         """A forward and backward pass of this process alone, whose gradients nobody uses."""
         self.model.train()
-        with self.team.no_sync(self._wrapped):
+        with self.group.no_sync(self._wrapped):
             self._backward(samples, [len(target["labels"]) for _, target in samples])
 
     def _gradients(self, samples: list[Sample], box_counts: list[int]) -> dict[str, float]:
@@ -213,7 +219,7 @@ class Training:
         sums: dict[str, Tensor] = {}
         for start in range(0, len(samples), most):
             last = start + most >= len(samples)
-            with contextlib.nullcontext() if last else self.team.no_sync(self._wrapped):
+            with contextlib.nullcontext() if last else self.group.no_sync(self._wrapped):
                 for name, value in self._backward(samples[start : start + most], box_counts).items():
                     sums[name] = sums[name] + value if name in sums else value
         # one wait for the device, whatever the number of terms
@@ -221,11 +227,11 @@ class Training:
 
     def _backward(self, samples: list[Sample], box_counts: list[int]) -> dict[str, Tensor]:
         """Adds the gradients of some images of a batch whose images have so many boxes."""
-        with self.stages.stage("data"):
+        with self.step_timer.stage("data"):
             images, targets = to_device(samples, self.device, next(self.model.parameters()).dtype)
-        with self.stages.stage("model, other"), autocast(self.device, self.options.compute.precision):
+        with self.step_timer.stage("model, other"), autocast(self.device, self.options.compute.precision):
             outputs = self._wrapped(images)
-        with self.stages.stage("loss"):
+        with self.step_timer.stage("loss"):
             weights = self.criterion.weight_dict
             try:
                 losses = self.criterion(outputs, targets, box_counts=box_counts)
@@ -234,9 +240,9 @@ class Training:
                 # every process must reach the same parameters, and see that this one could not
                 losses = {}
                 total = sum(p.sum() for p in self.model.parameters() if p.requires_grad) * torch.nan
-        with self.stages.stage("backward"):
+        with self.step_timer.stage("backward"):
             # gradients are averaged over processes, where those of parts of a batch add up
-            self.scaler.scale(total * self.team.size).backward()
+            self.scaler.scale(total * self.group.size).backward()
         return {"loss": total.detach(), **{name: value.detach().to(total) for name, value in losses.items()}}
 
     def _check_place(self, places: list[int]) -> None:
@@ -244,17 +250,28 @@ class Training:
             told = ", ".join(f"process {rank} is at {place}" for rank, place in enumerate(places))
             raise RuntimeError(f"processes disagree on the step: {told}")
 
-    def share_averages(self) -> None:
-        """Gives all processes the running averages of the first, as each has seen other images."""
-        for model in (self.model, *([] if self.average is None else [self.average.module])):
-            self.team.share([buffer for buffer, _ in running_averages(model)])
+    def record_evaluation(self, ap: float) -> bool:
+        """Notes the AP of the model as it stands; true if it is the best so far, to the three digits that are shown."""
+        first, best = self.best["step"] < 0, self.best["AP"]
+        better = first or ap > best
+        # among checkpoints that find nothing, the newest has learnt most
+        if better or ap == best == 0:
+            self.best = {"AP": ap, "step": float(self.steps_done)}
+        self.evaluated_at = self.steps_done
+        self.evaluations_since_best = 0 if better else self.evaluations_since_best + 1
+        return not first and round(ap, 3) > round(best, 3)
+
+    def share_running_statistics(self) -> None:
+        """Gives all processes the running statistics of the first, as each has seen other images."""
+        for model in (self.model, *([] if self.ema is None else [self.ema.module])):
+            self.group.share([buffer for buffer, _ in running_statistics(model)])
 
     def replayable(self, samples: list[Sample]) -> dict[str, Any]:
         """What ``msdeform replay`` needs to do this process's part of the step that was just skipped again."""
         cpu, cuda = self._random_before
         return {
             "format": REPLAY_FORMAT,
-            "samples": [(image, {k: v for k, v in target.items() if k != "replaced"}) for image, target in samples],
+            "samples": samples,
             "model": _plain_names(self.model.state_dict()),
             "model_name": self.options.model.model,
             "model_config": self.model.require_config().to_dict(),
@@ -267,10 +284,10 @@ class Training:
         }
 
     def state(self) -> dict[str, Any]:
-        """All of it, as a checkpoint holds it; every process must ask, the one that leads writes."""
+        """All of it, as a checkpoint holds it; every process must ask, the main one writes."""
         return {
             "model": _plain_names(self.model.state_dict()),
-            "ema": None if self.average is None else average_state(self.average),
+            "ema": None if self.ema is None else ema_state(self.ema),
             "model_name": self.options.model.model,
             "model_config": self.model.require_config().to_dict(),
             "backbone_trained": self.backbone_trained,
@@ -285,7 +302,7 @@ class Training:
             "best": self.best,
             "evaluated_at": self.evaluated_at,
             "evaluations_since_best": self.evaluations_since_best,
-            "random_states": self.team.gather(random_state()),
+            "random_states": self.group.gather(random_state()),
             "options": to_plain(self.options),
         }
 
@@ -295,12 +312,12 @@ class Training:
             raise ValueError(f"{run} was trained on other classes; --init-from takes its weights for new data")
         self._check_order(state, run)
         load_model_state(self.model, state["model"], run)
-        if self.average is not None:
+        if self.ema is not None:
             kept = state.get("ema")
             if kept is None:
-                self.average.module.load_state_dict(state["model"])
+                self.ema.module.load_state_dict(state["model"])
             else:
-                restore_average(self.average, kept)
+                restore_ema(self.ema, kept)
         self.optimizer.load_state_dict(state["optimizer"])
         if state.get("scaler"):
             self.scaler.load_state_dict(state["scaler"])
@@ -310,10 +327,10 @@ class Training:
         self.evaluated_at = state.get("evaluated_at", self.steps_done)
         self.evaluations_since_best = state.get("evaluations_since_best", 0)
         states = state.get("random_states") or [state["random_state"]]
-        if self.team.rank < len(states):
-            set_random_state(states[self.team.rank])
+        if self.group.rank < len(states):
+            set_random_state(states[self.group.rank])
         else:  # more processes than before: dropout that none of them had
-            torch.manual_seed(self.options.batch.seed + self.steps_done * self.team.size + self.team.rank)
+            torch.manual_seed(self.options.batch.seed + self.steps_done * self.group.size + self.group.rank)
 
     def _check_order(self, state: dict[str, Any], run: Path) -> None:
         """The place in the data means something only among the same images, in the same batches."""
@@ -343,10 +360,10 @@ def _refuse_a_crowd(workers: int) -> None:
         raise ValueError(f"workers: expected at most {most}, {_MOST_WORKERS} for each processor here, got {workers}")
 
 
-def _share(options: TrainOptions, team: Team) -> tuple[int, int]:
+def _share(options: TrainOptions, group: ProcessGroup) -> tuple[int, int]:
     if options.loading.cache_images == "none" or options.input.overfit:
         return 0, 1
-    return team.local_rank, team.local_size
+    return group.local_rank, group.local_size
 
 
 def _shapes(data: CocoDetection) -> np.ndarray:
@@ -363,7 +380,7 @@ def _cuda_state(device: torch.device) -> Tensor | None:
     return torch.cuda.get_rng_state(device) if device.type == "cuda" else None
 
 
-def running_averages(model: nn.Module) -> list[tuple[Tensor, Tensor]]:
+def running_statistics(model: nn.Module) -> list[tuple[Tensor, Tensor]]:
     """The buffers of trainable batch norms, each with a copy; frozen norms never change."""
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     return [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers()]

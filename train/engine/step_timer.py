@@ -1,23 +1,14 @@
 """Where a training step goes: data, backbone, encoder, decoder, matching, loss, backward, optimiser."""
 
-import itertools
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
-from torch.profiler import ProfilerActivity
 
 from ...models.families.detector import Detector
-
-if TYPE_CHECKING:
-    from .state import Training
-
-_WARM_UP = 3
-_LONGEST = 15  # operators told
 
 STAGES = (
     "data",
@@ -33,8 +24,8 @@ STAGES = (
 )
 
 
-class Stages:
-    """Seconds of each stage, told apart without overlap: time within an inner stage does not count for the outer.
+class StepTimer:
+    """Seconds of each stage of a step, without overlap: time within an inner stage does not count for the outer.
 
     Nothing is measured, and nothing waited for, until `start`.
     """
@@ -117,39 +108,3 @@ class Stages:
                 lines.append(f"{name:<14}{seconds / steps * 1e3:>10.1f}{seconds / total:>8.1%}")
         lines.append(f"{'all':<14}{total / steps * 1e3:>10.1f}{images / total:>8.1f} images/s")
         return "\n".join(lines)
-
-
-def profile(training: "Training", steps: int, out: Path | None) -> str:
-    """Trains a few steps under PyTorch's profiler, after three to warm up; a table of stages and the longest operators.
-
-    The trace, for chrome://tracing and Perfetto, goes to `out`, if given, as ``trace.json.gz``.
-    """
-    batches = iter(training.batches())
-    for warm_up in itertools.islice(batches, _WARM_UP):
-        training.step(warm_up)
-    on_device = training.device.type == "cuda"
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_device else [])]
-    stages, done, images = training.stages, 0, 0
-    with torch.profiler.profile(activities=activities, acc_events=True) as recorded:
-        stages.start()
-        for _ in range(steps):
-            with stages.stage("data"):
-                samples = next(batches, None)
-            if samples is None:
-                break
-            result = training.step(samples)
-            assert result is not None
-            done, images = done + 1, images + int(result["images"])
-        stages.stop()
-    if done == 0:
-        raise ValueError(
-            f"profile: expected a run of more than {_WARM_UP} steps, which warm up, got {training.steps_done}"
-        )
-    order = "self_device_time_total" if on_device else "self_cpu_time_total"
-    longest = recorded.key_averages().table(sort_by=order, row_limit=_LONGEST, max_name_column_width=60)
-    lines = [stages.table(done, images), "", longest]
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        recorded.export_chrome_trace(str(out / "trace.json.gz"))
-        lines.append(f"trace, for ui.perfetto.dev: {out / 'trace.json.gz'}")
-    return "\n".join(lines)

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ...common.text import counted
-from .results import COLUMNS, Found, pack_results
+from .results import COLUMNS, DetectionResults, pack_results
 
 Engine = Literal["faster", "pycocotools"]
 
@@ -71,7 +71,7 @@ class Evaluation:
 
 def coco_metrics(
     truth: Path | dict[str, Any],
-    results: Found | np.ndarray | Sequence[dict[str, Any]],
+    results: DetectionResults | np.ndarray | Sequence[dict[str, Any]],
     image_ids: Sequence[int],
     engine: Engine = "faster",
 ) -> dict[str, float]:
@@ -84,7 +84,7 @@ def coco_metrics(
 
 def evaluate_boxes(
     truth: Path | dict[str, Any],
-    results: Found | np.ndarray | Sequence[dict[str, Any]],
+    results: DetectionResults | np.ndarray | Sequence[dict[str, Any]],
     image_ids: Sequence[int],
     engine: Engine = "faster",
 ) -> Evaluation:
@@ -92,8 +92,8 @@ def evaluate_boxes(
 
     Args:
         truth: an ``instances_*.json``, or its content; not changed.
-        results: what detect returned; or rows (N, 7) as results.Found has; or COCO's results format. A category that
-            the truth lacks counts for nothing.
+        results: what detect returned; or rows (N, 7) as results.DetectionResults has; or COCO's results format. A
+            category that the truth lacks counts for nothing.
         image_ids: the images to count.
         engine: faster-coco-eval, or pycocotools, the reference it agrees with.
 
@@ -119,12 +119,12 @@ def evaluate_boxes(
 
 
 def _checked(
-    results: Found | np.ndarray | Sequence[dict[str, Any]], image_ids: np.ndarray, known: set[int]
+    results: DetectionResults | np.ndarray | Sequence[dict[str, Any]], image_ids: np.ndarray, known: set[int]
 ) -> np.ndarray:
     """The rows (N, 7) of results, which fit the images."""
     if not len(image_ids):
         raise ValueError("image_ids: expected at least one image to evaluate on, got none")
-    if isinstance(results, Found):
+    if isinstance(results, DetectionResults):
         missed = np.setdiff1d(image_ids, results.image_ids)
         if len(missed):
             raise ValueError(

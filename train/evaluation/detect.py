@@ -15,7 +15,7 @@ from ..data.dataset import Category, CocoDetection
 from ..data.loader import evaluation_loader, to_device
 from ..engine.acceleration import autocast
 from ..engine.checkpoint import Trained, num_classes
-from .results import Found, result_rows
+from .results import DetectionResults, result_rows
 
 
 def detect(
@@ -30,7 +30,7 @@ def detect(
     criterion: nn.Module | None = None,
     shard: tuple[int, int] = (0, 1),
     advance: Callable[[], None] = lambda: None,
-) -> Found:
+) -> DetectionResults:
     """What a model finds in a data set: the best 100 of every image, unfiltered; boxes in pixels of the file.
 
     Args:
@@ -42,8 +42,8 @@ def detect(
         precision: of the run; bf16 and fp16 are autocast.
         category_ids: those of the model's labels, None for a label that is not in the data; by default a label is the
             category at this place.
-        criterion: of create_criterion, for ``Found.losses``: each of its values and the weighted sum ``loss``, of all
-            images as if they were one batch, so neither ``batch_size`` nor the number of processes changes them.
+        criterion: of create_criterion, for ``DetectionResults.losses``: each of its values and their weighted sum
+            ``loss``, of all images as if they were one batch, so neither ``batch_size`` nor the number of processes changes them.
             Faster R-CNN has losses in training mode alone, and so none here.
         shard: (rank, world): of several processes, each looks at every world-th image from its rank on, no image
             twice; `results.merge` makes one of what they found.
@@ -71,7 +71,7 @@ def detect(
             image_ids += batch
             for _ in batch:
                 advance()
-    return Found(
+    return DetectionResults(
         image_ids=np.asarray(image_ids, dtype=np.int64),
         results=np.concatenate([result_rows([], [], ids), *rows]),
         losses={} if losses is None else losses.sums(),

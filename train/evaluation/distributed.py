@@ -6,16 +6,16 @@ from torch import nn
 
 from ...models.families.detector import Detector
 from ..data.dataset import CocoDetection
-from ..engine.distributed import Team
+from ..engine.distributed import ProcessGroup
 from .coco_metrics import evaluate_boxes
 from .detect import detect
 from .results import merge
 
 
-def evaluate_together(
+def evaluate_distributed(
     model: Detector,
     data: CocoDetection,
-    team: Team,
+    group: ProcessGroup,
     *,
     criterion: nn.Module | None,
     batch_size: int,
@@ -30,24 +30,24 @@ def evaluate_together(
         ValueError: as detect and evaluate_boxes.
         LateError: a process did not come in time.
     """
-    with team.together("detecting"):
+    with group.all_or_none("detecting"):
         found = detect(
             model,
             data,
-            team.device,
+            group.device,
             batch_size=batch_size,
             workers=workers,
             precision=precision,
             criterion=criterion,
-            shard=(team.rank, team.size),
+            shard=(group.rank, group.size),
         )
-    every = team.gather(found, patient=True)
+    every = group.gather(found, patient=True)
     metrics: dict[str, Any] = {}
-    with team.together("measuring"):
-        if team.leads:
+    with group.all_or_none("measuring"):
+        if group.is_main:
             whole = merge(every)
             evaluation = evaluate_boxes(data.annotations.ground_truth(), whole, data.image_ids)
             losses = {f"val_{name}": value for name, value in whole.losses.items()}
             per_class = {kind.name: kind.AP for kind in evaluation.classes if kind.AP is not None}
             metrics = {**evaluation.metrics, **losses, "per_class": per_class}
-    return team.broadcast(metrics)
+    return group.broadcast(metrics)

@@ -21,7 +21,7 @@ _MOST_ID = 2**53
 
 
 @dataclass(frozen=True)
-class Found:
+class DetectionResults:
     """What a model found in a data set, or one process of several in its share of it."""
 
     image_ids: np.ndarray
@@ -32,7 +32,7 @@ class Found:
     """This share's part of the losses of the whole data set; empty where none were asked for, or there are none."""
 
 
-def merge(parts: Sequence[Found]) -> Found:
+def merge(parts: Sequence[DetectionResults]) -> DetectionResults:
     """What all processes found together, whose shares must not overlap; their losses add up.
 
     Raises:
@@ -48,7 +48,7 @@ def merge(parts: Sequence[Found]) -> Found:
             f"{twice} (by processes {', '.join(who)}); every image counts once"
         )
     names = dict.fromkeys(name for part in parts for name in part.losses)
-    return Found(
+    return DetectionResults(
         image_ids=image_ids,
         results=np.concatenate([part.results for part in parts]),
         losses={name: sum(part.losses.get(name, 0.0) for part in parts) for name in names},

@@ -22,7 +22,7 @@ _NOT_SHOWN = ("step", "epoch", "time", "steps")
 _TERM = re.compile(r"(?P<measure>.+?)(?P<layer>_\d+|_enc)?")
 
 
-class Board(Protocol):
+class Logger(Protocol):
     """What shows numbers, pictures and texts by name, each at a step."""
 
     def numbers(self, values: dict[str, float], step: int) -> None: ...
@@ -35,7 +35,7 @@ class Board(Protocol):
 
 
 def tagged(event: str, values: dict[str, Any]) -> dict[str, float]:
-    """The numbers of an event under the names that boards group by: ``loss/ce``, ``lr/main``, ``val/AP``, ...
+    """The numbers of an event under the names that loggers group by: ``loss/ce``, ``lr/main``, ``val/AP``, ...
 
     The losses of the last layer are in ``loss``, those of the others, and of the encoder, in ``loss_auxiliary``. AP
     and AR of a size that nothing annotated has are -1, and left out.

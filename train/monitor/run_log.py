@@ -14,11 +14,11 @@ from typing import Any
 from PIL import Image
 
 from ..visual.boxes import save_picture
-from .loggers import Board, TensorBoard, WeightsAndBiases, import_wandb, tagged
+from .loggers import Logger, TensorBoard, WeightsAndBiases, import_wandb, tagged
 
 
 class RunLog:
-    """Appends events to ``folder/log.jsonl``, one JSON object a line, and numbers to the boards asked for.
+    """Appends events to ``folder/log.jsonl``, one JSON object a line, and numbers to the loggers asked for.
 
     Each line has an ``event``: start, step, epoch (with the metrics of an evaluation), nonfinite, resume, end; and its
     ``time``, in seconds since 1970. A step's ``data_s`` and ``step_s`` are the seconds that one step waited for images
@@ -49,15 +49,15 @@ class RunLog:
         step: int = 0,
     ) -> None:
         self.folder = folder
-        self._boards: list[Board] = []
+        self._loggers: list[Logger] = []
         if wandb is not None:
             import_wandb(wandb)  # before there is a folder
         with self._explained():
             folder.mkdir(parents=True, exist_ok=True)
             if wandb is not None:
-                self._boards.append(WeightsAndBiases(folder, wandb, settings or {}, step))
+                self._loggers.append(WeightsAndBiases(folder, wandb, settings or {}, step))
             if tensorboard:
-                self._boards.append(TensorBoard(folder, step))
+                self._loggers.append(TensorBoard(folder, step))
             # a line is one write, unbuffered: what fails is not tried again when the file is closed
             self._file = open(folder / "log.jsonl", "ab", buffering=0)  # noqa: SIM115  # closed by __exit__
             if _cut_short(folder / "log.jsonl"):
@@ -66,28 +66,28 @@ class RunLog:
     def write(self, event: str, **values: Any) -> None:
         """One line; a number that is not finite, which JSON cannot hold, is written as a string.
 
-        Of a step and an epoch, the numbers go to the boards too.
+        Of a step and an epoch, the numbers go to the loggers too.
         """
         line = json.dumps(_jsonable({"event": event, "time": round(time.time(), 3), **values}))
         with self._explained():
             self._append(line.encode() + b"\n")
-            if self._boards and event in ("step", "epoch"):
+            if self._loggers and event in ("step", "epoch"):
                 numbers = tagged(event, values)
-                for board in self._boards:
-                    board.numbers(numbers, values["step"])
+                for logger in self._loggers:
+                    logger.numbers(numbers, values["step"])
 
     def picture(self, name: str, image: Image.Image, step: int) -> None:
-        """Shows a picture on the boards, and keeps it as ``folder/pictures/NAME-STEP.jpg``."""
+        """Shows a picture on the loggers, and keeps it as ``folder/pictures/NAME-STEP.jpg``."""
         with self._explained():
             save_picture(image, self.folder / "pictures" / f"{name.replace('/', '-')}-{step:08d}.jpg")
-            for board in self._boards:
-                board.picture(name, image, step)
+            for logger in self._loggers:
+                logger.picture(name, image, step)
 
     def text(self, name: str, text: str, step: int) -> None:
-        """Shows a text on the boards, as it is written."""
+        """Shows a text on the loggers, as it is written."""
         with self._explained():
-            for board in self._boards:
-                board.text(name, text, step)
+            for logger in self._loggers:
+                logger.text(name, text, step)
 
     def __enter__(self) -> "RunLog":
         return self
@@ -96,13 +96,13 @@ class RunLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._file.close()
-        for board in self._boards:
+        for logger in self._loggers:
             if error is None:
                 with self._explained():
-                    board.close()
+                    logger.close()
             else:  # what ended the run matters more than why its last points cannot be written
                 with suppress(Exception):
-                    board.close()
+                    logger.close()
 
     def _append(self, line: bytes) -> None:
         size = os.fstat(self._file.fileno()).st_size

@@ -73,12 +73,12 @@ def speed(where: DataSet, loading: Loading, seconds: float) -> Row:
     ahead = 1 + loading.workers * loading.prefetch
     images, begun = 0, 0.0
     loader = training_loader(data, order, loading, start=0, end=10**6)
-    for number, samples in enumerate(loader):
+    for number, batch in enumerate(loader):
         now = time.perf_counter()
         if number < ahead:
             begun = now
             continue
-        images += len(samples)
+        images += len(batch.samples)
         if now - begun >= seconds and number >= 2 * ahead:
             break
     return {

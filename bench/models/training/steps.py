@@ -96,15 +96,15 @@ def _measure(step: Step, data: Path, device: torch.device, times: int, warm_up: 
     for _ in range(warm_up):
         once()
     took = [_seconds(once) for _ in range(times)]
-    training.stages.start()
+    training.step_timer.start()
     for _ in range(times):
         once()
-    training.stages.stop()
+    training.step_timer.stop()
     median = statistics.median(took)
     return {
         "images_per_second": len(samples) / median,
         "step_us": median * 1e6,
-        "stages_us": {name: training.stages.seconds[name] / times * 1e6 for name in STAGES},
+        "stages_us": {name: training.step_timer.seconds[name] / times * 1e6 for name in STAGES},
         "peak_mb": peak_memory_mb(once, device),
         "steps": times,
     }

@@ -20,12 +20,12 @@ from msdeform.train.data.dataset import Annotations, CocoDetection
 from msdeform.train.data.loader import evaluation_loader, to_device
 from msdeform.train.data.transforms import evaluation_transform
 from msdeform.train.engine.checkpoint import save_checkpoint
-from msdeform.train.engine.distributed import Team
+from msdeform.train.engine.distributed import ProcessGroup
 from msdeform.train.engine.state import Training
 from msdeform.train.evaluation.coco_metrics import METRICS, coco_metrics, evaluate_boxes
 from msdeform.train.evaluation.detect import detect
-from msdeform.train.evaluation.distributed import evaluate_together
-from msdeform.train.evaluation.results import Found, coco_results, merge, pack_results, unpack_results
+from msdeform.train.evaluation.distributed import evaluate_distributed
+from msdeform.train.evaluation.results import DetectionResults, coco_results, merge, pack_results, unpack_results
 from tests.models.huggingface import randomise
 
 CPU = torch.device("cpu")
@@ -113,7 +113,7 @@ def model() -> Detector:
     return model
 
 
-def in_order(found: Found) -> np.ndarray:
+def in_order(found: DetectionResults) -> np.ndarray:
     return found.results[np.argsort(found.results[:, 0], kind="stable")]
 
 
@@ -132,15 +132,15 @@ def test_processes_count_every_image_exactly_once(data: CocoDetection, model: De
     assert together.losses == pytest.approx(alone.losses, rel=1e-9)
 
 
-class Leader(Team):
+class Leader(ProcessGroup):
     """Rank 0 of several processes, which does the others' work, too, when it hears of what they found."""
 
-    def __init__(self, size: int, work: Callable[[int], Found]) -> None:
+    def __init__(self, size: int, work: Callable[[int], DetectionResults]) -> None:
         super().__init__(CPU)
         self.size, self.work = size, work
 
     def gather(self, value: Any, *, patient: bool = False) -> list[Any]:
-        if not isinstance(value, Found):
+        if not isinstance(value, DetectionResults):
             return [value] * self.size
         return [value, *(self.work(rank) for rank in range(1, self.size))]
 
@@ -148,14 +148,14 @@ class Leader(Team):
 def test_an_evaluation_together_is_that_of_one_process(data: CocoDetection, model: Detector) -> None:
     criterion = create_criterion(model)
 
-    def work(rank: int) -> Found:
+    def work(rank: int) -> DetectionResults:
         return detect(model, data, CPU, criterion=criterion, shard=(rank, 3))
 
     settings = {"criterion": criterion, "batch_size": 2, "workers": 0, "precision": "fp32"}
-    alone = evaluate_together(model, data, Team(CPU), **settings)
+    alone = evaluate_distributed(model, data, ProcessGroup(CPU), **settings)
     losses = {f"val_{name}" for name in ("loss", *criterion(*one_batch(model, data)))}
     assert alone.keys() == {*METRICS, *losses, "per_class"}
-    several = evaluate_together(model, data, Leader(3, work), **settings)
+    several = evaluate_distributed(model, data, Leader(3, work), **settings)
     assert several.pop("per_class") == pytest.approx(alone.pop("per_class"), rel=1e-5)
     assert several == pytest.approx(alone, rel=1e-5)
 

@@ -14,7 +14,7 @@ from msdeform.train.config.options import TrainOptions
 from msdeform.train.engine.run import train
 from msdeform.train.engine.state import Training
 from msdeform.train.monitor.run_log import read_log
-from tests.train.processes import together
+from tests.train.processes import run_processes
 
 Change = Callable[..., TrainOptions]
 Spoil = Callable[[Training, list[Any]], None]
@@ -196,7 +196,7 @@ def spoiled_in(rank: int, options: TrainOptions) -> None:
     original = Training.step
 
     def step(self: Training, samples: list[Any], **wishes: bool) -> Any:
-        if self.team.rank == rank and self.steps_done == 1:
+        if self.group.rank == rank and self.steps_done == 1:
             samples[0][1]["boxes"][0] = float("nan")
         return original(self, samples, **wishes)
 
@@ -205,7 +205,7 @@ def spoiled_in(rank: int, options: TrainOptions) -> None:
 
 
 def test_of_two_processes_the_one_that_is_blamed_leaves_its_images(short: TrainOptions, changed: Change) -> None:
-    ended = together(2, spoiled_in, 1, changed(short, timeout=2.0))
+    ended = run_processes(2, spoiled_in, 1, changed(short, timeout=2.0))
     assert [end.code for end in ended] == [0, 0], [end.error for end in ended]
     out = Path(str(short.run.out))
     assert [file.name for file in out.glob("nonfinite-*")] == ["nonfinite-step-00000002-process-1.pt"]

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from msdeform.train.config.options import Input, Loading, Source
 from msdeform.train.data.annotations import Annotations, ImageEntry, ImageList
 from msdeform.train.data.dataset import BadImageError, CocoDetection
-from msdeform.train.data.loader import training_data, validation_data
+from msdeform.train.data.loader import Order, training_data, training_loader, validation_data
 from msdeform.train.data.transforms import Compose, ToModel
 
 Write = Callable[..., Path]
@@ -145,7 +145,9 @@ def test_an_unreadable_image_is_replaced_by_the_next_in_training(many: Source, w
     data = training_data(many, SKIP, Loading(), seed=0)
     samples = list(DataLoader(data, batch_size=None, num_workers=workers))
     assert [target["image_id"] for _, target in samples] == [10, 13, 13, 13, 14, 10]
-    replaced = [target.get("replaced", "") for _, target in samples]
+    replaced = [data.item(index)[1] or "" for index in range(6)]
+    loader = training_loader(data, Order(6, total=3, seed=0), Loading(workers=workers), start=0, end=2)
+    assert {sentence for batch in loader for sentence in batch.replaced} == {*filter(None, replaced)}
     assert [bool(sentence) for sentence in replaced] == [False, True, True, False, False, True]
     for row in (1, 2, 5):
         assert re.fullmatch(rf"image \S+{row}\.png cannot be decoded: .* \(image {10 + row}\)", replaced[row])

@@ -148,8 +148,7 @@ def test_augmentation_depends_on_seed_epoch_and_item_alone(shapes: Path) -> None
         data = CocoDetection(
             shapes / "train2017", annotations, training_transform("official", ImageSize(64, 64)), seed=seed
         )
-        data.epoch = epoch
-        return [data[index][0] for index in (5, 2)]
+        return [data[epoch, index][0] for index in (5, 2)]
 
     torch.manual_seed(0)
     first = draw(1)

@@ -13,11 +13,11 @@ import torch
 from msdeform.models.weights.formats import checkpoints_in
 from msdeform.train.config.options import TrainOptions
 from msdeform.train.engine.checkpoint import load_checkpoint
-from msdeform.train.engine.distributed import team
+from msdeform.train.engine.distributed import process_group
 from msdeform.train.engine.run import train
 from msdeform.train.engine.state import Training
 from msdeform.train.monitor.run_log import read_log
-from tests.train.processes import Ended, start_team, together
+from tests.train.processes import Ended, run_processes, start_processes
 
 Change = Callable[..., TrainOptions]
 
@@ -72,7 +72,7 @@ def test_two_processes_train_as_one(exact: TrainOptions, changed: Change, tmp_pa
     train(changed(exact, out=tmp_path / "one"))
     # with accumulation in each, and activations computed again
     two = changed(exact, out=tmp_path / "two", batch_size=1, checkpointing="all", bucket=True)
-    no_failures(together(2, train, two))
+    no_failures(run_processes(2, train, two))
     assert_same_training(tmp_path / "one", tmp_path / "two")
     # one process goes on with what two have begun
     again = changed(exact, out=tmp_path / "two", resume=tmp_path / "two", epochs=3)
@@ -89,11 +89,11 @@ def test_any_number_of_processes_train_as_one(
 ) -> None:
     # 8 images in steps of 4: three processes have unequal parts
     train(changed(exact, out=tmp_path / "one"))
-    started = start_team(size, train, changed(exact, out=tmp_path / "many"), nodes=nodes)
+    started = start_processes(size, train, changed(exact, out=tmp_path / "many"), nodes=nodes)
     no_failures([process.wait(240) for process in started])
     assert_same_training(tmp_path / "one", tmp_path / "many")
     # and as many go on on another number
-    no_failures(together(2, train, changed(exact, out=tmp_path / "many", resume=tmp_path / "many", epochs=3)))
+    no_failures(run_processes(2, train, changed(exact, out=tmp_path / "many", resume=tmp_path / "many", epochs=3)))
     train(changed(exact, out=tmp_path / "longer", epochs=3))
     assert_same_training(tmp_path / "longer", tmp_path / "many")
 
@@ -101,9 +101,9 @@ def test_any_number_of_processes_train_as_one(
 def failing_in(rank: int, options: TrainOptions) -> None:
     original = Training.batches
 
-    def batches(self: Training) -> Any:
-        for number, samples in enumerate(original(self)):
-            if self.team.rank == rank and number == 1:
+    def batches(self: Training, *arguments: Any) -> Any:
+        for number, samples in enumerate(original(self, *arguments)):
+            if self.group.rank == rank and number == 1:
                 raise OSError("the disk of this machine is gone")
             yield samples
 
@@ -112,7 +112,7 @@ def failing_in(rank: int, options: TrainOptions) -> None:
 
 
 def test_a_process_that_fails_is_named_by_the_others(exact: TrainOptions) -> None:
-    ended = together(2, failing_in, 1, exact)
+    ended = run_processes(2, failing_in, 1, exact)
     assert [end.code for end in ended] == [1, 1]
     assert "the disk of this machine is gone" in ended[1].error
     assert "another process ended: process 1 on " in ended[0].error
@@ -122,9 +122,9 @@ def test_a_process_that_fails_is_named_by_the_others(exact: TrainOptions) -> Non
 def late_in(rank: int, seconds: float, options: TrainOptions) -> None:
     original = Training.batches
 
-    def batches(self: Training) -> Any:
-        for number, samples in enumerate(original(self)):
-            if self.team.rank == rank and number == 3:
+    def batches(self: Training, *arguments: Any) -> Any:
+        for number, samples in enumerate(original(self, *arguments)):
+            if self.group.rank == rank and number == 3:
                 time.sleep(seconds)
             yield samples
 
@@ -134,18 +134,18 @@ def late_in(rank: int, seconds: float, options: TrainOptions) -> None:
 
 def test_a_process_that_does_not_come_is_named_in_time(exact: TrainOptions, changed: Change) -> None:
     # three seconds; the first steps are given four times as long
-    ended = together(2, late_in, 1, 8.0, changed(exact, timeout=0.05))
+    ended = run_processes(2, late_in, 1, 8.0, changed(exact, timeout=0.05))
     assert ended[0].code == 1
     assert "another process did not come within 0.05 minutes: process 1 of 2 on " in ended[0].error, ended[0].error
     assert "was last seen loading images, step 3" in ended[0].error
 
 
 def nan_in(rank: int, options: TrainOptions) -> list[float]:
-    with team(options.compute) as crew:
-        training = Training(options, team=crew)
+    with process_group(options.compute) as group:
+        training = Training(options, group=group)
         results = []
         for samples in training.batches():
-            if crew.rank == rank and training.steps_done == 1:
+            if group.rank == rank and training.steps_done == 1:
                 samples[0] = (samples[0][0], {**samples[0][1], "boxes": samples[0][1]["boxes"] * float("nan")})
             result = training.step(samples)
             assert result is not None
@@ -155,7 +155,7 @@ def nan_in(rank: int, options: TrainOptions) -> list[float]:
 
 
 def test_all_skip_a_step_that_is_not_finite_in_one(exact: TrainOptions) -> None:
-    ended = together(2, nan_in, 1, exact)
+    ended = run_processes(2, nan_in, 1, exact)
     no_failures(ended)
     expected = [[(1.0, []), (0.0, [1]), (1.0, []), (1.0, [])], True]
     assert [end.result for end in ended] == [expected, expected]
@@ -166,7 +166,7 @@ def signalled_in(rank: int, options: TrainOptions) -> None:
 
     def step(self: Training, *arguments: Any, **wishes: bool) -> Any:
         result = original(self, *arguments, **wishes)
-        if self.team.rank == rank and self.steps_done == 2:
+        if self.group.rank == rank and self.steps_done == 2:
             os.kill(os.getpid(), signal.SIGUSR1)
         return result
 
@@ -176,7 +176,7 @@ def signalled_in(rank: int, options: TrainOptions) -> None:
 
 def test_a_signal_to_one_stops_all_and_saves(exact: TrainOptions, changed: Change, tmp_path: Path) -> None:
     options = changed(exact, eval_every=5)
-    ended = together(2, signalled_in, 1, options)
+    ended = run_processes(2, signalled_in, 1, options)
     assert [end.code for end in ended] == [75, 75], [end.error for end in ended]
     out = Path(str(options.run.out))
     state = load_checkpoint(checkpoints_in(out)[-1])
@@ -194,7 +194,7 @@ def with_its_own_rate(options: TrainOptions) -> None:
 
 
 def test_processes_with_other_settings_are_told_not_left_to_hang(exact: TrainOptions) -> None:
-    ended = together(2, with_its_own_rate, exact)
+    ended = run_processes(2, with_its_own_rate, exact)
     assert [end.code for end in ended] == [1, 1]
     assert "process 1 has another optim than process 0" in ended[0].error
     assert "'lr': 0.002" in ended[0].error
@@ -202,7 +202,7 @@ def test_processes_with_other_settings_are_told_not_left_to_hang(exact: TrainOpt
 
 
 def test_what_cannot_be_divided_is_refused_once(exact: TrainOptions, changed: Change) -> None:
-    ended = together(2, train, changed(exact, total_batch_size=1))
+    ended = run_processes(2, train, changed(exact, total_batch_size=1))
     assert [end.code for end in ended] == [1, 1]
     expected = "total-batch-size: expected at least one image for each of 2 processes, got 1"
     assert [end.error for end in ended] == [expected, ""]

@@ -10,7 +10,7 @@ from torch import nn
 
 from msdeform.train.config.options import TrainOptions
 from msdeform.train.engine.checkpoint import load_checkpoint, load_trained
-from msdeform.train.engine.ema import average_state, decay_at, make_average, restore_average
+from msdeform.train.engine.optim import decay_at, ema_state, make_ema, restore_ema
 from msdeform.train.engine.run import train
 from msdeform.train.engine.state import Training
 
@@ -32,7 +32,7 @@ def test_the_decay_ramps() -> None:
 def test_it_is_what_one_computes_by_hand() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)).double()
-    average, expected = make_average(model, 0.5), {}
+    average, expected = make_ema(model, 0.5), {}
     assert not any(parameter.requires_grad for parameter in average.parameters())
     for update in range(12):
         with torch.no_grad():
@@ -50,8 +50,8 @@ def test_it_is_what_one_computes_by_hand() -> None:
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor, rtol=1e-13, atol=1e-13)
     # and stored and put back
-    again = make_average(nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)).double(), 0.5)
-    restore_average(again, average_state(average))
+    again = make_ema(nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)).double(), 0.5)
+    restore_ema(again, ema_state(average))
     average.update_parameters(model)
     again.update_parameters(model)
     assert same(again.module.state_dict(), average.module.state_dict())

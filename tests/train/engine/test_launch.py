@@ -67,7 +67,7 @@ def test_alone() -> None:
     assert place({**SCRIPT, **shell, "SLURM_STEP_NODELIST": "gpu03"}) is None
     # srun -n1, and with it srun --pty bash
     assert place({**SCRIPT, "SLURM_STEP_ID": "3", "SLURM_STEP_NUM_TASKS": "1"}) is None
-    # torchrun with one process is a team of one
+    # torchrun with one process is a group of one
     one = place({"RANK": "0", "WORLD_SIZE": "1"})
     assert one is not None
     assert (one.size, one.local_rank, one.local_size) == (1, 0, 1)

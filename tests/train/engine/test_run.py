@@ -24,11 +24,11 @@ from msdeform.train.data.synthetic.options import SynthOptions
 from msdeform.train.data.synthetic.synth import make_dataset
 from msdeform.train.engine import checkpoint, run
 from msdeform.train.engine.checkpoint import checkpoint_path, load_checkpoint, load_trained
-from msdeform.train.engine.distributed import team
+from msdeform.train.engine.distributed import process_group
 from msdeform.train.engine.run import run_steps, train
 from msdeform.train.engine.state import Training
 from msdeform.train.monitor.run_log import read_log
-from tests.train.processes import start, together
+from tests.train.processes import run_processes, start
 
 Change = Callable[..., TrainOptions]
 
@@ -387,10 +387,10 @@ def test_an_image_that_cannot_be_read_is_listed_once(
 
 def numbers_drawn(options: TrainOptions, resume: Path | None = None) -> tuple[list[float], float]:
     """What dropout would draw in this process, at the start or resumed; and a weight, which is the same for all."""
-    with team(options.compute) as crew:
-        training = Training(options, None if resume is None else load_checkpoint(resume), crew)
+    with process_group(options.compute) as group:
+        training = Training(options, None if resume is None else load_checkpoint(resume), group)
         state = training.state()
-        if crew.leads and resume is None:
+        if group.is_main and resume is None:
             checkpoint.save_checkpoint(Path(str(options.run.out)) / "checkpoint-00000000.pt", state)
         return torch.rand(3).tolist(), float(next(training.model.parameters()).detach().sum())
 
@@ -398,11 +398,11 @@ def numbers_drawn(options: TrainOptions, resume: Path | None = None) -> tuple[li
 def test_every_process_draws_its_own_numbers_and_goes_on_with_them(changed: Change, tmp_path: Path) -> None:
     out = tmp_path / "run"
     options = changed(out=out, total_batch_size=4, timeout=2.0)
-    first = [ended.result for ended in together(2, numbers_drawn, options)]
+    first = [ended.result for ended in run_processes(2, numbers_drawn, options)]
     assert first[0][0] != first[1][0]
     assert first[0][1] == first[1][1]
     assert numbers_drawn(options, out) == first[0]  # one goes on as the first
-    again = [ended.result for ended in together(3, numbers_drawn, options, out)]
+    again = [ended.result for ended in run_processes(3, numbers_drawn, options, out)]
     assert again[:2] == first
     assert again[2][0] not in (first[0][0], first[1][0])
 

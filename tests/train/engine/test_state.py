@@ -215,7 +215,7 @@ def test_weights_that_are_not_finite_are_noticed_by_the_matcher(changed: Change)
     assert result["finite"] == 0.0
 
 
-def test_a_skipped_step_leaves_the_running_averages_of_batch_norm(changed: Change) -> None:
+def test_a_skipped_step_leaves_the_running_statistics_of_batch_norm(changed: Change) -> None:
     training = Training(changed())
     samples = next(training.batches())
     before = {name: buffer.clone() for name, buffer in training.model.named_buffers()}

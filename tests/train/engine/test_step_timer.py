@@ -1,20 +1,15 @@
 """Where a step goes: stages that share out its time, told by hooks."""
 
 import contextlib
-import gzip
-import json
-import re
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
 
 from msdeform.train.config.options import TrainOptions
 from msdeform.train.engine import step_timer
-from msdeform.train.engine.run import train
 from msdeform.train.engine.state import Training
-from msdeform.train.engine.step_timer import STAGES, Stages
+from msdeform.train.engine.step_timer import STAGES, StepTimer
 
 Change = Callable[..., TrainOptions]
 
@@ -28,7 +23,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def test_an_inner_stage_does_not_count_for_the_outer(clock: list[float]) -> None:
-    told = Stages(torch.device("cpu"))
+    told = StepTimer(torch.device("cpu"))
     with told.stage("loss"):  # not yet
         clock[0] += 100
     told.start()
@@ -55,7 +50,7 @@ def test_an_inner_stage_does_not_count_for_the_outer(clock: list[float]) -> None
 
 
 def test_the_table_shares_out_the_whole(clock: list[float]) -> None:
-    told = Stages(torch.device("cpu"))
+    told = StepTimer(torch.device("cpu"))
     told.start()
     with told.stage("backward"):
         clock[0] += 3
@@ -85,7 +80,7 @@ def test_hooks_tell_the_parts_of_every_model(changed: Change, model: str, expect
     small = ("backbone=resnet10_tiny", "hidden_dim=32", "nheads=2", "num_queries=10", "enc_layers=1", "dec_layers=1")
     options = changed(model=model, override=small if model == "detr_demo" else (), batch_size=1)
     training = Training(options)
-    told = training.stages
+    told = training.step_timer
     told.start()
     for samples, _ in zip(training.batches(), range(2), strict=False):
         training.step(samples)
@@ -96,23 +91,3 @@ def test_hooks_tell_the_parts_of_every_model(changed: Change, model: str, expect
     told.stop()
     assert expected == {name for name, seconds in told.seconds.items() if seconds > 0} - {"other", "model, other"}
     assert told.seconds.keys() == {*STAGES}
-
-
-def test_profile_writes_a_trace_and_prints_a_table(
-    changed: Change, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    out = train(changed(out=tmp_path / "run", profile=1, progress=True))
-    with gzip.open(out / "trace.json.gz", "rt") as file:
-        names = {event.get("name") for event in json.load(file)["traceEvents"]}
-    assert {"stage: backward", "stage: loss"} <= names
-    said = capfd.readouterr().err
-    assert re.search(r"^backward +\d+\.\d +\d+\.\d%$", said, re.MULTILINE)
-    assert "aten::" in said
-    assert f"trace, for ui.perfetto.dev: {out / 'trace.json.gz'}" in said
-    assert not list(out.glob("checkpoint-*"))  # a run that is profiled is not trained
-
-
-@pytest.mark.parametrize("steps", [1, 3])
-def test_a_run_too_short_to_profile_is_told(changed: Change, tmp_path: Path, steps: int) -> None:
-    with pytest.raises(ValueError, match=f"profile: expected a run of more than 3 steps, which warm up, got {steps}"):
-        train(changed(out=tmp_path / "run", profile=1, max_steps=steps))

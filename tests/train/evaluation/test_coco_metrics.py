@@ -19,7 +19,7 @@ from msdeform.train.evaluation.coco_metrics import (
     evaluate_boxes,
     summary,
 )
-from msdeform.train.evaluation.results import Found, pack_results
+from msdeform.train.evaluation.results import DetectionResults, pack_results
 
 ENGINES = ("faster", "pycocotools")
 
@@ -277,7 +277,7 @@ def test_what_cannot_be_counted_is_told_in_a_sentence(shapes: Path) -> None:
     row = np.array([[ids[0], 0, 0, 5, 5, 0.5, 1]])
     stranger, infinite = row.copy(), row.copy()
     stranger[0, 0], infinite[0, 5] = 999, np.nan
-    seen = Found(np.array(ids[1:]), row[:0])
+    seen = DetectionResults(np.array(ids[1:]), row[:0])
     for results, images, sentence in (
         (row, [], "image_ids: expected at least one image to evaluate on, got none"),
         (stranger, ids, "detections: 1 image not among the 4 annotated ones, the first is 999; are these"),

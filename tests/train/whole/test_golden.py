@@ -10,7 +10,7 @@ from msdeform.kernels.diagnostics.options import AttnBackend
 from msdeform.train.config.options import Source
 from msdeform.train.engine.run import run_steps, train
 from msdeform.train.monitor.run_log import read_log
-from tests.train.processes import together
+from tests.train.processes import run_processes
 from tests.train.whole.golden import BOUND, SAME_MACHINE, STEPS, golden_losses, golden_options, start_weights
 
 
@@ -48,7 +48,7 @@ def test_the_golden_curve_does_not_depend_on_how_the_work_is_divided(tmp_path: P
         compute=dataclasses.replace(options.compute, checkpointing="all", channels_last=True),
     )
     assert run_steps(divided, STEPS) == pytest.approx(golden_losses(), rel=BOUND)
-    ended = together(2, train, divided)
+    ended = run_processes(2, train, divided)
     assert [end.code for end in ended] == [0, 0], [end.error for end in ended]
     assert logged(tmp_path / "run") == pytest.approx(golden_losses(), rel=BOUND)
 

@@ -1,0 +1,179 @@
+"""What a run tells: sentences and a bar on the terminal of the main process, events in log.jsonl and its loggers."""
+
+import dataclasses
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from ...common.text import counted
+from ...models.layers.evaluation_mode import evaluating
+from ..config.options import to_plain
+from ..config.resolve import settings_lines
+from ..data.dataset import CocoDetection
+from ..engine.acceleration import uncompiled
+from ..engine.state import Training
+from ..visual.sheets import predictions_beside_truth
+from .display import Display, peak_memory_mb
+from .run_log import RunLog
+
+
+class Reporter:
+    """Reports a run; processes other than the main one have no log, and a display that shows nothing."""
+
+    def __init__(
+        self, training: Training, validation: CocoDetection, out: Path, log: RunLog | None, bar: Display
+    ) -> None:
+        self.training, self.validation, self.out = training, validation, out
+        self._log, self._bar = log, bar
+        self._replaced = set[str]()
+        self._losses: list[float] = []  # of this epoch
+        self._forget()
+        self.restart_epoch()
+
+    def say(self, line: str) -> None:
+        """Prints a line."""
+        if self.training.group.is_main:
+            self._bar.say(line)
+
+    def write(self, event: str, **values: Any) -> None:
+        """Logs an event."""
+        if self._log is not None:
+            self._log.write(event, **values)
+
+    @contextmanager
+    def measure(self, what: Literal["data", "step"]) -> Iterator[None]:
+        """A block whose time is that of waiting for data, or of computing a step."""
+        begun = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds[what] += time.perf_counter() - begun
+
+    def replaced(self, sentence: str) -> None:
+        """Says once of each image that could not be read that another stands in for it."""
+        if sentence in self._replaced:
+            return
+        self._replaced.add(sentence)
+        self.write("bad_image", step=self.training.steps_done + 1, sentence=sentence)
+        if self.training.group.is_main:
+            self.say(f"left out: {sentence}")
+        else:  # met by this process alone
+            print(f"process {self.training.group.rank} left out: {sentence}", file=sys.stderr, flush=True)
+
+    def step(self, result: dict[str, float], epoch: int) -> None:
+        """Shows a step, and logs every so many; ``result`` as `Training.step` returns it."""
+        training = self.training
+        self._images += int(result["images"])
+        self._steps += 1
+        if result["finite"]:
+            self._losses.append(result["loss"])
+        seconds = max(sum(self._seconds.values()), 1e-9)
+        speed, waited = self._images / seconds, self._seconds["data"] / seconds
+        numbers = {name: value for name, value in result.items() if name not in ("images", "searching")}
+        epochs = training.options.batch.epochs
+        self._bar.update(training.steps_done, f"{epoch + 1}/{epochs}", numbers, speed, data_share=waited)
+        if training.steps_done % training.options.logging.log_every and training.steps_done != 1:
+            return
+        self.write(
+            "step",
+            step=training.steps_done,
+            epoch=epoch,
+            **numbers,
+            **{f"lr_{group['name']}": group["lr"] for group in training.optimizer.param_groups},
+            images_per_s=round(speed, 2),
+            steps=self._steps,
+            data_s=round(self._seconds["data"] / self._steps, 4),
+            step_s=round(self._seconds["step"] / self._steps, 4),
+            memory_mb=peak_memory_mb(),
+        )
+        self._forget()
+
+    def _forget(self) -> None:
+        self._seconds = {"data": 0.0, "step": 0.0}
+        self._images = self._steps = 0
+
+    def epoch_end(self, epoch: int) -> None:
+        """Says the mean loss of an epoch and its time."""
+        if self._losses:
+            seconds = time.perf_counter() - self._epoch_begun
+            self.say(f"epoch {epoch + 1}: mean loss {np.mean(self._losses):.3f}, {seconds:.0f} s")
+            self.restart_epoch()
+
+    def restart_epoch(self) -> None:
+        """From here on the time and losses of an epoch count."""
+        self._losses, self._epoch_begun = [], time.perf_counter()
+
+    def evaluation(self, metrics: dict[str, Any], seconds: float, *, record: bool) -> None:
+        """Says and logs an evaluation, and draws its pictures."""
+        training = self.training
+        self.write(
+            "epoch",
+            step=training.steps_done,
+            epoch=training.epoch,
+            **metrics,
+            ema=training.ema is not None,
+            seconds=round(seconds, 2),
+        )
+        best = ", the best so far" if record else ""
+        self.say(f"validation: AP {metrics['AP']:.3f}, AP50 {metrics['AP50']:.3f}{best} ({seconds:.0f} s)")
+        rows = self.validation.rows[: training.options.logging.pictures].tolist()
+        if self._log is None or not rows:
+            return
+        names = [category.name for category in training.data.annotations.categories]
+        with uncompiled(training.options.compute), evaluating(training.detector) as model:
+            sheet = predictions_beside_truth(model, names, self.validation, rows, size=training.options.input.size)
+        self._log.picture("predictions", sheet, training.steps_done)
+
+    def start(self) -> None:
+        """Says and logs what is about to be trained, on what, and how."""
+        training, options = self.training, self.training.options
+        parameters = sum(parameter.numel() for parameter in training.model.parameters())
+        processes = "" if training.group.size == 1 else f", {training.group.size} processes"
+        self.say(
+            f"{options.model.model}: {parameters:,} parameters, "
+            f"{training.backend} attention on {training.device}, {options.compute.precision}{processes}"
+        )
+        each = -(-training.order.total // training.group.size)
+        passes = -(-each // options.batch.batch_size)
+        divided = f", in {passes} passes of {options.batch.batch_size} on each device" if passes > 1 else ""
+        self.say(
+            f"{len(set(training.data.rows))} training and {len(self.validation)} validation images, "
+            f"{len(training.data.annotations.categories)} classes; {training.total_steps} steps of "
+            f"{counted(min(training.order.total, len(training.data)), 'image')}{divided}; results in {self.out}"
+        )
+        if training.order.total > len(training.data):
+            self.say(f"--total-batch-size {training.order.total} is more than there are; a step is one pass over all")
+        for line in (*training.data.sentences(), *self.validation.sentences()):
+            self.say(line)
+        for line in training.start.sentences() if training.start else ():
+            self.say(line)
+        size = training.start.input_size if training.start else None
+        if size is not None and size != options.input.size:
+            self.say(
+                f"those weights were trained on images of at most {size.longest} pixels, this run uses "
+                f"{options.input.size.longest}; --image-size changes that"
+            )
+        if training.steps_done:
+            self.say(f"resuming at step {training.steps_done} of {training.total_steps}")
+        for line in settings_lines(options, self.out / "config.yaml"):
+            self.say(line)
+        self.write(
+            "start" if training.steps_done == 0 else "resume",
+            step=training.steps_done,
+            attn_backend=training.backend,
+            device=str(training.device),
+            processes=training.group.size,
+            steps_per_epoch=training.steps_per_epoch,
+            torch=torch.__version__,
+            parameters=parameters,
+            dropped=dataclasses.asdict(training.data.annotations.dropped),
+            fresh=training.start.fresh if training.start else [],
+            ignored=training.start.ignored if training.start else [],
+            options=to_plain(options),
+        )
