@@ -4,7 +4,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...train.visual.sheets import MATCHING_IOU, match
+from ...models.layers.boxes import match_boxes
+from ...train.visual.sheets import MATCHING_IOU
 from ..core.trace import Scene
 from .drawing import BESIDE, Drawing, array, canvas, draw_box, headline
 
@@ -30,7 +31,7 @@ def draw_truth(scene: Scene, boxes: Tensor, labels: Tensor, confidence: float = 
     found = scene.detections(confidence)
     found_boxes = torch.tensor([seen.box for seen in found], dtype=torch.float32).reshape(-1, 4)
     found_labels = torch.tensor([seen.label for seen in found], dtype=torch.int64)
-    taken = match(boxes, labels, found_boxes, found_labels)
+    taken = match_boxes(found_boxes, found_labels, boxes, labels, MATCHING_IOU)
     figure, [[left, right]] = canvas(scene, 1, 2, largest=BESIDE)
     for number, (box, label) in enumerate(zip(boxes.tolist(), labels.tolist(), strict=True)):
         hit = number in taken
