@@ -8,7 +8,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.ops import box_iou
 from torchvision.transforms.v2 import functional as F
 
 from .. import __version__
@@ -18,6 +17,7 @@ from ..common.progress import progress_bar
 from ..common.text import counted
 from ..models.inference.image_size import Size
 from ..models.inference.images import normalise
+from ..models.layers.boxes import match_boxes
 from ..train.config.options import Input
 from ..train.data.dataset import CocoDetection
 from ..train.data.loader import validation_data
@@ -195,17 +195,9 @@ def match_truths(
 
     `labels` are the detections' classes as the data number them; truths (N, 4) xyxy and classes (N,) are the objects.
     """
-    taken: set[int] = set()
-    matches: list[int | None] = []
-    for prediction, label in zip(found, labels, strict=True):
-        overlap = box_iou(torch.tensor([[float(v) for v in prediction.box]]), torch.from_numpy(truths).float())[
-            0
-        ].tolist()
-        free = [i for i in range(len(truths)) if i not in taken and classes[i] == label and overlap[i] >= 0.5]
-        best = max(free, key=lambda i: overlap[i], default=None)
-        matches.append(best)
-        taken |= set() if best is None else {best}
-    return matches
+    boxes = torch.tensor([[float(value) for value in one.box] for one in found]).reshape(-1, 4)
+    own = torch.tensor([-1 if label is None else label for label in labels])
+    return match_boxes(boxes, own, torch.from_numpy(truths), torch.from_numpy(classes))
 
 
 def _labels(trained: Trained, data: CocoDetection, found: Sequence[QueryPrediction]) -> list[int | None]:

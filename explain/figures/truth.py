@@ -4,7 +4,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...train.visual.sheets import MATCHING_IOU, match
+from ...models.layers.boxes import match_boxes
+from ...train.visual.sheets import MATCHING_IOU
 from ..core.trace import AttentionTrace
 from .drawing import BESIDE, Drawing, array, canvas, draw_box, headline
 
@@ -30,9 +31,9 @@ def draw_truth(
     from matplotlib.lines import Line2D
 
     found = trace.detections(confidence)
-    found_boxes = torch.tensor([prediction.box for prediction in found], dtype=torch.float32).reshape(-1, 4)
-    found_labels = torch.tensor([prediction.label for prediction in found], dtype=torch.int64)
-    taken = match(boxes, labels, found_boxes, found_labels)
+    found_boxes = torch.tensor([one.box for one in found], dtype=torch.float32).reshape(-1, 4)
+    found_labels = torch.tensor([one.label for one in found], dtype=torch.int64)
+    taken = match_boxes(found_boxes, found_labels, boxes, labels, MATCHING_IOU)
     figure, [[left, right]] = canvas(trace, 1, 2, largest=BESIDE)
     for number, (box, label) in enumerate(zip(boxes.tolist(), labels.tolist(), strict=True)):
         hit = number in taken

@@ -6,6 +6,7 @@ any leading dimensions and keep the dtype.
 
 import torch
 from torch import Tensor
+from torchvision.ops import box_iou
 
 
 def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
@@ -32,6 +33,30 @@ def generalized_iou(a: Tensor, b: Tensor) -> Tensor:
     # the smallest normal number changes no quotient except 0/0
     tiny = torch.finfo(a.dtype).tiny
     return overlap / union.clamp(min=tiny) - (hull - union) / hull.clamp(min=tiny)
+
+
+def match_boxes(
+    found_boxes: Tensor, found_labels: Tensor, boxes: Tensor, labels: Tensor, minimum_iou: float = 0.5
+) -> list[int | None]:
+    """The index of the object that each detection is matched to; None for a false one.
+
+    Greedy, as in COCO's evaluation: each detection takes, of the objects of its class that are left and overlap it by
+    ``minimum_iou`` or more, the one that it overlaps most; the first of equals.
+
+    Args:
+        found_boxes, found_labels: (M, 4) xyxy and (M,), the best detection first.
+        boxes, labels: (N, 4) xyxy and (N,), the objects.
+    """
+    overlap = box_iou(found_boxes.float(), boxes.float()).masked_fill(found_labels[:, None] != labels[None], -1)
+    matches: list[int | None] = []
+    for row in overlap:
+        best = int(row.argmax()) if len(row) else None
+        if best is not None and row[best] >= minimum_iou:
+            overlap[:, best] = -1
+            matches.append(best)
+        else:
+            matches.append(None)
+    return matches
 
 
 def _area(low: Tensor, high: Tensor) -> Tensor:

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.ops import box_iou
 
 from ...models.families.detector import Detector
 from ...models.inference.detections import Detections
 from ...models.inference.image_size import Size
+from ...models.layers.boxes import match_boxes
 from ..data.dataset import CocoDetection, read_image
 from .boxes import Box, Colour, draw_boxes, side_by_side
 
@@ -64,7 +64,7 @@ def predictions_beside_truth(
     kept, title = _sure(found, [len(labels) for _, labels in truths])
     pairs = []
     for image, (boxes, labels), detections, count in zip(images, truths, found, kept, strict=True):
-        taken = match(boxes, labels, detections.boxes[:count], detections.labels[:count])
+        taken = match_boxes(detections.boxes[:count], detections.labels[:count], boxes, labels, MATCHING_IOU)
         pairs.append(_pair(image, boxes, labels, detections, taken, categories))
     key = [
         (_box_like(_RIGHT, dashed=False), f"found: same class, IoU at least {MATCHING_IOU}"),
@@ -80,26 +80,6 @@ def _sure(found: Sequence[Detections], objects: Sequence[int]) -> tuple[list[int
     if any(counts):
         return counts, f"score at least {DRAWN_SCORE}"
     return [max(1, count) for count in objects], f"best few, none reaches {DRAWN_SCORE}"
-
-
-def match(boxes: Tensor, labels: Tensor, found_boxes: Tensor, found_labels: Tensor) -> list[int | None]:
-    """Which annotated box each detection has found; None for a false one.
-
-    Args:
-        boxes, labels: (N, 4) xyxy and (N,), annotated.
-        found_boxes, found_labels: (M, 4) and (M,), the surest first: it takes, of the boxes of its class that are left
-            and overlap by an IoU of MATCHING_IOU or more, the one that it overlaps most, as in COCO's evaluation.
-    """
-    overlap = box_iou(found_boxes.float(), boxes.float()) * (found_labels[:, None] == labels[None])
-    taken: list[int | None] = []
-    for row in overlap:
-        best = int(row.argmax()) if len(row) else 0
-        if len(row) and row[best] >= MATCHING_IOU:
-            overlap[:, best] = 0
-            taken.append(best)
-        else:
-            taken.append(None)
-    return taken
 
 
 def _pair(

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from msdeform.models.inference.detections import Detections
 from msdeform.models.inference.image_size import Size
+from msdeform.models.layers.boxes import match_boxes
 from msdeform.train.config.options import TrainOptions
 from msdeform.train.data.annotations import Annotations, ImageEntry, ImageList
 from msdeform.train.data.dataset import CocoDetection
@@ -18,7 +19,7 @@ from msdeform.train.data.transforms import evaluation_transform
 from msdeform.train.engine.state import Training
 from msdeform.train.visual import sheets
 from msdeform.train.visual.boxes import Box, draw_boxes, side_by_side
-from msdeform.train.visual.sheets import match, predictions_beside_truth
+from msdeform.train.visual.sheets import predictions_beside_truth
 
 NAMES = ["disc", "square", "triangle"]
 
@@ -57,12 +58,12 @@ def test_a_box_is_found_once_by_the_surest_of_its_class() -> None:
     labels = torch.tensor([1, 2])
     found = torch.tensor([[0.0, 0, 10, 9], [0, 0, 10, 10], [20, 0, 30, 10], [20, 0, 30, 4], [21, 0, 31, 10]])
     # a second time; another class; too little overlap (0.4); right
-    assert match(boxes, labels, found, torch.tensor([1, 1, 1, 2, 2])) == [0, None, None, None, 1]
-    assert match(boxes[:0], labels[:0], found[:1], torch.tensor([1])) == [None]
-    assert match(boxes, labels, found[:0], torch.tensor([], dtype=torch.int64)) == []
+    assert match_boxes(found, torch.tensor([1, 1, 1, 2, 2]), boxes, labels) == [0, None, None, None, 1]
+    assert match_boxes(found[:1], torch.tensor([1]), boxes[:0], labels[:0]) == [None]
+    assert match_boxes(found[:0], torch.tensor([], dtype=torch.int64), boxes, labels) == []
     # of two that overlap enough, the one that overlaps most
     close = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 9]])
-    assert match(close, torch.tensor([1, 1]), close[1:], torch.tensor([1])) == [1]
+    assert match_boxes(close[1:], torch.tensor([1]), close, torch.tensor([1, 1])) == [1]
 
 
 def test_pairs_show_found_missed_and_false(data: CocoDetection, monkeypatch: pytest.MonkeyPatch) -> None:
