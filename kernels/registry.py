@@ -138,7 +138,7 @@ def resolve(inputs: Inputs, backend: str | None = None) -> str:
     if name != AUTO:
         reason = unavailable(name) or BACKENDS[name].refuses(inputs)
         if reason is not None:
-            raise BackendUnavailable(f"backend {name!r} cannot run {inputs.describe()}: {reason}")
+            raise BackendUnavailable(f"backend '{name}' cannot run {inputs.describe()}: {reason}")
         return name
     if transformed() or torch.onnx.is_in_onnx_export():
         return "reference"

@@ -33,7 +33,7 @@ def pinned(pin: Requirement) -> Version:
 
 NEWEST, OLDEST = pins("constraints.txt"), pins("constraints-oldest.txt")
 # the set that this environment was made with
-PINS = OLDEST if Version(version("torch")).base_version == str(pinned(OLDEST["torch"])) else NEWEST
+PINS = OLDEST if Version(version("numpy")) == pinned(OLDEST["numpy"]) else NEWEST
 
 # the values that pip's markers take on each platform
 PLATFORMS = {
