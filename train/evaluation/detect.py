@@ -42,8 +42,8 @@ def detect(
         precision: of the run; bf16 and fp16 are autocast.
         category_ids: those of the model's labels, None for a label that is not in the data; by default a label is the
             category at this place.
-        criterion: of create_criterion, for ``DetectionResults.losses``: each of its values and the weighted sum ``loss``, of
-            all images as if they were one batch, so neither ``batch_size`` nor the number of processes changes them.
+        criterion: of create_criterion, for ``DetectionResults.losses``: its values and the weighted sum ``loss``, of
+            all images as if they were one batch: neither ``batch_size`` nor the number of processes changes them.
             Faster R-CNN has losses in training mode alone, and so none here.
         shard: (rank, world): of several processes, each looks at every world-th image from its rank on, no image
             twice; `results.merge` makes one of what they found.
