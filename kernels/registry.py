@@ -52,19 +52,21 @@ if hasattr(os, "register_at_fork"):
 @contextmanager
 def registered(backend: Backend) -> Iterator[None]:
     """Within, a backend is known by its name, in the place of another of that name; benchmarks put stand-ins here."""
-    kept: tuple[dict[str, Any], ...] = (BACKENDS, _availability, _loaded)
-    usual = [one.copy() for one in kept]
+    usual, available = BACKENDS.copy(), _availability.copy()
+    other = backend.name not in usual or usual[backend.name].load is not backend.load
+    loaded = _loaded.pop(backend.name, None) if other else None
+    _availability.pop(backend.name, None)
+    BACKENDS[backend.name] = backend
+    forget()
     try:
-        _availability.pop(backend.name, None)
-        if backend.name in BACKENDS and BACKENDS[backend.name].load is not backend.load:
-            _loaded.pop(backend.name, None)
-        BACKENDS[backend.name] = backend
-        forget()
         yield
     finally:
-        for one, before in zip(kept, usual, strict=True):
-            one.clear()
-            one.update(before)
+        for now, before in ((BACKENDS, usual), (_availability, available)):
+            now.clear()
+            now.update(before)  # type: ignore[arg-type]
+        if other:
+            _loaded.pop(backend.name, None)
+            _loaded.update({} if loaded is None else {backend.name: loaded})
         forget()
 
 

@@ -112,7 +112,7 @@ COMMANDS = {
     ),
     "export": Command(
         "models.options:ExportOptions",
-        "models.export.export:run",
+        "models.export.command:run",
         "write a detector as a torch.export program or in ONNX, and check its numbers",
     ),
     "data show": Command(

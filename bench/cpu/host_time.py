@@ -95,7 +95,7 @@ def _method(direction: str) -> Iterator[None]:
     """The backward that a direction names."""
     from ...kernels.triton import launch
 
-    with mock.patch.object(launch, "backward_method", "cells" if direction.endswith("sorted") else "atomics"):
+    with launch.replaced(backward_method="cells" if direction.endswith("sorted") else "atomics"):
         yield
 
 

@@ -3,9 +3,8 @@
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
-from unittest import mock
 
-from ...kernels import call_cache, registry
+from ...kernels import registry
 
 KERNELS = ("forward", "backward", "keys", "cells", "shares", "pixels", "points")
 
@@ -35,14 +34,8 @@ def without_device() -> Iterator[None]:
     from ..static.ptx.triton_driver import idling
 
     backend = registry.BACKENDS["triton"]._replace(unavailable=lambda: None, refuses=lambda _: None)
-    here = mock.patch.dict(registry.BACKENDS, triton=backend), mock.patch.dict(registry._availability, triton=None)
-    with here[0], here[1]:
-        call_cache.forget()
-        try:
-            with idling():
-                yield
-        finally:
-            call_cache.forget()
+    with registry.registered(backend), idling():
+        yield
 
 
 @contextlib.contextmanager
@@ -54,8 +47,5 @@ def without_kernels() -> Iterator[dict[str, StandIn]]:
     from ...kernels.triton import launch
 
     kernels = {name: StandIn() for name in KERNELS}
-    with contextlib.ExitStack() as stack:
-        for name, kernel in kernels.items():
-            stack.enter_context(mock.patch.object(launch, f"{name}_kernel", kernel))
-        stack.enter_context(without_device())
+    with launch.replaced(**{f"{name}_kernel": kernel for name, kernel in kernels.items()}), without_device():
         yield kernels

@@ -150,13 +150,9 @@ def counting_backend() -> Iterator[None]:
     """
     load = _counting_operators()
     reference = registry.BACKENDS["reference"]
-    registry.BACKENDS[_COUNTING] = reference._replace(
-        name=_COUNTING, rank=-1, summary="shapes without data", load=lambda: load
-    )
-    try:
+    counting = reference._replace(name=_COUNTING, rank=-1, summary="shapes without data", load=lambda: load)
+    with registry.registered(counting):
         yield
-    finally:
-        del registry.BACKENDS[_COUNTING]
 
 
 @functools.cache  # an operator is defined once in a process

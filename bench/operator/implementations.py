@@ -134,12 +134,14 @@ def _sorted_backward(device: torch.device) -> Implementation:
     """The Triton backend with its sorted backward, and without all else that determinism costs: PyTorch's filling of
     new memory, for one."""
 
-    def use(method: str) -> None:
+    within = contextlib.ExitStack()
+
+    def begin() -> None:
         from ...kernels.triton import launch
 
-        launch.backward_method = method
+        within.enter_context(launch.replaced(backward_method="cells"))
 
-    subject = _during_backward(_backend("triton", device), lambda: use("cells"), lambda: use("auto"))
+    subject = _during_backward(_backend("triton", device), begin, within.close)
     return replace(subject, name="triton-cells")
 
 

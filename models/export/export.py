@@ -1,4 +1,4 @@
-"""``msdeform export``: a detector as a `torch.export` program or in ONNX, its numbers compared with the model's.
+"""A detector as a `torch.export` program or in ONNX, its numbers compared with the model's.
 
 Images (B, 3, H, W) and a padding mask (B, H, W) in, class logits and boxes out, at one fixed size. The deformable
 attention is the reference's, `grid_sample` and sums: ONNX has it as the standard operator GridSample, so that nothing
@@ -11,7 +11,6 @@ import copy
 import io
 import json
 import logging
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,14 +26,12 @@ from torch import Tensor, nn
 from ...common.files import atomic_file
 from ...common.progress import progress_bar
 from ..attention import MSDeformAttn
-from ..catalog import MODELS
 from ..families.detector import Detector
 from ..families.faster_rcnn import STRIDE, FasterRcnn
-from ..options import SUFFIXES, ExportOptions
-from ..zoo import create_model, load_model
+from ..options import SUFFIXES
 from .check import Padding, like_a_photograph, map_sizes, paddings, photographs
 from .faster_rcnn import ExportableFasterRcnn
-from .recipe import FILE, about, recipe
+from .recipe import FILE, about
 
 # of the largest number: another order of the sums in a network of fifty layers
 TOLERANCE = 1e-3
@@ -274,45 +271,3 @@ def _difference(program: Program, wanted: Sequence[Tensor], came: Sequence[Tenso
             )
         worst = max(worst, share)
     return worst
-
-
-def run(options: ExportOptions) -> int:
-    """``msdeform export``."""
-    model = _find(options.source, options.model)
-    size = options.height_and_width(model.input_size, STRIDE if isinstance(model, FasterRcnn) else 1)
-    try:
-        found = export(
-            model,
-            options.out,
-            size=size,
-            batch=options.batch,
-            images=options.images,
-            checks=options.checks,
-            progress=options.progress,
-        )
-    except ModuleNotFoundError as error:
-        if error.name not in ("onnx", "onnxscript", "onnxruntime"):
-            raise
-        raise ValueError(f"ONNX needs the package {error.name}: pip install onnx onnxscript onnxruntime") from None
-    shape = "x".join(map(str, (options.batch, 3, *size)))
-    program = exportable(model)
-    print(f"wrote {options.out}: {', '.join(program.outputs)} of {', '.join(program.inputs)}, images {shape}")
-    tried, total = found.boundaries
-    where = f", {tried} of {total} boundaries of padding among them" if total else ""
-    print(f"largest difference from the model: {found.difference:.1e} of the largest number")
-    print(f"compared on {found.compared} inputs{where}")
-    print(
-        f"an image that does not fill {size[0]}x{size[1]} is padded, and found in it is not quite what predict finds "
-        "(models/layers/batch.py says why): give --size the shape of your images"
-    )
-    print("\nit runs without this package:\n")
-    print(recipe(options.out, about(model, size, options.batch)["kind"]))
-    return 0
-
-
-def _find(source: str, name: str | None) -> Detector:
-    """A model by its name, randomly initialised, or out of a checkpoint."""
-    if source in MODELS and not Path(source).exists():
-        print(f"{source} is a name: the weights are random", file=sys.stderr)
-        return create_model(source, attn_backend="reference")
-    return load_model(source, attn_backend="reference", name=name)

@@ -25,6 +25,9 @@ PRIVATE = {
     ("msdeform.models.export.faster_rcnn", "torch._check"): "documented: how an exported program is told a bound",
 }
 
+# who puts something in the place of another module's names, and why
+STANDS_IN = {"msdeform.bench.static.ptx.nvrtc": "the machine stands for the device that kernels run on"}
+
 
 def folders_with_code() -> set[str]:
     tops = ["msdeform", *ORDER[:-1]]
@@ -176,6 +179,8 @@ RULES: dict[str, Callable[[str, Path], list[str]]] = {
 def test_every_file_keeps_the_rules(rule: str, module: str) -> None:
     if RULES[rule] is private_names and module == PRIVATE_PLACE:
         assert private_names(module, MODULES[module])  # else the rule sees nothing
+    elif RULES[rule] is foreign_writes and module in STANDS_IN:
+        assert foreign_writes(module, MODULES[module])  # else it is no exception any more
     else:
         assert RULES[rule](module, MODULES[module]) == []
 

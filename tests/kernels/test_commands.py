@@ -75,7 +75,7 @@ def test_verify_checks_every_backend_that_runs_here(
 def test_verify_says_when_an_error_exceeds_its_bound(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(verify, "compare", lambda *_, **__: Comparison(2.0, 1.0))
+    monkeypatch.setattr(checks, "compare", lambda *_, **__: Comparison(2.0, 1.0))
     words = ["--device", "cpu", "--backend", "reference", "--dtype", "float32", "--batch", "1"]
     assert main(["verify", *words]) == 1
     assert "BREACH: an error exceeds its bound: reference" in capsys.readouterr().out
