@@ -29,7 +29,7 @@ def test_a_cell_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["--images", "64"], "--images: expected HEIGHTxWIDTH of at least 32 pixels, such as 800x1333, got 64"),
+        (["--images", "64"], "--images: expected HEIGHTxWIDTH of at least 32 pixels, such as 800x1066, got 64"),
         (["--models", "fasterrcnn_tiny"], "expected a DETR, which has attention to explain, got fasterrcnn_tiny"),
         (["--models", "detr_r51"], "--models: "),
         (["--times", "0"], "--times: expected at least 1, got 0"),

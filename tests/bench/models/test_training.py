@@ -10,7 +10,7 @@ from msdeform.bench.harness import records
 from msdeform.bench.models.training import benchmark, loading, steps
 from msdeform.cli import main
 from msdeform.train.config.options import Input, Loading, Source
-from msdeform.train.data.dataset import CocoDetection, Sample
+from msdeform.train.data.dataset import CocoDetection, Key, Sample
 from msdeform.train.data.loader import training_data
 from msdeform.train.data.synthetic.options import SynthOptions
 from msdeform.train.data.synthetic.synth import make_dataset
@@ -41,9 +41,9 @@ class Leaky(CocoDetection):
 
     kept: list[bytearray] = []  # noqa: RUF012  # each worker's own
 
-    def __getitem__(self, index: int) -> Sample:
+    def item(self, key: Key | int) -> tuple[Sample, str | None]:
         self.kept.append(bytearray(b"x" * 10**6))
-        return super().__getitem__(index)
+        return super().item(key)
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").is_file(), reason="Linux alone tells what a process shares")

@@ -95,7 +95,7 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pyt
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        (["--port", "70000"], "--port: expected 0 to 65535, got 70000"),
+        (["--port", "70000"], "--port: expected a number from 0 to 65535, got 70000"),
         (["--confidence", "2"], "confidence: expected a number from 0 to 1, got 2.0"),
         (["--relevance", "-1"], "relevance: expected at least 0, got -1"),
         (["--image-size", "8"], "image-size: expected at least 32, got 8"),
