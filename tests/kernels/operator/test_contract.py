@@ -83,7 +83,7 @@ BAD: list[tuple[Case, dict[str, Any], type[Exception], str]] = [
         r"sampling_offsets: expected \(B, Q, H, L, P, 2\), got .*: 6 dimensions are needed",
     ),
     (FUSED, {"attention_logits": lambda t: t["attention_logits"][:, :, :1]}, ValueError, "attention_logits: .* H dif"),
-    (PLAIN, {"backend": "tirton"}, ValueError, "expected one of auto, .*, got 'tirton'; did you mean 'triton'"),
+    (PLAIN, {"backend": "tirton"}, ValueError, "expected one of auto, .*, got 'tirton'; did you mean triton"),
 ]
 
 
