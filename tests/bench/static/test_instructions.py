@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -144,13 +145,13 @@ def test_someone_elses_triton_kernels(
     (tmp_path / "deformops" / "__init__.py").write_text("raise RuntimeError('wants a newer Python')\n")
     (kernels / "__init__.py").touch()
     (kernels / "msda_query_tiled.py").write_text(KERNELS)
-    monkeypatch.setattr(instructions, "CASES", {TINY.name: TINY})
-    monkeypatch.setattr(options, "COUNTED_CASES", (TINY.name,))
+    name = options.COUNTED_CASES[0]
+    monkeypatch.setattr(instructions, "CASES", {name: replace(TINY, name=name)})
     loaded = [name for name in sys.modules if name.split(".")[0] == "deformops"]
-    for name in loaded:
-        monkeypatch.delitem(sys.modules, name)
+    for module in loaded:
+        monkeypatch.delitem(sys.modules, module)
     try:
-        words = ["--deformops", str(tmp_path), "--cases", "tiny", "--dtypes", "float32", "--out", str(tmp_path)]
+        words = ["--deformops", str(tmp_path), "--cases", name, "--dtypes", "float32", "--out", str(tmp_path)]
         assert main(["bench", "instructions", *words]) == 0
     finally:
         for name in [name for name in sys.modules if name.split(".")[0] == "deformops"]:
