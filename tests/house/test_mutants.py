@@ -53,6 +53,7 @@ def test_an_unknown_name_gets_a_sentence(capsys: pytest.CaptureFixture[str]) -> 
     assert "no mutation is called 'no such mutation'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("mutation", read_list(LIST), ids=lambda mutation: mutation.name)
-def test_every_listed_mutation_applies(mutation: Mutation) -> None:
-    assert mutation.why_stale(ROOT) is None
+def test_every_listed_mutation_applies() -> None:
+    mutations = read_list(LIST)
+    assert len(mutations) > 300
+    assert {mutation.name: stale for mutation in mutations if (stale := mutation.why_stale(ROOT))} == {}

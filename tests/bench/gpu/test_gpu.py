@@ -70,7 +70,8 @@ def stages_of(rows: list[records.Row]) -> dict[str, records.Row]:
     return {row["stage"]: row for row in rows if row["kind"] == "stage"}
 
 
-@pytest.mark.timeout(900)  # a minute on two idle cores
+@pytest.mark.slow  # two minutes: every stage in processes of its own; the first ones run in the test below, too
+@pytest.mark.timeout(900)
 def test_the_whole_script_on_a_bare_machine(tmp_path: Path) -> None:
     said, rows = on_a_bare_machine(tmp_path)
     found = stages_of(rows)

@@ -92,7 +92,7 @@ def compile_on():
         right(D, P)
 
 def fork(answers):
-    for P in range(1, 7):
+    for P in range(1, 4):
         child = os.fork()
         if not child:
             signal.alarm(60)
@@ -114,7 +114,7 @@ forking.join()
 stop.set()
 for thread in others:
     thread.join()
-assert answers == [0] * 6, answers
+assert answers == [0] * 3, answers
 right(seed=1)
 print("done")
 """
@@ -162,7 +162,7 @@ def call(number):
     order = random.Random(number)
     begin.wait()
     try:
-        for seed in range(12):
+        for seed in range(6):
             right(**(kinds[0] if seed == 0 else order.choice(kinds)), seed=seed)
     except BaseException as error:
         errors.append(error)
@@ -193,7 +193,7 @@ def interrupt(*_):
 
 signal.signal(signal.SIGALRM, interrupt)
 draw, interrupted = random.Random(0), 0
-for turn in range(150):
+for turn in range(80):
     try:
         signal.setitimer(signal.ITIMER_REAL, draw.uniform(0.0005, 0.02))
         while True:
@@ -202,7 +202,7 @@ for turn in range(150):
                 right(D=1 + turn // 10)
     except KeyboardInterrupt:
         interrupted += 1
-assert interrupted == 150
+assert interrupted == 80
 found = evaluate(case, tensors, grad_output, "cpu")
 assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 right(seed=1)

@@ -4,6 +4,7 @@ What a processor's registers hold decides how points and channels are cut into v
 bytes are three programs. Of systems other than this one only the machine code is seen: nothing here ran on them.
 """
 
+import itertools
 import platform
 import re
 from collections.abc import Iterator
@@ -44,9 +45,22 @@ def processor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     forget()
 
 
-@pytest.mark.parametrize("processor", [HASWELL, NEHALEM], indirect=True, ids=lambda p: p[0])
-@pytest.mark.parametrize("coordinates", [None, 4])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+# on one processor or the other every dtype and both functions
+QUICK = [(HASWELL, 4, torch.float32), (HASWELL, None, torch.float16), (NEHALEM, None, torch.float64)]
+QUICK += [(NEHALEM, 4, torch.bfloat16)]
+
+
+@pytest.mark.parametrize(
+    ("processor", "coordinates", "dtype"),
+    [
+        pytest.param(
+            *kind, marks=[] if kind in QUICK else [pytest.mark.slow], id="-".join([kind[0][0], *map(str, kind[1:])])
+        )
+        for kind in itertools.product((HASWELL, NEHALEM), (None, 4), DTYPES)
+    ],
+    indirect=["processor"],
+)
 def test_kernels_for_narrower_registers(processor: str, coordinates: int | None, dtype: torch.dtype) -> None:
     if dtype is torch.float16 and processor == "nehalem":
         pytest.skip("x86 processors without F16C have no CPU backend")
@@ -81,9 +95,16 @@ SYSTEMS = {
 }
 
 
-@pytest.mark.parametrize("system", SYSTEMS)
+KINDS = [("float32", "float32"), ("float16", "float32"), ("bfloat16", "float64")]
+
+
 @pytest.mark.parametrize(
-    ("value", "compute"), [("float32", "float32"), ("float16", "float32"), ("bfloat16", "float64")]
+    ("system", "value", "compute"),
+    [
+        pytest.param(system, *kind, marks=[] if (i + j) % 3 == 0 else [pytest.mark.slow])
+        for i, system in enumerate(SYSTEMS)
+        for j, kind in enumerate(KINDS)
+    ],
 )
 def test_code_for_other_systems_calls_nothing(
     system: str, value: emit.Float, compute: emit.Compute, monkeypatch: pytest.MonkeyPatch

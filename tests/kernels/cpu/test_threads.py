@@ -30,6 +30,7 @@ QUICK = [
     (torch.bfloat16, None, 71),
     (torch.float16, 4, 32),
 ]
+QUICK_SUMS = [(torch.float32, 4), (torch.float64, None), (torch.bfloat16, 4)]
 KINDS = [
     pytest.param(*kind, marks=[] if kind in QUICK else [pytest.mark.slow], id="-".join(str(part) for part in kind))
     for kind in itertools.product(DTYPES, [None, 2, 4], [8, 32, 71])
@@ -98,8 +99,14 @@ def test_the_same_bits_for_any_number_of_threads(
             assert_same_bits(results(alone, own, 16), expected, f"image {image} alone, 16 threads")
 
 
-@pytest.mark.parametrize("coordinates", [None, 4])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "coordinates"),
+    [
+        pytest.param(*kind, marks=[] if kind in QUICK_SUMS else [pytest.mark.slow])
+        for kind in itertools.product(DTYPES, [None, 4])
+    ],
+    ids=str,
+)
 def test_the_same_bits_whether_threads_add_up_in_their_own_memory(
     dtype: torch.dtype, coordinates: int | None, widths: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -58,7 +58,9 @@ def assert_good_machine_code(machine: aot.Compiled, kind: str, dtype: torch.dtyp
 
 
 OTHERS = [
-    pytest.param(arch, kind, dtype, marks=[pytest.mark.slow] if dtype is torch.bfloat16 and arch != 80 else [])
+    pytest.param(
+        arch, kind, dtype, marks=[] if arch == 80 or (arch, dtype) == (120, torch.float32) else [pytest.mark.slow]
+    )
     for arch in (80, 89, 100, 120)
     for kind in ("forward", "backward")
     for dtype in (torch.float32, torch.bfloat16)
@@ -70,7 +72,7 @@ def test_main_shapes_on_other_architectures(arch: int, kind: str, dtype: torch.d
     assert_good_machine_code(compile_timed(kind=kind, arch=arch, dtype=dtype), kind, dtype)
 
 
-@pytest.mark.parametrize("by_value", [True, False], ids=["numbers", "pointer"])
+@pytest.mark.parametrize("by_value", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["numbers", "pointer"])
 @pytest.mark.parametrize("fused", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["fused", "plain"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("kind", ["forward", "backward"])
@@ -126,7 +128,7 @@ SORTED = [
 ]
 
 
-@pytest.mark.parametrize("by_value", [True, False], ids=["numbers", "pointer"])
+@pytest.mark.parametrize("by_value", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["numbers", "pointer"])
 @pytest.mark.parametrize(("kind", "arch", "dtype"), SORTED)
 def test_the_sorted_backward_holds_no_atomics(kind: str, arch: int, dtype: torch.dtype, by_value: bool) -> None:
     machine = compile_timed(kind=kind, arch=arch, dtype=dtype, by_value=by_value)
@@ -142,6 +144,10 @@ def test_the_sorted_backward_holds_no_atomics(kind: str, arch: int, dtype: torch
 
 
 @pytest.mark.parametrize("kind", aot.SORTED)
-@pytest.mark.parametrize("parameters", [{"D": 71, "L": 3, "P": 3, "coordinates": 4}, {"D": 1, "L": 1, "P": 1}], ids=str)
+@pytest.mark.parametrize(
+    "parameters",
+    [{"D": 71, "L": 3, "P": 3, "coordinates": 4}, pytest.param({"D": 1, "L": 1, "P": 1}, marks=pytest.mark.slow)],
+    ids=str,
+)
 def test_odd_shapes_of_the_sorted_backward_compile_in_time(kind: str, parameters: dict[str, Any]) -> None:
     assert compile_timed(kind=kind, arch=90, **parameters).spills == 0

@@ -138,6 +138,9 @@ def parts(model: nn.Module) -> Iterator[tuple[str, list[Tensor]]]:
 
 
 @float32_sines
+@pytest.mark.parametrize(
+    "variant", [pytest.param(one, marks=[pytest.mark.slow] if dilated(one) else []) for one in VARIANTS], indirect=True
+)  # DC5 has the parts of the others, in a larger backbone: ten seconds each
 def test_no_part_can_be_lost_unnoticed(variant: str, tmp_path: Path) -> None:
     other = theirs(variant, auxiliary_loss=not variant.startswith("detr"))
     other.save_pretrained(tmp_path)  # type: ignore[operator]
