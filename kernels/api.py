@@ -46,21 +46,7 @@ def ms_deform_attn(
 
     What happens to numbers that are not finite is stated in :mod:`msdeform.kernels.contract`.
     """
-    tensors = (value, sampling_locations, attention_weights)
-    eager = not torch.compiler.is_compiling()
-    if eager:
-        setting = registry.current_setting() if backend is None else backend
-        direct = call_cache.find(False, setting, spatial_shapes, level_start_index, tensors)
-        if direct is not None:
-            return direct(spatial_shapes if isinstance(spatial_shapes, Tensor) else None, tensors)
-    inputs, shapes, sizes = contract.check(
-        value, spatial_shapes, sampling_locations, attention_weights, level_start_index
-    )
-    run = registry.implementation(registry.resolve(inputs, backend), False)
-    if eager:
-        checked = (inputs, shapes, sizes, run)
-        call_cache.keep(False, setting, spatial_shapes, level_start_index, tensors, checked)
-    return run(inputs, value, shapes, sizes, sampling_locations, attention_weights)
+    return _call((value, sampling_locations, attention_weights), spatial_shapes, level_start_index, backend)
 
 
 def fused_ms_deform_attn(
@@ -97,17 +83,24 @@ def fused_ms_deform_attn(
         TypeError, ValueError, BackendUnavailable: as :func:`ms_deform_attn`.
     """
     tensors = (value, reference_points, sampling_offsets, attention_logits)
-    eager = not torch.compiler.is_compiling()
+    return _call(tensors, spatial_shapes, level_start_index, backend)
+
+
+def _call(
+    tensors: tuple[Tensor, ...],
+    spatial_shapes: SpatialShapes,
+    level_start_index: Tensor | Sequence[int] | None,
+    backend: str | None,
+) -> Tensor:
+    fused, eager = len(tensors) == 4, not torch.compiler.is_compiling()
     if eager:
         setting = registry.current_setting() if backend is None else backend
-        direct = call_cache.find(True, setting, spatial_shapes, level_start_index, tensors)
+        direct = call_cache.find(fused, setting, spatial_shapes, level_start_index, tensors)
         if direct is not None:
             return direct(spatial_shapes if isinstance(spatial_shapes, Tensor) else None, tensors)
-    inputs, shapes, sizes = contract.check_fused(
-        value, spatial_shapes, reference_points, sampling_offsets, attention_logits, level_start_index
-    )
-    run = registry.implementation(registry.resolve(inputs, backend), True)
+    inputs, shapes, sizes = contract.check(tensors, spatial_shapes, level_start_index)
+    run = registry.implementation(registry.resolve(inputs, backend), fused)
     if eager:
         checked = (inputs, shapes, sizes, run)
-        call_cache.keep(True, setting, spatial_shapes, level_start_index, tensors, checked)
-    return run(inputs, value, shapes, sizes, reference_points, sampling_offsets, attention_logits)
+        call_cache.keep(fused, setting, spatial_shapes, level_start_index, tensors, checked)
+    return run(inputs, tensors[0], shapes, sizes, *tensors[1:])

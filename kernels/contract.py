@@ -59,14 +59,17 @@ class Inputs(NamedTuple):
         return f"{call} of {str(self.dtype).removeprefix('torch.')} on {self.device_type}, {dims}"
 
 
+NAMES = {
+    3: ("value", "sampling_locations", "attention_weights"),
+    4: ("value", "reference_points", "sampling_offsets", "attention_logits"),
+}
+"""the tensors of ``ms_deform_attn`` and of ``fused_ms_deform_attn``, by how many they are"""
+
+
 def check(
-    value: Tensor,
-    spatial_shapes: SpatialShapes,
-    sampling_locations: Tensor,
-    attention_weights: Tensor,
-    level_start_index: Tensor | Sequence[int] | None,
+    given: Sequence[Tensor], spatial_shapes: SpatialShapes, level_start_index: Tensor | Sequence[int] | None
 ) -> tuple[Inputs, Tensor | None, Sizes]:
-    """Check the arguments of ``ms_deform_attn``.
+    """Check the arguments of either function, whose tensors come in the order of `NAMES`.
 
     Returns the named dimensions, and the level sizes either as a device tensor (L, 2) or, where the host knows them,
     as Python ints; the other of the two is None or empty.
@@ -75,61 +78,31 @@ def check(
         TypeError: an argument is not a tensor, or not of a floating dtype.
         ValueError: a rank, size, device or level sum is wrong. The sentence names the argument.
     """
-    tensors = {"value": value, "sampling_locations": sampling_locations, "attention_weights": attention_weights}
+    tensors = dict(zip(NAMES[len(given)], given, strict=True))
+    value, points, fused = given[0], given[-2], len(given) == 4
     _check_tensors(tensors)
     B, S, H, D = _check_value(value)
-    _check_rank("sampling_locations", sampling_locations, "(B, Q, H, L, P, 2)")
+    _, *_, points_name, weights_name = tensors
+    _check_rank(points_name, points, "(B, Q, H, L, P, 2)")
+    if fused:
+        _check_rank("reference_points", given[1], "(B, Q, L, 2 or 4)")
     L = _count_levels(spatial_shapes)
-    Q, P = sampling_locations.shape[1], sampling_locations.shape[4]
-    _check_points(P)
-    _check_shape("sampling_locations", sampling_locations, B=B, Q=None, H=H, L=L, P=None, xy=2)
-    _check_shape("attention_weights", attention_weights, B=B, Q=Q, H=H, L=L, P=P)
+    Q, P = points.shape[1], points.shape[4]
+    if P < 1:
+        raise ValueError(f"{points_name}: expected at least one point per level, got P=0")
+    _check_shape(points_name, points, B=B, Q=None, H=H, L=L, P=None, xy=2)
+    _check_shape(weights_name, given[-1], B=B, Q=Q, H=H, L=L, P=P)
+    if fused:
+        coordinates = given[1].shape[-1]
+        if coordinates not in (2, 4):
+            raise ValueError(
+                "reference_points: expected 2 (xy) or 4 (cxcywh) coordinates in the last dimension, got "
+                f"{tuple(given[1].shape)}"
+            )
+        _check_shape("reference_points", given[1], B=B, Q=Q, L=L, coordinates=coordinates)
     shapes, sizes = _check_levels(spatial_shapes, level_start_index, value)
-    return _inputs(tensors, B, Q, S, H, D, L, P, fused=False), shapes, sizes
-
-
-def check_fused(
-    value: Tensor,
-    spatial_shapes: SpatialShapes,
-    reference_points: Tensor,
-    sampling_offsets: Tensor,
-    attention_logits: Tensor,
-    level_start_index: Tensor | Sequence[int] | None,
-) -> tuple[Inputs, Tensor | None, Sizes]:
-    """Check the arguments of ``fused_ms_deform_attn``; returns and raises as :func:`check`."""
-    tensors = {
-        "value": value,
-        "reference_points": reference_points,
-        "sampling_offsets": sampling_offsets,
-        "attention_logits": attention_logits,
-    }
-    _check_tensors(tensors)
-    B, S, H, D = _check_value(value)
-    _check_rank("sampling_offsets", sampling_offsets, "(B, Q, H, L, P, 2)")
-    _check_rank("reference_points", reference_points, "(B, Q, L, 2 or 4)")
-    L = _count_levels(spatial_shapes)
-    Q, P = sampling_offsets.shape[1], sampling_offsets.shape[4]
-    _check_points(P)
-    _check_shape("sampling_offsets", sampling_offsets, B=B, Q=None, H=H, L=L, P=None, xy=2)
-    _check_shape("attention_logits", attention_logits, B=B, Q=Q, H=H, L=L, P=P)
-    coordinates = reference_points.shape[-1]
-    if coordinates not in (2, 4):
-        raise ValueError(
-            "reference_points: expected 2 (xy) or 4 (cxcywh) coordinates in the last dimension, got "
-            f"{tuple(reference_points.shape)}"
-        )
-    _check_shape("reference_points", reference_points, B=B, Q=Q, L=L, coordinates=coordinates)
-    shapes, sizes = _check_levels(spatial_shapes, level_start_index, value)
-    return _inputs(tensors, B, Q, S, H, D, L, P, fused=True), shapes, sizes
-
-
-def _inputs(
-    tensors: dict[str, Tensor], B: int, Q: int, S: int, H: int, D: int, L: int, P: int, *, fused: bool
-) -> Inputs:
-    value = tensors["value"]
-    double = any(t.dtype is torch.float64 for t in tensors.values())
-    compute = torch.float64 if double else torch.float32
-    return Inputs(B, Q, S, H, D, L, P, value.dtype, compute, value.device.type, fused)
+    compute = torch.float64 if any(tensor.dtype is torch.float64 for tensor in given) else torch.float32
+    return Inputs(B, Q, S, H, D, L, P, value.dtype, compute, value.device.type, fused), shapes, sizes
 
 
 def _check_tensors(tensors: dict[str, Tensor]) -> None:
@@ -157,11 +130,6 @@ def _check_value(value: Tensor) -> tuple[int, int, int, int]:
             f"got {tuple(value.shape)}"
         )
     return B, S, H, D
-
-
-def _check_points(P: int) -> None:
-    if P < 1:
-        raise ValueError("sampling_locations: expected at least one point per level, got P=0")
 
 
 def _check_shape(name: str, tensor: Tensor, **expected: int | None) -> None:

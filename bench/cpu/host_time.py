@@ -205,9 +205,8 @@ def _forwards(case: Case, function: str, tensors: list[Tensor]) -> dict[str, Cal
 
     fused = function == "fused_ms_deform_attn"
     public_function: Any = fused_ms_deform_attn if fused else ms_deform_attn
-    check: Any = contract.check_fused if fused else contract.check
     sizes = case.sizes
-    name = registry.resolve(check(tensors[0], sizes, *tensors[1:], None)[0])
+    name = registry.resolve(contract.check(tensors, sizes, None)[0])
     if name != "triton":
         raise RuntimeError(f"expected the backend triton, got {name}: its setting is made, or it does not run here")
     operator: Any = registry.implementation(name, fused)
@@ -234,7 +233,7 @@ def _forwards(case: Case, function: str, tensors: list[Tensor]) -> dict[str, Cal
     launching = _function(launch.forward, launch.backward)
 
     def checks(resolve: bool = False) -> Tensor:
-        inputs, shapes, sizes = check(tensors[0], case.sizes, *tensors[1:], None)
+        inputs, shapes, sizes = contract.check(tensors, case.sizes, None)
         if resolve:
             registry.implementation(registry.resolve(inputs), fused)
         return operator.forward(*tensors, shapes, [size for pair in sizes for size in pair])

@@ -82,7 +82,7 @@ def truth(
     """Output and gradients of the reference in float64."""
     sizes = tuple((int(h), int(w)) for h, w in levels.tolist())
     leaves = [t.double().detach().cpu().requires_grad_() for t in (value, locations, weights)]
-    inputs, _, sizes = contract.check(leaves[0], sizes, leaves[1], leaves[2], None)
+    inputs, _, sizes = contract.check(leaves, sizes, None)
     output = reference.ms_deform_attn(inputs, leaves[0], None, sizes, leaves[1], leaves[2])
     return output.detach(), torch.autograd.grad(output, leaves, grad_output.double().cpu())
 
