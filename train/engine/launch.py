@@ -1,6 +1,7 @@
 """Which of several processes this is, by what torchrun or Slurm's srun say in the environment."""
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -85,19 +86,7 @@ def _tasks_here(env: Mapping[str, str]) -> int:
 
 def first_host(nodes: str) -> str:
     """The first machine of a list as Slurm writes it: ``gpu[03-07,9],login1`` begins with ``gpu03``."""
-    host, inside = "", False
-    skip = False
-    for sign in nodes:
-        if sign == "[":
-            inside = True
-        elif sign == "]":
-            inside = skip = False
-        elif sign in "-," and inside:
-            skip = True  # of what the brackets list, the first is taken
-        elif sign == "," and not inside:
-            break
-        elif not skip:
-            host += sign
+    host = re.sub(r"\[(\w+)[^]]*\]", r"\1", nodes).partition(",")[0]  # of what brackets list, the first
     if not host:
         raise ValueError(f"launch: expected SLURM_STEP_NODELIST to list nodes, such as gpu[03-07], got {nodes!r}")
     return host

@@ -1,6 +1,5 @@
 """The curves of training runs, side by side in one picture."""
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,10 +66,8 @@ def save_curves(
         check_curves(terms, histories)
         panels = tuple(_panel_of(name) for name in terms)
     figure = draw(grouped(histories, group), panels, axis, smooth)
-    encoded = io.BytesIO()
-    figure.savefig(encoded, format=out.suffix.lower()[1:], dpi=130)
     with atomic_file(out) as file:
-        file.write(encoded.getvalue())
+        figure.savefig(file, format=out.suffix.lower()[1:], dpi=130)
 
 
 def _panel_of(name: str) -> Panel:

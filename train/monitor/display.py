@@ -83,6 +83,11 @@ class Display:
             images_per_s: of late.
             data_share: part of the step's time, 0 to 1, spent waiting for data.
         """
+        words = (*loss_words(losses), *cost_words(images_per_s, data_share))
+        self._show(step, f"epoch {epoch}", words, self._pace.left(step))
+
+    def _show(self, step: int, epoch: str, words: tuple[str, ...], left: str) -> None:
+        pass
 
     def say(self, line: str) -> None:
         """Prints a line, above a bar if there is one."""
@@ -96,18 +101,9 @@ class Bar(Display):
         self._progress = progress
         self._task = task
 
-    def update(
-        self,
-        step: int,
-        epoch: str,
-        losses: dict[str, float],
-        images_per_s: float,
-        *,
-        data_share: float | None = None,
-    ) -> None:
-        left = self._pace.left(step)
-        self._progress.numbers = "  ".join((*loss_words(losses), *cost_words(images_per_s, data_share)))
-        self._progress.update(self._task, completed=step, description=f"epoch {epoch}", left=left)
+    def _show(self, step: int, epoch: str, words: tuple[str, ...], left: str) -> None:
+        self._progress.numbers = "  ".join(words)
+        self._progress.update(self._task, completed=step, description=epoch, left=left)
 
     def say(self, line: str) -> None:
         self._progress.console.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -121,25 +117,15 @@ class Lines(Display):
         self._pause = FIRST_PAUSE
         self._due = -float("inf")
 
-    def update(
-        self,
-        step: int,
-        epoch: str,
-        losses: dict[str, float],
-        images_per_s: float,
-        *,
-        data_share: float | None = None,
-    ) -> None:
-        left = self._pace.left(step)
+    def _show(self, step: int, epoch: str, words: tuple[str, ...], left: str) -> None:
         now = self._clock()
         if now < self._due and step < self._total:
             return
         if self._due > 0:
             self._pause = min(2 * self._pause, LONGEST_PAUSE)
         self._due = now + self._pause
-        words = (f"epoch {epoch}", f"step {step}/{self._total}", *loss_words(losses))
-        words += cost_words(images_per_s, data_share)
-        self.say("  ".join((f"{datetime.now():%Y-%m-%d %H:%M:%S}", *words, f"ETA {left}")))
+        said = (f"{datetime.now():%Y-%m-%d %H:%M:%S}", epoch, f"step {step}/{self._total}", *words, f"ETA {left}")
+        self.say("  ".join(said))
 
     def say(self, line: str) -> None:
         print(line, file=sys.stderr, flush=True)

@@ -1,7 +1,6 @@
 """Pictures of boxes: detections on an image, and predictions beside ground truth."""
 
 import colorsys
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -176,7 +175,5 @@ def _key(key: Sequence[tuple[Box, str]], font: Font, width: int) -> Image.Image:
 
 def save_picture(picture: Image.Image, path: Path) -> None:
     """Writes a PNG or a JPEG, by the path's suffix, whole or not at all."""
-    encoded = io.BytesIO()
-    picture.save(encoded, "PNG" if path.suffix.lower() == ".png" else "JPEG", quality=92)
     with atomic_file(path) as file:
-        file.write(encoded.getvalue())
+        picture.save(file, "PNG" if path.suffix.lower() == ".png" else "JPEG", quality=92)

@@ -1,6 +1,5 @@
 """Where a data set tells a detector to look: a Gaussian over each box, drawn over the image in its class's colour."""
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -94,7 +93,5 @@ def save_maps(samples: Sequence[Sample], sigma: float, path: Path) -> None:
         numbers[f"labels_{place}"] = labels
         numbers[f"classes_{place}"] = np.array(list(maps), int)
         numbers[f"maps_{place}"] = np.array(list(maps.values()), np.float16).reshape(-1, height, width)
-    encoded = io.BytesIO()
-    np.savez_compressed(encoded, **numbers)  # type: ignore[arg-type]
     with atomic_file(path) as file:
-        file.write(encoded.getvalue())
+        np.savez_compressed(file, **numbers)  # type: ignore[arg-type]

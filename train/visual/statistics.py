@@ -1,6 +1,5 @@
 """What is in a data set: classes, sizes and shapes of its boxes and images; as numbers, a table and a picture."""
 
-import io
 from pathlib import Path
 from typing import Any
 
@@ -148,10 +147,8 @@ def draw_charts(found: dict[str, Any], data: CocoDetection, path: Path) -> None:
     axes.set(xlabel="width (pixels)", ylabel="height", title="sizes of images", xlim=(0, None), ylim=(0, None))
     axes.margins(0.1)
 
-    encoded = io.BytesIO()
-    figure.savefig(encoded, format="png", dpi=110)
     with atomic_file(path) as file:
-        file.write(encoded.getvalue())
+        figure.savefig(file, format="png", dpi=110)
 
 
 def _draw_classes(axes: Any, found: dict[str, Any]) -> None:
