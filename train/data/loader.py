@@ -11,12 +11,12 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ...models.inference.image_size import Size
 from ...models.inference.images import normalise
-from ..config.options import Input, Loading, Source, Split
+from ..config.options import Input, Loading, Source
 from ..engine.signals import leave_to_parent
-from .annotations import Annotations, BadData, Category
+from .annotations import Annotations, Category
 from .dataset import CocoDetection, Key, Sample
+from .layouts import SplitName
 from .transforms import evaluation_transform, training_transform
-from .yolo import read_yolo
 
 # an epoch of so few images is over in a step; evaluation and checkpoints come once an epoch
 OVERFIT_PASSES = 20
@@ -138,11 +138,11 @@ def training_data(
         FileNotFoundError: a file that was named, or that the annotations list, does not exist.
         ValueError: wrong annotations, no image with a box, or images that do not fit into memory.
     """
-    split = source.split("train")
-    annotations = read_annotations(split, None, options.bad_data, progress=progress)
+    folder, file = source.split("train")
+    annotations = Annotations.load(file, None, options.bad_data, progress=progress)
     subset = np.tile(_overfit_rows(annotations, options.overfit), OVERFIT_PASSES) if options.overfit else None
     data = CocoDetection(
-        split.images,
+        folder,
         annotations,
         training_transform("none" if options.overfit else options.augment, options.size),
         seed=seed,
@@ -152,7 +152,7 @@ def training_data(
         share=share,
         progress=progress,
     )
-    _require_boxes(data, split)
+    _require_boxes(data, "train")
     return data
 
 
@@ -172,11 +172,12 @@ def validation_data(
     Raises:
         FileNotFoundError, ValueError: as training_data.
     """
-    split = source.split("train" if options.overfit else "val")
-    annotations = read_annotations(split, categories, options.bad_data, progress=progress)
+    split: SplitName = "train" if options.overfit else "val"
+    folder, file = source.split(split)
+    annotations = Annotations.load(file, categories, options.bad_data, split=split, progress=progress)
     subset = _overfit_rows(annotations, options.overfit) if options.overfit else None
     data = CocoDetection(
-        split.images,
+        folder,
         annotations,
         evaluation_transform(size or options.size),
         subset=subset,
@@ -189,23 +190,13 @@ def validation_data(
     return data
 
 
-def read_annotations(
-    split: Split, categories: list[Category] | None, bad_data: BadData, *, progress: bool = True
-) -> Annotations:
-    """A split's annotations, of either format; ``categories`` as Annotations.load has them."""
-    if split.yolo:
-        return read_yolo(split.annotations, split.name, categories, bad_data, progress=progress)
-    return Annotations.load(split.annotations, categories, bad_data)
-
-
-def _require_boxes(data: CocoDetection, split: Split) -> None:
+def _require_boxes(data: CocoDetection, split: str) -> None:
+    path = data.annotations.path
     if len(data) == 0:
-        raise ValueError(f"{split.annotations}: {split.name} has no images; {len(data.annotations.images)} are listed")
+        raise ValueError(f"{path}: {split} has no images; {len(data.annotations.images)} are listed")
     if not np.diff(data.annotations.first)[data.rows].any():
-        hint = "; labels are expected in labels/ beside images/" if split.yolo else ""
-        raise ValueError(
-            f"{split.annotations}: no annotated images: none of {len(data)} images of {split.name} has a box{hint}"
-        )
+        hint = "; labels are expected in labels/ beside images/" if data.annotations.yolo else ""
+        raise ValueError(f"{path}: no annotated images: none of {len(data)} images of {split} has a box{hint}")
 
 
 def _overfit_rows(annotations: Annotations, count: int) -> list[int]:

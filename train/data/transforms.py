@@ -12,6 +12,7 @@ Pillow takes several times as long for a resize (tests/train/data/test_recipe.py
 import torch
 from torch import Tensor
 from torchvision import tv_tensors
+from torchvision.transforms.v2 import Compose
 from torchvision.transforms.v2 import functional as F
 
 from ...models.inference.image_size import Size
@@ -84,30 +85,15 @@ class ToModel:
         return image.as_subclass(Tensor), plain
 
 
-class Compose:
-    """One step after another."""
-
-    def __init__(self, *steps: Resize | RandomSizes | Flip | ToModel) -> None:
-        self.steps = steps
-
-    def __call__(self, image: Tensor, target: Target) -> Sample:
-        for step in self.steps:
-            image, target = step(image, target)
-        return image, target
-
-
 def training_transform(augment: str, size: Size) -> Compose:
     """``official``: flip, random sizes and crops. ``flip``: flip, one size. ``none``: one size."""
-    if augment == "official":
-        return Compose(Flip(), RandomSizes(size), ToModel())
-    if augment == "flip":
-        return Compose(Flip(), Resize(size), ToModel())
-    return Compose(Resize(size), ToModel())
+    steps = {"official": [Flip(), RandomSizes(size)], "flip": [Flip(), Resize(size)], "none": [Resize(size)]}
+    return Compose([*steps[augment], ToModel()])
 
 
 def evaluation_transform(size: Size) -> Compose:
     """One size, nothing random."""
-    return Compose(Resize(size), ToModel())
+    return Compose([Resize(size), ToModel()])
 
 
 def _draw(n: int) -> int:

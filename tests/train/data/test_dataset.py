@@ -116,7 +116,7 @@ def test_categories_of_a_model_must_be_the_files(annotation_file: Write) -> None
 
 
 def plain(images: Path, annotations: Path) -> CocoDetection:
-    return CocoDetection(images, Annotations.load(annotations), Compose(ToModel()))
+    return CocoDetection(images, Annotations.load(annotations), Compose([ToModel()]))
 
 
 def test_an_item_is_an_image_and_normalised_boxes(annotation_file: Write, tmp_path: Path) -> None:
