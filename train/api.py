@@ -18,10 +18,9 @@ from typing import Any
 from ..models.catalog import MODELS, check_model
 from ..models.families.detector import Detector
 from ..models.zoo import load_model
-from .config.files import NOT_IN_FILES, take_settings
 from .config.options import Recipe, TrainOptions, merged
 from .config.presets import preset as preset_of
-from .config.resolve import checkpoint_options
+from .config.resolve import NOT_IN_FILES, checkpoint_options, take_settings
 from .engine.build import with_model_of_start
 from .engine.run import train
 from .monitor.history import History

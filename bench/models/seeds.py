@@ -28,7 +28,6 @@ from pathlib import Path
 
 import torch
 
-from ...train.config.files import write_settings
 from ...train.config.options import (
     Batch,
     Compute,
@@ -42,6 +41,7 @@ from ...train.config.options import (
     Source,
     TrainOptions,
 )
+from ...train.config.resolve import write_settings
 from ...train.data.synthetic.options import SynthOptions
 from ...train.data.synthetic.synth import make_dataset
 from ...train.engine.signals import STOPPED

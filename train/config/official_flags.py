@@ -11,88 +11,48 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...models.catalog import MODELS, config_of
+from .options import parse_overrides
 
 BASE_MODEL = "deformable_detr_r50"  # what the official defaults make
 
 
 @dataclass(frozen=True)
 class Flag:
-    """An official flag, by its official name.
-
-    At most one of ``ours`` and ``override`` is given; with neither there is nothing here, and ``note`` says why.
-    """
+    """An official flag, by its official name."""
 
     name: str
     ours: str | None = None
-    """Words of our command line; the value follows, unless they hold one."""
-    override: str | None = None
-    """Field of the model's configuration; the value follows =, unless it is there."""
+    """Words of our command line; the value follows, or stands for VALUE. None: nothing here, and ``note`` says why."""
     note: str = ""
     switch: bool = False
     """Takes no value."""
 
-    @property
-    def answer(self) -> str:
-        """Ours, in words."""
-        if self.ours is not None:
-            return self.ours
-        if self.override is not None:
-            return f"--override {self.override}" + ("" if "=" in self.override else "=VALUE")
-        return "none"
+
+def _nowhere(note: str, *names: str) -> tuple[Flag, ...]:
+    return tuple(Flag(name, note=note) for name in names)
 
 
-_SEGMENTATION = "boxes only, no masks"
-_FIXED = "the published weight is fixed, in models/losses/criterion.py"
-_UNREAD = "the official code does not read it either"
-_LAUNCHER = "torchrun and srun say so"
-
+_OVERRIDES = (
+    *("position_embedding", "num_feature_levels", "enc_layers", "dec_layers", "dim_feedforward", "hidden_dim"),
+    *("dropout", "nheads", "num_queries", "dec_n_points", "enc_n_points"),
+)
 FLAGS = (
     Flag("lr", "--lr", note="DETR's is 1e-4"),
-    Flag("lr_backbone_names", note="fixed: the backbone, by the official name backbone.0"),
     Flag("lr_backbone", "--lr-backbone", note="DETR's is 1e-5"),
-    Flag("lr_linear_proj_names", note="fixed: reference_points and sampling_offsets, as its default"),
     Flag("lr_linear_proj_mult", "--lr-factor-offsets"),
     Flag("batch_size", "--batch-size", note="on a device; --total-batch-size is reached by adding up gradients"),
     Flag("weight_decay", "--weight-decay"),
     Flag("epochs", "--epochs", note="DETR's is 300"),
     Flag("lr_drop", "--lr-drop", note="one drop; officially one after every so many epochs"),
-    Flag("lr_drop_epochs", note=_UNREAD),
     Flag("clip_max_norm", "--clip"),
-    Flag("sgd", note="AdamW is the one optimizer, as published", switch=True),
-    Flag("with_box_refine", override="with_box_refine=true", note="or --model deformable_detr_r50_refine", switch=True),
-    Flag("two_stage", override="two_stage=true", note="or --model deformable_detr_r50_two_stage", switch=True),
-    Flag("frozen_weights", note=_SEGMENTATION),
-    Flag("backbone", override="backbone", note="or a --model with r101 in its name"),
-    Flag("dilation", override="dilation=true", note="or a --model with dc5 in its name", switch=True),
-    Flag("position_embedding", override="position_embedding"),
-    Flag("position_embedding_scale", note=f"2π; {_UNREAD}"),
-    Flag("num_feature_levels", override="num_feature_levels"),
-    Flag("enc_layers", override="enc_layers"),
-    Flag("dec_layers", override="dec_layers"),
-    Flag("dim_feedforward", override="dim_feedforward"),
-    Flag("hidden_dim", override="hidden_dim"),
-    Flag("dropout", override="dropout"),
-    Flag("nheads", override="nheads"),
-    Flag("num_queries", override="num_queries"),
-    Flag("dec_n_points", override="dec_n_points"),
-    Flag("enc_n_points", override="enc_n_points"),
-    Flag("pre_norm", override="pre_norm=true", note="DETR's main.py alone", switch=True),
-    Flag("masks", note=_SEGMENTATION, switch=True),
-    Flag("no_aux_loss", override="aux_loss=false", switch=True),
-    Flag("set_cost_class", note=_FIXED),
-    Flag("set_cost_bbox", note=_FIXED),
-    Flag("set_cost_giou", note=_FIXED),
-    Flag("mask_loss_coef", note=_SEGMENTATION),
-    Flag("dice_loss_coef", note=_SEGMENTATION),
-    Flag("cls_loss_coef", note=_FIXED),
-    Flag("bbox_loss_coef", note=_FIXED),
-    Flag("giou_loss_coef", note=_FIXED),
-    Flag("focal_alpha", note="fixed at the published 0.25"),
-    Flag("eos_coef", note="DETR's main.py alone; fixed at the published 0.1"),
-    Flag("dataset_file", note="COCO's format and YOLO's are told apart by what --data holds"),
+    Flag("with_box_refine", "--override with_box_refine=true", "or --model deformable_detr_r50_refine", switch=True),
+    Flag("two_stage", "--override two_stage=true", "or --model deformable_detr_r50_two_stage", switch=True),
+    Flag("backbone", "--override backbone=VALUE", "or a --model with r101 in its name"),
+    Flag("dilation", "--override dilation=true", "or a --model with dc5 in its name", switch=True),
+    *(Flag(name, f"--override {name}=VALUE") for name in _OVERRIDES),
+    Flag("pre_norm", "--override pre_norm=true", "DETR's main.py alone", switch=True),
+    Flag("no_aux_loss", "--override aux_loss=false", switch=True),
     Flag("coco_path", "--data"),
-    Flag("coco_panoptic_path", note=_SEGMENTATION),
-    Flag("remove_difficult", note=_UNREAD, switch=True),
     Flag("output_dir", "--out"),
     Flag("device", "--device"),
     Flag("seed", "--seed", note="the official one differs from process to process"),
@@ -102,12 +62,25 @@ FLAGS = (
         note="a run of ours; from an official file, --init-from trains on and `msdeform eval "
         "--checkpoint FILE --data DIR` evaluates",
     ),
-    Flag("start_epoch", note="the checkpoint knows where it stopped"),
     Flag("eval", "--eval", switch=True),
     Flag("num_workers", "--workers"),
     Flag("cache_mode", "--cache-images files", switch=True),
-    Flag("world_size", note=f"DETR's main.py alone; {_LAUNCHER}"),
-    Flag("dist_url", note=f"DETR's main.py alone; {_LAUNCHER}"),
+    *_nowhere("fixed: the backbone, by the official name backbone.0", "lr_backbone_names"),
+    *_nowhere("fixed: reference_points and sampling_offsets, as its default", "lr_linear_proj_names"),
+    *_nowhere("the official code does not read it either", "lr_drop_epochs", "remove_difficult"),
+    *_nowhere("2π; the official code does not read it either", "position_embedding_scale"),
+    *_nowhere("AdamW is the one optimizer, as published", "sgd"),
+    *_nowhere("boxes only, no masks", "frozen_weights", "masks", "mask_loss_coef", "dice_loss_coef"),
+    *_nowhere("boxes only, no masks", "coco_panoptic_path"),
+    *_nowhere(
+        "the published weight is fixed, in models/losses/criterion.py",
+        *("set_cost_class", "set_cost_bbox", "set_cost_giou", "cls_loss_coef", "bbox_loss_coef", "giou_loss_coef"),
+    ),
+    *_nowhere("fixed at the published 0.25", "focal_alpha"),
+    *_nowhere("DETR's main.py alone; fixed at the published 0.1", "eos_coef"),
+    *_nowhere("COCO's format and YOLO's are told apart by what --data holds", "dataset_file"),
+    *_nowhere("the checkpoint knows where it stopped", "start_epoch"),
+    *_nowhere("DETR's main.py alone; torchrun and srun say so", "world_size", "dist_url"),
 )
 BY_NAME = {flag.name: flag for flag in FLAGS}
 
@@ -115,12 +88,12 @@ BY_NAME = {flag.name: flag for flag in FLAGS}
 def counterpart(name: str) -> str | None:
     """For an official name that is not ours, what is here instead, as half a sentence; None for any other name."""
     flag = BY_NAME.get(name.lstrip("-").replace("-", "_"))
-    if flag is None or flag.ours == _dashed(flag.name):
+    if flag is None or flag.ours == f"--{flag.name.replace('_', '-')}":
         return None
-    if flag.answer == "none":
+    if flag.ours is None:
         return f"the official --{flag.name} has no counterpart here: {flag.note}"
     alternative = f", {flag.note}" if flag.note.startswith("or ") else ""
-    return f"the official --{flag.name} is {flag.answer} here{alternative}"
+    return f"the official --{flag.name} is {flag.ours} here{alternative}"
 
 
 def translate(words: Sequence[str]) -> list[str]:
@@ -139,37 +112,21 @@ def translate(words: Sequence[str]) -> list[str]:
         flag = BY_NAME.get(word.removeprefix("--"))
         if flag is None or not word.startswith("--"):
             raise ValueError(f"{word}: expected a flag of the official main.py")
-        if flag.answer == "none":
+        if flag.ours is None:
             raise ValueError(counterpart(flag.name))
         if not flag.switch and not value:
             if not queue:
                 raise ValueError(f"{word}: expected a value")
             value = queue.pop(0)
-        if flag.override is None:
-            ours += [*flag.answer.split(), *([] if flag.switch else [value])]
+        field, _, fixed = flag.ours.removeprefix("--override ").partition("=")
+        if fixed:
+            overrides[field] = value if fixed == "VALUE" else fixed
         else:
-            field, _, fixed = flag.override.partition("=")
-            overrides[field] = fixed or value
-    return ["--model", *_model(overrides), *ours]
-
-
-def _model(overrides: dict[str, str]) -> list[str]:
-    from ..engine.build import parse_overrides
-
-    words = tuple(f"{name}={value}" for name, value in overrides.items())
-    config = dataclasses.replace(config_of(BASE_MODEL), **parse_overrides(words))
-    named = [name for name, each in MODELS.items() if each == config]
-    return named[:1] if named else [BASE_MODEL, "--override", *words]
-
-
-def markdown() -> str:
-    """The table that docs/training.md holds."""
-    rows = [f"| `--{flag.name}` | `{flag.answer}` | {flag.note} |".replace("`none`", "none") for flag in FLAGS]
-    return "\n".join(["| official | here | |", "|---|---|---|", *rows])
-
-
-def _dashed(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
+            ours += [*flag.ours.split(), *([] if flag.switch else [value])]
+    changes = [f"{name}={value}" for name, value in overrides.items()]
+    config = dataclasses.replace(config_of(BASE_MODEL), **parse_overrides(tuple(changes)))
+    named = next((name for name, each in MODELS.items() if each == config), None)
+    return ["--model", *([named] if named else [BASE_MODEL, "--override", *changes]), *ours]
 
 
 if __name__ == "__main__":

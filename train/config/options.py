@@ -316,18 +316,8 @@ docs/training.md explains all of it."""
 
 
 def to_plain(options: Any) -> dict[str, Any]:
-    """A (nested) dataclass as plain values, for JSON and checkpoints."""
-    return {
-        f.name: to_plain(value) if dataclasses.is_dataclass(value) else _plain(value)
-        for f in dataclasses.fields(options)
-        for value in [getattr(options, f.name)]
-    }
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Path):
-        return str(value)
-    return list(value) if isinstance(value, tuple) else value
+    """A (nested) dataclass as plain values, for JSON and checkpoints: text for paths, lists for tuples."""
+    return json.loads(json.dumps(dataclasses.asdict(options), default=str))
 
 
 def from_plain(kind: type[T], plain: dict[str, Any]) -> T:

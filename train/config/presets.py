@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...common.options import suggest
-from .options import TrainOptions, flatten, to_plain
 
 
 @dataclass(frozen=True)
@@ -21,22 +20,9 @@ class Preset:
     """By name of the setting, whatever its group."""
 
 
-DEFORMABLE_50: dict[str, Any] = {
-    "epochs": 50,
-    "lr_drop": 40,
-    "schedule": "step",
-    "lr": 2e-4,
-    "lr_backbone": 2e-5,
-    "lr_factor_offsets": 0.1,
-    "weight_decay": 1e-4,
-    "clip": 0.1,
-    "total_batch_size": 32,
-    "batch_size": 2,
-    "seed": 42,
-    "augment": "official",
-}
+# the rest are the defaults
+DEFORMABLE_50: dict[str, Any] = {"lr_backbone": 2e-5}
 DETR_300: dict[str, Any] = {
-    **DEFORMABLE_50,
     "epochs": 300,
     "lr_drop": 200,
     "lr": 1e-4,
@@ -136,13 +122,3 @@ def preset(name: str) -> Preset:
 def list_presets() -> str:
     """What ``--preset list`` prints."""
     return "\n".join(f"{name}\n    {each.summary}" for name, each in PRESETS.items())
-
-
-def markdown() -> str:
-    """The presets as the table that docs/training.md holds."""
-    usual = dict(flatten(to_plain(TrainOptions())))
-    rows = []
-    for name, each in PRESETS.items():
-        changed = [f"{key} {value}" for key, value in each.settings.items() if value != usual[key]]
-        rows.append(f"| `{name}` | {each.summary} | {', '.join(changed)} | {each.source} |")
-    return "\n".join(["| preset | what | other than the defaults | source |", "|---|---|---|---|", *rows])

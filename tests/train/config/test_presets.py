@@ -6,10 +6,9 @@ import pytest
 
 from msdeform.cli import main
 from msdeform.models.catalog import MODELS
-from msdeform.train.config.files import TYPES
 from msdeform.train.config.options import TrainOptions
 from msdeform.train.config.presets import PRESETS, list_presets, preset
-from msdeform.train.config.resolve import resolve
+from msdeform.train.config.resolve import OPTIONS, resolve
 
 PAPER = {
     "r50_deformable_detr": "deformable_detr_r50",
@@ -23,7 +22,7 @@ PAPER = {
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_sets_what_there_is(name: str) -> None:
     settings = PRESETS[name].settings
-    assert settings.keys() <= TYPES.keys()
+    assert settings.keys() <= OPTIONS.keys()
     options = resolve(["--preset", name])
     assert options.model.model in MODELS
     values = {k: v for group in dataclasses.asdict(options).values() for k, v in group.items()}

@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
-from msdeform.train.config.files import TYPES
 from msdeform.train.config.options import Recipe, Run, TrainOptions, merged
-from msdeform.train.config.resolve import resolve, save_settings, settings_lines
+from msdeform.train.config.resolve import OPTIONS, resolve, save_settings, settings_lines
 
 ROOT = Path(__file__).parents[3]
 
@@ -224,5 +223,5 @@ def test_the_manual_names_every_flag_and_no_other() -> None:
     # of msdeform data show and eval, and of torchrun, srun and sbatch
     others = {"gaussian", "sigma", "results"}
     others |= {"help", "nproc_per_node", "ntasks_per_node", "gpus_per_node", "nodes", "time"}
-    assert named - others - TYPES.keys() == {"no_tensorboard", "no_progress"}
-    assert TYPES.keys() - named == {"tensorboard", "progress"}
+    assert named - others - OPTIONS.keys() == {"no_tensorboard", "no_progress"}
+    assert OPTIONS.keys() - named == {"tensorboard", "progress"}
