@@ -8,6 +8,7 @@ A script whose settings have workers must call it under ``if __name__ == "__main
 """
 
 import dataclasses
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -114,11 +115,5 @@ def _checked(caller: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings by name, each of its type."""
     for name in settings.keys() & {*NOT_IN_FILES, "preset"}:
         raise ValueError(f"{caller}: {name} is for the command line; Run(FOLDER).resume() resumes a run")
-    return take_settings({name: _plain(value) for name, value in settings.items()}, caller)
-
-
-def _plain(value: Any) -> Any:
-    """As a file of settings would have it."""
-    if isinstance(value, Path):
-        return str(value)
-    return list(value) if isinstance(value, tuple) else value
+    # as a file of settings would have them: text for paths, lists for tuples
+    return take_settings(json.loads(json.dumps(dict(settings), default=str)), caller)

@@ -83,7 +83,19 @@ class CocoDetection(Dataset[Sample]):
             self._refuse_bad(progress)
         self.cache: ImageCache | None = None
         if cache != "none":
-            self._fill_cache(cache, share, progress)
+            rank, processes = share
+            rows = np.unique(self.rows[rank::processes])
+            entries = annotations.images
+            self._slots = np.full(len(entries), -1)
+            self._slots[rows] = np.arange(len(rows))
+            self.cache = ImageCache(
+                cache,
+                [images / entries[row].name for row in rows.tolist()],
+                np.stack([entries.heights[rows], entries.widths[rows]], 1),
+                oriented=annotations.yolo,
+                processes=processes,
+                progress=progress,
+            )
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -159,21 +171,6 @@ class CocoDetection(Dataset[Sample]):
                 torch.from_numpy(self.annotations.boxes[mine].copy()), format="XYXY", canvas_size=size
             ),
         }
-
-    def _fill_cache(self, kind: Literal["files", "pixels"], share: tuple[int, int], progress: bool) -> None:
-        rank, processes = share
-        rows = np.unique(self.rows[rank::processes])
-        images = self.annotations.images
-        self._slots = np.full(len(images), -1)
-        self._slots[rows] = np.arange(len(rows))
-        self.cache = ImageCache(
-            kind,
-            [self.folder / images[row].name for row in rows.tolist()],
-            np.stack([images.heights[rows], images.widths[rows]], 1),
-            oriented=self.annotations.yolo,
-            processes=processes,
-            progress=progress,
-        )
 
     def _refuse_size(self, row: int, height: int, width: int) -> None:
         entry = self.annotations.images[row]

@@ -1,7 +1,8 @@
 """From a run's settings to batches of images and targets."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import count, islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +15,7 @@ from ...models.inference.images import normalise
 from ..config.options import Input, Loading, Source
 from ..engine.signals import leave_to_parent
 from .annotations import Annotations, Category
-from .dataset import CocoDetection, Key, Sample
+from .dataset import CocoDetection, Key, Sample, Target
 from .layouts import SplitName
 from .transforms import evaluation_transform, training_transform
 
@@ -69,24 +70,18 @@ class Order:
         return [np.array_split(batch, self.size)[self.rank].tolist() for batch in whole]
 
     def _of_share(self, order: np.ndarray) -> list[list[int]]:
-        index, count = self.share
-        mine = order[order % count == index]
+        index, parts = self.share
+        mine = order[order % parts == index]
         # processes of several machines with equal shares take turns, each what is its part of a batch
-        group, part = self.size // count, self.total // self.size
-        mine = mine[self.rank // count :: group]
+        group, part = self.size // parts, self.total // self.size
+        mine = mine[self.rank // parts :: group]
         return [mine[step * part : (step + 1) * part].tolist() for step in range(self.steps_per_epoch)]
 
     def keys(self, start: int, end: int) -> Iterator[list[Key]]:
         """The batches of steps `start` to `end`, through epochs."""
-        epoch, skipped = divmod(start, self.steps_per_epoch)
-        left = end - start
-        while left > 0:
-            for batch in self.batches(epoch)[skipped:]:
-                if left == 0:
-                    return
-                yield [(epoch, index) for index in batch]
-                left -= 1
-            epoch, skipped = epoch + 1, 0
+        first = start // self.steps_per_epoch
+        endless = ([(epoch, index) for index in batch] for epoch in count(first) for batch in self.batches(epoch))
+        return islice(endless, start - first * self.steps_per_epoch, max(start, end) - first * self.steps_per_epoch)
 
 
 class _Steps(Sampler[list[Key]]):
@@ -138,22 +133,9 @@ def training_data(
         FileNotFoundError: a file that was named, or that the annotations list, does not exist.
         ValueError: wrong annotations, no image with a box, or images that do not fit into memory.
     """
-    folder, file = source.split("train")
-    annotations = Annotations.load(file, None, options.bad_data, progress=progress)
-    subset = np.tile(_overfit_rows(annotations, options.overfit), OVERFIT_PASSES) if options.overfit else None
-    data = CocoDetection(
-        folder,
-        annotations,
-        training_transform("none" if options.overfit else options.augment, options.size),
-        seed=seed,
-        subset=subset,
-        bad_data=options.bad_data,
-        cache=loading.cache_images,
-        share=share,
-        progress=progress,
-    )
-    _require_boxes(data, "train")
-    return data
+    transform = training_transform("none" if options.overfit else options.augment, options.size)
+    kept = {"seed": seed, "cache": loading.cache_images, "share": share}
+    return _data(source, "train", options, None, transform, OVERFIT_PASSES, progress=progress, **kept)
 
 
 def validation_data(
@@ -173,19 +155,31 @@ def validation_data(
         FileNotFoundError, ValueError: as training_data.
     """
     split: SplitName = "train" if options.overfit else "val"
-    folder, file = source.split(split)
-    annotations = Annotations.load(file, categories, options.bad_data, split=split, progress=progress)
-    subset = _overfit_rows(annotations, options.overfit) if options.overfit else None
-    data = CocoDetection(
-        folder,
-        annotations,
-        evaluation_transform(size or options.size),
-        subset=subset,
-        bad_data=options.bad_data,
-        progress=progress,
-    )
+    data = _data(source, split, options, categories, evaluation_transform(size or options.size), progress=progress)
     if options.bad_data == "skip":
         data.check_readable(progress=progress)
+        _require_boxes(data, split)
+    return data
+
+
+def _data(
+    source: Source,
+    split: SplitName,
+    options: Input,
+    categories: list[Category] | None,
+    transform: Callable[[Tensor, Target], Sample],
+    passes: int = 1,
+    **more: Any,
+) -> CocoDetection:
+    folder, file = source.split(split)
+    annotations = Annotations.load(file, categories, options.bad_data, split=split, progress=more["progress"])
+    subset = None
+    if options.overfit:
+        with_boxes = np.flatnonzero(np.diff(annotations.first))[: options.overfit]
+        if len(with_boxes) < options.overfit:
+            raise ValueError(f"overfit: expected {options.overfit} images with boxes, {file} has {len(with_boxes)}")
+        subset = np.tile(with_boxes, passes)
+    data = CocoDetection(folder, annotations, transform, subset=subset, bad_data=options.bad_data, **more)
     _require_boxes(data, split)
     return data
 
@@ -197,13 +191,6 @@ def _require_boxes(data: CocoDetection, split: str) -> None:
     if not np.diff(data.annotations.first)[data.rows].any():
         hint = "; labels are expected in labels/ beside images/" if data.annotations.yolo else ""
         raise ValueError(f"{path}: no annotated images: none of {len(data)} images of {split} has a box{hint}")
-
-
-def _overfit_rows(annotations: Annotations, count: int) -> list[int]:
-    with_boxes = np.flatnonzero(np.diff(annotations.first))[:count].tolist()
-    if len(with_boxes) < count:
-        raise ValueError(f"overfit: expected {count} images with boxes, {annotations.path} has {len(with_boxes)}")
-    return with_boxes
 
 
 def _as_is(batch: Any) -> Any:
@@ -221,7 +208,6 @@ def training_loader(
 
     `pin` makes tensors that travel to a CUDA device while it computes.
     """
-    ahead: dict[str, Any] = {"prefetch_factor": loading.prefetch} if loading.workers else {}
     return DataLoader(
         _BatchesByKeys(data),
         batch_size=None,
@@ -232,7 +218,7 @@ def training_loader(
         generator=torch.Generator(),
         worker_init_fn=_in_worker,
         pin_memory=pin,
-        **ahead,
+        prefetch_factor=loading.prefetch if loading.workers else None,
     )
 
 
