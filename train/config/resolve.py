@@ -226,40 +226,24 @@ def _value(option: Option, value: Any, where: str) -> Any:
         raise ValueError(f"{where}: {error}") from None
 
 
-def write_settings(options: TrainOptions, path: Path, comment: str) -> None:
-    """Writes all settings by group, so that `read_settings` gives them back, but for those that say which run it is.
-
-    ``comment``: lines for the top of the file.
-    """
-    groups = to_plain(options)
+def save_settings(options: TrainOptions, path: Path) -> None:
+    """Writes all settings by group, so that `read_settings` gives them back, but for those that say which run it is."""
+    groups, recipe = to_plain(options), options.recipe
     del groups["recipe"]  # its settings are all here
     groups["run"] = {name: value for name, value in groups["run"].items() if name not in ("out", *NOT_IN_FILES)}
-    head = "".join(f"# {line}\n" for line in comment.splitlines())
+    head = "# Every setting of this run; to repeat it: "
+    head += f"{shlex.join(['msdeform', 'train', '--config', str(path), '--out', 'FOLDER'])}\n"
+    named = [f"{kind} {value}" for kind, value in (("preset", recipe.preset), ("file", recipe.config)) if value]
+    if named:
+        head += f"# From {', '.join([*named, 'and flags'])}.\n"
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as file:
         file.write((head + yaml.safe_dump(groups, sort_keys=False, allow_unicode=True, width=120)).encode())
 
 
-def save_settings(options: TrainOptions, folder: Path) -> Path:
-    """Writes all settings of a run to ``config.yaml`` in its folder, which ``--config`` takes; returns the file."""
-    path, recipe = folder / "config.yaml", options.recipe
-    again = shlex.join(["msdeform", "train", "--config", str(path), "--out", "FOLDER"])
-    named = [f"preset {recipe.preset}"] if recipe.preset else []
-    named += [f"file {recipe.config}"] if recipe.config else []
-    source = f"\nFrom {', '.join([*named, 'and flags'])}." if named else ""
-    write_settings(options, path, f"Every setting of this run; to repeat it: {again}{source}")
-    return path
-
-
-def settings_lines(options: TrainOptions, file: Path | None = None, base: TrainOptions | None = None) -> list[str]:
-    """What to print as a run starts: a line for each group with settings other than those of ``base``.
-
-    Args:
-        file: where all settings are.
-        base: the defaults, unless given.
-    """
-    usual = dict(flatten(to_plain(base or TrainOptions())))
-    rest = f"; all are in {file}" if file else ""
+def settings_lines(options: TrainOptions, file: Path) -> list[str]:
+    """What to print as a run starts: a line for each group with settings other than the defaults; ``file`` has all."""
+    usual = dict(flatten(to_plain(TrainOptions())))
     lines = []
     for group, settings in to_plain(options).items():
         changed = [
@@ -269,4 +253,6 @@ def settings_lines(options: TrainOptions, file: Path | None = None, base: TrainO
         ]
         if changed:
             lines.append(f"  {group}: {' '.join(changed)}")
-    return [f"settings that are not the defaults{rest}:", *lines] if lines else [f"all settings are the defaults{rest}"]
+    if not lines:
+        return [f"all settings are the defaults; all are in {file}"]
+    return [f"settings that are not the defaults; all are in {file}:", *lines]

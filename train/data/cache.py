@@ -53,7 +53,14 @@ class ImageCache:
         self._sizes = np.asarray(sizes, dtype=np.int64).reshape(-1, 2)
         lengths = 3 * self._sizes.prod(1) if kind == "pixels" else [path.stat().st_size for path in paths]
         self._first = np.cumsum([0, *lengths], dtype=np.int64)
-        refuse_too_large(kind, len(paths) * processes, self.nbytes * processes)
+        free, needed = free_memory(), self.nbytes * processes
+        if free and needed > SHARE_OF_MEMORY * min(free.values()):
+            place = min(free, key=lambda name: free[name])
+            raise ValueError(
+                f"cache-images {kind}: {len(paths) * processes} images take {needed / MEGABYTE:,.0f} MB, but {place} "
+                f"has {free[place] / MEGABYTE:,.0f} MB free; take --cache-images "
+                f"{'files or none' if kind == 'pixels' else 'none'}"
+            )
         self._bytes = torch.empty(self.nbytes, dtype=torch.uint8).share_memory_()
         there = in_threads("caching images", self._keep, list(enumerate(paths)), shown=progress)
         self._there = np.array(there, dtype=bool)
@@ -100,18 +107,6 @@ class ImageCache:
             return False
         kept[:] = image.flatten()
         return True
-
-
-def refuse_too_large(kind: Kept, n_images: int, needed: int) -> None:
-    """Raises ValueError: ``needed`` bytes do not fit into this machine's free memory."""
-    free = free_memory()
-    if not free or needed <= SHARE_OF_MEMORY * min(free.values()):
-        return
-    place = min(free, key=lambda name: free[name])
-    raise ValueError(
-        f"cache-images {kind}: {n_images} images take {needed / MEGABYTE:,.0f} MB, but {place} has "
-        f"{free[place] / MEGABYTE:,.0f} MB free; take --cache-images {'files or none' if kind == 'pixels' else 'none'}"
-    )
 
 
 def free_memory() -> dict[str, int]:

@@ -12,10 +12,9 @@ from torchvision import tv_tensors
 
 from ...common.parallel import in_threads
 from ...common.text import counted
-from ...models.inference.images import BadImageError, read_image
+from ...models.inference.images import BadImageError, image_size, read_image
 from .annotations import Annotations, BadData, Category  # noqa: F401  # importers of the data set want categories, too
 from .cache import ImageCache
-from .image_header import image_size
 
 # images whose headers are read before a run; with bad data skipped, all are
 SAMPLED = 256

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from ...models.inference.image_size import Size
 from ...models.inference.images import normalise
@@ -82,19 +82,6 @@ class Order:
         first = start // self.steps_per_epoch
         endless = ([(epoch, index) for index in batch] for epoch in count(first) for batch in self.batches(epoch))
         return islice(endless, start - first * self.steps_per_epoch, max(start, end) - first * self.steps_per_epoch)
-
-
-class _Steps(Sampler[list[Key]]):
-    """The keys of the batches of steps `start` to `end`."""
-
-    def __init__(self, order: Order, start: int, end: int) -> None:
-        self._order, self._start, self._end = order, start, end
-
-    def __iter__(self) -> Iterator[list[Key]]:
-        return self._order.keys(self._start, self._end)
-
-    def __len__(self) -> int:
-        return max(0, self._end - self._start)
 
 
 class LoadedBatch(NamedTuple):
@@ -204,14 +191,14 @@ def _in_worker(number: int) -> None:
 def training_loader(
     data: CocoDetection, order: Order, loading: Loading, *, start: int, end: int, pin: bool = False
 ) -> DataLoader[Any]:
-    """The `LoadedBatch` of each of the steps `start` to `end`; workers live, and load ahead, through epochs.
+    """The `LoadedBatch` of each of the steps `start` to `end`, once; workers live, and load ahead, through epochs.
 
     `pin` makes tensors that travel to a CUDA device while it computes.
     """
     return DataLoader(
         _BatchesByKeys(data),
         batch_size=None,
-        sampler=_Steps(order, start, end),
+        sampler=order.keys(start, end),
         num_workers=loading.workers,
         collate_fn=_as_is,
         # its own: a loader draws from the global one, which would shift dropout after resuming

@@ -19,8 +19,7 @@ from typing import Any
 import yaml
 
 from ...common.parallel import in_threads
-from ...models.inference.images import SUFFIXES, BadImageError
-from .image_header import image_size
+from ...models.inference.images import SUFFIXES, BadImageError, image_size
 
 # how far outside the image a coordinate may be rounded
 EXCESS = 1e-3

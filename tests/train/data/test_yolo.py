@@ -165,7 +165,7 @@ def test_boxes_are_those_of_the_upright_image(make: Make, tmp_path: Path) -> Non
 def test_an_image_that_cannot_be_read_ends_the_run_or_is_left_out(make: Make, tmp_path: Path) -> None:
     path = make({"a": "0 0.5 0.5 0.1 0.1", "b": "1 0.5 0.5 0.5 0.5"})
     (tmp_path / "images" / "train" / "a.png").write_text("no picture")
-    with pytest.raises(BadImageError, match=r"a\.png cannot be read"):
+    with pytest.raises(BadImageError, match=r"a\.png cannot be decoded"):
         read(path)
     found = read(path, bad_data="skip")
     assert found.images.ids.tolist() == [2]
