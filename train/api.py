@@ -90,7 +90,7 @@ def finetune(
     """
     places = {"data": data, "out": out, **_named_or_weights(model, settings)}
     given = _checked("finetune", {**settings, **places})
-    options = TrainOptions() if preset is None else merged(TrainOptions(), preset_of(preset).settings)
+    options = TrainOptions() if preset is None else preset_of(preset)
     options = dataclasses.replace(merged(options, given), recipe=Recipe(preset))
     if "model" not in given:
         options = dataclasses.replace(options, model=with_model_of_start(options.model))

@@ -12,16 +12,6 @@ from ..monitor.history import History, differences, read_all
 from .options import PlotOptions
 
 
-def place(options: PlotOptions) -> Path:
-    """Where the picture goes: --out, or plot.png in the run's folder, or in the folder that holds all runs."""
-    if options.out is not None:
-        return options.out
-    folders = [run if run.is_dir() else run.parent for run in options.runs]
-    # relative paths stay relative, as they are printed
-    common = folders[0] if len(folders) == 1 else Path(os.path.commonpath([folder.resolve() for folder in folders]))
-    return common / "plot.png"
-
-
 def table(histories: Sequence[History]) -> list[str]:
     """A line for each run under a head: where it got to, at what speed."""
     rows = [_row(history) for history in histories]
@@ -64,7 +54,10 @@ def _shown(value: Any) -> str:
 
 def run(options: PlotOptions) -> int:
     """``msdeform plot``."""
-    out = place(options)
+    folders = [run if run.is_dir() else run.parent for run in options.runs]
+    # relative paths stay relative, as they are printed
+    common = folders[0] if len(folders) == 1 else Path(os.path.commonpath([folder.resolve() for folder in folders]))
+    out = options.out or common / "plot.png"
     histories = read_all(options.runs)
     terms = None
     if options.terms is not None:

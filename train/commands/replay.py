@@ -93,7 +93,7 @@ def _backend(asked: str, recorded: str, device: torch.device) -> str:
 
 def _do_again(
     model: Detector,
-    criterion: nn.Module,
+    criterion: Any,
     samples: list[Sample],
     box_counts: list[int],
     device: torch.device,

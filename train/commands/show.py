@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 from torchvision.utils import make_grid
@@ -54,8 +54,7 @@ def draw_sheet(
         return sheet
     labels = sorted({label for _, target in samples for label in target["labels"].tolist()})
     scale = draw_scale(labels, [names[label] for label in labels], sheet.width)
-    whole = Image.new("RGB", (sheet.width, sheet.height + scale.height))
-    whole.paste(sheet, (0, 0))
+    whole = ImageOps.expand(sheet, (0, 0, 0, scale.height))
     whole.paste(scale, (0, sheet.height))
     return whole
 
@@ -87,20 +86,15 @@ def draw_gaussians(sample: Sample, sigma: float) -> Image.Image:
 
 def _fitted(pixels: Tensor) -> Image.Image:
     """(3, H, W) as large as a cell allows."""
-    height, width = pixels.shape[-2:]
-    scale = CELL / max(height, width)
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
     # enlarged, pixels stay squares that can be counted
-    kernel = Image.Resampling.NEAREST if scale > 2 else Image.Resampling.LANCZOS
-    return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy()).resize(size, kernel)
+    kernel = Image.Resampling.NEAREST if 2 * max(pixels.shape) < CELL else Image.Resampling.LANCZOS
+    return ImageOps.contain(F.to_pil_image(pixels), (CELL, CELL), kernel)
 
 
 def _captioned(picture: Image.Image, caption: str) -> Image.Image:
-    cell = Image.new("RGB", (CELL, CELL + CAPTION), (236, 236, 236))
-    cell.paste(picture, ((CELL - picture.width) // 2, (CELL - picture.height) // 2))
-    draw = ImageDraw.Draw(cell)
-    draw.rectangle((0, CELL, CELL, CELL + CAPTION), fill=(255, 255, 255))
-    draw.text((2, CELL + 4), caption, fill=(0, 0, 0), font=ImageFont.load_default(FONT_SIZE))
+    square = ImageOps.pad(picture, (CELL, CELL), color=(236, 236, 236))
+    cell = ImageOps.expand(square, (0, 0, 0, CAPTION), (255, 255, 255))
+    ImageDraw.Draw(cell).text((2, CELL + 4), caption, fill=(0, 0, 0), font=ImageFont.load_default(FONT_SIZE))
     return cell
 
 

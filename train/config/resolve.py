@@ -110,10 +110,10 @@ def _starting_point(named: str | None, file: Path | None) -> tuple[TrainOptions,
     """Defaults, preset and file; and whether the file names a model."""
     settings = read_settings(file) if file else {}
     in_file = settings.pop("preset", None)
-    base = TrainOptions() if named is None else merged(TrainOptions(), preset(named).settings)
+    base = TrainOptions() if named is None else preset(named)
     try:
         if named is None and in_file is not None:
-            base = merged(base, preset(in_file).settings)
+            base = preset(in_file)
         base = merged(base, settings)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error

@@ -114,7 +114,7 @@ class Annotations:
     first: np.ndarray
     """(images + 1,) int64."""
     dropped: Dropped
-    truth: np.ndarray
+    truth: np.ndarray = field(default_factory=lambda: np.empty((0, 8)))
     """(M, 8) float64, what evaluation compares with: image's row, label, x, y, width, height, area, and 1 for a crowd.
     As the file has them, crowds among them; of a YOLO data set the packed boxes."""
     yolo: bool = False
@@ -318,14 +318,12 @@ def _categories(path: Path, entries: list[dict[str, Any]], wanted: list[Category
 
 
 def _image_entry(path: Path, entry: Any) -> ImageEntry:
-    absent = [key for key in ("id", "file_name", "height", "width") if not isinstance(entry, dict) or key not in entry]
-    if absent:
-        name = entry.get("id", entry) if isinstance(entry, dict) else entry
-        raise ValueError(f"{path}: image {name} lacks {', '.join(absent)}")
     try:
         image = ImageEntry(int(entry["id"]), str(entry["file_name"]), int(entry["height"]), int(entry["width"]))
+    except KeyError as error:
+        raise ValueError(f"{path}: image {entry.get('id', entry)} lacks {error.args[0]}") from error
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}: image {entry['id']}: id, height and width are expected to be numbers") from error
+        raise ValueError(f"{path}: image {entry}: id, height and width are expected to be numbers") from error
     if image.height < 1 or image.width < 1:
         raise ValueError(
             f"{path}: image {image.id}: expected at least one pixel, got {image.width} wide and {image.height} high"

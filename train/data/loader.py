@@ -62,20 +62,16 @@ class Order:
     def batches(self, epoch: int) -> list[list[int]]:
         """This process's part of every batch of an epoch."""
         order = np.random.default_rng([self.seed, epoch]).permutation(self.n_images)
-        if self.share[1] > 1:
-            return self._of_share(order)
+        index, parts = self.share
+        if parts > 1:
+            # processes of several machines with equal shares take turns, each what is its part of a batch
+            group, part = self.size // parts, self.total // self.size
+            mine = order[order % parts == index][self.rank // parts :: group]
+            return [mine[step * part : (step + 1) * part].tolist() for step in range(self.steps_per_epoch)]
         whole = [order[step * self.total : (step + 1) * self.total] for step in range(self.steps_per_epoch)]
         if self.shapes is not None:
             whole = [batch[np.argsort(self.shapes[batch], kind="stable")] for batch in whole]
         return [np.array_split(batch, self.size)[self.rank].tolist() for batch in whole]
-
-    def _of_share(self, order: np.ndarray) -> list[list[int]]:
-        index, parts = self.share
-        mine = order[order % parts == index]
-        # processes of several machines with equal shares take turns, each what is its part of a batch
-        group, part = self.size // parts, self.total // self.size
-        mine = mine[self.rank // parts :: group]
-        return [mine[step * part : (step + 1) * part].tolist() for step in range(self.steps_per_epoch)]
 
     def keys(self, start: int, end: int) -> Iterator[list[Key]]:
         """The batches of steps `start` to `end`, through epochs."""

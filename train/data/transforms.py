@@ -9,6 +9,8 @@ differ, because the official code resizes with Pillow: 0.10% of their values in 
 Pillow takes several times as long for a resize (tests/train/data/test_recipe.py prints both).
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torchvision import tv_tensors
@@ -87,7 +89,11 @@ class ToModel:
 
 def training_transform(augment: str, size: Size) -> Compose:
     """``official``: flip, random sizes and crops. ``flip``: flip, one size. ``none``: one size."""
-    steps = {"official": [Flip(), RandomSizes(size)], "flip": [Flip(), Resize(size)], "none": [Resize(size)]}
+    steps: dict[str, list[Any]] = {
+        "official": [Flip(), RandomSizes(size)],
+        "flip": [Flip(), Resize(size)],
+        "none": [Resize(size)],
+    }
     return Compose([*steps[augment], ToModel()])
 
 

@@ -66,7 +66,7 @@ def test_what_the_table_says_is_there(flag: official_flags.Flag) -> None:
 def test_the_official_scripts_are_our_presets(name: str) -> None:
     theirs = " ".join(f"--{flag} {value}" for flag, value in DEFAULTS.items() if f"--{flag} " not in SCRIPTS[name])
     words = translate(f"{theirs} {SCRIPTS[name]} --output_dir exps/{name}".split())
-    assert words[:2] == ["--model", presets.PRESETS[name].settings["model"]]
+    assert words[:2] == ["--model", presets.preset(name).model.model]
     ours = resolve(["--preset", name, "--out", f"exps/{name}"])
     assert dataclasses.replace(resolve(words), recipe=ours.recipe) == ours
 
@@ -137,7 +137,8 @@ def test_the_manual_holds_both_tables() -> None:
     usual = dict(flatten(to_plain(TrainOptions())))
     recipes = []
     for name, each in presets.PRESETS.items():
-        changed = [f"{key} {value}" for key, value in each.settings.items() if value != usual[key]]
+        settings = flatten(to_plain(presets.preset(name)))
+        changed = [f"{key} {value}" for key, value in settings if value != usual[key]]
         recipes.append(f"| `{name}` | {each.summary} | {', '.join(changed)} | {each.source} |")
     head = ["| preset | what | other than the defaults | source |", "|---|---|---|---|"]
     assert "\n".join([*head, *recipes]) in MANUAL
