@@ -44,6 +44,8 @@ class CocoDetection(Dataset[Sample]):
         bad_data: "skip" leaves out images that are missing or of another size than the annotations say, from their
             headers, and lists them in ``annotations.dropped``; "fatal" raises for a missing file at once, and for
             another when it comes to it.
+        decode: with bad data skipped, decode every image once to find those to leave out: evaluation replaces no image
+            by another, and must know beforehand which it counts.
         cache: keep images in memory, shared by worker processes: "files" as they are, or "pixels", decoded.
         share: (rank, processes) on this machine: of the items, in their order, keep every processes-th from the
             rank-th on. Other items are read from the disk.
@@ -63,6 +65,7 @@ class CocoDetection(Dataset[Sample]):
         seed: int = 0,
         subset: Sequence[int] | np.ndarray | None = None,
         bad_data: BadData = "fatal",
+        decode: bool = False,
         cache: Literal["none", "files", "pixels"] = "none",
         share: tuple[int, int] = (0, 1),
         progress: bool = True,
@@ -76,11 +79,11 @@ class CocoDetection(Dataset[Sample]):
         self.rows = np.arange(len(annotations.images)) if subset is None else np.asarray(subset, dtype=np.int64)
         if not images.is_dir():
             raise FileNotFoundError(f"image folder {images} does not exist")
+        self.cache: ImageCache | None = None
         if bad_data == "skip":
-            self._leave_out("checking images", lambda row: self._refuse_size(row, *self._header_size(row)), progress)
+            self._leave_out_bad(decode, progress)
         else:
             self._refuse_bad(progress)
-        self.cache: ImageCache | None = None
         if cache != "none":
             rank, processes = share
             rows = np.unique(self.rows[rank::processes])
@@ -141,13 +144,6 @@ class CocoDetection(Dataset[Sample]):
         self._refuse_size(row, image.shape[1], image.shape[2])
         return image
 
-    def check_readable(self, *, progress: bool = True) -> None:
-        """Decodes every image once, and leaves out those that cannot be, listed in ``annotations.dropped``.
-
-        For evaluation, which replaces no image by another and must know beforehand which it counts.
-        """
-        self._leave_out("decoding images", self.pixels, progress)
-
     def sentences(self) -> list[str]:
         """What a user should know of these data: what was left out, images without boxes, what is kept in memory."""
         rows = np.unique(self.rows)
@@ -184,18 +180,19 @@ class CocoDetection(Dataset[Sample]):
     def _header_size(self, row: int) -> tuple[int, int]:
         return image_size(self.folder / self.annotations.images[row].name, oriented=self.annotations.yolo)
 
-    def _leave_out(self, what: str, read: Callable[[int], Any], progress: bool) -> None:
-        """Leaves out the images that ``read`` refuses, and lists them."""
-
+    def _leave_out_bad(self, decode: bool, progress: bool) -> None:
         def why(row: int) -> str | None:
             try:
-                read(row)
+                if decode:
+                    self.pixels(row)
+                else:
+                    self._refuse_size(row, *self._header_size(row))
             except (BadImageError, FileNotFoundError) as error:
                 return _with_id(error, int(self.annotations.images.ids[row]))
             return None
 
         rows = np.unique(self.rows).tolist()
-        reasons = in_threads(what, why, rows, shown=progress)
+        reasons = in_threads("checking images", why, rows, shown=progress)
         bad = {row: reason for row, reason in zip(rows, reasons, strict=True) if reason is not None}
         self.annotations.dropped.images += bad.values()
         self.rows = self.rows[~np.isin(self.rows, list(bad))]

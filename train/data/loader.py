@@ -138,11 +138,8 @@ def validation_data(
         FileNotFoundError, ValueError: as training_data.
     """
     split: SplitName = "train" if options.overfit else "val"
-    data = _data(source, split, options, categories, evaluation_transform(size or options.size), progress=progress)
-    if options.bad_data == "skip":
-        data.check_readable(progress=progress)
-        _require_boxes(data, split)
-    return data
+    transform = evaluation_transform(size or options.size)
+    return _data(source, split, options, categories, transform, decode=True, progress=progress)
 
 
 def _data(
@@ -156,24 +153,20 @@ def _data(
 ) -> CocoDetection:
     folder, file = source.split(split)
     annotations = Annotations.load(file, categories, options.bad_data, split=split, progress=more["progress"])
+    boxes = np.diff(annotations.first)
     subset = None
     if options.overfit:
-        with_boxes = np.flatnonzero(np.diff(annotations.first))[: options.overfit]
+        with_boxes = np.flatnonzero(boxes)[: options.overfit]
         if len(with_boxes) < options.overfit:
             raise ValueError(f"overfit: expected {options.overfit} images with boxes, {file} has {len(with_boxes)}")
         subset = np.tile(with_boxes, passes)
     data = CocoDetection(folder, annotations, transform, subset=subset, bad_data=options.bad_data, **more)
-    _require_boxes(data, split)
-    return data
-
-
-def _require_boxes(data: CocoDetection, split: str) -> None:
-    path = data.annotations.path
     if len(data) == 0:
-        raise ValueError(f"{path}: {split} has no images; {len(data.annotations.images)} are listed")
-    if not np.diff(data.annotations.first)[data.rows].any():
-        hint = "; labels are expected in labels/ beside images/" if data.annotations.yolo else ""
-        raise ValueError(f"{path}: no annotated images: none of {len(data)} images of {split} has a box{hint}")
+        raise ValueError(f"{file}: {split} has no images; {len(boxes)} are listed")
+    if not boxes[data.rows].any():
+        hint = "; labels are expected in labels/ beside images/" if annotations.yolo else ""
+        raise ValueError(f"{file}: no annotated images: none of {len(data)} images of {split} has a box{hint}")
+    return data
 
 
 def _as_is(batch: Any) -> Any:
