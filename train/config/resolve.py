@@ -209,19 +209,15 @@ def _value(option: Option, value: Any, where: str) -> Any:
         return tuple(_value(one, each, where) for each in value)
     if value is None and types.NoneType in option.kinds:
         return None
+    if option.switch and isinstance(value, bool):
+        return value
     if isinstance(value, float) and value.is_integer():
         value = int(value)  # 90000.0 steps
-    expected = None
-    if option.several:
-        expected = "a list"
-    elif option.switch:
-        expected = None if isinstance(value, bool) else "true or false"
-    elif not isinstance(value, str) and not {int, float} & {*option.kinds}:
-        expected = "text"
-    if expected is not None:
+    if option.several or option.switch or not (isinstance(value, str) or {int, float} & {*option.kinds}):
+        expected = "a list" if option.several else "true or false" if option.switch else "text"
         raise ValueError(f"{where}: expected {expected}, got {value!r}")
     try:
-        return value if option.switch else option.value(str(value))
+        return option.value(str(value))
     except WrongValue as error:
         raise ValueError(f"{where}: {error}") from None
 

@@ -24,9 +24,6 @@ from ...models.inference.images import SUFFIXES, BadImageError, image_size
 # how far outside the image a coordinate may be rounded
 EXCESS = 1e-3
 
-# of an image: its entry, or None where it cannot be read; its annotations; what was wrong
-Labelled = tuple[dict[str, Any] | None, list[dict[str, Any]], list[str]]
-
 
 def read_yolo(
     path: Path, split: str, *, skip: bool = False, progress: bool = True
@@ -36,15 +33,8 @@ def read_yolo(
     Names of images are relative to the folder of ``path``. Their ids are the files' numbers where every name is one
     (COCO's ids, for COCO's files), else 1, 2, ... in the order of the names.
 
-    Args:
-        path: the data.yaml.
-        split: "train" or "val".
-        skip: leave out wrong lines and images that cannot be read.
-        progress: show a bar where images are many.
-
-    Raises:
-        FileNotFoundError: no such folder.
-        ValueError: a wrong description, label or image, with the file and the line.
+    ``skip`` leaves out wrong lines and images that cannot be read. Otherwise, and for a wrong description, raises
+    ValueError with the file and the line, or FileNotFoundError.
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -59,7 +49,8 @@ def read_yolo(
         _read_line, n_classes=len(names), keypoint_numbers=keypoints[0] * keypoints[1] if keypoints else None
     )
 
-    def read_image(numbered: tuple[int, Path]) -> Labelled:
+    def read_image(numbered: tuple[int, Path]) -> tuple[dict[str, Any] | None, list[dict[str, Any]], list[str]]:
+        """Its entry, or None where it cannot be read; its annotations; what was wrong."""
         image_id, file = numbered
         wrong: list[str] = []
         annotations: list[dict[str, Any]] = []
