@@ -184,30 +184,21 @@ def training_loader(
 
     `pin` makes tensors that travel to a CUDA device while it computes.
     """
-    return DataLoader(
-        _BatchesByKeys(data),
-        batch_size=None,
-        sampler=order.keys(start, end),
-        num_workers=loading.workers,
-        collate_fn=_as_is,
-        # its own: a loader draws from the global one, which would shift dropout after resuming
-        generator=torch.Generator(),
-        worker_init_fn=_in_worker,
-        pin_memory=pin,
-        prefetch_factor=loading.prefetch if loading.workers else None,
+    keys, prefetch = order.keys(start, end), loading.prefetch if loading.workers else None
+    return _loader(
+        _BatchesByKeys(data), loading.workers, batch_size=None, sampler=keys, pin_memory=pin, prefetch_factor=prefetch
     )
 
 
 def evaluation_loader(data: CocoDetection, batch_size: int, workers: int) -> DataLoader[Any]:
     """All images in their order."""
-    return DataLoader(
-        data,
-        batch_size=batch_size,
-        num_workers=workers,
-        collate_fn=_as_is,
-        generator=torch.Generator(),
-        worker_init_fn=_in_worker,
-    )
+    return _loader(data, workers, batch_size=batch_size)
+
+
+def _loader(data: Dataset[Any], workers: int, **how: Any) -> DataLoader[Any]:
+    # a generator of its own: a loader draws from the global one, which would shift dropout after resuming
+    own = torch.Generator()
+    return DataLoader(data, num_workers=workers, collate_fn=_as_is, generator=own, worker_init_fn=_in_worker, **how)
 
 
 def to_device(

@@ -19,7 +19,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -31,7 +31,6 @@ from .options import SynthOptions
 from .shapes import CLASSES, DISTRACTORS, coverage, place
 
 Array = np.ndarray
-T = TypeVar("T")
 
 MAX_OBJECTS = 10
 MIN_VISIBLE = 0.5
@@ -214,12 +213,17 @@ def _draw(options: SynthOptions, offset: int, index: int) -> tuple[bytes, list[d
     return encoded.getvalue(), annotate(scene, offset + index + 1, first_id=1)
 
 
-def _in_order(draw: Callable[[int], T], count: int, workers: int) -> Iterator[T]:
-    """``draw`` of 0, 1, ..., by several processes."""
+def _drawn(options: SynthOptions, offset: int, count: int) -> Iterator[tuple[bytes, list[dict[str, Any]]]]:
+    """What `_draw` gives of each image, in order."""
+    draw = partial(_draw, options, offset)
+    # a process more must have something to do in the second it takes to start
+    if options.workers == 1 or count < 100:
+        yield from map(draw, range(count))
+        return
     # Ctrl-C is for the parent to handle
     ignore = (signal.SIGINT, signal.SIG_IGN)
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, initializer=signal.signal, initargs=ignore) as pool:
+    with ProcessPoolExecutor(options.workers, context, initializer=signal.signal, initargs=ignore) as pool:
         try:
             yield from pool.map(draw, range(count), chunksize=8)
         finally:
@@ -231,12 +235,8 @@ def _write_split(options: SynthOptions, folder: Path, split: str, count: int, of
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     (folder / split).mkdir()
-    draw = partial(_draw, options, offset)
-    # a process more must have something to do in the second it takes to start
-    several = options.workers > 1 and count >= 100
-    drawn = _in_order(draw, count, options.workers) if several else map(draw, range(count))
     with progress_bar(f"drawing {split}", count, shown=options.progress) as advance:
-        for image_id, (jpeg, found) in enumerate(drawn, start=offset + 1):
+        for image_id, (jpeg, found) in enumerate(_drawn(options, offset, count), start=offset + 1):
             name = f"{image_id:012d}.jpg"
             (folder / split / name).write_bytes(jpeg)
             images.append(
