@@ -17,7 +17,7 @@ from msdeform.train.config.options import Input, Loading, Source
 from msdeform.train.data.annotations import Annotations, ImageEntry, ImageList
 from msdeform.train.data.dataset import BadImageError, CocoDetection
 from msdeform.train.data.loader import Order, training_data, training_loader, validation_data
-from msdeform.train.data.transforms import Compose, ToModel
+from msdeform.train.data.transforms import to_model
 
 Write = Callable[..., Path]
 
@@ -228,5 +228,5 @@ def test_image_entries_are_packed_and_read_as_they_were(many: Source) -> None:
     assert len(images) == 6
     with pytest.raises(IndexError):
         images[6]
-    data = CocoDetection(many.train_images, Annotations.load(many.train_annotations), Compose([ToModel()]))
+    data = CocoDetection(many.train_images, Annotations.load(many.train_annotations), to_model)
     assert isinstance(data.rows, np.ndarray)
