@@ -28,7 +28,6 @@ from pathlib import Path
 
 import torch
 
-from ...train.config.files import write_settings
 from ...train.config.options import (
     Batch,
     Compute,
@@ -42,6 +41,7 @@ from ...train.config.options import (
     Source,
     TrainOptions,
 )
+from ...train.config.resolve import save_settings
 from ...train.data.synthetic.options import SynthOptions
 from ...train.data.synthetic.synth import make_dataset
 from ...train.engine.signals import STOPPED
@@ -182,7 +182,7 @@ def _train(recipe: Recipe, backend: str, seed: int, run: Path, device: torch.dev
     print(f"{recipe.model}, {backend}, seed {seed}: training in {run}", file=sys.stderr, flush=True)
     settings = run.parent / f"{run.name}.yaml"
     data = recipe.data or _synthetic(recipe, run.parent.parent)
-    write_settings(_options(recipe, data, backend, seed, device), settings, "A run of msdeform bench seeds")
+    save_settings(_options(recipe, data, backend, seed, device), settings)
     words = ["--config", str(settings), "--resume", "auto", "--out", str(run)]
     status, said = _apart([sys.executable, "-m", "msdeform", "train", *words], run.parent / f"{run.name}.txt", end)
     if status == STOPPED:

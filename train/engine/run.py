@@ -303,7 +303,7 @@ def _record(stack: contextlib.ExitStack, training: Training, out: Path) -> tuple
     options, is_main = training.options, training.group.is_main
     log = None
     if is_main:
-        save_settings(options, out)
+        save_settings(options, out / "config.yaml")
         log = stack.enter_context(
             RunLog(
                 out,
