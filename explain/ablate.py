@@ -27,7 +27,7 @@ from .ablation.resampling import resample
 from .ablation.runs import TOGETHER, AblationRuns, check
 from .core.masks import Masks
 from .options import AblateOptions
-from .outputs import checked, default_folder
+from .workspace import checked, default_folder
 
 
 def ablate(options: AblateOptions) -> Findings:

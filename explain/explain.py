@@ -34,7 +34,7 @@ from .figures.trajectories import draw_journey, draw_queries, draw_seeds
 from .figures.truth import draw_truth
 from .figures.views import Explained, Job, find_layers
 from .options import ExplainOptions, Interventions, Subject
-from .outputs import digest_of, place_for
+from .workspace import digest_of, place_for
 
 LISTED = 10
 """Detections that are printed, at the least that many if there are so many."""

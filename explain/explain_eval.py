@@ -26,7 +26,7 @@ from ..train.evaluation.detect import match_categories
 from .core.maps import heat_map
 from .core.trace import AttentionTrace, QueryPrediction
 from .options import ExplainEvalOptions
-from .outputs import checked, default_folder
+from .workspace import checked, default_folder
 from .quality.measures import (
     Array,
     Curve,

@@ -22,7 +22,7 @@ from msdeform.explain.explain_eval import ExplainEvalOptions
 from msdeform.explain.figures.drawing import told
 from msdeform.explain.figures.masked import follow, read_mask_matrix
 from msdeform.explain.figures.views import View
-from msdeform.explain.outputs import checked, default_folder
+from msdeform.explain.workspace import checked, default_folder
 from msdeform.train.engine.checkpoint import load_trained
 from tests.explain.models import uneven
 
