@@ -26,7 +26,6 @@ from ..train.evaluation.detect import match_categories
 from .core.maps import heat_map
 from .core.trace import AttentionTrace, QueryPrediction
 from .options import ExplainEvalOptions
-from .workspace import checked, default_folder
 from .quality.measures import (
     Array,
     Curve,
@@ -47,6 +46,7 @@ from .quality.measures import (
     rank_correlation,
 )
 from .quality.scores import MEASURES, Scores, save_chart, table, verdict
+from .workspace import checked, default_folder
 
 BASELINES = ("random", "centre", "box")
 CURVES: tuple[Literal["deletion", "insertion"], ...] = ("deletion", "insertion")

@@ -1,24 +1,62 @@
 """What interventions do to a detector over a data set: each alone, head by head, in growing sets, and in pruning."""
 
-import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import groupby
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from scipy.stats import spearmanr
+from torch import nn
 
 from ...common.files import write_json
-from ..core.masks import Mode
-from ..options import ScreenBy
-from .effects import Effects, Pairing, QueryPredictions, effects
-from .head_sets import Head, heads_of, switched_off
-from .resampling import Change, changes, match, weighted_metrics
-from .runs import AblationRun, AblationRuns, Masks
+from ...common.progress import progress_bar
+from ...models.families.detector import Detector
+from ..core.masks import Mask, Masks, Mode
+from ..core.sites import find_sites
+from ..options import AblateOptions
+from .effects import Effects, QueryPredictions, effects
+from .resampling import Change, changes, resample, weighted_metrics
+from .runs import TOGETHER, AblationRuns, check
 from .screening import head_gradients, logits_of, loss_of
 
-Advance = Callable[[], None]
+Head = tuple[str, int]
+"""A site's name and a head's number."""
+
+
+def heads_of(model: nn.Module, pattern: str) -> list[Head]:
+    """Every head of the sites that match, in the order of the layers."""
+    return [(site.name, head) for site in find_sites(model, pattern) for head in range(site.heads)]
+
+
+def switched_off(heads: Sequence[Head], mode: Mode = "zero", seed: int = 0) -> Masks:
+    """The intervention on these heads: one mask a site."""
+    sites = groupby(sorted(heads), key=lambda head: head[0])
+    return tuple(Mask(site, heads=tuple(head for _, head in part), mode=mode, seed=seed) for site, part in sites)
+
+
+def orders(
+    importance: Mapping[str, Mapping[Head, float]], heads: Sequence[Head], count: int, seed: int = 0
+) -> dict[str, list[Head]]:
+    """Orders in which to switch heads off: by each importance the greatest first and the least first, and at random.
+
+    Returns ``NAME``, ``NAME, reversed`` for each importance, and ``random 0`` to ``random count-1``.
+    """
+    found: dict[str, list[Head]] = {}
+    for name, values in importance.items():
+        greatest = sorted(heads, key=lambda head: -values[head])
+        found |= {name: greatest, f"{name}, reversed": greatest[::-1]}
+    draw = np.random.default_rng(seed)
+    for number in range(count):
+        found[f"random {number}"] = [heads[place] for place in draw.permutation(len(heads))]
+    return found
+
+
+def counts_of(heads: int, steps: int) -> list[int]:
+    """How many heads are off at each of at most `steps` points of a curve beyond its first, from 0 to all."""
+    return sorted({round(number) for number in np.linspace(0, heads, min(steps, heads) + 1).tolist()})
 
 
 @dataclass(frozen=True)
@@ -45,8 +83,7 @@ class Measured:
         return self.changes["AP"].after or 0.0
 
 
-@dataclass(frozen=True)
-class Screening:
+class Screening(NamedTuple):
     """First-order importance of heads: of dy/dm, over images, the mean absolute value and the mean."""
 
     importance: dict[Head, float]
@@ -54,8 +91,7 @@ class Screening:
     """A positive one says that y falls, to first order, when the head goes."""
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """One head more switched off."""
 
     head: Head
@@ -65,122 +101,175 @@ class Step:
 
 
 @dataclass(eq=False)
+class Findings:
+    """All that was asked for; what was not is empty."""
+
+    about: dict[str, Any]
+    base: Measured
+    masks: list[Measured]
+    matrix: dict[Head, Measured] = field(default_factory=dict)
+    screening: Screening | None = None
+    orders: dict[str, list[Head]] = field(default_factory=dict)
+    curves: dict[str, list[tuple[int, Measured]]] = field(default_factory=dict)
+    """By order, how many heads are off and what that does."""
+    pruned: list[Step] | None = None
+
+    def rank_correlation(self) -> float | None:
+        """Spearman's, of screening and the AP that each head costs; None without both, or where one is constant."""
+        if self.screening is None or len(self.matrix) < 3:
+            return None
+        pairs = [(self.screening.importance[head], -one.change) for head, one in self.matrix.items()]
+        one, two = zip(*pairs, strict=True)
+        return float(spearmanr(one, two).statistic) if len(set(one)) > 1 and len(set(two)) > 1 else None
+
+
+def check_fits(options: AblateOptions, model: Detector) -> None:
+    """Raises ValueError for what does not fit the model, before anything runs."""
+    heads = len(heads_of(model, options.sites))
+    for masks in options.masks():
+        check(model, masks)
+    if options.prune is not None and options.prune > heads:
+        raise ValueError(f"prune: expected at most the {heads} heads of {options.sites}, got {options.prune}")
+    if options.pairing == "query" and getattr(getattr(model, "transformer", None), "two_stage", False):
+        raise ValueError("pairing: a two-stage model chooses its queries anew at every pass; expected --pairing iou")
+
+
 class Ablation:
-    """A detector, a data set, and what has been measured of them."""
+    """A detector, a data set, and what has been measured of them.
 
-    passes: AblationRuns
-    weights: np.ndarray
-    """Of `resampling.resample`, (1 + samples, I)."""
-    pairing: Pairing = "iou"
-    mode: Mode = "zero"
-    seed: int = 0
-    screen_by: ScreenBy = "loss"
-    screen_images: int = 50
-    _measured: dict[Masks, Measured] = field(default_factory=dict)
+    Raises ValueError where a limit leaves no annotated box.
+    """
 
-    def __post_init__(self) -> None:
-        data = self.passes.data
-        self._truth = data.annotations.ground_truth()
-        labels = {known: label for label, known in enumerate(self.passes.category_ids) if known is not None}
+    def __init__(self, runs: AblationRuns) -> None:
+        self.runs, self.options = runs, runs.options
+        self.heads = heads_of(runs.model, self.options.sites)
+        self.most_pruned = min(self.options.prune or len(self.heads), len(self.heads)) if self.options.prunes else 0
+        self.screen_images = min(self.options.screen_images, len(runs.data))
+        self._measured: dict[Masks, Measured] = {}
+        self._base_metrics: dict[str, np.ndarray] = {}
+        self._weights = resample(len(runs.data), self.options.samples, self.options.seed)
+
+        notes, rows = runs.data.annotations, runs.data.rows
+        self._truth = notes.ground_truth()
+        ids = runs.detector.category_ids
         # the data's labels as the model's
-        self._labels = np.array([labels[category.id] for category in data.annotations.categories], dtype=np.int64)
-        self._annotated = self._truth_sights()
-        self._base: tuple[AblationRun, dict[str, np.ndarray]] | None = None
-
-    def _truth_sights(self) -> QueryPredictions:
-        """The annotated boxes, of labels of the model."""
-        notes, rows = self.passes.data.annotations, self.passes.data.rows
+        self._labels = np.array([ids.index(category.id) for category in notes.categories], dtype=np.int64)
         places = [np.arange(notes.first[row], notes.first[row + 1]) for row in rows]
         chosen = np.concatenate(places)
-        scores = np.eye(len(self.passes.category_ids))[self._labels[notes.labels[chosen]]]
-        image = np.repeat(np.arange(len(rows)), [len(part) for part in places])
-        return QueryPredictions(image, np.full(len(chosen), -1), scores, notes.boxes[chosen])
+        if not len(chosen):
+            raise ValueError(f"limit: expected a box in the first {len(rows)} images of {notes.path}, found none")
+        self._annotated = QueryPredictions(
+            np.repeat(np.arange(len(rows)), [len(part) for part in places]),
+            np.full(len(chosen), -1),
+            np.eye(len(ids))[self._labels[notes.labels[chosen]]],
+            notes.boxes[chosen],
+        )
 
-    def measure(self, interventions: Sequence[Masks], advance: Advance = lambda: None) -> list[Measured]:
-        """What each did, those not yet known after running the model."""
-        found = self.passes.run(interventions, advance)
-        if self._base is None:
-            (base,) = self.passes.run([()])
-            self._base = base, self._metrics(base)
-        base, metrics = self._base
-        for masks, one in zip(interventions, found, strict=True):
-            if masks not in self._measured:
-                self._measured[masks] = Measured(
-                    masks,
-                    changes(metrics, self._metrics(one)),
-                    effects(
-                        base.predictions,
-                        one.predictions,
-                        self._annotated,
-                        confidence=self.passes.confidence,
-                        pairing=self.pairing,
-                    ),
-                )
-        return [self._measured[masks] for masks in interventions]
+    def plan(self) -> str:
+        """How many runs it will take, in a sentence."""
+        options, images = self.options, len(self.runs.data)
+        named = options.masks() + [self.off([head]) for head in self.heads if options.matrix]
+        more, screenings = self.most_pruned, self.most_pruned
+        if options.cumulative:
+            inner = len(counts_of(len(self.heads), options.steps)) - 2
+            more += inner * (2 * (1 + options.matrix) + options.random_orders) + 1
+            screenings = max(screenings, 1)
+        new, bound = len(self.runs.missing(named)) + more, "at most " if more else ""
+        told = (
+            f"the model as it is and {bound}{len(set(named)) + more} interventions, of which {bound}{new} passes are "
+            f"still to run over {images} images: {bound}{new * images} forward passes, {TOGETHER} after one of the "
+            "backbone (and the encoder, where it stays as it is)"
+        )
+        if screenings:
+            told += f"; {bound}{screenings * self.screen_images} forward and backward passes for screening"
+        return told
 
-    def _metrics(self, one: AblationRun) -> dict[str, np.ndarray]:
-        return weighted_metrics(match(self._truth, one.rows, self.passes.data.image_ids), self.weights)
+    def find(self) -> Findings:
+        """All that the options ask for."""
+        options = self.options
+        base, *masks = self.measure([(), *options.masks()], "masks" if options.mask else "no mask")
+        about = {name: getattr(options, name) for name in ("sites", "screen_by", "pairing", "samples", "seed", "mode")}
+        findings = Findings(self.runs.settings | self.runs.detector.about | about, base, masks)
+        if options.matrix:
+            alone = self.measure([self.off([head]) for head in self.heads], "matrix")
+            findings.matrix = dict(zip(self.heads, alone, strict=True))
+        if options.cumulative:
+            findings.screening = self.screen()
+            importance = {"screening": findings.screening.importance}
+            if findings.matrix:
+                importance["measurement"] = {head: -one.change for head, one in findings.matrix.items()}
+            findings.orders = orders(importance, self.heads, options.random_orders, options.seed)
+            counts = counts_of(len(self.heads), options.steps)
+            sets = {name: [self.off(order[:count]) for count in counts] for name, order in findings.orders.items()}
+            self.measure([masks for several in sets.values() for masks in several], "cumulative")
+            findings.curves = {
+                name: list(zip(counts, self.measure(several), strict=True)) for name, several in sets.items()
+            }
+        if options.prunes:
+            findings.pruned = self.prune()
+        return findings
 
     def off(self, heads: Sequence[Head]) -> Masks:
-        """The intervention on these heads, in this study's mode."""
-        return switched_off(heads, self.mode, self.seed)
+        """The intervention on these heads, in the mode of the options."""
+        return switched_off(heads, self.options.mode, self.options.seed)
 
-    def matrix(self, sites: str, advance: Advance = lambda: None) -> dict[Head, Measured]:
-        """Each head off alone."""
-        heads = heads_of(self.passes.model, sites)
-        return dict(zip(heads, self.measure([self.off([head]) for head in heads], advance), strict=True))
+    def measure(self, interventions: Sequence[Masks], what: str = "") -> list[Measured]:
+        """What each did, those not yet known after running the model under a progress bar called `what`."""
+        base, *found = self.runs.run([(), *interventions], what)
+        for masks, run in zip([(), *interventions], [base, *found], strict=True):
+            if masks not in self._measured:
+                metrics = weighted_metrics(self._truth, run.rows, self.runs.data.image_ids, self._weights)
+                if not masks:
+                    self._base_metrics = metrics
+                pair = (base.predictions, run.predictions, self._annotated)
+                did = effects(*pair, confidence=self.options.confidence, pairing=self.options.pairing)
+                self._measured[masks] = Measured(masks, changes(self._base_metrics, metrics), did)
+        return [self._measured[masks] for masks in interventions]
 
-    def screen(self, sites: str, masks: Masks = (), advance: Advance = lambda: None) -> Screening:
-        """First-order importance of heads over the first `screen_images` images, while masks act; kept in the folder.
-
-        `advance` is called for each image.
-        """
-        asked = {
-            **self.passes.settings,
-            "screen": [sites, self.screen_by, self.screen_images],
-            "masks": [[str(mask), mask.seed, self.passes.mean_images] for mask in masks],
-        }
-        digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
-        path = self.passes.folder / f"screen-{digest[:24]}.json"
+    def screen(self, masks: Masks = ()) -> Screening:
+        """First-order importance of heads over the first `screen_images` images, under masks; kept in the folder."""
+        sites, options = self.options.sites, self.options
+        path = self.runs.path(masks, ".json", screen=[sites, options.screen_by, self.screen_images])
         if path.is_file():
             held: dict[str, Any] = json.loads(path.read_text())
         else:
-            held = {name: values.tolist() for name, values in self._slopes(sites, masks, advance).items()}
+            held = {name: values.tolist() for name, values in self._slopes(masks).items()}
             write_json(path, held)
-        slopes = {name: np.array(values) for name, values in held.items()}  # (I, H)
-        heads = heads_of(self.passes.model, sites)
+        slopes = {(site, head): np.array(held[site])[:, head] for site, head in self.heads}  # (I,) each
         return Screening(
-            {(site, head): float(np.abs(slopes[site][:, head]).mean()) for site, head in heads},
-            {(site, head): float(slopes[site][:, head].mean()) for site, head in heads},
+            {head: float(np.abs(values).mean()) for head, values in slopes.items()},
+            {head: float(values.mean()) for head, values in slopes.items()},
         )
 
-    def _slopes(self, sites: str, masks: Masks, advance: Advance) -> dict[str, np.ndarray]:
+    def _slopes(self, masks: Masks) -> dict[str, np.ndarray]:
+        """dy/dm (I, H), by site."""
         found: dict[str, list[np.ndarray]] = {}
-        model, means = self.passes.model, self.passes.means(masks)
-        labels = torch.from_numpy(self._labels).to(self.passes.device)
-        for _, images, targets in self.passes.batches(self.screen_images):
-            mine = [{**target, "labels": labels[target["labels"]]} for target in targets]
-            y = loss_of(model, mine) if self.screen_by == "loss" else logits_of(model, self.passes.confidence)
-            for site, slope in head_gradients(model, sites, images, y, masks, means).items():
-                found.setdefault(site, []).append(slope.numpy())
-            for _ in targets:
-                advance()
+        model, means = self.runs.model, self.runs.means(masks)
+        labels = torch.from_numpy(self._labels).to(self.runs.device)
+        with progress_bar("screening", self.screen_images, shown=self.options.progress) as advance:
+            for _, images, targets in self.runs.batches(self.screen_images):
+                mine = [{**target, "labels": labels[target["labels"]]} for target in targets]
+                by_loss = self.options.screen_by == "loss"
+                y = loss_of(model, mine) if by_loss else logits_of(model, self.options.confidence)
+                for site, slope in head_gradients(model, self.options.sites, images, y, masks, means).items():
+                    found.setdefault(site, []).append(slope.numpy())
+                for _ in targets:
+                    advance()
         return {site: np.concatenate(parts) for site, parts in found.items()}
 
-    def prune(self, sites: str, count: int, budget: float | None = None, advance: Advance = lambda: None) -> list[Step]:
+    def prune(self) -> list[Step]:
         """Switches heads off one by one, each the least important with those before it off, and measures every step.
 
-        Ends after `count` heads, or before the one that makes AP fall by more than `budget`.
+        Ends after as many heads as the options name, or before the one that makes AP fall by more than the budget.
         """
         steps: list[Step] = []
-        remaining = heads_of(self.passes.model, sites)
-        while len(steps) < count:
+        remaining = list(self.heads)
+        while len(steps) < self.most_pruned:
             gone = [step.head for step in steps]
-            importance = self.screen(sites, self.off(gone)).importance
+            importance = self.screen(self.off(gone)).importance
             head = min(remaining, key=importance.__getitem__)
-            (measured,) = self.measure([self.off([*gone, head])])
-            advance()
-            if budget is not None and -measured.change > budget:
+            (measured,) = self.measure([self.off([*gone, head])], f"pruning, head {len(steps) + 1}")
+            if self.options.budget is not None and -measured.change > self.options.budget:
                 break
             steps.append(Step(head, importance[head], measured))
             remaining.remove(head)

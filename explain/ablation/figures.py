@@ -1,15 +1,12 @@
 """Pictures of what switching heads off does: the matrix of layers and heads, curves, and screening against truth."""
 
-import io
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ...common.files import atomic_file
 from ..figures.drawing import in_words
-from .head_sets import Head
+from .ablation import Head
 from .resampling import Change
 
 # seen apart by most who do not see all colours (Okabe and Ito)
@@ -17,18 +14,19 @@ _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
 _RANDOM = "#8a8a8a"
 
 
-def save_figure(figure: Any, path: Path) -> None:
-    """Writes a matplotlib figure as PNG, whole or not at all."""
-    encoded = io.BytesIO()
-    figure.savefig(encoded, format="png", dpi=130)
-    with atomic_file(path) as file:
-        file.write(encoded.getvalue())
-
-
-def _figure(width: float, height: float) -> Any:
+def _axes(width: float, height: float, title: str, across: str = "", up: str = "") -> tuple[Any, Any]:
+    """A figure, and its axes with a grid and their titles."""
     import matplotlib.figure
 
-    return matplotlib.figure.Figure(figsize=(width, height), layout="constrained")
+    figure = matplotlib.figure.Figure(figsize=(width, height), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_xlabel(across, fontsize=9)
+    axes.set_ylabel(up, fontsize=9)
+    axes.set_title(title, fontsize=9)
+    axes.tick_params(labelsize=8)
+    if across:
+        axes.grid(alpha=0.25)
+    return figure, axes
 
 
 def matrix_picture(changes: Mapping[Head, Change], title: str) -> Any:
@@ -42,8 +40,8 @@ def matrix_picture(changes: Mapping[Head, Change], title: str) -> Any:
     values = np.full((len(sites), heads), np.nan)
     for (site, head), change in changes.items():
         values[sites.index(site), head] = np.nan if change.change is None else 100 * change.change
-    figure = _figure(max(5.2, 2.2 + 0.95 * heads), max(2.4, 1.5 + 0.62 * len(sites)))
-    axes = figure.add_subplot()
+    title += "\n* the 95% interval does not contain 0"
+    figure, axes = _axes(max(5.2, 2.2 + 0.95 * heads), max(2.4, 1.5 + 0.62 * len(sites)), title)
     widest = float(np.nanmax(np.abs(values), initial=0.0)) or 1.0
     image = axes.imshow(values, cmap="RdBu", vmin=-widest, vmax=widest, aspect="auto")
     for (site, head), change in changes.items():
@@ -61,7 +59,6 @@ def matrix_picture(changes: Mapping[Head, Change], title: str) -> Any:
             axes.text(head, row + 0.22, span, fontsize=6.5, **place)
     axes.set_xticks(range(heads), [f"head {head}" for head in range(heads)], fontsize=8)
     axes.set_yticks(range(len(sites)), [in_words(site) for site in sites], fontsize=8)
-    axes.set_title(f"{title}\n* the 95% interval does not contain 0", fontsize=9)
     bar = figure.colorbar(image, ax=axes)
     bar.set_label("change of AP, in hundredths", fontsize=8)
     bar.ax.tick_params(labelsize=8)
@@ -70,8 +67,7 @@ def matrix_picture(changes: Mapping[Head, Change], title: str) -> Any:
 
 def curves_picture(curves: Mapping[str, Sequence[tuple[int, float]]], title: str) -> Any:
     """AP over how many heads are off, a line for each order; random orders as their mean and range."""
-    figure = _figure(6.4, 4.2)
-    axes = figure.add_subplot()
+    figure, axes = _axes(6.4, 4.2, title, "heads off", "AP")
     drawn = [points for name, points in curves.items() if name.startswith("random ")]
     if drawn:
         x = [count for count, _ in drawn[0]]
@@ -85,7 +81,6 @@ def curves_picture(curves: Mapping[str, Sequence[tuple[int, float]]], title: str
         style, order = ("--", "least first") if name != kind else ("-", "most important first")
         counts, aps = zip(*curves[name], strict=True)
         axes.plot(counts, aps, style, color=colours[kind], marker=".", label=f"by {kind}, {order}")
-    _finish(axes, "heads off", "AP", title)
     axes.set_ylim(bottom=0)
     axes.legend(fontsize=8, frameon=False)
     return figure
@@ -93,11 +88,12 @@ def curves_picture(curves: Mapping[str, Sequence[tuple[int, float]]], title: str
 
 def screening_picture(importance: Mapping[Head, float], truth: Mapping[Head, Change], title: str, what: str) -> Any:
     """Each head's first-order importance against the AP it costs to switch it off, with its interval."""
-    figure = _figure(6.0, 4.4)
-    axes = figure.add_subplot()
+    import matplotlib
+
+    across = f"screening: mean |derivative| of the {what} by a factor on the head's weights"
+    figure, axes = _axes(6.0, 4.4, title, across, "AP lost without the head, in hundredths")
     sites = list(dict.fromkeys(site for site, _ in importance))
-    shades = _viridis(len(sites))
-    for site, shade in zip(sites, shades, strict=True):
+    for site, shade in zip(sites, matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(sites))), strict=True):
         heads = [head for head in importance if head[0] == site and truth[head].change is not None]
         x = [importance[head] for head in heads]
         y = np.array([-100 * (truth[head].change or 0.0) for head in heads])
@@ -109,41 +105,21 @@ def screening_picture(importance: Mapping[Head, float], truth: Mapping[Head, Cha
         for head, across, up in zip(heads, x, y, strict=True):
             axes.annotate(str(head[1]), (across, up), textcoords="offset points", xytext=(5, 4), fontsize=7)
     axes.axhline(0, color="0.6", linewidth=0.8)
-    _finish(
-        axes,
-        f"screening: mean |derivative| of the {what} by a factor on the head's weights",
-        "AP lost without the head, in hundredths",
-        title,
-    )
     axes.legend(fontsize=7, frameon=False, title="head numbers beside the points", title_fontsize=7)
     return figure
 
 
-def pruning_picture(aps: Sequence[float], names: Sequence[str], intervals: Sequence[Change], title: str) -> Any:
-    """AP after each head that greedy pruning switched off, with the interval of its change; `aps` begins with none."""
-    figure = _figure(max(5.0, 2.0 + 0.42 * len(aps)), 4.0)
-    axes = figure.add_subplot()
-    x = np.arange(len(aps))
-    low = [aps[0], *(aps[0] + (change.low or 0.0) for change in intervals)]
-    high = [aps[0], *(aps[0] + (change.high or 0.0) for change in intervals)]
+def pruning_picture(changes: Sequence[Change], names: Sequence[str], title: str) -> Any:
+    """AP after each head that greedy pruning switched off, beginning with none, with the interval of its change."""
+    figure, axes = _axes(max(5.4, 2.4 + 0.42 * len(names)), 4.0, title, "switched off, one after the other", "AP")
+    base = changes[0].before or 0.0
+    x = np.arange(1 + len(names))
+    low, high, aps = (
+        [base, *(base + (getattr(change, part) or 0.0) for change in changes)] for part in ("low", "high", "change")
+    )
     axes.fill_between(x, low, high, color=_COLOURS[0], alpha=0.2, linewidth=0, label="95% interval of the change")
     axes.plot(x, aps, color=_COLOURS[0], marker=".")
-    axes.axhline(aps[0], color="0.6", linewidth=0.8, label="all heads")
-    _finish(axes, "switched off, one after the other", "AP", title)
+    axes.axhline(base, color="0.6", linewidth=0.8, label="all heads")
     axes.set_xticks(x, ["none", *names], rotation=60, ha="right", fontsize=7)
     axes.legend(fontsize=8, frameon=False)
     return figure
-
-
-def _viridis(count: int) -> list[Any]:
-    import matplotlib
-
-    return [matplotlib.colormaps["viridis"](share) for share in np.linspace(0, 0.9, count)]
-
-
-def _finish(axes: Any, across: str, up: str, title: str) -> None:
-    axes.set_xlabel(across, fontsize=9)
-    axes.set_ylabel(up, fontsize=9)
-    axes.set_title(title, fontsize=9)
-    axes.tick_params(labelsize=8)
-    axes.grid(alpha=0.25)

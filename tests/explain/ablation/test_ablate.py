@@ -12,22 +12,20 @@ import torch
 from torchvision.transforms.v2.functional import to_pil_image
 
 from msdeform.cli import main
-from msdeform.explain import ablate
-from msdeform.explain.ablate import AblateOptions
+from msdeform.explain import workspace
+from msdeform.explain.ablate import AblateOptions, ablate
+from msdeform.explain.ablation.ablation import Findings, counts_of, heads_of, orders, switched_off
 from msdeform.explain.ablation.figures import curves_picture, matrix_picture
-from msdeform.explain.ablation.head_sets import counts_of, heads_of, orders, switched_off
-from msdeform.explain.ablation.report import Findings
 from msdeform.explain.ablation.resampling import Change
-from msdeform.explain.ablation.runs import AblationRuns, Masks
+from msdeform.explain.ablation.runs import AblationRuns
 from msdeform.explain.ablation.screening import head_gradients, logits_of, loss_of
 from msdeform.explain.core.interventions import intervene, mean_outputs
-from msdeform.explain.core.masks import Mask
+from msdeform.explain.core.masks import Mask, Masks
 from msdeform.explain.core.sites import find_sites
 from msdeform.models.attention import MSDeformAttn
 from msdeform.models.families.detector import Detector
-from msdeform.train.config.options import Input, Source, TrainOptions
+from msdeform.train.config.options import Source, TrainOptions
 from msdeform.train.data.dataset import Category
-from msdeform.train.data.loader import validation_data
 from msdeform.train.engine.checkpoint import Trained
 from msdeform.train.evaluation.detect import detect
 from tests.explain.models import images, uneven
@@ -71,11 +69,11 @@ def run(boards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callab
         model = uneven(path.name).float() if path.name in ("two-stage",) else PLANTED[path.name]()
         return Trained(model, "planted", CATEGORIES, TrainOptions(), "reference", device, 7)
 
-    monkeypatch.setattr(ablate, "load_trained", load)
+    monkeypatch.setattr(workspace, "load_trained", load)
     settings = {"device": "cpu", "progress": False, "workers": 0, "samples": 40, "out": tmp_path / "out"}
 
     def make(kind: str = "deformable", **changed: Any) -> Findings:
-        return ablate.ablate(AblateOptions(checkpoint=Path(kind), source=Source(boards), **{**settings, **changed}))
+        return ablate(AblateOptions(checkpoint=Path(kind), source=Source(boards), **{**settings, **changed}))
 
     return make
 
@@ -90,7 +88,6 @@ def test_a_head_off_deletes_its_colour_alone(
 ) -> None:
     texts = [f"decoder.*.cross:h{head}" for head in range(3)]
     found = run(kind, matrix=True, mask=(*texts, "decoder.*.cross:h0 + decoder.*.cross:h2"))
-    assert found.base is not None
     assert found.base.ap == pytest.approx(1)
     assert len(found.matrix) == 2 * 4
     for (_, head), one in found.matrix.items():
@@ -126,7 +123,6 @@ def test_a_head_off_deletes_its_colour_alone(
 def test_orders_curves_and_pruning(run: Callable[..., Findings], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """What reads nothing goes first; the budget ends where a colour would go."""
     found = run(matrix=True, cumulative=True, budget=0.1, screen_by="logit", steps=2, random_orders=1)
-    assert found.base is not None
     assert found.screening is not None
     for head, importance in found.screening.importance.items():
         assert (importance < 1e-6) == (head[1] == OTHER_HEAD), head
@@ -167,10 +163,11 @@ def test_pruning_to_a_number(run: Callable[..., Findings]) -> None:
 # --- passes
 
 
-def passes_of(model: Detector, boards: Path, folder: Path, **settings: Any) -> AblationRuns:
-    data = validation_data(Source(boards), Input(), None, Input(image_size=64).size, progress=False)
-    kept = {"made by": "a test", **settings}
-    return AblationRuns(model, data, torch.device("cpu"), IDS, folder, kept, confidence=0.3)
+def passes_of(model: Detector, boards: Path, folder: Path, **changed: Any) -> AblationRuns:
+    settings = {"image_size": 64, "workers": 0, "progress": False, "confidence": 0.3, "matrix": True, **changed}
+    options = AblateOptions(checkpoint=Path("none"), source=Source(boards), **settings)
+    trained = Trained(model, "a test", CATEGORIES, TrainOptions(), "reference", torch.device("cpu"), 7)
+    return AblationRuns(workspace.with_data(trained, options), options, folder)
 
 
 @pytest.mark.parametrize("pattern", ["decoder.*.cross", "encoder.*.self"])
@@ -208,7 +205,7 @@ def test_passes_are_made_once_and_taken_up(boards: Path, tmp_path: Path) -> None
     for one, two in zip(first, again, strict=False):
         assert np.array_equal(one.rows, two.rows)
         assert np.array_equal(one.predictions.scores, two.predictions.scores)
-    other = passes_of(model, boards, tmp_path, precision="another")
+    other = passes_of(model, boards, tmp_path, confidence=0.31)
     assert other.missing([(), *wanted]) == [(), *wanted]
 
     path = other.path(())
@@ -222,15 +219,17 @@ def test_passes_are_made_once_and_taken_up(boards: Path, tmp_path: Path) -> None
 def test_a_stopped_run_leaves_nothing_half_written(boards: Path, tmp_path: Path) -> None:
     passes = passes_of(uneven("deformable"), boards, tmp_path)
     wanted: list[Masks] = [(Mask(heads=(head,)),) for head in (0, 1)]
-    turns: list[int] = []
+    forwards: list[int] = []
 
-    def advance() -> None:
-        turns.append(1)
-        if len(turns) == IMAGES + 3:
+    def stop(*_: Any) -> None:
+        forwards.append(1)
+        if len(forwards) == IMAGES + 3:
             raise KeyboardInterrupt
 
+    hook = passes.model.register_forward_pre_hook(stop)
     with pytest.raises(KeyboardInterrupt):
-        passes.run(wanted, advance)
+        passes.run(wanted)
+    hook.remove()
     assert [path.name for path in tmp_path.iterdir()] == [passes.path(()).name]
     assert not any("forward" in vars(module) for module in passes.model.modules())
     assert passes_of(passes.model, boards, tmp_path).missing([(), *wanted]) == wanted
@@ -249,8 +248,7 @@ def test_queries_are_those_of_the_model_as_it_is(boards: Path, tmp_path: Path) -
 
 def test_means_are_those_of_the_data(boards: Path, tmp_path: Path) -> None:
     model = uneven("deformable")
-    passes = passes_of(model, boards, tmp_path)
-    passes.mean_images = 2
+    passes = passes_of(model, boards, tmp_path, mean_images=2)
     mask = Mask("decoder.*.cross", heads=(1,), mode="mean")
     (got,) = passes.run([(mask,)])
     with torch.no_grad(), mean_outputs(model, "decoder.*.cross") as means:
@@ -260,8 +258,8 @@ def test_means_are_those_of_the_data(boards: Path, tmp_path: Path) -> None:
     with intervene(model, mask, means=means):
         expected = detect(model, passes.data, torch.device("cpu"), category_ids=IDS)
     assert np.allclose(got.rows, expected.results, rtol=0, atol=1e-9)
-    passes.mean_images = 3
-    assert passes.missing([(mask,)])
+    assert passes.missing([(mask,)]) == []
+    assert passes_of(model, boards, tmp_path, mean_images=3).missing([(mask,)]) == [(mask,)]
 
 
 # --- screening

@@ -13,6 +13,7 @@ from PIL import Image
 
 from msdeform.explain.options import ExploreOptions
 from msdeform.explain.page.interface import serving
+from msdeform.models.inference.image_size import Size
 from tests.explain.page.browser import Watched, browser
 from tests.models.tiny import tiny
 
@@ -75,8 +76,10 @@ def test_a_bad_upload_is_one_sentence(explorer: Watched, tmp_path: Path) -> None
 
 def test_ctrl_c_ends_it(tmp_path: Path) -> None:
     pytest.importorskip("gradio", reason="gradio, the interface of msdeform explore, is not installed")
-    tiny("deformable").save_pretrained(tmp_path / "model")
-    words = ["explore", "--checkpoint", str(tmp_path / "model"), "--device", "cpu", "--port", "0", "--image-size", "48"]
+    model = tiny("deformable")
+    model.input_size = Size(48, 48)
+    model.save_pretrained(tmp_path / "model")
+    words = ["explore", "--checkpoint", str(tmp_path / "model"), "--device", "cpu", "--port", "0"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
     command = [sys.executable, "-m", "msdeform", *words]
     with subprocess.Popen(
