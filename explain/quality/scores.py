@@ -1,6 +1,5 @@
 """From the scores of single detections to what can be said of a method: means with intervals, and what beats what."""
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,24 +7,22 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ...common.files import atomic_file
-from .measures import Array, Curve
+from ..workspace import aligned, save_figure
+from .measures import Array
 
 RESAMPLES = 2000
 _COLUMNS = 3
+# seen apart by most (Okabe and Ito)
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+_GREYS = ("0.75", "0.55", "0.35", "0.15")
 
 
-@dataclass(frozen=True)
-class Measure:
+class Measure(NamedTuple):
     """What a column of scores is."""
 
     title: str
     better: int
     """1 where high is good, -1 where low is, 0 where neither is by itself."""
-
-    @property
-    def sign(self) -> str:
-        return {1: " (high)", -1: " (low)", 0: ""}[self.better]
 
 
 MEASURES = {
@@ -51,6 +48,11 @@ class Interval(NamedTuple):
         return "-" if np.isnan(self.mean) else f"{self.mean:.3f}{span}"
 
 
+def plain(value: float) -> float | None:
+    """A number for JSON; None for NaN, which does not apply."""
+    return None if np.isnan(value) else round(float(value), 6)
+
+
 @dataclass(frozen=True)
 class Scores:
     """A measure for every detection (D of them) and every method or baseline."""
@@ -67,6 +69,11 @@ class Scores:
     @property
     def methods(self) -> tuple[str, ...]:
         return tuple(name for name in self.names if name not in self.baselines)
+
+    @property
+    def measures(self) -> list[str]:
+        """Those that apply to some detection."""
+        return [name for name in MEASURES if not np.isnan(self.values[name]).all()]
 
     def of(self, keep: Array) -> "Scores":
         """Of the detections (D,) bool alone."""
@@ -87,6 +94,24 @@ class Scores:
         """Is it better, with 0 outside the interval of the paired difference?"""
         gap, better = self.difference(measure, name, other), MEASURES[measure].better
         return bool(gap.low > 0) if better > 0 else bool(better < 0 and gap.high < 0)
+
+    def summary(self) -> dict[str, Any]:
+        """All means and paired differences with their intervals, for JSON."""
+        scored = [name for name, measure in MEASURES.items() if measure.better]
+        return {
+            "detections": len(self.images),
+            "intervals": {
+                name: {measure: [*map(plain, self.interval(measure, name))] for measure in MEASURES}
+                for name in self.names
+            },
+            "differences": {
+                name: {
+                    other: {measure: [*map(plain, self.difference(measure, name, other))] for measure in scored}
+                    for other in self.baselines
+                }
+                for name in self.methods
+            },
+        }
 
 
 def bootstrap(values: Array, groups: Array, seed: int = 0) -> Interval:
@@ -110,83 +135,67 @@ def bootstrap(values: Array, groups: Array, seed: int = 0) -> Interval:
 
 def table(scores: Scores) -> list[str]:
     """A line for every method, then every baseline; a column for every measure."""
-    measures = [name for name in MEASURES if not np.isnan(scores.values[name]).all()]
-    head = ["", *(MEASURES[name].title + MEASURES[name].sign for name in measures)]
-    rows = [head, *([name, *(str(scores.interval(m, name)) for m in measures)] for name in scores.names)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    signs = {1: " (high)", -1: " (low)", 0: ""}
+    head = ["", *(MEASURES[name].title + signs[MEASURES[name].better] for name in scores.measures)]
+    return aligned([head, *([one, *(str(scores.interval(m, one)) for m in scores.measures)] for one in scores.names)])
 
 
 def verdict(scores: Scores) -> list[str]:
     """What each method beats, measure by measure; and, in a sentence, what beats all baselines."""
     if len(np.unique(scores.images)) == 1:
         return ["of one image alone nothing can be said of what beats what"]
-    scored = [name for name, measure in MEASURES.items() if measure.better]
-    beaten = {
-        (method, measure): [other for other in scores.baselines if scores.beats(measure, method, other)]
-        for method in scores.methods
-        for measure in scored
-    }
-    lines = []
-    for method in scores.methods:
-        parts = [
-            f"{MEASURES[measure].title}: {', '.join(beaten[method, measure]) or 'no baseline'}" for measure in scored
-        ]
-        lines.append(f"{method} beats, by {'; '.join(parts)}")
+    beaten: dict[str, list[str]] = {method: [] for method in scores.methods}
     winners = []
-    for measure in scored:
-        best = [method for method in scores.methods if len(beaten[method, measure]) == len(scores.baselines)]
-        winners.append(f"{MEASURES[measure].title}: {', '.join(best) or 'none'}")
-    return [*lines, f"better than every baseline (95% interval of the paired difference), by {'; '.join(winners)}"]
+    for name, (title, better) in MEASURES.items():
+        if not better:
+            continue
+        best = []
+        for method, told in beaten.items():
+            others = [other for other in scores.baselines if scores.beats(name, method, other)]
+            told.append(f"{title}: {', '.join(others) or 'no baseline'}")
+            best += [method] if len(others) == len(scores.baselines) else []
+        winners.append(f"{title}: {', '.join(best) or 'none'}")
+    return [
+        *(f"{method} beats, by {'; '.join(told)}" for method, told in beaten.items()),
+        f"better than every baseline (95% interval of the paired difference), by {'; '.join(winners)}",
+    ]
 
 
-def save_chart(path: Path, scores: Scores, curves: dict[str, list[Curve]], title: str) -> None:
-    """Bars with intervals for every measure, and the curves under "deletion" and "insertion" of every name; a PNG."""
+def save_chart(path: Path, scores: Scores, shares: Sequence[float], curves: dict[str, Array], title: str) -> None:
+    """Writes a PNG: bars with intervals for every measure, and the curves (columns, shares), by "deletion", "insertion"."""
     import matplotlib.figure
 
-    measures = [name for name in MEASURES if not np.isnan(scores.values[name]).all()]
-    colours = _colours(scores)
-    rows = -(-(len(measures) + len(curves)) // _COLUMNS)
+    # methods in colours, baselines in greys
+    colours = {
+        name: shades[place % len(shades)]
+        for names, shades in ((scores.methods, _COLOURS), (scores.baselines, _GREYS))
+        for place, name in enumerate(names)
+    }
+    count = len(scores.measures) + len(curves)
+    rows = -(-count // _COLUMNS)
     height = 0.7 + 0.24 * len(scores.names)
     figure = matplotlib.figure.Figure(figsize=(3.8 * _COLUMNS, rows * height + 0.8), layout="constrained")
-    panels = list(figure.subplots(rows, _COLUMNS, squeeze=False).flat)
-    for axes, measure in zip(panels, measures, strict=False):
-        _bars(axes, scores, measure, colours)
-    last = panels[len(measures) :]
-    for axes, (kind, lines) in zip(last, curves.items(), strict=False):
-        for name, curve in zip(scores.names, lines, strict=True):
+    panels = [figure.add_subplot(rows, _COLUMNS, place) for place in range(1, count + 1)]
+    for axes, name in zip(panels, scores.measures, strict=False):
+        intervals = {one: scores.interval(name, one) for one in reversed(scores.names)}
+        shown = {one: interval for one, interval in intervals.items() if not np.isnan(interval.mean)}
+        for place, (one, (mean, low, high)) in enumerate(shown.items()):
+            axes.barh(place, mean, color=colours[one])
+            axes.plot([low, high], [place, place], color="black", linewidth=1)
+        axes.set_yticks(range(len(shown)), list(shown), fontsize=8)
+        meaning = {1: ": high is good", -1: ": low is good", 0: ""}[MEASURES[name].better]
+        axes.set_title(MEASURES[name].title + meaning, fontsize=10)
+        axes.grid(alpha=0.25, axis="x")
+        axes.tick_params(axis="x", labelsize=8)
+    last = panels[len(scores.measures) :]
+    for axes, (kind, lines) in zip(last, curves.items(), strict=True):
+        for name, line in zip(scores.names, lines, strict=True):
             style = "--" if name in scores.baselines else "-"
-            axes.plot(curve.shares, curve.scores, style, color=colours[name], label=name, linewidth=1.4)
+            axes.plot(shares, line, style, color=colours[name], label=name, linewidth=1.4)
         axes.set_title(f"{kind}: score by share of pixels", fontsize=10)
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.25)
         axes.tick_params(labelsize=8)
-    for axes in last[len(curves) :]:
-        axes.set_visible(False)
     figure.legend(*last[0].get_legend_handles_labels(), loc="outside lower center", ncols=9, frameon=False)
     figure.suptitle(title, fontsize=11)
-    encoded = io.BytesIO()
-    figure.savefig(encoded, format="png", dpi=130)
-    with atomic_file(path) as file:
-        file.write(encoded.getvalue())
-
-
-def _colours(scores: Scores) -> dict[str, Any]:
-    """Methods in colours seen apart by most (Okabe and Ito), baselines in greys."""
-    bright: Sequence[str] = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-    greys: Sequence[str] = ("0.75", "0.55", "0.35", "0.15")
-    methods = {name: bright[i % len(bright)] for i, name in enumerate(scores.methods)}
-    return methods | {name: greys[i % len(greys)] for i, name in enumerate(scores.baselines)}
-
-
-def _bars(axes: Any, scores: Scores, measure: str, colours: dict[str, Any]) -> None:
-    intervals = {name: scores.interval(measure, name) for name in reversed(scores.names)}
-    shown = {name: interval for name, interval in intervals.items() if not np.isnan(interval.mean)}
-    for place, (name, (mean, low, high)) in enumerate(shown.items()):
-        axes.barh(place, mean, color=colours[name])
-        axes.plot([low, high], [place, place], color="black", linewidth=1)
-    axes.set_yticks(range(len(shown)), list(shown), fontsize=8)
-    meaning = MEASURES[measure]
-    axes.set_title(meaning.title + {1: ": high is good", -1: ": low is good", 0: ""}[meaning.better], fontsize=10)
-    axes.grid(alpha=0.25, axis="x")
-    axes.tick_params(axis="x", labelsize=8)
+    save_figure(figure, path)

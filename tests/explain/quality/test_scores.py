@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from msdeform.explain.quality.measures import Curve
 from msdeform.explain.quality.scores import MEASURES, Scores, bootstrap, save_chart, table, verdict
 
 NAN = np.nan
@@ -79,8 +78,9 @@ def test_table_and_picture(tmp_path) -> None:
     assert lines[0].split()[:2] == ["deletion", "(low)"]
     assert "compactness" not in lines[0], "a column of nothing"
     assert str(scores.interval("insertion", "same")) in lines[2]
-    curve = Curve(np.linspace(0, 1, 5), np.random.default_rng(0).random(5))
-    save_chart(tmp_path / "scores.png", scores, {"deletion": [curve] * 3, "insertion": [curve] * 3}, "three")
+    curves = np.random.default_rng(0).random((3, 5))
+    shares = np.linspace(0, 1, 5).tolist()
+    save_chart(tmp_path / "scores.png", scores, shares, {"deletion": curves, "insertion": curves}, "three")
     with Image.open(tmp_path / "scores.png") as picture:
         assert min(picture.size) > 300
     assert [file.name for file in tmp_path.iterdir()] == ["scores.png"]
