@@ -24,7 +24,6 @@ def ablate(options: AblateOptions) -> Findings:
         detector = with_data(trained, options)
         ablation = Ablation(AblationRuns(detector, options, out / "passes"))
         print(detector)
-        print(ablation.plan())
         start = time.perf_counter()
         findings = ablation.find()
         findings.about["seconds"] = round(time.perf_counter() - start, 1)

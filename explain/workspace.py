@@ -21,7 +21,7 @@ from ..train.data.dataset import CocoDetection
 from ..train.data.loader import validation_data
 from ..train.engine.checkpoint import Trained, load_trained
 from ..train.evaluation.detect import match_categories
-from .options import AblateOptions, ExplainEvalOptions
+from .options import DataOptions
 
 
 def trained_model(options: DetectorOptions) -> Trained:
@@ -52,7 +52,7 @@ class DetectorOnData:
         return f"{trained.name}{step}, {trained.attn_backend} on {trained.device}, {some}"
 
 
-def with_data(trained: Trained, options: AblateOptions | ExplainEvalOptions) -> DetectorOnData:
+def with_data(trained: Trained, options: DataOptions) -> DetectorOnData:
     """The model with the validation images that the options name. Errors are those of `validation_data`."""
     size = Input(image_size=options.image_size).size
     if options.image_size is None:

@@ -19,7 +19,7 @@ from ..core.sites import find_sites
 from ..options import AblateOptions
 from .effects import Effects, QueryPredictions, effects
 from .resampling import Change, changes, resample, weighted_metrics
-from .runs import TOGETHER, AblationRuns, check
+from .runs import AblationRuns, check
 from .screening import head_gradients, logits_of, loss_of
 
 Head = tuple[str, int]
@@ -165,25 +165,6 @@ class Ablation:
             notes.boxes[chosen],
         )
 
-    def plan(self) -> str:
-        """How many runs it will take, in a sentence."""
-        options, images = self.options, len(self.runs.data)
-        named = options.masks() + [self.off([head]) for head in self.heads if options.matrix]
-        more, screenings = self.most_pruned, self.most_pruned
-        if options.cumulative:
-            inner = len(counts_of(len(self.heads), options.steps)) - 2
-            more += inner * (2 * (1 + options.matrix) + options.random_orders) + 1
-            screenings = max(screenings, 1)
-        new, bound = len(self.runs.missing(named)) + more, "at most " if more else ""
-        told = (
-            f"the model as it is and {bound}{len(set(named)) + more} interventions, of which {bound}{new} passes are "
-            f"still to run over {images} images: {bound}{new * images} forward passes, {TOGETHER} after one of the "
-            "backbone (and the encoder, where it stays as it is)"
-        )
-        if screenings:
-            told += f"; {bound}{screenings * self.screen_images} forward and backward passes for screening"
-        return told
-
     def find(self) -> Findings:
         """All that the options ask for."""
         options = self.options
@@ -194,7 +175,7 @@ class Ablation:
             alone = self.measure([self.off([head]) for head in self.heads], "matrix")
             findings.matrix = dict(zip(self.heads, alone, strict=True))
         if options.cumulative:
-            findings.screening = self.screen()
+            findings.screening = self.screen(shown=options.progress)
             importance = {"screening": findings.screening.importance}
             if findings.matrix:
                 importance["measurement"] = {head: -one.change for head, one in findings.matrix.items()}
@@ -214,9 +195,10 @@ class Ablation:
         return switched_off(heads, self.options.mode, self.options.seed)
 
     def measure(self, interventions: Sequence[Masks], what: str = "") -> list[Measured]:
-        """What each did, those not yet known after running the model under a progress bar called `what`."""
-        base, *found = self.runs.run([(), *interventions], what)
-        for masks, run in zip([(), *interventions], [base, *found], strict=True):
+        """What each did, those not yet known after running the model; `what` is that of `AblationRuns.run`."""
+        wanted: list[Masks] = [(), *interventions]
+        base, *_ = found = self.runs.run(wanted, what)
+        for masks, run in zip(wanted, found, strict=True):
             if masks not in self._measured:
                 metrics = weighted_metrics(self._truth, run.rows, self.runs.data.image_ids, self._weights)
                 if not masks:
@@ -226,14 +208,14 @@ class Ablation:
                 self._measured[masks] = Measured(masks, changes(self._base_metrics, metrics), did)
         return [self._measured[masks] for masks in interventions]
 
-    def screen(self, masks: Masks = ()) -> Screening:
+    def screen(self, masks: Masks = (), *, shown: bool = False) -> Screening:
         """First-order importance of heads over the first `screen_images` images, under masks; kept in the folder."""
         sites, options = self.options.sites, self.options
         path = self.runs.path(masks, ".json", screen=[sites, options.screen_by, self.screen_images])
         if path.is_file():
             held: dict[str, Any] = json.loads(path.read_text())
         else:
-            held = {name: values.tolist() for name, values in self._slopes(masks).items()}
+            held = {name: values.tolist() for name, values in self._slopes(masks, shown).items()}
             write_json(path, held)
         slopes = {(site, head): np.array(held[site])[:, head] for site, head in self.heads}  # (I,) each
         return Screening(
@@ -241,12 +223,12 @@ class Ablation:
             {head: float(values.mean()) for head, values in slopes.items()},
         )
 
-    def _slopes(self, masks: Masks) -> dict[str, np.ndarray]:
+    def _slopes(self, masks: Masks, shown: bool) -> dict[str, np.ndarray]:
         """dy/dm (I, H), by site."""
         found: dict[str, list[np.ndarray]] = {}
         model, means = self.runs.model, self.runs.means(masks)
         labels = torch.from_numpy(self._labels).to(self.runs.device)
-        with progress_bar("screening", self.screen_images, shown=self.options.progress) as advance:
+        with progress_bar("screening", self.screen_images, shown=shown) as advance:
             for _, images, targets in self.runs.batches(self.screen_images):
                 mine = [{**target, "labels": labels[target["labels"]]} for target in targets]
                 by_loss = self.options.screen_by == "loss"
@@ -264,13 +246,15 @@ class Ablation:
         """
         steps: list[Step] = []
         remaining = list(self.heads)
-        while len(steps) < self.most_pruned:
-            gone = [step.head for step in steps]
-            importance = self.screen(self.off(gone)).importance
-            head = min(remaining, key=importance.__getitem__)
-            (measured,) = self.measure([self.off([*gone, head])], f"pruning, head {len(steps) + 1}")
-            if self.options.budget is not None and -measured.change > self.options.budget:
-                break
-            steps.append(Step(head, importance[head], measured))
-            remaining.remove(head)
+        with progress_bar("pruning", self.most_pruned, shown=self.options.progress) as advance:
+            while len(steps) < self.most_pruned:
+                gone = [step.head for step in steps]
+                importance = self.screen(self.off(gone)).importance
+                head = min(remaining, key=importance.__getitem__)
+                (measured,) = self.measure([self.off([*gone, head])])
+                advance()
+                if self.options.budget is not None and -measured.change > self.options.budget:
+                    break
+                steps.append(Step(head, importance[head], measured))
+                remaining.remove(head)
         return steps

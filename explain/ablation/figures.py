@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from ..figures.drawing import in_words
-from .ablation import Head
+from .ablation import Head, Measured, Step
 from .resampling import Change
 
 # seen apart by most who do not see all colours (Okabe and Ito)
@@ -65,22 +65,21 @@ def matrix_picture(changes: Mapping[Head, Change], title: str) -> Any:
     return figure
 
 
-def curves_picture(curves: Mapping[str, Sequence[tuple[int, float]]], title: str) -> Any:
+def curves_picture(curves: Mapping[str, Sequence[tuple[int, Measured]]], title: str) -> Any:
     """AP over how many heads are off, a line for each order; random orders as their mean and range."""
     figure, axes = _axes(6.4, 4.2, title, "heads off", "AP")
-    drawn = [points for name, points in curves.items() if name.startswith("random ")]
-    if drawn:
-        x = [count for count, _ in drawn[0]]
-        values = np.array([[ap for _, ap in points] for points in drawn])
-        axes.fill_between(x, values.min(0), values.max(0), color=_RANDOM, alpha=0.25, linewidth=0)
-        axes.plot(x, values.mean(0), color=_RANDOM, marker=".", label=f"random: mean and range of {len(drawn)}")
-    names = [name for name in curves if not name.startswith("random ")]
-    colours = dict(zip(dict.fromkeys(name.removesuffix(", reversed") for name in names), _COLOURS, strict=False))
-    for name in names:
+    counts = [count for count, _ in next(iter(curves.values()))]
+    aps = {name: [one.ap for _, one in points] for name, points in curves.items()}
+    drawn = np.array([values for name, values in aps.items() if name.startswith("random ")])
+    if len(drawn):
+        axes.fill_between(counts, drawn.min(0), drawn.max(0), color=_RANDOM, alpha=0.25, linewidth=0)
+        label = f"random: mean and range of {len(drawn)}"
+        axes.plot(counts, drawn.mean(0), color=_RANDOM, marker=".", label=label)
+    named = [name for name in aps if not name.startswith("random ")]
+    for place, name in enumerate(named):  # in pairs: an order and its reverse
         kind = name.removesuffix(", reversed")
         style, order = ("--", "least first") if name != kind else ("-", "most important first")
-        counts, aps = zip(*curves[name], strict=True)
-        axes.plot(counts, aps, style, color=colours[kind], marker=".", label=f"by {kind}, {order}")
+        axes.plot(counts, aps[name], style, color=_COLOURS[place // 2], marker=".", label=f"by {kind}, {order}")
     axes.set_ylim(bottom=0)
     axes.legend(fontsize=8, frameon=False)
     return figure
@@ -109,17 +108,19 @@ def screening_picture(importance: Mapping[Head, float], truth: Mapping[Head, Cha
     return figure
 
 
-def pruning_picture(changes: Sequence[Change], names: Sequence[str], title: str) -> Any:
+def pruning_picture(steps: Sequence[Step], title: str) -> Any:
     """AP after each head that greedy pruning switched off, beginning with none, with the interval of its change."""
-    figure, axes = _axes(max(5.4, 2.4 + 0.42 * len(names)), 4.0, title, "switched off, one after the other", "AP")
+    names = ["none", *(f"{step.head[0]}:h{step.head[1]}" for step in steps)]
+    figure, axes = _axes(max(5.0, 2.0 + 0.42 * len(names)), 4.0, title, "switched off, one after the other", "AP")
+    changes = [step.measured.changes["AP"] for step in steps]
     base = changes[0].before or 0.0
-    x = np.arange(1 + len(names))
     low, high, aps = (
         [base, *(base + (getattr(change, part) or 0.0) for change in changes)] for part in ("low", "high", "change")
     )
+    x = np.arange(len(names))
     axes.fill_between(x, low, high, color=_COLOURS[0], alpha=0.2, linewidth=0, label="95% interval of the change")
     axes.plot(x, aps, color=_COLOURS[0], marker=".")
     axes.axhline(base, color="0.6", linewidth=0.8, label="all heads")
-    axes.set_xticks(x, ["none", *names], rotation=60, ha="right", fontsize=7)
+    axes.set_xticks(x, names, rotation=60, ha="right", fontsize=7)
     axes.legend(fontsize=8, frameon=False)
     return figure

@@ -87,27 +87,22 @@ def write(findings: Findings, folder: Path) -> list[str]:
 
 def _figures(findings: Findings) -> dict[str, Any]:
     """Pictures by name."""
-    about, images = findings.about, f"{findings.about['images']} images"
+    base, about, pruned = findings.base, findings.about, findings.pruned
+    images = f"{about['images']} images"
+    changes = {head: one.changes["AP"] for head, one in findings.matrix.items()}
     figures: dict[str, Any] = {}
-    if findings.matrix:
-        changes = {head: one.changes["AP"] for head, one in findings.matrix.items()}
-        title = f"AP without each head; {findings.base.ap:.3f} with all; {images}"
+    if changes:
+        title = f"AP without each head; {base.ap:.3f} with all; {images}"
         figures["matrix.png"] = matrix_picture(changes, title)
-        if findings.screening is not None:
-            correlation = findings.rank_correlation()
-            told = "" if correlation is None else f"; rank correlation {correlation:+.2f}"
-            title = f"Screening against measurement, 95% intervals; {images}{told}"
-            importance, what = findings.screening.importance, _WHAT[about["screen_by"]]
-            figures["screening.png"] = screening_picture(importance, changes, title, what)
+    if changes and findings.screening is not None:
+        correlation = _number(findings.rank_correlation(), "+.2f")
+        title = f"Screening against measurement, 95% intervals; {images}; rank correlation {correlation}"
+        what = _WHAT[about["screen_by"]]
+        figures["screening.png"] = screening_picture(findings.screening.importance, changes, title, what)
     if findings.curves:
-        curves = {name: [(count, one.ap) for count, one in points] for name, points in findings.curves.items()}
-        figures["cumulative.png"] = curves_picture(curves, f"Heads of {about['sites']} off; {images}")
-    if findings.pruned:
-        figures["pruning.png"] = pruning_picture(
-            [step.measured.changes["AP"] for step in findings.pruned],
-            [_called(step.head) for step in findings.pruned],
-            f"Greedy pruning of {about['sites']}; {images}",
-        )
+        figures["cumulative.png"] = curves_picture(findings.curves, f"Heads of {about['sites']} off; {images}")
+    if pruned:
+        figures["pruning.png"] = pruning_picture(pruned, f"Greedy pruning of {about['sites']}; {images}")
     return figures
 
 

@@ -82,21 +82,25 @@ class AblationRuns:
         return [masks for masks in dict.fromkeys([(), *interventions]) if self._kept(masks) is None]
 
     def run(self, interventions: Sequence[Masks], what: str = "") -> list[AblationRun]:
-        """Makes what is not there yet, under a progress bar called `what`, and returns all.
+        """Makes what is not there yet, and returns all; where `what` names them, prints how many and shows a bar.
 
         Raises ValueError for masks that do not fit the model, before anything runs.
         """
         wanted = self.missing(interventions)
         for masks in wanted:
             check(self.model, masks)
-        images = len(wanted) * len(self.data)
-        with progress_bar(what, images, shown=self.options.progress and images > 0) as advance:
-            if () in wanted:
+        rest = [masks for masks in wanted if masks]
+        forwards, shown = len(wanted) * len(self.data), bool(what and wanted and self.options.progress)
+        if what:
+            told = f"{len(wanted)} passes are still to run over {len(self.data)} images: {forwards} forward passes"
+            print(f"{what}: {told}, {TOGETHER} after one of what they leave as it is", flush=True)
+        with progress_bar(what, forwards, shown=shown) as advance:
+            self.means([mask for masks in rest for mask in masks])
+            # first the model as it is, whose detections the others keep the queries of
+            if len(rest) < len(wanted):
                 self._sweep([()], advance)
-                wanted.remove(())
-            self.means([mask for masks in wanted for mask in masks])
-            for first in range(0, len(wanted), TOGETHER):
-                self._sweep(wanted[first : first + TOGETHER], advance)
+            for first in range(0, len(rest), TOGETHER):
+                self._sweep(rest[first : first + TOGETHER], advance)
         return [run for masks in interventions if (run := self._kept(masks)) is not None]
 
     def _kept(self, masks: Masks) -> AblationRun | None:

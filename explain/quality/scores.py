@@ -162,7 +162,7 @@ def verdict(scores: Scores) -> list[str]:
 
 
 def save_chart(path: Path, scores: Scores, shares: Sequence[float], curves: dict[str, Array], title: str) -> None:
-    """Writes a PNG: bars with intervals for every measure, and the curves (columns, shares), by "deletion", "insertion"."""
+    """Writes a PNG: bars with intervals for every measure, and curves (columns, shares) by "deletion", "insertion"."""
     import matplotlib.figure
 
     # methods in colours, baselines in greys

@@ -14,7 +14,8 @@ from torchvision.transforms.v2.functional import to_pil_image
 from msdeform.cli import main
 from msdeform.explain import workspace
 from msdeform.explain.ablate import AblateOptions, ablate
-from msdeform.explain.ablation.ablation import Findings, counts_of, heads_of, orders, switched_off
+from msdeform.explain.ablation.ablation import Findings, Measured, counts_of, heads_of, orders, switched_off
+from msdeform.explain.ablation.effects import Effects
 from msdeform.explain.ablation.figures import curves_picture, matrix_picture
 from msdeform.explain.ablation.resampling import Change
 from msdeform.explain.ablation.runs import AblationRuns
@@ -346,7 +347,12 @@ def test_the_matrix_marks_what_is_sure_and_is_centred() -> None:
 
 
 def test_random_orders_are_drawn_as_one() -> None:
-    curves = {f"random {n}": [(0, 0.4), (1, 0.1 * n)] for n in range(3)} | {"screening": [(0, 0.4), (1, 0.2)]}
+    def points(*aps: float) -> list[tuple[int, Measured]]:
+        nothing = Effects(0, 0, 0, 0, 0, None, None, None, None)
+        changes = [{"AP": Change(0.4, ap, ap - 0.4, None, None)} for ap in aps]
+        return [(count, Measured((), change, nothing)) for count, change in enumerate(changes)]
+
+    curves = {f"random {n}": points(0.4, 0.1 * n) for n in range(3)} | {"screening": points(0.4, 0.2)}
     axes = curves_picture(curves, "title").axes[0]
     assert np.allclose([line.get_ydata() for line in axes.lines], [[0.4, 0.1], [0.4, 0.2]])
     assert [text.get_text() for text in axes.get_legend().get_texts()] == [
