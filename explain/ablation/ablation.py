@@ -1,24 +1,26 @@
 """What interventions do to a detector over a data set: each alone, head by head, in growing sets, and in pruning."""
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from importlib.metadata import version
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from scipy.stats import spearmanr
 from torch import nn
 
+from ... import __version__
 from ...common.files import write_json
 from ...common.progress import progress_bar
 from ...models.families.detector import Detector
 from ..core.masks import Mask, Masks, Mode
 from ..core.sites import find_sites
 from ..options import AblateOptions
-from .effects import Effects, QueryPredictions, effects
-from .resampling import Change, changes, resample, weighted_metrics
+from .effects import QueryPredictions, effects
+from .resampling import changes, resample, weighted_metrics
 from .runs import AblationRuns, check
 from .screening import head_gradients, logits_of, loss_of
 
@@ -37,19 +39,24 @@ def switched_off(heads: Sequence[Head], mode: Mode = "zero", seed: int = 0) -> M
     return tuple(Mask(site, heads=tuple(head for _, head in part), mode=mode, seed=seed) for site, part in sites)
 
 
+def place(head: Head) -> dict[str, Any]:
+    """A head for JSON."""
+    return {"site": head[0], "head": head[1]}
+
+
 def orders(
-    importance: Mapping[str, Mapping[Head, float]], heads: Sequence[Head], count: int, seed: int = 0
+    importance: Mapping[str, Mapping[Head, float]], heads: Sequence[Head], options: AblateOptions
 ) -> dict[str, list[Head]]:
     """Orders in which to switch heads off: by each importance the greatest first and the least first, and at random.
 
-    Returns ``NAME``, ``NAME, reversed`` for each importance, and ``random 0`` to ``random count-1``.
+    Returns ``NAME``, ``NAME, reversed`` for each importance, and ``random 0`` to as many as the options name.
     """
     found: dict[str, list[Head]] = {}
     for name, values in importance.items():
         greatest = sorted(heads, key=lambda head: -values[head])
         found |= {name: greatest, f"{name}, reversed": greatest[::-1]}
-    draw = np.random.default_rng(seed)
-    for number in range(count):
+    draw = np.random.default_rng(options.seed)
+    for number in range(options.random_orders):
         found[f"random {number}"] = [heads[place] for place in draw.permutation(len(heads))]
     return found
 
@@ -59,68 +66,20 @@ def counts_of(heads: int, steps: int) -> list[int]:
     return sorted({round(number) for number in np.linspace(0, heads, min(steps, heads) + 1).tolist()})
 
 
-@dataclass(frozen=True)
-class Measured:
-    """What one intervention did."""
-
-    masks: Masks
-    changes: dict[str, Change]
-    """By metric, of `resampling.METRICS`."""
-    effects: Effects
-
-    @property
-    def name(self) -> str:
-        """What ``--mask`` takes."""
-        return "+".join(map(str, self.masks))
-
-    @property
-    def change(self) -> float:
-        """Of AP."""
-        return self.changes["AP"].change or 0.0
-
-    @property
-    def ap(self) -> float:
-        return self.changes["AP"].after or 0.0
+Measured = dict[str, Any]
+"""What one intervention did, ready for JSON: ``mask``, what ``--mask`` takes, ``metrics``, of `resampling.changes`, and
+``effects``, the fields of `Effects`."""
 
 
-class Screening(NamedTuple):
-    """First-order importance of heads: of dy/dm, over images, the mean absolute value and the mean."""
-
-    importance: dict[Head, float]
-    slope: dict[Head, float]
-    """A positive one says that y falls, to first order, when the head goes."""
+def rank_correlation(one: Mapping[Head, float], two: Mapping[Head, float]) -> float | None:
+    """Spearman's, of two importances of the same heads; None for fewer than three, or where one is constant."""
+    enough = len(one) > 2 and len(set(one.values())) > 1 and len(set(two.values())) > 1
+    return float(spearmanr([*one.values()], [two[head] for head in one]).statistic) if enough else None
 
 
-class Step(NamedTuple):
-    """One head more switched off."""
-
-    head: Head
-    importance: float
-    """Of the screening that chose it, made with those before it off."""
-    measured: Measured
-
-
-@dataclass(eq=False)
-class Findings:
-    """All that was asked for; what was not is empty."""
-
-    about: dict[str, Any]
-    base: Measured
-    masks: list[Measured]
-    matrix: dict[Head, Measured] = field(default_factory=dict)
-    screening: Screening | None = None
-    orders: dict[str, list[Head]] = field(default_factory=dict)
-    curves: dict[str, list[tuple[int, Measured]]] = field(default_factory=dict)
-    """By order, how many heads are off and what that does."""
-    pruned: list[Step] | None = None
-
-    def rank_correlation(self) -> float | None:
-        """Spearman's, of screening and the AP that each head costs; None without both, or where one is constant."""
-        if self.screening is None or len(self.matrix) < 3:
-            return None
-        pairs = [(self.screening.importance[head], -one.change) for head, one in self.matrix.items()]
-        one, two = zip(*pairs, strict=True)
-        return float(spearmanr(one, two).statistic) if len(set(one)) > 1 and len(set(two)) > 1 else None
+def ap_change(one: Measured) -> float:
+    """By how much an intervention changes AP."""
+    return one["metrics"]["AP"]["change"] or 0.0
 
 
 def check_fits(options: AblateOptions, model: Detector) -> None:
@@ -165,30 +124,41 @@ class Ablation:
             notes.boxes[chosen],
         )
 
-    def find(self) -> Findings:
-        """All that the options ask for."""
-        options = self.options
-        base, *masks = self.measure([(), *options.masks()], "masks" if options.mask else "no mask")
+    def find(self) -> dict[str, Any]:
+        """All that the options ask for, as ``ablation.json`` has it; what they do not ask for is empty."""
+        options, heads = self.options, self.heads
         about = {name: getattr(options, name) for name in ("sites", "screen_by", "pairing", "samples", "seed", "mode")}
-        findings = Findings(self.runs.settings | self.runs.detector.about | about, base, masks)
+        base, *masks = self.measure([(), *options.masks()], "masks" if options.mask else "no mask")
+        found: dict[str, Any] = {
+            "about": self.runs.settings | self.runs.detector.about | about,
+            "base": base,
+            "masks": masks,
+            "matrix": [],
+            "screening": None,
+            "rank_correlation": None,
+            "cumulative": {},
+            "pruned": None,
+            "versions": {name: version(name) for name in ("torch", "numpy", "scipy")} | {"msdeform": __version__},
+        }
+        importance = {}
         if options.matrix:
-            alone = self.measure([self.off([head]) for head in self.heads], "matrix")
-            findings.matrix = dict(zip(self.heads, alone, strict=True))
+            alone = self.measure([self.off([head]) for head in heads], "matrix")
+            found["matrix"] = [place(head) | one for head, one in zip(heads, alone, strict=True)]
+            importance["measurement"] = {head: -ap_change(one) for head, one in zip(heads, alone, strict=True)}
         if options.cumulative:
-            findings.screening = self.screen(shown=options.progress)
-            importance = {"screening": findings.screening.importance}
-            if findings.matrix:
-                importance["measurement"] = {head: -one.change for head, one in findings.matrix.items()}
-            findings.orders = orders(importance, self.heads, options.random_orders, options.seed)
-            counts = counts_of(len(self.heads), options.steps)
-            sets = {name: [self.off(order[:count]) for count in counts] for name, order in findings.orders.items()}
+            screened = self.screen(shown=options.progress)
+            importance = {"screening": {head: one["importance"] for head, one in screened.items()}, **importance}
+            found["screening"] = [place(head) | one for head, one in screened.items()]
+            found["rank_correlation"] = rank_correlation(*importance.values()) if options.matrix else None
+            counts, chosen = counts_of(len(heads), options.steps), orders(importance, heads, options)
+            sets = {name: [self.off(order[:count]) for count in counts] for name, order in chosen.items()}
             self.measure([masks for several in sets.values() for masks in several], "cumulative")
-            findings.curves = {
-                name: list(zip(counts, self.measure(several), strict=True)) for name, several in sets.items()
-            }
+            for name, several in sets.items():
+                points = [{"off": count} | one for count, one in zip(counts, self.measure(several), strict=True)]
+                found["cumulative"][name] = {"order": [place(head) for head in chosen[name]], "points": points}
         if options.prunes:
-            findings.pruned = self.prune()
-        return findings
+            found["pruned"] = self.prune()
+        return found
 
     def off(self, heads: Sequence[Head]) -> Masks:
         """The intervention on these heads, in the mode of the options."""
@@ -205,23 +175,29 @@ class Ablation:
                     self._base_metrics = metrics
                 pair = (base.predictions, run.predictions, self._annotated)
                 did = effects(*pair, confidence=self.options.confidence, pairing=self.options.pairing)
-                self._measured[masks] = Measured(masks, changes(self._base_metrics, metrics), did)
+                self._measured[masks] = {
+                    "mask": "+".join(map(str, masks)),
+                    "metrics": changes(self._base_metrics, metrics),
+                    "effects": dataclasses.asdict(did),
+                }
         return [self._measured[masks] for masks in interventions]
 
-    def screen(self, masks: Masks = (), *, shown: bool = False) -> Screening:
-        """First-order importance of heads over the first `screen_images` images, under masks; kept in the folder."""
-        sites, options = self.options.sites, self.options
-        path = self.runs.path(masks, ".json", screen=[sites, options.screen_by, self.screen_images])
-        if path.is_file():
-            held: dict[str, Any] = json.loads(path.read_text())
-        else:
-            held = {name: values.tolist() for name, values in self._slopes(masks, shown).items()}
-            write_json(path, held)
-        slopes = {(site, head): np.array(held[site])[:, head] for site, head in self.heads}  # (I,) each
-        return Screening(
-            {head: float(np.abs(values).mean()) for head, values in slopes.items()},
-            {head: float(values.mean()) for head, values in slopes.items()},
-        )
+    def screen(self, masks: Masks = (), *, shown: bool = False) -> dict[Head, dict[str, float]]:
+        """First-order importance of heads over the first `screen_images` images, under masks; kept in the folder.
+
+        Of dy/dm, over images, ``importance``, the mean absolute value, and ``slope``, the mean; where this is positive,
+        y falls, to first order, when the head goes.
+        """
+        asked = [self.options.sites, self.options.screen_by, self.screen_images]
+        path = self.runs.path(masks, ".json", screen=asked)
+        if not path.is_file():
+            write_json(path, {name: values.tolist() for name, values in self._slopes(masks, shown).items()})
+        held = {site: np.array(values) for site, values in json.loads(path.read_text()).items()}  # (I, H) each
+        return {
+            (site, head): {"importance": float(np.abs(slopes).mean()), "slope": float(slopes.mean())}
+            for site, head in self.heads
+            for slopes in [held[site][:, head]]
+        }
 
     def _slopes(self, masks: Masks, shown: bool) -> dict[str, np.ndarray]:
         """dy/dm (I, H), by site."""
@@ -239,22 +215,22 @@ class Ablation:
                     advance()
         return {site: np.concatenate(parts) for site, parts in found.items()}
 
-    def prune(self) -> list[Step]:
+    def prune(self) -> list[dict[str, Any]]:
         """Switches heads off one by one, each the least important with those before it off, and measures every step.
 
         Ends after as many heads as the options name, or before the one that makes AP fall by more than the budget.
+        Returns for each its ``site`` and ``head``, its importance, ``screening``, and what those off so far do.
         """
-        steps: list[Step] = []
-        remaining = list(self.heads)
+        steps: list[dict[str, Any]] = []
+        gone: list[Head] = []
         with progress_bar("pruning", self.most_pruned, shown=self.options.progress) as advance:
             while len(steps) < self.most_pruned:
-                gone = [step.head for step in steps]
-                importance = self.screen(self.off(gone)).importance
-                head = min(remaining, key=importance.__getitem__)
-                (measured,) = self.measure([self.off([*gone, head])])
+                importance = {head: one["importance"] for head, one in self.screen(self.off(gone)).items()}
+                head = min((head for head in self.heads if head not in gone), key=importance.__getitem__)
+                gone.append(head)
+                (measured,) = self.measure([self.off(gone)])
                 advance()
-                if self.options.budget is not None and -measured.change > self.options.budget:
+                if self.options.budget is not None and -ap_change(measured) > self.options.budget:
                     break
-                steps.append(Step(head, importance[head], measured))
-                remaining.remove(head)
+                steps.append(place(head) | {"screening": importance[head]} | measured)
         return steps

@@ -8,7 +8,6 @@ within an image, which such a data set would rank otherwise, apart).
 import contextlib
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,9 @@ from pycocotools.cocoeval import COCOeval
 from scipy.sparse import csr_matrix
 
 METRICS = ("AP", "AP50", "AP_S", "AP_M", "AP_L")
+Change = dict[str, float | None]
+"""A metric ``before`` and ``after``, the ``change``, and the ``low`` and ``high`` end of its 95% interval; None where
+nothing of that size is annotated."""
 
 
 def weighted_metrics(
@@ -83,22 +85,6 @@ def _precisions(matches: np.ndarray, params: Any, weights: np.ndarray) -> np.nda
     return result
 
 
-@dataclass(frozen=True)
-class Change:
-    """A metric before and after, and the 95% interval of the difference; None where nothing of that size is there."""
-
-    before: float | None
-    after: float | None
-    change: float | None
-    low: float | None
-    high: float | None
-
-    @property
-    def sure(self) -> bool:
-        """Does the interval leave out 0?"""
-        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
-
-
 def resample(images: int, samples: int, seed: int = 0) -> np.ndarray:
     """How often each image counts, (1 + samples, images): once, then as often as it is drawn, with replacement."""
     drawn = np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), size=samples)
@@ -117,6 +103,8 @@ def changes(before: dict[str, np.ndarray], after: dict[str, np.ndarray]) -> dict
         drawn = (now - then)[1:]
         drawn = drawn[~np.isnan(drawn)]
         low, high = np.percentile(drawn, [2.5, 97.5]).tolist() if len(drawn) else (None, None)
-        numbers = (float(then[0]), float(now[0]), float(now[0] - then[0]), low, high)
-        found[metric] = Change(*([None] * 5 if np.isnan(then[0]) else numbers))
+        numbers = [float(then[0]), float(now[0]), float(now[0] - then[0]), low, high]
+        known = not np.isnan(then[0])
+        parts = ("before", "after", "change", "low", "high")
+        found[metric] = dict(zip(parts, numbers if known else [None] * len(parts), strict=True))
     return found

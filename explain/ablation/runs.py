@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ...common.files import atomic_file
 from ...common.progress import progress_bar
+from ...common.text import counted
 from ...models.layers.evaluation_mode import evaluating
 from ...train.data.loader import evaluation_loader, to_device
 from ...train.engine.acceleration import autocast
@@ -92,8 +93,8 @@ class AblationRuns:
         rest = [masks for masks in wanted if masks]
         forwards, shown = len(wanted) * len(self.data), bool(what and wanted and self.options.progress)
         if what:
-            told = f"{len(wanted)} passes are still to run over {len(self.data)} images: {forwards} forward passes"
-            print(f"{what}: {told}, {TOGETHER} after one of what they leave as it is", flush=True)
+            told = f"{counted(len(wanted), 'pass')} still to run over {counted(len(self.data), 'image')}"
+            print(f"{what}: {told}, {forwards} forward passes; the backbone runs once for {TOGETHER}", flush=True)
         with progress_bar(what, forwards, shown=shown) as advance:
             self.means([mask for masks in rest for mask in masks])
             # first the model as it is, whose detections the others keep the queries of
