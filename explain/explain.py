@@ -19,17 +19,8 @@ from ..train.engine.checkpoint import Trained
 from ..train.evaluation.detect import match_categories
 from .core.masks import Mask, parse_masks
 from .core.trace import AttentionTrace, QueryPrediction
+from .figures import masked
 from .figures.encoder import draw_encoder
-from .figures.masked import (
-    Variant,
-    cumulative_masks,
-    draw_masked_attention,
-    draw_masked_relevance,
-    draw_remaining,
-    read_mask_matrix,
-    summary,
-    variants,
-)
 from .figures.trajectories import draw_journey, draw_queries, draw_seeds
 from .figures.truth import draw_truth
 from .figures.views import Explained, Job, find_layers
@@ -51,7 +42,7 @@ def find_label(model: Any, text: str | None) -> int | None:
     raise ValueError(suggest(f"label: the model knows no class {text!r}", text, names, every))
 
 
-def choose(trace: AttentionTrace, subject: Subject, *, masked: bool = False) -> list[tuple[str, QueryPrediction]]:
+def choose(trace: AttentionTrace, subject: Subject, *, with_masks: bool = False) -> list[tuple[str, QueryPrediction]]:
     """The detections and queries to explain, each with a name for its files.
 
     Where none is named the best detections, with a class those of that class; none of them where places are, unless
@@ -68,7 +59,7 @@ def choose(trace: AttentionTrace, subject: Subject, *, masked: bool = False) -> 
     chosen = {f"det{number}": trace.prediction(found[number].query, label) for number in subject.det}
     queries = [*subject.query, *([trace.nearest(_numbers(subject.box)).query] if subject.box else [])]
     chosen |= {f"query{query}": trace.prediction(query, label) for query in queries}
-    if not chosen and (masked or not subject.ref):
+    if not chosen and (with_masks or not subject.ref):
         of_class = found if label is None else trace.detections(subject.confidence, label)
         if label is not None and not of_class:
             raise ValueError(f"label: {_choices(trace, subject.confidence, label)}")
@@ -141,22 +132,22 @@ def mask_sets(model: Any, wanted: Interventions) -> list[tuple[str, Sequence[Mas
     """The named sets of masks that were asked for. Raises ValueError or FileNotFoundError for a bad one."""
     sets: list[tuple[str, Sequence[Mask]]] = [(text, parse_masks(text)) for text in wanted.mask]
     if wanted.mask_matrix is not None:
-        sets.append((wanted.mask_matrix.name, read_mask_matrix(wanted.mask_matrix, model)))
-    return [*sets, *(cumulative_masks(model) if wanted.cumulative else [])]
+        sets.append((wanted.mask_matrix.name, masked.read_mask_matrix(wanted.mask_matrix, model)))
+    return [*sets, *(masked.cumulative_masks(model) if wanted.cumulative else [])]
 
 
 def masked_jobs(
-    made: Sequence[Variant], options: ExplainOptions, chosen: Sequence[tuple[str, QueryPrediction]]
+    made: Sequence[masked.Variant], options: ExplainOptions, chosen: Sequence[tuple[str, QueryPrediction]]
 ) -> list[Job]:
     """What remains under every mask."""
     confidence, name = options.subject.confidence, options.image.name
-    wanted: list[Job] = [("masked-boxes", partial(draw_remaining, made, confidence, image=name))]
+    wanted: list[Job] = [("masked-boxes", partial(masked.draw_remaining, made, confidence, image=name))]
     view = {part: getattr(options.view, part) for part in ("target", "by", "parity")}
     for who, prediction in chosen:
-        draw = partial(draw_masked_relevance, made, prediction, confidence, image=name, **view)
+        draw = partial(masked.draw_masked_relevance, made, prediction, confidence, image=name, **view)
         wanted.append((f"masked-{who}-relevance", draw))
     for number, place in enumerate(_places(made[0].trace, options.subject)):
-        wanted.append((f"masked-ref{number}-attention", partial(draw_masked_attention, made, place, image=name)))
+        wanted.append((f"masked-ref{number}-attention", partial(masked.draw_masked_attention, made, place, image=name)))
     return wanted
 
 
@@ -173,7 +164,7 @@ def explain(options: ExplainOptions) -> dict[str, Any]:
     model = trained.model
     sets = mask_sets(model, options.interventions)
     trace = AttentionTrace(model, pixels, size=options.image_size)
-    chosen = choose(trace, subject, masked=bool(sets))
+    chosen = choose(trace, subject, with_masks=bool(sets))
     predictions = [prediction for _, prediction in chosen]
     if not chosen and not subject.ref and not sets and not options.html:
         raise ValueError(_choices(trace, confidence))
@@ -208,8 +199,8 @@ def explain(options: ExplainOptions) -> dict[str, Any]:
             truth = _truth(options.annotations, options.image.name, trained)
             wanted.append(("truth", partial(draw_truth, trace, *truth, confidence, image=options.image.name)))
         if sets:
-            made = variants(model, pixels, sets, confidence=confidence, size=options.image_size)
-            about["masks"] = summary(made, predictions, confidence)
+            made = masked.variants(model, pixels, sets, confidence=confidence, size=options.image_size)
+            about["masks"] = masked.summary(made, predictions, confidence)
             wanted += masked_jobs(made, options, chosen)
         else:
             wanted += jobs(trace, options, chosen)

@@ -23,23 +23,7 @@ from ..core.maps import heat_map
 from ..core.trace import AttentionTrace, QueryPrediction
 from ..options import ExplainEvalOptions
 from ..workspace import DetectorOnData, trained_model, with_data
-from .measures import (
-    box_map,
-    centre_map,
-    compactness,
-    decoder_layers,
-    detection_score,
-    energy,
-    energy_elsewhere,
-    filled,
-    inside,
-    perturbation_curve,
-    pointing,
-    probabilities_and_boxes,
-    random_map,
-    randomised,
-    rank_correlation,
-)
+from . import measures
 from .scores import MEASURES, Scores, plain, save_chart, table, verdict
 
 BASELINES = ("random", "centre", "box")
@@ -98,11 +82,11 @@ def evaluate(options: ExplainEvalOptions) -> Evaluation:
         FileNotFoundError, ValueError: as `msdeform eval`; or nothing was detected, or the model is no DETR.
     """
     trained = trained_model(options)
-    layers = len(decoder_layers(trained.model))
+    layers = len(measures.decoder_layers(trained.model))
     detector = with_data(trained, options)
     print(f"{detector}, {options.confidence} or better")
     depths = {"none": [], "whole": [layers], "cascade": list(range(1, layers + 1))}[options.randomise]
-    scrambled = [randomised(trained.model, layers=depth, seed=options.seed) for depth in depths]
+    scrambled = [measures.randomised(trained.model, layers=depth, seed=options.seed) for depth in depths]
     rows: list[dict[str, Any]] = []
     start, images = time.perf_counter(), len(detector.data)
     with progress_bar("judging", images, shown=options.progress) as advance:
@@ -154,20 +138,20 @@ def _of_image(
     labels = torch.tensor([known.get(detector.category_ids[one.label], -1) for one in found])
     boxes = torch.tensor([one.box for one in found])
     matches = match_boxes(boxes, labels, torch.from_numpy(truths), torch.from_numpy(classes))
-    baseline = filled(trace.image, options.fill)
+    baseline = measures.filled(trace.image, options.fill)
     for prediction, match in zip(found, matches, strict=True):
         generator = np.random.default_rng([options.seed, image_id, prediction.query])
         maps = {name: heat_map(trace, prediction, name).cpu().numpy() for name in options.method_names}
         correlations = {
             name: [
-                rank_correlation(heat, heat_map(other, same, name).cpu().numpy())
+                measures.rank_correlation(heat, heat_map(other, same, name).cpu().numpy())
                 for other in others
                 for same in [other.prediction(prediction.query, prediction.label)]
             ]
             for name, heat in maps.items()
         }
-        maps["random"], maps["centre"] = random_map(shape, generator), centre_map(shape)
-        maps["box"] = box_map(shape, prediction.box)
+        maps["random"], maps["centre"] = generator.random(shape), measures.centre_map(shape)
+        maps["box"] = measures.box_map(shape, prediction.box)
         box = prediction.box if match is None else truths[match]
         rest = [other for number, other in enumerate(truths) if number != match]
         score = scorer(model, detector.size, shape, prediction)
@@ -176,15 +160,15 @@ def _of_image(
         curves: dict[str, dict[str, list[float | None]]] = {}
         for name, heat in maps.items():
             both = {
-                kind: perturbation_curve(score, trace.image, heat, kind, baseline=baseline, **settings)
+                kind: measures.perturbation_curve(score, trace.image, heat, kind, baseline=baseline, **settings)
                 for kind in CURVES
             }
             of_map = {
                 **{kind: curve.auc for kind, curve in both.items()},
-                "pointing": pointing(heat, inside(box, shape)),
-                "energy": energy(heat, inside(box, shape)),
-                "elsewhere": energy_elsewhere(heat, box, rest) if rest else np.nan,
-                "compactness": compactness(heat),
+                "pointing": measures.pointing(heat, measures.inside(box, shape)),
+                "energy": measures.energy(heat, measures.inside(box, shape)),
+                "elsewhere": measures.energy_elsewhere(heat, box, rest) if rest else np.nan,
+                "compactness": measures.compactness(heat),
                 "randomised": correlations[name][-1] if correlations.get(name) else np.nan,
             }
             scores[name] = {measure: plain(value) for measure, value in of_map.items()}
@@ -210,6 +194,6 @@ def scorer(
     @torch.no_grad()
     def score(images: Tensor) -> Tensor:
         inputs = normalise(F.resize(images.to(like.device), list(size.fit(*shape)), antialias=True)).to(like.dtype)
-        return detection_score(*probabilities_and_boxes(model, model(inputs)), box, prediction.label)
+        return measures.detection_score(*measures.probabilities_and_boxes(model, model(inputs)), box, prediction.label)
 
     return score

@@ -189,11 +189,6 @@ def compactness(heat: Array, share: float = 0.5) -> float:
     return float((last - 1 + (share - held[last - 1]) / (held[last] - held[last - 1])) / falling.size)
 
 
-def random_map(shape: tuple[int, int], generator: np.random.Generator) -> Array:
-    """Independent uniform numbers."""
-    return generator.random(shape)
-
-
 def centre_map(shape: tuple[int, int]) -> Array:
     """A Gaussian in the middle of the image, of a quarter of each side: where photographers put things."""
     height, width = shape

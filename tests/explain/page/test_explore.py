@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from msdeform.cli import main
-from msdeform.explain import explore
+from msdeform.explain import commands
 from msdeform.explain.core.masks import Mask
 from msdeform.explain.core.trace import AttentionTrace, QueryPrediction
 from msdeform.explain.options import ExploreOptions
@@ -113,7 +113,7 @@ def test_an_upload_is_run_again_as_switched(tmp_path: Path) -> None:
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(explore, "find_spec", lambda name: None if name == "gradio" else util.find_spec(name))
+    monkeypatch.setattr(commands, "find_spec", lambda name: None if name == "gradio" else util.find_spec(name))
     assert main(["explore", "--checkpoint", __file__]) == 1
     assert capsys.readouterr().err == (
         "msdeform explore: the interface needs the package gradio, which is not installed: pip install gradio\n"
