@@ -39,11 +39,12 @@ def ablate(options: AblateOptions) -> int:
 def explain_eval(options: ExplainEvalOptions) -> int:
     """``msdeform explain-eval``: over a data set, is what the methods say of detections better than saying nothing?"""
     from .quality.evaluate import evaluate
+    from .quality.scores import lines, write
 
     out = checked(options.out or default_folder(options.checkpoint, "explain-eval"))
-    evaluation = evaluate(options)
-    print("\n".join(evaluation.summary()))
-    evaluation.write(out)
+    found = evaluate(options)
+    print("\n".join(lines(found)))
+    write(found, out)
     print(f"scores.json and scores.png in {out}")
     return 0
 

@@ -76,10 +76,10 @@ def options(boards, tmp_path, monkeypatch):
 @pytest.mark.parametrize("kind", PLANTED)
 def test_relevance_of_a_planted_detector(options, kind) -> None:
     found = evaluate(options(kind))
-    assert found.about["images"] == IMAGES
-    assert [row["truth"] is None for row in found.rows].count(True) == 1
-    assert len(found.rows) == 2 * IMAGES
-    for row in found.rows:
+    assert found["images"] == IMAGES
+    assert [row["truth"] is None for row in found["detections"]].count(True) == 1
+    assert len(found["detections"]) == 2 * IMAGES
+    for row in found["detections"]:
         relevance, random = row["scores"]["relevance"], row["scores"]["random"]
         assert relevance["pointing"] == 1
         # a square is 14% of its board, and the score of an image without it is nothing
@@ -117,7 +117,7 @@ def test_the_command_prints_and_writes_what_it_found(options, boards, tmp_path, 
 
 
 def test_the_same_seed_gives_the_same_numbers(options) -> None:
-    first, again, other = (evaluate(options("dense", limit=1, seed=seed)).rows for seed in (0, 0, 1))
+    first, again, other = (evaluate(options("dense", limit=1, seed=seed))["detections"] for seed in (0, 0, 1))
     assert first == again
     assert first[0]["scores"]["random"] != other[0]["scores"]["random"]
     assert first[0]["scores"]["centre"]["energy"] == other[0]["scores"]["centre"]["energy"]
