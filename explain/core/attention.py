@@ -1,48 +1,32 @@
-"""What an attention module computes on the way to its output, made anew in plain PyTorch from the module's inputs.
+"""Attention as a matrix: dense, or of deformable attention sparse, by rows.
 
-A fused kernel never forms locations, weights or probabilities; these functions do, with the module's own linear layers,
-so that they are the same whatever backend ran. Deformable attention is sparse attention: the sum over points of
-``weight * bilinear`` is a row of a matrix ``A`` (Q, S) whose entries are the weights times the coefficients of the four
-pixels around each point, and ``A @ value`` is the operator's output (Zhu et al. 2021, equation 3).
+Deformable attention is sparse attention: the sum over points of ``weight * bilinear`` is a row of a matrix ``A`` (Q, S)
+whose entries are the weights times the coefficients of the four pixels around each point, and ``A @ value`` is the
+operator's output (Zhu et al. 2021, equation 3). A fused kernel forms neither; these functions do, in plain PyTorch.
 """
 
-import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.sparse import csr_array
 from torch import Tensor, nn
 
 from ...models.attention import Shapes
 
-
-def probabilities(module: nn.MultiheadAttention, query: Tensor, key: Tensor, forbidden: Tensor) -> Tensor:
-    """Softmax of scaled dot products, (B, H, Q, S), from query (B, Q, C) and key (B, S, C).
-
-    `forbidden` (B or 1, H or 1, Q or 1, S) is True where not to look, or is added to the scores. Rows with nowhere to
-    look are NaN, as PyTorch's.
-    """
-    scores = _in(module, query, 0) @ _in(module, key, 1).transpose(-1, -2)
-    scores = scores / math.sqrt(module.head_dim)
-    if forbidden.dtype == torch.bool:
-        return scores.masked_fill(forbidden, -math.inf).softmax(-1)
-    return (scores + forbidden).softmax(-1)
+# dense, or sparse by rows; on the CPU, where sparse products of rows from the left are fast in both directions
+Matrix = Tensor | csr_array
+# how many rows of a sparse matrix are made at a time, which then stay in the cache
+_ROWS = 1024
 
 
 def dense_values(module: nn.MultiheadAttention, value: Tensor) -> Tensor:
-    """(B, S, C) to the values that probabilities weigh, (B, H, S, D)."""
-    return _in(module, value, 2)
-
-
-def _in(module: nn.MultiheadAttention, x: Tensor, which: int) -> Tensor:
-    """One of the three input projections (query, key, value): (B, n, C) to (B, H, n, D)."""
+    """What probabilities weigh, (B, S, H, D), of values (B, S, C) before their projection."""
     width = module.embed_dim
-    if module._qkv_same_embed_dim:
-        weight = module.in_proj_weight[which * width : (which + 1) * width]
-    else:
-        weight = (module.q_proj_weight, module.k_proj_weight, module.v_proj_weight)[which]
-    bias = None if module.in_proj_bias is None else module.in_proj_bias[which * width : (which + 1) * width]
-    return F.linear(x, weight, bias).unflatten(-1, (module.num_heads, -1)).transpose(1, 2)
+    weight = module.in_proj_weight[2 * width :] if module._qkv_same_embed_dim else module.v_proj_weight
+    bias = None if module.in_proj_bias is None else module.in_proj_bias[2 * width :]
+    return F.linear(value, weight, bias).unflatten(-1, (module.num_heads, -1))
 
 
 def corners(locations: Tensor, shapes: Shapes, level: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -110,6 +94,51 @@ def corner_products(value: Tensor, grad: Tensor, index: Tensor) -> Tensor:
         bags = F.embedding_bag(rows, value.detach().reshape(S * H, D), per_sample_weights=weights, mode="sum")
     (products,) = torch.autograd.grad(bags, weights, grad.detach().reshape(-1, D).to(value.dtype))
     return products.view(index.shape)
+
+
+def sparse_matrix(
+    weights: Tensor, locations: Tensor, shapes: Shapes, mask: Tensor | None, slopes: Tensor | None = None
+) -> csr_array:
+    """(Q, S), the mean over heads of one image's attention; with slopes, of the positive part of attention times slope.
+
+    weights (Q, H, L, P), locations (Q, H, L, P, 2), mask (S,) or None; slopes (Q, H, L, P) of points, whose product
+    with the weight their coefficients share out, or (Q, H, L, P, 4) of each point's pixels.
+    """
+    # weights are not negative, so that the positive part is the slope's
+    slopes = torch.ones_like(weights) if slopes is None else slopes.clamp(min=0)
+    parts = zip(weights.split(_ROWS), locations.split(_ROWS), slopes.split(_ROWS), strict=True)
+    entries = zip(*(_entries(*part, shapes, mask) for part in parts), strict=True)
+    index, values, counts = (torch.cat(pieces).cpu().numpy() for pieces in entries)
+    starts = np.concatenate([[0], counts.cumsum()]).astype(np.int32)
+    return csr_array((values, index, starts), shape=(len(counts), sum(h * w for h, w in shapes)))
+
+
+def _entries(
+    weights: Tensor, locations: Tensor, slopes: Tensor, shapes: Shapes, mask: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of some rows: where (n,), how much (n,), and how many entries a row has (Q,)."""
+    by_pixel = slopes.dim() > weights.dim()
+    amount = weights * (slopes.sum(-1) if by_pixel else slopes)
+    # the others, with slopes about half of them, would be entries of nothing
+    row, _, level, _ = places = amount.nonzero(as_tuple=True)
+    index, coefficient = corners(locations[places], shapes, level)
+    coefficient = allowed_coefficients(index[None], coefficient[None], None if mask is None else mask[None])[0]
+    amount = weights[places][:, None] * slopes[places] if by_pixel else amount[places][:, None]
+    entries = amount * coefficient / weights.shape[1]
+    return index.flatten(), entries.flatten(), torch.bincount(row, minlength=len(weights)) * 4
+
+
+def times(x: Tensor, matrix: Matrix) -> Tensor:
+    """``x @ matrix`` for rows x (..., Q): (..., S)."""
+    if isinstance(matrix, Tensor):
+        return x @ matrix
+    rows = torch.from_numpy(np.ascontiguousarray((matrix.T @ x.reshape(-1, x.shape[-1]).numpy().T).T))
+    return rows.view(*x.shape[:-1], matrix.shape[1])
+
+
+def applied(matrix: Matrix, u: Tensor) -> Tensor:
+    """``matrix @ u`` for u (S,): (Q,)."""
+    return matrix @ u if isinstance(matrix, Tensor) else torch.from_numpy(matrix @ u.numpy())
 
 
 def share_of_levels(shapes: Sequence[tuple[int, int]]) -> list[slice]:

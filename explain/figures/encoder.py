@@ -59,8 +59,8 @@ def draw_encoder(
     if not tokens:
         raise ValueError("places: expected at least one x, y in pixels of the image, got none")
 
-    given = torch.stack([row_map(record, trace.row, token, head=head) for token in tokens])
-    received = torch.stack([column_map(record, trace.row, token, head=head) for token in tokens])
+    given = torch.stack([row_map(record, token, head=head) for token in tokens])
+    received = torch.stack([column_map(record, token, head=head) for token in tokens])
     rows, columns = array(trace.to_pixels(given)), array(trace.to_pixels(received))
     numbers = {"places": np.array(places, float), "tokens": np.array(tokens), "rows": rows, "columns": columns}
     if one.deformable:

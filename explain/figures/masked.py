@@ -89,7 +89,7 @@ def follow(before: AttentionTrace, after: AttentionTrace, prediction: QueryPredi
     """
     if before.tape.seeds is None or after.tape.seeds is None:
         return prediction.query
-    same = (after.tape.seeds[after.row] == before.tape.seeds[before.row, prediction.query]).nonzero()
+    same = (after.tape.seeds[0] == before.tape.seeds[0, prediction.query]).nonzero()
     return int(same[0]) if len(same) else after.nearest(prediction.box).query
 
 
@@ -156,7 +156,7 @@ def draw_masked_relevance(
     Numbers as of `grids.draw_heat_grid`; a map of nothing, where every head is off, is zero.
     """
     trace = made[0].trace
-    layers = [name for name, record in trace.tape.items() if record.site.kind == "cross"]
+    layers = trace.cross_sites
     heats: list[list[Tensor]] = []
     for variant in made:
         own = variant.trace.prediction(follow(trace, variant.trace, prediction), prediction.label)
@@ -180,7 +180,7 @@ def draw_masked_attention(made: Sequence[Variant], place: tuple[float, float], *
     boxes = trace.layer_boxes[-1]
     centres = trace.references[0][:, :2] if trace.references else (boxes[:, :2] + boxes[:, 2:]) / 2
     prediction = trace.prediction(int(((centres - torch.tensor(place)) ** 2).sum(-1).argmin()))
-    layers = [name for name, record in trace.tape.items() if record.site.kind == "cross"]
+    layers = trace.cross_sites
     heats = []
     for variant in made:
         own = variant.trace.prediction(follow(trace, variant.trace, prediction))

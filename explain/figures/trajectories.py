@@ -177,7 +177,7 @@ def draw_seeds(trace: AttentionTrace, confidence: float = 0.5, *, image: str = "
         raise ValueError("seeds: expected a two-stage detector; this one's queries are learned, and come from no pixel")
     found = trace.detections(confidence)
     queries = np.array([prediction.query for prediction in found], int)
-    tokens = array(trace.tape.seeds)[trace.row, queries]
+    tokens = array(trace.tape.seeds)[0, queries]
     places = np.array([trace.place_of(token) for token in tokens.tolist()]).reshape(-1, 3)
     levels, xy = places[:, 2].astype(int), places[:, :2]
     figure, [[axes]] = canvas(trace)

@@ -97,14 +97,9 @@ def page(
     return _filled(title or "Image", meta)
 
 
-def _cross_sites(trace: AttentionTrace) -> list[str]:
-    return [name for name, record in trace.tape.items() if record.site.kind == "cross"]
-
-
 def _description(trace: AttentionTrace, mapped: Sequence[QueryPrediction], methods: Sequence[str]) -> dict[str, Any]:
     """Everything of the page that is not an array."""
-    sites = _cross_sites(trace)
-    site = trace.tape[sites[0]].site
+    site = trace.tape[trace.cross_sites[0]].site
     layers, queries = trace.layer_boxes.shape[:2]
     counts = f"{site.heads} heads" + (f", {site.levels} levels, {site.points} points" if site.deformable else "")
     stored = f"for the {len(mapped)} best queries in 256 steps of each map's maximum (off by 0.2% of it at most)"
@@ -121,7 +116,6 @@ def _description(trace: AttentionTrace, mapped: Sequence[QueryPrediction], metho
         "height": trace.image.shape[1],
         "width": trace.image.shape[2],
         "shapes": [list(shape) for shape in trace.shapes],
-        "ratios": trace.ratios.tolist(),
         "layers": layers,
         "queries": queries,
         "heads": site.heads,
@@ -146,14 +140,14 @@ def _arrays(
     yield "scores", _float32(best.values)
     final = best.indices[-1, :, 0].expand(len(scores), -1)
     yield "own", _float32(scores.gather(-1, final[..., None])[..., 0])  # (N, Q) of the last layer's class
-    records, row = [trace.tape[name] for name in _cross_sites(trace)], trace.row
+    records = [trace.tape[name] for name in trace.cross_sites]
     if records[0].site.deformable:
         yield "references", _float32(torch.stack(trace.references))  # (N, Q, 2 or 4), pixels
         # normalised to each padded level, (N, Q, H, L, P, 2)
-        yield "locations", np.stack([_float32(record.locations[row]) for record in records])
-        yield "weights", np.stack([_float32(record.weights[row]) for record in records])  # (N, Q, H, L, P)
+        yield "locations", np.stack([_float32(record.locations[0]) for record in records])
+        yield "weights", np.stack([_float32(record.weights[0]) for record in records])  # (N, Q, H, L, P)
     else:
-        attention = torch.stack([record.weights[row].detach().float().cpu() for record in records])  # (N, H, Q, S)
+        attention = torch.stack([record.weights[0].detach().float().cpu() for record in records])  # (N, H, Q, S)
         chosen = attention[:, :, [prediction.query for prediction in mapped]].transpose(1, 2)
         for name, maps in (("attention", chosen), ("mean", attention.mean(1))):
             steps, scale = quantised(maps)
@@ -173,11 +167,9 @@ def layer_maps(trace: AttentionTrace, prediction: QueryPrediction, method: str) 
         return token_map(trace, prediction, method)[None]
     if method == "relevance":
         # all layers at once: it is linear in what each of them brings
-        maps = relevance(
-            factors(trace.tape, trace.gradients(prediction), trace.row), [prediction.query], by_layer=True
-        )[0]
+        maps = relevance(factors(trace.tape, trace.gradients(prediction)), [prediction.query], by_layer=True)[0]
     else:
-        maps = torch.stack([token_map(trace, prediction, method, layer=n) for n in range(len(_cross_sites(trace)))])
+        maps = torch.stack([token_map(trace, prediction, method, layer=n) for n in range(len(trace.cross_sites))])
     return torch.cat([maps, maps.sum(0, keepdim=True)])
 
 

@@ -172,7 +172,7 @@ function drawPoints(context, k, query) {
       for (const level of chosen(state.levels)) {
         for (let p = 0; p < POINTS; p++) {
           const i = (head * LEVELS + level) * POINTS + p;
-          found.push([weights[i], level, (xy[2 * i] / ratios[level][0]) * W * k, (xy[2 * i + 1] / ratios[level][1]) * H * k]);
+          found.push([weights[i], level, xy[2 * i] * W * k, xy[2 * i + 1] * H * k]);
         }
       }
     }

@@ -3,7 +3,7 @@
 
 const $ = (id) => document.getElementById(id);
 const meta = JSON.parse($("data").textContent);
-const { width: W, height: H, shapes, ratios, layers: N, queries: Q, heads: HEADS, levels: LEVELS, points: POINTS } = meta;
+const { width: W, height: H, shapes, layers: N, queries: Q, heads: HEADS, levels: LEVELS, points: POINTS } = meta;
 const TYPES = { float32: Float32Array, uint16: Uint16Array, uint8: Uint8Array };
 // in the order of MARKERS of points.py
 const MARKS = ["circle", "square", "triangle", "diamond", "triangle down", "plus", "cross", "star"];
@@ -50,16 +50,16 @@ const shownLayers = () => (state.all ? [...Array(N).keys()] : [state.layer]);
 const chosen = (switches) => switches.flatMap((on, i) => (on ? [i] : []));
 const detection = (query) => meta.mapped.indexOf(query);
 
-/** Adds `weight` at normalised (x, y) to the four pixels around it; what falls outside, or in the padding, is lost. */
+/** Adds `weight` at normalised (x, y) to the four pixels around it; what falls outside is lost. */
 function splat(tokens, level, x, y, weight) {
-  const [h, w] = shapes[level], right = Math.round(ratios[level][0] * w), bottom = Math.round(ratios[level][1] * h);
+  const [h, w] = shapes[level];
   x = x * w - 0.5;
   y = y * h - 0.5;
   const left = Math.floor(x), top = Math.floor(y);
   for (let dy = 0; dy < 2; dy++) {
     for (let dx = 0; dx < 2; dx++) {
       const column = left + dx, row = top + dy;
-      if (column < 0 || row < 0 || column >= right || row >= bottom) continue;
+      if (column < 0 || row < 0 || column >= w || row >= h) continue;
       const share = (dx ? x - left : 1 - x + left) * (dy ? y - top : 1 - y + top);
       tokens[starts[level] + row * w + column] += weight * share;
     }
@@ -112,12 +112,11 @@ function tokenMap(query, method = state.method, layers = shownLayers(), heads = 
 
 /**
  * For each of `count` places along a side of the image: the two of `size` tokens around it and the second one's share.
- * The image covers `ratio` of the tokens; the rest is padding.
  */
-function between(count, size, ratio) {
+function between(count, size) {
   const first = new Int32Array(count), second = new Int32Array(count), share = new Float32Array(count);
   for (let i = 0; i < count; i++) {
-    const place = Math.min(Math.max(((i + 0.5) * size * ratio) / count - 0.5, 0), size - 1);
+    const place = Math.min(Math.max(((i + 0.5) * size) / count - 0.5, 0), size - 1);
     first[i] = Math.floor(place);
     second[i] = Math.min(first[i] + 1, size - 1);
     share[i] = place - first[i];
@@ -129,8 +128,8 @@ function between(count, size, ratio) {
 function gridMap(tokens) {
   const out = new Float32Array(gridW * gridH);
   shapes.forEach(([h, w], level) => {
-    const [rx, ry] = ratios[level], density = (h * w * rx * ry) / (H * W), base = starts[level];
-    const xs = between(gridW, w, rx), ys = between(gridH, h, ry), line = new Float32Array(w);
+    const density = (h * w) / (H * W), base = starts[level];
+    const xs = between(gridW, w), ys = between(gridH, h), line = new Float32Array(w);
     for (let y = 0; y < gridH; y++) {
       const one = base + ys.first[y] * w, two = base + ys.second[y] * w, down = ys.share[y];
       let empty = true;
