@@ -46,6 +46,11 @@ class QueryPrediction:
     detected_as: str = ""
     """Where another class was asked for than the query's most probable: that one and its probability, "RBC 0.93"."""
 
+    @property
+    def text(self) -> str:
+        """What is written at its box: "WBC 0.93"."""
+        return f"{self.name} {self.score:.2f}"
+
 
 @dataclass(frozen=True, eq=False)
 class Points:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ...common.text import counted
 from ...models.inference.image_size import Size
 from ...models.inference.images import ImageLike
 from ..core.maps import heat_map
@@ -18,8 +19,8 @@ from ..core.masks import Mask
 from ..core.relevance import By
 from ..core.sites import find_sites
 from ..core.trace import AttentionTrace, QueryPrediction
-from .drawing import Drawing, canvas, colour_of, draw_box, headline, layer_in_words, target_in_words
-from .grids import draw_heat_grid
+from .drawing import Drawing, caption, draw_detection, gallery, headline, layer_in_words, numbers_of, target_in_words
+from .heat import draw_heat_grid
 
 
 def cumulative_masks(model: nn.Module, pattern: str = "decoder.*.cross") -> list[tuple[str, list[Mask]]]:
@@ -113,32 +114,15 @@ def draw_remaining(made: Sequence[Variant], confidence: float, *, image: str = "
     Returns the drawing; numbers ``names`` (N,), ``queries``, ``labels``, ``scores`` (M,) and ``boxes`` (M, 4) of all
     detections, and which variant each is of, ``variant`` (M,).
     """
-    columns = min(len(made), 3 if len(made) > 4 else 4)
-    rows = -(-len(made) // columns)
-    figure, axes = canvas(made[0].trace, rows, columns)
-    flat = list(axes.flat)
-    for place, variant in zip(flat, made, strict=False):
+    figure, axes = gallery(made[0].trace, len(made))
+    for one, variant in zip(axes, made, strict=True):
         for prediction in reversed(variant.found):
-            draw_box(
-                place, prediction.box, colour_of(prediction.label), name=f"{prediction.name} {prediction.score:.2f}"
-            )
-        count = len(variant.found)
-        place.set_title(f"{variant.name}: {count} box{'es' * (count != 1)}", fontsize=9, pad=4)
-    for place in flat[len(made) :]:
-        place.axis("off")
-        place.clear()
-        place.axis("off")
+            draw_detection(one, prediction)
+        caption(one, f"{variant.name}: {counted(len(variant.found), 'box')}")
     headline(figure, image, f"detections of at least {confidence:.2g}, by what is switched off")
-    every = [(number, prediction) for number, variant in enumerate(made) for prediction in variant.found]
-    numbers = {
-        "names": np.array([variant.name for variant in made]),
-        "variant": np.array([number for number, _ in every], int),
-        "queries": np.array([prediction.query for _, prediction in every], int),
-        "labels": np.array([prediction.label for _, prediction in every], int),
-        "scores": np.array([prediction.score for _, prediction in every], float),
-        "boxes": np.array([prediction.box for _, prediction in every], float).reshape(-1, 4),
-    }
-    return Drawing(figure, numbers)
+    numbers = numbers_of([prediction for variant in made for prediction in variant.found])
+    numbers["variant"] = np.repeat(np.arange(len(made)), [len(variant.found) for variant in made])
+    return Drawing(figure, numbers | {"names": np.array([variant.name for variant in made])})
 
 
 def draw_masked_relevance(
@@ -156,18 +140,15 @@ def draw_masked_relevance(
     Numbers as of `grids.draw_heat_grid`; a map of nothing, where every head is off, is zero.
     """
     trace = made[0].trace
-    layers = trace.cross_sites
     heats: list[list[Tensor]] = []
+    layers = [*range(len(trace.cross_sites)), None]
     for variant in made:
         own = variant.trace.prediction(follow(trace, variant.trace, prediction), prediction.label)
-        row = [
-            heat_map(variant.trace, own, "relevance", layer=layer, target=target, by=by, parity=parity)
-            for layer in [*range(len(layers)), None]
-        ]
-        heats.append(row)
+        how: dict[str, Any] = {"target": target, "by": by, "parity": parity}
+        heats.append([heat_map(variant.trace, own, "relevance", layer=layer, **how) for layer in layers])
     names = [f"{variant.name}\n{fate(trace, variant, prediction, confidence)}" for variant in made]
     title = f"relevance for {target_in_words(target, prediction)}, by layer and by what is switched off"
-    columns = [*map(layer_in_words, layers), "all layers"]
+    columns = [*map(layer_in_words, trace.cross_sites), "all layers"]
     return draw_heat_grid(trace, heats, names, columns, prediction, title, image=image)
 
 
@@ -180,15 +161,13 @@ def draw_masked_attention(made: Sequence[Variant], place: tuple[float, float], *
     boxes = trace.layer_boxes[-1]
     centres = trace.references[0][:, :2] if trace.references else (boxes[:, :2] + boxes[:, 2:]) / 2
     prediction = trace.prediction(int(((centres - torch.tensor(place)) ** 2).sum(-1).argmin()))
-    layers = trace.cross_sites
-    heats = []
+    heats: list[list[Tensor]] = []
     for variant in made:
         own = variant.trace.prediction(follow(trace, variant.trace, prediction))
-        heats.append([heat_map(variant.trace, own, "raw", layer=layer) for layer in range(len(layers))])
+        heats.append([heat_map(variant.trace, own, "raw", layer=layer) for layer in range(len(trace.cross_sites))])
     near = f"the nearest to x {place[0]:g}, y {place[1]:g}"
     title = f"raw attention of query {prediction.query}, {near}, by what is switched off"
-    names = [variant.name for variant in made]
-    columns = [*map(layer_in_words, layers)]
+    names, columns = [variant.name for variant in made], [*map(layer_in_words, trace.cross_sites)]
     return draw_heat_grid(trace, heats, names, columns, None, title, image=image)
 
 
