@@ -5,6 +5,7 @@ whose entries are the weights times the coefficients of the four pixels around e
 operator's output (Zhu et al. 2021, equation 3). A fused kernel forms neither; these functions do, in plain PyTorch.
 """
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -36,31 +37,17 @@ def corners(locations: Tensor, shapes: Shapes, level: Tensor | None = None) -> t
     coefficient 0, as those of a location that is not finite. align_corners is False: pixel i's centre is at
     (i + 0.5) / size. With `level` (n,), int64, locations are (n, 2), one on each of these levels.
     """
-    sizes = torch.tensor([(h, w, h * w) for h, w in shapes], device=locations.device)
-    start = (sizes[:, 2].cumsum(0) - sizes[:, 2]).int()
-    if level is None:
-        sizes, start = sizes[:, None], start[:, None]
-    else:
-        sizes, start = sizes[level], start[level]
-    (left, right), (left_share, right_share) = _sides(locations[..., 0], sizes[..., 1])
-    (top, bottom), (top_share, bottom_share) = _sides(locations[..., 1], sizes[..., 0])
-    width = sizes[..., 1].int()
-    upper, lower = start + top * width, start + bottom * width
-    index = torch.stack([upper + left, upper + right, lower + left, lower + right], -1)
-    shares = [top_share * left_share, top_share * right_share, bottom_share * left_share, bottom_share * right_share]
-    return index, torch.stack(shares, -1)
-
-
-def _sides(place: Tensor, size: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Along one axis the two pixels around each place, normalised, and their shares; zeros where outside."""
-    place = place * size - 0.5
+    sizes = torch.tensor([(w, h) for h, w in shapes], device=locations.device)
+    start = torch.tensor([part.start for part in share_of_levels(shapes)], device=locations.device).int()
+    sizes, start = (sizes[:, None], start[:, None]) if level is None else (sizes[level], start[level])
+    place = (locations * sizes - 0.5)[..., None, :]
     low = place.floor()
-    high = low + 1
-    low_inside, high_inside = (low >= 0) & (low < size), (high >= 0) & (high < size)
-    return (
-        (torch.where(low_inside, low, 0).int(), torch.where(high_inside, high, 0).int()),
-        (torch.where(low_inside, high - place, 0), torch.where(high_inside, place - low, 0)),
-    )
+    sides = torch.cat([low, low + 1], -2)  # (..., L, P, 2 pixels, 2 axes), xy
+    inside = (sides >= 0) & (sides < sizes[..., None, :])
+    x, y = torch.where(inside, sides, 0).int().unbind(-1)
+    across, down = torch.where(inside, 1 - (sides - place).abs(), 0).unbind(-1)
+    index = start[..., None, None] + y[..., None] * sizes[..., :1, None].int() + x[..., None, :]
+    return index.flatten(-2), (down[..., None] * across[..., None, :]).flatten(-2)
 
 
 def allowed_coefficients(index: Tensor, coefficient: Tensor, mask: Tensor | None) -> Tensor:
@@ -143,5 +130,5 @@ def applied(matrix: Matrix, u: Tensor) -> Tensor:
 
 def share_of_levels(shapes: Sequence[tuple[int, int]]) -> list[slice]:
     """Where each level's pixels lie among S."""
-    ends = torch.tensor([h * w for h, w in shapes]).cumsum(0).tolist()
+    ends = list(itertools.accumulate(h * w for h, w in shapes))
     return [slice(end - h * w, end) for end, (h, w) in zip(ends, shapes, strict=True)]

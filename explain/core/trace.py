@@ -264,9 +264,17 @@ class AttentionTrace:
 
     # --- what it depends on
 
-    def y(self, prediction: QueryPrediction, target: str = "class") -> Tensor:
-        """What is explained, with its graph: a class's logit, or a coordinate of the box, cxcywh in [0, 1]."""
-        return target_of(self.outputs, prediction, target)
+    def y(self, prediction: QueryPrediction, target: str = "class", outputs: dict[str, Any] | None = None) -> Tensor:
+        """What is explained, with its graph: a class's logit, or a coordinate of the box, cxcywh in [0, 1].
+
+        Of the recorded pass, or of other `outputs` for the image. ValueError for a target that is not one of TARGETS.
+        """
+        if target not in TARGETS:
+            raise ValueError(f"target: expected one of {', '.join(TARGETS)}, got {target!r}")
+        found = self.outputs if outputs is None else outputs
+        if target == "class":
+            return found["pred_logits"][0, prediction.query, prediction.label]
+        return found["pred_boxes"][0, prediction.query, TARGETS.index(target) - 1]
 
     def gradients(
         self,
@@ -303,17 +311,7 @@ class AttentionTrace:
         """Derivatives of the target with respect to the resized, normalised image: (3, h, w). Runs the model anew."""
         pixels = self.pixels.detach().clone().requires_grad_()
         with frozen(self.model), torch.enable_grad(), intervene(self.model, *self.masks):
-            outputs = self.model([pixels])
-            return torch.autograd.grad(target_of(outputs, prediction, target), pixels)[0]
-
-
-def target_of(outputs: dict[str, Any], prediction: QueryPrediction, target: str) -> Tensor:
-    """The number of a model's outputs that is explained. ValueError for a target that is not one of TARGETS."""
-    if target not in TARGETS:
-        raise ValueError(f"target: expected one of {', '.join(TARGETS)}, got {target!r}")
-    if target == "class":
-        return outputs["pred_logits"][0, prediction.query, prediction.label]
-    return outputs["pred_boxes"][0, prediction.query, TARGETS.index(target) - 1]
+            return torch.autograd.grad(self.y(prediction, target, self.model([pixels])), pixels)[0]
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """One image under several masks: which boxes remain, and what each detection's relevance becomes, layer by layer."""
 
-import csv
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ def cumulative_masks(model: nn.Module, pattern: str = "decoder.*.cross") -> list
     """Heads off one after the other, the same in all layers: the first, the first two, to all of them; with names."""
     heads = min(site.heads for site in find_sites(model, pattern))
     counts = range(1, heads + 1)
-    return [(f"{count} head{'s' * (count > 1)} off", [Mask(pattern, heads=tuple(range(count)))]) for count in counts]
+    return [(f"{counted(count, 'head')} off", [Mask(pattern, heads=tuple(range(count)))]) for count in counts]
 
 
 def read_mask_matrix(path: Path, model: nn.Module, pattern: str = "decoder.*.cross") -> list[Mask]:
@@ -44,7 +43,7 @@ def read_mask_matrix(path: Path, model: nn.Module, pattern: str = "decoder.*.cro
         elif path.suffix == ".json":
             rows = np.array(json.loads(path.read_text()), float)
         else:
-            rows = np.array([[float(word) for word in row] for row in csv.reader(path.open()) if row])
+            rows = np.loadtxt(path, delimiter=",", ndmin=2)
     except (ValueError, TypeError, OSError) as error:
         raise ValueError(f"mask-matrix {path} cannot be read as numbers: {error}") from error
     expected = (len(sites), sites[0].heads)
@@ -75,11 +74,9 @@ def variants(
     size: Size | int | None = None,
 ) -> list[Variant]:
     """The trace without masks, called "all heads on", and under each of the named sets of masks."""
-    made = []
-    for name, some in [("all heads on", []), *masks]:
-        trace = AttentionTrace(model, image, size=size, masks=some)
-        made.append(Variant(name, trace, trace.detections(confidence)))
-    return made
+    named = [("all heads on", ()), *masks]
+    made = [(name, AttentionTrace(model, image, size=size, masks=some)) for name, some in named]
+    return [Variant(name, trace, trace.detections(confidence)) for name, trace in made]
 
 
 def follow(before: AttentionTrace, after: AttentionTrace, prediction: QueryPrediction) -> int:
