@@ -10,6 +10,7 @@ projection were. What a block captures, and its gradients, are of the changed mo
 
 import functools
 import inspect
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -28,18 +29,13 @@ from .sites import Site, find_sites
 
 def check_mask(site: Site, mask: Mask) -> None:
     """Raises ValueError where a mask names what a site has not."""
-    for what, numbers, count in (
-        ("head", mask.heads, site.heads),
-        ("level", mask.levels, site.levels),
-        ("point", mask.points, site.points),
-    ):
-        if numbers is None:
-            continue
-        if what != "head" and not site.deformable:
+    for what in ("head", "level", "point"):
+        numbers, count = getattr(mask, f"{what}s"), getattr(site, f"{what}s")
+        if numbers is not None and what != "head" and not site.deformable:
             raise ValueError(f"mask {mask}: {site.name} attends to every key, it has no {what}s")
-        wrong = [number for number in numbers if not 0 <= number < count]
-        if wrong:
-            raise ValueError(f"mask {mask}: expected a {what} from 0 to {count - 1} of {site.name}, got {wrong[0]}")
+        for number in numbers or ():
+            if not 0 <= number < count:
+                raise ValueError(f"mask {mask}: expected a {what} from 0 to {count - 1} of {site.name}, got {number}")
     if mask.mode == "frozen" and not site.deformable:
         raise ValueError(f"mask {mask}: {site.name} attends to every key, it has no locations to freeze")
     if mask.mode == "mean" and (mask.levels is not None or mask.points is not None or mask.queries is not None):
@@ -157,13 +153,13 @@ class _Opened:
         every = given | {"need_weights": True, "average_attn_weights": False}
         weights, _ = self._edited(at_least_float32(plain(**every)[1]), None, None)
         inputs = given["value"] if self.module.batch_first else given["value"].transpose(0, 1)
-        value = dense_values(self.module, inputs)
+        value, mask = dense_values(self.module, inputs), given["key_padding_mask"]
+        if mask is not None and mask.dtype != torch.bool:  # added to the scores
+            mask = mask.isneginf()
         out = torch.einsum("bhqs,bshd->bqhd", weights.to(value.dtype), value).flatten(2)
-        out = self.module.out_proj(self._told(Inside(weights, value, out, given["key_padding_mask"])))
-        wanted = weights if given["need_weights"] else None
-        if wanted is not None and given["average_attn_weights"]:
-            wanted = wanted.mean(1)
-        return out if self.module.batch_first else out.transpose(0, 1), wanted
+        out = self.module.out_proj(self._told(Inside(weights, value, out, mask)))
+        wanted = weights.mean(1) if given["average_attn_weights"] else weights
+        return out if self.module.batch_first else out.transpose(0, 1), wanted if given["need_weights"] else None
 
     def _edited(
         self, weights: Tensor, locations: Tensor | None, call: DeformableCall | None
@@ -171,8 +167,10 @@ class _Opened:
         for act in self.acts:
             if not callable(act):
                 weights, locations = act.changed(weights, locations, call)
-        if any(map(callable, self.acts)):
-            return _derivable(weights), None if locations is None else _derivable(locations)
+        if any(map(callable, self.acts)) and torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
+            # of queries that nothing before them depends on, leaves to derive by
+            leaves = [x if x is None or x.requires_grad else x.detach().requires_grad_() for x in (weights, locations)]
+            weights, locations = leaves[0], leaves[1]
         return weights, locations
 
     def _told(self, inside: Inside) -> Tensor:
@@ -184,12 +182,6 @@ class _Opened:
             else:
                 out = act.output(out)
         return out
-
-
-def _derivable(x: Tensor) -> Tensor:
-    """Of queries that nothing before them depends on, a leaf to derive by."""
-    graph = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
-    return x.detach().requires_grad_() if graph and not x.requires_grad else x
 
 
 @contextmanager
@@ -244,17 +236,14 @@ def mean_outputs(model: nn.Module, pattern: str = "*") -> Iterator[dict[str, Ten
     The dictionary, by site, is filled when the block ends; padded pixels of an encoder count as any other.
     """
     means: dict[str, Tensor] = {}
-    sums: dict[str, list[Any]] = {}
+    totals, counts = dict[str, Tensor](), Counter[str]()
 
     def add(site: Site, inside: Inside) -> None:
-        total = sums.setdefault(site.name, [0.0, 0])
-        total[0] = total[0] + inside.out.detach().double().flatten(0, 1).sum(0)
-        total[1] += inside.out.shape[:2].numel()
+        totals[site.name] = totals.get(site.name, 0) + inside.out.detach().double().flatten(0, 1).sum(0)
+        counts[site.name] += inside.out.shape[:2].numel()
 
     chosen = find_sites(model, pattern)
     with opened((site.module, functools.partial(add, site)) for site in chosen):
         yield means
-    for site in chosen:
-        if site.name in sums:
-            total, count = sums[site.name]
-            means[site.name] = (total / count).unflatten(-1, (site.heads, -1))
+    heads = {site.name: site.heads for site in chosen}
+    means |= {name: (total / counts[name]).unflatten(-1, (heads[name], -1)) for name, total in totals.items()}

@@ -1,6 +1,5 @@
 """What every picture of attention shares: the grid of images, boxes, keys, colour scales, titles, and the numbers."""
 
-import io
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +23,6 @@ from ..core.trace import AttentionTrace, QueryPrediction
 from .box_labels import BoxLabels
 
 Array = np.ndarray
-Rgb = tuple[float, float, float]
 
 SUFFIXES = (".png", ".svg", ".pdf")
 # inches: the longer side of an image alone, of one of two or three, and of one of many; and the most of a whole grid
@@ -51,15 +49,12 @@ class Drawing:
         """
         if path.suffix.lower() not in SUFFIXES:
             raise ValueError(f"picture: expected a name that ends in {', '.join(SUFFIXES)}, got {path}")
-        picture, numbers = io.BytesIO(), io.BytesIO()
-        form = path.suffix.lower()[1:]
-        self.figure.savefig(picture, format=form, dpi=dpi, bbox_inches="tight", pad_inches=0.08)
-        np.savez_compressed(numbers, **self.numbers)  # type: ignore[arg-type]
-        written = [path, path.with_suffix(".npz")]
-        for file, content in zip(written, (picture, numbers), strict=True):
-            with atomic_file(file) as out:
-                out.write(content.getvalue())
-        return written
+        beside = path.with_suffix(".npz")
+        with atomic_file(path) as out:
+            self.figure.savefig(out, format=path.suffix.lower()[1:], dpi=dpi, bbox_inches="tight", pad_inches=0.08)
+        with atomic_file(beside) as out:
+            np.savez_compressed(out, **self.numbers)  # type: ignore[arg-type]
+        return [path, beside]
 
 
 def array(values: Tensor | Sequence[float]) -> Array:
@@ -156,23 +151,18 @@ def layer_in_words(site: str) -> str:
     return in_words(site).split(",")[0]
 
 
-_TARGETS = {
-    "x": "the horizontal position of its box",
-    "y": "the vertical position of its box",
-    "w": "the width of its box",
-    "h": "the height of its box",
-}
+_COORDINATES = {"x": "horizontal position", "y": "vertical position", "w": "width", "h": "height"}
 
 
 def target_in_words(target: str, prediction: QueryPrediction) -> str:
     """What is explained: "the score of WBC" of class, "the width of its box" of w."""
-    return _TARGETS.get(target, f"the score of {prediction.name}")
+    named = _COORDINATES.get(target)
+    return f"the {named} of its box" if named else f"the score of {prediction.name}"
 
 
-def colour_of(label: int) -> Rgb:
-    """A class's, as in every picture of this package."""
-    red, green, blue = class_colour(label)
-    return red / 255, green / 255, blue / 255
+def colour_of(label: int) -> tuple[float, ...]:
+    """A class's, as in every picture of this package, red, green and blue up to 1."""
+    return tuple(value / 255 for value in class_colour(label))
 
 
 def outlined(width: float) -> list[Any]:
@@ -288,18 +278,18 @@ def around(trace: AttentionTrace, places: Array, margin: float) -> tuple[float, 
     return (*corner.tolist(), *(corner + share * size).tolist())
 
 
-def zoom(axes: Any, window: Sequence[float], places: Array | None = None) -> int:
-    """Shows that window alone; returns how many of the places (..., 2) lie outside it."""
+def show(axes: Any, trace: AttentionTrace, places: Array, window: Sequence[float] | None = None) -> int:
+    """Shows a window x0, y0, x1, y1 alone; returns how many of the places (..., 2) lie outside it.
+
+    Without one the axes are widened to places beyond the image, up to a part of it.
+    """
+    if window is None:
+        size = np.array([trace.width, trace.height], float)
+        every = np.concatenate([places.reshape(-1, 2), [0 * size, size]])
+        low, high = every.min(0), every.max(0)
+        low = np.maximum(-_OUTSIDE * size, low - 0.01 * size * (low < 0))
+        high = np.minimum((1 + _OUTSIDE) * size, high + 0.01 * size * (high > size))
+        window = (*low.tolist(), *high.tolist())
     x0, y0, x1, y1 = window
     axes.set(xlim=(x0, x1), ylim=(y1, y0))
-    return 0 if places is None else int(((places < [x0, y0]) | (places > [x1, y1])).any(-1).sum())
-
-
-def show_outside(axes: Any, trace: AttentionTrace, places: Array) -> int:
-    """Widens the axes to places (..., 2) beyond the image, up to a part of it; returns how many lie farther out."""
-    size = np.array([trace.width, trace.height], float)
-    every = np.concatenate([places.reshape(-1, 2), [0 * size, size]])
-    low, high = every.min(0), every.max(0)
-    low = np.maximum(-_OUTSIDE * size, low - 0.01 * size * (low < 0))
-    high = np.minimum((1 + _OUTSIDE) * size, high + 0.01 * size * (high > size))
-    return zoom(axes, (*low.tolist(), *high.tolist()), places)
+    return int(((places < [x0, y0]) | (places > [x1, y1])).any(-1).sum())

@@ -8,20 +8,8 @@ import torch
 
 from ..core.maps import column_map, row_map
 from ..core.trace import AttentionTrace
-from .drawing import (
-    SMALL,
-    Array,
-    Drawing,
-    array,
-    canvas,
-    colour_bar,
-    headline,
-    in_words,
-    level_marks,
-    outlined,
-    root_scale,
-    show_key,
-)
+from . import drawing
+from .drawing import Array, Drawing, array
 from .heat import heat_colours, natural_end, overlay
 from .points import WEIGHT, point_colours, scatter
 
@@ -76,11 +64,11 @@ def draw_encoder(
     rows, columns = array(trace.to_pixels(given)), array(trace.to_pixels(received))
     numbers = {"places": np.array(places, float), "tokens": np.array(tokens), "rows": rows, "columns": columns}
     relative = np.stack([rows, columns], 1) * (trace.height * trace.width)
-    norm = root_scale(natural_end(relative) if most is None else most)
+    norm = drawing.root_scale(natural_end(relative) if most is None else most)
     titles = ["where this place looks (row)", "which places look here (column)"]
     labels = [f"x {x:g}, y {y:g}" for x, y in places]
     titles = ["points that it samples"] * deformable + titles
-    figure, axes = canvas(trace, labels, titles, largest=3.2 if len(tokens) < 4 else SMALL)
+    figure, axes = drawing.canvas(trace, labels, titles, largest=3.2 if len(tokens) < 4 else drawing.SMALL)
     for line, place, maps in zip(axes, places, relative, strict=True):
         for one, heat in zip(line[-2:], maps, strict=True):
             overlay(one, heat, norm)
@@ -92,17 +80,17 @@ def draw_encoder(
         points = [trace.points(site, token) for token in tokens]
         numbers["xy"] = np.stack([array(each.xy)[heads] for each in points])
         numbers["weights"] = np.stack([array(each.weights)[heads] for each in points])
-        levels, of_points = range(record.site.levels), root_scale(1.0)
+        levels, of_points = range(record.site.levels), drawing.root_scale(1.0)
         for one, xy, weights in zip(axes[:, 0], numbers["xy"], numbers["weights"], strict=True):
             scatter(one, xy, weights, of_points, levels, largest=60)
             _say_outside(one, trace, xy)
-        show_key(figure, level_marks(trace, levels))
+        drawing.show_key(figure, drawing.level_marks(trace, levels))
         beyond = bool((numbers["weights"] > 1).any())
-        colour_bar(figure, axes[:, :1], of_points, point_colours(), WEIGHT, beyond=beyond, left=True)
-    colour_bar(figure, axes[:, -2:], norm, heat_colours(), UNIT, beyond=bool(relative.max() > norm.vmax))
+        drawing.colour_bar(figure, axes[:, :1], of_points, point_colours(), WEIGHT, beyond=beyond, left=True)
+    drawing.colour_bar(figure, axes[:, -2:], norm, heat_colours(), UNIT, beyond=bool(relative.max() > norm.vmax))
     which = "mean of heads" if head is None else f"head {head}"
     of_level = f", a pixel of level {level}" if len(trace.shapes) > 1 else ""
-    headline(figure, image, f"{in_words(site)}, {which}{of_level}")
+    drawing.headline(figure, image, f"{drawing.in_words(site)}, {which}{of_level}")
     return Drawing(figure, numbers)
 
 
@@ -110,5 +98,5 @@ def _say_outside(axes: Any, trace: AttentionTrace, xy: Array) -> None:
     """How many of the points lie outside the image, in a corner of it."""
     outside = int(((xy < 0) | (xy > [trace.width, trace.height])).any(-1).sum())
     if outside:
-        style: dict[str, Any] = {"ha": "right", "fontsize": 7.5, "color": "white", "path_effects": outlined(0.4)}
-        axes.annotate(f"{outside} outside", (1, 0), (-3, 3), "axes fraction", "offset points", **style)
+        style: dict[str, Any] = {"fontsize": 7.5, "color": "white", "path_effects": drawing.outlined(0.4)}
+        axes.text(0.99, 0.01, f"{outside} outside", ha="right", va="bottom", transform=axes.transAxes, **style)

@@ -15,7 +15,6 @@ from ...models.inference.image_size import Size
 from ...models.inference.images import ImageLike
 from ..core.maps import heat_map
 from ..core.masks import Mask
-from ..core.relevance import By
 from ..core.sites import find_sites
 from ..core.trace import AttentionTrace, QueryPrediction
 from .drawing import Drawing, caption, draw_detection, gallery, headline, layer_in_words, numbers_of, target_in_words
@@ -80,7 +79,7 @@ def variants(
 
 
 def follow(before: AttentionTrace, after: AttentionTrace, prediction: QueryPrediction) -> int:
-    """The query of `after` that is what `seen` was before.
+    """The query of `after` that is what `prediction` was before.
 
     The same, where queries are learned. In two stages, where they are chosen anew: the one of the same pixel of the
     encoder, or, where that was not chosen, the one whose box is nearest.
@@ -123,28 +122,18 @@ def draw_remaining(made: Sequence[Variant], confidence: float, *, image: str = "
 
 
 def draw_masked_relevance(
-    made: Sequence[Variant],
-    prediction: QueryPrediction,
-    confidence: float,
-    *,
-    target: str = "class",
-    by: By = "point",
-    parity: bool = False,
-    image: str = "",
+    made: Sequence[Variant], prediction: QueryPrediction, confidence: float, *, image: str = "", **how: Any
 ) -> Drawing:
     """A detection's relevance under every mask, in rows: of each decoder layer, and of all. What is lost is drawn too.
 
-    Numbers as of `grids.draw_heat_grid`; a map of nothing, where every head is off, is zero.
+    `how` is of `maps.token_map`: target, by, parity. Numbers as of `heat.draw_heat_grid`; a map of nothing, where every
+    head is off, is zero.
     """
     trace = made[0].trace
-    heats: list[list[Tensor]] = []
-    layers = [*range(len(trace.cross_sites)), None]
-    for variant in made:
-        own = variant.trace.prediction(follow(trace, variant.trace, prediction), prediction.label)
-        how: dict[str, Any] = {"target": target, "by": by, "parity": parity}
-        heats.append([heat_map(variant.trace, own, "relevance", layer=layer, **how) for layer in layers])
+    heats = _heats(made, prediction, "relevance", [*range(len(trace.cross_sites)), None], **how)
     names = [f"{variant.name}\n{fate(trace, variant, prediction, confidence)}" for variant in made]
-    title = f"relevance for {target_in_words(target, prediction)}, by layer and by what is switched off"
+    what = target_in_words(how.get("target", "class"), prediction)
+    title = f"relevance for {what}, by layer and by what is switched off"
     columns = [*map(layer_in_words, trace.cross_sites), "all layers"]
     return draw_heat_grid(trace, heats, names, columns, prediction, title, image=image)
 
@@ -158,14 +147,20 @@ def draw_masked_attention(made: Sequence[Variant], place: tuple[float, float], *
     boxes = trace.layer_boxes[-1]
     centres = trace.references[0][:, :2] if trace.references else (boxes[:, :2] + boxes[:, 2:]) / 2
     prediction = trace.prediction(int(((centres - torch.tensor(place)) ** 2).sum(-1).argmin()))
-    heats: list[list[Tensor]] = []
-    for variant in made:
-        own = variant.trace.prediction(follow(trace, variant.trace, prediction))
-        heats.append([heat_map(variant.trace, own, "raw", layer=layer) for layer in range(len(trace.cross_sites))])
+    heats = _heats(made, prediction, "raw", range(len(trace.cross_sites)))
     near = f"the nearest to x {place[0]:g}, y {place[1]:g}"
     title = f"raw attention of query {prediction.query}, {near}, by what is switched off"
     names, columns = [variant.name for variant in made], [*map(layer_in_words, trace.cross_sites)]
     return draw_heat_grid(trace, heats, names, columns, None, title, image=image)
+
+
+def _heats(
+    made: Sequence[Variant], prediction: QueryPrediction, method: str, layers: Sequence[int | None], **how: Any
+) -> list[list[Tensor]]:
+    """Maps under every mask, of each of the decoder's layers."""
+    own = [one.trace.prediction(follow(made[0].trace, one.trace, prediction), prediction.label) for one in made]
+    pairs = zip(made, own, strict=True)
+    return [[heat_map(one.trace, now, method, layer=layer, **how) for layer in layers] for one, now in pairs]
 
 
 def summary(made: Sequence[Variant], prediction: Sequence[QueryPrediction], confidence: float) -> list[dict[str, Any]]:

@@ -8,31 +8,8 @@ from matplotlib import colormaps
 from matplotlib.colors import ListedColormap
 
 from ..core.trace import AttentionTrace, QueryPrediction
-from .drawing import (
-    ALONE,
-    BESIDE,
-    MARKERS,
-    Array,
-    Drawing,
-    around,
-    array,
-    canvas,
-    colour_bar,
-    draw_box,
-    draw_detection,
-    draw_point,
-    headline,
-    in_words,
-    layer_in_words,
-    level_marks,
-    mark,
-    root_scale,
-    show_key,
-    show_outside,
-    target_in_words,
-    told,
-    zoom,
-)
+from . import drawing
+from .drawing import MARKERS, Array, Drawing, array
 
 WEIGHT = "attention weight (square-root scale)"
 By = Literal["layers x heads", "layers x levels", "heads x levels"]
@@ -79,26 +56,26 @@ def draw_points(
     numbers |= {"reference": numbers["reference"][0], "heads": array(head_numbers), "levels": array(level_numbers)}
     xy, weights, reference = numbers["xy"], numbers["weights"], numbers["reference"]
 
-    window = around(trace, _corners(numbers), margin=0.3)
+    window = drawing.around(trace, _corners(numbers), margin=0.3)
     titles = [""] if window is None else ["the whole image", "around the detection"]
-    figure, [axes] = canvas(trace, 1, titles, largest=ALONE if window is None else BESIDE)
-    norm = root_scale(most)
-    far = show_outside(axes[0], trace, xy)
+    figure, [axes] = drawing.canvas(trace, 1, titles, largest=drawing.ALONE if window is None else drawing.BESIDE)
+    norm = drawing.root_scale(most)
+    far = drawing.show(axes[0], trace, xy)
     for number, one in enumerate(axes):
-        draw_detection(one, prediction, named=number == 0)
+        drawing.draw_detection(one, prediction, named=number == 0)
         scatter(one, xy, weights, norm, level_numbers)
         _draw_reference(one, reference)
         if slopes is not None:
             _draw_slopes(one, xy, numbers["slopes"])
     if window is not None:
-        zoom(axes[1], window)
+        drawing.show(axes[1], trace, xy, window)
     _explain_points(figure, axes, trace, numbers, norm, level_numbers)
-    which = ", ".join(
-        [in_words(site), _listed("head", head_numbers, count), _listed("level", level_numbers, of_levels)]
-    )
+    chosen = [_listed("head", head_numbers, count), _listed("level", level_numbers, of_levels)]
+    which = ", ".join([drawing.in_words(site), *chosen])
     outside = f", {far} of them outside the picture" if far else ""
     arrows = "" if slopes is None else _arrows_in_words(trace, prediction, slopes, numbers["slopes"])
-    headline(figure, told(prediction, image), f"{which}: {weights.size} sampled points{outside}", arrows)
+    what = f"{which}: {weights.size} sampled points{outside}"
+    drawing.headline(figure, drawing.told(prediction, image), what, arrows)
     return Drawing(figure, numbers)
 
 
@@ -132,12 +109,12 @@ def draw_point_grid(
         raise ValueError(f"sites: expected {expected} for {by}, got {', '.join(sites) or 'none'}")
     numbers = _sampled(trace, prediction, sites)
     heads, levels = numbers["weights"].shape[1:3]
-    names = {"layers": [layer_in_words(site) for site in sites]}
+    names = {"layers": [drawing.layer_in_words(site) for site in sites]}
     names |= {"heads": [f"head {n}" for n in range(heads)], "levels": [f"level {n}" for n in range(levels)]}
     down, across = by.split(" x ")
-    figure, axes = canvas(trace, names[down], names[across])
-    norm = root_scale(most)
-    window = around(trace, _corners(numbers), margin=0.4)
+    figure, axes = drawing.canvas(trace, names[down], names[across])
+    norm = drawing.root_scale(most)
+    window = drawing.around(trace, _corners(numbers), margin=0.4)
     far = 0
     for (row, column), one in np.ndenumerate(axes):
         at = {down: row, across: column}
@@ -145,15 +122,15 @@ def draw_point_grid(
         some_heads = [at["heads"]] if "heads" in at else range(heads)
         some_levels = [at["levels"]] if "levels" in at else range(levels)
         cell = np.ix_([layer], some_heads, some_levels)
-        draw_detection(one, prediction, named=False, width=1.0)
+        drawing.draw_detection(one, prediction, named=False, width=1.0)
         scatter(one, numbers["xy"][cell][0], numbers["weights"][cell][0], norm, some_levels, largest=40)
         _draw_reference(one, numbers["reference"][layer], size=7)
-        far = show_outside(one, trace, numbers["xy"]) if window is None else zoom(one, window, numbers["xy"])
+        far = drawing.show(one, trace, numbers["xy"], window)
     _explain_points(figure, axes, trace, numbers, norm, range(levels))
     part = "" if window is None else ", around the detection"
     part += f"; {far} of {numbers['weights'].size} lie outside" if far else ""
-    where = f"{in_words(sites[0])}: " if by == "heads x levels" else ""
-    headline(figure, told(prediction, image), f"{where}sampled points by {down} and {across}{part}")
+    where = f"{drawing.in_words(sites[0])}: " if by == "heads x levels" else ""
+    drawing.headline(figure, drawing.told(prediction, image), f"{where}sampled points by {down} and {across}{part}")
     return Drawing(figure, numbers | {"sites": np.array(list(sites))})
 
 
@@ -189,7 +166,7 @@ def _arrows_in_words(trace: AttentionTrace, prediction: QueryPrediction, target:
     pixels = {"x": trace.width, "w": trace.width, "y": trace.height, "h": trace.height}
     longest = float(np.linalg.norm(slopes, axis=-1).max()) * pixels.get(target, 1)
     rises = f"by {longest:.2g} pixels" if target in pixels else f"its logit by {longest:.2g}"
-    what = target_in_words(target, prediction)
+    what = drawing.target_in_words(target, prediction)
     return (
         f"arrows: the direction in which moving a sampled point increases {what}, along the longest arrow "
         f"{rises} for each pixel that the point moves"
@@ -200,9 +177,9 @@ def _explain_points(
     figure: Any, axes: Array, trace: AttentionTrace, numbers: dict[str, Array], norm: Any, levels: Sequence[int]
 ) -> None:
     """The colour bar of the weights, and what each marker means, below the pictures."""
-    colour_bar(figure, axes, norm, point_colours(), WEIGHT, beyond=bool((numbers["weights"] > norm.vmax).any()))
-    boxed = [mark("", "reference box", linestyle=":")] if numbers["reference"].shape[-1] == 4 else []
-    show_key(figure, [*level_marks(trace, levels), mark("+", "reference"), *boxed])
+    drawing.colour_bar(figure, axes, norm, point_colours(), WEIGHT, beyond=bool((numbers["weights"] > norm.vmax).any()))
+    boxed = [drawing.mark("", "reference box", linestyle=":")] if numbers["reference"].shape[-1] == 4 else []
+    drawing.show_key(figure, [*drawing.level_marks(trace, levels), drawing.mark("+", "reference"), *boxed])
 
 
 def point_colours() -> ListedColormap:
@@ -272,7 +249,7 @@ def _reference_box(reference: Array) -> Array:
 
 def _draw_reference(axes: Any, reference: Array, *, size: float = 11.0) -> None:
     """Its middle as a cross and, of 4 coordinates, its box dotted."""
-    draw_point(axes, reference[:2], "+", "white", size)
+    drawing.draw_point(axes, reference[:2], "+", "white", size)
     box = _reference_box(reference)
     if len(box) == 4:
-        draw_box(axes, box.tolist(), "white", style=":", width=1.2)
+        drawing.draw_box(axes, box.tolist(), "white", style=":", width=1.2)

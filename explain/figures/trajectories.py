@@ -8,29 +8,8 @@ import torch
 from torchvision.ops import box_iou
 
 from ..core.trace import AttentionTrace, QueryPrediction
-from .drawing import (
-    MARKERS,
-    Array,
-    Drawing,
-    around,
-    array,
-    canvas,
-    caption,
-    colour_of,
-    draw_box,
-    draw_detection,
-    draw_point,
-    gallery,
-    headline,
-    level_marks,
-    mark,
-    numbers_of,
-    outlined,
-    show_key,
-    show_outside,
-    told,
-    zoom,
-)
+from . import drawing
+from .drawing import MARKERS, Array, Drawing, array
 from .points import stack_references
 
 _REST = "0.75"
@@ -66,25 +45,25 @@ def draw_journey(trace: AttentionTrace, prediction: QueryPrediction, *, image: s
         references = stack_references([array(reference[prediction.query]) for reference in trace.references])
         numbers["references"] = references
         places.append(references[:, :2])
-    window = around(trace, np.concatenate(places), margin=0.2)
-    figure, [whole, *others] = gallery(trace, 1 + len(boxes))
+    window = drawing.around(trace, np.concatenate(places), margin=0.2)
+    figure, [whole, *others] = drawing.gallery(trace, 1 + len(boxes))
     centres = (boxes[:, :2] + boxes[:, 2:]) / 2
     stops = centres if references is None else np.concatenate([references[:1, :2], centres])
-    draw_detection(whole, prediction)
-    show_outside(whole, trace, np.concatenate(places))
+    drawing.draw_detection(whole, prediction)
+    drawing.show(whole, trace, np.concatenate(places))
     _arrow(whole, stops[0], stops[-1], "white")
-    caption(whole, "the whole image")
+    drawing.caption(whole, "the whole image")
     for number, one in enumerate(others):
         last = number == len(boxes) - 1
         if not last:
-            draw_box(one, boxes[-1], "white", style="--", width=1.2)
-        draw_box(one, boxes[number], colour_of(int(labels[number])))
+            drawing.draw_box(one, boxes[-1], "white", style="--", width=1.2)
+        drawing.draw_box(one, boxes[number], drawing.colour_of(int(labels[number])))
         # the stops begin with the first reference, where there is one
         start, end = stops[max(number - (references is None), 0)], centres[number]
         if references is not None:
-            draw_point(one, references[number, :2], "+", "white", 9)
+            drawing.draw_point(one, references[number, :2], "+", "white", 9)
         if window is not None:
-            zoom(one, window)
+            drawing.show(one, trace, centres, window)
         _arrow(one, start, end, "white")
         said = f"layer {number}: {trace.class_name(int(labels[number]))} {best[number]:.2f}"
         if labels[number] != prediction.label:
@@ -95,11 +74,11 @@ def draw_journey(trace: AttentionTrace, prediction: QueryPrediction, *, image: s
         if not last:
             overlap = box_iou(*(torch.from_numpy(boxes[[which]]) for which in (number, -1)))
             parts.append(f"IoU {float(overlap):.2f} with the last box")
-        caption(one, "\n".join([said, ", ".join(parts)]))
+        drawing.caption(one, "\n".join([said, ", ".join(parts)]))
 
-    crosses = [] if references is None else [mark("+", "reference point of the layer")]
-    show_key(figure, [mark("", "box of the last layer", "0.6", linestyle="--"), *crosses])
-    headline(figure, told(prediction, image), "the query's box after every layer of the decoder")
+    crosses = [] if references is None else [drawing.mark("+", "reference point of the layer")]
+    drawing.show_key(figure, [drawing.mark("", "box of the last layer", "0.6", linestyle="--"), *crosses])
+    drawing.headline(figure, drawing.told(prediction, image), "the query's box after every layer of the decoder")
     return Drawing(figure, numbers)
 
 
@@ -120,12 +99,12 @@ def draw_queries(trace: AttentionTrace, confidence: float = 0.5, *, image: str =
     if trace.references:
         numbers["references"] = stack_references([array(reference) for reference in trace.references])
         path = np.concatenate([numbers["references"][:1, :, :2], centres])
-    figure, [[axes]] = canvas(trace)
+    figure, [[axes]] = drawing.canvas(trace)
     sure = best[-1] >= confidence
     for group, over in ((np.flatnonzero(~sure), 2), (np.flatnonzero(sure), 3)):
-        colours: Any = [colour_of(int(label)) for label in labels[-1, group]] if over == 3 else _REST
+        colours: Any = [drawing.colour_of(int(label)) for label in labels[-1, group]] if over == 3 else _REST
         if trace.references:
-            hollow: dict[str, Any] = {"facecolors": "none", "linewidths": 0.7, "path_effects": outlined(0.7)}
+            hollow: dict[str, Any] = {"facecolors": "none", "linewidths": 0.7, "path_effects": drawing.outlined(0.7)}
             axes.scatter(*path[0, group].T, s=16, edgecolors=colours, zorder=over, **hollow)
         for start, end in pairwise(path[:, group]):
             axes.quiver(
@@ -152,14 +131,14 @@ def draw_queries(trace: AttentionTrace, confidence: float = 0.5, *, image: str =
                 zorder=over + 0.5,
             )
     found = sorted(set(labels[-1, sure].tolist()))
-    handles = [mark("o", trace.class_name(label), colour_of(label)) for label in found]
-    handles.append(mark("o", f"below {confidence:.2g}", _REST))
+    handles = [drawing.mark("o", trace.class_name(label), drawing.colour_of(label)) for label in found]
+    handles.append(drawing.mark("o", f"below {confidence:.2g}", _REST))
     if trace.references:
-        handles.append(mark("o", "first reference", markerfacecolor="none"))
-    handles += [mark("o", f"score {score:g}", markersize=(90 * score + 2) ** 0.5) for score in (0.25, 0.5, 1)]
-    show_key(figure, handles)
+        handles.append(drawing.mark("o", "first reference", markerfacecolor="none"))
+    handles += [drawing.mark("o", f"score {score:g}", markersize=(90 * score + 2) ** 0.5) for score in (0.25, 0.5, 1)]
+    drawing.show_key(figure, handles)
     what = f"box centres of {len(sure)} queries through {len(centres)} decoder layers"
-    headline(figure, image, f"{what}; {sure.sum()} queries are detections")
+    drawing.headline(figure, image, f"{what}; {sure.sum()} queries are detections")
     return Drawing(figure, numbers)
 
 
@@ -176,19 +155,19 @@ def draw_seeds(trace: AttentionTrace, confidence: float = 0.5, *, image: str = "
     if trace.tape.seeds is None:
         raise ValueError("seeds: expected a two-stage detector; this one's queries are learned, and come from no pixel")
     found = trace.detections(confidence)
-    numbers = numbers_of(found)
+    numbers = drawing.numbers_of(found)
     tokens = array(trace.tape.seeds)[0, numbers["queries"]]
     places = np.array([trace.place_of(token) for token in tokens.tolist()]).reshape(-1, 3)
     levels, xy = places[:, 2].astype(int), places[:, :2]
-    figure, [[axes]] = canvas(trace)
+    figure, [[axes]] = drawing.canvas(trace)
     for prediction, level, place in reversed(list(zip(found, levels.tolist(), xy, strict=True))):  # the surest on top
-        draw_detection(axes, prediction, width=1.4)
-        colour, corners = colour_of(prediction.label), np.array(prediction.box).reshape(2, 2)
+        drawing.draw_detection(axes, prediction, width=1.4)
+        colour, corners = drawing.colour_of(prediction.label), np.array(prediction.box).reshape(2, 2)
         _arrow(axes, place, corners.mean(0), colour, width=1.2)
-        draw_point(axes, place, MARKERS[level % len(MARKERS)], colour, 8)
-    show_key(figure, level_marks(trace, range(len(trace.shapes))))
+        drawing.draw_point(axes, place, MARKERS[level % len(MARKERS)], colour, 8)
+    drawing.show_key(figure, drawing.level_marks(trace, range(len(trace.shapes))))
     what = f"pixels of the encoder that {len(found)} detections of at least {confidence:.2g} came from"
-    headline(figure, image, what)
+    drawing.headline(figure, image, what)
     return Drawing(figure, numbers | {"tokens": tokens, "levels": levels, "xy": xy})
 
 
@@ -196,6 +175,6 @@ def _arrow(axes: Any, start: Array, end: Array, colour: Any, *, width: float = 1
     (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
     if np.linalg.norm(end - start) < _VISIBLE * max(abs(right - left), abs(top - bottom)):
         return
-    line = {"arrowstyle": "-|>", "color": colour, "linewidth": width, "path_effects": outlined(width)}
+    line = {"arrowstyle": "-|>", "color": colour, "linewidth": width, "path_effects": drawing.outlined(width)}
     shape = {"mutation_scale": 10, "shrinkA": 2, "shrinkB": 2}
     axes.annotate("", end, start, arrowprops=line | shape, zorder=4, annotation_clip=False, clip_on=True)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from msdeform.explain.core.maps import heat_map
 from msdeform.explain.core.trace import AttentionTrace, QueryPrediction
-from msdeform.explain.figures.drawing import MARKERS, Drawing, around, canvas, colour_of, draw_box, root_ticks, zoom
+from msdeform.explain.figures.drawing import MARKERS, Drawing, around, canvas, colour_of, draw_box, root_ticks, show
 from msdeform.explain.figures.encoder import draw_encoder
 from msdeform.explain.figures.heat import LEAST, draw_heat, draw_heat_grid, heat_colours
 from msdeform.explain.figures.points import draw_point_grid, draw_points
@@ -214,7 +214,7 @@ def test_names_of_boxes_are_apart_and_inside(deformable: AttentionTrace) -> None
     for dpi, window in ((60, None), (150, None), (100, (30, 20, 90, 65))):
         figure.set_dpi(dpi)
         if window is not None:
-            zoom(axes, window)
+            show(axes, deformable, np.zeros((0, 2)), window)
         rendered(Drawing(figure, {}))
         view = axes.get_window_extent()
         assert len(labels.placed) == 45 or window is not None
