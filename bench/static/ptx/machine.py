@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .counters import Counters
-from .instructions.decode import decode, member_mask
+from .instructions.decode import decode
 from .memory import Array, LaneError, Memory, check
 from .parse import Fault, Kernel
-from .state import Action, Lanes, State
+from .state import Lanes, State
 
 THREADS = 8192
 """about how many run as one vector: enough to hide Python, few enough for a core's cache"""
@@ -27,8 +27,8 @@ class Program:
 
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
-        self.actions: list[Action] = [decode(kernel, instruction) for instruction in kernel.instructions]
-        self.masks = [member_mask(kernel, instruction) for instruction in kernel.instructions]
+        decoded = [decode(kernel, instruction) for instruction in kernel.instructions]
+        self.actions, self.masks = [action for action, _ in decoded], [mask for _, mask in decoded]
         self.guards = [None if i.predicate is None else kernel.register(i.predicate) for i in kernel.instructions]
         self.opcodes = [i.opcode for i in kernel.instructions]
         first = [i.opcode.split(".")[0] for i in kernel.instructions]

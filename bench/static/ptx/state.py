@@ -105,19 +105,16 @@ class State:
             return self.lanes // 32
         return int(np.count_nonzero(np.diff(lanes >> 5))) + 1 if len(lanes) else 0
 
-    def count_shuffle(self, lanes: Lanes) -> None:
-        if self.counters is not None:
-            self.counters.wavefronts_by["shuffle"] += self.warps(lanes)
-
-    def count_global(self, kind: str, address: Array, size: int, lanes: Lanes) -> None:
-        if self.counters is not None:
+    def count(self, kind: str, address: Array, size: int, lanes: Lanes) -> None:
+        """Count an access of `size` bytes by each of these lanes, of a kind such as "shared load"."""
+        if self.counters is None:
+            return
+        if kind.startswith("shared"):
+            self.counters.count_shared(kind, address.astype(np.int64), size, self.of(np.arange(self.lanes), lanes))
+        else:
             start = self.memory.starts[np.searchsorted(self.memory.starts, address, "right") - 1]
             offset = (address - start).astype(np.int64) + (start >> np.uint64(7)).astype(np.int64) * 128 % (1 << 38)
             self.counters.count_global(kind, offset, size, self.of(self.first_of_warp, lanes))
-
-    def count_shared(self, kind: str, address: Array, size: int, lanes: Lanes) -> None:
-        if self.counters is not None:
-            self.counters.count_shared(kind, address.astype(np.int64), size, self.of(np.arange(self.lanes), lanes))
 
 
 Action = Callable[[State, Lanes], None]

@@ -49,10 +49,10 @@ def load(op: Operation) -> Action:
         at = address(state, lanes)
         if shared:
             raw = state.shared.load(at, size, state.of(state.slot, lanes))
-            state.count_shared("shared load", at, size, lanes)
+            state.count("shared load", at, size, lanes)
         else:
             raw = state.memory.load(at, size, state.of(state.program, lanes))
-            state.count_global("global load", at, size, lanes)
+            state.count("global load", at, size, lanes)
         columns = raw.view(dtype)
         for k, write in enumerate(writes):
             write(state, lanes, columns[:, k].copy())
@@ -70,11 +70,11 @@ def store(op: Operation) -> Action:
         raw = read(state, lanes).view(np.uint8)
         if shared:
             state.shared.store(at, raw, state.of(state.slot, lanes), state.undefined)
-            state.count_shared("shared store", at, raw.shape[1], lanes)
+            state.count("shared store", at, raw.shape[1], lanes)
         else:
             state.require_defined("what is stored")
             state.memory.store(at, raw, state.of(state.program, lanes))
-            state.count_global("global store", at, raw.shape[1], lanes)
+            state.count("global store", at, raw.shape[1], lanes)
 
     return act
 
@@ -82,23 +82,21 @@ def store(op: Operation) -> Action:
 def atomic(op: Operation) -> Action:
     """Reductions, and atomics whose result nobody reads: that order is not defined, and not kept."""
     only(op.modifiers, _HINTS | set(UPDATES) | {"noftz"})
-    operation = next((UPDATES[part] for part in op.parts if part in UPDATES), None)
+    operation: np.ufunc | None = next((UPDATES[part] for part in op.parts if part in UPDATES), None)
     targets = vector(op.operands[0]) if op.name == "atom" else []
     if operation is None or "global" not in op.parts or op.kernel.read_registers & {*targets}:
         raise Unknown
     read, address = op.columns(vector(op.operands[-1]), op.kind), op.address(op.operands[-2])
+    dtype = {"f16": np.float16, "bf16": np.uint16}.get(op.kind.removesuffix("x2"), NUMPY[op.kind])
+    if op.kind.startswith("bf16"):
+        operation = None
 
     def act(state: State, lanes: Lanes) -> None:
         at = address(state, lanes)
-        columns = read(state, lanes)
+        columns = read(state, lanes).view(dtype)
         state.require_defined("what is added")
-        if op.kind.startswith("f16"):
-            state.memory.update(at, columns.view(np.float16), np.add)
-        elif op.kind.startswith("bf16"):
-            state.memory.update_bfloat16(at, columns.view(np.uint16))
-        else:
-            state.memory.update(at, columns, operation)
-        state.count_global("reduction", at, columns.itemsize * columns.shape[1], lanes)
+        state.memory.update(at, columns, operation)
+        state.count("reduction", at, columns.itemsize * columns.shape[1], lanes)
 
     return act
 
@@ -124,10 +122,10 @@ def matrix(op: Operation) -> Action:
             words = np.ascontiguousarray(read(state, lanes).reshape(-1, 32, len(names)).swapaxes(1, 2))
             tiles = _tiles(words, len(names), transposed)
             state.shared.store(at, tiles.view(np.uint8).reshape(-1, 16), state.slot[holders])
-            state.count_shared("shared store", at, 16, holders)
+            state.count("shared store", at, 16, holders)
             return
         tiles = _tiles(state.shared.load(at, 16, state.slot[holders]), len(names), transposed)
-        state.count_shared("shared load", at, 16, holders)
+        state.count("shared load", at, 16, holders)
         words = tiles.view(np.uint32).reshape(-1, len(names), 32)
         for k, write in enumerate(writes):
             write(state, lanes, words[:, k].reshape(-1).copy())

@@ -13,6 +13,7 @@ import numpy as np
 from ..memory import Array
 from ..parse import Fault, Instruction, Kernel
 from ..state import Action, Lanes, Read, State, Write
+from .floats import TO_NUMBERS, TO_REGISTERS
 
 NUMPY: dict[str, Any] = {"pred": np.bool_, "f32": np.float32, "f64": np.float64, "f16": np.uint16, "bf16": np.uint16}
 NUMPY |= {"f16x2": np.uint32, "bf16x2": np.uint32, "f32x2": np.uint64}
@@ -47,23 +48,39 @@ class Operation:
         self.parts = instruction.opcode.split(".")
         self.name, self.modifiers, self.kind = self.parts[0], self.parts[1:-1], self.parts[-1]
 
-    def apply(self, kinds: list[str], function: Callable[..., Any], operands: tuple[str, ...] | None = None) -> Action:
-        """Destination first, then sources of these types."""
+    def apply(
+        self,
+        kinds: list[str],
+        function: Callable[..., Any],
+        *,
+        operands: tuple[str, ...] | None = None,
+        result: str | None = None,
+        seeded: bool = False,
+    ) -> Action:
+        """What `function` makes of the numbers of the sources, of these types, goes to the destination, the first of
+        the operands. `result` is its type, if not the opcode's last; a `seeded` function gets the seed of errors, too.
+        """
         target, *sources = self.operands if operands is None else operands
         if len(sources) != len(kinds):
             raise Unknown
         write = self.writer(target)
-        reads = [self.reader(token, kind) for token, kind in zip(sources, kinds, strict=True)]
-        if len(reads) == 1:
-            (one,) = reads
-            return lambda state, lanes: write(state, lanes, function(one(state, lanes)))
-        if len(reads) == 2:
+        reads = [self.number(token, kind) for token, kind in zip(sources, kinds, strict=True)]
+        if seeded:
+            reads.append(lambda state, lanes: state.seed)
+        rounded = TO_REGISTERS.get(result or self.kind)
+        whole = function if rounded is None else lambda *numbers: rounded(function(*numbers))
+        if len(reads) == 2:  # most of them
             first, second = reads
-            return lambda state, lanes: write(state, lanes, function(first(state, lanes), second(state, lanes)))
-        return lambda state, lanes: write(state, lanes, function(*(read(state, lanes) for read in reads)))
+            return lambda state, lanes: write(state, lanes, whole(first(state, lanes), second(state, lanes)))
+        return lambda state, lanes: write(state, lanes, whole(*[read(state, lanes) for read in reads]))
+
+    def number(self, token: str, kind: str) -> Read:
+        """How an operand of this type is read as a number, two packed ones as (lanes, 2)."""
+        read, to_number = self.reader(token, kind), TO_NUMBERS.get(kind)
+        return read if to_number is None else lambda state, lanes: to_number(read(state, lanes))
 
     def reader(self, token: str, kind: str) -> Read:
-        """How an operand is read as a number of this type."""
+        """How an operand is read, in the dtype in which registers of this type are held."""
         dtype = np.dtype(NUMPY[kind])
         token = token.strip()
         if special := _SPECIAL.match(token):
@@ -105,7 +122,7 @@ class Operation:
             if width and values.dtype.itemsize != width:
                 values = values.astype(np.dtype(f"{'i' if values.dtype.kind == 'i' else 'u'}{width}"))
             if lanes is None:
-                if values.ndim == 0:
+                if values.size != state.lanes:
                     values = np.full(state.lanes, values)
                 elif values.base is not None:  # a register's own memory may not be shared: it is written in place
                     values = values.copy()
@@ -164,12 +181,10 @@ def _constant(kernel: Kernel, token: str, dtype: np.dtype) -> Any:
         return np.array(32, dtype)[()]
     if dtype == np.bool_:
         return np.bool_(int(token, 0) != 0)
-    if match := re.match(r"^0[fF]([0-9a-fA-F]{8})$", token):
-        bits = np.array(int(match[1], 16), np.uint32)
-        return (bits.view(np.float32).astype(dtype) if dtype == np.float64 else bits.view(dtype))[()]
-    if match := re.match(r"^0[dD]([0-9a-fA-F]{16})$", token):
-        bits = np.array(int(match[1], 16), np.uint64)
-        return (bits.view(np.float64).astype(dtype) if dtype == np.float32 else bits.view(dtype))[()]
+    if match := re.match(r"^0[fFdD]([0-9a-fA-F]{8}|[0-9a-fA-F]{16})$", token):
+        size = len(match[1]) // 2
+        bits = np.array(int(match[1], 16), f"u{size}")
+        return (bits.view(f"f{size}").astype(dtype) if dtype.kind == "f" else bits.view(dtype))[()]
     try:
         value = int(token.rstrip("U"), 0)
     except ValueError:
