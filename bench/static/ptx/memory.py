@@ -176,9 +176,9 @@ class Memory:
 
 def _place(address: Array, size: int) -> tuple[Array, Array]:
     """A view of all memory in words of at most 16 bytes, and each access's indices (n, words) in it."""
-    unit = min(size, 16)
-    index = (address - np.uint64(_BASE)) >> np.uint64(_SHIFT[unit])
-    return _SPACE[unit], index[:, None] + np.arange(size // unit, dtype=np.uint64)
+    word = min(size, 16)
+    index = (address - np.uint64(_BASE)) >> np.uint64(_SHIFT[word])
+    return _SPACE[word], index[:, None] + np.arange(size // word, dtype=np.uint64)
 
 
 class SharedMemory:
