@@ -42,7 +42,7 @@ def table(options: TableOptions) -> int:
     measure(planned, settings, book)
     print(file=sys.stderr)
     book.report()
-    print(table.speed_table([row for row in book.rows if row["kind"] == planned[0].kind]))
+    print(table.speed_table(book.of(planned[0].kind)))
     return 0
 
 

@@ -64,12 +64,10 @@ def export_table(rows: Sequence[Row]) -> list[Line]:
     images = sorted({row["image"] for row in rows}, key=lambda image: [int(side) for side in image.split("x")])
     lines: list[Line] = [("detector", *(part for image in images for part in (image, "inputs")))]
     for model in dict.fromkeys(row["model"] for row in rows):
-        mine = {row["image"]: row for row in rows if row["model"] == model}
-        lines.append((model, *(cell for image in images for cell in _cells(mine.get(image)))))
+        cells = dict.fromkeys(images, ("-", "-"))
+        for row in rows:
+            if row["model"] == model:
+                difference = "failed" if row["failure"] is not None else f"{row['difference']:.1e}"
+                cells[row["image"]] = (difference, str(row["compared"]))
+        lines.append((model, *(part for pair in cells.values() for part in pair)))
     return lines
-
-
-def _cells(row: Row | None) -> tuple[str, str]:
-    if row is None:
-        return "-", "-"
-    return ("failed" if row["failure"] is not None else f"{row['difference']:.1e}"), str(row["compared"])
