@@ -1,6 +1,7 @@
 """What the threads that run together hold: registers, shared memory, and which lanes have set which register."""
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,8 @@ class State:
     def __init__(
         self,
         kernel: Kernel,
-        grid: tuple[int, int, int],
-        block: tuple[int, int, int],
+        grid: Sequence[int],
+        block: Sequence[int],
         programs: NDArray[np.int64],
         parameters: Mapping[str, bytes],
         memory: Memory,
@@ -29,7 +30,7 @@ class State:
         counters: Counters | None,
         seed: int | None,
     ) -> None:
-        threads = block[0] * block[1] * block[2]
+        threads = math.prod(block)
         per_program = -(-threads // 32) * 32
         self.kernel, self.threads, self.parameters, self.memory = kernel, threads, parameters, memory
         self.counters, self.seed = counters, seed

@@ -3,8 +3,7 @@
 Inside ``executing()`` a kernel is launched on CPU tensors, by ``kernel[grid](...)`` or by a kept compiled kernel.
 Triton specialises on arguments and alignment just as it does on a device, since the same code of Triton decides.
 
-Inside ``idling()`` kernels are compiled and launched likewise, and a launch does nothing: for the time that the host
-takes, and for how many variants of a kernel are compiled.
+Inside ``idling()`` a launch does nothing: for the time that the host takes, and for how many variants are compiled.
 """
 
 import contextlib
@@ -26,6 +25,7 @@ from .machine import Program
 from .parse import Fault, parse
 
 _FLOATS = {"fp64": "<d", "fp32": "<f", "f32": "<f", "fp16": "<e"}
+_idle = itertools.count()
 _program = lru_cache(maxsize=512)(lambda ptx: Program(parse(ptx)))
 
 
@@ -137,9 +137,6 @@ def executing(
         yield device
 
 
-_idle = itertools.count()
-
-
 @contextlib.contextmanager
 def idling(arch: int = 90) -> Iterator[list[str]]:
     """Compile what Triton launches inside, as for an architecture, and run nothing of it.
@@ -151,11 +148,8 @@ def idling(arch: int = 90) -> Iterator[list[str]]:
 
     def run_of(compiled: CompiledKernel) -> Callable[..., None]:
         variants.append(compiled.name)
-        return _nothing
+        return lambda *arguments: None
 
     # a name of its own, so that nothing is compiled yet
     with _active(_Driver(arch, f"idle sm_{arch}, {next(_idle)}"), run_of):
         yield variants
-
-
-def _nothing(*arguments: Any) -> None: ...
