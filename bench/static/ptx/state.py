@@ -70,13 +70,18 @@ class State:
         """
         values = self.registers[number]
         if values is None:
-            width = self.kernel.registers[number]
-            values = self.registers[number] = np.zeros(self.lanes, f"u{width}" if width else np.bool_)
-            self.set_by[number] = np.zeros(self.lanes, np.bool_)
+            values = self.clear(number)
         if number in self.set_by:
             missing = ~self.of(self.set_by[number], lanes)
             if missing.any():
                 self.undefined = missing if self.undefined is None else self.undefined | missing
+        return values
+
+    def clear(self, number: int) -> Array:
+        """A register's memory, which no lane has set."""
+        width = self.kernel.registers[number]
+        values = self.registers[number] = np.zeros(self.lanes, f"u{width}" if width else np.bool_)
+        self.set_by[number] = np.zeros(self.lanes, np.bool_)
         return values
 
     def take_undefined(self) -> NDArray[np.bool_] | None:
@@ -105,6 +110,22 @@ class State:
         if lanes is None:
             return self.lanes // 32
         return int(np.count_nonzero(np.diff(lanes >> 5))) + 1 if len(lanes) else 0
+
+    def load(self, space: str, address: Array, size: int, lanes: Lanes) -> Array:
+        """(n, size) uint8 from addresses (n,) of "shared" or "global" memory."""
+        memory, owner = (self.shared, self.slot) if space == "shared" else (self.memory, self.program)
+        raw = memory.load(address, size, self.of(owner, lanes))
+        self.count(f"{space} load", address, size, lanes)
+        return raw
+
+    def store(self, space: str, address: Array, values: Array, lanes: Lanes) -> None:
+        """Write `values` (n, size) uint8. What was never set stays so in shared memory, and is an error elsewhere."""
+        if space == "shared":
+            self.shared.store(address, values, self.of(self.slot, lanes), self.undefined)
+        else:
+            self.require_defined("what is stored")
+            self.memory.store(address, values, self.of(self.program, lanes))
+        self.count(f"{space} store", address, values.shape[1], lanes)
 
     def count(self, kind: str, address: Array, size: int, lanes: Lanes) -> None:
         """Count an access of `size` bytes by each of these lanes, of a kind such as "shared load"."""

@@ -20,7 +20,6 @@ NUMPY |= {"f16x2": np.uint32, "bf16x2": np.uint32, "f32x2": np.uint64}
 NUMPY |= {f"{s}{n}": getattr(np, f"{'int' if s == 's' else 'uint'}{n}") for s in "sub" for n in (8, 16, 32, 64)}
 """the dtype in which registers of a PTX type are held"""
 FLOATS = {"f16", "bf16", "f16x2", "bf16x2", "f32", "f32x2", "f64"}
-_UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 _SPECIAL = re.compile(r"^%((?:tid|ntid|ctaid|nctaid)\.[xyz]|laneid|warpid)$")
 _ADDRESS = re.compile(r"^\[\s*([^\s+\-\]]+|-?\d+)\s*(?:\+?\s*(-?\s*(?:0x)?[0-9a-fA-F]+))?\s*\]$")
 
@@ -90,7 +89,7 @@ class Operation:
             constant = _constant(self.kernel, token, dtype)
             return lambda state, lanes: constant
         whole = self.kernel.registers[number] == dtype.itemsize or kind == "pred"
-        unsigned = None if whole else _UNSIGNED[dtype.itemsize]
+        unsigned = None if whole else np.dtype(f"u{dtype.itemsize}")
 
         def read(state: State, lanes: Lanes) -> Array:
             values = state.registers[number]
@@ -116,7 +115,7 @@ class Operation:
         if number is None:
             raise Fault(f"unknown register {token!r}")
         width = self.kernel.registers[number]
-        store = np.dtype(_UNSIGNED[width] if width else np.bool_)
+        store = np.dtype(f"u{width}" if width else np.bool_)
 
         def write(state: State, lanes: Lanes, values: Any) -> None:
             if width and values.dtype.itemsize != width:
@@ -127,16 +126,13 @@ class Operation:
                 elif values.base is not None:  # a register's own memory may not be shared: it is written in place
                     values = values.copy()
                 state.registers[number] = values.view(store)
-                if state.undefined is None:
-                    state.set_by.pop(number, None)
-                else:
+                state.set_by.pop(number, None)
+                if state.undefined is not None:
                     state.set_by[number] = ~state.undefined
                 return
-            register = state.registers[number]
-            if register is None:
-                register = state.registers[number] = np.zeros(state.lanes, store)
-                state.set_by[number] = np.zeros(state.lanes, np.bool_)
-            register[lanes] = values.view(store)
+            if state.registers[number] is None:
+                state.clear(number)
+            state.registers[number][lanes] = values.view(store)  # type: ignore[index]
             if state.undefined is not None:
                 state.set_by.setdefault(number, np.ones(state.lanes, np.bool_))[lanes] = ~state.undefined
             elif number in state.set_by:
@@ -175,10 +171,9 @@ class Operation:
 
 
 def _constant(kernel: Kernel, token: str, dtype: np.dtype) -> Any:
-    if token in kernel.shared:
-        return np.array(kernel.shared[token], dtype)[()]
-    if token == "WARP_SZ":
-        return np.array(32, dtype)[()]
+    named = {**kernel.shared, "WARP_SZ": 32}
+    if token in named:
+        return np.array(named[token], dtype)[()]
     if dtype == np.bool_:
         return np.bool_(int(token, 0) != 0)
     if match := re.match(r"^0[fFdD]([0-9a-fA-F]{8}|[0-9a-fA-F]{16})$", token):
@@ -189,4 +184,4 @@ def _constant(kernel: Kernel, token: str, dtype: np.dtype) -> Any:
         value = int(token.rstrip("U"), 0)
     except ValueError:
         raise Fault(f"unknown operand {token!r}") from None
-    return np.array(value & (2 ** (8 * dtype.itemsize) - 1), _UNSIGNED[dtype.itemsize]).view(dtype)[()]
+    return np.array(value & (2 ** (8 * dtype.itemsize) - 1), f"u{dtype.itemsize}").view(dtype)[()]
