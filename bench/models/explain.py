@@ -1,8 +1,5 @@
 """``msdeform bench explain``: what an explanation costs beside the model's own forward and backward pass.
 
-    msdeform bench explain                                   # detectors at 800x1333; minutes on a CPU
-    msdeform bench explain --models detr_r50 --images 480x640
-
 Each cell runs in a process of its own: first the model forward and backward down to the backbone's maps, as its own
 losses would go, then the recorded pass and the relevance of one detection, of ten in one pass, and of one by layer.
 Memory is the process's peak (on a GPU, PyTorch's): what the explanation added to the model's. Weights are random, with

@@ -31,11 +31,12 @@ def measure_missing(planned: Planned, book: ResultsFile, minutes: float) -> int:
             continue
         row = None
         if time.monotonic() < end:
-            print(", ".join(map(str, key)), file=sys.stderr, flush=True)
+            print(*key, sep=", ", file=sys.stderr, flush=True)
             row = measure()
-        if row is None:
-            left += 1
-        else:
+        left += row is None
+        if row is not None:
             book.add(row)
     book.report()
+    if left:
+        print(f"{left} rows are left for want of time; the same command goes on with them\n")
     return left

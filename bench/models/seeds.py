@@ -1,9 +1,5 @@
 """``msdeform bench seeds``: a real training run for every backend and seed. Do the backends' APs agree?
 
-    msdeform bench seeds                 # a published detector on a GPU, a small one elsewhere
-    msdeform bench seeds --minutes 9     # stop cleanly after so long; the same command goes on from there
-    msdeform bench seeds --quick         # a tiny detector for seconds: does the command work?
-
 Each run is ``msdeform train`` in a process of its own, on one synthetic data set, from random weights. A seed decides
 weights, order and augmentation, the same for every backend: what is left to tell backends apart is their arithmetic.
 Runs go by seeds, so that the backends can be compared as soon as the first seed is through. A run that has a row of
@@ -109,8 +105,6 @@ def measure_rows(options: SeedsOptions) -> int:
             run = runs / f"{backend}-seed{seed}"
             planned.append(((*lead.values(), seed), partial(_row, row, recipe, run, device, end)))
     left = measure_missing(planned, book, float("inf"))  # a run that is over is recorded even without time
-    if left:
-        print(f"{left} runs are left: {options.minutes:g} minutes are over; the same command resumes them\n")
     rows = [row for row in book.rows if row["failure"] is None]
     if rows:
         print(f"{aligned(spread.table(rows), 1)}\n{spread.verdict(rows)}\n")

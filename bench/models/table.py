@@ -1,9 +1,5 @@
 """``msdeform table``: what the published table says of each detector, and ours beside it.
 
-    msdeform table --flops       # parameters and multiply-adds, counted in the same way
-    msdeform table --speed       # images a second by the published method, and end to end
-    msdeform table --training    # images a second, hours an epoch, memory of training steps
-
 On a CPU, where detectors take seconds an image, speeds are those of a reduced form, a tiny detector on a small image,
 unless ``--no-reduced`` is said.
 """

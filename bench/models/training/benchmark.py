@@ -1,9 +1,5 @@
 """``msdeform bench training``: how fast images are loaded, what a training step is made of, and what settings change.
 
-    msdeform bench training                          # all of it; reduced to small images on a CPU
-    msdeform bench training --parts loading --data DIR    # the loader on real photographs
-    msdeform bench training --parts step --options baseline compile --batch 4
-
 loading: images a second of the loader alone, by workers and cache. memory: each worker's own memory early and late in
 2,000 steps. step: images a second, peak memory and the stages of a step, with and without each setting; on a GPU a
 published detector on 800x1066 images, on a CPU a tiny one on small images, which shows that a setting works, and is
@@ -38,8 +34,6 @@ def measure_rows(options: TrainingOptions) -> int:
     device = usual_device()
     book = results_file("training", options, device, "train/**/*.py", "bench/models/training/*.py")
     left = measure_missing(_planned(options, device), book, options.minutes)
-    if left:
-        print(f"{left} cells are left: {options.minutes:g} minutes are over (--minutes; --out keeps what is done)\n")
     for kind, table in TABLES.items():
         if rows := [row for row in book.of(kind) if not row.get("failure")]:
             print(aligned(table(rows), 1) + "\n")
