@@ -21,10 +21,10 @@ from msdeform.train.data.loader import evaluation_loader, to_device
 from msdeform.train.data.transforms import evaluation_transform
 from msdeform.train.engine.checkpoint import save_checkpoint
 from msdeform.train.engine.distributed import ProcessGroup
+from msdeform.train.engine.run import evaluate
 from msdeform.train.engine.state import Training
 from msdeform.train.evaluation.coco_metrics import METRICS, coco_metrics, evaluate_boxes
 from msdeform.train.evaluation.detect import detect
-from msdeform.train.evaluation.distributed import evaluate_distributed
 from msdeform.train.evaluation.results import DetectionResults, coco_results, merge, pack_results, unpack_results
 from tests.models.huggingface import randomise
 
@@ -145,17 +145,21 @@ class Leader(ProcessGroup):
         return [value, *(self.work(rank) for rank in range(1, self.size))]
 
 
-def test_an_evaluation_together_is_that_of_one_process(data: CocoDetection, model: Detector) -> None:
-    criterion = create_criterion(model)
+def test_an_evaluation_together_is_that_of_one_process(
+    data: CocoDetection, changed: Callable[..., TrainOptions]
+) -> None:
+    training = Training(changed(batch_size=2))
+    model, criterion = training.model, training.criterion
+    randomise(model)
 
     def work(rank: int) -> DetectionResults:
         return detect(model, data, CPU, criterion=criterion, shard=(rank, 3))
 
-    settings = {"criterion": criterion, "batch_size": 2, "workers": 0, "precision": "fp32"}
-    alone = evaluate_distributed(model, data, ProcessGroup(CPU), **settings)
+    alone = evaluate(training, data)
     losses = {f"val_{name}" for name in ("loss", *criterion(*one_batch(model, data)))}
     assert alone.keys() == {*METRICS, *losses, "per_class"}
-    several = evaluate_distributed(model, data, Leader(3, work), **settings)
+    training.group = Leader(3, work)
+    several = evaluate(training, data)
     assert several.pop("per_class") == pytest.approx(alone.pop("per_class"), rel=1e-5)
     assert several == pytest.approx(alone, rel=1e-5)
 
