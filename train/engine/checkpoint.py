@@ -183,19 +183,13 @@ def load_trained(path: Path, device: torch.device, attn_backend: str = "auto", n
     model = load_model(source, attn_backend=backend, name=name).to(device)
     state = source.training
     if state is None:
-        names = model.categories or [str(label) for label in range(num_classes(model))]
+        names = model.categories or [str(label) for label in range(model.require_config().num_classes)]
         categories = [Category(label, own) for label, own in enumerate(names)]
         return Trained(model, name or path.name, categories, TrainOptions(), backend, device, None)
     categories = [Category(**category) for category in state["categories"]]
     options = from_plain(TrainOptions, state["options"])
     model.categories, model.input_size = [category.name for category in categories], options.input.size
     return Trained(model, state["model_name"], categories, options, backend, device, state["step"])
-
-
-def num_classes(model: Detector) -> int:
-    """Of a model that has a configuration."""
-    assert model.config is not None
-    return model.config.num_classes
 
 
 def load_model_state(model: nn.Module, weights: dict[str, Tensor], path: Path) -> None:

@@ -5,6 +5,7 @@ another after it, and a signal from a scheduler is answered by a checkpoint when
 """
 
 import contextlib
+import errno
 import os
 import time
 from collections.abc import Iterator
@@ -15,16 +16,15 @@ import torch
 
 from ...common.files import atomic_file, in_use, remove_leftovers
 from ...common.options import command
+from ...models.weights.formats import checkpoints_in
 from ..config.options import TrainOptions, to_plain
-from ..config.resolve import save_settings
 from ..data.dataset import CocoDetection, Sample
 from ..data.loader import validation_data
-from ..evaluation.distributed import evaluate_distributed
-from ..monitor.display import Display, display
-from ..monitor.failures import failure_sentence, how_to_resume
+from ..evaluation.coco_metrics import evaluate_boxes
+from ..evaluation.detect import detect
+from ..evaluation.results import merge
 from ..monitor.loggers import import_wandb
 from ..monitor.reporter import Reporter
-from ..monitor.run_log import RunLog
 from .acceleration import uncompiled
 from .checkpoint import (
     BEST,
@@ -37,7 +37,7 @@ from .checkpoint import (
     save_checkpoint,
 )
 from .distributed import LateError, process_group
-from .memory import dry_run
+from .memory import dry_run, what_to_lower
 from .profile import profile
 from .signals import StopSignals
 from .state import Training
@@ -58,20 +58,39 @@ def run_steps(options: TrainOptions, n: int) -> list[float]:
     return losses
 
 
-def evaluate(training: Training, validation: CocoDetection) -> dict[str, Any]:
-    """COCO's metrics of the model as it stands, and its losses; every process detects in its share of the images."""
-    training.group.note("evaluating", training.steps_done)
+def evaluate(training: Training, data: CocoDetection) -> dict[str, Any]:
+    """COCO's numbers of the model as it stands, AP and ``per_class``, and its ``val_`` losses, as detect has them.
+
+    Every process detects in its share of the images, none twice, and gets the same numbers.
+
+    Raises:
+        ValueError: as detect and evaluate_boxes.
+        LateError: a process did not come in time.
+    """
+    group, options = training.group, training.options
+    group.note("evaluating", training.steps_done)
     training.share_running_statistics()
-    with uncompiled(training.options.compute):
-        return evaluate_distributed(
+    with uncompiled(options.compute), group.all_or_none("detecting"):
+        found = detect(
             training.detector,
-            validation,
-            training.group,
+            data,
+            group.device,
+            batch_size=options.batch.batch_size,
+            workers=options.loading.workers,
+            precision=options.compute.precision,
             criterion=training.criterion,
-            batch_size=training.options.batch.batch_size,
-            workers=training.options.loading.workers,
-            precision=training.options.compute.precision,
+            shard=(group.rank, group.size),
         )
+    every = group.gather(found, patient=True)
+    metrics: dict[str, Any] = {}
+    with group.all_or_none("measuring"):
+        if group.is_main:
+            whole = merge(every)
+            evaluation = evaluate_boxes(data.annotations.ground_truth(), whole, data.image_ids)
+            losses = {f"val_{name}": value for name, value in whole.losses.items()}
+            per_class = {kind.name: kind.AP for kind in evaluation.classes if kind.AP is not None}
+            metrics = {**evaluation.metrics, **losses, "per_class": per_class}
+    return group.broadcast(metrics)
 
 
 def train(options: TrainOptions) -> Path:
@@ -104,8 +123,7 @@ def train(options: TrainOptions) -> Path:
                     stack.enter_context(in_use(out))
                 refuse_another_run(options, out, training.steps_done)
                 remove_leftovers(out)
-        log, bar = _record(stack, training, out)
-        _Run(training, validation, out, Reporter(training, validation, out, log, bar), signals).go()
+        _Run(training, validation, out, Reporter(training, validation, out, stack), signals).go()
     return out
 
 
@@ -298,23 +316,36 @@ def _agree(training: Training) -> None:
                     raise ValueError(f"process {rank} has another {name} than process 0: {theirs[name]}, not {value}")
 
 
-def _record(stack: contextlib.ExitStack, training: Training, out: Path) -> tuple[RunLog | None, Display]:
-    """The log, of the main process alone, and the bar, which others do not show."""
-    options, is_main = training.options, training.group.is_main
-    log = None
-    if is_main:
-        save_settings(options, out / "config.yaml")
-        log = stack.enter_context(
-            RunLog(
-                out,
-                tensorboard=options.logging.tensorboard,
-                wandb=options.logging.wandb,
-                settings=to_plain(options),
-                step=training.steps_done,
-            )
+def how_to_resume(out: Path) -> str:
+    """The command that goes on with the run in a folder; the end of a sentence."""
+    files = checkpoints_in(out)
+    return f"resume it with: {command('train', '--resume', files[-1])}" if files else "there is no checkpoint yet"
+
+
+def failure_sentence(error: Exception, out: Path, step: int, batch_size: int) -> str | None:
+    """What ended the run in a folder, and what to do, in a sentence; None for anything but what long runs meet."""
+    first = (str(error) or type(error).__name__).splitlines()[0]
+    if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in first:
+        what = f"out of memory at step {step} with --batch-size {batch_size}: {what_to_lower(batch_size)} ({first})"
+    elif "DataLoader worker" in first:
+        what = (
+            f"a process that loads images was killed at step {step}, as a rule for want of memory: try fewer "
+            f"--workers, or less --cache-images ({first})"
         )
-    shown = options.logging.progress and is_main
-    return log, stack.enter_context(display(training.steps_done, training.total_steps, shown=shown))
+    elif (full := _no_room(error)) is not None:
+        what = f"no room to write {full.filename or out} at step {step} ({os.strerror(full.errno or errno.ENOSPC)})"
+    else:
+        return None
+    return f"{what}; {how_to_resume(out)}"
+
+
+def _no_room(error: BaseException | None) -> OSError | None:
+    """The error of a full disk that is, or led to, this one: torch.save covers it with one of its own."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def evaluate_checkpoint(options: TrainOptions) -> dict[str, Any] | None:

@@ -7,16 +7,17 @@ hold them against each other; both get the same truth and the same detections fr
 import contextlib
 import io
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from ...common.text import counted
-from .results import COLUMNS, DetectionResults, pack_results
+from .results import COLUMNS, DetectionResults, pack_results, unpack_results
 
 Engine = Literal["faster", "pycocotools"]
 
@@ -105,17 +106,26 @@ def evaluate_boxes(
     ids = np.unique(np.asarray(image_ids, dtype=np.int64))
     rows = _checked(results, ids, {int(image["id"]) for image in content["images"]})
     dataset = _complete(content, set(ids.tolist()))
-    found = {**dataset, "annotations": _as_annotations(rows[np.isin(rows[:, 0], ids)])}
-    with _quiet():
-        evaluator = _evaluator(engine, dataset, found)
+    rows = rows[np.isin(rows[:, 0], ids)]
+    if engine == "faster":
+        from faster_coco_eval import COCO, COCOeval_faster
+
+        COCOeval = partial(COCOeval_faster, print_function=lambda *_: None)
+    else:
+        from pycocotools.coco import COCO
+        from pycocotools.cocoeval import COCOeval
+    with contextlib.redirect_stdout(io.StringIO()):  # both libraries print their progress and their tables
+        annotated = _indexed(COCO(), dataset)
+        # loadRes of pycocotools takes no empty list, and both make an outline of every box that has none
+        found = [{**one, "segmentation": []} for one in unpack_results(rows)]
+        detected = annotated.loadRes(found) if found else _indexed(COCO(), {**dataset, "annotations": []})
+        evaluator = COCOeval(annotated, detected, iouType="bbox")
         evaluator.evaluate()
         evaluator.accumulate()
         evaluator.summarize()
-    stats = zip(METRICS, evaluator.stats[: len(METRICS)], strict=True)
+    metrics = dict(zip(METRICS, map(float, evaluator.stats[: len(METRICS)]), strict=True))
     precision, recall = np.asarray(evaluator.eval["precision"]), np.asarray(evaluator.eval["recall"])
-    return Evaluation(
-        {name: float(value) for name, value in stats}, _classes(dataset, precision, recall), precision, recall
-    )
+    return Evaluation(metrics, _classes(dataset, precision, recall), precision, recall)
 
 
 def _checked(
@@ -125,13 +135,10 @@ def _checked(
     if not len(image_ids):
         raise ValueError("image_ids: expected at least one image to evaluate on, got none")
     if isinstance(results, DetectionResults):
-        missed = np.setdiff1d(image_ids, results.image_ids)
+        missed, rows = np.setdiff1d(image_ids, results.image_ids), results.results
         if len(missed):
-            raise ValueError(
-                f"detections: {len(missed)} of {counted(len(image_ids), 'image')} not looked at, the first is "
-                f"{missed[0]}"
-            )
-        rows = results.results
+            whole = counted(len(image_ids), "image")
+            raise ValueError(f"detections: {len(missed)} of {whole} not looked at, the first is {missed[0]}")
     else:
         rows = results if isinstance(results, np.ndarray) else pack_results(results)
     if rows.ndim != 2 or rows.shape[1] != COLUMNS:
@@ -159,20 +166,18 @@ def _complete(content: dict[str, Any], image_ids: set[int]) -> dict[str, Any]:
     Annotations are numbered anew: to both libraries one of id 0 is a box that nothing can match, and two of one id are
     one box counted twice.
     """
-    annotations: list[dict[str, Any]] = []
-    for annotation in content["annotations"]:
-        if annotation["image_id"] in image_ids:
-            box = annotation["bbox"]
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": annotation["image_id"],
-                    "category_id": annotation["category_id"],
-                    "bbox": box,
-                    "area": annotation.get("area", box[2] * box[3]),
-                    "iscrowd": annotation.get("iscrowd", 0),
-                }
-            )
+    wanted = (one for one in content["annotations"] if one["image_id"] in image_ids)
+    annotations = [
+        {
+            "id": number,
+            "image_id": one["image_id"],
+            "category_id": one["category_id"],
+            "bbox": one["bbox"],
+            "area": one.get("area", one["bbox"][2] * one["bbox"][3]),
+            "iscrowd": one.get("iscrowd", 0),
+        }
+        for number, one in enumerate(wanted, start=1)
+    ]
     return {
         "images": [dict(image) for image in content["images"] if image["id"] in image_ids],
         "categories": [dict(category) for category in content["categories"]],
@@ -180,68 +185,21 @@ def _complete(content: dict[str, Any], image_ids: set[int]) -> dict[str, Any]:
     }
 
 
-def _as_annotations(rows: np.ndarray) -> list[dict[str, Any]]:
-    """Detections in the form that the libraries' own loadRes gives them, without the outlines that it adds."""
-    columns = zip(
-        rows[:, 0].astype(np.int64).tolist(),
-        rows[:, 6].astype(np.int64).tolist(),
-        rows[:, 1:5].tolist(),
-        rows[:, 5].tolist(),
-        (rows[:, 3] * rows[:, 4]).tolist(),
-        strict=True,
-    )
-    return [
-        {
-            "id": number,
-            "image_id": image,
-            "category_id": category,
-            "bbox": box,
-            "score": score,
-            "area": area,
-            "iscrowd": 0,
-        }
-        for number, (image, category, box, score, area) in enumerate(columns, start=1)
-    ]
-
-
-def _evaluator(engine: Engine, truth: dict[str, Any], found: dict[str, Any]) -> Any:
-    if engine == "faster":
-        from faster_coco_eval import COCO, COCOeval_faster
-
-        return COCOeval_faster(
-            _indexed(COCO, truth), _indexed(COCO, found), iouType="bbox", print_function=lambda *_: None
-        )
-    from pycocotools.coco import COCO as ReferenceCOCO
-    from pycocotools.cocoeval import COCOeval
-
-    return COCOeval(_indexed(ReferenceCOCO, truth), _indexed(ReferenceCOCO, found), iouType="bbox")
-
-
-def _indexed(kind: Any, dataset: dict[str, Any]) -> Any:
-    coco = kind()
+def _indexed(coco: Any, dataset: dict[str, Any]) -> Any:
+    """A library's COCO, with a content that is no file."""
     coco.dataset = dataset
     coco.createIndex()
     return coco
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    # both libraries print their progress and their tables
-    with contextlib.redirect_stdout(io.StringIO()):
-        yield
-
-
 def _classes(dataset: dict[str, Any], precision: np.ndarray, recall: np.ndarray) -> list[ClassMetrics]:
-    counts: dict[int, int] = {}
-    for annotation in dataset["annotations"]:
-        if not annotation["iscrowd"]:
-            counts[annotation["category_id"]] = counts.get(annotation["category_id"], 0) + 1
+    counts = Counter(one["category_id"] for one in dataset["annotations"] if not one["iscrowd"])
     precision, recall = (array[..., _ALL_AREAS, _MOST_DETECTIONS] for array in (precision, recall))
     return [
         ClassMetrics(
             id=category["id"],
             name=str(category["name"]),
-            boxes=counts.get(category["id"], 0),
+            boxes=counts[category["id"]],
             AP=_mean(precision[..., place]),
             AP50=_mean(precision[_IOU_50, :, place]),
             AR100=_mean(recall[:, place]),

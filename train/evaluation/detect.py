@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +13,7 @@ from ...models.losses.criterion import SetCriterion
 from ..data.dataset import Category, CocoDetection
 from ..data.loader import evaluation_loader, to_device
 from ..engine.acceleration import autocast
-from ..engine.checkpoint import Trained, num_classes
+from ..engine.checkpoint import Trained
 from .results import DetectionResults, result_rows
 
 
@@ -56,7 +55,9 @@ def detect(
     part.rows = data.rows[rank::world]
     ids = [category.id for category in data.annotations.categories] if category_ids is None else category_ids
     dtype = next((parameter.dtype for parameter in model.parameters()), torch.float32)
-    losses = _Losses(criterion, data) if isinstance(criterion, SetCriterion) else None
+    # of the whole data set: what divides each batch's share of its losses
+    box_counts = np.diff(data.annotations.first)[data.rows].tolist()
+    losses: dict[str, Tensor] = {}
     image_ids: list[int] = []
     rows: list[np.ndarray] = []
     with evaluating(model), autocast(device, precision):
@@ -64,36 +65,19 @@ def detect(
             images, targets = to_device(samples, device, dtype)
             sizes = torch.tensor([target["size"] for target in targets], device=device)
             outputs = model(images)
-            if losses is not None:
-                losses.add(outputs, targets)
+            if isinstance(criterion, SetCriterion):
+                shares = criterion(outputs, targets, box_counts=box_counts)
+                weighted = [shares[name] * weight for name, weight in criterion.weight_dict.items()]
+                for name, share in {"loss": torch.stack(weighted).sum(), **shares}.items():
+                    losses[name] = losses.get(name, 0.0) + share.double()
             batch = [target["image_id"] for target in targets]
             rows.append(result_rows(batch, model.post_process(outputs, sizes), ids))
             image_ids += batch
             for _ in batch:
                 advance()
-    return DetectionResults(
-        image_ids=np.asarray(image_ids, dtype=np.int64),
-        results=np.concatenate([result_rows([], [], ids), *rows]),
-        losses={} if losses is None else losses.sums(),
-    )
-
-
-class _Losses:
-    """The losses of a data set, batch by batch: shares that add up to those of all its images as one batch."""
-
-    def __init__(self, criterion: SetCriterion, data: CocoDetection) -> None:
-        self.criterion = criterion
-        self.box_counts = np.diff(data.annotations.first)[data.rows].tolist()
-        self.total: dict[str, Tensor] = {}
-
-    def add(self, outputs: dict[str, Any], targets: list[dict[str, Any]]) -> None:
-        shares = self.criterion(outputs, targets, box_counts=self.box_counts)
-        weighted = [shares[name] * weight for name, weight in self.criterion.weight_dict.items()]
-        for name, share in {"loss": torch.stack(weighted).sum(), **shares}.items():
-            self.total[name] = self.total.get(name, 0.0) + share.double()
-
-    def sums(self) -> dict[str, float]:
-        return {name: float(value) for name, value in self.total.items()}
+    results = np.concatenate([result_rows([], [], ids), *rows])
+    numbers = {name: float(value) for name, value in losses.items()}
+    return DetectionResults(np.asarray(image_ids, dtype=np.int64), results, numbers)
 
 
 def match_categories(trained: Trained, data: list[Category]) -> list[int | None]:
@@ -105,7 +89,7 @@ def match_categories(trained: Trained, data: list[Category]) -> list[int | None]
     Raises:
         ValueError: the data has a class that the model lacks.
     """
-    names, count = trained.model.categories, num_classes(trained.model)
+    names, count = trained.model.categories, trained.model.require_config().num_classes
     if names is not None:
         missing = [category.name for category in data if category.name not in names]
         if missing:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from ..data.annotations import Annotations
 # category id; float64, which holds every integer below 2**53
 COLUMNS = 7
 _MOST_ID = 2**53
+_KEYS = ("boxes", "scores", "labels")
 
 
 @dataclass(frozen=True)
@@ -47,12 +49,10 @@ def merge(parts: Sequence[DetectionResults]) -> DetectionResults:
             f"detections: {counted(int((counts > 1).sum()), 'image')} looked at more than once, the first is "
             f"{twice} (by processes {', '.join(who)}); every image counts once"
         )
-    names = dict.fromkeys(name for part in parts for name in part.losses)
-    return DetectionResults(
-        image_ids=image_ids,
-        results=np.concatenate([part.results for part in parts]),
-        losses={name: sum(part.losses.get(name, 0.0) for part in parts) for name in names},
-    )
+    losses: Counter[str] = Counter()
+    for part in parts:
+        losses.update(part.losses)
+    return DetectionResults(image_ids, np.concatenate([part.results for part in parts]), dict(losses))
 
 
 def result_rows(
@@ -65,16 +65,11 @@ def result_rows(
     if not found:
         return np.empty((0, COLUMNS))
     # one copy from the device for all images
-    boxes = torch.cat([image["boxes"] for image in found]).double().cpu().numpy()
-    scores = torch.cat([image["scores"] for image in found]).double().cpu().numpy()
-    labels = torch.cat([image["labels"] for image in found]).cpu().numpy()
-    rows = np.empty((len(labels), COLUMNS))
-    rows[:, 0] = np.repeat(_exact(np.asarray(image_ids)), [len(image["labels"]) for image in found])
-    rows[:, 1:3] = boxes[:, :2]
-    rows[:, 3:5] = boxes[:, 2:] - boxes[:, :2]
-    rows[:, 5] = scores
-    rows[:, 6] = np.array([np.nan if known is None else known for known in category_ids])[labels]
-    return rows[~np.isnan(rows[:, 6])]
+    boxes, scores, labels = (torch.cat([one[key] for one in found]).double().cpu().numpy() for key in _KEYS)
+    ids = np.repeat(_exact(np.asarray(image_ids)), [len(image["labels"]) for image in found])
+    categories = np.array([np.nan if known is None else known for known in category_ids])[labels.astype(int)]
+    rows = np.column_stack([ids, boxes[:, :2], boxes[:, 2:] - boxes[:, :2], scores, categories])
+    return rows[~np.isnan(categories)]
 
 
 def coco_results(image_id: int, found: Detections, category_ids: Sequence[int | None]) -> list[dict[str, Any]]:
@@ -136,31 +131,26 @@ def _match_images(path: Path, results: Sequence[dict[str, Any]], rows: np.ndarra
         return
     if named < len(results):
         raise ValueError(f"results file {path}: expected a file_name in every detection or in none, got {named}")
-    names: dict[Any, str] = {}
-    ids: dict[str, Any] = {}
-    for result in results:
-        image_id, name = result["image_id"], str(result["file_name"])
-        if names.setdefault(image_id, name) != name or ids.setdefault(name, image_id) != image_id:
+    pairs = {(result["image_id"], str(result["file_name"])) for result in results}
+    for what, values in zip(("image_id", "file_name"), zip(*pairs, strict=True), strict=True):
+        [(value, count)] = Counter(values).most_common(1)
+        if count > 1:
             raise ValueError(
-                f"results file {path}: expected one file_name for each image_id, got {name} with id {image_id} "
-                f"beside {names[image_id]} and id {ids.get(name, image_id)}"
+                f"results file {path}: expected one file_name for each image_id, got {count} pairs with {what} {value}"
             )
     # the results may name files from the folder of images, the annotations from a folder above it
-    known: dict[str, set[int]] = {}
+    known: defaultdict[str, set[int]] = defaultdict(set)
     for image in annotations.images:
         parts = image.name.split("/")
         for start in range(len(parts)):
-            known.setdefault("/".join(parts[start:]), set()).add(image.id)
-    for image in annotations.images:
-        known[image.name] = {image.id}
+            known["/".join(parts[start:])].add(image.id)
+    known.update({image.name: {image.id} for image in annotations.images})
     for row, result in zip(rows, results, strict=True):
-        found = known.get(str(result["file_name"]), set())
+        found = known[str(result["file_name"])]
         if len(found) != 1:
-            what = f"lists {len(found)} times"
-            if not found:
-                what = "does not list; predict the images of that split only"
+            what = f"lists {len(found)} times" if found else "does not list; predict the images of that split only"
             raise ValueError(f"results file {path}: image {result['file_name']}, which {annotations.path} {what}")
-        row[0] = next(iter(found))
+        [row[0]] = found
 
 
 def _match_categories(
@@ -172,17 +162,16 @@ def _match_categories(
     """
     names = {category.id: category.name for category in annotations.categories}
     ids = {name: category_id for category_id, name in names.items()}
-    renumbered = False
+    before = rows[:, 6].copy()
     for row, result in zip(rows, results, strict=True):
-        given = result.get("category_name")
-        name = None if given is None else str(given)
+        name = result.get("category_name")
         if name is None and row[6] not in names:
             raise ValueError(f"results file {path}: category {row[6]:g} is not one of {annotations.path}")
-        if name is not None and name not in ids:
+        if name is not None and str(name) not in ids:
             raise ValueError(f"results file {path}: class '{name}' is not one of {annotations.path}")
-        if name is not None and names.get(row[6]) != name:
-            renumbered, row[6] = True, ids[name]
-    if renumbered:
+        if name is not None and names.get(row[6]) != str(name):
+            row[6] = ids[str(name)]
+    if (rows[:, 6] != before).any():
         print(f"{path}: category ids differ from those of {annotations.path}; matched by name", file=sys.stderr)
 
 

@@ -1,12 +1,10 @@
 """Where a run's numbers and pictures can be looked at while it goes on: TensorBoard, and Weights & Biases."""
 
-import html
 import importlib
 import re
 import secrets
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -16,22 +14,22 @@ from ...common.files import atomic_file
 # the file in a run's folder that holds the id of its run at Weights & Biases
 WANDB_ID = "wandb-id"
 
-_SPEED = ("images_per_s", "data_s", "step_s", "memory_mb")
 # where a point is, and of how many steps it is the mean
 _NOT_SHOWN = ("step", "epoch", "time", "steps")
-_TERM = re.compile(r"(?P<measure>.+?)(?P<layer>_\d+|_enc)?")
-
-
-class Logger(Protocol):
-    """What shows numbers, pictures and texts by name, each at a step."""
-
-    def numbers(self, values: dict[str, float], step: int) -> None: ...
-
-    def picture(self, name: str, image: Image.Image, step: int) -> None: ...
-
-    def text(self, name: str, text: str, step: int) -> None: ...
-
-    def close(self) -> None: ...
+# by event: names, and the tags that loggers group them by; the first that fits counts
+_TAGS = {
+    "step": (
+        (r"loss", "loss/total"),
+        (r"loss_(.+(?:_\d+|_enc))", r"loss_auxiliary/\1"),
+        (r"(.+)_error(_\d+|_enc)", r"error_auxiliary/\1\2"),
+        (r"(.+)_error", r"error/\1"),
+        (r"(loss|lr)_(.+)", r"\1/\2"),
+        (r"(images_per_s|data_s|step_s|memory_mb)", r"speed/\1"),
+        (r"(?:grad_)?(norm|finite|scale)", r"gradient/\1"),
+        (r"(.+)", r"step/\1"),
+    ),
+    "epoch": ((r"seconds", "speed/evaluation_s"), (r"(?:val_)?(.+)", r"val/\1")),
+}
 
 
 def tagged(event: str, values: dict[str, Any]) -> dict[str, float]:
@@ -40,42 +38,14 @@ def tagged(event: str, values: dict[str, Any]) -> dict[str, float]:
     The losses of the last layer are in ``loss``, those of the others, and of the encoder, in ``loss_auxiliary``. AP
     and AR of a size that nothing annotated has are -1, and left out.
     """
-    if event == "step":
-        return {_step_tag(name): float(value) for name, value in _numbers(values)}
-    if event == "epoch":
-        classes = values.get("per_class") or {}
-        by_class = {f"val/class/{re.sub(r'[^-.0-9A-Za-z]', '_', name)}_AP": ap for name, ap in classes.items()}
-        whole = {
-            "speed/evaluation_s" if name == "seconds" else f"val/{name.removeprefix('val_')}": value
-            for name, value in _numbers(values)
-        }
-        return {tag: float(value) for tag, value in (whole | by_class).items() if value != -1}
-    return {}
-
-
-def _numbers(values: dict[str, Any]) -> Iterator[tuple[str, float]]:
-    for name, value in values.items():
+    tags, found = _TAGS.get(event, ()), {}
+    for name, value in values.items() if tags else ():
         if isinstance(value, int | float) and not isinstance(value, bool) and name not in _NOT_SHOWN:
-            yield name, value
-
-
-def _step_tag(name: str) -> str:
-    match = _TERM.fullmatch(name)
-    assert match is not None
-    group = "loss_auxiliary" if match["layer"] else "loss"
-    if name == "loss":
-        return "loss/total"
-    if name.startswith("loss_"):
-        return f"{group}/{name.removeprefix('loss_')}"
-    if match["measure"].endswith("_error"):
-        return f"{group.replace('loss', 'error')}/{name.replace('_error', '')}"
-    if name.startswith("lr_"):
-        return f"lr/{name.removeprefix('lr_')}"
-    if name in _SPEED:
-        return f"speed/{name}"
-    if name in ("grad_norm", "finite", "scale"):
-        return f"gradient/{name.removeprefix('grad_')}"
-    return f"step/{name}"
+            tag = next(match.expand(tag) for known, tag in tags if (match := re.fullmatch(known, name)))
+            found[tag] = float(value)
+    for name, ap in (values.get("per_class") or {}).items() if event == "epoch" else ():
+        found[f"val/class/{re.sub(r'[^-.0-9A-Za-z]', '_', name)}_AP"] = float(ap)
+    return {tag: value for tag, value in found.items() if event != "epoch" or value != -1}
 
 
 class TensorBoard:
@@ -86,6 +56,7 @@ class TensorBoard:
 
         # a thread writes; a longer queue than its default keeps the training from waiting for it
         self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1, max_queue=1000, flush_secs=30)
+        self.close = self._writer.close
 
     def numbers(self, values: dict[str, float], step: int) -> None:
         from tensorboard.compat.proto.summary_pb2 import Summary
@@ -96,13 +67,6 @@ class TensorBoard:
 
     def picture(self, name: str, image: Image.Image, step: int) -> None:
         self._writer.add_image(name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
-
-    def text(self, name: str, text: str, step: int) -> None:
-        # markdown, in which indented lines stay as they are
-        self._writer.add_text(name, "\n".join(f"    {line}" for line in text.splitlines()), step)
-
-    def close(self) -> None:
-        self._writer.close()
 
 
 class WeightsAndBiases:
@@ -144,9 +108,6 @@ class WeightsAndBiases:
 
     def picture(self, name: str, image: Image.Image, step: int) -> None:
         self._run.log({name: self._wandb.Image(image)}, step=step)
-
-    def text(self, name: str, text: str, step: int) -> None:
-        self._run.log({name: self._wandb.Html(f"<pre>{html.escape(text)}</pre>")}, step=step)
 
     def close(self) -> None:
         self._run.finish()

@@ -1,10 +1,11 @@
 """What a run tells: sentences and a bar on the terminal of the main process, events in log.jsonl and its loggers."""
 
 import dataclasses
+import math
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +15,7 @@ import torch
 from ...common.text import counted
 from ...models.layers.evaluation_mode import evaluating
 from ..config.options import to_plain
-from ..config.resolve import settings_lines
+from ..config.resolve import save_settings, settings_lines
 from ..data.dataset import CocoDetection
 from ..engine.acceleration import uncompiled
 from ..engine.state import Training
@@ -24,22 +25,25 @@ from .run_log import RunLog
 
 
 class Reporter:
-    """Reports a run; processes other than the main one have no log, and a display that shows nothing."""
+    """Reports a run, until ``stack`` is left; processes other than the main one log and show nothing."""
 
-    def __init__(
-        self, training: Training, validation: CocoDetection, out: Path, log: RunLog | None, bar: Display
-    ) -> None:
+    def __init__(self, training: Training, validation: CocoDetection, out: Path, stack: ExitStack) -> None:
         self.training, self.validation, self.out = training, validation, out
-        self._log, self._bar = log, bar
+        options, is_main = training.options, training.group.is_main
+        self._log: RunLog | None = None
+        if is_main:
+            save_settings(options, out / "config.yaml")
+            logging, plain = options.logging, to_plain(options)
+            log = RunLog(
+                out, tensorboard=logging.tensorboard, wandb=logging.wandb, settings=plain, step=training.steps_done
+            )
+            self._log = stack.enter_context(log)
+        shown = options.logging.progress and is_main
+        self._display = stack.enter_context(Display(training.steps_done, training.total_steps, shown=shown))
+        self.say = self._display.say
         self._replaced = set[str]()
-        self._losses: list[float] = []  # of this epoch
         self._forget()
         self.restart_epoch()
-
-    def say(self, line: str) -> None:
-        """Prints a line."""
-        if self.training.group.is_main:
-            self._bar.say(line)
 
     def write(self, event: str, **values: Any) -> None:
         """Logs an event."""
@@ -77,7 +81,7 @@ class Reporter:
         speed, waited = self._images / seconds, self._seconds["data"] / seconds
         numbers = {name: value for name, value in result.items() if name not in ("images", "searching")}
         epochs = training.options.batch.epochs
-        self._bar.update(training.steps_done, f"{epoch + 1}/{epochs}", numbers, speed, data_share=waited)
+        self._display.step(training.steps_done, f"{epoch + 1}/{epochs}", numbers, speed, waited)
         if training.steps_done % training.options.logging.log_every and training.steps_done != 1:
             return
         self.write(
@@ -132,31 +136,28 @@ class Reporter:
 
     def start(self) -> None:
         """Says and logs what is about to be trained, on what, and how."""
-        training, options = self.training, self.training.options
+        training, options, group = self.training, self.training.options, self.training.group
+        data, total, start = training.data, training.order.total, training.start
         parameters = sum(parameter.numel() for parameter in training.model.parameters())
-        processes = "" if training.group.size == 1 else f", {training.group.size} processes"
+        processes = "" if group.size == 1 else f", {group.size} processes"
         self.say(
             f"{options.model.model}: {parameters:,} parameters, "
             f"{training.backend} attention on {training.device}, {options.compute.precision}{processes}"
         )
-        each = -(-training.order.total // training.group.size)
-        passes = -(-each // options.batch.batch_size)
+        passes = math.ceil(math.ceil(total / group.size) / options.batch.batch_size)
         divided = f", in {passes} passes of {options.batch.batch_size} on each device" if passes > 1 else ""
         self.say(
-            f"{len(set(training.data.rows))} training and {len(self.validation)} validation images, "
-            f"{len(training.data.annotations.categories)} classes; {training.total_steps} steps of "
-            f"{counted(min(training.order.total, len(training.data)), 'image')}{divided}; results in {self.out}"
+            f"{len(set(data.rows))} training and {len(self.validation)} validation images, "
+            f"{len(data.annotations.categories)} classes; {training.total_steps} steps of "
+            f"{counted(min(total, len(data)), 'image')}{divided}; results in {self.out}"
         )
-        if training.order.total > len(training.data):
-            self.say(f"--total-batch-size {training.order.total} is more than there are; a step is one pass over all")
-        for line in (*training.data.sentences(), *self.validation.sentences()):
+        if total > len(data):
+            self.say(f"--total-batch-size {total} is more than there are; a step is one pass over all")
+        for line in (*data.sentences(), *self.validation.sentences(), *(start.sentences() if start else ())):
             self.say(line)
-        for line in training.start.sentences() if training.start else ():
-            self.say(line)
-        size = training.start.input_size if training.start else None
-        if size is not None and size != options.input.size:
+        if start and start.input_size not in (None, options.input.size):
             self.say(
-                f"those weights were trained on images of at most {size.longest} pixels, this run uses "
+                f"those weights were trained on images of at most {start.input_size.longest} pixels, this run uses "
                 f"{options.input.size.longest}; --image-size changes that"
             )
         if training.steps_done:
@@ -168,12 +169,12 @@ class Reporter:
             step=training.steps_done,
             attn_backend=training.backend,
             device=str(training.device),
-            processes=training.group.size,
+            processes=group.size,
             steps_per_epoch=training.steps_per_epoch,
             torch=torch.__version__,
             parameters=parameters,
-            dropped=dataclasses.asdict(training.data.annotations.dropped),
-            fresh=training.start.fresh if training.start else [],
-            ignored=training.start.ignored if training.start else [],
+            dropped=dataclasses.asdict(data.annotations.dropped),
+            fresh=start.fresh if start else [],
+            ignored=start.ignored if start else [],
             options=to_plain(options),
         )

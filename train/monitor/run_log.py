@@ -2,19 +2,20 @@
 
 import errno
 import json
-import math
 import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from PIL import Image
 
 from ..visual.boxes import save_picture
-from .loggers import Logger, TensorBoard, WeightsAndBiases, import_wandb, tagged
+from .loggers import TensorBoard, WeightsAndBiases, tagged
+
+# numbers that JSON has none of, and their names in a log
+_NOT_FINITE = {"NaN": "nan", "Infinity": "inf", "-Infinity": "-inf"}
 
 
 class RunLog:
@@ -49,30 +50,30 @@ class RunLog:
         step: int = 0,
     ) -> None:
         self.folder = folder
-        self._loggers: list[Logger] = []
-        if wandb is not None:
-            import_wandb(wandb)  # before there is a folder
+        self._loggers: list[TensorBoard | WeightsAndBiases] = []
         with self._explained():
-            folder.mkdir(parents=True, exist_ok=True)
             if wandb is not None:
                 self._loggers.append(WeightsAndBiases(folder, wandb, settings or {}, step))
+            folder.mkdir(parents=True, exist_ok=True)
             if tensorboard:
                 self._loggers.append(TensorBoard(folder, step))
             # a line is one write, unbuffered: what fails is not tried again when the file is closed
-            self._file = open(folder / "log.jsonl", "ab", buffering=0)  # noqa: SIM115  # closed by __exit__
-            if _cut_short(folder / "log.jsonl"):
-                self._append(b"\n")
+            self._file = open(folder / "log.jsonl", "a+b", buffering=0)  # noqa: SIM115  # closed by __exit__
+            if self._file.seek(0, os.SEEK_END):
+                self._file.seek(-1, os.SEEK_END)
+                if self._file.read(1) != b"\n":  # a kill has cut its last line short
+                    self._append(b"\n")
 
     def write(self, event: str, **values: Any) -> None:
         """One line; a number that is not finite, which JSON cannot hold, is written as a string.
 
         Of a step and an epoch, the numbers go to the loggers too.
         """
-        line = json.dumps(_jsonable({"event": event, "time": round(time.time(), 3), **values}))
+        line = json.dumps({"event": event, "time": round(time.time(), 3), **values})
+        line = json.dumps(json.loads(line, parse_constant=_NOT_FINITE.get))
         with self._explained():
             self._append(line.encode() + b"\n")
-            if self._loggers and event in ("step", "epoch"):
-                numbers = tagged(event, values)
+            if numbers := tagged(event, values):
                 for logger in self._loggers:
                     logger.numbers(numbers, values["step"])
 
@@ -83,26 +84,15 @@ class RunLog:
             for logger in self._loggers:
                 logger.picture(name, image, step)
 
-    def text(self, name: str, text: str, step: int) -> None:
-        """Shows a text on the loggers, as it is written."""
-        with self._explained():
-            for logger in self._loggers:
-                logger.text(name, text, step)
-
     def __enter__(self) -> "RunLog":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         self._file.close()
         for logger in self._loggers:
-            if error is None:
-                with self._explained():
-                    logger.close()
-            else:  # what ended the run matters more than why its last points cannot be written
-                with suppress(Exception):
-                    logger.close()
+            # what ended the run matters more than why its last points cannot be written
+            with self._explained() if kind is None else suppress(Exception):
+                logger.close()
 
     def _append(self, line: bytes) -> None:
         size = os.fstat(self._file.fileno()).st_size
@@ -128,31 +118,10 @@ class RunLog:
             ) from error
 
 
-def _cut_short(path: Path) -> bool:
-    """Does a file that a kill may have cut short end in the middle of a line?"""
-    if path.stat().st_size == 0:
-        return False
-    with open(path, "rb") as file:
-        file.seek(-1, os.SEEK_END)
-        return file.read(1) != b"\n"
-
-
-def _jsonable(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _jsonable(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_jsonable(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value
-
-
 def read_log(path: Path) -> list[dict[str, Any]]:
     """The events of a log, in order; lines cut short by a kill are left out."""
     events = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
+        with suppress(ValueError):
             events.append(json.loads(line))
-        except ValueError:
-            continue
     return events

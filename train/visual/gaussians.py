@@ -4,19 +4,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from ...common.files import atomic_file
 from ...models.layers.boxes import cxcywh_to_xyxy
 from ..data.dataset import Sample
-from .boxes import class_colour
+from .boxes import class_colour, legend
 
 Array = np.ndarray
 
 # of what a map's value of 1 covers of the image, which stays recognisable below it
 OPACITY = 0.85
-# pixels: the scale's bars, the texts beside them, and a line of them
-BAR, FONT_SIZE, LINE = (110, 14), 13, 26
+# pixels: the scale's bars
+BAR = (110, 14)
 
 
 def gaussian_maps(boxes: Array, labels: Array, size: tuple[int, int], sigma: float) -> dict[int, Array]:
@@ -57,24 +57,10 @@ def paint(picture: Image.Image, maps: dict[int, Array]) -> Image.Image:
 
 def draw_scale(labels: Sequence[int], names: Sequence[str], width: int) -> Image.Image:
     """A bar from 0 to 1 for each class, over a grey that stands for the image, in as many lines as it takes."""
-    font = ImageFont.load_default(FONT_SIZE)
-    measure = ImageDraw.Draw(Image.new("RGB", (1, 1)))
-    places, x, y = [], 8, LINE
-    for name in names:
-        needed = BAR[0] + 38 + round(measure.textlength(name, font=font))
-        if x > 8 and x + needed > width:
-            x, y = 8, y + LINE
-        places.append((x, y))
-        x += needed + 18
-    scale = Image.new("RGB", (width, y + LINE + 4), (255, 255, 255))
-    draw = ImageDraw.Draw(scale)
-    draw.text((8, 4), "height of the Gaussian, the highest of each class at every pixel:", fill=(0, 0, 0), font=font)
     rising = np.linspace(0, 1, BAR[0], dtype=np.float32)[None].repeat(BAR[1], 0)
-    for label, name, (left, top) in zip(labels, names, places, strict=True):
-        draw.text((left, top), "0", fill=(0, 0, 0), font=font)
-        scale.paste(paint(Image.new("L", BAR, 128), {label: rising}), (left + 12, top + 2))
-        draw.text((left + BAR[0] + 16, top), f"1  {name}", fill=(0, 0, 0), font=font)
-    return scale
+    bars = [paint(Image.new("L", BAR, 128), {label: rising}) for label in labels]
+    samples = [(bar, f"0 to 1: {name}") for bar, name in zip(bars, names, strict=True)]
+    return legend(samples, width, 13, "height of the Gaussian, the highest of each class at every pixel:")
 
 
 def save_maps(samples: Sequence[Sample], sigma: float, path: Path) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torchvision.transforms.v2 import functional as F
 
 from ...models.families.detector import Detector
 from ...models.inference.detections import Detections
@@ -64,12 +64,25 @@ def predictions_beside_truth(
     kept, title = _sure(found, [len(labels) for _, labels in truths])
     pairs = []
     for image, (boxes, labels), detections, count in zip(images, truths, found, kept, strict=True):
-        taken = match_boxes(detections.boxes[:count], detections.labels[:count], boxes, labels, MATCHING_IOU)
-        pairs.append(_pair(image, boxes, labels, detections, taken, categories))
+        best = (detections.boxes[:count], detections.labels[:count])
+        matches = match_boxes(*best, boxes, labels, MATCHING_IOU)
+        there = [
+            Box((*box,), label, categories[label], _RIGHT if number in matches else _MISSED, number not in matches)
+            for number, (box, label) in enumerate(zip(boxes.tolist(), labels.tolist(), strict=True))
+        ]
+        told = zip(matches, *(values.tolist() for values in best), detections.scores.tolist(), strict=False)
+        seen = [
+            Box((*box,), label, f"{categories[label]} {score:.2f}", _FALSE if one is None else _RIGHT, one is None)
+            for one, box, label, score in told
+        ]
+        picture = F.to_pil_image(image)
+        style = (SIDE / max(picture.size), FONT, LINE)
+        # the surest last, which lies on top
+        pairs.append((draw_boxes(picture, there, *style), draw_boxes(picture, seen[::-1], *style)))
     key = [
-        (_box_like(_RIGHT, dashed=False), f"found: same class, IoU at least {MATCHING_IOU}"),
-        (_box_like(_MISSED, dashed=True), "missed"),
-        (_box_like(_FALSE, dashed=True), "false"),
+        (Box((), 0, "", _RIGHT), f"found: same class, IoU at least {MATCHING_IOU}"),
+        (Box((), 0, "", _MISSED, dashed=True), "missed"),
+        (Box((), 0, "", _FALSE, dashed=True), "false"),
     ]
     return side_by_side(pairs, ("ground truth", f"prediction: {title}"), columns, key)
 
@@ -80,36 +93,3 @@ def _sure(found: Sequence[Detections], objects: Sequence[int]) -> tuple[list[int
     if any(counts):
         return counts, f"score at least {DRAWN_SCORE}"
     return [max(1, count) for count in objects], f"best few, none reaches {DRAWN_SCORE}"
-
-
-def _pair(
-    image: Tensor,
-    boxes: Tensor,
-    labels: Tensor,
-    detections: Detections,
-    taken: Sequence[int | None],
-    categories: Sequence[str],
-) -> tuple[Image.Image, Image.Image]:
-    picture = Image.fromarray(image.permute(1, 2, 0).numpy())
-    there = [
-        _box(box, label, categories[label], _RIGHT if number in taken else _MISSED, dashed=number not in taken)
-        for number, (box, label) in enumerate(zip(boxes.tolist(), labels.tolist(), strict=True))
-    ]
-    seen = [
-        _box(box, label, f"{categories[label]} {score:.2f}", _FALSE if one is None else _RIGHT, dashed=one is None)
-        for one, box, label, score in zip(
-            taken, detections.boxes.tolist(), detections.labels.tolist(), detections.scores.tolist(), strict=False
-        )
-    ]
-    magnify = SIDE / max(picture.size)
-    # the surest last, which lies on top
-    return draw_boxes(picture, there, magnify, FONT, LINE), draw_boxes(picture, seen[::-1], magnify, FONT, LINE)
-
-
-def _box(xyxy: list[float], label: int, text: str, colour: Colour, *, dashed: bool) -> Box:
-    x0, y0, x1, y1 = xyxy
-    return Box((x0, y0, x1, y1), label, text, colour, dashed)
-
-
-def _box_like(colour: Colour, *, dashed: bool) -> Box:
-    return Box((0, 0, 0, 0), 0, "", colour, dashed)

@@ -1,9 +1,12 @@
 """What is in a data set: classes, sizes and shapes of its boxes and images; as numbers, a table and a picture."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.console import Console
+from rich.table import Table
 
 from ...common.files import atomic_file
 from ...common.text import counted
@@ -20,33 +23,29 @@ def statistics(data: CocoDetection) -> dict[str, Any]:
 
     Small, medium and large are COCO's, by the area of the box (COCO itself takes the mask's, where there is one).
     """
-    annotations = data.annotations
-    rows = np.unique(data.rows)
+    annotations, images, rows = data.annotations, data.annotations.images, np.unique(data.rows)
     per_image = np.diff(annotations.first)
-    mine = np.isin(np.repeat(np.arange(len(per_image)), per_image), rows)
-    row_of_box = np.repeat(np.arange(len(per_image)), per_image)[mine]
-    labels, boxes = annotations.labels[mine], annotations.boxes[mine]
+    row_of_box = np.repeat(np.arange(len(per_image)), per_image)
+    mine = np.isin(row_of_box, rows)
+    labels, boxes, row_of_box = annotations.labels[mine], annotations.boxes[mine], row_of_box[mine]
     widths, heights = (boxes[:, 2:] - boxes[:, :2]).astype(np.float64).T
     areas = widths * heights
     sizes = {"small": areas < SMALL, "medium": (areas >= SMALL) & (areas < MEDIUM), "large": areas >= MEDIUM}
-    shapes, counts = np.unique(
-        np.stack([annotations.images.widths[rows], annotations.images.heights[rows]], 1), axis=0, return_counts=True
-    )
-    dropped = annotations.dropped
+    shapes = Counter(zip(images.widths[rows].tolist(), images.heights[rows].tolist(), strict=True))
     return {
         "annotations": str(annotations.path),
         "images": len(rows),
-        "images_without_boxes": annotations.images.ids[rows[per_image[rows] == 0]].tolist(),
+        "images_without_boxes": images.ids[rows[per_image[rows] == 0]].tolist(),
         "boxes": len(boxes),
         "boxes_per_image": _spread(per_image[rows]),
         **{name: int(of.sum()) for name, of in sizes.items()},
         "box_width": _spread(widths),
         "box_height": _spread(heights),
         "box_aspect_ratio": _spread(widths / heights),
-        "image_aspect_ratio": _spread(annotations.images.widths[rows] / annotations.images.heights[rows]),
+        "image_aspect_ratio": _spread(images.widths[rows] / images.heights[rows]),
         "image_sizes": [
             {"width": width, "height": height, "images": count}
-            for count, (width, height) in sorted(zip(counts.tolist(), shapes.tolist(), strict=True), reverse=True)
+            for (width, height), count in sorted(shapes.items(), key=lambda shape: shape[::-1], reverse=True)
         ],
         "classes": [
             {
@@ -58,12 +57,7 @@ def statistics(data: CocoDetection) -> dict[str, Any]:
             }
             for label, category in enumerate(annotations.categories)
         ],
-        "dropped": {
-            "crowd": dropped.crowd,
-            "degenerate": dropped.degenerate,
-            "wrong": dropped.wrong,
-            "images": dropped.images,
-        },
+        "dropped": {name: getattr(annotations.dropped, name) for name in ("crowd", "degenerate", "wrong", "images")},
     }
 
 
@@ -75,20 +69,21 @@ def _spread(values: np.ndarray) -> dict[str, float]:
     return {name: round(float(measure(values)), 3) for name, measure in measures.items()}
 
 
+def _most_first(found: dict[str, Any]) -> list[dict[str, Any]]:
+    """The classes that have boxes."""
+    return sorted((entry for entry in found["classes"] if entry["boxes"]), key=lambda entry: -entry["boxes"])
+
+
 def print_table(found: dict[str, Any]) -> None:
     """The classes, most boxes first, and below them what holds for all."""
-    from rich.console import Console
-    from rich.table import Table
-
     table = Table("class", box=None, header_style="bold", pad_edge=False)
     columns = ("boxes", "images", "small", "medium", "large")
     for column in columns:
         table.add_column(column, justify="right")
-    classes = sorted((entry for entry in found["classes"] if entry["boxes"]), key=lambda entry: -entry["boxes"])
+    classes = _most_first(found)
     for entry in classes[:MOST_BARS]:
         table.add_row(entry["name"], *(f"{entry[column]:,}" for column in columns))
-    if classes[MOST_BARS:]:
-        rest = classes[MOST_BARS:]
+    if rest := classes[MOST_BARS:]:
         totals = [f"{sum(entry[column] for entry in rest):,}" for column in columns]
         totals[1] = ""  # an image may hold several of these classes
         table.add_row(f"{len(rest)} more classes", *totals)
@@ -129,15 +124,31 @@ def draw_charts(found: dict[str, Any], data: CocoDetection, path: Path) -> None:
     counts = np.diff(annotations.first)
     boxes = annotations.boxes[np.isin(np.repeat(np.arange(len(counts)), counts), rows)]
     width, height = (boxes[:, 2:] - boxes[:, :2]).T
-    n_bars = min(MOST_BARS, sum(entry["boxes"] > 0 for entry in found["classes"]))
+    n_bars = min(MOST_BARS, len(_most_first(found)))
     figure = matplotlib.figure.Figure(figsize=(13, max(6.5, 0.17 * n_bars + 1.5)), layout="constrained")
     grid = figure.add_gridspec(2, 3, width_ratios=(1.25, 1, 1))
     _draw_classes(figure.add_subplot(grid[:, 0]), found)
-    _draw_box_sizes(figure.add_subplot(grid[0, 1]), width, height)
-    _draw_box_areas(figure.add_subplot(grid[0, 2]), np.sqrt(width * height))
 
-    axes = figure.add_subplot(grid[1, 1])
-    most = int(counts[rows].max())
+    axes = figure.add_subplot(grid[0, 1])
+    few = np.random.default_rng(0).permutation(len(width))[:20_000]  # as many as a picture can show
+    axes.scatter(width[few], height[few], s=9, alpha=min(0.6, max(0.05, 300 / len(few))), linewidths=0)
+    low, high = min(width.min(), height.min()) / 1.3, max(width.max(), height.max()) * 1.3
+    for area in (SMALL, MEDIUM):
+        axes.plot(across := np.geomspace(low, high, 50), area / across, color="0.5", linewidth=0.8)
+    axes.set(xlabel="width (pixels)", ylabel="height", title="sizes of boxes")
+    _logarithmic(axes, x=(low, high), y=(low, high))
+
+    axes, side = figure.add_subplot(grid[0, 2]), np.sqrt(width * height)
+    low, high = min(20.0, float(side.min()) / 1.1), max(200.0, float(side.max()) * 1.1)
+    axes.hist(side, bins=np.geomspace(low, high, 40).tolist())
+    axes.set(xlabel="square root of the area (pixels)", ylabel="boxes", title="areas of boxes")
+    axes.set_ylim(0, axes.get_ylim()[1] * 1.12)  # room for the names
+    for place, name in ((low, "small"), (32, "medium"), (96, "large")):
+        axes.axvline(place, color="0.5", linewidth=0.8)
+        axes.text(place * 1.05, 0.98, name, va="top", fontsize=9, transform=axes.get_xaxis_transform())
+    _logarithmic(axes, x=(low, high))
+
+    axes, most = figure.add_subplot(grid[1, 1]), int(counts[rows].max())
     axes.hist(counts[rows], bins=np.arange(-0.5, most + 1.5, max(1, most // 40)).tolist())
     axes.set(xlabel="boxes", ylabel="images", title="boxes per image")
 
@@ -146,60 +157,35 @@ def draw_charts(found: dict[str, Any], data: CocoDetection, path: Path) -> None:
     axes.scatter(sizes[:, 0], sizes[:, 1], s=12 + 300 * sizes[:, 2] / len(rows), alpha=0.5, linewidths=0)
     axes.set(xlabel="width (pixels)", ylabel="height", title="sizes of images", xlim=(0, None), ylim=(0, None))
     axes.margins(0.1)
-
     with atomic_file(path) as file:
         figure.savefig(file, format="png", dpi=110)
 
 
 def _draw_classes(axes: Any, found: dict[str, Any]) -> None:
-    classes = sorted((entry for entry in found["classes"] if entry["boxes"]), key=lambda entry: -entry["boxes"])
+    classes = _most_first(found)
     shown = classes[:MOST_BARS]
-    values = np.array([entry["boxes"] for entry in shown])
+    places, values = np.arange(len(shown)), np.array([entry["boxes"] for entry in shown])
     size = 9 if len(shown) <= 30 else 7
     # from a half on, so that a class of one box has a bar, too
-    drawn = axes.barh(np.arange(len(shown)), values - 0.5, left=0.5, color="tab:blue")
+    drawn = axes.barh(places, values - 0.5, left=0.5, color="tab:blue")
     axes.bar_label(drawn, labels=[f"{value:,}" for value in values], padding=2, fontsize=size)
-    axes.set(xscale="log", xlim=(0.5, values.max() * 2.5), xlabel="boxes", ylim=(len(shown) - 0.4, -0.6))
     names = [entry["name"] if len(entry["name"]) <= 22 else f"{entry['name'][:21]}…" for entry in shown]
-    axes.set_yticks(np.arange(len(shown)), names, fontsize=size)
-    _plain_numbers(axes.xaxis)
-    title = "boxes of each class"
-    if len(shown) < len(found["classes"]):
-        title = f"boxes of {len(shown)} of {len(found['classes'])} classes"
-        title += f"; {len(found['classes']) - len(classes)} have none" if len(classes) < len(found["classes"]) else ""
-    axes.set_title(title)
+    axes.set_yticks(places, names, fontsize=size)
+    title, every = "boxes of each class", len(found["classes"])
+    if len(shown) < every:
+        empty = f"; {every - len(classes)} have none" if len(classes) < every else ""
+        title = f"boxes of {len(shown)} of {every} classes{empty}"
+    axes.set(xlabel="boxes", ylim=(len(shown) - 0.4, -0.6), title=title)
+    _logarithmic(axes, x=(0.5, values.max() * 2.5))
 
 
-def _draw_box_sizes(axes: Any, width: np.ndarray, height: np.ndarray) -> None:
-    few = np.random.default_rng(0).permutation(len(width))[:20_000]  # as many as a picture can show
-    axes.scatter(width[few], height[few], s=9, alpha=min(0.6, max(0.05, 300 / len(few))), linewidths=0)
-    low, high = min(width.min(), height.min()) / 1.3, max(width.max(), height.max()) * 1.3
-    across = np.geomspace(low, high, 50)
-    for area in (SMALL, MEDIUM):
-        axes.plot(across, area / across, color="0.5", linewidth=0.8)
-    axes.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high))
-    axes.set(xlabel="width (pixels)", ylabel="height", title="sizes of boxes")
-    _plain_numbers(axes.xaxis, axes.yaxis)
-
-
-def _draw_box_areas(axes: Any, side: np.ndarray) -> None:
-    low, high = min(20.0, float(side.min()) / 1.1), max(200.0, float(side.max()) * 1.1)
-    axes.hist(side, bins=np.geomspace(low, high, 40))
-    axes.set(xscale="log", xlim=(low, high), xlabel="square root of the area (pixels)", ylabel="boxes")
-    axes.set_title("areas of boxes")
-    axes.set_ylim(0, axes.get_ylim()[1] * 1.12)  # room for the names
-    for place, name in ((low, "small"), (32, "medium"), (96, "large")):
-        axes.axvline(place, color="0.5", linewidth=0.8)
-        axes.text(place * 1.05, 0.98, name, va="top", fontsize=9, transform=axes.get_xaxis_transform())
-    _plain_numbers(axes.xaxis)
-
-
-def _plain_numbers(*axes: Any) -> None:
-    """1, 2, 5, 10, 20, ... on a logarithmic axis, where powers of ten alone may be too few."""
+def _logarithmic(axes: Any, **limits: tuple[float, float]) -> None:
+    """Logarithmic axes with 1, 2, 5, 10, 20, ..., where powers of ten alone may be too few."""
     from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
-    for axis in axes:
-        low, high = axis.get_view_interval()
+    for name, (low, high) in limits.items():
+        axes.set(**{f"{name}scale": "log", f"{name}lim": (low, high)})
+        axis = getattr(axes, f"{name}axis")
         axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 2000 else (1,)))
         axis.set_major_formatter(FormatStrFormatter("%g"))
         axis.set_minor_formatter(NullFormatter())

@@ -21,11 +21,18 @@ from msdeform.train.data.loader import evaluation_loader, to_device
 from msdeform.train.data.transforms import evaluation_transform
 from msdeform.train.engine.checkpoint import save_checkpoint
 from msdeform.train.engine.distributed import ProcessGroup
+from msdeform.train.engine.run import evaluate
 from msdeform.train.engine.state import Training
 from msdeform.train.evaluation.coco_metrics import METRICS, coco_metrics, evaluate_boxes
 from msdeform.train.evaluation.detect import detect
-from msdeform.train.evaluation.distributed import evaluate_distributed
-from msdeform.train.evaluation.results import DetectionResults, coco_results, merge, pack_results, unpack_results
+from msdeform.train.evaluation.results import (
+    DetectionResults,
+    coco_results,
+    merge,
+    pack_results,
+    read_results,
+    unpack_results,
+)
 from tests.models.huggingface import randomise
 
 CPU = torch.device("cpu")
@@ -49,6 +56,30 @@ def test_rows_are_coco_results_and_back() -> None:
     assert pack_results([]).shape == (0, 7)
     with pytest.raises(ValueError, match=r"expected image ids below 2\*\*53, got 9007199254740992"):
         coco_results(2**53, FOUND, [3, 5])
+
+
+def test_files_that_name_their_images_are_matched_by_name(annotation_file: Callable[..., Path], tmp_path: Path) -> None:
+    names = ("a/one.png", "b/one.png", "b/two.png")
+    images = [{"id": number, "file_name": name, "width": 40, "height": 30} for number, name in enumerate(names)]
+    annotations = Annotations.load(annotation_file({"image_id": 0}, images=images))
+    file = tmp_path / "found.json"
+    one = {"category_id": 3, "bbox": [1, 2, 3, 4], "score": 0.5}
+
+    def read(*named: tuple[int, str]) -> list[float]:
+        file.write_text(json.dumps([{**one, "image_id": number, "file_name": name} for number, name in named]))
+        return read_results(file, annotations)[:, 0].tolist()
+
+    assert read((9, "two.png"), (5, "a/one.png"), (9, "two.png")) == [2, 0, 2]
+    for named, sentence in (
+        ([(1, "two.png"), (2, "two.png")], "one file_name for each image_id, got 2 pairs with file_name two.png"),
+        ([(1, "two.png"), (1, "a/one.png")], "one file_name for each image_id, got 2 pairs with image_id 1"),
+        ([(1, "one.png")], "image one.png, which .* lists 2 times"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            read(*named)
+    file.write_text(json.dumps([{**one, "image_id": 1, "file_name": "two.png"}, {**one, "image_id": 1}]))
+    with pytest.raises(ValueError, match="expected a file_name in every detection or in none, got 1"):
+        read_results(file, annotations)
 
 
 class Oracle(Detector):
@@ -145,17 +176,21 @@ class Leader(ProcessGroup):
         return [value, *(self.work(rank) for rank in range(1, self.size))]
 
 
-def test_an_evaluation_together_is_that_of_one_process(data: CocoDetection, model: Detector) -> None:
-    criterion = create_criterion(model)
+def test_an_evaluation_together_is_that_of_one_process(
+    data: CocoDetection, changed: Callable[..., TrainOptions]
+) -> None:
+    training = Training(changed(batch_size=2))
+    model, criterion = training.model, training.criterion
+    randomise(model)
 
     def work(rank: int) -> DetectionResults:
         return detect(model, data, CPU, criterion=criterion, shard=(rank, 3))
 
-    settings = {"criterion": criterion, "batch_size": 2, "workers": 0, "precision": "fp32"}
-    alone = evaluate_distributed(model, data, ProcessGroup(CPU), **settings)
+    alone = evaluate(training, data)
     losses = {f"val_{name}" for name in ("loss", *criterion(*one_batch(model, data)))}
     assert alone.keys() == {*METRICS, *losses, "per_class"}
-    several = evaluate_distributed(model, data, Leader(3, work), **settings)
+    training.group = Leader(3, work)
+    several = evaluate(training, data)
     assert several.pop("per_class") == pytest.approx(alone.pop("per_class"), rel=1e-5)
     assert several == pytest.approx(alone, rel=1e-5)
 
