@@ -10,6 +10,7 @@ Pillow takes several times as long for a resize (tests/train/data/test_recipe.py
 """
 
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -78,7 +79,7 @@ def to_model(image: Tensor, target: Target) -> Sample:
 def training_transform(augment: str, size: Size) -> Compose:
     """``official``: flip, random sizes and crops. ``flip``: flip, one size. ``none``: one size."""
     one_size = partial(resize, size=size)
-    steps = {"official": [flip, RandomSizes(size)], "flip": [flip, one_size], "none": [one_size]}
+    steps: dict[str, list[Any]] = {"official": [flip, RandomSizes(size)], "flip": [flip, one_size], "none": [one_size]}
     return Compose([*steps[augment], to_model])
 
 
