@@ -4,7 +4,6 @@ A file is written beside its place, synced, and renamed, so that a kill leaves t
 it is plain values and tensors: it loads with ``weights_only=True`` and so runs no code.
 """
 
-import dataclasses
 import os
 import random
 import shutil
@@ -16,11 +15,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 from ...common.files import BEST, atomic_file
 from ...models.families.detector import Detector
-from ...models.weights.formats import TRAINING_FORMAT, check_fit, checkpoints_in, newest_whole, read_source
+from ...models.weights.formats import TRAINING_FORMAT, checkpoints_in, newest_whole, read_source
 from ...models.weights.load import WITHOUT_SIZE
 from ...models.zoo import load_model
 from ..config.options import TrainOptions, from_plain
@@ -59,16 +57,9 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Reads a checkpoint; of a folder, the newest whole one in it.
-
-    Raises:
-        FileNotFoundError: there is none.
-        ValueError: the file is not a checkpoint of ours, or is damaged.
-    """
-    return newest_whole(path, _load_file) if path.is_dir() else _load_file(path)
-
-
-def _load_file(path: Path) -> dict[str, Any]:
+    """Reads a checkpoint; of a folder, the newest whole one in it. Raises as `read_saved`."""
+    if path.is_dir():
+        return newest_whole(path, load_checkpoint)
     return read_saved(path, "checkpoint", TRAINING_FORMAT)
 
 
@@ -82,14 +73,11 @@ def read_saved(path: Path, kind: str, file_format: str) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # reading a damaged file raises nearly anything
-        raise ValueError(f"{kind} {path} is damaged or not a {kind}: {_first_line(error)}") from error
+        first = str(error).split("\n")[0] or type(error).__name__
+        raise ValueError(f"{kind} {path} is damaged or not a {kind}: {first}") from error
     if not isinstance(state, dict) or state.get("format") != file_format:
         raise ValueError(f"{path} was not written by `msdeform train`; expected a file with format {file_format!r}")
     return state
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).split("\n")[0] or type(error).__name__
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
@@ -190,18 +178,3 @@ def load_trained(path: Path, device: torch.device, attn_backend: str = "auto", n
     options = from_plain(TrainOptions, state["options"])
     model.categories, model.input_size = [category.name for category in categories], options.input.size
     return Trained(model, state["model_name"], categories, options, backend, device, state["step"])
-
-
-def load_model_state(model: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
-    """Loads weights that must fit exactly.
-
-    Raises:
-        ValueError: they are another model's.
-    """
-    check_fit(model.state_dict(), weights, path)
-    model.load_state_dict(weights)
-
-
-def category_list(categories: list[Category]) -> list[dict[str, Any]]:
-    """Categories as plain values; a model's label is an index into this list."""
-    return [dataclasses.asdict(category) for category in categories]

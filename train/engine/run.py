@@ -37,7 +37,7 @@ from .checkpoint import (
     save_checkpoint,
 )
 from .distributed import LateError, process_group
-from .memory import dry_run, what_to_lower
+from .memory import dry_run, out_of_memory, what_to_lower
 from .profile import profile
 from .signals import StopSignals
 from .state import Training
@@ -325,7 +325,7 @@ def how_to_resume(out: Path) -> str:
 def failure_sentence(error: Exception, out: Path, step: int, batch_size: int) -> str | None:
     """What ended the run in a folder, and what to do, in a sentence; None for anything but what long runs meet."""
     first = (str(error) or type(error).__name__).splitlines()[0]
-    if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in first:
+    if out_of_memory(error):
         what = f"out of memory at step {step} with --batch-size {batch_size}: {what_to_lower(batch_size)} ({first})"
     elif "DataLoader worker" in first:
         what = (
