@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ...common.text import counted
 from ..data.cache import process_memory
 from ..data.dataset import Sample
 from .checkpoint import random_state, set_random_state
@@ -49,9 +50,8 @@ class Estimate:
         """Raises ValueError, naming what to lower, if the run would run out of memory."""
         if self.room and self.peak > _FULL * self.room:
             raise ValueError(
-                f"batch-size: {self.batch} images of up to {self.largest[0]}x{self.largest[1]} take about "
-                f"{self.peak / _GIB:.1f} GiB on {self.device}, which has {self.room / _GIB:.1f} GiB for this process; "
-                + what_to_lower(self.batch)
+                f"batch-size: {self._images} take about {self.peak / _GIB:.1f} GiB on {self.device}, which has "
+                f"{self.room / _GIB:.1f} GiB for this process; {what_to_lower(self.batch)}"
             )
 
     def sentence(self) -> str:
@@ -61,11 +61,14 @@ class Estimate:
         keeps_up = "" if loaded > needed else ", which is less: loading will be waited for"
         epoch, run = (_span(self.step_s * steps) for steps in (self.steps_per_epoch, self.steps))
         return (
-            f"estimate: {self.peak / _GIB:.2f} of {self.room / _GIB:.1f} GiB for {self.batch} images of up to "
-            f"{self.largest[0]}x{self.largest[1]}; {self.step_s:.3g} s a step, {epoch} an epoch, {run} in all. "
-            f"It trains {needed:.1f} images/s on each process and loads about {loaded:.1f} with {self.workers} "
-            f"worker{'s' if self.workers != 1 else ''}{keeps_up}"
+            f"estimate: {self.peak / _GIB:.2f} of {self.room / _GIB:.1f} GiB for {self._images}; {self.step_s:.3g} s a "
+            f"step, {epoch} an epoch, {run} in all. It trains {needed:.1f} images/s on each process and loads about "
+            f"{loaded:.1f} with {counted(self.workers, 'worker')}{keeps_up}"
         )
+
+    @property
+    def _images(self) -> str:
+        return f"{self.batch} images of up to {self.largest[0]}x{self.largest[1]}"
 
 
 def dry_run(training: Training, steps: int) -> Estimate:
