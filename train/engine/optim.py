@@ -54,20 +54,6 @@ def rate_at(options: Schedule, steps_per_epoch: int, total_steps: int) -> Callab
     return factor
 
 
-class Rates:
-    """Sets every group's rate; a function of the step alone, so that there is nothing in it to save."""
-
-    def __init__(self, optimizer: torch.optim.Optimizer, factor: Callable[[int], float]) -> None:
-        self._optimizer = optimizer
-        self._rates = [group["lr"] for group in optimizer.param_groups]
-        self._factor = factor
-
-    def set(self, steps_done: int) -> None:
-        """The rates of the next step."""
-        for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
-            group["lr"] = rate * self._factor(steps_done)
-
-
 def decay_at(decay: float, updates: int) -> float:
     """The decay of an update: low at first, so that the average soon forgets random weights."""
     return min(decay, (1 + updates) / (10 + updates))

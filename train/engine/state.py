@@ -27,12 +27,15 @@ from .acceleration import autocast, prepare
 from .build import model_of_checkpoint, new_model
 from .checkpoint import random_state, set_random_state
 from .distributed import ProcessGroup
-from .optim import Rates, ema_state, make_ema, make_optimizer, rate_at, restore_ema
+from .optim import ema_state, make_ema, make_optimizer, rate_at, restore_ema
 from .step_timer import StepTimer
 
 REPLAY_FORMAT = "msdeform-replay-1"
 
 _MOST_WORKERS = 16  # for each processor
+
+# what a checkpoint holds of a run under the same names
+_KEPT = ("nonfinite_in_a_row", "best", "evaluated_at", "evaluations_since_best")
 
 # below this the loss scale of fp16 says that gradients overflow by themselves, not by being scaled
 _LEAST_SCALE = 1.0
@@ -101,7 +104,9 @@ class Training:
             self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
         self.optimizer = make_optimizer(self.model, options.optim, backbone_trained=self.backbone_trained)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=compute.precision == "fp16")
-        self.rates = Rates(self.optimizer, rate_at(options.schedule, self.steps_per_epoch, self.total_steps))
+        # a function of the step alone, so that there is nothing in it to save
+        self._rates = [group["lr"] for group in self.optimizer.param_groups]
+        self._rate_factor = rate_at(options.schedule, self.steps_per_epoch, self.total_steps)
         self.step_timer = StepTimer(self.device)
         self.step_timer.watch(self.model, self.criterion)
 
@@ -172,7 +177,8 @@ class Training:
             any process wishes to stop.
         """
         self.model.train()
-        self.rates.set(self.steps_done)
+        for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate * self._rate_factor(self.steps_done)
         self.optimizer.zero_grad(set_to_none=True)
         parts = self.group.gather(([len(target["labels"]) for _, target in samples], stop, self.steps_done))
         if len({place for _, _, place in parts}) > 1:
@@ -299,10 +305,7 @@ class Training:
             "scaler": self.scaler.state_dict(),
             "epoch": self.epoch,
             "n_images": self.order.n_images,
-            "nonfinite_in_a_row": self.nonfinite_in_a_row,
-            "best": self.best,
-            "evaluated_at": self.evaluated_at,
-            "evaluations_since_best": self.evaluations_since_best,
+            **{name: getattr(self, name) for name in _KEPT},
             "random_states": self.group.gather(random_state()),
             "options": to_plain(self.options),
         }
@@ -334,11 +337,9 @@ class Training:
         self.optimizer.load_state_dict(state["optimizer"])
         if state.get("scaler"):
             self.scaler.load_state_dict(state["scaler"])
-        self.steps_done = state["step"]
-        self.nonfinite_in_a_row = state["nonfinite_in_a_row"]
-        self.best = state.get("best", self.best)
-        self.evaluated_at = state.get("evaluated_at", self.steps_done)
-        self.evaluations_since_best = state.get("evaluations_since_best", 0)
+        self.steps_done = self.evaluated_at = state["step"]
+        for name in _KEPT:
+            setattr(self, name, state.get(name, getattr(self, name)))
         states = state.get("random_states") or [state["random_state"]]
         if self.group.rank < len(states):
             set_random_state(states[self.group.rank])
