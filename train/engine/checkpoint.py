@@ -23,17 +23,18 @@ from ...models.weights.load import WITHOUT_SIZE
 from ...models.zoo import load_model
 from ..config.options import TrainOptions, from_plain
 from ..data.dataset import Category
+from .build import settle_backend
 
 
 def random_state() -> dict[str, Any]:
     """The state of every global generator, as plain values and tensors."""
     version, internal, gauss = random.getstate()
-    _, keys, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002  # libraries may draw from it
+    _, keys, *rest = np.random.get_state()  # noqa: NPY002  # libraries may draw from it
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         "python": [version, list(internal), gauss],
-        "numpy": [torch.from_numpy(np.asarray(keys).astype(np.int64)), int(position), int(has_gauss), float(cached)],
+        "numpy": [torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest],
     }
 
 
@@ -44,10 +45,8 @@ def set_random_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state_all(state["cuda"])
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
-    keys, position, has_gauss, cached = state["numpy"]
-    np.random.set_state(  # noqa: NPY002
-        ("MT19937", keys.numpy().astype(np.uint32), position, has_gauss, cached)
-    )
+    keys, *rest = state["numpy"]
+    np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -112,12 +111,6 @@ def refuse_another_run(options: TrainOptions, out: Path, step: int) -> None:
         os.replace(file, file.with_name(f"damaged-{file.name}"))
 
 
-def remove_old(folder: Path, keep: int) -> None:
-    """Leaves the newest ``keep`` checkpoints of a run."""
-    for file in checkpoints_in(folder)[:-keep]:
-        file.unlink(missing_ok=True)
-
-
 def keep_best(checkpoint: Path) -> None:
     """Makes ``best.pt`` beside a checkpoint the same file, which stays when the other name goes."""
     temporary = checkpoint.with_name(f".{BEST}.{os.getpid()}.tmp")
@@ -160,8 +153,6 @@ def load_trained(path: Path, device: torch.device, attn_backend: str = "auto", n
         FileNotFoundError, ValueError: as models.zoo.load_model.
         BackendUnavailable: the named backend cannot run on ``device``.
     """
-    from .build import settle_backend
-
     source = read_source(path)
     if source.path != path:
         print(f"checkpoint: {source.path}", file=sys.stderr)

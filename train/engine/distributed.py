@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -78,7 +78,7 @@ class ProcessGroup:
 
     def no_sync(self, model: nn.Module) -> contextlib.AbstractContextManager[None]:
         """A block in which backward passes keep gradients to themselves."""
-        return contextlib.nullcontext()
+        return getattr(model, "no_sync", contextlib.nullcontext)()
 
 
 class _DistributedGroup(ProcessGroup):
@@ -179,9 +179,6 @@ class _DistributedGroup(ProcessGroup):
             find_unused_parameters=not getattr(config, "aux_loss", True),
             gradient_as_bucket_view=True,
         )
-
-    def no_sync(self, model: nn.Module) -> contextlib.AbstractContextManager[None]:
-        return cast(DistributedDataParallel, model).no_sync()
 
     def _who_is_late(self, minutes: float, error: str) -> str:
         time.sleep(_GRACE)

@@ -25,23 +25,23 @@ _GIB = 2**30
 
 @dataclass(frozen=True)
 class Estimate:
-    """Of one process."""
+    """What a run takes, of one process.
+
+    ``largest``: height and width of the largest padded batch, of ``batch`` images. ``peak`` and ``room``: bytes in use
+    at once, the optimizer's state included, and those there are on ``device``. ``step_s``: seconds of a step, of as
+    many passes as it has, without loading; ``load_s``: of loading one image by one of ``workers``. ``images``: to a
+    step, over all ``processes``; ``steps_per_epoch``, and ``steps`` in all.
+    """
 
     largest: tuple[int, int]
-    """Height and width of the largest padded batch."""
     batch: int
     peak: int
-    """Bytes in use at once, the optimizer's state included."""
     room: int
-    """Bytes there are for this process."""
     device: torch.device
     step_s: float
-    """A step, of as many passes as it has, without loading."""
     load_s: float
-    """Loading of one image by one worker."""
     workers: int
     images: int
-    """To a step, over all processes."""
     processes: int
     steps_per_epoch: int
     steps: int
@@ -92,9 +92,9 @@ def dry_run(training: Training, steps: int) -> Estimate:
         except RuntimeError as error:  # as torch.OutOfMemoryError is, too
             if not out_of_memory(error):
                 raise
+            sides = f"{largest[0]}x{largest[1]}"
             raise ValueError(
-                f"batch-size: {count} images of up to {largest[0]}x{largest[1]} do not fit on {device}; "
-                + what_to_lower(count)
+                f"batch-size: {count} images of up to {sides} do not fit on {device}; {what_to_lower(count)}"
             ) from error
     with _unchanged(training):
         begun = time.perf_counter()

@@ -6,6 +6,7 @@ another after it, and a signal from a scheduler is answered by a checkpoint when
 
 import contextlib
 import errno
+import itertools
 import os
 import time
 from collections.abc import Iterator
@@ -32,7 +33,6 @@ from .checkpoint import (
     keep_best,
     load_checkpoint,
     refuse_another_run,
-    remove_old,
     run_folder,
     save_checkpoint,
 )
@@ -48,14 +48,8 @@ _KEPT_BATCHES = 3
 def run_steps(options: TrainOptions, n: int) -> list[float]:
     """The losses of the first ``n`` steps of a run, without writing anything."""
     training = Training(options)
-    losses: list[float] = []
-    for samples in training.batches():
-        result = training.step(samples)
-        assert result is not None
-        losses.append(result["loss"])
-        if len(losses) == n:
-            break
-    return losses
+    results = [training.step(samples) for samples in itertools.islice(training.batches(), n)]
+    return [result["loss"] for result in results if result is not None]
 
 
 def evaluate(training: Training, data: CocoDetection) -> dict[str, Any]:
@@ -282,7 +276,8 @@ class _Run:
         save_checkpoint(path, state)
         if training.best["step"] == training.steps_done:
             keep_best(path)
-        remove_old(self.out, self.options.run.keep)
+        for old in checkpoints_in(self.out)[: -self.options.run.keep]:
+            old.unlink(missing_ok=True)
 
     def _stop(self) -> NoReturn:
         """Saves all, and ends with a status by which whoever started the run can tell that it is to be resumed."""
