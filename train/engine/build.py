@@ -53,13 +53,13 @@ def new_model(options: Model, num_classes: int, device: torch.device) -> Built:
     if source is not None:
         # as they were trained: statistics that were constants stay constants
         overrides.setdefault("backbone_frozen", source.backbone_frozen)
-    weights: str | Path | None = options.backbone_weights
+    weights = options.backbone_weights
     if weights == "auto":  # trained weights for the published models, where no others are loaded and none are refused
         of_torchvision = config_of(options.model).backbone in TORCHVISION
         weights = "imagenet" if of_torchvision and options.init_from is None else "none"
-    weights = {"none": None, "imagenet": "imagenet"}.get(weights, Path(weights))
+    of_backbone = {"none": None, "imagenet": "imagenet"}.get(weights, Path(weights))
     model = create_model(
-        options.model, num_classes=num_classes, attn_backend=backend, backbone_weights=weights, **overrides
+        options.model, num_classes=num_classes, attn_backend=backend, backbone_weights=of_backbone, **overrides
     )
     start = None
     if source is not None:
@@ -70,7 +70,7 @@ def new_model(options: Model, num_classes: int, device: torch.device) -> Built:
             if own is not None:
                 advice = f"without --model, its own is taken, {own[0]}{' with other settings' if own[1] else ''}"
             raise ValueError(f"{error}; {advice}") from None
-    return Built(model.to(device), backend, weights is not None or source is not None, start)
+    return Built(model.to(device), backend, of_backbone is not None or source is not None, start)
 
 
 def with_model_of_start(options: Model) -> Model:
