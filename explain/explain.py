@@ -8,48 +8,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..common.device import choose_device
 from ..common.files import write_json
 from ..common.options import suggest
 from ..common.progress import progress_bar
+from ..common.text import counted
 from ..models.inference.detections import nothing_detected
 from ..models.inference.images import read_image
 from ..train.data.annotations import Annotations
-from ..train.engine.checkpoint import Trained, load_trained
+from ..train.engine.checkpoint import Trained
 from ..train.evaluation.detect import match_categories
-from .core.masks import Mask, parse_mask
+from .core.masks import Mask, parse_masks
 from .core.trace import AttentionTrace, QueryPrediction
+from .figures import masked
 from .figures.encoder import draw_encoder
-from .figures.masked import (
-    Variant,
-    cumulative_masks,
-    draw_masked_attention,
-    draw_masked_relevance,
-    draw_remaining,
-    read_mask_matrix,
-    summary,
-    variants,
-)
 from .figures.trajectories import draw_journey, draw_queries, draw_seeds
 from .figures.truth import draw_truth
 from .figures.views import Explained, Job, find_layers
 from .options import ExplainOptions, Interventions, Subject
-from .outputs import digest_of, place_for
+from .workspace import digest_of, place_for, trained_model
 
 LISTED = 10
 """Detections that are printed, at the least that many if there are so many."""
-
-
-def numbers_of(text: str, count: int, what: str) -> list[float]:
-    """``"3,4.5"`` as numbers. Raises ValueError for another count of them, or for what is none."""
-    try:
-        found = [float(word) for word in text.split(",")]
-    except ValueError:
-        found = []
-    if len(found) != count:
-        names = "x1,y1,x2,y2" if count == 4 else "x,y"
-        raise ValueError(f"{what}: expected {names} in pixels, got {text!r}")
-    return found
 
 
 def find_label(model: Any, text: str | None) -> int | None:
@@ -63,7 +42,7 @@ def find_label(model: Any, text: str | None) -> int | None:
     raise ValueError(suggest(f"label: the model knows no class {text!r}", text, names, every))
 
 
-def choose(trace: AttentionTrace, subject: Subject, *, masked: bool = False) -> list[tuple[str, QueryPrediction]]:
+def choose(trace: AttentionTrace, subject: Subject, *, with_masks: bool = False) -> list[tuple[str, QueryPrediction]]:
     """The detections and queries to explain, each with a name for its files.
 
     Where none is named the best detections, with a class those of that class; none of them where places are, unless
@@ -74,40 +53,35 @@ def choose(trace: AttentionTrace, subject: Subject, *, masked: bool = False) -> 
     """
     label = find_label(trace.model, subject.label)
     found = trace.detections(subject.confidence)
-    chosen: list[tuple[str, QueryPrediction]] = []
-    for number in subject.det:
-        if not 0 <= number < len(found):
-            raise ValueError(f"det: {_found(trace, len(found), subject.confidence)}, got {number}")
-        chosen.append((f"det{number}", trace.prediction(found[number].query, label)))
-    chosen += [(f"query{query}", trace.prediction(query, label)) for query in subject.query]
-    if subject.box is not None:
-        nearest = trace.nearest(numbers_of(subject.box, 4, "box"))
-        chosen.append((f"query{nearest.query}", trace.prediction(nearest.query, label)))
-    if chosen or (subject.ref and not masked):
-        return list(dict(chosen).items())
-    of_class = found if label is None else trace.detections(subject.confidence, label)
-    if label is not None and not of_class:
-        raise ValueError(f"label: {_found(trace, 0, subject.confidence, label)}")
     numbers = {prediction.query: number for number, prediction in enumerate(found)}
-    return [(f"det{numbers[prediction.query]}", prediction) for prediction in of_class[: subject.most]]
+    if subject.det and max(subject.det) >= len(found):
+        raise ValueError(f"det: {_choices(trace, subject.confidence)}, got {max(subject.det)}")
+    chosen = {f"det{number}": trace.prediction(found[number].query, label) for number in subject.det}
+    queries = [*subject.query, *([trace.nearest(_numbers(subject.box)).query] if subject.box else [])]
+    chosen |= {f"query{query}": trace.prediction(query, label) for query in queries}
+    if not chosen and (with_masks or not subject.ref):
+        of_class = found if label is None else trace.detections(subject.confidence, label)
+        if label is not None and not of_class:
+            raise ValueError(f"label: {_choices(trace, subject.confidence, label)}")
+        chosen = {f"det{numbers[prediction.query]}": prediction for prediction in of_class[: subject.most]}
+    return list(chosen.items())
 
 
-def _found(trace: AttentionTrace, count: int, confidence: float, label: int | None = None) -> str:
-    """What can be chosen of `count` detections; where there is none, of that class or any, what comes closest."""
-    if count:
+def _numbers(text: str) -> list[float]:
+    return [float(word) for word in text.split(",")]
+
+
+def _choices(trace: AttentionTrace, confidence: float, label: int | None = None) -> str:
+    """Which detections can be chosen; where there is none, of a class or of any, what comes closest."""
+    if label is None and (count := len(trace.detections(confidence))):
         return f"expected from 0 to {count - 1}, of detections of at least {confidence:g}"
-    if label is None:
-        best, what = trace.detections(0.0)[0], "nothing"
-    else:
-        best = next(iter(trace.detections(0.0, label)), None) or trace.prediction(
-            int(trace.layer_scores[-1, :, label].argmax()), label
-        )
-        what = f"no {best.name}"
+    closest = trace.detections(0.0, label)[:1]
+    if label is not None and not closest:
+        closest = [trace.prediction(int(trace.layer_scores[-1, :, label].argmax()), label)]
+    best = closest[0]
+    told = nothing_detected(confidence, best.name, best.score, "nothing" if label is None else f"no {best.name}")
     instead = f", detected as {best.detected_as}" * bool(best.detected_as)
-    return (
-        f"{nothing_detected(confidence, best.name, best.score, what)} (query {best.query}{instead}): "
-        "lower --confidence, or name --query N or --box x1,y1,x2,y2"
-    )
+    return f"{told} (query {best.query}{instead}): lower --confidence, or name --query N or --box x1,y1,x2,y2"
 
 
 def jobs(trace: AttentionTrace, options: ExplainOptions, chosen: Sequence[tuple[str, QueryPrediction]]) -> list[Job]:
@@ -142,8 +116,7 @@ def jobs(trace: AttentionTrace, options: ExplainOptions, chosen: Sequence[tuple[
 def _places(trace: AttentionTrace, subject: Subject, level: int = 0) -> list[tuple[float, float]]:
     """Of ``--ref``. Raises ValueError for one that is not within the image."""
     places = []
-    for ref in subject.ref:
-        x, y = numbers_of(ref, 2, "ref")
+    for x, y in map(_numbers, subject.ref):
         trace.token_at(x, y, level)
         places.append((x, y))
     return places
@@ -155,28 +128,26 @@ def _middle(trace: AttentionTrace, prediction: QueryPrediction) -> tuple[float, 
     return round(min(max((x0 + x1) / 2, 0), trace.width), 1), round(min(max((y0 + y1) / 2, 0), trace.height), 1)
 
 
-def mask_sets(model: Any, wanted: Interventions) -> list[tuple[str, list[Mask]]]:
+def mask_sets(model: Any, wanted: Interventions) -> list[tuple[str, Sequence[Mask]]]:
     """The named sets of masks that were asked for. Raises ValueError or FileNotFoundError for a bad one."""
-    sets = [(text, [parse_mask(one) for one in text.split("+")]) for text in wanted.mask]
+    sets: list[tuple[str, Sequence[Mask]]] = [(text, parse_masks(text)) for text in wanted.mask]
     if wanted.mask_matrix is not None:
-        sets.append((wanted.mask_matrix.name, read_mask_matrix(wanted.mask_matrix, model)))
-    if wanted.cumulative:
-        sets += cumulative_masks(model)
-    return sets
+        sets.append((wanted.mask_matrix.name, masked.read_mask_matrix(wanted.mask_matrix, model)))
+    return [*sets, *(masked.cumulative_masks(model) if wanted.cumulative else [])]
 
 
 def masked_jobs(
-    made: Sequence[Variant], options: ExplainOptions, chosen: Sequence[tuple[str, QueryPrediction]]
+    made: Sequence[masked.Variant], options: ExplainOptions, chosen: Sequence[tuple[str, QueryPrediction]]
 ) -> list[Job]:
     """What remains under every mask."""
     confidence, name = options.subject.confidence, options.image.name
-    wanted: list[Job] = [("masked-boxes", partial(draw_remaining, made, confidence, image=name))]
+    wanted: list[Job] = [("masked-boxes", partial(masked.draw_remaining, made, confidence, image=name))]
+    view = {part: getattr(options.view, part) for part in ("target", "by", "parity")}
     for who, prediction in chosen:
-        view: dict[str, Any] = {"target": options.view.target, "by": options.view.by, "parity": options.view.parity}
-        draw = partial(draw_masked_relevance, made, prediction, confidence, image=name, **view)
+        draw = partial(masked.draw_masked_relevance, made, prediction, confidence, image=name, **view)
         wanted.append((f"masked-{who}-relevance", draw))
     for number, place in enumerate(_places(made[0].trace, options.subject)):
-        wanted.append((f"masked-ref{number}-attention", partial(draw_masked_attention, made, place, image=name)))
+        wanted.append((f"masked-ref{number}-attention", partial(masked.draw_masked_attention, made, place, image=name)))
     return wanted
 
 
@@ -186,19 +157,19 @@ def explain(options: ExplainOptions) -> dict[str, Any]:
     Raises ValueError, FileNotFoundError for bad options, a missing or unreadable file, and where nothing was detected
     and nothing is named. Pictures are written one by one, each whole; ``explanation.json`` at the end.
     """
-    pixels = read_image(options.image)
+    pixels, subject, confidence = read_image(options.image), options.subject, options.subject.confidence
     if options.annotations is not None and not options.annotations.is_file():
         raise FileNotFoundError(f"annotation file {options.annotations} does not exist")
-    trained = load_trained(options.checkpoint, choose_device(options.device), options.attn_backend, options.model)
-    model, confidence = trained.model, options.subject.confidence
+    trained = trained_model(options)
+    model = trained.model
     sets = mask_sets(model, options.interventions)
-    trace = AttentionTrace(model, pixels, size=options.size)
-    chosen = choose(trace, options.subject, masked=bool(sets))
-    found = trace.detections(confidence)
-    if not chosen and not options.subject.ref and not sets and not options.html:
-        raise ValueError(_found(trace, 0, confidence))
+    trace = AttentionTrace(model, pixels, size=options.image_size)
+    chosen = choose(trace, subject, with_masks=bool(sets))
+    predictions = [prediction for _, prediction in chosen]
+    if not chosen and not subject.ref and not sets and not options.html:
+        raise ValueError(_choices(trace, confidence))
     folder, stem = place_for(options.image, options.out, options.checkpoint)
-    label, files = find_label(model, options.subject.label), list[Path]()
+    label, files = find_label(model, subject.label), list[Path]()
     of_label = [] if label is None else trace.detections(confidence, label)
     about: dict[str, Any] = {
         "image": options.image.name,
@@ -208,7 +179,7 @@ def explain(options: ExplainOptions) -> dict[str, Any]:
         "step": trained.step,
         "attn_backend": trained.attn_backend,
         "confidence": confidence,
-        "detections": [as_displayed(trace, prediction) for prediction in found],
+        "detections": [as_displayed(trace, prediction) for prediction in trace.detections(confidence)],
         "detections_of_label": [as_displayed(trace, prediction) for prediction in of_label],
         "explained": {who: as_displayed(trace, prediction) for who, prediction in chosen},
         "levels": trace.shapes,
@@ -219,8 +190,8 @@ def explain(options: ExplainOptions) -> dict[str, Any]:
 
         files.append(folder / f"{stem}.html")
         methods = tuple(method for method in options.view.method if method != "points") or ("raw", "relevance")
-        named = [prediction for _, prediction in chosen] if options.subject.names else []
-        view: dict[str, Any] = {"confidence": confidence, "methods": methods, "most": options.subject.most}
+        view: dict[str, Any] = {"confidence": confidence, "methods": methods, "most": subject.most}
+        named = predictions if subject.names else []
         write_page(trace, files[0], title=options.image.name, subjects=named, **view)
     else:
         wanted: list[Job] = []
@@ -228,8 +199,8 @@ def explain(options: ExplainOptions) -> dict[str, Any]:
             truth = _truth(options.annotations, options.image.name, trained)
             wanted.append(("truth", partial(draw_truth, trace, *truth, confidence, image=options.image.name)))
         if sets:
-            made = variants(model, pixels, sets, confidence=confidence, size=options.size)
-            about["masks"] = summary(made, [prediction for _, prediction in chosen], confidence)
+            made = masked.variants(model, pixels, sets, confidence=confidence, size=options.image_size)
+            about["masks"] = masked.summary(made, predictions, confidence)
             wanted += masked_jobs(made, options, chosen)
         else:
             wanted += jobs(trace, options, chosen)
@@ -244,10 +215,9 @@ def explain(options: ExplainOptions) -> dict[str, Any]:
 
 def as_displayed(trace: AttentionTrace, prediction: QueryPrediction) -> dict[str, Any]:
     """A detection as a dictionary, its box clipped to the image."""
-    x0, y0, x1, y1 = prediction.box
-    wide, high = float(trace.width), float(trace.height)
-    inside = (min(max(x0, 0.0), wide), min(max(y0, 0.0), high), min(max(x1, 0.0), wide), min(max(y1, 0.0), high))
-    return vars(prediction) | {"box": inside}
+    limits = (float(trace.width), float(trace.height)) * 2
+    box = tuple(min(max(value, 0.0), limit) for value, limit in zip(prediction.box, limits, strict=True))
+    return vars(prediction) | {"box": box}
 
 
 def _truth(path: Path, image: str, trained: Trained) -> tuple[Tensor, Tensor]:
@@ -272,25 +242,21 @@ def lines(about: dict[str, Any], options: ExplainOptions) -> list[str]:
     shown, told = max(LISTED, options.subject.most), []
     for one in found[:shown]:
         box = ", ".join(f"{value:.0f}" for value in one["box"])
-        told.append(
-            f"  det {numbers[one['query']]}  query {one['query']:<4} {one['name']} {one['score']:.3f}  at {box}"
-        )
+        number, query = numbers[one["query"]], one["query"]
+        told.append(f"  det {number}  query {query:<4} {one['name']} {one['score']:.3f}  at {box}")
     if len(found) > shown:
         told.append(f"  and {len(found) - shown} more (--most {len(found)} explains and lists them all)")
     for who, one in about["explained"].items():
         if one["detected_as"]:
-            told.append(
-                f"  {who}: explained is {one['name']} {one['score']:.3f} of query {one['query']}, which is detected as "
-                f"{one['detected_as']}"
-            )
+            what = f"{one['name']} {one['score']:.3f} of query {one['query']}"
+            told.append(f"  {who}: explained is {what}, which is detected as {one['detected_as']}")
     for mask in about.get("masks", []):
-        became = "; ".join(f"query {query} {what}" for query, what in mask["became"].items())
-        count = len(mask["detections"])
-        told.append(f"  {mask['name']}: {count} detection{'s' * (count != 1)}{'; ' + became if became else ''}")
+        became = [f"query {query} {what}" for query, what in mask["became"].items()]
+        told.append(f"  {mask['name']}: {'; '.join([counted(len(mask['detections']), 'detection'), *became])}")
     if options.html:
         return [*told, f"the page: {Path(about['folder']) / about['files'][0]}"]
-    pictures = sum(not file.endswith(".npz") for file in about["files"])
-    return [*told, f"{pictures} picture{'s' * (pictures != 1)}, each with its numbers as .npz, in {about['folder']}"]
+    pictures = counted(sum(not file.endswith(".npz") for file in about["files"]), "picture")
+    return [*told, f"{pictures}, each with its numbers as .npz, in {about['folder']}"]
 
 
 def run(options: ExplainOptions) -> int:

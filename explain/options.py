@@ -1,11 +1,12 @@
 """The options of the commands of this folder, and the words that they take. Nothing here needs PyTorch."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from ..common.options import (
     AtLeast,
     Between,
+    Form,
     NotNegative,
     Options,
     Positional,
@@ -17,10 +18,9 @@ from ..common.options import (
     WriteFolder,
     suggest,
 )
-from ..models.inference.image_size import Size
 from ..models.options import DetectorOptions
 from ..train.config.options import Source
-from .core.masks import Mask, Masks, Mode, parse_masks
+from .core.masks import Masks, Mode, parse_masks
 
 Pairing = Literal["iou", "query"]
 ScreenBy = Literal["loss", "logit"]
@@ -36,6 +36,7 @@ METHOD_TITLES = {
     "input-grad": "gradient with respect to the pixels",
 }
 METHODS = tuple(METHOD_TITLES)
+_NUMBER = r"[+-]?(\d+\.?\d*|\.\d+)"
 
 
 @dataclass(frozen=True)
@@ -71,9 +72,9 @@ class Subject(Options):
     """A detection, counted from 0, the surest first; may be repeated."""
     query: Annotated[tuple[NotNegative, ...], Repeated()] = ()
     """A query, whether it detects something or not; may be repeated."""
-    box: str | None = None
+    box: Annotated[str, Form(rf"{_NUMBER}(,{_NUMBER}){{3}}", "x1,y1,x2,y2 in pixels")] | None = None
     """x1,y1,x2,y2 in pixels: the query whose box comes nearest, for what was found weakly or missed."""
-    ref: Annotated[tuple[str, ...], Repeated()] = ()
+    ref: Annotated[tuple[str, ...], Repeated(), Form(f"{_NUMBER},{_NUMBER}", "x,y in pixels")] = ()
     """x,y in pixels: the encoder's attention at this place, row and column; may be repeated."""
     label: str | None = None
     """A class, by name or number: its best detections are explained; with --det, --query or --box, this class's score
@@ -122,35 +123,41 @@ class ExplainOptions(ProgressOption, DetectorOptions):
     """Resolution of pictures, dots an inch: 50 for thumbnails, 300 for print."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        self._refuse_ignored()
-
-    def _refuse_ignored(self) -> None:
         """Raises ValueError for an option that would change nothing."""
-        view, masks = self.view, self.interventions
-        of_grids = {name: getattr(view, name) for name in ("layer", "head", "level", "slopes", "together")}
+        super().__post_init__()
+        given = vars(self.interventions) | vars(self.view) | {"ref": self.subject.ref, "annotations": self.annotations}
+        usual = vars(Interventions()) | vars(View()) | {"ref": (), "annotations": None}
         if self.html:
             what, shown = "html", "the page shows all layers, heads and levels, the class's relevance, nothing off"
-            given = vars(masks) | of_grids | {"target": view.target, "by": view.by, "parity": view.parity}
-            given |= {"ref": self.subject.ref, "annotations": self.annotations}
-        elif masks != Interventions():
+            ignored = given.keys() - {"method"}
+        elif self.interventions != Interventions():
             what, shown = "mask", "with masks, boxes and the relevance by layer are drawn"
-            given = of_grids | {"method": view.method}
+            ignored = {"method", "layer", "head", "level", "slopes", "together"}
         else:
             return
-        usual = vars(Interventions()) | vars(View()) | {"ref": (), "annotations": None}
         for name, value in given.items():
-            if value != usual[name]:
+            if name in ignored and value != usual[name]:
                 raise ValueError(f"{what}: {shown}; --{name.replace('_', '-')} has no effect on that, leave it out")
 
-    @property
-    def size(self) -> Size | None:
-        """What the image is resized to, where that was said."""
-        return None if self.image_size is None else Size(self.image_size, self.image_size)
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions(ProgressOption, DetectorOptions):
+    """A trained detector, and the annotated images that it is measured on."""
+
+    source: Source = field(default_factory=Source)
+    confidence: Share = 0.5
+    """Minimum score of a detection; AP counts all."""
+    limit: Positive | None = None
+    """Only the first N images, for a quick look; the numbers are then not the data set's."""
+    seed: NotNegative = 0
+    """Of the resamples for intervals, and of all else that is drawn."""
+    out: WriteFolder | None = None
+    """Folder for what is written; ablation or explain-eval in the run's folder when not given, or in the current folder
+    for weights that are not a run's. An ablation that was stopped resumes from what it kept there."""
 
 
 @dataclass(frozen=True)
-class ExplainEvalOptions(ProgressOption, DetectorOptions):
+class ExplainEvalOptions(DataOptions):
     """Scores of explanations over a data set, beside those of maps that explain nothing.
 
     Deletion and insertion follow the detection: the best query's IoU with its box times the probability of its class.
@@ -158,24 +165,14 @@ class ExplainEvalOptions(ProgressOption, DetectorOptions):
     The baseline "box" is a Gaussian in the detection's own box: what one knows without looking inside the model.
     """
 
-    source: Source = field(default_factory=Source)
     methods: str = ",".join(METHODS)
     """Which to judge, with commas between them."""
-    confidence: Share = 0.5
-    """Minimum score of a detection that is explained."""
-    limit: Positive | None = None
-    """Only the first N images."""
     steps: Positive = 12
     """In which pixels are taken away and brought back; after step i of n, (i / n)^2 of them."""
     fill: Fill = "blur"
     """What stands in their place: the blurred image, or its mean colour."""
     randomise: Literal["whole", "cascade", "none"] = "whole"
     """Explain again with the decoder as before training, whole or one more layer at a time: are the maps the same?"""
-    out: WriteFolder | None = None
-    """Folder for scores.json and scores.png; explain-eval in the run's folder when not given, or in the current folder
-    for weights that are not a run's."""
-    seed: NotNegative = 0
-    """Of random maps, random weights and the bootstrap."""
     batch_size: Positive = 8
     """Changed images in one forward pass."""
 
@@ -192,10 +189,9 @@ class ExplainEvalOptions(ProgressOption, DetectorOptions):
 
 
 @dataclass(frozen=True)
-class AblateOptions(ProgressOption, DetectorOptions):
+class AblateOptions(DataOptions):
     """Switch parts of a detector's attention off, and measure what that does over a data set."""
 
-    source: Source = field(default_factory=Source)
     mask: Annotated[tuple[str, ...], Repeated()] = ()
     """What to change, repeatable, each measured alone: SITE[:hN][:lN][:pN][:qN][:MODE], such as decoder.*.cross:h0-3;
     several that act together with + between them."""
@@ -211,14 +207,8 @@ class AblateOptions(ProgressOption, DetectorOptions):
     """Attentions whose heads --matrix, --cumulative and --prune go through; patterns with commas between them."""
     mode: Mode = "zero"
     """What to do to a head, and to a --mask that names no mode."""
-    limit: Positive | None = None
-    """Only the first N images, for a quick look; the numbers are then not the data set's."""
     samples: Annotated[int, AtLeast(40)] = 500
     """Resamples of the images for the 95% intervals."""
-    seed: NotNegative = 0
-    """Of the resamples, the random orders, and the mode shuffled."""
-    confidence: Share = 0.5
-    """Minimum score of what counts as a detection lost, gained or changed; AP counts all."""
     pairing: Pairing = "iou"
     """Which detection after is which before: by boxes that overlap by half or more, or by their query."""
     screen_by: ScreenBy = "loss"
@@ -231,9 +221,6 @@ class AblateOptions(ProgressOption, DetectorOptions):
     """Random orders to draw curves of."""
     mean_images: Positive = 100
     """Images that the mode mean takes its means over, the first."""
-    out: WriteFolder | None = None
-    """Folder for pictures, tables, and what passes found, from which the same command resumes; ablation in the run's
-    folder when not given, or in the current folder for weights that are not a run's."""
     batch_size: Positive = 1
     """Images at once."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -253,16 +240,7 @@ class AblateOptions(ProgressOption, DetectorOptions):
 
     def masks(self) -> list[Masks]:
         """What --mask names, with the mode and the seed of the others where it has none."""
-        found = []
-        for text in self.mask:
-            masks = zip(text.split("+"), parse_masks(text), strict=True)
-            found.append(tuple(replace(mask, mode=self._mode(one, mask), seed=self.seed) for one, mask in masks))
-        return found
-
-    def _mode(self, text: str, mask: Mask) -> Mode:
-        """Of a mask, or --mode where it names none."""
-        named = mask.mode != "zero" or "zero" in text.strip().split(":")
-        return mask.mode if named else self.mode
+        return [parse_masks(text, self.mode, self.seed) for text in self.mask]
 
 
 @dataclass(frozen=True)

@@ -92,12 +92,12 @@ COMMANDS = {
     ),
     "explain-eval": Command(
         "explain.options:ExplainEvalOptions",
-        "explain.explain_eval:run",
+        "explain.commands:explain_eval",
         "judge heat maps of detections: do they beat maps that explain nothing?",
     ),
     "explore": Command(
         "explain.options:ExploreOptions",
-        "explain.explore:run",
+        "explain.commands:explore",
         "look at uploaded images in the browser, and switch heads off; on this machine",
     ),
     "plot": Command(
@@ -200,7 +200,7 @@ COMMANDS = {
     ),
     "ablate": Command(
         "explain.options:AblateOptions",
-        "explain.ablate:run",
+        "explain.commands:ablate",
         "switch attention heads off, and measure what that does over a data set",
     ),
     "table": Command(

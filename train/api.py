@@ -8,6 +8,7 @@ A script whose settings have workers must call it under ``if __name__ == "__main
 """
 
 import dataclasses
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,10 +19,9 @@ from typing import Any
 from ..models.catalog import MODELS, check_model
 from ..models.families.detector import Detector
 from ..models.zoo import load_model
-from .config.files import NOT_IN_FILES, take_settings
 from .config.options import Recipe, TrainOptions, merged
 from .config.presets import preset as preset_of
-from .config.resolve import checkpoint_options
+from .config.resolve import NOT_IN_FILES, checkpoint_options, take_settings
 from .engine.build import with_model_of_start
 from .engine.run import train
 from .monitor.history import History
@@ -90,7 +90,7 @@ def finetune(
     """
     places = {"data": data, "out": out, **_named_or_weights(model, settings)}
     given = _checked("finetune", {**settings, **places})
-    options = TrainOptions() if preset is None else merged(TrainOptions(), preset_of(preset).settings)
+    options = TrainOptions() if preset is None else preset_of(preset)
     options = dataclasses.replace(merged(options, given), recipe=Recipe(preset))
     if "model" not in given:
         options = dataclasses.replace(options, model=with_model_of_start(options.model))
@@ -115,11 +115,5 @@ def _checked(caller: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings by name, each of its type."""
     for name in settings.keys() & {*NOT_IN_FILES, "preset"}:
         raise ValueError(f"{caller}: {name} is for the command line; Run(FOLDER).resume() resumes a run")
-    return take_settings({name: _plain(value) for name, value in settings.items()}, caller)
-
-
-def _plain(value: Any) -> Any:
-    """As a file of settings would have it."""
-    if isinstance(value, Path):
-        return str(value)
-    return list(value) if isinstance(value, tuple) else value
+    # as a file of settings would have them: text for paths, lists for tuples
+    return take_settings(json.loads(json.dumps(dict(settings), default=str)), caller)

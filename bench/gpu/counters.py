@@ -4,19 +4,19 @@
 of the fused function, forward and backward, between the two calls that ncu waits for.
 """
 
+import contextlib
 import csv
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 
 from ...kernels.diagnostics.checks import DTYPES
 from ..harness.provenance import usual_device
 from ..harness.records import Row
-from ..harness.tables import aligned
-from ..harness.tables import number as shown
+from ..harness.tables import aligned, fields, lines_of, number
 from ..operator import cases, implementations, workloads
 from ..operator.inputs import make_inputs
 
@@ -76,60 +76,48 @@ def count(case: str, dtype: str, backend: str, limit: float) -> list[Row]:
 def parse(lines: Iterable[str]) -> list[Row]:
     """What ncu printed with ``--csv --page raw``: the names, their units, and a line for each launch; of one kernel's
     launches, sums. A counter that the device does not have is left out."""
-    table = list(csv.reader(line for line in lines if line.startswith('"')))
-    head, units, *launches = table
+    launches = csv.DictReader(line for line in lines if line.startswith('"'))
+    units = next(launches)
     kernels: dict[str, list[dict[str, str]]] = {}
     for launch in launches:
-        record = dict(zip(head, launch, strict=True))
-        kernels.setdefault(record["Kernel Name"][:100], []).append(record)
-    unit_of = dict(zip(head, units, strict=True))
+        kernels.setdefault(launch["Kernel Name"][:100], []).append(launch)
     found: list[Row] = []
     for name, records in kernels.items():
         row: Row = {"kernel": name, "launches": len(records)}
         for ours, metric in METRICS.items():
-            numbers = [number for one in records if (number := _number(one.get(metric, ""))) is not None]
+            numbers = []
+            for record in records:
+                with contextlib.suppress(ValueError):  # n/a
+                    numbers.append(float(record.get(metric, "n/a").replace(",", "")))
             if numbers:
                 mean = ours.endswith("_pct") or ours == "registers"
-                row[ours] = sum(numbers) * _SCALES.get(unit_of[metric], 1.0) / (len(numbers) if mean else 1)
+                row[ours] = sum(numbers) * _SCALES.get(units[metric], 1.0) / (len(numbers) if mean else 1)
         found.append(row)
     return found
 
 
-def _number(text: str) -> float | None:
-    try:
-        return float(text.replace(",", ""))
-    except ValueError:  # n/a
-        return None
-
-
-def table(found: Iterable[Row]) -> str:
+def table(found: Sequence[Row]) -> str:
     """Rows of counters as aligned text."""
     names = ("us", "warp_instructions", "lsu_wavefronts", "l1_hit_pct", "l2_sectors_reduced", "dram_bytes")
-    lines = [("case", "dtype", "backend", "kernel", *names)]
-    for row in found:
-        if row["failure"] is None:
-            lead = (row["case"], row["dtype"], row["backend"], row["kernel"][:40])
-            lines.append((*lead, *(shown(row.get(name)) for name in names)))
-    return aligned(lines, 4)
+    columns = {**fields("case", "dtype", "backend"), "kernel": lambda row: row["kernel"][:40]}
+    columns |= {name: lambda row, name=name: number(row.get(name)) for name in names}
+    return aligned(lines_of(found, columns), 4)
 
 
 def main(argv: list[str] | None = None) -> int:
     """One pass for ncu to count."""
     case_name, dtype, backend = sys.argv[1:] if argv is None else argv
-    device = usual_device()
-    case = cases.find(case_name)
+    device, case = usual_device(), cases.find(case_name)
     inputs = make_inputs(case, DTYPES[dtype], device, seed=0)
     work = workloads.operator(case, implementations.find(backend, device), [inputs], fused=True)
     for _ in range(2):
         work.both(0)
-    on_gpu = device.type == "cuda"
-    if on_gpu:
+    if device.type == "cpu":
+        return 0
+    torch.cuda.synchronize(device)
+    with torch.cuda.profiler.profile():
+        work.both(0)
         torch.cuda.synchronize(device)
-        torch.cuda.profiler.start()
-    work.both(0)
-    if on_gpu:
-        torch.cuda.synchronize(device)
-        torch.cuda.profiler.stop()
     return 0
 
 

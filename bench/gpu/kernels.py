@@ -12,12 +12,11 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity
 
 from ...kernels.diagnostics.checks import DTYPES
-from ..harness import measure
 from ..harness.records import Row
 from ..harness.tables import HAS_NONE, aligned, number
 from ..operator import cases, workloads
 from ..operator.implementations import Implementation
-from ..operator.inputs import make_inputs
+from ..operator.inputs import input_sets
 from ..operator.jobs import Kernels
 
 PASSES = 20
@@ -29,19 +28,16 @@ _NAME = 160  # characters kept of a name, which templates make longer than a pag
 def rows(job: Kernels, peer: Implementation, device: torch.device) -> Iterator[Row]:
     """One row: ``kernels`` has name, launches a pass, and the median microseconds a launch of each; ``total_us`` is the
     sum over a pass."""
-    [row] = job.unmeasured(None)
-    if peer.fused is None:
-        yield {**row, "failure": HAS_NONE}
-        return
-    case, dtype = cases.find(job.case), DTYPES[job.dtype]
-    first = make_inputs(case, dtype, device, seed=0)
-    more = measure.sets_past_cache(first, device)
-    sets = [first, *(make_inputs(case, dtype, device, seed) for seed in range(1, more))]
-    work = workloads.operator(case, peer, sets, fused=True)
-    checks = workloads.check(work, workloads.truth(case, first, fused=True)).values()
-    row |= {"ours": peer.ours, "failure": next((check.failure for check in checks if check.failure is not None), None)}
-    if row["failure"] is None:
-        row |= summary(_profiled(work, device), PASSES)
+    [row] = job.unmeasured(HAS_NONE if peer.fused is None else None)
+    if peer.fused is not None:
+        case = cases.find(job.case)
+        sets = input_sets(case, DTYPES[job.dtype], device)
+        work = workloads.operator(case, peer, sets, fused=True)
+        checks = workloads.check(work, workloads.truth(case, sets[0], fused=True)).values()
+        failure = next((check.failure for check in checks if check.failure is not None), None)
+        row |= {"ours": peer.ours, "failure": failure}
+        if row["failure"] is None:
+            row |= summary(_profiled(work, device), PASSES)
     yield row
 
 

@@ -3,27 +3,14 @@
     python -m msdeform.bench.gpu --out DIR    # go on where the last call stopped; rows and logs in DIR
     python -m msdeform.bench.gpu --quick      # small shapes, on a CPU too; the default where there is no GPU
 
-Correctness first: our compiled kernels against the reference in float64. Then what each kernel takes, the operator with
-its peers, hardware counters, the variants of a kernel side by side, the tests marked ``gpu``; at last detectors and
-their training, whole training runs that tell the backends apart by AP among them. Each stage is a process with a limit
-of its own. What is recorded already, of this code on this device, is not done again; what failed is tried again after
-all the rest, in another call: run it until nothing is left. It needs PyTorch, Triton, cuda-core and numpy; a stage that
-needs more says so and is left out. DIR gets one file of rows and six logs; bench/results keeps rows, once they are
-copied there.
-
-What training should show on an H200, written before anybody measured it. A step of deformable_detr_r50 at 800x1066: 15
-to 40 images a second in float32 with `triton` or `cuda` (the paper's 325 hours on a V100 are 5), half as many again to
-twice as many in bfloat16; `reference` slowest, with the highest peak memory; backbone and backward pass most of the
-time, and of the options only `compile` more than a tenth faster, `checkpointing` slower and at least a fifth smaller.
-Loading: kept pixels fastest, and images a second that grow with workers. Seeds: the backends' mean APs closer together
-than the seeds of one backend, since all of them train in the same numbers but for the order of sums. Explanations at
-800x1333: relevance within a second, most of it the host's, which multiplies the sparse rows; less than 1 GB added.
-Kernels: bench/results/predictions.jsonl, printed beside what is measured.
+Each stage is a process with a limit of its own. What is recorded already, of this code on this device, is not done
+again; what failed is tried again after all the rest, in another call: run it until nothing is left. It needs PyTorch,
+Triton, cuda-core and numpy; a stage that needs more says so and is left out. DIR gets one file of rows and six logs;
+bench/results keeps rows, once they are copied there.
 """
 
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated
@@ -34,7 +21,6 @@ from ...common.options import AtLeast, Checked, Metavar, Options, ReadPath, Writ
 from ..harness import records
 from ..harness.isolate import Stopped, logged
 from ..harness.provenance import command_line, device_name, provenance, usual_device
-from ..harness.records import Row
 from ..harness.results_file import ResultsFile
 from ..operator.runner import Settings
 from . import stages
@@ -43,8 +29,7 @@ from .stages import Run, Stage
 ROWS = "rows.jsonl"
 _LEAST_SECONDS = 20.0  # below this a stage does nothing but start
 _GRACE = 20.0  # that a stage may take longer than it was told, to end what it has begun
-
-
+_OUT_OF_TIME = "not done after"
 PROGRAM = "python -m msdeform.bench.gpu"
 
 
@@ -96,27 +81,37 @@ def main(argv: list[str] | None = None) -> int:
     options = replace(options, quick=options.quick or device.type == "cpu")
     if isinstance(options, StageOptions):
         return _run_here(options, device)
-    print(
-        f"{device_name(device)}{' (reduced form)' if options.quick else ''}, rows and logs in {options.out}", flush=True
-    )
+    form = " (reduced form)" if options.quick else ""
+    print(f"{device_name(device)}{form}, rows and logs in {options.out}", flush=True)
     deadline = time.monotonic() + 60 * options.minutes
+    rows = options.out / ROWS
     source = provenance(device, command_line(PROGRAM, options))
-    if options.known is not None and not (options.out / ROWS).exists():
-        records.append(options.out / ROWS, records.at(records.read(options.known).rows, source))
-    book = ResultsFile(options.out / ROWS, source, again=True)
+    if options.known is not None and not rows.exists():
+        records.append(rows, records.at(records.read(options.known).rows, source))
+    book = ResultsFile(rows, source, again=True)
+    # the last row of each stage, of this code on this device
+    last = {
+        row["stage"]: row
+        for row in (records.at(records.read(rows).rows, source) if rows.exists() else ())
+        if row["kind"] == "stage"
+    }
     chosen = [stage for stage in stages.STAGES if not options.only or stage.name in options.only]
-    before = _recorded(options.out / ROWS, source)
-    reasons = {row["stage"]: row.get("skipped") for row in before}
-    new, failed = _todo(chosen, [] if options.again else before)
+    new, failed = chosen, []
+    if not options.again:
+        new = [stage for stage in chosen if stage.name not in last or last[stage.name].get("skipped") is not None]
+        failed = [stage for stage in chosen if stage.name in last and last[stage.name]["failure"] is not None]
+        if done := len(chosen) - len(new) - len(failed):
+            print(f"{done} stages passed before, with this code on this device (--again does them again)")
     left: list[str] = []
     failures: list[str] = []
     for stage in [*new, *failed]:
         reason = stage.unavailable(device)
         seconds = min(stage.seconds, deadline - time.monotonic())
+        row = {"kind": "stage", "stage": stage.name, "failure": None, "skipped": reason, "seconds": 0.0}
         if reason is not None:
             print(f"{stage.name}: {reason}", flush=True)
-            if reasons.get(stage.name) != reason:
-                book.add({"kind": "stage", "stage": stage.name, "failure": None, "skipped": reason, "seconds": 0.0})
+            if last.get(stage.name, {}).get("skipped") != reason:
+                book.add(row)
         elif seconds < _LEAST_SECONDS:
             left.append(stage.name)
         else:
@@ -124,37 +119,19 @@ def main(argv: list[str] | None = None) -> int:
             begun = time.monotonic()
             failure = _run_in_process(stage, options, seconds, retry=stage in failed)
             took = time.monotonic() - begun
-            if failure is not None and seconds < stage.seconds and _ran_out(failure):
+            if failure is not None and seconds < stage.seconds and failure.startswith(_OUT_OF_TIME):
                 left.append(f"{stage.name} ({failure})")  # the call's time, not its own
                 continue
             print(f"{stage.name}: {failure or 'done'}, {took:.0f} s", flush=True)
             failures += [f"{stage.name}: {failure}"] if failure is not None else []
-            book.add({"kind": "stage", "stage": stage.name, "failure": failure, "skipped": None, "seconds": took})
+            book.add(row | {"failure": failure, "seconds": took})
     for title, lines in (("FAILED", failures), ("left for the next call of this command", left)):
         if lines:
             print("\n".join(["", title, *(f"  {line}" for line in lines)]))
     return 1 if failures else 0
 
 
-def _recorded(file: Path, source: Row) -> list[Row]:
-    """The last row of each stage, of this code on this device."""
-    if not file.exists():
-        return []
-    return records.Records(records.at(records.read(file).rows, source)).of("stage")
-
-
-def _todo(stages: Sequence[Stage], rows: Sequence[Row]) -> tuple[list[Stage], list[Stage]]:
-    """Stages that are still to be done, and those that failed before; both in order."""
-    last = {row["stage"]: row for row in rows}
-    new = [stage for stage in stages if stage.name not in last or last[stage.name].get("skipped") is not None]
-    failed = [stage for stage in stages if stage.name in last and last[stage.name]["failure"] is not None]
-    done = len(stages) - len(new) - len(failed)
-    if done:
-        print(f"{done} stages passed before, with this code on this device (--again does them again)")
-    return new, failed
-
-
-def _run_in_process(stage: Stage, options: "GpuOptions", seconds: float, *, retry: bool) -> str | None:
+def _run_in_process(stage: Stage, options: GpuOptions, seconds: float, *, retry: bool) -> str | None:
     """Run a stage in a process of its own; returns its failure in a sentence."""
     options_of_stage = StageOptions(**vars(options), stage=stage.name, limit=round(seconds), retry=retry)
     command = [sys.executable, "-m", "msdeform.bench.gpu", *spelled(options_of_stage)]
@@ -163,13 +140,6 @@ def _run_in_process(stage: Stage, options: "GpuOptions", seconds: float, *, retr
     except Stopped:
         return f"{_OUT_OF_TIME} {seconds:.0f} s: stopped"
     return None if status == 0 else last or f"ended with status {status}"
-
-
-_OUT_OF_TIME = "not done after"
-
-
-def _ran_out(failure: str) -> bool:
-    return failure.startswith(_OUT_OF_TIME)
 
 
 def _run_here(options: StageOptions, device: torch.device) -> int:

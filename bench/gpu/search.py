@@ -25,9 +25,9 @@ from ..harness import measure
 from ..harness.provenance import command_line, provenance, usual_device
 from ..harness.records import Row
 from ..harness.results_file import ResultsFile, folder
-from ..harness.tables import aligned, number
+from ..harness.tables import Column, aligned, fields, lines_of, number
 from ..operator import cases, workloads
-from ..operator.inputs import OperatorInputs, make_inputs
+from ..operator.inputs import OperatorInputs, input_sets, make_inputs
 from ..options import SearchOptions
 
 Choice = Mapping[str, int | None]
@@ -36,8 +36,6 @@ FORWARD, BACKWARD = "forward", "sorted backward"
 BANDS: tuple[Choice, ...] = ({"BAND": 0}, {"BAND": 8})
 WALKS: tuple[Choice, ...] = ({"RUN": 16}, {"RUN": 32}, {"RUN": 64})
 _PROCESSES = 8
-
-
 PROGRAM = "python -m msdeform.bench.gpu.search"
 
 
@@ -49,15 +47,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{PROGRAM}: torch finds no CUDA device, and only on one do times say anything", file=sys.stderr)
         return 1
     book = ResultsFile(folder(options.out, keep=True), provenance(device, command_line(PROGRAM, options)), again=True)
+    asked = [(FORWARD, BANDS)] * options.bands + [(BACKWARD, WALKS)] * options.walks
     for name, dtype in product(options.cases, options.dtypes):
-        searches: list[tuple[str, Sequence[Choice]]] = []
-        if not (options.bands or options.walks):
-            searches.append((FORWARD, tiles(name, dtype, device)))
-        if options.bands:
-            searches.append((FORWARD, BANDS))
-        if options.walks:
-            searches.append((BACKWARD, WALKS))
-        for kernel, choices in searches:
+        for kernel, choices in asked or [(FORWARD, tiles(name, dtype, device))]:
             for row in rows(name, dtype, kernel, choices, device, options.seconds):
                 book.add(row)
     print(table(book.rows))
@@ -69,7 +61,7 @@ def tiles(case: str, dtype: str, device: torch.device) -> list[Choice]:
     registers and with none."""
     from . import variants
 
-    usual = variants.usual_forward(_inputs(case, dtype, device))
+    usual = variants.usual_forward(make_inputs(cases.find(case), DTYPES[dtype], device, seed=0))
     block, warps, limit = usual["BLOCK_Q"], usual["num_warps"], usual["maxnreg"]
     half, twice = max(1, block // 2), min(128, 2 * block)
     shapes = [(block, warps), (half, warps), (twice, warps), (half, max(1, warps // 2)), (twice, 2 * warps)]
@@ -97,10 +89,8 @@ def rows(
     right = [choice for choice, failure in zip(choices, failures, strict=True) if failure is None]
     times: list[list[float]] = []
     if right:
-        first = _inputs(case, dtype, device)
-        more = measure.sets_past_cache(first, device)
-        sets = [first, *(_inputs(case, dtype, device, seed) for seed in range(1, more))]
-        calls = [_rotating_call(case, kernel, choice, sets) for choice in right]
+        sets = input_sets(cases.find(case), DTYPES[dtype], device)
+        calls = [_rotating_call([_prepared(case, kernel, choice, inputs) for inputs in sets]) for choice in right]
         with torch.no_grad():
             times = measure.time_in_turn(calls, device, seconds)
     lead = {"kind": "variant", "case": case, "dtype": dtype, "kernel": kernel}
@@ -115,8 +105,8 @@ def rows(
 
 def difference(case: str, dtype: str, kernel: str, choice: Choice, device: torch.device) -> str | None:
     """What a choice gets wrong of the output or of a gradient, at the tests' tolerance; None where it is right."""
-    found, inputs = cases.find(case), _inputs(case, dtype, device)
-    truth = workloads.truth(found, inputs, fused=True)
+    inputs = make_inputs(cases.find(case), DTYPES[dtype], device, seed=0)
+    truth = workloads.truth(cases.find(case), inputs, fused=True)
     compute = torch.float64 if dtype == "float64" else torch.float32
     for name, result in _prepared(case, kernel, choice, inputs)().items():
         keep = ~truth.ignored[name] if name in truth.ignored else ...
@@ -141,13 +131,8 @@ def _prepared(case: str, kernel: str, choice: Choice, inputs: OperatorInputs) ->
     return make(inputs, cases.find(case).sizes, choice)
 
 
-def _rotating_call(case: str, kernel: str, choice: Choice, sets: list[OperatorInputs]) -> measure.Call:
-    prepared = [_prepared(case, kernel, choice, inputs) for inputs in sets]
+def _rotating_call(prepared: Sequence[Callable[[], object]]) -> measure.Call:
     return lambda i: prepared[i % len(prepared)]()
-
-
-def _inputs(case: str, dtype: str, device: torch.device, seed: int = 0) -> OperatorInputs:
-    return make_inputs(cases.find(case), DTYPES[dtype], device, seed)
 
 
 def described(choice: Choice) -> str:
@@ -156,15 +141,14 @@ def described(choice: Choice) -> str:
 
 def table(found: Sequence[Row]) -> str:
     """Rows of choices as aligned text."""
-    lines = [("case", "dtype", "kernel", "choice", "us", "times the first's")]
-    for row in found:
-        lead = (row["case"], row["dtype"], row["kernel"], row["choice"])
-        if row["failure"] is not None:
-            lines.append((*lead, "failed", row["failure"][:60]))
-            continue
-        ratio = f"{row['ratio']:.3f} ({row['ratio_low']:.3f}-{row['ratio_high']:.3f})"
-        lines.append((*lead, number(row["median_us"]), ratio))
-    return aligned(lines, 4)
+    columns: dict[str, Column] = {
+        **fields("case", "dtype", "kernel", "choice"),
+        "us": lambda row: "failed" if row["failure"] else number(row["median_us"]),
+        "times the first's": lambda row: (
+            row["failure"] or f"{row['ratio']:.3f} ({row['ratio_low']:.3f}-{row['ratio_high']:.3f})"
+        )[:60],
+    }
+    return aligned(lines_of(found, columns), 4)
 
 
 if __name__ == "__main__":

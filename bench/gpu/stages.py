@@ -4,7 +4,6 @@ A stage has a time limit, adds rows to one file as they come, and reports failur
 not repeat what the file holds of this code on this device.
 """
 
-import contextlib
 import importlib.util
 import os
 import platform
@@ -16,6 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib import import_module, metadata
 from itertools import product
 from pathlib import Path
@@ -28,7 +28,7 @@ from ..cpu import host_time
 from ..harness import records
 from ..harness.records import Records, Row
 from ..harness.results_file import ResultsFile
-from ..harness.tables import aligned, operator_table
+from ..harness.tables import Column, aligned, fields, lines_of, operator_table
 from ..models.published import MODELS, REDUCED_MODELS
 from ..operator import cases, implementations, jobs
 from ..operator.jobs import plan
@@ -41,7 +41,6 @@ from ..options import (
     ExplainOptions,
     SeedsOptions,
     TrainingOptions,
-    TrainingPart,
 )
 from . import counters, kernels, predictions, search
 
@@ -49,7 +48,6 @@ _BACKENDS = tuple(name for name in BACKENDS if name != "cpu")  # those that take
 ROOT = Path(__file__).resolve().parents[2]
 MAIN = ("encoder-800x1066-b2", "decoder-800x1066")
 ODD = ("odd", "odd-wide-head")
-MAIN_MODEL = "deformable_detr_r50"
 PROCESSES = 8  # at a time, of what is not timed
 TESTS = ("tests/kernels",)
 TIMING_TESTS = ("tests/bench/harness/test_measure.py",)  # which nothing else may run beside
@@ -59,9 +57,9 @@ DETECTOR_TESTS = (
     "tests/train/whole/test_overfit.py",
 )
 _OURS = ("cuda", "triton", "triton-cells")  # the one that compiles in a second first
+_EAGER = [name for name in IMPLEMENTATIONS if name not in (*COMPILED_IMPLEMENTATIONS, *CPU_ONLY_IMPLEMENTATIONS)]
 _BOTH, _EVERY = ["float32", "bfloat16"], ["float32", "bfloat16", "float16", "float64"]
 _LEAST_MINUTES = 1.0  # below this a command of its own does nothing but start
-_SAVING = 1.0  # minutes that a training run may need to save
 
 
 @dataclass
@@ -81,12 +79,24 @@ class Run:
     def seconds_left(self) -> float:
         return self.settings.deadline - time.monotonic()
 
-    def measure(self, planned: Sequence[jobs.Job], processes: int = 1) -> None:
-        """Measure what is not recorded yet, as long as there is time."""
+    def measure(self, planned: Sequence[jobs.Job], table: Callable[[list[Row]], str], processes: int = 1) -> None:
+        """Measure what is not recorded yet, as long as there is time, and print all rows of these kinds.
+
+        Rows of our own backends that failed are failures of the stage, those of an earlier call too.
+        """
         left = measure(planned, self.settings, self.book, processes)
         print(file=sys.stderr)
         if left:
             self.unfinished.append(f"{left} measurements")
+        rows = [row for kind in {job.kind for job in planned} for row in self.rows(kind)]
+        if rows:
+            print(table(rows))
+        cells = {cell for job in planned for cell in job.cells()}
+        self.failures += [
+            f"{', '.join(map(str, records.key(row)[1:]))}: {row['failure']}"
+            for row in rows
+            if records.key(row) in cells and row.get("ours") and row["failure"] is not None
+        ]
 
     def add(self, rows: Iterable[Row]) -> None:
         for row in rows:
@@ -98,29 +108,23 @@ class Run:
         found = records.at(records.read(file).rows, self.book.source) if file is not None and file.exists() else []
         return Records([*found, *self.book.rows]).of(kind)
 
-    def failed_rows(self, planned: Sequence[jobs.Job]) -> None:
-        """Rows of our own backends that failed are failures of the stage, those of an earlier call too."""
-        cells = {cell for job in planned for cell in job.cells()}
-        self.failures += [
-            f"{', '.join(str(part) for part in records.key(row)[1:])}: {row['failure']}"
-            for kind in {job.kind for job in planned}
-            for row in self.rows(kind)
-            if records.key(row) in cells and row["ours"] and row["failure"] is not None
-        ]
-
-    def command(
-        self, module: str, options: ExplainOptions | SeedsOptions | TrainingOptions, minutes: float | None = None
-    ) -> None:
-        """Run another benchmark in what time is left; its rows go beside these, and are known again there."""
-        name = module.partition(".")[0]
-        minutes = self.seconds_left / 60 if minutes is None else minutes
-        if minutes < _LEAST_MINUTES:
-            self.unfinished.append(f"{name}: less than a minute was left")
+    def run(self, command: list[str], name: str, environment: dict[str, str] | None = None) -> None:
+        """Run a command in what time is left, and print what it says at its end; a failure is the stage's."""
+        limit = max(1.0, self.seconds_left)
+        try:
+            answer = subprocess.run(
+                command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=limit, check=False
+            )
+        except subprocess.TimeoutExpired as error:
+            said: Any = error.stdout or ""  # text or bytes, whatever was asked for
+            print((said if isinstance(said, str) else said.decode(errors="replace"))[-4000:])
+            self.failures.append(f"{name}: not done after {limit:.0f} s")
             return
-        options = replace(options, quick=self.quick, minutes=round(minutes, 1), out=self.book.path)
-        left = import_module(f"..models.{module}", __package__).measure_rows(options)
-        if left:
-            self.unfinished.append(f"{name}: {left}")
+        failed = answer.returncode != 0
+        lines = (answer.stdout + answer.stderr).strip().splitlines() or [""]
+        status = f"{name}: exit status {answer.returncode}"
+        print("\n".join([f"-- {status}", *lines[-200 if failed else -1 :]]), flush=True)
+        self.failures += [f"{status}: {lines[-1]}"] if failed else []
 
 
 @dataclass(frozen=True)
@@ -151,13 +155,13 @@ class Stage:
 
 
 def versions(run: Run) -> None:
-    """One row of versions, clocks and the machine, which is the first that a call leaves behind."""
+    """The first row that a call leaves behind; clocks and driver are in its provenance, as in every row's."""
     names = ("torch", "triton", "cuda-core", "cuda-bindings", "numpy", "transformers", "torchvision")
-    found = {name: version for name in names if (version := _version(name)) is not None}
-    machine = {"system": platform.platform(), "threads": os.cpu_count(), "nvidia_smi": _nvidia_smi()}
-    run.book.add({"kind": "stage", "stage": "machine", "failure": None, "packages": found, **machine})
-    print("\n".join(f"{name} {version}" for name, version in found.items()))
-    print(machine["nvidia_smi"] or "nvidia-smi: not here")
+    found = {one.name: one.version for one in metadata.distributions() if one.name in names}
+    machine = {"packages": found, "system": platform.platform(), "threads": os.cpu_count()}
+    run.book.add({"kind": "stage", "stage": "machine", "failure": None, **machine})
+    for name, value in (machine | run.book.source).items():
+        print(f"{name}: {value}")
 
 
 def correctness(run: Run) -> None:
@@ -172,14 +176,18 @@ def correctness(run: Run) -> None:
         for name, function in calls
         for backend in backends
     ]
-    run.measure(planned, min(PROCESSES, os.cpu_count() or 1))
-    for row in run.rows("correctness"):
-        error = "" if row["error"] is None else f"error {row['error']:.2e}, bound {row['bound']:.2e}"
-        print(*records.key(row)[1:], error if row["failure"] is None else row["failure"])
-    run.failed_rows(planned)
+    run.measure(planned, _errors, min(PROCESSES, os.cpu_count() or 1))
     # a backend of ours that is not here was not checked, which must not pass for right
-    missing = [row for row in run.book.rows if row["kind"] == "missing"]
-    run.failures += [f"{row['backend']} was not checked: {row['reason']}" for row in missing]
+    run.failures += [f"{row['backend']} was not checked: {row['reason']}" for row in run.book.of("missing")]
+
+
+def _errors(rows: Sequence[Row]) -> str:
+    columns: dict[str, Column] = {
+        **fields(*records.KEYS["correctness"]),
+        "error": lambda row: "-" if row["error"] is None else f"{row['error']:.2e}, bound {row['bound']:.2e}",
+        "failure": lambda row: row["failure"] or "-",
+    }
+    return aligned(lines_of(rows, columns), len(columns))
 
 
 def kernel_times(run: Run) -> None:
@@ -187,10 +195,8 @@ def kernel_times(run: Run) -> None:
     names = cases.REDUCED[:1] if run.quick else MAIN
     backends = ("reference",) if run.quick else (*_OURS, "deformops", "official", "mmcv")
     planned = [jobs.Kernels(name, dtype, one) for name in names for dtype in _BOTH for one in backends]
-    run.measure(planned)
-    print(kernels.table(run.rows("kernels")))
+    run.measure(planned, kernels.table)
     _beside_predictions(run)
-    run.failed_rows(planned)
 
 
 def _beside_predictions(run: Run) -> None:
@@ -198,35 +204,27 @@ def _beside_predictions(run: Run) -> None:
     print(f"\n{text}" if text else "\nno prediction is recorded of what was measured")
 
 
-def _operator(run: Run, planned: Sequence[jobs.Job]) -> None:
-    run.measure(planned)
-    print(operator_table(run.rows("operator")))
-    run.failed_rows(planned)
-
-
 def operator_main(run: Run) -> None:
     """The operator with its peers at the main shapes."""
-    eager = [name for name in IMPLEMENTATIONS if name not in (*COMPILED_IMPLEMENTATIONS, *CPU_ONLY_IMPLEMENTATIONS)]
     if run.quick:  # of the peers only what PyTorch runs anywhere
-        eager.remove("transformers")
-        _operator(run, plan(cases.REDUCED, ["grid"], ["float32"], eager))
+        eager = [name for name in _EAGER if name != "transformers"]
+        run.measure(plan(cases.REDUCED, ["grid"], ["float32"], eager), operator_table)
         return
     # ours first; the reference runs beside each of them anyway
-    eager.sort(key=lambda name: (not name.startswith(("triton", "cuda")), name == "reference"))
-    _operator(run, plan(MAIN, ["grid"], _BOTH, eager))
+    eager = sorted(_EAGER, key=lambda name: (not name.startswith(("triton", "cuda")), name == "reference"))
+    run.measure(plan(MAIN, ["grid"], _BOTH, eager), operator_table)
     _beside_predictions(run)
 
 
 def operator_others(run: Run) -> None:
     """The other shapes, and uniform locations."""
-    eager = [name for name in IMPLEMENTATIONS if name not in (*COMPILED_IMPLEMENTATIONS, *CPU_ONLY_IMPLEMENTATIONS)]
-    _operator(run, plan(cases.FULL, ["grid"], _EVERY[:3], eager))
-    _operator(run, plan(MAIN, ["uniform"], _BOTH, eager, FUNCTIONS[:2]))
+    run.measure(plan(cases.FULL, ["grid"], _EVERY[:3], _EAGER), operator_table)
+    run.measure(plan(MAIN, ["uniform"], _BOTH, _EAGER, FUNCTIONS[:2]), operator_table)
 
 
 def operator_compiled(run: Run) -> None:
     """The peers under torch.compile."""
-    _operator(run, plan(MAIN, ["grid"], _BOTH, COMPILED_IMPLEMENTATIONS))
+    run.measure(plan(MAIN, ["grid"], _BOTH, COMPILED_IMPLEMENTATIONS), operator_table)
 
 
 def hardware_counters(run: Run) -> None:
@@ -265,40 +263,19 @@ def variants(run: Run) -> None:
 
 def verify(run: Run) -> None:
     """The verify table, a process for each backend and dtype."""
-    backends = ("reference",) if run.quick else ("triton", "cuda")
-
-    def check(backend: str, dtype: str) -> str | None:
-        words = ["verify", "--backend", backend, "--dtype", dtype]
-        return _failure_of([sys.executable, "-m", "msdeform", *words], run, " ".join(words))
-
     with ThreadPoolExecutor(PROCESSES) as pool:
-        answers = [pool.submit(check, backend, dtype) for backend in backends for dtype in _EVERY]
-        run.failures += [failure for answer in answers if (failure := answer.result()) is not None]
-
-
-def _failure_of(command: list[str], run: Run, name: str, environment: dict[str, str] | None = None) -> str | None:
-    """Run a command in what time is left, and print what it says at its end; returns its failure in a sentence."""
-    limit = max(1.0, run.seconds_left)
-    try:
-        answer = subprocess.run(
-            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=limit, check=False
-        )
-    except subprocess.TimeoutExpired as error:
-        said: Any = error.stdout or ""  # text or bytes, whatever was asked for
-        print((said if isinstance(said, str) else said.decode(errors="replace"))[-4000:])
-        return f"{name}: not done after {limit:.0f} s"
-    lines = (answer.stdout + answer.stderr).strip().splitlines() or [""]
-    shown = lines[-1:] if answer.returncode == 0 else lines[-200:]
-    print("\n".join([f"-- {name}: exit status {answer.returncode}", *shown]), flush=True)
-    return None if answer.returncode == 0 else f"{name}: exit status {answer.returncode}: {lines[-1]}"
+        for backend, dtype in product(("reference",) if run.quick else ("triton", "cuda"), _EVERY):
+            words = ["verify", "--backend", backend, "--dtype", dtype]
+            pool.submit(run.run, [sys.executable, "-m", "msdeform", *words], " ".join(words))
 
 
 def _tests(run: Run, paths: Sequence[str], processes: int = 12) -> None:
     # pytest's own settings here ask for plug-ins that a bare machine lacks
     options = ["-o", "addopts=--import-mode=importlib --strict-markers", "-p", "no:cacheprovider"]
-    parallel = ["-n", str(processes)] if processes > 1 and importlib.util.find_spec("xdist") is not None else []
     if run.quick:  # no device: do they import here?
-        parallel = ["--collect-only"]
+        options.append("--collect-only")
+    elif processes > 1 and importlib.util.find_spec("xdist") is not None:
+        options += ["-n", str(processes)]
     chosen = [path for path in paths if (ROOT / path).exists()]
     if not chosen:
         print("no tests here: an installed package has none")
@@ -306,18 +283,14 @@ def _tests(run: Run, paths: Sequence[str], processes: int = 12) -> None:
     left_out = [f"--ignore={path}" for path in _importing_hypothesis(chosen)]
     if left_out:
         print(f"hypothesis is not installed; {len(left_out)} files of tests are left out: {' '.join(left_out)}")
-    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-ra", *options, *parallel, *left_out, *chosen]
-    failure = _failure_of(command, run, "pytest -m gpu")
-    if failure is not None:
-        run.failures.append(failure)
+    run.run([sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-ra", *options, *left_out, *chosen], "pytest -m gpu")
 
 
 def _importing_hypothesis(paths: Sequence[str]) -> list[str]:
     """Files of tests that import hypothesis, or another such file, where it is not installed."""
     if importlib.util.find_spec("hypothesis") is not None:
         return []
-    files = [ROOT / path for path in paths if path.endswith(".py")]
-    files += [file for path in paths for file in (ROOT / path).rglob("*.py")]
+    files = [file for path in paths for file in (ROOT / path, *(ROOT / path).rglob("*.py")) if file.suffix == ".py"]
     names, found = ["hypothesis"], set[Path]()
     for name in names:  # which grows meanwhile
         imports = re.compile(rf"^(from|import) ([a-z_.]+\.)?{name}\b", re.MULTILINE)
@@ -333,18 +306,11 @@ def gpu_tests(run: Run) -> None:
     _tests(run, TESTS)
 
 
-def detector_tests(run: Run) -> None:
-    """The detectors' tests that need the device."""
-    _tests(run, DETECTOR_TESTS)
-
-
 def memcheck(run: Run) -> None:
     """The verify table under compute-sanitizer, which sees accesses beyond what was allocated."""
     words = ["compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "9", sys.executable, "-m", "msdeform"]
     # PyTorch's cache of memory would hide an access to a neighbour's
-    failure = _failure_of([*words, "verify"], run, "memcheck", os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
-    if failure is not None:
-        run.failures.append(failure)
+    run.run([*words, "verify"], "memcheck", os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
 
 
 def host_times(run: Run) -> None:
@@ -357,24 +323,25 @@ def host_times(run: Run) -> None:
     print(aligned(host_time.table(found), 3))
 
 
-def detectors(run: Run) -> None:
-    """Detectors by the published method, and where the time of one goes."""
+def _detectors(run: Run, mode: str = "eager", method: str = "published") -> None:
     from ..models import table
 
-    if run.quick:
-        planned = table.model_jobs(REDUCED_MODELS[:1], ("reference",), ["float32"], (1,), ("eager",), reduced=True)
-    else:
-        planned = table.model_jobs(MODELS, _BACKENDS, _BOTH, (1, 4), ("eager",), reduced=False)
-        planned = [job for job in planned if job.method == "published"]
-    _measure_detectors(run, planned)
-    profiles(run)
+    run.settings.limit = 300.0
+    reduced = run.quick
+    what = (REDUCED_MODELS[:1], ("reference",), ["float32"]) if reduced else (MODELS, _BACKENDS, _BOTH)
+    if method == "training":
+        run.measure(table.training_jobs(*what, (2,) if reduced else (2, 4), reduced=reduced), table.speed_table)
+        return
+    planned = table.model_jobs(*what, (1,) if reduced else (1, 4), (mode,), reduced=reduced)
+    run.measure([job for job in planned if method in job.method], table.speed_table)
 
 
-def profiles(run: Run) -> None:
-    """Where the time of a detector, and of its training step, goes."""
+def detectors(run: Run) -> None:
+    """Detectors by the published method, and where the time of one, and of its training step, goes."""
     from . import profile
 
-    model = REDUCED_MODELS[0] if run.quick else MAIN_MODEL
+    _detectors(run)
+    model = REDUCED_MODELS[0] if run.quick else "deformable_detr_r50"
     backends = ("reference",) if run.quick else ("triton", "cuda", "reference")
     for what, backend in product((model, model + profile.STEP), backends):
         absent = implementations.absent(backend, run.settings.device)
@@ -388,68 +355,49 @@ def profiles(run: Run) -> None:
         print(profile.text(row), flush=True)
 
 
-def _measure_detectors(run: Run, planned: Sequence[jobs.Job]) -> None:
-    from ..models import table
-
-    run.settings.limit = 300.0
-    run.measure(planned)
-    found = run.rows("model") + run.rows("training")
-    if found:
-        print(table.speed_table(found))
-
-
-def training_steps(run: Run) -> None:
-    """Steps of training the published detectors."""
-    from ..models import table
-
-    if run.quick:
-        planned = table.training_jobs(REDUCED_MODELS[:1], ("reference",), ["float32"], (2,), reduced=True)
-    else:
-        planned = table.training_jobs(MODELS, _BACKENDS, _BOTH, (2, 4), reduced=False)
-    _measure_detectors(run, planned)
-
-
 def detectors_others(run: Run) -> None:
     """Detectors end to end, and under torch.compile."""
-    from ..models import table
-
-    _measure_detectors(run, table.model_jobs(MODELS, _BACKENDS, _BOTH, (1, 4), ("eager",), reduced=False))
-    compiled = table.model_jobs(MODELS, _BACKENDS, _BOTH, (1, 4), ("compiled",), reduced=False)
-    _measure_detectors(run, [job for job in compiled if job.method == "published"])
+    _detectors(run, method="end to end")
+    _detectors(run, mode="compiled")
 
 
-def _training(run: Run, *parts: TrainingPart, options: tuple[str, ...] = ()) -> None:
-    """The benchmark of training; of loaders and steps only what shows that they run where there is no GPU."""
-    few: dict[str, Any] = {}
-    if run.quick:
-        few = {"model": REDUCED_MODELS[0], "backends": ("reference",), "dtypes": ("float32",), "batch": (1,)}
-        few |= {"image": "64x96", "workers": (0,), "caches": ("none",)}
-    run.command("training.benchmark", TrainingOptions(parts=parts, options=options, **few))
+def command(
+    run: Run,
+    module: str,
+    options: ExplainOptions | SeedsOptions | TrainingOptions,
+    quick: dict[str, Any],
+    saving: float = 0.0,
+) -> None:
+    """Another benchmark, in what time is left but for `saving` minutes; its rows go beside these, and are known again
+    there. `quick` are options that show that it runs where there is no GPU."""
+    name, minutes = module.partition(".")[0], run.seconds_left / 60 - saving
+    if minutes < _LEAST_MINUTES:
+        run.unfinished.append(f"{name}: less than a minute was left")
+        return
+    more = quick if run.quick else {}
+    options = replace(options, quick=run.quick, minutes=round(minutes, 1), out=run.book.path, **more)
+    if isinstance(options, SeedsOptions):
+        options = replace(options, runs=run.runs)
+    left = import_module(f"..models.{module}", __package__).measure_rows(options)
+    if left:
+        run.unfinished.append(f"{name}: {left}")
 
 
-def training_parts(run: Run) -> None:
-    """The parts of a training step."""
-    _training(run, "step", options=("baseline",))
-
-
-def training_options(run: Run) -> None:
-    """Options of a training step, and loading."""
-    _training(run, "step", "loading", options=("baseline",) if run.quick else ())
-
-
-def explanations(run: Run) -> None:
-    """Relevance beside the model's own passes."""
-    few: dict[str, Any] = {"models": REDUCED_MODELS[:1], "images": ("64x96",), "backends": ("reference",)}
-    run.command("explain", ExplainOptions(**few) if run.quick else ExplainOptions())
-
-
-def training_runs(run: Run) -> None:
-    """Whole runs; one under way is stopped when the time is over, and resumes in the next call."""
-    options = SeedsOptions(runs=run.runs)
-    if run.quick:
-        options = replace(options, backends=("reference",), seeds=(0,))
-    run.command("seeds", options, max(_LEAST_MINUTES, run.seconds_left / 60 - _SAVING))
-
+_FEW: dict[str, Any] = {"model": REDUCED_MODELS[0], "backends": ("reference",), "dtypes": ("float32",), "batch": (1,)}
+_FEW |= {"image": "64x96", "workers": (0,), "caches": ("none",), "options": ("baseline",)}
+_training = partial(command, module="training.benchmark", quick=_FEW)
+_parts = partial(_training, options=TrainingOptions(parts=("step",), options=("baseline",)))
+_options = partial(_training, options=TrainingOptions(parts=("step", "loading")))
+_explanations = partial(
+    command,
+    module="explain",
+    options=ExplainOptions(),
+    quick={"models": REDUCED_MODELS[:1], "images": ("64x96",), "backends": ("reference",)},
+)
+# whole runs; one under way is stopped when the time is over, saves, and resumes in the next call
+_runs = partial(
+    command, module="seeds", options=SeedsOptions(), quick={"backends": ("reference",), "seeds": (0,)}, saving=1.0
+)
 
 _DETECTORS = ("torchvision",)
 _TRAINING = ("torchvision", "scipy", "yaml")
@@ -466,28 +414,14 @@ STAGES = (
     Stage("tests", gpu_tests, "tests.log", 550, ("pytest",), gpu=False),
     Stage("dispatch", host_times, "operator.log", 90),
     Stage("detectors", detectors, "detectors.log", 500, _DETECTORS, gpu=False),
-    Stage("training steps", training_steps, "detectors.log", 500, _TRAINING, gpu=False),
+    Stage("training steps", partial(_detectors, method="training"), "detectors.log", 500, _TRAINING, gpu=False),
     Stage("operator, other cases", operator_others, "operator.log", 550),
     Stage("memcheck", memcheck, "tests.log", 400, program="compute-sanitizer"),
-    Stage("detector tests", detector_tests, "tests.log", 400, (*_COMMANDS, "pytest")),
+    Stage("detector tests", partial(_tests, paths=DETECTOR_TESTS), "tests.log", 400, (*_COMMANDS, "pytest")),
     Stage("detectors, other ways", detectors_others, "detectors.log", 550, _DETECTORS),
     Stage("operator, compiled", operator_compiled, "operator.log", 550),
-    Stage("parts of a training step", training_parts, "training.log", 400, _TRAINING),
-    Stage("explanations", explanations, "training.log", 300, _DETECTORS, gpu=False),
-    Stage("training options and loading", training_options, "training.log", 550, _TRAINING, gpu=False),
-    Stage("training runs", training_runs, "training.log", 590, _COMMANDS, gpu=False),
+    Stage("parts of a training step", _parts, "training.log", 400, _TRAINING),
+    Stage("explanations", _explanations, "training.log", 300, _DETECTORS, gpu=False),
+    Stage("training options and loading", _options, "training.log", 550, _TRAINING, gpu=False),
+    Stage("training runs", _runs, "training.log", 590, _COMMANDS, gpu=False),
 )
-
-
-def _version(package: str) -> str | None:
-    with contextlib.suppress(metadata.PackageNotFoundError):
-        return metadata.version(package)
-    return None
-
-
-def _nvidia_smi() -> str | None:
-    query = "name,driver_version,clocks.sm,clocks.mem,clocks.max.sm,power.limit,temperature.gpu,memory.total"
-    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-        command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv"]
-        return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False).stdout.strip() or None
-    return None

@@ -4,7 +4,9 @@ Each measures and prints, and returns its exit status. A benchmark's modules are
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import Any
 
 import torch
 
@@ -12,7 +14,7 @@ from ..harness.provenance import command_line, provenance, usual_device
 from ..harness.results_file import ResultsFile, folder
 from ..operator import jobs
 from ..operator.runner import Settings, measure
-from ..options import ExplainOptions, ExportsOptions, SeedsOptions, TableOptions, TrainingOptions
+from ..options import TableOptions
 
 _LIMIT = 300.0  # seconds for a row: building a model and compiling it take most of them
 
@@ -42,36 +44,19 @@ def table(options: TableOptions) -> int:
     measure(planned, settings, book)
     print(file=sys.stderr)
     book.report()
-    print(table.speed_table([row for row in book.rows if row["kind"] == planned[0].kind]))
+    print(table.speed_table(book.of(planned[0].kind)))
     return 0
 
 
-def seeds(options: SeedsOptions) -> int:
-    """``msdeform bench seeds``: a training run for every backend and seed. Do the backends' APs agree?"""
-    from .seeds import measure_rows
+def _measuring(module: str) -> Callable[[Any], int]:
+    """The command of a benchmark; its status is 1 where a row that has to be right failed."""
 
-    measure_rows(options)
-    return 0
+    def command(options: Any) -> int:
+        found = import_module(f".{module}", __package__).measure_rows(options)
+        return int(isinstance(found, list) and any(row["failure"] is not None for row in found))
 
-
-def explain(options: ExplainOptions) -> int:
-    """``msdeform bench explain``: what an explanation costs beside the model's own forward and backward pass."""
-    from .explain import measure_rows
-
-    measure_rows(options)
-    return 0
+    return command
 
 
-def training(options: TrainingOptions) -> int:
-    """``msdeform bench training``: how fast images are loaded, and what a training step is made of."""
-    from .training.benchmark import measure_rows
-
-    measure_rows(options)
-    return 0
-
-
-def exports(options: ExportsOptions) -> int:
-    """``msdeform bench exports``: returns 1 where a difference was too large or a model could not be exported."""
-    from .exports import measure_rows
-
-    return 1 if any(row["failure"] is not None for row in measure_rows(options)) else 0
+explain, exports = _measuring("explain"), _measuring("exports")
+seeds, training = _measuring("seeds"), _measuring("training.benchmark")

@@ -1,8 +1,5 @@
 """``msdeform bench explain``: what an explanation costs beside the model's own forward and backward pass.
 
-    msdeform bench explain                                   # detectors at 800x1333; minutes on a CPU
-    msdeform bench explain --models detr_r50 --images 480x640
-
 Each cell runs in a process of its own: first the model forward and backward down to the backbone's maps, as its own
 losses would go, then the recorded pass and the relevance of one detection, of ten in one pass, and of one by layer.
 Memory is the process's peak (on a GPU, PyTorch's): what the explanation added to the model's. Weights are random, with
@@ -22,7 +19,7 @@ from typing import Any
 
 import torch
 
-from ...explain.core.capture import Gradients, Tape, capture
+from ...explain.core.capture import capture
 from ...explain.core.relevance import factors, relevance
 from ...explain.core.trace import leaves
 from ...models.attention import MSDeformAttn
@@ -30,31 +27,33 @@ from ...models.families.detector import Detector
 from ...models.zoo import create_model
 from ..harness.provenance import usual_device
 from ..harness.records import Row
-from ..harness.tables import Line, aligned, number
+from ..harness.tables import Column, Line, aligned, fields, lines_of, numbers
 from ..operator.implementations import usual_backends
 from ..options import ExplainOptions
 from .resumable import measure_missing, results_file
 
-SOURCES = ("explain/**/*.py", "bench/models/explain.py")
 _TARGETS = 10
 _MB = 1e6
+_TIMES = {
+    "model_s": "forward + backward, ms",
+    "recorded_s": "the same, recorded",
+    "relevance_s": "relevance, ms",
+    "by_layer_s": "by layer, ms",
+    "together_s": f"{_TARGETS} at once, ms",
+}
+_SIZES = {"model_peak_mb": "model's peak, MB", "added_peak_mb": "added, MB", "tape_mb": "tape, MB"}
+PARTS = tuple(_TIMES)
 
 
 def measure_rows(options: ExplainOptions) -> int:
     """Measures and prints; returns how many rows are left when the time is over."""
     device = usual_device()
-    book = results_file("explain", options, device, SOURCES, again=options.again)
+    book = results_file("explain", options, device, "explain/**/*.py", "bench/models/explain.py")
     times = 1 if options.quick else options.times
-    left = measure_missing(
-        (
-            (("explanation", *cell), partial(_measured_apart, *cell, device.type, times))
-            for cell in product(options.models, options.images, options.backends or usual_backends(device))
-        ),
-        book,
-        options.minutes,
-    )
-    rows = [row for row in book.rows if row["kind"] == "explanation"]
-    if rows:
+    cells = product(options.models, options.images, options.backends or usual_backends(device))
+    planned = ((("explanation", *cell), partial(_measured_apart, *cell, device.type, times)) for cell in cells)
+    left = measure_missing(planned, book, options.minutes)
+    if rows := book.of("explanation"):
         print(aligned(explanation_table(rows), 3) + "\n")
     return left
 
@@ -94,9 +93,6 @@ def measured(name: str, image: str, backend: str, device: str, times: int) -> Ro
     }
 
 
-PARTS = ("model_s", "recorded_s", "relevance_s", "by_layer_s", "together_s")
-
-
 def uneven(model: Detector) -> Detector:
     """With offsets and weights that differ between queries, as no detector's do before it is trained."""
     for module in model.modules():
@@ -127,20 +123,21 @@ def explained(model: Detector, pixels: torch.Tensor, found: dict[str, list[float
             logits = model([pixels])["pred_logits"][0]
         return tape, logits, tape.gradients(logits[0, 0], locations=False, heads=False)
 
-    (tape, logits, gradients), seconds = timed(recorded, device)
-    found["recorded_s"].append(seconds)
-    _alone(tape, gradients, found, device)
+    def note(part: str, call: Callable[[], Any], before: float = 0.0) -> Any:
+        answer, seconds = timed(call, device)
+        found[part].append(before + seconds)
+        return answer
+
+    tape, logits, gradients = note("recorded_s", recorded)
+    c, making = timed(lambda: factors(tape, gradients), device)
+    note("relevance_s", lambda c=c: relevance(c, [0]), making)
+    note("by_layer_s", lambda c=c: relevance(c, [0], by_layer=True), making)
+    del c
     gradients.clear()  # nor would a trace keep them with the next
     several = list(range(min(_TARGETS, len(logits))))
     shared = tape.gradients(logits[several, 0].sum(), locations=False, heads=False)
-    found["together_s"].append(timed(lambda: relevance(factors(tape, shared), several), device)[1])
+    note("together_s", lambda: relevance(factors(tape, shared), several))
     return tape.nbytes / _MB
-
-
-def _alone(tape: Tape, gradients: dict[str, Gradients], found: dict[str, list[float]], device: str) -> None:
-    c, making = timed(lambda: factors(tape, gradients), device)
-    found["relevance_s"].append(making + timed(lambda: relevance(c, [0]), device)[1])
-    found["by_layer_s"].append(making + timed(lambda: relevance(c, [0], by_layer=True), device)[1])
 
 
 def timed(call: Callable[[], Any], device: str) -> tuple[Any, float]:
@@ -163,23 +160,9 @@ def peak_mb(device: str) -> float:
 
 def explanation_table(rows: Sequence[Row]) -> list[Line]:
     """Seconds and MB of each cell."""
-    lines: list[Line] = [
-        (
-            "model",
-            "image",
-            "backend",
-            "forward + backward, ms",
-            "the same, recorded",
-            "relevance, ms",
-            "by layer, ms",
-            f"{_TARGETS} at once, ms",
-            "model's peak, MB",
-            "added, MB",
-            "tape, MB",
-        )
-    ]
-    for row in rows:
-        times = (number(row[part], 1e-3) for part in PARTS)
-        sizes = (number(row[size]) for size in ("model_peak_mb", "added_peak_mb", "tape_mb"))
-        lines.append((row["model"], row["image"], row["backend"], *times, *sizes))
-    return lines
+    columns: dict[str, Column] = {
+        **fields("model", "image", "backend"),
+        **{title: numbers(name, 1e-3) for name, title in _TIMES.items()},
+        **{title: numbers(name) for name, title in _SIZES.items()},
+    }
+    return lines_of(rows, columns)

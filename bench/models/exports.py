@@ -1,14 +1,11 @@
 """``msdeform bench exports``: how far an exported detector differs from its model, at every boundary of padding.
 
-    msdeform bench exports                                     # every kind of architecture, at three sizes
-    msdeform bench exports --models deformable_detr_mini --images 250x333
-
 Weights are random, the picture is made in memory, and onnxruntime runs on the CPU: see `models/export/check.py`.
 """
 
-import sys
 from collections.abc import Sequence
 from functools import partial
+from itertools import product
 
 import torch
 
@@ -30,22 +27,17 @@ def measure_rows(options: ExportsOptions) -> list[Row]:
     torch.set_num_threads(1)
     command = command_line("msdeform bench exports", options)
     book = ResultsFile(options.out, provenance(torch.device("cpu"), command), again=options.again)
-    planned = [
-        (("export", model, image, FORMAT), partial(compared, model, image))
-        for image in options.images
-        for model in options.models
-    ]
-    left = measure_missing(planned, book, options.minutes)
+    cells = product(options.images, options.models)
+    planned = [(("export", model, image, FORMAT), partial(compared, model, image)) for image, model in cells]
+    measure_missing(planned, book, options.minutes)
     print(aligned(export_table(book.rows), 1))
-    if left:
-        print(f"{left} were left for want of time; the same command compares them", file=sys.stderr)
     return book.rows
 
 
 def compared(name: str, image: str) -> Row:
     """The row of one detector at one size."""
-    height, _, width = image.partition("x")
-    size = (int(height), int(width))
+    height, width = map(int, image.split("x"))
+    size = (height, width)
     row: Row = {"kind": "export", "model": name, "image": image, "format": FORMAT}
     torch.manual_seed(0)
     deformable = {"attn_backend": "reference"} if name.startswith("deformable") else {}
@@ -64,12 +56,10 @@ def export_table(rows: Sequence[Row]) -> list[Line]:
     images = sorted({row["image"] for row in rows}, key=lambda image: [int(side) for side in image.split("x")])
     lines: list[Line] = [("detector", *(part for image in images for part in (image, "inputs")))]
     for model in dict.fromkeys(row["model"] for row in rows):
-        mine = {row["image"]: row for row in rows if row["model"] == model}
-        lines.append((model, *(cell for image in images for cell in _cells(mine.get(image)))))
+        cells = dict.fromkeys(images, ("-", "-"))
+        for row in rows:
+            if row["model"] == model:
+                difference = "failed" if row["failure"] is not None else f"{row['difference']:.1e}"
+                cells[row["image"]] = (difference, str(row["compared"]))
+        lines.append((model, *(part for pair in cells.values() for part in pair)))
     return lines
-
-
-def _cells(row: Row | None) -> tuple[str, str]:
-    if row is None:
-        return "-", "-"
-    return ("failed" if row["failure"] is not None else f"{row['difference']:.1e}"), str(row["compared"])

@@ -15,9 +15,8 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -40,14 +39,13 @@ PER_SAMPLE = 5
 _COUNTING = "counting"
 
 
-@dataclass(frozen=True)
-class Count:
+class Count(NamedTuple):
     """What a detector costs."""
 
     parameters: int
     multiply_adds: float
     """of one image, the mean over all"""
-    proposals: int | None = None
+    proposals: int | None
     """of an image that the box head was counted for, in a detector that has one"""
 
 
@@ -82,7 +80,7 @@ def published_sizes() -> Counter[tuple[int, int]]:
 
 
 def multiply_adds(model: nn.Module, height: int, width: int) -> int:
-    """Of one forward pass of one image, on the device where the model lies.
+    """Of one forward pass of one image, on the device where the model lies; its parameters want no gradients then.
 
     Deformable attention is counted on every backend but the reference, which is made of PyTorch's operators; on the
     meta device only the one of `counting_backend` runs.
@@ -91,8 +89,16 @@ def multiply_adds(model: nn.Module, height: int, width: int) -> int:
     parameter = next(model.parameters())
     image = torch.empty(1, 3, height, width, dtype=parameter.dtype, device=parameter.device)
     run = functools.partial(faster_rcnn, model) if isinstance(model, FasterRcnn) else model.eval()
-    with _without_gradients(model), _countable(), FlopCounterMode(display=False) as counter:
-        run(image)
+    # the counter follows modules by their inputs' gradients, and fails where weights are inputs and there are none
+    model.requires_grad_(False)
+    # of fused attention it knows what CUDA runs, and of whole transformer layers nothing
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            run(image)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
     return counter.get_total_flops() // 2  # torch counts a multiplication and an addition as two
 
 
@@ -161,29 +167,3 @@ def _counting_operators() -> Functions:
         raise NotImplementedError(f"the {_COUNTING} backend has shapes without data: it runs on the meta device only")
 
     return Functions(*(Operator(_COUNTING, fused, refuse, refuse) for fused in (False, True)))
-
-
-@contextmanager
-def _without_gradients(model: nn.Module) -> Iterator[None]:
-    """The counter follows modules by their inputs' gradients, and fails where weights are inputs and there are none."""
-    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for parameter in learning:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in learning:
-            parameter.requires_grad_(True)
-
-
-@contextmanager
-def _countable() -> Iterator[None]:
-    """Within it every product is an operator that torch's counter knows: of fused attention it knows what CUDA runs,
-    and of whole transformer layers nothing."""
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)

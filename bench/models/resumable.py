@@ -15,15 +15,10 @@ Planned = Iterable[tuple[tuple[object, ...], Callable[[], Row | None]]]
 
 
 def results_file(
-    name: str,
-    options: ExplainOptions | SeedsOptions | TrainingOptions,
-    device: torch.device,
-    sources: tuple[str, ...],
-    *,
-    again: bool = False,
+    name: str, options: ExplainOptions | SeedsOptions | TrainingOptions, device: torch.device, *sources: str
 ) -> ResultsFile:
     """Where the rows of ``msdeform bench NAME`` go; `sources` decide them, beside the files that decide all."""
-    keep = not options.quick and device.type == "cuda"
+    keep, again = not options.quick and device.type == "cuda", getattr(options, "again", False)
     return open_results(f"msdeform bench {name}", options, device, measured=sources, keep=keep, again=again)
 
 
@@ -32,16 +27,16 @@ def measure_missing(planned: Planned, book: ResultsFile, minutes: float) -> int:
     end = time.monotonic() + 60 * minutes
     left = 0
     for key, measure in planned:
-        if book.has(key):
-            book.already += 1
+        if not book.to_measure(key):
             continue
         row = None
         if time.monotonic() < end:
-            print(", ".join(map(str, key)), file=sys.stderr, flush=True)
+            print(*key, sep=", ", file=sys.stderr, flush=True)
             row = measure()
-        if row is None:
-            left += 1
-        else:
+        left += row is None
+        if row is not None:
             book.add(row)
     book.report()
+    if left:
+        print(f"{left} rows are left for want of time; the same command goes on with them\n")
     return left

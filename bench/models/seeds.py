@@ -1,17 +1,11 @@
 """``msdeform bench seeds``: a real training run for every backend and seed. Do the backends' APs agree?
 
-    msdeform bench seeds                 # a published detector on a GPU, a small one elsewhere
-    msdeform bench seeds --minutes 9     # stop cleanly after so long; the same command goes on from there
-    msdeform bench seeds --quick         # a tiny detector for seconds: does the command work?
-
 Each run is ``msdeform train`` in a process of its own, on one synthetic data set, from random weights. A seed decides
 weights, order and augmentation, the same for every backend: what is left to tell backends apart is their arithmetic.
 Runs go by seeds, so that the backends can be compared as soon as the first seed is through. A run that has a row of
 this code on this device is not done again; one that was stopped goes on from its checkpoint.
 
-The run on a GPU has 2,500 steps on 8 images of 256x256. Nobody has measured it. Expected on an H200: 3 to 5 minutes
-with `triton` or `cuda`, less than twice that with `reference`, so 30 to 60 minutes for nine runs; an AP well above
-zero, of which nobody can be sure with a net of this size from random weights: more --epochs where it is not.
+The run on a GPU has 2,500 steps on 8 images of 256x256, and was measured nowhere: more --epochs where AP stays at zero.
 """
 
 import contextlib
@@ -28,7 +22,6 @@ from pathlib import Path
 
 import torch
 
-from ...train.config.files import write_settings
 from ...train.config.options import (
     Batch,
     Compute,
@@ -42,6 +35,7 @@ from ...train.config.options import (
     Source,
     TrainOptions,
 )
+from ...train.config.resolve import save_settings
 from ...train.data.synthetic.options import SynthOptions
 from ...train.data.synthetic.synth import make_dataset
 from ...train.engine.signals import STOPPED
@@ -55,8 +49,6 @@ from ..options import SeedsOptions
 from . import spread
 from .resumable import measure_missing, results_file
 
-# what decides these runs, beside what decides all
-SOURCES = ("train/**/*.py", "bench/models/seeds.py")
 _GRACE = 180.0  # seconds that a run may take to end its evaluation, or its step, and to save
 _NUMBERS = ("steps", "ap", "ap50", "loss", "images_per_second", "seconds", "peak_mb", "loss_curve", "ap_curve")
 
@@ -93,17 +85,15 @@ CPU = Recipe("deformable_detr_mini", 96, 400, 4, 8, 2e-3, 50, workers=0, log_eve
 QUICK = Recipe("deformable_detr_tiny", 64, 8, 2, 4, 1e-3, 0, workers=0, log_every=1, held_out=2)
 
 
-class RunFailed(Exception):
-    """A run ended with an error; the message is its last line."""
-
-
 def measure_rows(options: SeedsOptions) -> int:
     """Trains and prints; returns how many runs are left when the time is over."""
     device = usual_device()
     recipe = _recipe(options, device)
-    book = results_file("seeds", options, device, SOURCES)
+    # what decides these runs, beside what decides all
+    book = results_file("seeds", options, device, "train/**/*.py", "bench/models/seeds.py")
     # a run goes on by the code and on the device it began with
-    name = _slug(f"{recipe.model} {recipe.settings} {book.source['code']} {book.source['device']}")
+    name = f"{recipe.model} {recipe.settings} {book.source['code']} {book.source['device']}"
+    runs = options.runs / re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     end = time.monotonic() + 60 * options.minutes
     absent = {backend: implementations.absent(backend, device) for backend in options.backends}
     book.skipped += [f"{backend}: {reason}" for backend, reason in absent.items() if reason is not None]
@@ -112,25 +102,33 @@ def measure_rows(options: SeedsOptions) -> int:
         if absent[backend] is None:
             lead = {"kind": "seeds", "model": recipe.model, "settings": recipe.settings, "backend": backend}
             row: Row = {**lead, "seed": seed, "reduced": options.quick, **dict.fromkeys(_NUMBERS), "failure": None}
-            folder = options.runs / name / f"{backend}-seed{seed}"
-            planned.append(((*lead.values(), seed), partial(_row, row, recipe, folder, device, end)))
+            run = runs / f"{backend}-seed{seed}"
+            planned.append(((*lead.values(), seed), partial(_row, row, recipe, run, device, end)))
     left = measure_missing(planned, book, float("inf"))  # a run that is over is recorded even without time
-    if left:
-        print(f"{left} runs are left: {options.minutes:g} minutes are over; the same command resumes them\n")
     rows = [row for row in book.rows if row["failure"] is None]
     if rows:
         print(f"{aligned(spread.table(rows), 1)}\n{spread.verdict(rows)}\n")
     return left
 
 
-def _row(row: Row, recipe: Recipe, folder: Path, device: torch.device, end: float) -> Row | None:
-    """A run's row, with its numbers or its failure; None if the time ended before the run."""
-    try:
-        if not finished(folder) and not _train(recipe, row["backend"], row["seed"], folder, device, end):
+def _row(row: Row, recipe: Recipe, run: Path, device: torch.device, end: float) -> Row | None:
+    """A run's row, with its numbers or its failure; None if the time ended before the run, which has saved then."""
+    if not finished(run):
+        if time.monotonic() >= end:
             return None
-        return row | numbers(folder)
-    except RunFailed as error:
-        return row | {"failure": str(error)}
+        print(f"{recipe.model}, {row['backend']}, seed {row['seed']}: training in {run}", file=sys.stderr, flush=True)
+        settings = run.parent / f"{run.name}.yaml"
+        data = recipe.data or _synthetic(recipe, run.parent.parent)
+        save_settings(_options(recipe, data, row["backend"], row["seed"], device), settings)
+        words = ["--config", str(settings), "--resume", "auto", "--out", str(run)]
+        status, said = _apart([sys.executable, "-m", "msdeform", "train", *words], run.parent / f"{run.name}.txt", end)
+        # one that was told to stop before it had anything to save has not failed
+        killed = time.monotonic() >= end and status in (-signal.SIGTERM, -signal.SIGKILL)
+        if status == STOPPED or killed:
+            return None
+        if status != 0:
+            return row | {"failure": said or f"ended with status {status}"}
+    return row | numbers(run)
 
 
 def _recipe(options: SeedsOptions, device: torch.device) -> Recipe:
@@ -171,32 +169,8 @@ def numbers(run: Path) -> Row:
     }
 
 
-def _train(recipe: Recipe, backend: str, seed: int, run: Path, device: torch.device, end: float) -> bool:
-    """Begins a run, or goes on with it; returns False if the time ended first, when it has saved.
-
-    Raises:
-        RunFailed: it could not come to its end.
-    """
-    if time.monotonic() >= end:
-        return False
-    print(f"{recipe.model}, {backend}, seed {seed}: training in {run}", file=sys.stderr, flush=True)
-    settings = run.parent / f"{run.name}.yaml"
-    data = recipe.data or _synthetic(recipe, run.parent.parent)
-    write_settings(_options(recipe, data, backend, seed, device), settings, "A run of msdeform bench seeds")
-    words = ["--config", str(settings), "--resume", "auto", "--out", str(run)]
-    status, said = _apart([sys.executable, "-m", "msdeform", "train", *words], run.parent / f"{run.name}.txt", end)
-    if status == STOPPED:
-        return False
-    if status != 0:
-        # one that was told to stop before it had anything to save has not failed
-        if time.monotonic() >= end and status in (-signal.SIGTERM, -signal.SIGKILL):
-            return False
-        raise RunFailed(said or f"ended with status {status}")
-    return True
-
-
 def _apart(command: list[str], log: Path, end: float) -> tuple[int, str]:
-    """Runs a command in a process of its own, and asks it to stop when the time is over.
+    """Runs a command in a process of its own, asks it to stop when the time is over, and kills one that does not end.
 
     Returns its status and the last line that it printed; all that it prints is appended to ``log``.
     """
@@ -207,22 +181,15 @@ def _apart(command: list[str], log: Path, end: float) -> tuple[int, str]:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 child.wait(max(0.0, end - time.monotonic()))
         finally:
-            _stop(child)
+            if child.poll() is None:
+                child.terminate()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    child.wait(_GRACE)
+            if child.poll() is None:
+                os.killpg(child.pid, signal.SIGKILL)  # its own session: nobody else's processes
+                child.wait()
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
     return child.returncode, lines[-1] if lines else ""
-
-
-def _stop(child: "subprocess.Popen[bytes]") -> None:
-    """Lets a run that is still going save, and kills one that does not end."""
-    if child.poll() is not None:
-        return
-    child.terminate()
-    try:
-        child.wait(_GRACE)
-    except subprocess.TimeoutExpired:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(child.pid, signal.SIGKILL)  # its own session: nobody else's processes
-        child.wait()
 
 
 def _synthetic(recipe: Recipe, root: Path) -> Path:
@@ -248,7 +215,3 @@ def _options(recipe: Recipe, data: Path, backend: str, seed: int, device: torch.
         run=Run(dry_steps=0, keep=1),
         logging=Logging(log_every=recipe.log_every, tensorboard=False, pictures=0, progress=False),
     )
-
-
-def _slug(text: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")

@@ -42,40 +42,61 @@ _REDUCED_ITERATIONS = 6
 _BOXES = 7  # of an image of COCO's training set, about
 _TRAINING_IMAGES = 118_287  # of train2017
 
+Job = jobs.Model | jobs.Training
+Call = Callable[[int], object]
+
 
 def uses_attention(model: str) -> bool:
     """Does a detector have deformable attention, and so a backend?"""
     return isinstance(config_of(model), DeformableDetrConfig)
 
 
-def rows(job: jobs.Model | jobs.Training, device: torch.device) -> Iterator[Row]:
-    """The row of a job; a detector that cannot run here says why."""
-    row = job.unmeasured(None)[0]
+def guarded(row: Row, numbers: Callable[[], Row], device: torch.device) -> Row:
+    """A row with its numbers, or with why they could not be measured here: the others are still to be."""
     try:
-        row.update(_model(job, device) if isinstance(job, jobs.Model) else _training(job, device))
+        row |= numbers()
     except torch.OutOfMemoryError:
         row["failure"] = "out of memory"
-    except Exception as error:  # the others are still to be measured
+    except Exception as error:
         row["failure"] = sentence(error)
     if device.type == "cuda":
         torch.cuda.empty_cache()
-    yield row
+    return row
 
 
-def _create(job: jobs.Model | jobs.Training, device: torch.device) -> Any:
+def rows(job: Job, device: torch.device) -> Iterator[Row]:
+    """The row of a job; a detector that cannot run here says why."""
+    yield guarded(job.unmeasured(None)[0], lambda: _numbers(job, device), device)
+
+
+def _numbers(job: Job, device: torch.device) -> Row:
+    call, image = call_of(job, device)
+    reduced = job.method.startswith(REDUCED)
+    times = _times(call, device, reduced=reduced)
+    rate = job.batch / (sum(times) / len(times)) * 1e6
+    numbers: Row = {"fps": rate}
+    if isinstance(job, jobs.Training):  # an epoch of small images is no epoch
+        hours = None if reduced else _TRAINING_IMAGES / rate / 3600
+        numbers = {"images_per_second": rate, "hours_per_epoch": hours}
+    return {**asdict(summary(times)), "image": image, **numbers, "peak_mb": peak_memory_mb(call, device)}
+
+
+def call_of(job: Job, device: torch.device) -> tuple[Call, list[int]]:
+    """What a job measures, a forward pass or a whole step, and height and width of its images."""
+    height, width = (_REDUCED_SIZE if job.method.startswith(REDUCED) else Size()).fit(*_IMAGE)
     torch.manual_seed(0)
     backend = "auto" if job.backend == jobs.NO_BACKEND else job.backend
-    return create_model(job.model, backbone_frozen=True, attn_backend=backend).to(device)
-
-
-def _model(job: jobs.Model, device: torch.device) -> Row:
-    reduced = job.method.startswith(REDUCED)
-    size = _REDUCED_SIZE if reduced else Size()
-    model = _create(job, device).to(DTYPES[job.dtype]).eval()
-    height, width = size.fit(*_IMAGE)
-    image = torch.randn(3, height, width, device=device, dtype=model.dtype)
-    batch = image.expand(job.batch, -1, -1, -1).contiguous()
+    model = create_model(job.model, backbone_frozen=True, attn_backend=backend).to(device)
+    images = torch.randn(job.batch, 3, height, width, generator=torch.Generator().manual_seed(0)).to(device)
     mask = torch.zeros(job.batch, height, width, dtype=torch.bool, device=device)
+    make = _forward if isinstance(job, jobs.Model) else _step
+    return make(job, model, images, mask), [height, width]  # type: ignore[arg-type]
+
+
+def _forward(job: jobs.Model, model: Any, images: torch.Tensor, mask: torch.Tensor) -> Call:
+    model.to(DTYPES[job.dtype]).eval()
+    batch = images[:1].to(model.dtype).expand(job.batch, -1, -1, -1).contiguous()
+    size = _REDUCED_SIZE if job.method.startswith(REDUCED) else Size()
     decoded = np.random.default_rng(0).integers(256, size=(*_IMAGE, 3), dtype=np.uint8)
     if job.mode == "compiled":
         model.forward = torch.compile(model.forward, dynamic=False)
@@ -86,30 +107,20 @@ def _model(job: jobs.Model, device: torch.device) -> Row:
     def end_to_end(_: int) -> object:
         return model.predict([decoded] * job.batch, batch_size=job.batch, size=size, confidence=0.0)
 
-    call = forward if job.method.endswith("published") else end_to_end
-    with torch.no_grad():
-        times = _times(call, device, reduced=reduced)
-        peak = peak_memory_mb(call, device)
-    mean = sum(times) / len(times)
-    return {**asdict(summary(times)), "image": [height, width], "fps": job.batch / mean * 1e6, "peak_mb": peak}
+    return torch.no_grad()(forward if job.method.endswith("published") else end_to_end)
 
 
-def training_step(job: jobs.Training, device: torch.device) -> tuple[Callable[[int], object], list[int]]:
-    """A whole step of a job, and height and width of its images."""
-    reduced = job.method.startswith(REDUCED)
-    model, options = _create(job, device).train(), Optim()
-    criterion = create_criterion(model)
+def _step(job: jobs.Training, model: Any, images: torch.Tensor, mask: torch.Tensor) -> Call:
+    options, device = Optim(), images.device
+    criterion = create_criterion(model.train())
     optimizer = make_optimizer(model, options, backbone_trained=True)
-    height, width = (_REDUCED_SIZE if reduced else Size()).fit(*_IMAGE)
     generator = torch.Generator().manual_seed(0)
-    images = torch.randn(job.batch, 3, height, width, generator=generator).to(device)
-    mask = torch.zeros(job.batch, height, width, dtype=torch.bool, device=device)
     # cxcywh, normalised, inside the image
     boxes = torch.rand(job.batch, _BOXES, 4, generator=generator) * 0.3 + 0.2
     labels = torch.randint(1, 91, (job.batch, _BOXES), generator=generator)
     targets = [{"labels": l.to(device), "boxes": b.to(device)} for l, b in zip(labels, boxes, strict=True)]
 
-    def step(_: int) -> object:
+    def step(_: int) -> None:
         with autocast(device, "bf16" if job.dtype == "bfloat16" else "fp32"):
             outputs = model((images, mask))
         losses = criterion(outputs, targets)
@@ -117,22 +128,11 @@ def training_step(job: jobs.Training, device: torch.device) -> tuple[Callable[[i
         torch.nn.utils.clip_grad_norm_(model.parameters(), options.clip or float("inf"))
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        return None
 
-    return step, [height, width]
-
-
-def _training(job: jobs.Training, device: torch.device) -> Row:
-    reduced = job.method.startswith(REDUCED)
-    step, image = training_step(job, device)
-    times = _times(step, device, reduced=reduced)
-    rate = job.batch / (sum(times) / len(times)) * 1e6
-    # an epoch of small images is no epoch
-    numbers = {"images_per_second": rate, "hours_per_epoch": None if reduced else _TRAINING_IMAGES / rate / 3600}
-    return {**asdict(summary(times)), "image": image, **numbers, "peak_mb": peak_memory_mb(step, device)}
+    return step
 
 
-def _times(call: Callable[[int], object], device: torch.device, *, reduced: bool) -> list[float]:
+def _times(call: Call, device: torch.device, *, reduced: bool) -> list[float]:
     """Microseconds of each iteration that counts, each waited for."""
     most = _REDUCED_ITERATIONS if reduced else _ITERATIONS
     least = most if reduced else _LEAST[device.type]

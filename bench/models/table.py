@@ -1,9 +1,5 @@
 """``msdeform table``: what the published table says of each detector, and ours beside it.
 
-    msdeform table --flops       # parameters and multiply-adds, counted in the same way
-    msdeform table --speed       # images a second by the published method, and end to end
-    msdeform table --training    # images a second, hours an epoch, memory of training steps
-
 On a CPU, where detectors take seconds an image, speeds are those of a reduced form, a tiny detector on a small image,
 unless ``--no-reduced`` is said.
 """
@@ -11,7 +7,7 @@ unless ``--no-reduced`` is said.
 import sys
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
-from typing import Any
+from itertools import product
 
 from ..harness.records import Row
 from ..harness.results_file import ResultsFile
@@ -38,11 +34,7 @@ def model_jobs(
     before = speed.REDUCED if reduced else ""
     return [
         jobs.Model(model, before + method, backend, dtype, mode, batch)
-        for mode in modes
-        for method in speed.METHODS
-        for dtype in dtypes
-        for batch in batches
-        for model in models
+        for mode, method, dtype, batch, model in product(modes, speed.METHODS, dtypes, batches, models)
         for backend in _backends(model, backends)
     ]
 
@@ -54,9 +46,7 @@ def training_jobs(
     method = (speed.REDUCED if reduced else "") + speed.TRAINING
     return [
         jobs.Training(model, method, backend, dtype, batch)
-        for dtype in dtypes
-        for batch in batches
-        for model in models
+        for dtype, batch, model in product(dtypes, batches, models)
         for backend in _backends(model, backends)
     ]
 
@@ -99,18 +89,13 @@ def table(rows: Iterable[Row]) -> str:
         ("", "", "params M", "", "FLOPs G", ""),
         ("model", "published as", "published", "counted", "published", "counted"),
     ]
-    for one in rows:
-        published = published_as(one["model"])
-        lines.append(
-            (
-                one["model"],
-                "-" if published is None else published.title,
-                "-" if published is None else str(published.parameters_m),
-                f"{one['parameters'] / 1e6:.2f}",
-                "-" if published is None else str(published.flops_g),
-                f"{one['multiply_adds'] / 1e9:.1f}",
-            )
-        )
+    for row in rows:
+        published = published_as(row["model"])
+        title, parameters, flops_ = "-", "-", "-"
+        if published is not None:
+            title, parameters, flops_ = published.title, str(published.parameters_m), str(published.flops_g)
+        counted = (f"{row['parameters'] / 1e6:.2f}", f"{row['multiply_adds'] / 1e9:.1f}")
+        lines.append((row["model"], title, parameters, counted[0], flops_, counted[1]))
     return aligned(lines, 2)
 
 
@@ -120,24 +105,17 @@ def speed_table(rows: Iterable[Row]) -> str:
         ("model", "method", "backend", "dtype", "mode", "batch", "images/s", "V100", "hours/epoch", "peak MB", "image")
     ]
     for row in rows:
+        rest = ("failed", *"---", (row["failure"] or "").split(":")[0])
+        if row["failure"] is None:
+            rate, hours = row.get("fps", row.get("images_per_second")), row.get("hours_per_epoch")
+            image = "x".join(map(str, row["image"]))
+            rest = (number(rate), _published_fps(row), number(hours), number(row["peak_mb"]), image)
         lead = (row["model"], row["method"], row["backend"], row["dtype"], row.get("mode", "-"), str(row["batch"]))
-        if row["failure"] is not None:
-            lines.append((*lead, "failed", *"---", row["failure"].split(":")[0]))
-            continue
-        lines.append(
-            (
-                *lead,
-                number(row.get("fps", row.get("images_per_second"))),
-                _published_fps(row),
-                number(row.get("hours_per_epoch")),
-                number(row["peak_mb"]),
-                "x".join(map(str, row["image"])),
-            )
-        )
+        lines.append((*lead, *rest))
     return aligned(lines, 5)
 
 
-def _published_fps(row: dict[str, Any]) -> str:
+def _published_fps(row: Row) -> str:
     """The published figure that a row may be held against: of the published method and nothing else."""
     published = published_as(row["model"])
     if published is None or row["method"] != "published":

@@ -18,7 +18,7 @@ def model(options: ModelOptions) -> int:
     if len(lines) == 1:
         print("no counts are recorded: msdeform bench instructions --out", file=sys.stderr)
         return 1
-    print(f"{model.CASE}, {model.H200.name}: microseconds, predicted\n")
+    print(f"{model.CASE}, {model.GPU}: microseconds, predicted\n")
     print(aligned(lines, 3))
     return 0
 

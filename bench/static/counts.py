@@ -5,7 +5,6 @@ A row is one kernel of one call (`forward fused`, `backward plain, sorted`) of a
 split has only the new ones.
 """
 
-from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 from ..harness.records import Records, Row
@@ -84,14 +83,12 @@ def table(found: Records, case: str) -> list[Line]:
     for (name, call, kernel), by_dtype in sorted(kernels.items(), key=lambda pair: whose.index(pair[0][0])):
         # a template's name says more than fits
         short = kernel.partition("_kernel")[0]
-        lines.append((name, call, short, *(_of_dtypes(by_dtype, field) for field in COUNTS)))
+        cells = []
+        for field in COUNTS:  # a count in each dtype, `198 / 203 / 203`
+            texts = [number(by_dtype[dtype][field]) if dtype in by_dtype else "-" for dtype in DTYPES]
+            cells.append(" / ".join(texts) if any(row[field] for row in by_dtype.values()) else "0")
+        lines.append((name, call, short, *cells))
     return lines
-
-
-def _of_dtypes(by_dtype: dict[str, Row], name: str) -> str:
-    """A count in each dtype, `198 / 203 / 203`."""
-    texts = [number(by_dtype[dtype][name]) if dtype in by_dtype else "-" for dtype in DTYPES]
-    return "0" if all(row[name] == 0 for row in by_dtype.values()) else " / ".join(texts)
 
 
 def pairs(found: Records, one: str, other: str) -> list[tuple[str, Row, Row]]:
@@ -114,13 +111,11 @@ def before_and_after(found: Records, case: str) -> list[Line]:
             continue
         first, last = recorded[0], recorded[-1]
         if len(first) != len(last):  # no kernel is another's successor
-            first, last = [_summed(first)], [_summed(last)]
+            first, last = (
+                [{"kernel": "all", **{name: sum(row[name] for row in run) for name in COUNTS}}] for run in (first, last)
+            )
         for before, after in zip(first, last, strict=True):
             if any(before[name] != after[name] for name in COUNTS):
                 changes = (f"{number(before[name])} to {number(after[name])}" for name in COUNTS)
                 lines.append((named["call"], after["kernel"], *changes))
     return lines
-
-
-def _summed(run: Sequence[Row]) -> Row:
-    return {"kernel": "all", **{name: sum(row[name] for row in run) for name in COUNTS}}

@@ -1,9 +1,5 @@
 """``msdeform bench instructions``: what the compiled kernels execute for one (query, head); no GPU needed.
 
-    msdeform bench instructions                       # ours, for sm_90
-    msdeform bench instructions --deformops FOLDER    # deformops' Triton kernels, from its unpacked wheel
-    msdeform bench instructions --official FILE       # the official kernels, from its ms_deform_im2col_cuda.cuh
-
     warp instructions   of PTX, counted for every warp that executes them
     wavefronts          of the load and store unit, which does one a cycle: loads, stores, reductions, shuffles
     sectors             of 32 bytes that loads and stores touch, counted by instruction: what L1 answers is in them
@@ -18,6 +14,7 @@ kernels, and are not the machine's. `sass / ptx` says how many machine instructi
 kernel's listing. Accesses to memory it neither adds nor drops, but for spills.
 """
 
+import itertools
 import re
 import sys
 from collections.abc import Iterator
@@ -73,8 +70,7 @@ def _runs(options: InstructionsOptions, arch: int) -> Iterator[Run]:
     for case in (CASES[name] for name in options.cases):
         for dtype in options.dtypes:
             inputs = make_inputs(case, getattr(torch, dtype), torch.device("cpu"), seed=0)
-            for call in (call for calls in sources for call in calls(inputs, case, arch)):
-                # takes seconds to minutes
+            for call in itertools.chain.from_iterable(calls(inputs, case, arch) for calls in sources):
                 names = (call.implementation, call.name, dtype, case.name)
                 print(f"compiling and executing {', '.join(names)}", file=sys.stderr, flush=True)
                 yield counted(call, case, dtype, arch)
@@ -88,27 +84,22 @@ def counted(call: Call, case: Case, dtype: str, arch: int) -> Run:
     with executing(arch=arch, count=True) as device:
         call.run(device)
     pairs = case.B * case.queries * case.H
+    # without what C++ writes of a template
+    names = [re.sub(r"^_Z(\d+)(.*)", lambda m: m[2][: int(m[1])], launch.name) for launch in device.launches]
     return [
         {
             "kind": "executed",
             "implementation": call.implementation,
             "call": call.name,
-            "kernel": _short(launch.name),
+            "kernel": name.removesuffix("_kernel"),
             "dtype": dtype,
             "case": case.name,
             "arch": arch,
-            **{name: round(getattr(launch.counters, name) / pairs, 2) for name in COUNTS},
+            **{count: round(getattr(launch.counters, count) / pairs, 2) for count in COUNTS},
             **listing(launch.ptx, launch.name, call.cubin)._asdict(),
         }
-        for launch in device.launches
+        for name, launch in zip(names, device.launches, strict=True)
     ]
-
-
-def _short(name: str) -> str:
-    """A kernel's name without what C++ writes of its template, and without saying that it is a kernel."""
-    mangled = re.match(r"_Z(\d+)", name)
-    plain = name[mangled.end() :][: int(mangled[1])] if mangled else name
-    return plain.removesuffix("_kernel")
 
 
 def _line(row: Row) -> Line:

@@ -159,15 +159,9 @@ def official(file: Path) -> Calls:
         threads = B * Q * H * D
 
         def launch(device: Any, kernel: str, block: int, arguments: tuple[torch.Tensor | int, ...]) -> None:
-            parameters = programs[kernel].kernel.parameters
             values = [x.data_ptr() if isinstance(x, torch.Tensor) else x for x in arguments]
-            packed = {
-                name: value.to_bytes(size, "little")
-                for (name, (_, size)), value in zip(parameters.items(), values, strict=True)
-            }
             tensors = [(f"argument {i}", x) for i, x in enumerate(arguments) if isinstance(x, torch.Tensor)]
-            program, grid = programs[kernel], (-(-threads // block), 1, 1)
-            device.launch(program, program.kernel.name, grid, (block, 1, 1), packed, tensors)
+            device.launch(programs[kernel], (-(-threads // block), 1, 1), (block, 1, 1), values, tensors)
 
         def forward(device: Any) -> torch.Tensor:
             output = torch.empty(B, Q, H * D)

@@ -1,20 +1,11 @@
 """``msdeform bench model``: what should bound each kernel on an H200, from counts of its execution and moved bytes.
 
-    issue        machine instructions / (multiprocessors * 4 schedulers * clock)
-    L1           wavefronts of loads, stores, reductions and shuffles / (multiprocessors * clock): one a cycle
-    L2           rows read at random from the second cache, where a kernel does that
-    reductions   sectors of 32 bytes that atomics add to in the second cache
-    memory       compulsory bytes, and those handed from kernel to kernel / copy bandwidth
-    sort         what the passes of a radix sort move / copy bandwidth; nothing else runs meanwhile
-    gaps         between one kernel and the next, PyTorch's own among them
-
-The longest of the parts of a kernel is a lower bound of its time, and the longest one's name says what to work on;
-latency is in none of them. A call of several kernels takes the sum of their bounds, and the gaps.
-It is a prediction, of the published encoder at batch 2, to be held against a GPU's rows; a rate marked as a guess was
-measured nowhere. Counts are those that ``msdeform bench instructions`` recorded on a smaller encoder.
+A kernel has parts: issue of machine instructions; wavefronts that L1 does, one a cycle; rows that L2 is read for at
+random; sectors of 32 bytes that atomics add to in L2; compulsory bytes of memory, and those handed from kernel to
+kernel; what the passes of a radix sort move, when nothing else runs; and the gap before the next. The longest part is a
+lower bound of its time, in which latency is not; a call of several kernels takes the sum of their bounds, and the gaps.
+It is a prediction for the published encoder at batch 2, from counts of a smaller one.
 """
-
-from dataclasses import dataclass
 
 import torch
 
@@ -27,8 +18,21 @@ from . import counts
 from .counts import ENCODER, Run
 
 CASE = "encoder-800x1066-b2"
+GPU = "H200"
 WALK = 32  # points that one program of the sorted backward adds up, one after the other
-PARTS = ("issue", "L1", "L2", "reductions", "memory", "sort", "gaps")
+# what a second does, of each part: no rate was measured here, and of L2 and reductions (1.3 to 3 TB/s) they are guesses
+_CYCLES = 132 * 1.98e9  # of all multiprocessors
+_COPY = 4.3e12  # bytes; told of another such machine
+_RATES = {
+    "issue": SCHEDULERS * _CYCLES,
+    "L1": _CYCLES,
+    "L2": 5.5e12,
+    "reductions": 2e12,
+    "memory": _COPY,
+    "sort": _COPY,
+}
+_GAP = 2.0  # microseconds between two kernels of a stream, a guess
+PARTS = (*_RATES, "gaps")
 # the sorted backward's kernels by what they do; shares where a cell may hold thousands of points
 _SORTED = {
     "keys": "keys",
@@ -43,35 +47,7 @@ _SECTOR = 32  # bytes
 
 
 Stages = dict[str, dict[str, float]]
-"""of each kernel, one after the other, its parts"""
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """What a machine does in a second."""
-
-    name: str
-    multiprocessors: int
-    clock: float
-    copy: float
-    """bytes; told of another such machine, not measured here"""
-    l2: float
-    """bytes read, a guess"""
-    reductions: float
-    """bytes of sectors that are added to, a guess: 1.3 to 3 TB/s"""
-    gap: float
-    """seconds between two kernels of a stream, a guess"""
-
-    @property
-    def issue(self) -> float:
-        return self.multiprocessors * SCHEDULERS * self.clock
-
-    @property
-    def wavefronts(self) -> float:
-        return self.multiprocessors * self.clock
-
-
-H200 = Gpu("H200", multiprocessors=132, clock=1.98e9, copy=4.3e12, l2=5.5e12, reductions=2e12, gap=2e-6)
+"""of each kernel, one after the other, the microseconds of its parts"""
 
 
 def table(found: Records) -> list[Line]:
@@ -99,55 +75,47 @@ def _kind(row: Row) -> tuple[str, bool]:
     return row["call"].split()[0], "fused" not in row["call"]
 
 
-def predicted(run: Run, gpu: Gpu = H200) -> Stages:
+def predicted(run: Run) -> Stages:
     """Microseconds of each part of the time of each kernel of a recorded call, of PyTorch's sort and fill between."""
     if "sorted" in run[0]["call"]:
-        return _sorted(run, gpu)
+        return _sorted(run)
     case, row = find(CASE), run[0]
     dtype = getattr(torch, row["dtype"])
     inputs = _meta_inputs(dtype)
-    backward = row["call"].startswith("backward")
-    moved = compulsory_bytes(
-        case, inputs, fused="fused" in row["call"], direction="backward" if backward else "forward"
-    )
-    stages = {row["kernel"]: _executed(row, gpu) | {"memory": 1e6 * moved / gpu.copy, "gaps": 1e6 * gpu.gap}}
-    if backward:
+    direction = row["call"].split()[0]
+    moved = compulsory_bytes(case, inputs, fused="fused" in row["call"], direction=direction)
+    stages = {row["kernel"]: _parts(row, memory=moved)}
+    if direction == "backward":
         # deformops adds in value's dtype unless told otherwise; all others of the recorded ones in float32
         narrow = row["implementation"] == "deformops" and "fp32acc" not in row["call"]
-        itemsize = dtype.itemsize if narrow else 4
-        zeros = inputs.value.numel() * itemsize
-        rounded = 0 if dtype.itemsize == itemsize else inputs.value.numel() * (itemsize + dtype.itemsize)
-        for name, amount in (("zeros", zeros), ("rounding", rounded)):
-            if amount:
-                stages[name] = {"memory": 1e6 * amount / gpu.copy, "gaps": 1e6 * gpu.gap}
+        itemsize, numbers = dtype.itemsize if narrow else 4, inputs.value.numel()
+        stages["zeros"] = _parts(memory=numbers * itemsize)
+        if dtype.itemsize != itemsize:
+            stages["rounding"] = _parts(memory=numbers * (itemsize + dtype.itemsize))
     return stages
 
 
-def _executed(row: Row, gpu: Gpu) -> dict[str, float]:
-    """The parts of a kernel's time that come from its counts."""
-    case = find(CASE)
-    each = 1e6 * case.B * case.queries * case.H
-    parts = {"issue": each * counts.issued(row) / gpu.issue, "L1": each * row["wavefronts"] / gpu.wavefronts}
-    if row["reductions"]:
-        parts["reductions"] = each * row["reductions"] * _SECTOR / gpu.reductions
-    return parts
+def _parts(row: Row | None = None, gaps: int = 1, **amounts: float) -> dict[str, float]:
+    """The parts of a kernel's time, from its counts and from bytes."""
+    if row is not None:
+        case = find(CASE)
+        amounts |= {"issue": counts.issued(row), "L1": row["wavefronts"], "reductions": row["reductions"] * _SECTOR}
+        amounts |= {n: amounts[n] * case.B * case.queries * case.H for n in ("issue", "L1", "reductions")}
+    return {name: 1e6 * x / _RATES[name] for name, x in amounts.items() if x} | {"gaps": gaps * _GAP}
 
 
-def _sorted(run: Run, gpu: Gpu) -> Stages:
+def _sorted(run: Run) -> Stages:
     """The kernels of a sorted backward, with all that passes between them going through memory."""
     recorded = [row["kernel"] for row in run]
     if recorded not in (list(_SORTED), [kernel for kernel in _SORTED if kernel != "shares"]):
         raise ValueError(f"the sorted backward: expected {', '.join(_SORTED)}, got {', '.join(recorded)} recorded")
-    case, call = find(CASE), run[0]["call"]
-    dtype = getattr(torch, run[0]["dtype"])
+    case, fused = find(CASE), "fused" in run[0]["call"]
+    inputs = _meta_inputs(getattr(torch, run[0]["dtype"]))
     rows = case.B * case.queries * case.H
     points = rows * case.L * case.P
-    row_bytes = case.D * dtype.itemsize
-    inputs = _meta_inputs(dtype)
-    if "fused" in call:
-        places = points * (2 * inputs.sampling_offsets.itemsize + inputs.attention_logits.itemsize)
-    else:
-        places = points * (2 * inputs.sampling_locations.itemsize + inputs.attention_weights.itemsize)
+    row_bytes = case.D * inputs.value.itemsize
+    _, *_, sampled, weighed = inputs.of(fused)
+    places = points * (2 * sampled.itemsize + weighed.itemsize)
     value = case.B * case.S * case.H * row_bytes
     key, order, record = 4, 8, 16
     # of every cell, and of every walk as if it began inside one; where each begins and ends
@@ -160,15 +128,12 @@ def _sorted(run: Run, gpu: Gpu) -> Stages:
         "pixels": sums + 2 * ends + value,
         "gradients": points * record + places,
     }
-    stages: Stages = {}
-    for row in run:
-        what = _SORTED[row["kernel"]]
-        stages[what] = _executed(row, gpu) | {"memory": 1e6 * memory[what] / gpu.copy, "gaps": 1e6 * gpu.gap}
     # grad_output and records lie anywhere; value is read where it was a moment ago
-    stages["points by cell"]["L2"] = 1e6 * points * (row_bytes + 2 * _SECTOR) / gpu.l2
-    passes = 2 * _SORT_PASSES * points * (key + order)
-    stages["sort"] = {"sort": 1e6 * passes / gpu.copy, "gaps": 1e6 * _SORT_LAUNCHES * gpu.gap}
-    stages["zeros"] = {"memory": 1e6 * 2 * ends / gpu.copy, "gaps": 1e6 * gpu.gap}
+    random = {"points by cell": points * (row_bytes + 2 * _SECTOR)}
+    names = [(_SORTED[row["kernel"]], row) for row in run]
+    stages = {name: _parts(row, memory=memory[name], L2=random.get(name, 0.0)) for name, row in names}
+    stages["sort"] = _parts(gaps=_SORT_LAUNCHES, sort=2 * _SORT_PASSES * points * (key + order))
+    stages["zeros"] = _parts(memory=2 * ends)
     return stages
 
 

@@ -1,48 +1,33 @@
-"""What an attention module computes on the way to its output, made anew in plain PyTorch from the module's inputs.
+"""Attention as a matrix: dense, or of deformable attention sparse, by rows.
 
-A fused kernel never forms locations, weights or probabilities; these functions do, with the module's own linear layers,
-so that they are the same whatever backend ran. Deformable attention is sparse attention: the sum over points of
-``weight * bilinear`` is a row of a matrix ``A`` (Q, S) whose entries are the weights times the coefficients of the four
-pixels around each point, and ``A @ value`` is the operator's output (Zhu et al. 2021, equation 3).
+Deformable attention is sparse attention: the sum over points of ``weight * bilinear`` is a row of a matrix ``A`` (Q, S)
+whose entries are the weights times the coefficients of the four pixels around each point, and ``A @ value`` is the
+operator's output (Zhu et al. 2021, equation 3). A fused kernel forms neither; these functions do, in plain PyTorch.
 """
 
-import math
+import itertools
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.sparse import csr_array
 from torch import Tensor, nn
 
 from ...models.attention import Shapes
 
-
-def probabilities(module: nn.MultiheadAttention, query: Tensor, key: Tensor, forbidden: Tensor) -> Tensor:
-    """Softmax of scaled dot products, (B, H, Q, S), from query (B, Q, C) and key (B, S, C).
-
-    `forbidden` (B or 1, H or 1, Q or 1, S) is True where not to look, or is added to the scores. Rows with nowhere to
-    look are NaN, as PyTorch's.
-    """
-    scores = _in(module, query, 0) @ _in(module, key, 1).transpose(-1, -2)
-    scores = scores / math.sqrt(module.head_dim)
-    if forbidden.dtype == torch.bool:
-        return scores.masked_fill(forbidden, -math.inf).softmax(-1)
-    return (scores + forbidden).softmax(-1)
+# dense, or sparse by rows; on the CPU, where sparse products of rows from the left are fast in both directions
+Matrix = Tensor | csr_array
+# how many rows of a sparse matrix are made at a time, which then stay in the cache
+_ROWS = 1024
 
 
 def dense_values(module: nn.MultiheadAttention, value: Tensor) -> Tensor:
-    """(B, S, C) to the values that probabilities weigh, (B, H, S, D)."""
-    return _in(module, value, 2)
-
-
-def _in(module: nn.MultiheadAttention, x: Tensor, which: int) -> Tensor:
-    """One of the three input projections (query, key, value): (B, n, C) to (B, H, n, D)."""
+    """What probabilities weigh, (B, S, H, D), of values (B, S, C) before their projection."""
     width = module.embed_dim
-    if module._qkv_same_embed_dim:
-        weight = module.in_proj_weight[which * width : (which + 1) * width]
-    else:
-        weight = (module.q_proj_weight, module.k_proj_weight, module.v_proj_weight)[which]
-    bias = None if module.in_proj_bias is None else module.in_proj_bias[which * width : (which + 1) * width]
-    return F.linear(x, weight, bias).unflatten(-1, (module.num_heads, -1)).transpose(1, 2)
+    weight = module.in_proj_weight[2 * width :] if module._qkv_same_embed_dim else module.v_proj_weight
+    bias = None if module.in_proj_bias is None else module.in_proj_bias[2 * width :]
+    return F.linear(value, weight, bias).unflatten(-1, (module.num_heads, -1))
 
 
 def corners(locations: Tensor, shapes: Shapes, level: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -52,31 +37,17 @@ def corners(locations: Tensor, shapes: Shapes, level: Tensor | None = None) -> t
     coefficient 0, as those of a location that is not finite. align_corners is False: pixel i's centre is at
     (i + 0.5) / size. With `level` (n,), int64, locations are (n, 2), one on each of these levels.
     """
-    sizes = torch.tensor([(h, w, h * w) for h, w in shapes], device=locations.device)
-    start = (sizes[:, 2].cumsum(0) - sizes[:, 2]).int()
-    if level is None:
-        sizes, start = sizes[:, None], start[:, None]
-    else:
-        sizes, start = sizes[level], start[level]
-    (left, right), (left_share, right_share) = _sides(locations[..., 0], sizes[..., 1])
-    (top, bottom), (top_share, bottom_share) = _sides(locations[..., 1], sizes[..., 0])
-    width = sizes[..., 1].int()
-    upper, lower = start + top * width, start + bottom * width
-    index = torch.stack([upper + left, upper + right, lower + left, lower + right], -1)
-    shares = [top_share * left_share, top_share * right_share, bottom_share * left_share, bottom_share * right_share]
-    return index, torch.stack(shares, -1)
-
-
-def _sides(place: Tensor, size: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Along one axis the two pixels around each place, normalised, and their shares; zeros where outside."""
-    place = place * size - 0.5
+    sizes = torch.tensor([(w, h) for h, w in shapes], device=locations.device)
+    start = torch.tensor([part.start for part in share_of_levels(shapes)], device=locations.device).int()
+    sizes, start = (sizes[:, None], start[:, None]) if level is None else (sizes[level], start[level])
+    place = (locations * sizes - 0.5)[..., None, :]
     low = place.floor()
-    high = low + 1
-    low_inside, high_inside = (low >= 0) & (low < size), (high >= 0) & (high < size)
-    return (
-        (torch.where(low_inside, low, 0).int(), torch.where(high_inside, high, 0).int()),
-        (torch.where(low_inside, high - place, 0), torch.where(high_inside, place - low, 0)),
-    )
+    sides = torch.cat([low, low + 1], -2)  # (..., L, P, 2 pixels, 2 axes), xy
+    inside = (sides >= 0) & (sides < sizes[..., None, :])
+    x, y = torch.where(inside, sides, 0).int().unbind(-1)
+    across, down = torch.where(inside, 1 - (sides - place).abs(), 0).unbind(-1)
+    index = start[..., None, None] + y[..., None] * sizes[..., :1, None].int() + x[..., None, :]
+    return index.flatten(-2), (down[..., None] * across[..., None, :]).flatten(-2)
 
 
 def allowed_coefficients(index: Tensor, coefficient: Tensor, mask: Tensor | None) -> Tensor:
@@ -112,7 +83,52 @@ def corner_products(value: Tensor, grad: Tensor, index: Tensor) -> Tensor:
     return products.view(index.shape)
 
 
+def sparse_matrix(
+    weights: Tensor, locations: Tensor, shapes: Shapes, mask: Tensor | None, slopes: Tensor | None = None
+) -> csr_array:
+    """(Q, S), the mean over heads of one image's attention; with slopes, of the positive part of attention times slope.
+
+    weights (Q, H, L, P), locations (Q, H, L, P, 2), mask (S,) or None; slopes (Q, H, L, P) of points, whose product
+    with the weight their coefficients share out, or (Q, H, L, P, 4) of each point's pixels.
+    """
+    # weights are not negative, so that the positive part is the slope's
+    slopes = torch.ones_like(weights) if slopes is None else slopes.clamp(min=0)
+    parts = zip(weights.split(_ROWS), locations.split(_ROWS), slopes.split(_ROWS), strict=True)
+    entries = zip(*(_entries(*part, shapes, mask) for part in parts), strict=True)
+    index, values, counts = (torch.cat(pieces).cpu().numpy() for pieces in entries)
+    starts = np.concatenate([[0], counts.cumsum()]).astype(np.int32)
+    return csr_array((values, index, starts), shape=(len(counts), sum(h * w for h, w in shapes)))
+
+
+def _entries(
+    weights: Tensor, locations: Tensor, slopes: Tensor, shapes: Shapes, mask: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of some rows: where (n,), how much (n,), and how many entries a row has (Q,)."""
+    by_pixel = slopes.dim() > weights.dim()
+    amount = weights * (slopes.sum(-1) if by_pixel else slopes)
+    # the others, with slopes about half of them, would be entries of nothing
+    row, _, level, _ = places = amount.nonzero(as_tuple=True)
+    index, coefficient = corners(locations[places], shapes, level)
+    coefficient = allowed_coefficients(index[None], coefficient[None], None if mask is None else mask[None])[0]
+    amount = weights[places][:, None] * slopes[places] if by_pixel else amount[places][:, None]
+    entries = amount * coefficient / weights.shape[1]
+    return index.flatten(), entries.flatten(), torch.bincount(row, minlength=len(weights)) * 4
+
+
+def times(x: Tensor, matrix: Matrix) -> Tensor:
+    """``x @ matrix`` for rows x (..., Q): (..., S)."""
+    if isinstance(matrix, Tensor):
+        return x @ matrix
+    rows = torch.from_numpy(np.ascontiguousarray((matrix.T @ x.reshape(-1, x.shape[-1]).numpy().T).T))
+    return rows.view(*x.shape[:-1], matrix.shape[1])
+
+
+def applied(matrix: Matrix, u: Tensor) -> Tensor:
+    """``matrix @ u`` for u (S,): (Q,)."""
+    return matrix @ u if isinstance(matrix, Tensor) else torch.from_numpy(matrix @ u.numpy())
+
+
 def share_of_levels(shapes: Sequence[tuple[int, int]]) -> list[slice]:
     """Where each level's pixels lie among S."""
-    ends = torch.tensor([h * w for h, w in shapes]).cumsum(0).tolist()
+    ends = list(itertools.accumulate(h * w for h, w in shapes))
     return [slice(end - h * w, end) for end, (h, w) in zip(ends, shapes, strict=True)]

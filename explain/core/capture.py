@@ -4,83 +4,74 @@
         outputs = model(images)
     tape["decoder.5.cross"].locations
 
-A record keeps a call's inputs, and computes locations, weights and dense attention from them when asked. The kernel
-that ran is not asked for anything: records are the same on every backend, and a fused kernel stays fused.
+While a block records, attention computes its locations and weights as a step of its own, and the backend's operator
+takes them: records are the same on every backend, and of what ran.
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ...models.attention import DeformableCall, Shapes
+from ...models.attention import Shapes
 from ...models.layers.geometry import at_least_float32
-from .attention import allowed_coefficients, corner_products, corners, scatter
-from .calls import DenseCall, read_call
-from .interventions import Edit, Inside, Listener, active, edited_sample, edited_weights, opened
+from ..options import By
+from .attention import Matrix, allowed_coefficients, corner_products, corners, scatter, sparse_matrix
+from .interventions import Inside, opened
 from .sites import Site, find_sites
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class Record:
     """One call of one attention. B images, Q queries (those chosen, if rows were), S keys, H heads."""
 
     site: Site
-    call: DeformableCall | DenseCall
-    edits: tuple[Edit, ...]
-    rows: Tensor | None
-    """(Q,), which of the call's queries were kept; None for all."""
-    autocast: torch.dtype | None
-    inside: Inside | None = None
-    """Part of the model's graph; None where gradients were not asked for."""
-    _sampled: tuple[Tensor, Tensor] | None = None
+    weights: Tensor
+    """After the softmax: of points (B, Q, H, L, P), of dense attention (B, H, Q, S); at least float32."""
+    mask: Tensor | None
+    """(B, S), bool, True where padded; None where nothing is."""
+    parts: dict[str, Any]
+    """What not every record has, by the names of the properties."""
+    graph: dict[str, Tensor] = field(default_factory=dict)
+    """Parts of the model's graph, by their names in `Gradients`; empty where gradients were not asked for."""
 
     @property
-    def name(self) -> str:
-        return self.site.name
-
-    @property
-    def shapes(self) -> Shapes | None:
-        """(h, w) of each level of deformable attention; None for dense attention, which knows no map."""
-        return self.call.shapes if isinstance(self.call, DeformableCall) else None
-
-    @property
-    def mask(self) -> Tensor | None:
-        """(B, S), bool, True where padded; None where nothing is."""
-        if isinstance(self.call, DeformableCall):
-            return self.call.mask
-        allowed = self.call.allowed
-        return None if allowed.all() else ~allowed[:, 0, 0]
+    def shapes(self) -> Shapes:
+        """(h, w) of each level of deformable attention; ValueError for dense attention, which knows no map."""
+        return self._deformable("shapes")
 
     @property
     def reference(self) -> Tensor:
         """Reference points (B, Q, L, 2 or 4) of deformable attention, normalised to each padded level."""
-        return self._deformable("reference points").reference
+        return self._deformable("reference")
 
     @property
     def locations(self) -> Tensor:
         """Sampling locations (B, Q, H, L, P, 2), xy, normalised to each padded level, at least float32."""
-        self._deformable("sampling locations")
-        return self._sample[0]
+        return self._deformable("locations")
 
-    @cached_property
-    def weights(self) -> Tensor:
-        """After the softmax: of points (B, Q, H, L, P), of dense attention (B, H, Q, S); at least float32."""
-        if isinstance(self.call, DeformableCall):
-            return self._sample[1]
-        if self.inside is not None:
-            return self.inside.weights.detach()
-        with self._as_it_ran():
-            weights = edited_weights(self.call, self.edits)
-        return weights if self.rows is None else weights[:, :, self.rows]
+    def _deformable(self, part: str) -> Any:
+        if part not in self.parts:
+            raise ValueError(f"{self.site.name} attends to every key: it has no {part}")
+        return self.parts[part]
 
-    @property
-    def heads(self) -> int:
-        return self.site.heads
+    def value(self) -> Tensor:
+        """What is weighed, (B, S, H, D), at least float32. ValueError where gradients were not asked for."""
+        if "value" not in self.parts:
+            raise ValueError(f"{self.site.name}: values are recorded by capture(..., gradients=True) alone")
+        return at_least_float32(self.parts["value"])
+
+    def heads(self, head: int | None) -> slice:
+        """Of one head, or of all for None. ValueError for one that is not there."""
+        if head is None:
+            return slice(None)
+        if not 0 <= head < self.site.heads:
+            raise ValueError(f"head: expected from 0 to {self.site.heads - 1}, got {head}")
+        return slice(head, head + 1)
 
     def dense(self, rows: Tensor | None = None) -> Tensor:
         """The attention matrix (B, H, Q, S): weights times bilinear coefficients, summed up where points share pixels.
@@ -89,72 +80,34 @@ class Record:
         Padded pixels are attended to by nobody.
         """
         keep = slice(None) if rows is None else rows
-        if not isinstance(self.call, DeformableCall):
+        if not self.site.deformable:
             return self.weights[:, :, keep]
-        locations, weights = self.locations[:, keep], self.weights[:, keep]
-        index, coefficient = corners(locations, self.call.shapes)
-        amount = weights[..., None] * allowed_coefficients(index, coefficient, self.call.mask)
+        weights = self.weights[:, keep]
+        index, coefficient = corners(self.locations[:, keep], self.shapes)
+        amount = weights[..., None] * allowed_coefficients(index, coefficient, self.mask)
         B, Q, H = weights.shape[:3]
-        size = sum(h * w for h, w in self.call.shapes)
-        dense = scatter(index.view(B, Q * H, -1), amount.view(B, Q * H, -1), size)
-        return dense.view(B, Q, H, size).transpose(1, 2)
+        size = sum(h * w for h, w in self.shapes)
+        return scatter(index.view(B, Q * H, -1), amount.view(B, Q * H, -1), size).view(B, Q, H, size).transpose(1, 2)
 
-    def value(self) -> Tensor:
-        """What is weighed, (B, S, H, D), at least float32. ValueError where gradients were not asked for."""
-        if self.call.inputs is None:
-            raise ValueError(f"{self.name}: values are recorded by capture(..., gradients=True) alone")
-        with self._as_it_ran():
-            return at_least_float32(self.call.value())
+    def matrix(self, image: int = 0, *, head: int | None = None, slopes: Tensor | None = None) -> Matrix:
+        """(Q, S) of one image: the mean over heads, or one head; dense, or of deformable attention sparse.
+
+        With `slopes`, of (A * slope)+; they are shaped as the weights or, for the four pixels of each point apart, as
+        `Gradients.products`.
+        """
+        heads = self.heads(head)
+        if not self.site.deformable:
+            weights = self.weights[image, heads]
+            return (weights if slopes is None else (weights * slopes[image, heads]).clamp(min=0)).mean(0).cpu()
+        rows = (image, slice(None), heads)
+        mask = None if self.mask is None else self.mask[image]
+        slopes = None if slopes is None else slopes[rows]
+        return sparse_matrix(self.weights[rows], self.locations[rows], self.shapes, mask, slopes)
 
     def tensors(self) -> list[Tensor]:
         """All that the record holds."""
-        call = self.call
-        held = [call.query, call.inputs, *(self._sampled or ())]
-        held += [call.reference, call.mask] if isinstance(call, DeformableCall) else [call.key, call.forbidden]
-        if self.inside is not None:
-            held += [self.inside.weights, self.inside.locations, self.inside.out]
-        return [tensor for tensor in held if tensor is not None]
-
-    @property
-    def _sample(self) -> tuple[Tensor, Tensor]:
-        if self._sampled is None:
-            assert isinstance(self.call, DeformableCall)
-            with self._as_it_ran():
-                self._sampled = edited_sample(self.call, self.edits)
-        return self._sampled
-
-    def choose(self, rows: Tensor) -> "Record":
-        """The same for some of the queries, without what the others need."""
-        size = self.call.query.shape[1]
-        if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < size:
-            raise ValueError(
-                f"rows: expected from 0 to {size - 1} for {self.name}, got {int(rows.min())} to {int(rows.max())}"
-            )
-        if not isinstance(self.call, DeformableCall):
-            return replace(self, rows=rows)
-        # before rows are dropped: a shuffled query has another's locations
-        sampled = (self._sample[0][:, rows], self._sample[1][:, rows]) if self.edits else None
-        call = replace(self.call, query=self.call.query[:, rows], reference=self.call.reference[:, rows])
-        return replace(self, call=call, rows=rows, _sampled=sampled)
-
-    def _deformable(self, what: str) -> DeformableCall:
-        if not isinstance(self.call, DeformableCall):
-            raise ValueError(f"{self.name} attends to every key: it has no {what}")
-        return self.call
-
-    @contextmanager
-    def _as_it_ran(self) -> Iterator[None]:
-        """In the precision of the recorded call, without a graph."""
-        kind = self.call.query.device.type
-        cast = (
-            torch.autocast(kind, dtype=self.autocast, cache_enabled=False)
-            if self.autocast
-            else torch.autocast(kind, enabled=False)
-            if torch.is_autocast_enabled(kind)
-            else nullcontext()
-        )
-        with torch.no_grad(), cast:
-            yield
+        held = [self.weights, self.mask, *self.parts.values(), *self.graph.values()]
+        return [one for one in held if isinstance(one, Tensor)]
 
 
 @dataclass(eq=False)
@@ -168,8 +121,7 @@ class Gradients:
     """dy/d(location), (B, Q, H, L, P, 2), of deformable attention; None where not asked for."""
     heads: Tensor | None = None
     """dy/d(output before its projection), (B, Q, H, D); None where not asked for."""
-    factors: dict[tuple[Any, ...], Any] = field(default_factory=dict)
-    """What `relevance.factor` made of them."""
+    _factors: dict[tuple[Any, ...], Matrix] = field(default_factory=dict)
 
     @cached_property
     def products(self) -> Tensor:
@@ -177,9 +129,22 @@ class Gradients:
         record = self.record
         if self.heads is None:
             raise ValueError("products: expected gradients of heads, too; ask for gradients(y, heads=True)")
-        index, _ = corners(record.locations, record._deformable("points").shapes)
+        index, _ = corners(record.locations, record.shapes)
         each = [corner_products(*one) for one in zip(record.value(), self.heads, index.flatten(3), strict=True)]
         return torch.stack(each).view(index.shape)
+
+    def factor(self, image: int = 0, *, by: By = "point", head: int | None = None) -> Matrix:
+        """(A * G)+ for one image of the batch, (Q, S): mean over heads, or that of one head.
+
+        By ``point``, the positive part is of a point's weight times its derivative, which its coefficients then share
+        out; by ``pixel``, of each entry of A times its own. They agree where points lie on pixel centres. Dense
+        attention has entries alone.
+        """
+        asked = (image, by, head)
+        if asked not in self._factors:
+            slopes = self.products if by == "pixel" and self.record.site.deformable else self.weights
+            self._factors[asked] = self.record.matrix(image, head=head, slopes=slopes)
+        return self._factors[asked]
 
 
 class Tape(Mapping[str, Record]):
@@ -189,9 +154,6 @@ class Tape(Mapping[str, Record]):
         self._sites, self._records = wanted, dict[str, Record]()
         self.seeds: Tensor | None = None
         """(B, Q), for two-stage detectors: the encoder's pixel, of all levels, that each query came from."""
-
-    def keep(self, record: Record) -> None:
-        self._records[record.name] = record
 
     def __getitem__(self, name: str) -> Record:
         if name in self._records:
@@ -209,12 +171,33 @@ class Tape(Mapping[str, Record]):
     @property
     def nbytes(self) -> int:
         """Memory of all that the tape holds, in bytes; what several records share is counted once."""
-        storages = {
-            tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
-            for record in self._records.values()
-            for tensor in record.tensors()
-        }
-        return sum(storages.values())
+        storages = [tensor.untyped_storage() for record in self.values() for tensor in record.tensors()]
+        return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+    def keep(self, site: Site, rows: Tensor | None, gradients: bool, inside: Inside) -> None:
+        """Records what an attention computed; of `rows` (n,) alone, where given, and with its graph if asked to."""
+        # without heads' outputs and values where nothing is to be derived
+        found = {"weights": inside.weights, "locations": inside.locations}
+        parts: dict[str, Any] = {"value": inside.value.detach()} if gradients else {}
+        if inside.call is not None:
+            found["reference"], parts["shapes"] = inside.call.reference, inside.call.shapes
+        held = {name: tensor.detach() for name, tensor in found.items() if tensor is not None}
+        if rows is not None:
+            axis = 1 if site.deformable else 2
+            size = inside.weights.shape[axis]
+            if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < size:
+                got = f"{int(rows.min())} to {int(rows.max())}"
+                raise ValueError(f"rows: expected from 0 to {size - 1} for {site.name}, got {got}")
+            held = {name: tensor.index_select(axis, rows.to(tensor.device)) for name, tensor in held.items()}
+        graph = {"weights": inside.weights, "heads": inside.out} if gradients and inside.weights.requires_grad else {}
+        if graph and inside.locations is not None:
+            graph["locations"] = inside.locations
+        self._records[site.name] = Record(site, held.pop("weights"), inside.mask, parts | held, graph)
+
+    def watch(self, choose: Any, logits: Tensor) -> Tensor:
+        """Of a two-stage detector the pixels that it chooses, which become the seeds."""
+        self.seeds = choose(logits)
+        return self.seeds
 
     def gradients(self, y: Tensor, *, locations: bool = True, heads: bool = True) -> dict[str, Gradients]:
         """Derivatives of a scalar of the model's outputs at every site; its graph stays for the next.
@@ -225,33 +208,25 @@ class Tape(Mapping[str, Record]):
 
         Raises ValueError if the tape was not made with ``gradients=True``, or `y` has no graph.
         """
-        inside = {name: record.inside for name, record in self.items() if record.inside is not None}
-        if not inside:
+        wanted = {"weights": True, "locations": locations, "heads": heads}
+        places = [
+            (name, part, at) for name, record in self.items() for part, at in record.graph.items() if wanted[part]
+        ]
+        if not places:
             raise ValueError("gradients: expected a tape of capture(..., gradients=True), with gradients on")
         if y.numel() != 1 or not y.requires_grad:
             raise ValueError(
                 f"y: expected one number computed from the model's outputs, with its graph, got {tuple(y.shape)}"
                 + ("" if y.requires_grad else " without a graph")
             )
-        places: list[tuple[str, str, Tensor]] = []
-        for name, one in inside.items():
-            places.append((name, "weights", one.weights))
-            if locations and one.locations is not None:
-                places.append((name, "locations", one.locations))
-            if heads:
-                places.append((name, "heads", one.out))
         found = torch.autograd.grad(y.sum(), [at for *_, at in places], retain_graph=True, allow_unused=True)
-        parts: dict[str, dict[str, Any]] = {}
+        parts: dict[str, dict[str, Tensor]] = {}
         for (name, part, _), grad in zip(places, found, strict=True):
             if grad is not None:
                 wide = at_least_float32(grad)
-                shaped = wide.unflatten(-1, (self[name].heads, -1)) if part == "heads" else wide
+                shaped = wide.unflatten(-1, (self[name].site.heads, -1)) if part == "heads" else wide
                 parts.setdefault(name, {})[part] = shaped
-        return {
-            name: Gradients(self[name], made["weights"], made.get("locations"), made.get("heads"))
-            for name, made in parts.items()
-            if "weights" in made
-        }
+        return {name: Gradients(self[name], **made) for name, made in parts.items() if "weights" in made}
 
 
 @contextmanager
@@ -264,10 +239,10 @@ def capture(
         model: any with `MSDeformAttn` or `nn.MultiheadAttention` inside; not one that torch.compile made.
         sites: patterns of `sites.find_sites`.
         rows: (n,) int64, which pixels of the encoder to keep as queries; all when None. A decoder layer takes about
-            0.5 MB at 300 queries of 256 channels and an encoder layer 23 MB at 800x1333, which is 22,000 pixels;
-            `Tape.nbytes` says what a tape takes.
-        gradients: keep locations and weights as parts of the model's graph, for `Tape.gradients`. Fused kernels then
-            run as two steps, so that there is something to derive by; the model must run with gradients on.
+            0.5 MB at 300 queries and an encoder layer 35 MB at 800x1333, which is 22,000 pixels; `Tape.nbytes` says
+            what a tape takes.
+        gradients: keep locations and weights as parts of the model's graph, for `Tape.gradients`; the model must run
+            with gradients on.
 
     Raises ValueError, listing the sites, for a pattern that matches none.
     """
@@ -275,65 +250,13 @@ def capture(
     if gradients and rows is not None:
         raise ValueError("rows: a gradient needs every row of an attention; leave rows or gradients out")
     tape = Tape(wanted)
+    listeners = [
+        (site.module, partial(tape.keep, site, rows if site.stack == "encoder" else None, gradients)) for site in wanted
+    ]
     with ExitStack() as stack:
-        if gradients:
-            listeners = [(site.module, _listener(tape, site)) for site in wanted]
-            stack.enter_context(opened(listeners=listeners))
-            wanted = []
-        for site in wanted:
-            hook = _recorder(tape, site, rows if site.stack == "encoder" else None)
-            stack.callback(site.module.register_forward_hook(hook, with_kwargs=True).remove)
+        stack.enter_context(opened(listeners))
         for module in model.modules():
             if getattr(module, "two_stage", False) and hasattr(module, "choose_proposals"):
-                stack.enter_context(_watch_seeds(module, tape))
+                module.choose_proposals = partial(tape.watch, module.choose_proposals)
+                stack.callback(vars(module).pop, "choose_proposals")
         yield tape
-
-
-def _recorder(tape: Tape, site: Site, rows: Tensor | None) -> Any:
-    """A forward hook that keeps a call's inputs."""
-
-    def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], _: Any) -> None:
-        call = _without_graph(read_call(module, args, kwargs))
-        if isinstance(call, DeformableCall):
-            call = replace(call, inputs=None)  # locations and weights need none of it
-        kept = Record(site, call, active(module), None, _autocast(call))
-        tape.keep(kept if rows is None else kept.choose(rows))
-
-    return record
-
-
-def _listener(tape: Tape, site: Site) -> Listener:
-    """Keeps what a module computed, with its graph."""
-
-    def listen(inside: Inside) -> None:
-        call = _without_graph(inside.call)
-        kept = inside if inside.weights.requires_grad else None
-        sampled = None if inside.locations is None else (inside.locations.detach(), inside.weights.detach())
-        tape.keep(Record(site, call, active(site.module), None, _autocast(call), kept, sampled))
-
-    return listen
-
-
-def _without_graph(call: DeformableCall | DenseCall) -> DeformableCall | DenseCall:
-    detached: dict[str, Any] = {name: held.detach() for name, held in vars(call).items() if isinstance(held, Tensor)}
-    return replace(call, **detached)
-
-
-def _autocast(call: DeformableCall | DenseCall) -> torch.dtype | None:
-    kind = call.query.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-
-
-@contextmanager
-def _watch_seeds(module: Any, tape: Tape) -> Iterator[None]:
-    choose = module.choose_proposals
-
-    def watched(logits: Tensor) -> Tensor:
-        tape.seeds = choose(logits)
-        return tape.seeds
-
-    module.choose_proposals = watched
-    try:
-        yield
-    finally:
-        del module.choose_proposals

@@ -9,35 +9,33 @@ projection were. What a block captures, and its gradients, are of the changed mo
 """
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import inspect
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, get_args
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
+from ...kernels.api import ms_deform_attn
 from ...models.attention import DeformableCall, MSDeformAttn
-from .calls import DenseCall, dense_answer, read_call
+from ...models.layers.geometry import at_least_float32
+from .attention import dense_values
 from .masks import Mask, Mode
 from .sites import Site, find_sites
 
 
 def check_mask(site: Site, mask: Mask) -> None:
     """Raises ValueError where a mask names what a site has not."""
-    for what, numbers, count in (
-        ("head", mask.heads, site.heads),
-        ("level", mask.levels, site.levels),
-        ("point", mask.points, site.points),
-    ):
-        if numbers is None:
-            continue
-        if what != "head" and not site.deformable:
+    for what in ("head", "level", "point"):
+        numbers, count = getattr(mask, f"{what}s"), getattr(site, f"{what}s")
+        if numbers is not None and what != "head" and not site.deformable:
             raise ValueError(f"mask {mask}: {site.name} attends to every key, it has no {what}s")
-        wrong = [number for number in numbers if not 0 <= number < count]
-        if wrong:
-            raise ValueError(f"mask {mask}: expected a {what} from 0 to {count - 1} of {site.name}, got {wrong[0]}")
+        for number in numbers or ():
+            if not 0 <= number < count:
+                raise ValueError(f"mask {mask}: expected a {what} from 0 to {count - 1} of {site.name}, got {number}")
     if mask.mode == "frozen" and not site.deformable:
         raise ValueError(f"mask {mask}: {site.name} attends to every key, it has no locations to freeze")
     if mask.mode == "mean" and (mask.levels is not None or mask.points is not None or mask.queries is not None):
@@ -48,10 +46,12 @@ def check_mask(site: Site, mask: Mask) -> None:
 class Inside:
     """What a module computed on the way to its output, part of the model's graph."""
 
-    call: DeformableCall | DenseCall
-    weights: Tensor  # (B, Q, H, L, P), or dense (B, H, Q, S)
-    locations: Tensor | None  # (B, Q, H, L, P, 2)
+    weights: Tensor  # (B, Q, H, L, P), or dense (B, H, Q, S), at least float32
+    value: Tensor  # (B, S, H, D)
     out: Tensor  # (B, Q, C), the heads' outputs before the output projection
+    mask: Tensor | None  # (B, S), True where padded
+    locations: Tensor | None = None  # (B, Q, H, L, P, 2), of deformable attention, as the call is
+    call: DeformableCall | None = None
 
 
 Listener = Callable[[Inside], None]
@@ -87,33 +87,30 @@ class Edit:
         order[rows] = rows.roll(1)
         return order.to(device)
 
-    def sampled(self, call: DeformableCall, locations: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-        """Locations (B, Q, H, L, P, 2) and weights (B, Q, H, L, P) as changed."""
-        selected = self.selected(weights.shape[1], weights.device)
+    def changed(
+        self, weights: Tensor, locations: Tensor | None, call: DeformableCall | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Weights and, of deformable attention, locations, shaped as those of `Inside`, as the mask changes them."""
+        axis = 2 if locations is None else 1
+        queries = weights.shape[axis]
+        selected = self.selected(queries, weights.device)
         if self.mask.mode in ("zero", "mean"):
-            return locations, weights.masked_fill(selected, 0)
+            return weights.masked_fill(selected, 0), locations
         if self.mask.mode == "uniform":
-            share = (weights * selected).sum((-1, -2), keepdim=True) / selected.sum((-1, -2), keepdim=True).clamp(min=1)
-            return locations, torch.where(selected, share, weights)
+            # of dense attention, keys without weight are padding
+            among, axes = (selected & (weights > 0), (-1,)) if locations is None else (selected, (-1, -2))
+            share = (weights * among).sum(axes, keepdim=True) / among.sum(axes, keepdim=True).clamp(min=1)
+            return torch.where(among, share, weights), locations
         if self.mask.mode == "shuffled":
-            order = self.order(weights.shape[1], weights.device)
-            return (
-                torch.where(selected[..., None], locations[:, order], locations),
-                torch.where(selected, weights[:, order], weights),
-            )
+            order = self.order(queries, weights.device)
+            if locations is not None:
+                locations = torch.where(selected[..., None], locations[:, order], locations)
+            return torch.where(selected, weights.index_select(axis, order), weights), locations
+        assert call is not None
+        assert locations is not None
         # of a query of zeros, the linear layer gives its bias
         plain, _ = replace(call, query=torch.zeros_like(call.query)).sample()
-        return torch.where(selected[..., None], plain, locations), weights
-
-    def weighed(self, call: DenseCall, weights: Tensor) -> Tensor:
-        """Probabilities (B, H, Q, S) as changed."""
-        selected = self.selected(weights.shape[2], weights.device)
-        if self.mask.mode in ("zero", "mean"):
-            return weights.masked_fill(selected, 0)
-        if self.mask.mode == "uniform":
-            allowed = call.allowed.to(weights.dtype).expand(len(weights), -1, -1, -1)
-            return torch.where(selected, allowed / allowed.sum(-1, keepdim=True), weights)
-        return torch.where(selected, weights[:, :, self.order(weights.shape[2], weights.device)], weights)
+        return weights, torch.where(selected[..., None], plain, locations)
 
     def output(self, out: Tensor) -> Tensor:
         """The heads' outputs (B, Q, C), before the output projection, as changed."""
@@ -130,97 +127,81 @@ def _chosen(numbers: tuple[int, ...] | None, count: int, device: torch.device) -
     return chosen
 
 
-# what acts on a module now, in the order in which it came, and who is told of what it computes
-_ACTIVE: WeakKeyDictionary[nn.Module, tuple[Edit, ...]] = WeakKeyDictionary()
-_LISTENERS: WeakKeyDictionary[nn.Module, tuple[Listener, ...]] = WeakKeyDictionary()
+@dataclass(frozen=True, eq=False)
+class _Opened:
+    """An attention computed one step after the other: what edits change, in their order, and listeners are told of."""
 
+    module: MSDeformAttn | nn.MultiheadAttention
+    acts: tuple[Edit | Listener, ...]
 
-def active(module: nn.Module) -> tuple[Edit, ...]:
-    """The edits that act on a module at this moment."""
-    return _ACTIVE.get(module, ())
+    def editor(self, call: DeformableCall) -> Tensor:
+        """The editor of deformable attention; runs on the module's own backend."""
+        locations, weights = call.sample()
+        weights, changed = self._edited(weights, locations, call)
+        assert changed is not None
+        value = call.value()
+        out = ms_deform_attn(value, call.shapes, changed, weights, backend=call.module.backend)
+        return self._told(Inside(weights, value, out, call.mask, changed, call))
 
+    def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+        """Stands in the place of dense attention's ``forward``, and returns what it does."""
+        assert isinstance(self.module, nn.MultiheadAttention)
+        plain = type(self.module).forward
+        bound = inspect.signature(plain).bind(self.module, *args, **kwargs)
+        bound.apply_defaults()
+        given = bound.arguments
+        every = given | {"need_weights": True, "average_attn_weights": False}
+        weights, _ = self._edited(at_least_float32(plain(**every)[1]), None, None)
+        inputs = given["value"] if self.module.batch_first else given["value"].transpose(0, 1)
+        value, mask = dense_values(self.module, inputs), given["key_padding_mask"]
+        if mask is not None and mask.dtype != torch.bool:  # added to the scores
+            mask = mask.isneginf()
+        out = torch.einsum("bhqs,bshd->bqhd", weights.to(value.dtype), value).flatten(2)
+        out = self.module.out_proj(self._told(Inside(weights, value, out, mask)))
+        wanted = weights.mean(1) if given["average_attn_weights"] else weights
+        return out if self.module.batch_first else out.transpose(0, 1), wanted if given["need_weights"] else None
 
-def edited_sample(call: DeformableCall, edits: tuple[Edit, ...]) -> tuple[Tensor, Tensor]:
-    """Locations (B, Q, H, L, P, 2) and weights (B, Q, H, L, P) of a call under edits."""
-    locations, weights = call.sample()
-    for edit in edits:
-        locations, weights = edit.sampled(call, locations, weights)
-    return locations, weights
+    def _edited(
+        self, weights: Tensor, locations: Tensor | None, call: DeformableCall | None
+    ) -> tuple[Tensor, Tensor | None]:
+        for act in self.acts:
+            if not callable(act):
+                weights, locations = act.changed(weights, locations, call)
+        if any(map(callable, self.acts)) and torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
+            # of queries that nothing before them depends on, leaves to derive by
+            leaves = [x if x is None or x.requires_grad else x.detach().requires_grad_() for x in (weights, locations)]
+            weights, locations = leaves[0], leaves[1]
+        return weights, locations
 
-
-def edited_weights(call: DenseCall, edits: tuple[Edit, ...]) -> Tensor:
-    """Probabilities (B, H, Q, S) of a call under edits."""
-    weights = call.weights()
-    for edit in edits:
-        weights = edit.weighed(call, weights)
-    return weights
-
-
-def _edited_attend(call: DeformableCall) -> Tensor:
-    """The `editor` of deformable attention while edits act or listeners wait; runs on the module's own backend."""
-    edits, listeners = active(call.module), _LISTENERS.get(call.module, ())
-    locations, weights = edited_sample(call, edits)
-    if listeners:
-        locations, weights = _derivable(locations), _derivable(weights)
-    return _told_and_edited(Inside(call, weights, locations, call.attend(locations, weights)), edits, listeners)
-
-
-def _edited_forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    """Stands in the place of dense attention's ``forward``, which computes all in one, likewise."""
-    call, edits, listeners = read_call(module, args, kwargs), active(module), _LISTENERS.get(module, ())
-    assert isinstance(call, DenseCall)
-    weights = edited_weights(call, edits)
-    if listeners:
-        weights = _derivable(weights)
-    value = call.value()
-    out = torch.einsum("bhqs,bshd->bqhd", weights.to(value.dtype), value).flatten(2)
-    return dense_answer(call, kwargs, _told_and_edited(Inside(call, weights, None, out), edits, listeners), weights)
-
-
-def _told_and_edited(inside: Inside, edits: tuple[Edit, ...], listeners: tuple[Listener, ...]) -> Tensor:
-    """Tells the listeners; returns the output as the edits change it."""
-    for listener in listeners:
-        listener(inside)
-    out = inside.out
-    for edit in edits:
-        out = edit.output(out)
-    return out
-
-
-def _derivable(x: Tensor) -> Tensor:
-    """Of queries that nothing before them depends on, a leaf to derive by."""
-    graph = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
-    return x.detach().requires_grad_() if graph and not x.requires_grad else x
+    def _told(self, inside: Inside) -> Tensor:
+        """Tells the listeners; returns the output as the edits change it."""
+        out = inside.out
+        for act in self.acts:
+            if callable(act):
+                act(inside)
+            else:
+                out = act.output(out)
+        return out
 
 
 @contextmanager
-def opened(
-    edits: Sequence[tuple[nn.Module, Edit]] = (), listeners: Sequence[tuple[nn.Module, Listener]] = ()
-) -> Iterator[None]:
-    """Modules compute what a fused kernel hides one step after the other while the block runs."""
-    modules = dict.fromkeys(module for module, _ in (*edits, *listeners))
-    before = [(module, active(module), _LISTENERS.get(module, ())) for module in modules]
-    # without gradients PyTorch's encoder layer calls a kernel for all of itself, and passes its attention by
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        for module, edit in edits:
-            _ACTIVE[module] = (*active(module), edit)
-        for module, listener in listeners:
-            _LISTENERS[module] = (*_LISTENERS.get(module, ()), listener)
-        for module in modules:
-            if isinstance(module, MSDeformAttn):
-                module.editor = _edited_attend
+def opened(acts: Iterable[tuple[MSDeformAttn | nn.MultiheadAttention, Edit | Listener]]) -> Iterator[None]:
+    """Modules compute what a fused kernel hides one step after the other while the block runs; blocks nest."""
+    with ExitStack() as stack:
+        # without gradients PyTorch's encoder layer calls a kernel for all of itself, and passes its attention by
+        stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
+        torch.backends.mha.set_fastpath_enabled(False)
+        for module, act in acts:
+            name = "editor" if isinstance(module, MSDeformAttn) else "forward"
+            before = vars(module).get(name)
+            outer = getattr(before, "__self__", None)
+            held = outer.acts if isinstance(outer, _Opened) else ()
+            setattr(module, name, getattr(_Opened(module, (*held, act)), name))
+            if before is None:
+                stack.callback(vars(module).pop, name)
             else:
-                module.forward = functools.partial(_edited_forward, module)
+                stack.callback(vars(module).update, {name: before})
         yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
-        for module, edits_before, listeners_before in before:
-            _ACTIVE[module], _LISTENERS[module] = edits_before, listeners_before
-            if not edits_before and not listeners_before:
-                for name in ("editor", "forward"):
-                    module.__dict__.pop(name, None)
 
 
 @contextmanager
@@ -244,7 +225,7 @@ def intervene(model: nn.Module, *masks: Mask, means: Mapping[str, Tensor] | None
             if mask.mode == "mean" and site.name not in (means or {}):
                 raise ValueError(f"mask {mask}: the mean output of {site.name} is not in means (mean_outputs makes it)")
             edits.append(Edit(mask, site, means[site.name] if means and mask.mode == "mean" else None))
-    with opened([(edit.site.module, edit) for edit in edits]):
+    with opened((edit.site.module, edit) for edit in edits):
         yield
 
 
@@ -255,17 +236,14 @@ def mean_outputs(model: nn.Module, pattern: str = "*") -> Iterator[dict[str, Ten
     The dictionary, by site, is filled when the block ends; padded pixels of an encoder count as any other.
     """
     means: dict[str, Tensor] = {}
-    sums: dict[str, list[Any]] = {}
+    totals, counts = dict[str, Tensor](), Counter[str]()
 
     def add(site: Site, inside: Inside) -> None:
-        total = sums.setdefault(site.name, [0.0, 0])
-        total[0] = total[0] + inside.out.detach().double().flatten(0, 1).sum(0)
-        total[1] += inside.out.shape[:2].numel()
+        totals[site.name] = totals.get(site.name, 0) + inside.out.detach().double().flatten(0, 1).sum(0)
+        counts[site.name] += inside.out.shape[:2].numel()
 
     chosen = find_sites(model, pattern)
-    with opened(listeners=[(site.module, functools.partial(add, site)) for site in chosen]):
+    with opened((site.module, functools.partial(add, site)) for site in chosen):
         yield means
-    for site in chosen:
-        if site.name in sums:
-            total, count = sums[site.name]
-            means[site.name] = (total / count).unflatten(-1, (site.heads, -1))
+    heads = {site.name: site.heads for site in chosen}
+    means |= {name: (total / counts[name]).unflatten(-1, (heads[name], -1)) for name, total in totals.items()}

@@ -50,15 +50,17 @@ def _ranges(numbers: tuple[int, ...]) -> str:
     return ",".join(f"{a}-{b}" if b > a else str(a) for a, b in runs)
 
 
-def parse_mask(text: str) -> Mask:
+def parse_mask(text: str, mode: Mode = "zero", seed: int = 0) -> Mask:
     """A mask from ``decoder.*.cross:h0-3:l1:q17:uniform``; the parts after the site stand in any order.
+
+    The mode given stands where the text names none; a text names no seed.
 
     Raises ValueError for anything else.
     """
     site, *parts = text.split(":")
     if not site:
         raise ValueError(f"mask {text!r}: expected {_GRAMMAR}")
-    mask = Mask(site)
+    mask = Mask(site, mode=mode, seed=seed)
     for part in parts:
         if part in get_args(Mode):
             mask = replace(mask, mode=part)  # type: ignore[arg-type]
@@ -77,6 +79,6 @@ def parse_mask(text: str) -> Mask:
     return mask
 
 
-def parse_masks(text: str) -> tuple[Mask, ...]:
+def parse_masks(text: str, mode: Mode = "zero", seed: int = 0) -> Masks:
     """Masks that act together, from those of `parse_mask` joined by ``+``. Raises ValueError for anything else."""
-    return tuple(parse_mask(one.strip()) for one in text.split("+"))
+    return tuple(parse_mask(one.strip(), mode, seed) for one in text.split("+"))

@@ -19,6 +19,11 @@ class Site:
 
     name: str
     module: MSDeformAttn | nn.MultiheadAttention
+    heads: int
+    levels: int
+    """Of deformable attention; 1 for attention to every key."""
+    points: int
+    """Of one head on one level; 0 for attention to every key."""
     stack: str = ""
     """``encoder`` or ``decoder``; empty for a module that stands in neither."""
     layer: int = -1
@@ -29,21 +34,7 @@ class Site:
     @property
     def deformable(self) -> bool:
         """Does it sample points, or weigh every key?"""
-        return isinstance(self.module, MSDeformAttn)
-
-    @property
-    def heads(self) -> int:
-        return self.module.n_heads if isinstance(self.module, MSDeformAttn) else self.module.num_heads
-
-    @property
-    def levels(self) -> int:
-        """Of deformable attention; 1 for attention to every key."""
-        return self.module.n_levels if isinstance(self.module, MSDeformAttn) else 1
-
-    @property
-    def points(self) -> int:
-        """Of one head on one level; 0 for attention to every key."""
-        return self.module.n_points if isinstance(self.module, MSDeformAttn) else 0
+        return self.points > 0
 
 
 def sites(model: nn.Module) -> dict[str, Site]:
@@ -54,15 +45,17 @@ def sites(model: nn.Module) -> dict[str, Site]:
     """
     found: dict[str, Site] = {}
     for path, module in model.named_modules():
-        if not isinstance(module, MSDeformAttn | nn.MultiheadAttention):
-            continue
-        match = _NAMED.search(path)
-        if match is None:
-            found[path] = Site(path, module)
+        if isinstance(module, MSDeformAttn):
+            counts = (module.n_heads, module.n_levels, module.n_points)
+        elif isinstance(module, nn.MultiheadAttention):
+            counts = (module.num_heads, 1, 0)
         else:
-            stack, layer, kind = match[1], int(match[2]), _KINDS[match[3]]
-            name = f"{stack}.{layer}.{kind}"
-            found[name] = Site(name, module, stack, layer, kind)
+            continue
+        name, place = path, ()
+        if match := _NAMED.search(path):
+            place = (match[1], int(match[2]), _KINDS[match[3]])
+            name = ".".join(map(str, place))
+        found[name] = Site(name, module, *counts, *place)
     # in the order in which they run: by the official names a decoder layer's cross-attention is registered first
     order = ["", "encoder", "decoder"]
     ranked = sorted(found.values(), key=lambda site: (order.index(site.stack), site.layer, site.kind != "self"))

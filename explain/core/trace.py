@@ -20,7 +20,7 @@ from ...models.inference.image_size import Size
 from ...models.inference.images import ImageLike, normalise, read_image
 from ...models.layers.boxes import cxcywh_to_xyxy
 from ...models.layers.evaluation_mode import evaluation_mode
-from ...models.layers.geometry import at_least_float32, valid_ratios
+from ...models.layers.geometry import at_least_float32
 from .attention import Shapes, share_of_levels
 from .capture import Gradients, Record, Tape, capture
 from .interventions import intervene
@@ -46,6 +46,11 @@ class QueryPrediction:
     detected_as: str = ""
     """Where another class was asked for than the query's most probable: that one and its probability, "RBC 0.93"."""
 
+    @property
+    def text(self) -> str:
+        """What is written at its box: "WBC 0.93"."""
+        return f"{self.name} {self.score:.2f}"
+
 
 @dataclass(frozen=True, eq=False)
 class Points:
@@ -66,51 +71,53 @@ class AttentionTrace:
         model: a DETR of any kind; on any device, in any dtype and mode, which stay as they are.
         image: whatever `model.predict` takes.
         size: what the image is resized to; the model's own when None.
-        masks: interventions that act while it runs.
+        masks: interventions that act while it runs, recorded by `tape`.
 
-    Raises ValueError for a model without attention, and what `images.read_image` raises.
+    Raises ValueError for a model without attention, what `images.read_image` raises, and RuntimeError where the model
+    answers NaN.
     """
-
-    model: Detector
-    image: Tensor
-    """(3, H, W) uint8, as displayed."""
-    outputs: dict[str, Any]
-    """The model's for this image alone (B=1), with their graph down to the backbone's projected maps."""
-    tape: Tape
-    """Of every site; of a batch, `row` is this image's."""
-    row: int
-    shapes: Shapes
-    """(h, w) of each level that attention looks at; DETR has one."""
-    ratios: Tensor
-    """The unpadded share of each level, (L, 2), xy."""
-    pixels: Tensor
-    """(3, h, w), resized and normalised, as the model got it."""
-    masks: tuple[Mask, ...]
-    _last: tuple[tuple[Any, ...], dict[str, Gradients]] | None = None
 
     def __init__(
         self, model: Detector, image: ImageLike, *, size: Size | int | None = None, masks: Sequence[Mask] = ()
     ) -> None:
-        (other,) = attention_traces(model, [image], size=size, masks=masks)
-        self.__dict__.update(other.__dict__)
-
-    @classmethod
-    def _of(cls, **parts: Any) -> "AttentionTrace":
-        trace = cls.__new__(cls)
-        trace.__dict__.update(parts)
-        return trace
+        if not sites(model):
+            raise ValueError(f"{type(model).__name__} has no attention to explain; expected a DETR of any kind")
+        self.model, self.masks = model, tuple(masks)
+        self.image = read_image(image).cpu()
+        """(3, H, W) uint8, as displayed."""
+        self.height, self.width = self.image.shape[1:]
+        to = Size(size, size) if isinstance(size, int) else size or model.input_size or Size()
+        like = next(model.parameters())
+        resized = transforms.resize(self.image, list(to.fit(self.height, self.width)), antialias=True)
+        self.pixels = normalise(resized.to(like.device)).to(like.dtype)
+        """(3, h, w), resized and normalised, as the model got it."""
+        self.tape: Tape
+        """Of every site."""
+        self.outputs: dict[str, Any]
+        """The model's for the image, B=1, with their graph down to the backbone's projected maps."""
+        with (
+            frozen(model),
+            _every_layer(model),
+            leaves(model) as shapes,
+            torch.enable_grad(),
+            intervene(model, *self.masks),
+            capture(model, "*", gradients=True) as self.tape,
+        ):
+            self.outputs = model([self.pixels])
+        if at_least_float32(self.outputs["pred_logits"]).isnan().any():
+            raise RuntimeError(f"the model's scores are not numbers (NaN), in {like.dtype}")
+        self.shapes: Shapes = tuple(shapes)
+        """(h, w) of each level that attention looks at; DETR has one."""
+        self._last: tuple[tuple[Any, ...], dict[str, Gradients]] | None = None
 
     @property
     def sites(self) -> dict[str, Site]:
         return sites(self.model)
 
     @property
-    def height(self) -> int:
-        return self.image.shape[1]
-
-    @property
-    def width(self) -> int:
-        return self.image.shape[2]
+    def cross_sites(self) -> list[str]:
+        """The decoder's cross-attentions, layer by layer."""
+        return [name for name, record in self.tape.items() if record.site.kind == "cross"]
 
     # --- what was found
 
@@ -209,29 +216,18 @@ class AttentionTrace:
         count = record.weights.shape[1]
         if not 0 <= query < count:
             raise ValueError(f"query: expected from 0 to {count - 1} at {site}, got {query}")
-        scale = torch.tensor([self.width, self.height])
-        # level 0's valid part is the image
-        ratios = self.ratios[None, :, None]
-        xy = record.locations[self.row, query].cpu() / ratios * scale
-        reference = record.reference[self.row, query, 0].detach().cpu()
-        twice = reference.shape[-1] // 2
-        return Points(
-            xy,
-            record.weights[self.row, query].cpu(),
-            reference / self.ratios[0].repeat(twice) * scale.repeat(twice),
-        )
+        reference = self._in_pixels(record.reference[0, query, 0])
+        return Points(self._in_pixels(record.locations[0, query]), record.weights[0, query].cpu(), reference)
+
+    def _in_pixels(self, places: Tensor) -> Tensor:
+        """Places (..., 2) xy or (..., 4) cxcywh, normalised, on the CPU and in pixels of the image."""
+        return places.cpu() * torch.tensor([self.width, self.height]).repeat(places.shape[-1] // 2)
 
     @property
     def references(self) -> list[Tensor]:
         """What each decoder layer looked around, (Q, 2) xy or (Q, 4) cxcywh, in pixels; none for DETR."""
-        found = []
-        for record in self.tape.values():
-            if record.site.stack == "decoder" and record.site.deformable:
-                reference = record.reference[self.row, :, 0].detach().cpu()
-                twice = reference.shape[-1] // 2
-                scale = torch.tensor([self.width, self.height] * twice)
-                found.append(reference / self.ratios[0].repeat(twice) * scale)
-        return found
+        looked = [self.tape[name] for name in self.cross_sites]
+        return [self._in_pixels(record.reference[0, :, 0]) for record in looked if record.site.deformable]
 
     def token_at(self, x: float, y: float, level: int = 0) -> int:
         """The encoder's pixel, of all levels, that a place of the image (in its pixels) lies in."""
@@ -240,52 +236,45 @@ class AttentionTrace:
         if not 0 <= level < len(self.shapes):
             raise ValueError(f"level: expected from 0 to {len(self.shapes) - 1}, got {level}")
         h, w = self.shapes[level]
-        ratio = self.ratios[level].tolist()
-        column = min(int(x / self.width * ratio[0] * w), w - 1)
-        row = min(int(y / self.height * ratio[1] * h), h - 1)
+        column, row = min(int(x / self.width * w), w - 1), min(int(y / self.height * h), h - 1)
         return share_of_levels(self.shapes)[level].start + row * w + column
 
     def place_of(self, token: int) -> tuple[float, float, int]:
         """The centre (x, y), in pixels of the image, of one of the encoder's pixels, and its level."""
-        for level, (part, (_, w)) in enumerate(zip(share_of_levels(self.shapes), self.shapes, strict=True)):
+        for level, (part, (h, w)) in enumerate(zip(share_of_levels(self.shapes), self.shapes, strict=True)):
             if token < part.stop:
                 row, column = divmod(token - part.start, w)
-                x, y = (column + 0.5) / w, (row + 0.5) / self.shapes[level][0]
-                ratio = self.ratios[level].tolist()
-                return x / ratio[0] * self.width, y / ratio[1] * self.height, level
+                return (column + 0.5) / w * self.width, (row + 0.5) / h * self.height, level
         raise ValueError(f"token: expected from 0 to {sum(h * w for h, w in self.shapes) - 1}, got {token}")
 
     def to_pixels(self, tokens: Tensor, level: int | None = None) -> Tensor:
         """A map over the levels' pixels (..., S), put back on the image's: (..., H, W) float32.
 
         Each level's numbers are shared out over the area of its pixels, bilinearly, so that levels of other sizes add
-        up as densities, and what lies in the padding is cut off. With `level`, that of one level.
+        up as densities. With `level`, that of one level.
         """
-        grid = torch.stack(
-            torch.meshgrid(
-                (torch.arange(self.height) + 0.5) / self.height,
-                (torch.arange(self.width) + 0.5) / self.width,
-                indexing="ij",
-            )[::-1],
-            -1,
-        )  # (H, W, 2), xy
+        size = (self.height, self.width)
         flat = tokens.detach().cpu().reshape(1, -1, tokens.shape[-1]).float()
-        image = torch.zeros(1, flat.shape[1], self.height, self.width)
-        area = self.height * self.width
+        image = torch.zeros(1, flat.shape[1], *size)
         for number, (part, (h, w)) in enumerate(zip(share_of_levels(self.shapes), self.shapes, strict=True)):
-            if level is not None and number != level:
-                continue
-            ratio = self.ratios[number].float()
-            density = flat[..., part].unflatten(-1, (h, w)) * (h * w * float(ratio.prod()) / area)
-            place = grid * ratio * 2 - 1
-            image += F.grid_sample(density, place[None], padding_mode="border", align_corners=False)
-        return image.view(*tokens.shape[:-1], self.height, self.width)
+            if level in (None, number):
+                density = flat[..., part].unflatten(-1, (h, w)) * (h * w / (self.height * self.width))
+                image += F.interpolate(density, size, mode="bilinear", align_corners=False)
+        return image.view(*tokens.shape[:-1], *size)
 
     # --- what it depends on
 
-    def y(self, prediction: QueryPrediction, target: str = "class") -> Tensor:
-        """What is explained, with its graph: a class's logit, or a coordinate of the box, cxcywh in [0, 1]."""
-        return target_of(self.outputs, 0, prediction, target)
+    def y(self, prediction: QueryPrediction, target: str = "class", outputs: dict[str, Any] | None = None) -> Tensor:
+        """What is explained, with its graph: a class's logit, or a coordinate of the box, cxcywh in [0, 1].
+
+        Of the recorded pass, or of other `outputs` for the image. ValueError for a target that is not one of TARGETS.
+        """
+        if target not in TARGETS:
+            raise ValueError(f"target: expected one of {', '.join(TARGETS)}, got {target!r}")
+        found = self.outputs if outputs is None else outputs
+        if target == "class":
+            return found["pred_logits"][0, prediction.query, prediction.label]
+        return found["pred_boxes"][0, prediction.query, TARGETS.index(target) - 1]
 
     def gradients(
         self,
@@ -313,120 +302,40 @@ class AttentionTrace:
         record = self.record(site)
         found = self.gradients(prediction, target, locations=True).get(site)
         if found is None:  # behind a detach, or in a layer that the target does not depend on
-            return torch.zeros_like(record.locations[self.row, prediction.query]).cpu()
+            return torch.zeros_like(record.locations[0, prediction.query]).cpu()
         if found.locations is None:
             raise ValueError(f"{site} attends to every key: it samples no points that could move")
-        size = torch.tensor([self.width, self.height])
-        return found.locations[self.row, prediction.query].cpu() * self.ratios[None, :, None] / size
+        return found.locations[0, prediction.query].cpu() / torch.tensor([self.width, self.height])
 
     def input_gradient(self, prediction: QueryPrediction, target: str = "class") -> Tensor:
         """Derivatives of the target with respect to the resized, normalised image: (3, h, w). Runs the model anew."""
         pixels = self.pixels.detach().clone().requires_grad_()
         with frozen(self.model), torch.enable_grad(), intervene(self.model, *self.masks):
-            outputs = self.model([pixels])
-            return torch.autograd.grad(target_of(outputs, 0, prediction, target), pixels)[0]
-
-
-def target_of(outputs: dict[str, Any], row: int, prediction: QueryPrediction, target: str) -> Tensor:
-    """The number of a model's outputs that is explained. ValueError for a target that is not one of TARGETS."""
-    if target not in TARGETS:
-        raise ValueError(f"target: expected one of {', '.join(TARGETS)}, got {target!r}")
-    if target == "class":
-        return outputs["pred_logits"][row, prediction.query, prediction.label]
-    return outputs["pred_boxes"][row, prediction.query, TARGETS.index(target) - 1]
-
-
-def attention_traces(
-    model: Detector,
-    images: Sequence[ImageLike],
-    *,
-    size: Size | int | None = None,
-    masks: Sequence[Mask] = (),
-) -> list[AttentionTrace]:
-    """A `AttentionTrace` of each image, from one forward pass of all of them, padded to one size."""
-    if not sites(model):
-        raise ValueError(f"{type(model).__name__} has no attention to explain; expected a DETR of any kind")
-    read = [read_image(image, name="image" if len(images) == 1 else f"images[{n}]") for n, image in enumerate(images)]
-    to = Size(size, size) if isinstance(size, int) else size or model.input_size or Size()
-    like = next(model.parameters())
-    resized = [transforms.resize(image, list(to.fit(*image.shape[1:])), antialias=True) for image in read]
-    inputs = [normalise(image.to(like.device)).to(like.dtype) for image in resized]
-    with (
-        frozen(model),
-        _every_layer(model),
-        leaves(model) as shapes,
-        torch.enable_grad(),
-        intervene(model, *masks),
-        capture(model, "*", gradients=True) as tape,
-    ):
-        outputs = model(inputs)
-    if at_least_float32(outputs["pred_logits"]).isnan().any():
-        raise RuntimeError(f"the model's scores are not numbers (NaN), in {like.dtype}")
-    ratios = _ratios(tape, shapes, len(inputs))
-    return [
-        AttentionTrace._of(
-            model=model,
-            image=image.cpu(),
-            outputs=_one(outputs, row),
-            tape=tape,
-            row=row,
-            shapes=tuple(shapes),
-            ratios=ratios[row],
-            pixels=pixels,
-            masks=tuple(masks),
-        )
-        for row, (image, pixels) in enumerate(zip(read, inputs, strict=True))
-    ]
-
-
-def _one(outputs: dict[str, Any], row: int) -> dict[str, Any]:
-    """One image's part of a batch of outputs, B=1."""
-    found: dict[str, Any] = {}
-    for name, value in outputs.items():
-        if isinstance(value, Tensor):
-            found[name] = value[row : row + 1]
-        elif isinstance(value, list):
-            found[name] = [_one(layer, row) for layer in value]
-        elif isinstance(value, dict):
-            found[name] = _one(value, row)
-    return found
-
-
-def _ratios(tape: Tape, shapes: Sequence[tuple[int, int]], count: int) -> Tensor:
-    """The unpadded share of each level of `count` images, (B, L, 2), xy."""
-    mask = next(record.mask for record in reversed(list(tape.values())) if record.site.kind == "cross")
-    if mask is None:
-        return torch.ones(count, len(shapes), 2)
-    parts = [mask[:, part].unflatten(1, shape) for part, shape in zip(share_of_levels(shapes), shapes, strict=True)]
-    return valid_ratios(parts).cpu()
+            return torch.autograd.grad(self.y(prediction, target, self.model([pixels])), pixels)[0]
 
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, and parameters without gradients; then as everything was."""
-    wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    for parameter, _ in wanted:
-        parameter.requires_grad_(False)
-    try:
-        with evaluation_mode(model):
+    wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    with evaluation_mode(model):
+        model.requires_grad_(False)
+        try:
             yield
-    finally:
-        for parameter, before in wanted:
-            parameter.requires_grad_(before)
+        finally:
+            for parameter in wanted:
+                parameter.requires_grad_(True)
 
 
 @contextmanager
 def _every_layer(model: nn.Module) -> Iterator[None]:
     """The model tells what each decoder layer predicts, whether its losses ask for that or not."""
-    before: Any = getattr(model, "aux_loss", None)
-    if before is None:
-        yield
-        return
-    model.__dict__["aux_loss"] = True
+    before = {name: value for name, value in vars(model).items() if name == "aux_loss"}
+    vars(model).update(dict.fromkeys(before, True))
     try:
         yield
     finally:
-        model.__dict__["aux_loss"] = before
+        vars(model).update(before)
 
 
 @contextmanager

@@ -6,13 +6,11 @@ from typing import Any
 from matplotlib.artist import Artist
 from matplotlib.colors import to_rgb
 from matplotlib.lines import Line2D
-from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 
-from ...train.visual.label_placement import Rectangle as Corners
-from ...train.visual.label_placement import lead, place_labels
+from ...train.visual.label_placement import Rectangle, lead, place_labels
 
-_FONT, _PAD = 8.0, 1.5
+_PAD = 1.5
 """Points."""
 
 
@@ -26,7 +24,7 @@ class BoxLabels(Artist):
     def __init__(self) -> None:
         super().__init__()
         self._named: list[tuple[Sequence[float], str, Any]] = []
-        self.placed: list[Corners] = []
+        self.placed: list[Rectangle] = []
         """Of the last drawing, in its pixels, with y downwards from 0 at the figure's lower edge."""
         self.set_zorder(6)
         self.set_in_layout(False)
@@ -39,36 +37,28 @@ class BoxLabels(Artist):
         axes: Any = self.axes
         pad = renderer.points_to_pixels(_PAD)
         view = axes.get_window_extent(renderer)
-        picture = (view.x0, -view.y1, view.x1, -view.y0)
-        shown, boxes, sizes = [], [], []
+        texts, boxes, sizes = [], [], []
         for box, name, colour in reversed(self._named):
             (x0, y0), (x1, y1) = axes.transData.transform([box[:2], box[2:]])
             if x0 > view.x1 or x1 < view.x0 or y1 > view.y1 or y0 < view.y0:
                 continue
-            text = Text(0, 0, name, fontsize=_FONT, color=readable_on(colour), va="bottom")
+            red, green, blue = to_rgb(colour)
+            ink = "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.45 else "white"
+            text = Text(0, 0, name, fontsize=8, color=ink, va="bottom")
             text.set_figure(self.figure)
             area = text.get_window_extent(renderer)
-            shown.append((text, colour))
+            text.set_bbox({"facecolor": colour, "edgecolor": "none", "pad": _PAD})
+            texts.append(text)
             boxes.append((x0, -y0, x1, -y1))
             sizes.append((area.width + 2 * pad, area.height + 2 * pad))
-        labels = place_labels(boxes, sizes, picture)
-        self.placed = [label for label in labels if label is not None]
-        for label, box, (_, colour) in zip(labels, boxes, shown, strict=True):
-            if label is not None and (line := lead(label, box)) is not None:
-                self._draw(Line2D(line[::2], [-line[1], -line[3]], color=colour, linewidth=0.8), renderer)
-        for label, (text, colour) in zip(labels, shown, strict=True):
-            if label is not None:
-                x0, y0, x1, y1 = label
-                self._draw(Rectangle((x0, -y1), x1 - x0, y1 - y0, facecolor=colour, edgecolor="none"), renderer)
-                text.set_position((x0 + pad, -y1 + pad))
-                text.draw(renderer)
-
-    def _draw(self, artist: Any, renderer: Any) -> None:
-        artist.set_figure(self.figure)
-        artist.draw(renderer)
-
-
-def readable_on(colour: Any) -> str:
-    """Black or white, whichever stands out."""
-    red, green, blue = to_rgb(colour)
-    return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.45 else "white"
+        labels = place_labels(boxes, sizes, (view.x0, -view.y1, view.x1, -view.y0))
+        placed = [(label, *rest) for label, *rest in zip(labels, boxes, texts, strict=True) if label is not None]
+        self.placed = [label for label, *_ in placed]
+        for label, box, text in placed:
+            if (line := lead(label, box)) is not None:
+                joined = Line2D(line[::2], [-line[1], -line[3]], color=text.get_bbox_patch().get_fc(), linewidth=0.8)
+                joined.set_figure(self.figure)
+                joined.draw(renderer)
+        for (x0, _, _, y1), _, text in placed:
+            text.set_position((x0 + pad, -y1 + pad))
+            text.draw(renderer)

@@ -1,6 +1,5 @@
-"""What every picture of attention shares: the image below, boxes, colour scales, titles, and the numbers beside it."""
+"""What every picture of attention shares: the grid of images, boxes, keys, colour scales, titles, and the numbers."""
 
-import io
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,20 +8,29 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+from matplotlib.patheffects import Normal, Stroke
 from torch import Tensor
 
 from ...common.files import atomic_file
 from ...train.visual.boxes import class_colour
 from ..core.trace import AttentionTrace, QueryPrediction
+from .box_labels import BoxLabels
 
 Array = np.ndarray
-Rgb = tuple[float, float, float]
 
 SUFFIXES = (".png", ".svg", ".pdf")
 # inches: the longer side of an image alone, of one of two or three, and of one of many; and the most of a whole grid
 ALONE, BESIDE, SMALL, WHOLE = 6.4, 4.6, 2.1, 17.0
 # of the picture beyond the image that may be shown for points outside it
 _OUTSIDE = 0.15
+# of levels, the finest first
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 
 @dataclass(frozen=True)
@@ -41,15 +49,12 @@ class Drawing:
         """
         if path.suffix.lower() not in SUFFIXES:
             raise ValueError(f"picture: expected a name that ends in {', '.join(SUFFIXES)}, got {path}")
-        picture, numbers = io.BytesIO(), io.BytesIO()
-        form = path.suffix.lower()[1:]
-        self.figure.savefig(picture, format=form, dpi=dpi, bbox_inches="tight", pad_inches=0.08)
-        np.savez_compressed(numbers, **self.numbers)  # type: ignore[arg-type]
-        written = [path, path.with_suffix(".npz")]
-        for file, content in zip(written, (picture, numbers), strict=True):
-            with atomic_file(file) as out:
-                out.write(content.getvalue())
-        return written
+        beside = path.with_suffix(".npz")
+        with atomic_file(path) as out:
+            self.figure.savefig(out, format=path.suffix.lower()[1:], dpi=dpi, bbox_inches="tight", pad_inches=0.08)
+        with atomic_file(beside) as out:
+            np.savez_compressed(out, **self.numbers)  # type: ignore[arg-type]
+        return [path, beside]
 
 
 def array(values: Tensor | Sequence[float]) -> Array:
@@ -57,35 +62,66 @@ def array(values: Tensor | Sequence[float]) -> Array:
     return torch.as_tensor(values).detach().cpu().numpy()
 
 
+def numbers_of(predictions: Sequence[QueryPrediction]) -> dict[str, Array]:
+    """``queries``, ``labels``, ``scores`` (N,) and ``boxes`` (N, 4)."""
+    return {
+        "queries": np.array([one.query for one in predictions], int),
+        "labels": np.array([one.label for one in predictions], int),
+        "scores": np.array([one.score for one in predictions], float),
+        "boxes": np.array([one.box for one in predictions], float).reshape(-1, 4),
+    }
+
+
 def canvas(
-    trace: AttentionTrace, rows: int = 1, columns: int = 1, *, largest: float | None = None
+    trace: AttentionTrace,
+    rows: int | Sequence[str] = 1,
+    columns: int | Sequence[str] = 1,
+    *,
+    largest: float | None = None,
 ) -> tuple[Any, Array]:
     """A figure and its axes (rows, columns), each with the image, in its own colours and proportions.
 
-    An axis counts pixels of the image: its upper left corner is at 0, 0, a pixel's centre at a half. `largest` is an
-    image's longer side in inches, less where the whole would be too large.
+    Rows and columns are how many, or their titles. An axis counts pixels of the image: its upper left corner is at 0,
+    0, a pixel's centre at a half. `largest` is an image's longer side in inches, less where the whole would be too
+    large.
     """
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-    height, width = trace.image.shape[-2:]
+    sides, tops = ([""] * one if isinstance(one, int) else list(one) for one in (rows, columns))
+    high, wide = len(sides), len(tops)
+    height, width = trace.height, trace.width
     if largest is None:
-        largest = ALONE if rows * columns == 1 else max(SMALL, min(1.2 * ALONE / max(rows, columns), 3.4))
-    inches = min(largest / max(height, width), WHOLE / (columns * width), WHOLE / (rows * height))
+        largest = ALONE if high * wide == 1 else max(SMALL, min(1.2 * ALONE / max(high, wide), 3.4))
+    inches = min(largest / max(height, width), WHOLE / (wide * width), WHOLE / (high * height))
     # wider than is needed, so that the height binds and rows stand close; saving cuts off what is empty
-    size = (columns * (width * inches + 0.1) + 3.2, rows * (height * inches + 0.06) + 1.15)
+    size = (wide * (width * inches + 0.1) + 3.2, high * (height * inches + 0.06) + 1.15)
     layout = ConstrainedLayoutEngine(compress=True, w_pad=0.03, h_pad=0.03, wspace=0.0, hspace=0.0)
     figure = Figure(figsize=size, layout=layout)
-    axes = figure.subplots(rows, columns, squeeze=False)
+    axes = figure.subplots(high, wide, squeeze=False)
     pixels = array(trace.image).transpose(1, 2, 0)
     for place, one in enumerate(axes.flat):
         one.xaxis.set_visible(False)
-        one.yaxis.set_visible(place % columns == 0)  # its label; laying out what is empty takes most of the time
+        one.yaxis.set_visible(place % wide == 0)  # its label; laying out what is empty takes most of the time
         one.imshow(pixels, extent=(0, width, height, 0))
         one.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[], facecolor="0.93")
-        for edge in one.spines.values():
-            edge.set(color="0.6", linewidth=0.6)
+        one.spines[:].set(color="0.6", linewidth=0.6)
+    for one, title in zip(axes[:, 0], sides, strict=True):
+        one.set_ylabel(title, fontsize=8.5)
+    for one, title in zip(axes[0], tops, strict=True):
+        caption(one, title)
     return figure, axes
+
+
+def gallery(trace: AttentionTrace, count: int) -> tuple[Any, Array]:
+    """A figure and its axes (count,), as `canvas` makes them, in one line of up to three or in two lines."""
+    columns = count if count < 4 else -(-count // 2)
+    figure, axes = canvas(trace, -(-count // columns), columns)
+    for spare in axes.flat[count:]:
+        spare.remove()
+    return figure, axes.flat[:count]
+
+
+def caption(axes: Any, text: str) -> None:
+    """What stands above one image."""
+    axes.set_title(text, fontsize=8.5, pad=4)
 
 
 def headline(figure: Any, *parts: str) -> None:
@@ -100,7 +136,7 @@ def told(prediction: QueryPrediction | None, image: str = "") -> str:
     named = ""
     if prediction is not None:
         query = f"query {prediction.query}" + f", detected as {prediction.detected_as}" * bool(prediction.detected_as)
-        named = f"{prediction.name} {prediction.score:.2f} ({query})"
+        named = f"{prediction.text} ({query})"
     return ": ".join(part for part in (image, named) if part)
 
 
@@ -115,72 +151,73 @@ def layer_in_words(site: str) -> str:
     return in_words(site).split(",")[0]
 
 
-_TARGETS = {
-    "x": "the horizontal position of its box",
-    "y": "the vertical position of its box",
-    "w": "the width of its box",
-    "h": "the height of its box",
-}
+_COORDINATES = {"x": "horizontal position", "y": "vertical position", "w": "width", "h": "height"}
 
 
 def target_in_words(target: str, prediction: QueryPrediction) -> str:
     """What is explained: "the score of WBC" of class, "the width of its box" of w."""
-    return _TARGETS.get(target, f"the score of {prediction.name}")
+    named = _COORDINATES.get(target)
+    return f"the {named} of its box" if named else f"the score of {prediction.name}"
 
 
-def colour_of(label: int) -> Rgb:
-    """A class's, as in every picture of this package."""
-    red, green, blue = class_colour(label)
-    return red / 255, green / 255, blue / 255
+def colour_of(label: int) -> tuple[float, ...]:
+    """A class's, as in every picture of this package, red, green and blue up to 1."""
+    return tuple(value / 255 for value in class_colour(label))
 
 
 def outlined(width: float) -> list[Any]:
     """A dark line below a bright one: seen on any background."""
-    from matplotlib.patheffects import Normal, Stroke
-
     return [Stroke(linewidth=width + 1.6, foreground="black", alpha=0.75), Normal()]
 
 
-def show_key(axes: Any, handles: Sequence[Any]) -> None:
-    """A key to the right of the axes."""
-    axes.legend(
+def mark(marker: str, label: str, colour: Any = "0.45", **rest: Any) -> Any:
+    """An entry of a key."""
+    if marker == "+":
+        rest = {"markersize": 9, "markeredgewidth": 1.6} | rest
+    return Line2D([], [], **{"marker": marker, "color": colour, "linestyle": "none", "label": label} | rest)
+
+
+def level_marks(trace: AttentionTrace, levels: Sequence[int]) -> list[Any]:
+    """What each level's marker means."""
+    sizes = [(level, *trace.shapes[level]) for level in levels]
+    return [mark(MARKERS[level % len(MARKERS)], f"level {level} ({h} x {w})") for level, h, w in sizes]
+
+
+def show_key(figure: Any, handles: Sequence[Any]) -> None:
+    """A key below the pictures."""
+    figure.legend(
         handles=handles,
-        loc="center left",
-        bbox_to_anchor=(1.01, 0.5),
-        fontsize=8.5,
+        loc="outside lower center",
+        ncols=max(2, min(len(handles), int((figure.get_size_inches()[0] - 2) / 1.35))),
+        fontsize=8,
         frameon=False,
-        handlelength=1.5,
-        labelspacing=0.6,
+        columnspacing=1.4,
     )
+
+
+def draw_point(axes: Any, place: Array, marker: str, colour: Any, size: float) -> None:
+    """One marker at x, y in pixels."""
+    wide = {"markeredgewidth": 1.6, "path_effects": outlined(1.6)} if marker == "+" else {"markeredgecolor": "black"}
+    axes.plot(*place, marker=marker, color=colour, markersize=size, linestyle="none", zorder=5, **wide)
 
 
 def draw_box(
     axes: Any, box: Sequence[float], colour: Any, *, style: str = "-", width: float = 1.8, name: str = ""
 ) -> None:
     """A box, xyxy in pixels, and its name, which covers no other box's and stays inside the picture."""
-    from matplotlib.patches import Rectangle
-
     x0, y0, x1, y1 = box
-    axes.add_patch(
-        Rectangle(
-            (x0, y0),
-            x1 - x0,
-            y1 - y0,
-            fill=False,
-            edgecolor=colour,
-            linewidth=width,
-            linestyle=style,
-            path_effects=outlined(width),
-            zorder=3,
-        )
-    )
+    line: dict[str, Any] = {"edgecolor": colour, "linewidth": width, "linestyle": style}
+    axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, path_effects=outlined(width), zorder=3, **line))
     if name:
-        from .box_labels import BoxLabels
-
         labels = next((one for one in axes.artists if isinstance(one, BoxLabels)), None)
         if labels is None:
             axes.add_artist(labels := BoxLabels())
         labels.add(box, name, colour)
+
+
+def draw_detection(axes: Any, prediction: QueryPrediction, *, named: bool = True, width: float = 1.8) -> None:
+    """The box of a detection, in the colour of its class."""
+    draw_box(axes, prediction.box, colour_of(prediction.label), width=width, name=prediction.text if named else "")
 
 
 def root_scale(most: float) -> Any:
@@ -188,8 +225,6 @@ def root_scale(most: float) -> Any:
 
     Raises ValueError for an end that is not above 0.
     """
-    from matplotlib.colors import PowerNorm
-
     if not 0 < most < np.inf:
         raise ValueError(f"most: expected a number above 0, the end of the colour scale, got {most:g}")
     return PowerNorm(0.5, 0, most)
@@ -199,8 +234,6 @@ def colour_bar(
     figure: Any, axes: Any, norm: Any, colours: Any, label: str, *, beyond: bool, left: bool = False
 ) -> None:
     """The scale beside the axes; `beyond` says that something drawn exceeds it."""
-    from matplotlib.cm import ScalarMappable
-
     bar = figure.colorbar(
         ScalarMappable(norm, colours),
         ax=axes,
@@ -234,8 +267,7 @@ def around(trace: AttentionTrace, places: Array, margin: float) -> tuple[float, 
 
     It is at least a sixth of the image wide; `margin`, on each side, is a part of what it shows.
     """
-    height, width = trace.image.shape[-2:]
-    size = np.array([width, height], float)
+    size = np.array([trace.width, trace.height], float)
     inside = np.clip(places, -_OUTSIDE * size, (1 + _OUTSIDE) * size)
     low, high = inside.min(0), inside.max(0)
     share = max(1 / 6, float(((high - low) / size).max()) * (1 + 2 * margin))
@@ -246,37 +278,18 @@ def around(trace: AttentionTrace, places: Array, margin: float) -> tuple[float, 
     return (*corner.tolist(), *(corner + share * size).tolist())
 
 
-def zoom(axes: Any, window: Sequence[float], x: Array | None = None, y: Array | None = None) -> int:
-    """Shows that window alone; returns how many of the points x, y lie outside it."""
+def show(axes: Any, trace: AttentionTrace, places: Array, window: Sequence[float] | None = None) -> int:
+    """Shows a window x0, y0, x1, y1 alone; returns how many of the places (..., 2) lie outside it.
+
+    Without one the axes are widened to places beyond the image, up to a part of it.
+    """
+    if window is None:
+        size = np.array([trace.width, trace.height], float)
+        every = np.concatenate([places.reshape(-1, 2), [0 * size, size]])
+        low, high = every.min(0), every.max(0)
+        low = np.maximum(-_OUTSIDE * size, low - 0.01 * size * (low < 0))
+        high = np.minimum((1 + _OUTSIDE) * size, high + 0.01 * size * (high > size))
+        window = (*low.tolist(), *high.tolist())
     x0, y0, x1, y1 = window
     axes.set(xlim=(x0, x1), ylim=(y1, y0))
-    return 0 if x is None or y is None else int(((x < x0) | (x > x1) | (y < y0) | (y > y1)).sum())
-
-
-def show_outside(axes: Any, trace: AttentionTrace, x: Array, y: Array) -> int:
-    """Widens the axes to points beyond the image, up to a part of it; returns how many lie farther out."""
-    height, width = trace.image.shape[-2:]
-    limits = []
-    for values, size in ((x, width), (y, height)):
-        low, high = values.min(initial=0.0), values.max(initial=float(size))
-        room = _OUTSIDE * size
-        limits.append((max(-room, low - 0.01 * size * (low < 0)), min(size + room, high + 0.01 * size * (high > size))))
-    (left, right), (top, bottom) = limits
-    axes.set(xlim=(left, right), ylim=(bottom, top))
-    return int(((x < left) | (x > right) | (y < top) | (y > bottom)).sum())
-
-
-def chosen(what: str, wanted: Sequence[int] | None, count: int, site: str) -> list[int]:
-    """Those wanted, all when None. Raises ValueError for one that a site does not have."""
-    numbers = list(range(count)) if wanted is None else list(wanted)
-    for number in numbers:
-        if not 0 <= number < count:
-            raise ValueError(f"{what}: expected from 0 to {count - 1} at {site}, got {number}")
-    return numbers
-
-
-def listed(what: str, numbers: Sequence[int], count: int) -> str:
-    """ "all heads", "head 3", "heads 0, 2"."""
-    if len(numbers) == count:
-        return f"all {what}s" if count > 1 else f"its one {what}"
-    return f"{what}{'s' * (len(numbers) != 1)} {', '.join(map(str, numbers))}"
+    return int(((places < [x0, y0]) | (places > [x1, y1])).any(-1).sum())

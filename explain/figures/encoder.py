@@ -8,9 +8,10 @@ import torch
 
 from ..core.maps import column_map, row_map
 from ..core.trace import AttentionTrace
-from .drawing import SMALL, Array, Drawing, array, canvas, chosen, colour_bar, headline, in_words, root_scale
+from . import drawing
+from .drawing import Array, Drawing, array
 from .heat import heat_colours, natural_end, overlay
-from .points import WEIGHT, draw_key, point_colours, scatter
+from .points import WEIGHT, point_colours, scatter
 
 UNIT = "attention, 1 where spread evenly (square-root scale)"
 
@@ -53,71 +54,49 @@ def draw_encoder(
             f"site {site!r}: expected one of the encoder's, {', '.join(known) or 'of which there is none'}"
         )
     record = trace.record(site)
-    one = record.site
-    heads = chosen("head", None if head is None else [head], one.heads, site)
+    deformable, heads = record.site.deformable, record.heads(head)
     tokens = [trace.token_at(x, y, level) for x, y in places]
     if not tokens:
         raise ValueError("places: expected at least one x, y in pixels of the image, got none")
 
-    given = torch.stack([row_map(record, trace.row, token, head=head) for token in tokens])
-    received = torch.stack([column_map(record, trace.row, token, head=head) for token in tokens])
+    given = torch.stack([row_map(record, token, head=head) for token in tokens])
+    received = torch.stack([column_map(record, token, head=head) for token in tokens])
     rows, columns = array(trace.to_pixels(given)), array(trace.to_pixels(received))
     numbers = {"places": np.array(places, float), "tokens": np.array(tokens), "rows": rows, "columns": columns}
-    if one.deformable:
+    relative = np.stack([rows, columns], 1) * (trace.height * trace.width)
+    norm = drawing.root_scale(natural_end(relative) if most is None else most)
+    titles = ["where this place looks (row)", "which places look here (column)"]
+    labels = [f"x {x:g}, y {y:g}" for x, y in places]
+    titles = ["points that it samples"] * deformable + titles
+    figure, axes = drawing.canvas(trace, labels, titles, largest=3.2 if len(tokens) < 4 else drawing.SMALL)
+    for line, place, maps in zip(axes, places, relative, strict=True):
+        for one, heat in zip(line[-2:], maps, strict=True):
+            overlay(one, heat, norm)
+        for one in line:
+            # a ring, which leaves the place itself to be seen
+            for colour, width in (("black", 3.2), ("#40e0ff", 1.6)):
+                one.scatter(*place, s=75, facecolors="none", edgecolors=colour, linewidths=width, zorder=5)
+    if deformable:
         points = [trace.points(site, token) for token in tokens]
         numbers["xy"] = np.stack([array(each.xy)[heads] for each in points])
         numbers["weights"] = np.stack([array(each.weights)[heads] for each in points])
-
-    relative = np.stack([rows, columns], 1) * (rows.shape[-1] * rows.shape[-2])
-    end = natural_end(relative) if most is None else most
-    norm, of_points = root_scale(end), root_scale(1.0)
-    figure, axes = canvas(trace, len(tokens), 3 if one.deformable else 2, largest=3.2 if len(tokens) < 4 else SMALL)
-    titles = ["where this place looks (row)", "which places look here (column)"]
-    for line, (number, place) in zip(axes, enumerate(places), strict=True):
-        for each, heat in zip(line[-2:], relative[number], strict=True):
-            overlay(each, heat, norm)
-        if one.deformable:
-            _say_outside(line[0], trace, numbers["xy"][number])
-            scatter(
-                line[0], numbers["xy"][number], numbers["weights"][number], of_points, range(one.levels), largest=60
-            )
-        for each in line:
-            _mark(each, place)
-        line[0].set_ylabel(f"x {place[0]:g}, y {place[1]:g}", fontsize=8.5)
-    for each, title in zip(axes[0], ["points that it samples"] * one.deformable + titles, strict=True):
-        each.set_title(title, fontsize=9, pad=4)
-    if one.deformable:
-        draw_key(figure, trace, range(one.levels), place="")
+        levels, of_points = range(record.site.levels), drawing.root_scale(1.0)
+        for one, xy, weights in zip(axes[:, 0], numbers["xy"], numbers["weights"], strict=True):
+            scatter(one, xy, weights, of_points, levels, largest=60)
+            _say_outside(one, trace, xy)
+        drawing.show_key(figure, drawing.level_marks(trace, levels))
         beyond = bool((numbers["weights"] > 1).any())
-        colour_bar(figure, axes[:, :1], of_points, point_colours(), WEIGHT, beyond=beyond, left=True)
-    colour_bar(figure, axes[:, -2:], norm, heat_colours(), UNIT, beyond=bool(relative.max() > norm.vmax))
+        drawing.colour_bar(figure, axes[:, :1], of_points, point_colours(), WEIGHT, beyond=beyond, left=True)
+    drawing.colour_bar(figure, axes[:, -2:], norm, heat_colours(), UNIT, beyond=bool(relative.max() > norm.vmax))
     which = "mean of heads" if head is None else f"head {head}"
     of_level = f", a pixel of level {level}" if len(trace.shapes) > 1 else ""
-    headline(figure, image, f"{in_words(site)}, {which}{of_level}")
+    drawing.headline(figure, image, f"{drawing.in_words(site)}, {which}{of_level}")
     return Drawing(figure, numbers)
 
 
 def _say_outside(axes: Any, trace: AttentionTrace, xy: Array) -> None:
     """How many of the points lie outside the image, in a corner of it."""
-    height, width = trace.image.shape[-2:]
-    outside = int(((xy < 0) | (xy > [width, height])).any(-1).sum())
+    outside = int(((xy < 0) | (xy > [trace.width, trace.height])).any(-1).sum())
     if outside:
-        from matplotlib.patheffects import Normal, Stroke
-
-        axes.annotate(
-            f"{outside} outside",
-            (1, 0),
-            (-3, 3),
-            "axes fraction",
-            "offset points",
-            ha="right",
-            fontsize=7.5,
-            color="white",
-            path_effects=[Stroke(linewidth=2, foreground="black"), Normal()],
-        )
-
-
-def _mark(axes: Any, place: tuple[float, float]) -> None:
-    """A ring, which leaves the place itself to be seen."""
-    for colour, width in (("black", 3.2), ("#40e0ff", 1.6)):
-        axes.scatter(*place, s=75, facecolors="none", edgecolors=colour, linewidths=width, zorder=5)
+        style: dict[str, Any] = {"fontsize": 7.5, "color": "white", "path_effects": drawing.outlined(0.4)}
+        axes.text(0.99, 0.01, f"{outside} outside", ha="right", va="bottom", transform=axes.transAxes, **style)

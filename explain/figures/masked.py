@@ -1,6 +1,5 @@
 """One image under several masks: which boxes remain, and what each detection's relevance becomes, layer by layer."""
 
-import csv
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,22 +10,22 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ...common.text import counted
 from ...models.inference.image_size import Size
 from ...models.inference.images import ImageLike
 from ..core.maps import heat_map
 from ..core.masks import Mask
-from ..core.relevance import By
 from ..core.sites import find_sites
 from ..core.trace import AttentionTrace, QueryPrediction
-from .drawing import Drawing, canvas, colour_of, draw_box, headline, layer_in_words, target_in_words
-from .grids import draw_heat_grid
+from .drawing import Drawing, caption, draw_detection, gallery, headline, layer_in_words, numbers_of, target_in_words
+from .heat import draw_heat_grid
 
 
 def cumulative_masks(model: nn.Module, pattern: str = "decoder.*.cross") -> list[tuple[str, list[Mask]]]:
     """Heads off one after the other, the same in all layers: the first, the first two, to all of them; with names."""
     heads = min(site.heads for site in find_sites(model, pattern))
     counts = range(1, heads + 1)
-    return [(f"{count} head{'s' * (count > 1)} off", [Mask(pattern, heads=tuple(range(count)))]) for count in counts]
+    return [(f"{counted(count, 'head')} off", [Mask(pattern, heads=tuple(range(count)))]) for count in counts]
 
 
 def read_mask_matrix(path: Path, model: nn.Module, pattern: str = "decoder.*.cross") -> list[Mask]:
@@ -43,7 +42,7 @@ def read_mask_matrix(path: Path, model: nn.Module, pattern: str = "decoder.*.cro
         elif path.suffix == ".json":
             rows = np.array(json.loads(path.read_text()), float)
         else:
-            rows = np.array([[float(word) for word in row] for row in csv.reader(path.open()) if row])
+            rows = np.loadtxt(path, delimiter=",", ndmin=2)
     except (ValueError, TypeError, OSError) as error:
         raise ValueError(f"mask-matrix {path} cannot be read as numbers: {error}") from error
     expected = (len(sites), sites[0].heads)
@@ -74,22 +73,20 @@ def variants(
     size: Size | int | None = None,
 ) -> list[Variant]:
     """The trace without masks, called "all heads on", and under each of the named sets of masks."""
-    made = []
-    for name, some in [("all heads on", []), *masks]:
-        trace = AttentionTrace(model, image, size=size, masks=some)
-        made.append(Variant(name, trace, trace.detections(confidence)))
-    return made
+    named = [("all heads on", ()), *masks]
+    made = [(name, AttentionTrace(model, image, size=size, masks=some)) for name, some in named]
+    return [Variant(name, trace, trace.detections(confidence)) for name, trace in made]
 
 
 def follow(before: AttentionTrace, after: AttentionTrace, prediction: QueryPrediction) -> int:
-    """The query of `after` that is what `seen` was before.
+    """The query of `after` that is what `prediction` was before.
 
     The same, where queries are learned. In two stages, where they are chosen anew: the one of the same pixel of the
     encoder, or, where that was not chosen, the one whose box is nearest.
     """
     if before.tape.seeds is None or after.tape.seeds is None:
         return prediction.query
-    same = (after.tape.seeds[after.row] == before.tape.seeds[before.row, prediction.query]).nonzero()
+    same = (after.tape.seeds[0] == before.tape.seeds[0, prediction.query]).nonzero()
     return int(same[0]) if len(same) else after.nearest(prediction.box).query
 
 
@@ -113,61 +110,31 @@ def draw_remaining(made: Sequence[Variant], confidence: float, *, image: str = "
     Returns the drawing; numbers ``names`` (N,), ``queries``, ``labels``, ``scores`` (M,) and ``boxes`` (M, 4) of all
     detections, and which variant each is of, ``variant`` (M,).
     """
-    columns = min(len(made), 3 if len(made) > 4 else 4)
-    rows = -(-len(made) // columns)
-    figure, axes = canvas(made[0].trace, rows, columns)
-    flat = list(axes.flat)
-    for place, variant in zip(flat, made, strict=False):
+    figure, axes = gallery(made[0].trace, len(made))
+    for one, variant in zip(axes, made, strict=True):
         for prediction in reversed(variant.found):
-            draw_box(
-                place, prediction.box, colour_of(prediction.label), name=f"{prediction.name} {prediction.score:.2f}"
-            )
-        count = len(variant.found)
-        place.set_title(f"{variant.name}: {count} box{'es' * (count != 1)}", fontsize=9, pad=4)
-    for place in flat[len(made) :]:
-        place.axis("off")
-        place.clear()
-        place.axis("off")
+            draw_detection(one, prediction)
+        caption(one, f"{variant.name}: {counted(len(variant.found), 'box')}")
     headline(figure, image, f"detections of at least {confidence:.2g}, by what is switched off")
-    every = [(number, prediction) for number, variant in enumerate(made) for prediction in variant.found]
-    numbers = {
-        "names": np.array([variant.name for variant in made]),
-        "variant": np.array([number for number, _ in every], int),
-        "queries": np.array([prediction.query for _, prediction in every], int),
-        "labels": np.array([prediction.label for _, prediction in every], int),
-        "scores": np.array([prediction.score for _, prediction in every], float),
-        "boxes": np.array([prediction.box for _, prediction in every], float).reshape(-1, 4),
-    }
-    return Drawing(figure, numbers)
+    numbers = numbers_of([prediction for variant in made for prediction in variant.found])
+    numbers["variant"] = np.repeat(np.arange(len(made)), [len(variant.found) for variant in made])
+    return Drawing(figure, numbers | {"names": np.array([variant.name for variant in made])})
 
 
 def draw_masked_relevance(
-    made: Sequence[Variant],
-    prediction: QueryPrediction,
-    confidence: float,
-    *,
-    target: str = "class",
-    by: By = "point",
-    parity: bool = False,
-    image: str = "",
+    made: Sequence[Variant], prediction: QueryPrediction, confidence: float, *, image: str = "", **how: Any
 ) -> Drawing:
     """A detection's relevance under every mask, in rows: of each decoder layer, and of all. What is lost is drawn too.
 
-    Numbers as of `grids.draw_heat_grid`; a map of nothing, where every head is off, is zero.
+    `how` is of `maps.token_map`: target, by, parity. Numbers as of `heat.draw_heat_grid`; a map of nothing, where every
+    head is off, is zero.
     """
     trace = made[0].trace
-    layers = [name for name, record in trace.tape.items() if record.site.kind == "cross"]
-    heats: list[list[Tensor]] = []
-    for variant in made:
-        own = variant.trace.prediction(follow(trace, variant.trace, prediction), prediction.label)
-        row = [
-            heat_map(variant.trace, own, "relevance", layer=layer, target=target, by=by, parity=parity)
-            for layer in [*range(len(layers)), None]
-        ]
-        heats.append(row)
+    heats = _heats(made, prediction, "relevance", [*range(len(trace.cross_sites)), None], **how)
     names = [f"{variant.name}\n{fate(trace, variant, prediction, confidence)}" for variant in made]
-    title = f"relevance for {target_in_words(target, prediction)}, by layer and by what is switched off"
-    columns = [*map(layer_in_words, layers), "all layers"]
+    what = target_in_words(how.get("target", "class"), prediction)
+    title = f"relevance for {what}, by layer and by what is switched off"
+    columns = [*map(layer_in_words, trace.cross_sites), "all layers"]
     return draw_heat_grid(trace, heats, names, columns, prediction, title, image=image)
 
 
@@ -180,16 +147,20 @@ def draw_masked_attention(made: Sequence[Variant], place: tuple[float, float], *
     boxes = trace.layer_boxes[-1]
     centres = trace.references[0][:, :2] if trace.references else (boxes[:, :2] + boxes[:, 2:]) / 2
     prediction = trace.prediction(int(((centres - torch.tensor(place)) ** 2).sum(-1).argmin()))
-    layers = [name for name, record in trace.tape.items() if record.site.kind == "cross"]
-    heats = []
-    for variant in made:
-        own = variant.trace.prediction(follow(trace, variant.trace, prediction))
-        heats.append([heat_map(variant.trace, own, "raw", layer=layer) for layer in range(len(layers))])
+    heats = _heats(made, prediction, "raw", range(len(trace.cross_sites)))
     near = f"the nearest to x {place[0]:g}, y {place[1]:g}"
     title = f"raw attention of query {prediction.query}, {near}, by what is switched off"
-    names = [variant.name for variant in made]
-    columns = [*map(layer_in_words, layers)]
+    names, columns = [variant.name for variant in made], [*map(layer_in_words, trace.cross_sites)]
     return draw_heat_grid(trace, heats, names, columns, None, title, image=image)
+
+
+def _heats(
+    made: Sequence[Variant], prediction: QueryPrediction, method: str, layers: Sequence[int | None], **how: Any
+) -> list[list[Tensor]]:
+    """Maps under every mask, of each of the decoder's layers."""
+    own = [one.trace.prediction(follow(made[0].trace, one.trace, prediction), prediction.label) for one in made]
+    pairs = zip(made, own, strict=True)
+    return [[heat_map(one.trace, now, method, layer=layer, **how) for layer in layers] for one, now in pairs]
 
 
 def summary(made: Sequence[Variant], prediction: Sequence[QueryPrediction], confidence: float) -> list[dict[str, Any]]:

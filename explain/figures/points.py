@@ -1,37 +1,18 @@
-"""Sampling points of deformable attention over the image."""
+"""Sampling points of deformable attention over the image: of one layer, or split up into a grid."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
+from matplotlib import colormaps
+from matplotlib.colors import ListedColormap
 
 from ..core.trace import AttentionTrace, QueryPrediction
-from .drawing import (
-    ALONE,
-    BESIDE,
-    Array,
-    Drawing,
-    around,
-    array,
-    canvas,
-    chosen,
-    colour_bar,
-    colour_of,
-    draw_box,
-    headline,
-    in_words,
-    listed,
-    outlined,
-    root_scale,
-    show_outside,
-    target_in_words,
-    told,
-    zoom,
-)
+from . import drawing
+from .drawing import MARKERS, Array, Drawing, array
 
-# of levels, the finest first
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 WEIGHT = "attention weight (square-root scale)"
+By = Literal["layers x heads", "layers x levels", "heads x levels"]
 
 
 def draw_points(
@@ -49,7 +30,7 @@ def draw_points(
 
     Args:
         trace: of a deformable detector.
-        seen: whose query.
+        prediction: whose query.
         site: of the decoder's cross-attention, such as ``decoder.5.cross``.
         heads, levels: those drawn; None for all.
         most: weight at the end of the colour scale, which starts at 0 and is the same in every picture. It goes with
@@ -65,42 +46,119 @@ def draw_points(
     Raises:
         ValueError: the site is not known or attends to every key, or a head or level is out of range.
     """
-    numbers = sampled(trace, prediction, site)
+    numbers = _sampled(trace, prediction, [site])
     if slopes is not None:
-        numbers["slopes"] = array(trace.slopes(site, prediction, slopes))
-    count, of_levels = numbers["weights"].shape[:2]
-    head_numbers, level_numbers = chosen("head", heads, count, site), chosen("level", levels, of_levels, site)
+        numbers["slopes"] = array(trace.slopes(site, prediction, slopes))[None]
+    count, of_levels = numbers["weights"].shape[1:3]
+    head_numbers, level_numbers = _chosen("head", heads, count, site), _chosen("level", levels, of_levels, site)
     for name in {"xy", "weights", "slopes"} & numbers.keys():
-        numbers[name] = numbers[name][head_numbers][:, level_numbers]
-    numbers |= {"heads": array(head_numbers), "levels": array(level_numbers)}
+        numbers[name] = numbers[name][0, head_numbers][:, level_numbers]
+    numbers |= {"reference": numbers["reference"][0], "heads": array(head_numbers), "levels": array(level_numbers)}
+    xy, weights, reference = numbers["xy"], numbers["weights"], numbers["reference"]
 
-    corners = numbers["box"].reshape(-1, 2)
-    window = around(trace, np.concatenate([corners, reference_corners(numbers["reference"])]), margin=0.3)
-    figure, [axes] = canvas(trace, 1, 1 if window is None else 2, largest=ALONE if window is None else BESIDE)
-    norm = root_scale(most)
-    far = show_outside(axes[0], trace, numbers["xy"][..., 0], numbers["xy"][..., 1])
+    window = drawing.around(trace, _corners(numbers), margin=0.3)
+    titles = [""] if window is None else ["the whole image", "around the detection"]
+    figure, [axes] = drawing.canvas(trace, 1, titles, largest=drawing.ALONE if window is None else drawing.BESIDE)
+    norm = drawing.root_scale(most)
+    far = drawing.show(axes[0], trace, xy)
     for number, one in enumerate(axes):
-        draw_box(
-            one,
-            prediction.box,
-            colour_of(prediction.label),
-            name="" if number else f"{prediction.name} {prediction.score:.2f}",
-        )
-        scatter(one, numbers["xy"], numbers["weights"], norm, level_numbers)
-        draw_reference(one, numbers["reference"])
+        drawing.draw_detection(one, prediction, named=number == 0)
+        scatter(one, xy, weights, norm, level_numbers)
+        _draw_reference(one, reference)
         if slopes is not None:
-            draw_slopes(one, numbers["xy"], numbers["slopes"])
+            _draw_slopes(one, xy, numbers["slopes"])
     if window is not None:
-        zoom(axes[1], window)
-        axes[1].set_title("around the detection", fontsize=9, pad=4)
-        axes[0].set_title("the whole image", fontsize=9, pad=4)
-    colour_bar(figure, axes, norm, point_colours(), WEIGHT, beyond=bool((numbers["weights"] > most).any()))
-    draw_key(figure, trace, level_numbers, boxed=len(numbers["reference"]) == 4)
-    what = f"{in_words(site)}, {listed('head', head_numbers, count)}, {listed('level', level_numbers, of_levels)}"
+        drawing.show(axes[1], trace, xy, window)
+    _explain_points(figure, axes, trace, numbers, norm, level_numbers)
+    chosen = [_listed("head", head_numbers, count), _listed("level", level_numbers, of_levels)]
+    which = ", ".join([drawing.in_words(site), *chosen])
     outside = f", {far} of them outside the picture" if far else ""
     arrows = "" if slopes is None else _arrows_in_words(trace, prediction, slopes, numbers["slopes"])
-    headline(figure, told(prediction, image), f"{what}: {numbers['weights'].size} sampled points{outside}", arrows)
+    what = f"{which}: {weights.size} sampled points{outside}"
+    drawing.headline(figure, drawing.told(prediction, image), what, arrows)
     return Drawing(figure, numbers)
+
+
+def draw_point_grid(
+    trace: AttentionTrace,
+    prediction: QueryPrediction,
+    sites: Sequence[str],
+    *,
+    by: By = "layers x heads",
+    most: float = 1.0,
+    image: str = "",
+) -> Drawing:
+    """The points that one query sampled, as of `draw_points`, split up into a grid on one colour scale.
+
+    Args:
+        trace, prediction, most, image: as of `draw_points`.
+        sites: the layers, in rows; "heads x levels" takes one.
+        by: rows x columns.
+
+    Returns:
+        The drawing; numbers ``xy`` (N, H, L, P, 2), ``weights`` (N, H, L, P), ``reference`` (N, 2 or 4), as of
+        `stack_references`, ``sites`` (N,), ``box`` (4,).
+
+    Raises:
+        ValueError: as of `draw_points`; no site, or too many; another `by`.
+    """
+    if by not in get_args(By):
+        raise ValueError(f"by: expected {', '.join(get_args(By))}, got {by!r}")
+    if not sites or (by == "heads x levels" and len(sites) > 1):
+        expected = "one site" if by == "heads x levels" else "at least one site"
+        raise ValueError(f"sites: expected {expected} for {by}, got {', '.join(sites) or 'none'}")
+    numbers = _sampled(trace, prediction, sites)
+    heads, levels = numbers["weights"].shape[1:3]
+    names = {"layers": [drawing.layer_in_words(site) for site in sites]}
+    names |= {"heads": [f"head {n}" for n in range(heads)], "levels": [f"level {n}" for n in range(levels)]}
+    down, across = by.split(" x ")
+    figure, axes = drawing.canvas(trace, names[down], names[across])
+    norm = drawing.root_scale(most)
+    window = drawing.around(trace, _corners(numbers), margin=0.4)
+    far = 0
+    for (row, column), one in np.ndenumerate(axes):
+        at = {down: row, across: column}
+        layer = at.get("layers", 0)
+        some_heads = [at["heads"]] if "heads" in at else range(heads)
+        some_levels = [at["levels"]] if "levels" in at else range(levels)
+        cell = np.ix_([layer], some_heads, some_levels)
+        drawing.draw_detection(one, prediction, named=False, width=1.0)
+        scatter(one, numbers["xy"][cell][0], numbers["weights"][cell][0], norm, some_levels, largest=40)
+        _draw_reference(one, numbers["reference"][layer], size=7)
+        far = drawing.show(one, trace, numbers["xy"], window)
+    _explain_points(figure, axes, trace, numbers, norm, range(levels))
+    part = "" if window is None else ", around the detection"
+    part += f"; {far} of {numbers['weights'].size} lie outside" if far else ""
+    where = f"{drawing.in_words(sites[0])}: " if by == "heads x levels" else ""
+    drawing.headline(figure, drawing.told(prediction, image), f"{where}sampled points by {down} and {across}{part}")
+    return Drawing(figure, numbers | {"sites": np.array(list(sites))})
+
+
+def _sampled(trace: AttentionTrace, prediction: QueryPrediction, sites: Sequence[str]) -> dict[str, Array]:
+    """What a query sampled at N sites, and its box, as `draw_point_grid` returns them."""
+    points = [trace.points(site, prediction.query) for site in sites]
+    return {
+        "xy": np.stack([array(one.xy) for one in points]),
+        "weights": np.stack([array(one.weights) for one in points]),
+        "reference": stack_references([array(one.reference) for one in points]),
+        "box": array(prediction.box),
+    }
+
+
+def _chosen(what: str, wanted: Sequence[int] | None, count: int, site: str) -> list[int]:
+    """Those wanted, all when None. Raises ValueError for one that a site does not have."""
+    numbers = list(range(count)) if wanted is None else list(wanted)
+    for number in numbers:
+        if not 0 <= number < count:
+            raise ValueError(f"{what}: expected from 0 to {count - 1} at {site}, got {number}")
+    return numbers
+
+
+def _listed(what: str, numbers: Sequence[int], count: int) -> str:
+    """ "all heads", "head 3", "heads 0, 2"."""
+    if len(numbers) == count:
+        return f"all {what}s" if count > 1 else f"its one {what}"
+    return f"{what}{'s' * (len(numbers) != 1)} {', '.join(map(str, numbers))}"
 
 
 def _arrows_in_words(trace: AttentionTrace, prediction: QueryPrediction, target: str, slopes: Array) -> str:
@@ -108,32 +166,24 @@ def _arrows_in_words(trace: AttentionTrace, prediction: QueryPrediction, target:
     pixels = {"x": trace.width, "w": trace.width, "y": trace.height, "h": trace.height}
     longest = float(np.linalg.norm(slopes, axis=-1).max()) * pixels.get(target, 1)
     rises = f"by {longest:.2g} pixels" if target in pixels else f"its logit by {longest:.2g}"
-    what = target_in_words(target, prediction)
+    what = drawing.target_in_words(target, prediction)
     return (
         f"arrows: the direction in which moving a sampled point increases {what}, along the longest arrow "
         f"{rises} for each pixel that the point moves"
     )
 
 
-def sampled(trace: AttentionTrace, prediction: QueryPrediction, site: str) -> dict[str, Array]:
-    """What a query sampled at a site, and its box, as `draw_points` returns them.
-
-    Raises ValueError for a site that is not known or attends to every key.
-    """
-    points = trace.points(site, prediction.query)
-    return {
-        "xy": array(points.xy),
-        "weights": array(points.weights),
-        "reference": array(points.reference),
-        "box": array(prediction.box),
-    }
+def _explain_points(
+    figure: Any, axes: Array, trace: AttentionTrace, numbers: dict[str, Array], norm: Any, levels: Sequence[int]
+) -> None:
+    """The colour bar of the weights, and what each marker means, below the pictures."""
+    drawing.colour_bar(figure, axes, norm, point_colours(), WEIGHT, beyond=bool((numbers["weights"] > norm.vmax).any()))
+    boxed = [drawing.mark("", "reference box", linestyle=":")] if numbers["reference"].shape[-1] == 4 else []
+    drawing.show_key(figure, [*drawing.level_marks(trace, levels), drawing.mark("+", "reference"), *boxed])
 
 
-def point_colours() -> Any:
+def point_colours() -> ListedColormap:
     """From violet to yellow, without the darkest, which an image hides."""
-    from matplotlib import colormaps
-    from matplotlib.colors import ListedColormap
-
     return ListedColormap(colormaps["plasma"](np.linspace(0.12, 1, 256)))
 
 
@@ -171,76 +221,35 @@ def stack_references(references: Sequence[Array]) -> Array:
     return padded
 
 
-def draw_slopes(axes: Any, xy: Array, slopes: Array) -> None:
+def _draw_slopes(axes: Any, xy: Array, slopes: Array) -> None:
     """Arrows from points xy (H, L, P, 2) along slopes (H, L, P, 2), the longest of 28 points (of 1/72 inch)."""
     where, arrow = xy.reshape(-1, 2), slopes.reshape(-1, 2)
     longest = float(np.linalg.norm(arrow, axis=-1).max())
     if longest == 0:
         return
-    axes.quiver(
-        *where.T,
-        *(arrow / longest * 28 / 72).T,
-        angles="xy",
-        scale_units="inches",
-        scale=1,
-        width=1.6,
-        units="dots",
-        color="white",
-        edgecolor="black",
-        linewidth=0.4,
-        headwidth=4,
-        zorder=5,
-    )
+    scale: dict[str, Any] = {"angles": "xy", "scale_units": "inches", "scale": 1, "width": 1.6, "units": "dots"}
+    line = {"color": "white", "edgecolor": "black", "linewidth": 0.4, "headwidth": 4, "zorder": 5}
+    axes.quiver(*where.T, *(arrow / longest * 28 / 72).T, **scale, **line)
 
 
-def reference_corners(reference: Array) -> Array:
-    """Of a reference box its corners (2, 2), else the point (1, 2)."""
-    if len(reference) == 2 or np.isnan(reference[2]):
-        return reference[None, :2]
-    return np.stack([reference[:2] - reference[2:] / 2, reference[:2] + reference[2:] / 2])
-
-
-def draw_reference(axes: Any, reference: Array, *, size: float = 11.0) -> None:
-    """Its middle as a cross and, of 4 coordinates, its box dotted."""
-    axes.plot(
-        *reference[:2],
-        marker="+",
-        markersize=size,
-        markeredgewidth=1.6,
-        color="white",
-        linestyle="none",
-        path_effects=outlined(1.6),
-        zorder=5,
-    )
-    if len(reference_corners(reference)) == 2:
-        draw_box(axes, reference_corners(reference).ravel().tolist(), "white", style=":", width=1.2)
-
-
-def draw_key(
-    figure: Any, trace: AttentionTrace, levels: Sequence[int], *, boxed: bool = False, place: str = "reference"
-) -> None:
-    """What each marker means, below the picture; `place` is what the cross marks, if anything."""
-    from matplotlib.lines import Line2D
-
-    def mark(marker: str, label: str, **rest: Any) -> Any:
-        return Line2D([], [], marker=marker, linestyle="none", color="0.45", label=label, **rest)
-
-    sizes = [trace.shapes[level] for level in levels]
-    handles = [
-        mark(MARKERS[level % len(MARKERS)], f"level {level} ({h} x {w})")
-        for level, (h, w) in zip(levels, sizes, strict=True)
+def _corners(numbers: dict[str, Array]) -> Array:
+    """Of the detection's box and of each reference box its corners, of a reference point the point: (n, 2)."""
+    boxes = [
+        _reference_box(reference) for reference in numbers["reference"].reshape(-1, numbers["reference"].shape[-1])
     ]
-    if place:
-        handles.append(mark("+", place, markersize=9, markeredgewidth=1.6))
-    if boxed:
-        handles.append(Line2D([], [], color="0.45", linestyle=":", label="reference box"))
-    wide = figure.get_size_inches()[0] - 2
-    figure.legend(
-        handles=handles,
-        loc="outside lower center",
-        ncols=max(2, min(len(handles), int(wide / 1.35))),
-        fontsize=8,
-        frameon=False,
-        handletextpad=0.3,
-        columnspacing=1.4,
-    )
+    return np.concatenate([numbers["box"], *boxes]).reshape(-1, 2)
+
+
+def _reference_box(reference: Array) -> Array:
+    """xyxy (4,) of a reference box cxcywh; of a point its place (2,)."""
+    if len(reference) == 2 or np.isnan(reference[2]):
+        return reference[:2]
+    return np.concatenate([reference[:2] - reference[2:] / 2, reference[:2] + reference[2:] / 2])
+
+
+def _draw_reference(axes: Any, reference: Array, *, size: float = 11.0) -> None:
+    """Its middle as a cross and, of 4 coordinates, its box dotted."""
+    drawing.draw_point(axes, reference[:2], "+", "white", size)
+    box = _reference_box(reference)
+    if len(box) == 4:
+        drawing.draw_box(axes, box.tolist(), "white", style=":", width=1.2)

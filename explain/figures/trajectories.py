@@ -8,22 +8,9 @@ import torch
 from torchvision.ops import box_iou
 
 from ..core.trace import AttentionTrace, QueryPrediction
-from .drawing import (
-    Array,
-    Drawing,
-    around,
-    array,
-    canvas,
-    colour_of,
-    draw_box,
-    headline,
-    outlined,
-    show_key,
-    show_outside,
-    told,
-    zoom,
-)
-from .points import MARKERS, stack_references
+from . import drawing
+from .drawing import MARKERS, Array, Drawing, array
+from .points import stack_references
 
 _REST = "0.75"
 # of a picture's longer side: shorter arrows are nothing but their heads
@@ -40,7 +27,7 @@ def draw_journey(trace: AttentionTrace, prediction: QueryPrediction, *, image: s
 
     Args:
         trace: of any detector with a decoder.
-        seen: whose query.
+        prediction: whose query.
         image: the image's name, for the title.
 
     Returns:
@@ -58,31 +45,25 @@ def draw_journey(trace: AttentionTrace, prediction: QueryPrediction, *, image: s
         references = stack_references([array(reference[prediction.query]) for reference in trace.references])
         numbers["references"] = references
         places.append(references[:, :2])
-    window = around(trace, np.concatenate(places), margin=0.2)
-    count = 1 + len(boxes)
-    columns = count if count < 4 else -(-count // 2)
-    figure, axes = canvas(trace, -(-count // columns), columns)
-    whole, *others = list(axes.flat)
-    for spare in others[len(boxes) :]:
-        spare.remove()
-
+    window = drawing.around(trace, np.concatenate(places), margin=0.2)
+    figure, [whole, *others] = drawing.gallery(trace, 1 + len(boxes))
     centres = (boxes[:, :2] + boxes[:, 2:]) / 2
     stops = centres if references is None else np.concatenate([references[:1, :2], centres])
-    draw_box(whole, prediction.box, colour_of(prediction.label), name=f"{prediction.name} {prediction.score:.2f}")
-    show_outside(whole, trace, *np.concatenate(places).T)
+    drawing.draw_detection(whole, prediction)
+    drawing.show(whole, trace, np.concatenate(places))
     _arrow(whole, stops[0], stops[-1], "white")
-    whole.set_title("the whole image", fontsize=9, pad=4)
-    for number, one in enumerate(others[: len(boxes)]):
+    drawing.caption(whole, "the whole image")
+    for number, one in enumerate(others):
         last = number == len(boxes) - 1
         if not last:
-            draw_box(one, boxes[-1], "white", style="--", width=1.2)
-        draw_box(one, boxes[number], colour_of(int(labels[number])))
+            drawing.draw_box(one, boxes[-1], "white", style="--", width=1.2)
+        drawing.draw_box(one, boxes[number], drawing.colour_of(int(labels[number])))
         # the stops begin with the first reference, where there is one
         start, end = stops[max(number - (references is None), 0)], centres[number]
         if references is not None:
-            _point(one, references[number, :2], "+", "white", 9)
+            drawing.draw_point(one, references[number, :2], "+", "white", 9)
         if window is not None:
-            zoom(one, window)
+            drawing.show(one, trace, centres, window)
         _arrow(one, start, end, "white")
         said = f"layer {number}: {trace.class_name(int(labels[number]))} {best[number]:.2f}"
         if labels[number] != prediction.label:
@@ -93,13 +74,11 @@ def draw_journey(trace: AttentionTrace, prediction: QueryPrediction, *, image: s
         if not last:
             overlap = box_iou(*(torch.from_numpy(boxes[[which]]) for which in (number, -1)))
             parts.append(f"IoU {float(overlap):.2f} with the last box")
-        one.set_title("\n".join([said, ", ".join(parts)]), fontsize=8.5, pad=4)
+        drawing.caption(one, "\n".join([said, ", ".join(parts)]))
 
-    handles = [_key("", "0.6", "box of the last layer", linestyle="--")]
-    if references is not None:
-        handles.append(_key("+", "0.45", "reference point of the layer", markersize=9, markeredgewidth=1.6))
-    figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=8, frameon=False)
-    headline(figure, told(prediction, image), "the query's box after every layer of the decoder")
+    crosses = [] if references is None else [drawing.mark("+", "reference point of the layer")]
+    drawing.show_key(figure, [drawing.mark("", "box of the last layer", "0.6", linestyle="--"), *crosses])
+    drawing.headline(figure, drawing.told(prediction, image), "the query's box after every layer of the decoder")
     return Drawing(figure, numbers)
 
 
@@ -120,12 +99,12 @@ def draw_queries(trace: AttentionTrace, confidence: float = 0.5, *, image: str =
     if trace.references:
         numbers["references"] = stack_references([array(reference) for reference in trace.references])
         path = np.concatenate([numbers["references"][:1, :, :2], centres])
-    figure, [[axes]] = canvas(trace)
+    figure, [[axes]] = drawing.canvas(trace)
     sure = best[-1] >= confidence
     for group, over in ((np.flatnonzero(~sure), 2), (np.flatnonzero(sure), 3)):
-        colours: Any = [colour_of(int(label)) for label in labels[-1, group]] if over == 3 else _REST
+        colours: Any = [drawing.colour_of(int(label)) for label in labels[-1, group]] if over == 3 else _REST
         if trace.references:
-            hollow: dict[str, Any] = {"facecolors": "none", "linewidths": 0.7, "path_effects": outlined(0.7)}
+            hollow: dict[str, Any] = {"facecolors": "none", "linewidths": 0.7, "path_effects": drawing.outlined(0.7)}
             axes.scatter(*path[0, group].T, s=16, edgecolors=colours, zorder=over, **hollow)
         for start, end in pairwise(path[:, group]):
             axes.quiver(
@@ -152,14 +131,14 @@ def draw_queries(trace: AttentionTrace, confidence: float = 0.5, *, image: str =
                 zorder=over + 0.5,
             )
     found = sorted(set(labels[-1, sure].tolist()))
-    handles = [_key("o", colour_of(label), trace.class_name(label)) for label in found]
-    handles.append(_key("o", _REST, f"below {confidence:.2g}"))
+    handles = [drawing.mark("o", trace.class_name(label), drawing.colour_of(label)) for label in found]
+    handles.append(drawing.mark("o", f"below {confidence:.2g}", _REST))
     if trace.references:
-        handles.append(_key("o", "0.4", "first reference", markerfacecolor="none"))
-    sizes = [_key("o", "0.4", f"score {score:g}", markersize=(90 * score + 2) ** 0.5) for score in (0.25, 0.5, 1)]
-    show_key(axes, handles + sizes)
+        handles.append(drawing.mark("o", "first reference", markerfacecolor="none"))
+    handles += [drawing.mark("o", f"score {score:g}", markersize=(90 * score + 2) ** 0.5) for score in (0.25, 0.5, 1)]
+    drawing.show_key(figure, handles)
     what = f"box centres of {len(sure)} queries through {len(centres)} decoder layers"
-    headline(figure, image, f"{what}; {sure.sum()} queries are detections")
+    drawing.headline(figure, image, f"{what}; {sure.sum()} queries are detections")
     return Drawing(figure, numbers)
 
 
@@ -176,62 +155,26 @@ def draw_seeds(trace: AttentionTrace, confidence: float = 0.5, *, image: str = "
     if trace.tape.seeds is None:
         raise ValueError("seeds: expected a two-stage detector; this one's queries are learned, and come from no pixel")
     found = trace.detections(confidence)
-    queries = np.array([prediction.query for prediction in found], int)
-    tokens = array(trace.tape.seeds)[trace.row, queries]
+    numbers = drawing.numbers_of(found)
+    tokens = array(trace.tape.seeds)[0, numbers["queries"]]
     places = np.array([trace.place_of(token) for token in tokens.tolist()]).reshape(-1, 3)
     levels, xy = places[:, 2].astype(int), places[:, :2]
-    figure, [[axes]] = canvas(trace)
+    figure, [[axes]] = drawing.canvas(trace)
     for prediction, level, place in reversed(list(zip(found, levels.tolist(), xy, strict=True))):  # the surest on top
-        colour, (x0, y0, x1, y1) = colour_of(prediction.label), prediction.box
-        draw_box(axes, prediction.box, colour, width=1.4, name=f"{prediction.name} {prediction.score:.2f}")
-        _arrow(axes, place, np.array([x0 + x1, y0 + y1]) / 2, colour, width=1.2)
-        _point(axes, place, MARKERS[level % len(MARKERS)], colour, 8)
-    handles = [
-        _key(MARKERS[level % len(MARKERS)], "0.45", f"level {level} ({h} x {w})")
-        for level, (h, w) in enumerate(trace.shapes)
-    ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
-    headline(
-        figure, image, f"pixels of the encoder that {len(found)} detections of at least {confidence:.2g} came from"
-    )
-    numbers = {"queries": queries, "tokens": tokens, "levels": levels, "xy": xy}
-    numbers |= {"boxes": np.array([prediction.box for prediction in found], float).reshape(-1, 4)}
-    numbers |= {"labels": np.array([prediction.label for prediction in found], int)}
-    return Drawing(figure, numbers | {"scores": np.array([prediction.score for prediction in found], float)})
+        drawing.draw_detection(axes, prediction, width=1.4)
+        colour, corners = drawing.colour_of(prediction.label), np.array(prediction.box).reshape(2, 2)
+        _arrow(axes, place, corners.mean(0), colour, width=1.2)
+        drawing.draw_point(axes, place, MARKERS[level % len(MARKERS)], colour, 8)
+    drawing.show_key(figure, drawing.level_marks(trace, range(len(trace.shapes))))
+    what = f"pixels of the encoder that {len(found)} detections of at least {confidence:.2g} came from"
+    drawing.headline(figure, image, what)
+    return Drawing(figure, numbers | {"tokens": tokens, "levels": levels, "xy": xy})
 
 
-def _arrow(
-    axes: Any, start: Array, end: Array, colour: Any, *, style: str = "-", width: float = 1.8, over: float = 4.0
-) -> None:
+def _arrow(axes: Any, start: Array, end: Array, colour: Any, *, width: float = 1.8) -> None:
     (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
     if np.linalg.norm(end - start) < _VISIBLE * max(abs(right - left), abs(top - bottom)):
         return
-    axes.annotate(
-        "",
-        end,
-        start,
-        arrowprops={
-            "arrowstyle": "-|>",
-            "color": colour,
-            "linestyle": style,
-            "linewidth": width,
-            "mutation_scale": 10,
-            "shrinkA": 2,
-            "shrinkB": 2,
-            "path_effects": outlined(width),
-        },
-        zorder=over,
-        annotation_clip=False,
-        clip_on=True,
-    )
-
-
-def _point(axes: Any, place: Array, marker: str, colour: Any, size: float) -> None:
-    wide = {"markeredgewidth": 2.0, "path_effects": outlined(2.0)} if marker == "+" else {"markeredgecolor": "black"}
-    axes.plot(*place, marker=marker, color=colour, markersize=size, linestyle="none", zorder=5, **wide)
-
-
-def _key(marker: str, colour: Any, label: str, **rest: Any) -> Any:
-    from matplotlib.lines import Line2D
-
-    return Line2D([], [], **{"marker": marker, "color": colour, "linestyle": "none", "label": label} | rest)
+    line = {"arrowstyle": "-|>", "color": colour, "linewidth": width, "path_effects": drawing.outlined(width)}
+    shape = {"mutation_scale": 10, "shrinkA": 2, "shrinkB": 2}
+    axes.annotate("", end, start, arrowprops=line | shape, zorder=4, annotation_clip=False, clip_on=True)

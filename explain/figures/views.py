@@ -1,7 +1,6 @@
 """Pictures of one detection by method, layer, head and level: one picture, or a grid where several are asked for."""
 
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,14 +11,15 @@ from ..core.maps import heat_map
 from ..core.trace import AttentionTrace, QueryPrediction
 from ..options import METHOD_TITLES, View
 from .drawing import Drawing, layer_in_words, target_in_words
-from .grids import draw_heat_grid, draw_point_grid
-from .heat import draw_heat
-from .points import draw_points
+from .heat import draw_heat, draw_heat_grid
+from .points import draw_point_grid, draw_points
 
-Cell = tuple[str | None, int | None, int | None]
-"""Site, head and level of a map; None for all of them together."""
 Job = tuple[str, Callable[[], Drawing]]
 """A picture that can be drawn, and a name for its files."""
+Part = int | None
+"""A head or level; None for all of them together."""
+Cell = tuple[str | None, Part, Part]
+"""Site, head and level of a map."""
 
 
 @dataclass(frozen=True)
@@ -34,32 +34,31 @@ class Layers:
 
 def find_layers(trace: AttentionTrace, text: str | None) -> Layers:
     """Raises ValueError, with the layers that there are, for what is none."""
-    decoder = [name for name, site in trace.sites.items() if site.stack == "decoder" and site.kind == "cross"]
-    encoder = [name for name, site in trace.sites.items() if site.stack == "encoder"]
+    decoder, encoder = trace.cross_sites, [name for name, site in trace.sites.items() if site.stack == "encoder"]
     if text is None:
         return Layers(decoder[-1:], encoder[-1:], False)
     if text == "all":
         return Layers(decoder, encoder, True)
-    match = re.fullmatch(r"(encoder|decoder)\.(\d+)(?:\.(?:self|cross))?", text)
-    name = f"{match[1]}.{match[2]}." + ("cross" if match[1] == "decoder" else "self") if match else ""
-    if name not in trace.sites:
-        known = ", ".join(one.rsplit(".", 1)[0] for one in [*encoder, *decoder])
+    stem = text.removesuffix(".self").removesuffix(".cross")
+    found = [[name for name in names if _short(name) == stem] for names in (decoder, encoder)]
+    if not any(found):
+        known = ", ".join(map(_short, [*encoder, *decoder]))
         raise ValueError(f"layer: expected one of {known}, or all; got {text!r}")
-    return Layers([name], [], False) if name in decoder else Layers([], [name], False)
+    return Layers(found[0], found[1], False)
 
 
-def _number(text: str, words: Sequence[str], count: int, what: str) -> int | None:
-    """A head or level by number, None for one of the words. Raises ValueError otherwise."""
-    if text in words:
-        return None
-    if not text.isdecimal() or int(text) >= count:
-        raise ValueError(f"{what}: expected from 0 to {count - 1}, {' or '.join(words)}, got {text!r}")
-    return int(text)
+def _parts(text: str, together: str, count: int, what: str) -> list[Part]:
+    """The heads or levels that are drawn each by itself. Raises ValueError for one that is not there."""
+    if text == "all":
+        return list(range(count))
+    if text != together and (not text.isdecimal() or int(text) >= count):
+        raise ValueError(f"{what}: expected from 0 to {count - 1}, {together} or all, got {text!r}")
+    return [None if text == together else int(text)]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Explained:
-    """One detection in one view."""
+    """One detection in one view. Raises ValueError for a head or level out of range."""
 
     trace: AttentionTrace
     prediction: QueryPrediction
@@ -71,29 +70,9 @@ class Explained:
     """All that is explained, where one backward pass is for all of it."""
 
     def __post_init__(self) -> None:
-        self.head, self.level  # noqa: B018  a head or level out of range is told before anything is drawn
-
-    @property
-    def head(self) -> int | None:
-        return _number(self.view.head, ("mean", "all"), self._site.heads, "head")
-
-    @property
-    def level(self) -> int | None:
-        return _number(self.view.level, ("together", "all"), len(self.trace.shapes), "level")
-
-    @property
-    def _site(self) -> Any:
-        return self.trace.sites[(self.layers.decoder or self.layers.encoder)[0]]
-
-    @property
-    def heads(self) -> list[int | None]:
-        """Those drawn each by itself; None for all of them together."""
-        return list(range(self._site.heads)) if self.view.head == "all" else [self.head]
-
-    @property
-    def levels(self) -> list[int | None]:
-        """Those drawn each by itself; None for all of them together."""
-        return list(range(len(self.trace.shapes))) if self.view.level == "all" else [self.level]
+        site = self.trace.sites[(self.layers.decoder or self.layers.encoder)[0]]
+        self._heads = _parts(self.view.head, "mean", site.heads, "head")
+        self._levels = _parts(self.view.level, "together", len(self.trace.shapes), "level")
 
     def jobs(self, method: str) -> Iterator[Job]:
         """A method's pictures."""
@@ -102,24 +81,19 @@ class Explained:
         if method not in ("rollout", "input-grad") and (view.layer is not None or method != "relevance"):
             file += "-all" if self.layers.every else f"-{_short(self.layers.decoder[0])}"
         file += f"-head{view.head}" * (view.head != "mean") + f"-level{view.level}" * (view.level != "together")
-        if method == "points":
-            yield from self._points(file)
-        else:
-            yield from self._heats(method, file)
+        yield from self._points(file) if method == "points" else self._heats(method, file)
 
     def _points(self, file: str) -> Iterator[Job]:
         sites, view = self.layers.decoder, self.view
         draw = partial(draw_point_grid, self.trace, self.prediction, image=self.image)
         if not (self.layers.every or "all" in (view.head, view.level)):
-            heads = None if self.head is None else [self.head]
-            levels = None if self.level is None else [self.level]
-            slopes = view.target if view.slopes else None
-            some: dict[str, Any] = {"heads": heads, "levels": levels, "slopes": slopes, "image": self.image}
-            yield file + "-slopes" * view.slopes, partial(draw_points, self.trace, self.prediction, sites[0], **some)
+            heads, levels = (None if one == [None] else one for one in (self._heads, self._levels))
+            how: dict[str, Any] = {"heads": heads, "levels": levels, "slopes": view.target if view.slopes else None}
+            how["image"] = self.image
+            yield file + "-slopes" * view.slopes, partial(draw_points, self.trace, self.prediction, sites[0], **how)
         elif view.head == "all" and view.level == "all":
             for site in sites:
-                name = file if len(sites) == 1 else f"{file}-{_short(site)}"
-                yield name, partial(draw, [site], by="heads x levels")
+                yield self._by_site(file, site), partial(draw, [site], by="heads x levels")
         else:
             yield file, partial(draw, sites, by="layers x levels" if view.level == "all" else "layers x heads")
 
@@ -127,49 +101,45 @@ class Explained:
         what = METHOD_TITLES[method]
         if method in ("gradcam", "relevance", "input-grad"):
             what += f" for {target_in_words(self.view.target, self.prediction)}"
-        sites: list[str | None] = list(self.layers.decoder)
-        heads, levels = self.heads, self.levels
-        if method in ("rollout", "input-grad"):
-            sites, heads = [None], [None]
-        elif method == "relevance" and self.view.layer is None:
-            sites = [None]
-        if method == "input-grad":
-            levels = [None]
-        of_head = {one: "all heads" if one is None else f"head {one}" for one in heads}
-        of_level = {one: "all levels" if one is None else f"level {one}" for one in levels}
-        of_site = {one: "all layers" if one is None else layer_in_words(one) for one in sites}
+        whole = method in ("rollout", "input-grad")
+        sites = [None] if whole or (method == "relevance" and self.view.layer is None) else self.layers.decoder
+        heads, levels = [None] if whole else self._heads, [None] if method == "input-grad" else self._levels
+        of_site = ["all layers" if one is None else layer_in_words(one) for one in sites]
+        of_head = ["all heads" if one is None else f"head {one}" for one in heads]
+        of_level = ["all levels" if one is None else f"level {one}" for one in levels]
+        grid = partial(self._grid, method)
         if len(heads) > 1 and len(levels) > 1:
-            for site, where in of_site.items():
+            for site, where in zip(sites, of_site, strict=True):
                 cells = [[(site, head, level) for level in levels] for head in heads]
-                name = file if site is None or len(sites) == 1 else f"{file}-{_short(site)}"
-                titles = (list(of_head.values()), list(of_level.values()), f"{what}, {where}, by head and level")
-                yield name, partial(self._grid, method, cells, *titles)
-        elif len(sites) * len(heads) * len(levels) == 1:
-            title = what
-            if method != "input-grad":
-                title = ", ".join([what, *of_site.values(), *of_head.values(), *of_level.values()])
-            yield file, partial(self._single, method, (sites[0], heads[0], levels[0]), title)
+                title = f"{what}, {where}, by head and level"
+                yield self._by_site(file, site), partial(grid, cells, of_head, of_level, title)
+            return
+        cells = [[(site, head, level) for head in heads for level in levels] for site in sites]
+        if len(sites) * len(cells[0]) == 1:
+            parts = [] if method == "input-grad" else [*of_site, *of_head, *of_level]
+            yield file, partial(self._alone, method, cells[0][0], ", ".join([what, *parts]))
         else:
-            cells = [[(site, head, level) for head in heads for level in levels] for site in sites]
-            columns = list((of_level if len(levels) > 1 else of_head).values())
-            by = " and level" if len(levels) > 1 else " and head" if len(heads) > 1 else ""
-            yield file, partial(self._grid, method, cells, list(of_site.values()), columns, f"{what}, by layer{by}")
+            columns, by = (of_level, " and level") if len(levels) > 1 else (of_head, " and head" * (len(heads) > 1))
+            yield file, partial(grid, cells, of_site, columns, f"{what}, by layer{by}")
 
-    def _single(self, method: str, cell: Cell, title: str) -> Drawing:
+    def _by_site(self, file: str, site: str | None) -> str:
+        """A file's name, of one of several layers with the layer's."""
+        return file if site is None or len(self.layers.decoder) == 1 else f"{file}-{_short(site)}"
+
+    def _alone(self, method: str, cell: Cell, title: str) -> Drawing:
         return draw_heat(self.trace, self._heat(method, *cell), self.prediction, title, image=self.image)
 
     def _grid(self, method: str, cells: list[list[Cell]], rows: list[str], columns: list[str], title: str) -> Drawing:
         heats = [[self._heat(method, *cell) for cell in row] for row in cells]
         return draw_heat_grid(self.trace, heats, rows, columns, self.prediction, title, image=self.image)
 
-    def _heat(self, method: str, site: str | None, head: int | None, level: int | None) -> Tensor:
-        layer = None if site is None else self.trace.sites[site].layer
-        rest: dict[str, Any] = {}
+    def _heat(self, method: str, site: str | None, head: Part, level: Part) -> Tensor:
+        how: dict[str, Any] = {"head": head, "level": level, "target": self.view.target}
+        if site is not None:
+            how["layer"] = self.trace.sites[site].layer
         if method == "relevance":
-            rest = {"by": self.view.by, "parity": self.view.parity, "among": self.among}
-        return heat_map(
-            self.trace, self.prediction, method, layer=layer, head=head, level=level, target=self.view.target, **rest
-        )
+            how |= {"by": self.view.by, "parity": self.view.parity, "among": self.among}
+        return heat_map(self.trace, self.prediction, method, **how)
 
 
 def _short(site: str) -> str:

@@ -26,7 +26,7 @@ from ..core.maps import METHODS, token_map
 from ..core.relevance import factors, relevance
 from ..core.trace import AttentionTrace, QueryPrediction
 from ..figures.heat import heat_colours
-from ..figures.points import point_colours
+from ..figures.points import point_colours, stack_references
 from ..options import METHOD_TITLES
 
 SCRIPTS = ("page_maps.js", "page_draw.js", "page.js")
@@ -34,20 +34,10 @@ LONGEST_IMAGE = 1600
 CLASSES_KEPT = 5
 
 
-def write_page(
-    trace: AttentionTrace,
-    path: Path | str,
-    *,
-    confidence: float = 0.5,
-    methods: Sequence[str] = ("raw", "relevance"),
-    title: str = "",
-    most: int = 20,
-    subjects: Sequence[QueryPrediction] = (),
-) -> None:
+def write_page(trace: AttentionTrace, path: Path, *, title: str = "", **arguments: Any) -> None:
     """Writes the page to `path`, whole or not at all; arguments and errors as those of `page`."""
-    name = title or Path(path).stem
-    text = page(trace, confidence=confidence, methods=methods, title=name, most=most, subjects=subjects)
-    with atomic_file(Path(path)) as file:
+    text = page(trace, title=title or path.stem, **arguments)
+    with atomic_file(path) as file:
         file.write(text.encode())
 
 
@@ -86,25 +76,20 @@ def page(
     if most < 1:
         raise ValueError(f"most: expected at least 1, got {most}")
     ranked = trace.detections(0.0)
-    named = {prediction.query for prediction in subjects}
-    count = max(len(named), min(most, max(3, sum(prediction.score >= confidence for prediction in ranked))))
-    mapped = [*{prediction.query: prediction for prediction in reversed(subjects)}.values()][::-1]
-    mapped = [*mapped, *(prediction for prediction in ranked if prediction.query not in named)][:count]
-    meta = _description(trace, mapped, methods)
-    meta["selected"] = mapped[0].query if subjects else None
-    meta.update(confidence=confidence, image=_data_url(trace.image))
+    named = {prediction.query: prediction for prediction in reversed(subjects)}
+    first = [*named.values()][::-1]
+    others = [prediction for prediction in ranked if prediction.query not in named]
+    count = max(len(first), min(most, max(3, sum(prediction.score >= confidence for prediction in ranked))))
+    mapped = [*first, *others][:count]
+    meta = _description(trace, mapped, methods) | {"selected": first[0].query if first else None}
+    meta |= {"confidence": confidence, "image": _data_url(trace.image)}
     meta["arrays"] = {name: _packed(array) for name, array in _arrays(trace, mapped, methods)}
     return _filled(title or "Image", meta)
 
 
-def _cross_sites(trace: AttentionTrace) -> list[str]:
-    return [name for name, record in trace.tape.items() if record.site.kind == "cross"]
-
-
 def _description(trace: AttentionTrace, mapped: Sequence[QueryPrediction], methods: Sequence[str]) -> dict[str, Any]:
     """Everything of the page that is not an array."""
-    sites = _cross_sites(trace)
-    site = trace.tape[sites[0]].site
+    site = trace.tape[trace.cross_sites[0]].site
     layers, queries = trace.layer_boxes.shape[:2]
     counts = f"{site.heads} heads" + (f", {site.levels} levels, {site.points} points" if site.deformable else "")
     stored = f"for the {len(mapped)} best queries in 256 steps of each map's maximum (off by 0.2% of it at most)"
@@ -121,7 +106,6 @@ def _description(trace: AttentionTrace, mapped: Sequence[QueryPrediction], metho
         "height": trace.image.shape[1],
         "width": trace.image.shape[2],
         "shapes": [list(shape) for shape in trace.shapes],
-        "ratios": trace.ratios.tolist(),
         "layers": layers,
         "queries": queries,
         "heads": site.heads,
@@ -146,25 +130,22 @@ def _arrays(
     yield "scores", _float32(best.values)
     final = best.indices[-1, :, 0].expand(len(scores), -1)
     yield "own", _float32(scores.gather(-1, final[..., None])[..., 0])  # (N, Q) of the last layer's class
-    records, row = [trace.tape[name] for name in _cross_sites(trace)], trace.row
+    records = [trace.tape[name] for name in trace.cross_sites]
     if records[0].site.deformable:
-        yield "references", _float32(torch.stack(trace.references))  # (N, Q, 2 or 4), pixels
+        # (N, Q, 2 or 4), pixels
+        yield "references", stack_references([_float32(reference) for reference in trace.references])
         # normalised to each padded level, (N, Q, H, L, P, 2)
-        yield "locations", np.stack([_float32(record.locations[row]) for record in records])
-        yield "weights", np.stack([_float32(record.weights[row]) for record in records])  # (N, Q, H, L, P)
+        yield "locations", np.stack([_float32(record.locations[0]) for record in records])
+        yield "weights", np.stack([_float32(record.weights[0]) for record in records])  # (N, Q, H, L, P)
     else:
-        attention = torch.stack([record.weights[row].detach().float().cpu() for record in records])  # (N, H, Q, S)
+        attention = torch.stack([record.weights[0].detach().float().cpu() for record in records])  # (N, H, Q, S)
         chosen = attention[:, :, [prediction.query for prediction in mapped]].transpose(1, 2)
-        for name, maps in (("attention", chosen), ("mean", attention.mean(1))):
-            steps, scale = quantised(maps)
-            yield name, steps
-            yield f"{name}_scale", scale
+        yield from quantised("attention", chosen)
+        yield from quantised("mean", attention.mean(1))
     for method in methods:
-        if method == "raw":
-            continue
-        steps, scale = quantised(torch.stack([layer_maps(trace, prediction, method) for prediction in mapped], 1))
-        yield method, steps  # (N + 1, D, S), over all layers last; of rollout (1, D, S)
-        yield f"{method}_scale", scale
+        if method != "raw":
+            # (N + 1, D, S), over all layers last; of rollout (1, D, S)
+            yield from quantised(method, torch.stack([layer_maps(trace, one, method) for one in mapped], 1))
 
 
 def layer_maps(trace: AttentionTrace, prediction: QueryPrediction, method: str) -> Tensor:
@@ -173,30 +154,31 @@ def layer_maps(trace: AttentionTrace, prediction: QueryPrediction, method: str) 
         return token_map(trace, prediction, method)[None]
     if method == "relevance":
         # all layers at once: it is linear in what each of them brings
-        maps = relevance(
-            factors(trace.tape, trace.gradients(prediction), trace.row), [prediction.query], by_layer=True
-        )[0]
+        maps = relevance(factors(trace.tape, trace.gradients(prediction)), [prediction.query], by_layer=True)[0]
     else:
-        maps = torch.stack([token_map(trace, prediction, method, layer=n) for n in range(len(_cross_sites(trace)))])
+        maps = torch.stack([token_map(trace, prediction, method, layer=n) for n in range(len(trace.cross_sites))])
     return torch.cat([maps, maps.sum(0, keepdim=True)])
 
 
-def quantised(maps: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Maps (..., S) >= 0 as uint8 (..., S) and what one step is worth (...), float32: 1/255 of each map's maximum."""
+def quantised(name: str, maps: Tensor) -> list[tuple[str, np.ndarray]]:
+    """Maps (..., S) >= 0 as uint8 (..., S), and as NAME_scale what one step is worth: 1/255 of each map's maximum."""
     maps = maps.detach().double().cpu().clamp(min=0)
     scale = maps.amax(-1) / 255
     steps = torch.where(scale[..., None] > 0, maps / scale[..., None], 0.0).round()
-    return steps.numpy().astype(np.uint8), scale.numpy().astype(np.float32)
+    return [(name, steps.numpy().astype(np.uint8)), (f"{name}_scale", scale.numpy().astype(np.float32))]
 
 
 def _float32(tensor: Tensor) -> np.ndarray:
     return tensor.detach().float().cpu().numpy()
 
 
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
 def _packed(array: np.ndarray) -> dict[str, Any]:
     little = np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<"))
-    data = base64.b64encode(zlib.compress(little.tobytes(), 6)).decode()
-    return {"dtype": array.dtype.name, "shape": list(array.shape), "data": data}
+    return {"dtype": array.dtype.name, "shape": list(array.shape), "data": _base64(zlib.compress(little.tobytes(), 6))}
 
 
 def _data_url(image: Tensor) -> str:
@@ -205,33 +187,27 @@ def _data_url(image: Tensor) -> str:
     picture.thumbnail((LONGEST_IMAGE, LONGEST_IMAGE))
     encoded = io.BytesIO()
     picture.save(encoded, "JPEG", quality=90)
-    return f"data:image/jpeg;base64,{base64.b64encode(encoded.getvalue()).decode()}"
+    return f"data:image/jpeg;base64,{_base64(encoded.getvalue())}"
 
 
 def _palette(colours: Any) -> str:
     """A matplotlib colour map in 256 steps of red, green, blue and opacity, a byte each, in base64."""
-    return base64.b64encode(colours(np.arange(256), bytes=True).tobytes()).decode()
+    return _base64(colours(np.arange(256), bytes=True).tobytes())
 
 
 def _filled(title: str, meta: dict[str, Any]) -> str:
-    here = Path(__file__).parent
-    style = (here / "page.css").read_text(encoding="utf-8")
-    script = "\n".join((here / name).read_text(encoding="utf-8") for name in SCRIPTS)
+    def read(name: str) -> str:
+        return (Path(__file__).parent / name).read_text(encoding="utf-8")
+
+    def digest(text: str) -> str:
+        """As a content security policy names an inline element."""
+        return f"'sha256-{_base64(hashlib.sha256(text.encode()).digest())}'"
+
+    style, script = read("page.css"), "\n".join(map(read, SCRIPTS))
+    policy = f"default-src 'none'; img-src data:; style-src {digest(style)}; script-src {digest(script)}; "
     # in JSON < can only stand in a string: escaped, nothing in it ends the element or opens another
     data = json.dumps(meta, allow_nan=False, sort_keys=True).replace("<", "\\u003c")
-    parts = {
-        "title": html.escape(title),
-        "policy": f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; script-src '{_hash(script)}'; "
-        "base-uri 'none'; form-action 'none'",
-        "style": style,
-        "data": data,
-        "script": script,
-    }
-    template = (here / "page.html").read_text(encoding="utf-8")
+    parts = {"title": html.escape(title), "policy": f"{policy}base-uri 'none'; form-action 'none'"}
+    parts |= {"style": style, "data": data, "script": script}
     # in one pass, so that what is put in is not searched
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
-
-
-def _hash(text: str) -> str:
-    """As a content security policy names an inline element."""
-    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], read("page.html"))

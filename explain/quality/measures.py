@@ -189,33 +189,25 @@ def compactness(heat: Array, share: float = 0.5) -> float:
     return float((last - 1 + (share - held[last - 1]) / (held[last] - held[last - 1])) / falling.size)
 
 
-def random_map(shape: tuple[int, int], generator: np.random.Generator) -> Array:
-    """Independent uniform numbers."""
-    return generator.random(shape)
-
-
 def centre_map(shape: tuple[int, int]) -> Array:
     """A Gaussian in the middle of the image, of a quarter of each side: where photographers put things."""
     height, width = shape
     return _gaussian(shape, (width / 2, height / 2), (width / 4, height / 4))
 
 
-def box_map(shape: tuple[int, int], box: Box, *, flat: bool = False) -> Array:
-    """The detection's own box and no more: a Gaussian of a quarter of its sides, cut off at its edges; or flat.
+def box_map(shape: tuple[int, int], box: Box) -> Array:
+    """The detection's own box and no more: a Gaussian of a quarter of its sides, cut off at its edges.
 
     A box with no pixel's centre in it has the pixel nearest its middle.
     """
-    height, width = shape
     x0, y0, x1, y1 = (float(value) for value in box)
+    middle, spread = ((x0 + x1) / 2, (y0 + y1) / 2), (max(x1 - x0, 1.0) / 4, max(y1 - y0, 1.0) / 4)
     region = inside(box, shape)
-    if not region.any():
-        row, column = int(np.clip((y0 + y1) / 2, 0, height - 1)), int(np.clip((x0 + x1) / 2, 0, width - 1))
-        region[row, column] = flat = True
-    if flat:
-        return region.astype(np.float64)
-    spread = (max(x1 - x0, 1.0) / 4, max(y1 - y0, 1.0) / 4)
-    gaussian = _gaussian(shape, ((x0 + x1) / 2, (y0 + y1) / 2), spread)
-    return np.where(region, gaussian, 0.0)
+    if region.any():
+        return np.where(region, _gaussian(shape, middle, spread), 0.0)
+    column, row = (int(np.clip(place, 0, size - 1)) for place, size in zip(middle, reversed(shape), strict=True))
+    region[row, column] = True
+    return region.astype(np.float64)
 
 
 def _gaussian(shape: tuple[int, int], middle: tuple[float, float], spread: tuple[float, float]) -> Array:

@@ -1,31 +1,31 @@
 """From the scores of single detections to what can be said of a method: means with intervals, and what beats what."""
 
-import io
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ...common.files import atomic_file
-from .measures import Array, Curve
+from ...common.files import write_json
+from ..workspace import aligned, save_figure
+from .measures import Array
 
 RESAMPLES = 2000
 _COLUMNS = 3
+# seen apart by most (Okabe and Ito)
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+_GREYS = ("0.75", "0.55", "0.35", "0.15")
+
+Interval = list[float | None]
+"""A mean, and the ends of its 95% bootstrap interval; None for what does not apply."""
 
 
-@dataclass(frozen=True)
-class Measure:
+class Measure(NamedTuple):
     """What a column of scores is."""
 
     title: str
     better: int
     """1 where high is good, -1 where low is, 0 where neither is by itself."""
-
-    @property
-    def sign(self) -> str:
-        return {1: " (high)", -1: " (low)", 0: ""}[self.better]
 
 
 MEASURES = {
@@ -39,154 +39,177 @@ MEASURES = {
 }
 
 
-class Interval(NamedTuple):
-    """A mean and its 95% bootstrap interval."""
-
-    mean: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        span = "" if np.isnan(self.low) else f" [{self.low:.2f}, {self.high:.2f}]"
-        return "-" if np.isnan(self.mean) else f"{self.mean:.3f}{span}"
-
-
-@dataclass(frozen=True)
-class Scores:
-    """A measure for every detection (D of them) and every method or baseline."""
-
-    names: tuple[str, ...]
-    """Of the columns: methods, then baselines."""
-    baselines: tuple[str, ...]
-    values: dict[str, Array]
-    """By measure, (D, columns); NaN where it does not apply."""
-    images: Array
-    """(D,) the image of each detection: those of one image are not independent, and are drawn together."""
-    seed: int = 0
-
-    @property
-    def methods(self) -> tuple[str, ...]:
-        return tuple(name for name in self.names if name not in self.baselines)
-
-    def of(self, keep: Array) -> "Scores":
-        """Of the detections (D,) bool alone."""
-        values = {measure: values[keep] for measure, values in self.values.items()}
-        return Scores(self.names, self.baselines, values, self.images[keep], self.seed)
-
-    def interval(self, measure: str, name: str) -> Interval:
-        """The mean over detections."""
-        return bootstrap(self.values[measure][:, self.names.index(name)], self.images, self.seed)
-
-    def difference(self, measure: str, name: str, other: str) -> Interval:
-        """The mean of what one gives more than the other for the same detection."""
-        values = self.values[measure]
-        paired = values[:, self.names.index(name)] - values[:, self.names.index(other)]
-        return bootstrap(paired, self.images, self.seed)
-
-    def beats(self, measure: str, name: str, other: str) -> bool:
-        """Is it better, with 0 outside the interval of the paired difference?"""
-        gap, better = self.difference(measure, name, other), MEASURES[measure].better
-        return bool(gap.low > 0) if better > 0 else bool(better < 0 and gap.high < 0)
+def plain(value: float) -> float | None:
+    """A number for JSON; None for NaN, which does not apply."""
+    return None if np.isnan(value) else round(float(value), 6)
 
 
 def bootstrap(values: Array, groups: Array, seed: int = 0) -> Interval:
     """The mean of `values` (D,), and its interval when whole groups (D,) are drawn with replacement; NaN are left out.
 
-    Percentiles 2.5 and 97.5 of RESAMPLES means. Of one group alone there is no interval, but NaN.
+    Percentiles 2.5 and 97.5 of RESAMPLES means. Of one group alone there is no interval, but None.
     """
     there = ~np.isnan(values)
     values, groups = values[there], groups[there]
     if not len(values):
-        return Interval(np.nan, np.nan, np.nan)
+        return [None, None, None]
     _, group = np.unique(groups, return_inverse=True)
     sums, counts = np.bincount(group, values), np.bincount(group)
-    mean = float(values.mean())
     if len(sums) == 1:
-        return Interval(mean, np.nan, np.nan)
+        return [plain(values.mean()), None, None]
     drawn = np.random.default_rng(seed).multinomial(len(sums), np.full(len(sums), 1 / len(sums)), RESAMPLES)
-    low, high = np.percentile((drawn @ sums) / (drawn @ counts), [2.5, 97.5])
-    return Interval(mean, float(low), float(high))
+    return [*map(plain, [values.mean(), *np.percentile((drawn @ sums) / (drawn @ counts), [2.5, 97.5])])]
 
 
-def table(scores: Scores) -> list[str]:
-    """A line for every method, then every baseline; a column for every measure."""
-    measures = [name for name in MEASURES if not np.isnan(scores.values[name]).all()]
-    head = ["", *(MEASURES[name].title + MEASURES[name].sign for name in measures)]
-    rows = [head, *([name, *(str(scores.interval(m, name)) for m in measures)] for name in scores.names)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+def summarise(rows: Sequence[Mapping[str, Any]], baselines: Sequence[str], seed: int = 0) -> dict[str, Any]:
+    """Means over detections, ready for JSON.
 
+    Args:
+        rows: of each detection ``image_id``, and ``scores`` by method or baseline, by measure, None where it does not
+            apply. Detections of one image are not independent, and are drawn together.
+        baselines: which of the names are no methods.
+        seed: of the resamples.
 
-def verdict(scores: Scores) -> list[str]:
-    """What each method beats, measure by measure; and, in a sentence, what beats all baselines."""
-    if len(np.unique(scores.images)) == 1:
-        return ["of one image alone nothing can be said of what beats what"]
-    scored = [name for name, measure in MEASURES.items() if measure.better]
-    beaten = {
-        (method, measure): [other for other in scores.baselines if scores.beats(measure, method, other)]
-        for method in scores.methods
-        for measure in scored
+    Returns:
+        ``detections`` and ``images``, how many; ``intervals`` by name and measure; ``differences`` by method, baseline
+        and measure, of what the method gives more for the same detection.
+    """
+    images = np.array([row["image_id"] for row in rows])
+    values = {
+        name: {measure: np.array([row["scores"][name][measure] for row in rows], dtype=float) for measure in MEASURES}
+        for name in rows[0]["scores"]
     }
-    lines = []
-    for method in scores.methods:
-        parts = [
-            f"{MEASURES[measure].title}: {', '.join(beaten[method, measure]) or 'no baseline'}" for measure in scored
-        ]
-        lines.append(f"{method} beats, by {'; '.join(parts)}")
+    scored = [name for name, measure in MEASURES.items() if measure.better]
+    return {
+        "detections": len(rows),
+        "images": len(np.unique(images)),
+        "intervals": {
+            name: {measure: bootstrap(one, images, seed) for measure, one in of_name.items()}
+            for name, of_name in values.items()
+        },
+        "differences": {
+            name: {
+                other: {one: bootstrap(values[name][one] - values[other][one], images, seed) for one in scored}
+                for other in baselines
+            }
+            for name in values
+            if name not in baselines
+        },
+    }
+
+
+def beats(summary: Mapping[str, Any], measure: str, name: str, other: str) -> bool:
+    """Is a method better than a baseline, with 0 outside the interval of the paired difference?"""
+    _, low, high = summary["differences"][name][other][measure]
+    better = MEASURES[measure].better
+    return low is not None and (low > 0 if better > 0 else better < 0 and high < 0)
+
+
+def told(interval: Interval) -> str:
+    """ "0.535 [0.52, 0.55]"."""
+    mean, low, high = interval
+    span = "" if low is None else f" [{low:.2f}, {high:.2f}]"
+    return "-" if mean is None else f"{mean:.3f}{span}"
+
+
+def _shown(summary: Mapping[str, Any]) -> list[str]:
+    """The measures that apply to some detection."""
+    intervals = summary["intervals"].values()
+    return [name for name in MEASURES if any(one[name][0] is not None for one in intervals)]
+
+
+def table(summary: Mapping[str, Any]) -> list[str]:
+    """A line for every method, then every baseline; a column for every measure."""
+    signs, shown = {1: " (high)", -1: " (low)", 0: ""}, _shown(summary)
+    head = ["", *(MEASURES[name].title + signs[MEASURES[name].better] for name in shown)]
+    return aligned([head, *([one, *(told(of[name]) for name in shown)] for one, of in summary["intervals"].items())])
+
+
+def verdict(summary: Mapping[str, Any]) -> list[str]:
+    """What each method beats, measure by measure; and, in a sentence, what beats all baselines."""
+    if summary["images"] == 1:
+        return ["of one image alone nothing can be said of what beats what"]
+    beaten: dict[str, list[str]] = {method: [] for method in summary["differences"]}
     winners = []
-    for measure in scored:
-        best = [method for method in scores.methods if len(beaten[method, measure]) == len(scores.baselines)]
-        winners.append(f"{MEASURES[measure].title}: {', '.join(best) or 'none'}")
-    return [*lines, f"better than every baseline (95% interval of the paired difference), by {'; '.join(winners)}"]
+    for name, (title, better) in MEASURES.items():
+        if not better:
+            continue
+        best = []
+        for method, baselines in summary["differences"].items():
+            others = [other for other in baselines if beats(summary, name, method, other)]
+            beaten[method].append(f"{title}: {', '.join(others) or 'no baseline'}")
+            best += [method] if len(others) == len(baselines) else []
+        winners.append(f"{title}: {', '.join(best) or 'none'}")
+    return [
+        *(f"{method} beats, by {'; '.join(what)}" for method, what in beaten.items()),
+        f"better than every baseline (95% interval of the paired difference), by {'; '.join(winners)}",
+    ]
 
 
-def save_chart(path: Path, scores: Scores, curves: dict[str, list[Curve]], title: str) -> None:
-    """Bars with intervals for every measure, and the curves under "deletion" and "insertion" of every name; a PNG."""
+def lines(found: Mapping[str, Any]) -> list[str]:
+    """What is printed of what `evaluate.evaluate` found."""
+    seconds = f"{found['seconds_per_image']:.1f} s an image"
+    told = [f"{seconds}; means over detections, with 95% bootstrap intervals by image"]
+    for title, summary in found["summary"].items():
+        told += ["", title, *table(summary)]
+    title, first = next(iter(found["summary"].items()))
+    if len(found["decoder_layers_randomised"]) > 1:
+        told += ["", "rank correlation with 1, 2, ... of the decoder's last layers randomised"]
+        for method in first["differences"]:
+            means = np.mean([row["rank_correlations"][method] for row in found["detections"]], 0)
+            told.append(f"{method}: {', '.join(f'{mean:.3f}' for mean in means)}")
+    return [*told, "", f"what beats what, over {title}:", *verdict(first)]
+
+
+def write(found: Mapping[str, Any], folder: Path) -> None:
+    """Writes what `evaluate.evaluate` found, ``scores.json``, and a picture of it, ``scores.png``."""
+    write_json(folder / "scores.json", found)
+    title, summary = next(iter(found["summary"].items()))
+    rows = [row for row in found["detections"] if row["truth"] is not None] or found["detections"]
+    curves = {
+        kind: np.mean([[of[kind] for of in row["curves"].values()] for row in rows], 0)
+        for kind in ("deletion", "insertion")
+    }
+    figure = chart(summary, found["shares"], curves, f"{found['model']}: {title}; 95% intervals")
+    save_figure(figure, folder / "scores.png")
+
+
+def chart(summary: Mapping[str, Any], shares: Sequence[float], curves: Mapping[str, Array], title: str) -> Any:
+    """A figure: bars with intervals for every measure, and curves (names, shares) by "deletion" and "insertion"."""
     import matplotlib.figure
 
-    measures = [name for name in MEASURES if not np.isnan(scores.values[name]).all()]
-    colours = _colours(scores)
-    rows = -(-(len(measures) + len(curves)) // _COLUMNS)
-    height = 0.7 + 0.24 * len(scores.names)
+    intervals, methods, shown = summary["intervals"], summary["differences"], _shown(summary)
+    baselines = [name for name in intervals if name not in methods]
+    # methods in colours, baselines in greys
+    colours = {
+        name: shades[place % len(shades)]
+        for names, shades in ((methods, _COLOURS), (baselines, _GREYS))
+        for place, name in enumerate(names)
+    }
+    count = len(shown) + len(curves)
+    rows = -(-count // _COLUMNS)
+    height = 0.7 + 0.24 * len(intervals)
     figure = matplotlib.figure.Figure(figsize=(3.8 * _COLUMNS, rows * height + 0.8), layout="constrained")
-    panels = list(figure.subplots(rows, _COLUMNS, squeeze=False).flat)
-    for axes, measure in zip(panels, measures, strict=False):
-        _bars(axes, scores, measure, colours)
-    last = panels[len(measures) :]
-    for axes, (kind, lines) in zip(last, curves.items(), strict=False):
-        for name, curve in zip(scores.names, lines, strict=True):
-            style = "--" if name in scores.baselines else "-"
-            axes.plot(curve.shares, curve.scores, style, color=colours[name], label=name, linewidth=1.4)
+    panels = [figure.add_subplot(rows, _COLUMNS, place) for place in range(1, count + 1)]
+    for axes, name in zip(panels, shown, strict=False):
+        bars = {one: of[name] for one, of in reversed(intervals.items()) if of[name][0] is not None}
+        for place, (one, (mean, *ends)) in enumerate(bars.items()):
+            axes.barh(place, mean, color=colours[one])
+            axes.plot(np.array(ends, dtype=float), [place, place], color="black", linewidth=1)
+        axes.set_yticks(range(len(bars)), list(bars), fontsize=8)
+        meaning = {1: ": high is good", -1: ": low is good", 0: ""}[MEASURES[name].better]
+        axes.set_title(MEASURES[name].title + meaning, fontsize=10)
+        axes.grid(alpha=0.25, axis="x")
+        axes.tick_params(axis="x", labelsize=8)
+    last = panels[len(shown) :]
+    for axes, (kind, several) in zip(last, curves.items(), strict=True):
+        for name, line in zip(intervals, several, strict=True):
+            style = "--" if name in baselines else "-"
+            axes.plot(shares, line, style, color=colours[name], label=name, linewidth=1.4)
         axes.set_title(f"{kind}: score by share of pixels", fontsize=10)
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.25)
         axes.tick_params(labelsize=8)
-    for axes in last[len(curves) :]:
-        axes.set_visible(False)
     figure.legend(*last[0].get_legend_handles_labels(), loc="outside lower center", ncols=9, frameon=False)
     figure.suptitle(title, fontsize=11)
-    encoded = io.BytesIO()
-    figure.savefig(encoded, format="png", dpi=130)
-    with atomic_file(path) as file:
-        file.write(encoded.getvalue())
-
-
-def _colours(scores: Scores) -> dict[str, Any]:
-    """Methods in colours seen apart by most (Okabe and Ito), baselines in greys."""
-    bright: Sequence[str] = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-    greys: Sequence[str] = ("0.75", "0.55", "0.35", "0.15")
-    methods = {name: bright[i % len(bright)] for i, name in enumerate(scores.methods)}
-    return methods | {name: greys[i % len(greys)] for i, name in enumerate(scores.baselines)}
-
-
-def _bars(axes: Any, scores: Scores, measure: str, colours: dict[str, Any]) -> None:
-    intervals = {name: scores.interval(measure, name) for name in reversed(scores.names)}
-    shown = {name: interval for name, interval in intervals.items() if not np.isnan(interval.mean)}
-    for place, (name, (mean, low, high)) in enumerate(shown.items()):
-        axes.barh(place, mean, color=colours[name])
-        axes.plot([low, high], [place, place], color="black", linewidth=1)
-    axes.set_yticks(range(len(shown)), list(shown), fontsize=8)
-    meaning = MEASURES[measure]
-    axes.set_title(meaning.title + {1: ": high is good", -1: ": low is good", 0: ""}[meaning.better], fontsize=10)
-    axes.grid(alpha=0.25, axis="x")
-    axes.tick_params(axis="x", labelsize=8)
+    return figure

@@ -112,6 +112,23 @@ def _from_pillow(image: Image.Image, name: str, oriented: bool) -> Tensor:
     return _from_array(wide, name)
 
 
+def image_size(path: Path, *, oriented: bool) -> tuple[int, int]:
+    """Height and width of an image file, from its header: pixels are not decoded.
+
+    ``oriented``: as viewers show it, turned as the camera's EXIF tag says; else as its pixels are stored. Raises as
+    `read_image`.
+    """
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            sideways = oriented and _orientation(image) in (5, 6, 7, 8)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"image {path} does not exist") from None
+    except Exception as error:  # as below
+        raise _undecodable(f"image {path}", error) from error
+    return (width, height) if sideways else (height, width)
+
+
 def _undecodable(name: str, error: Exception) -> BadImageError:
     # pillow's own sentence already names the file when it knows no format for it
     first_line = str(error).strip().split("\n")[0]

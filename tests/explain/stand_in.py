@@ -46,13 +46,13 @@ class StandInTrace:
         pixels = torch.tensor([width, height, width, height])
         self.image = torch.randint(0, 256, (3, height, width), generator=random).to(torch.uint8)
         self.model: Any = SimpleNamespace(categories=list(names))
-        self.shapes, self.ratios, self.row = shapes, torch.ones(levels, 2), 0
+        self.shapes = shapes
         self.layer_boxes = torch.cat([centre - half, centre + half], -1) * pixels
         self.layer_scores = torch.rand(layers, queries, len(names), generator=random) ** 2
         self.references = [] if dense else list(torch.cat([centre, 2 * half], -1) * pixels)
         self.tape = {}
-        for layer in range(layers):
-            name = f"decoder.{layer}.cross"
+        self.cross_sites = [f"decoder.{layer}.cross" for layer in range(layers)]
+        for layer, name in enumerate(self.cross_sites):
             site = SimpleNamespace(
                 kind="cross", deformable=not dense, heads=heads, levels=levels, points=0 if dense else points
             )

@@ -13,16 +13,15 @@ import torch
 from PIL import Image
 
 from msdeform.cli import main
-from msdeform.explain.ablate import AblateOptions
 from msdeform.explain.core.maps import heat_map
 from msdeform.explain.core.masks import Mask
 from msdeform.explain.core.trace import AttentionTrace
 from msdeform.explain.explain import ExplainOptions, Subject, as_displayed, jobs, lines
-from msdeform.explain.explain_eval import ExplainEvalOptions
 from msdeform.explain.figures.drawing import told
 from msdeform.explain.figures.masked import follow, read_mask_matrix
 from msdeform.explain.figures.views import View
-from msdeform.explain.outputs import checked, default_folder
+from msdeform.explain.options import AblateOptions, ExplainEvalOptions
+from msdeform.explain.workspace import checked, default_folder
 from msdeform.train.engine.checkpoint import load_trained
 from tests.explain.models import uneven
 

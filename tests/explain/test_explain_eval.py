@@ -4,15 +4,14 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
-import torch
 from PIL import Image
 from torchvision.transforms.v2.functional import to_pil_image
 
 from msdeform.cli import main
-from msdeform.explain import explain_eval
-from msdeform.explain.core.trace import QueryPrediction
+from msdeform.explain import workspace
+from msdeform.explain.options import ExplainEvalOptions
+from msdeform.explain.quality.evaluate import evaluate
 from msdeform.train.config.options import Source, TrainOptions
 from msdeform.train.data.dataset import Category
 from msdeform.train.engine.checkpoint import Trained
@@ -65,28 +64,28 @@ def options(boards, tmp_path, monkeypatch):
         model.config = SimpleNamespace(num_classes=len(COLOURS))
         return Trained(model, "planted", CATEGORIES, TrainOptions(), "reference", device, step)
 
-    monkeypatch.setattr(explain_eval, "load_trained", load)
+    monkeypatch.setattr(workspace, "load_trained", load)
     settings = {"methods": "raw,relevance", "steps": 4, "out": tmp_path / "out", "device": "cpu", "progress": False}
 
     def make(kind, **changed):
-        return explain_eval.ExplainEvalOptions(checkpoint=Path(kind), source=Source(boards), **{**settings, **changed})
+        return ExplainEvalOptions(checkpoint=Path(kind), source=Source(boards), **{**settings, **changed})
 
     return make
 
 
 @pytest.mark.parametrize("kind", PLANTED)
 def test_relevance_of_a_planted_detector(options, kind) -> None:
-    scored, about = explain_eval.judge(options(kind))
-    assert about["images"] == IMAGES
-    assert [one.truth is None for one in scored].count(True) == 1
-    assert len(scored) == 2 * IMAGES
-    for one in scored:
-        relevance, random = one.scores["relevance"], one.scores["random"]
+    found = evaluate(options(kind))
+    assert found["images"] == IMAGES
+    assert [row["truth"] is None for row in found["detections"]].count(True) == 1
+    assert len(found["detections"]) == 2 * IMAGES
+    for row in found["detections"]:
+        relevance, random = row["scores"]["relevance"], row["scores"]["random"]
         assert relevance["pointing"] == 1
         # a square is 14% of its board, and the score of an image without it is nothing
         assert relevance["deletion"] < random["deletion"]
         assert relevance["insertion"] > random["insertion"]
-        insertion = one.curves["raw"]["insertion"].scores
+        insertion = row["curves"]["raw"]["insertion"]
         assert len(insertion) == 5
         assert insertion[0] < 0.01
         assert insertion[-1] > 0.9
@@ -118,15 +117,15 @@ def test_the_command_prints_and_writes_what_it_found(options, boards, tmp_path, 
 
 
 def test_the_same_seed_gives_the_same_numbers(options) -> None:
-    first, again, other = (explain_eval.judge(options("dense", limit=1, seed=seed))[0] for seed in (0, 0, 1))
-    assert repr(first) == repr(again)
-    assert first[0].scores["random"] != other[0].scores["random"]
-    assert first[0].scores["centre"]["energy"] == other[0].scores["centre"]["energy"]
+    first, again, other = (evaluate(options("dense", limit=1, seed=seed))["detections"] for seed in (0, 0, 1))
+    assert first == again
+    assert first[0]["scores"]["random"] != other[0]["scores"]["random"]
+    assert first[0]["scores"]["centre"]["energy"] == other[0]["scores"]["centre"]["energy"]
 
 
 def test_nothing_detected_is_told_in_a_sentence(options) -> None:
     with pytest.raises(ValueError, match=r"confidence: no detection of at least 1 in 1 images; lower it"):
-        explain_eval.judge(options("dense", confidence=1, limit=1))
+        evaluate(options("dense", confidence=1, limit=1))
 
 
 @pytest.mark.parametrize(
@@ -142,20 +141,3 @@ def test_wrong_options_end_with_status_2(capsys, words, sentence) -> None:
         main(["explain-eval", "--checkpoint", "none", *words])
     assert caught.value.code == 2
     assert sentence in " ".join(capsys.readouterr().err.split())
-
-
-def test_an_object_is_matched_once_and_by_class() -> None:
-    truths = np.array([[0, 0, 10, 10], [20, 0, 30, 10]], dtype=np.float32)
-    classes = np.array([1, 0])
-
-    def prediction(*box):
-        return QueryPrediction(query=0, label=1, name="", score=0.9, box=torch.tensor(box))
-
-    found = [
-        prediction(1.0, 0, 10, 10),
-        prediction(0.0, 0, 10, 10),
-        prediction(20.0, 0, 30, 10),
-        prediction(20.0, 0, 30, 10),
-    ]
-    assert explain_eval.match_truths(found, [1, 1, 1, 0], truths, classes) == [0, None, None, 1]
-    assert explain_eval.match_truths(found[:1], [1], np.zeros((0, 4), dtype=np.float32), classes[:0]) == [None]

@@ -6,7 +6,6 @@ as far. The attention runs on `cpu`, and on a CUDA machine on the Triton kernels
 """
 
 import time
-from pathlib import Path
 
 import torch
 
@@ -32,21 +31,6 @@ MAX_THREADS = 4
 DRAWN_IMAGES = 8
 
 
-def training_options(options: DemoOptions, data: Path, out: Path) -> TrainOptions:
-    """The recipe: for a small net from random weights, higher rates than published, warmed up and then cosine."""
-    return TrainOptions(
-        source=Source(data=data),
-        input=Input(image_size=options.size, augment="flip"),
-        loading=Loading(workers=0, cache_images="pixels"),
-        model=Model(model=options.model, attn_backend=options.attn_backend, backbone_weights="none"),
-        batch=Batch(epochs=options.epochs, total_batch_size=8, batch_size=8, seed=options.seed),
-        optim=Optim(lr=2e-3, lr_factor_offsets=0.5),
-        schedule=Schedule("cosine", warmup_steps=100),
-        compute=Compute(device=options.device),
-        run=Run(out=out, eval_every=2),
-    )
-
-
 def demo(options: DemoOptions) -> dict[str, float]:
     """Runs all of it; returns COCO's metrics on the held-out images."""
     begun = time.perf_counter()
@@ -56,7 +40,19 @@ def demo(options: DemoOptions) -> dict[str, float]:
     data = options.out / f"data-{options.train_images}-{options.val_images}-{options.size}-seed{options.seed}"
     if not data.exists():
         make_dataset(SynthOptions(data, options.train_images, options.val_images, size=options.size, seed=options.seed))
-    run = train(training_options(options, data, options.out / f"training-{time.strftime('%Y%m%d-%H%M%S')}"))
+    # for a small net from random weights, higher rates than published, warmed up and then cosine
+    recipe = TrainOptions(
+        source=Source(data=data),
+        input=Input(image_size=options.size, augment="flip"),
+        loading=Loading(workers=0, cache_images="pixels"),
+        model=Model(model=options.model, attn_backend=options.attn_backend, backbone_weights="none"),
+        batch=Batch(epochs=options.epochs, total_batch_size=8, batch_size=8, seed=options.seed),
+        optim=Optim(lr=2e-3, lr_factor_offsets=0.5),
+        schedule=Schedule("cosine", warmup_steps=100),
+        compute=Compute(device=options.device),
+        run=Run(out=options.out / f"training-{time.strftime('%Y%m%d-%H%M%S')}", eval_every=2),
+    )
+    run = train(recipe)
 
     trained = load_trained(run, device, options.attn_backend)
     validation = validation_data(Source(data=data), trained.options.input, trained.categories)

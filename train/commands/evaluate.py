@@ -16,7 +16,7 @@ from ..config.options import Input
 from ..data.dataset import CocoDetection
 from ..data.loader import validation_data
 from ..engine.checkpoint import load_trained
-from ..evaluation.coco_metrics import Evaluation, class_table, evaluate_boxes, summary
+from ..evaluation.coco_metrics import class_table, evaluate_boxes, summary
 from ..evaluation.detect import detect, match_categories
 from ..evaluation.results import DetectionResults, read_results, unpack_results
 from .options import EvalOptions
@@ -35,7 +35,17 @@ def run(options: EvalOptions) -> int:
         write_json(options.out, unpack_results(found if isinstance(found, np.ndarray) else found.results))
         print(f"detections: {options.out}")
     if options.json is not None:
-        write_json(options.json, _report(options, evaluation, data, about))
+        engine = "faster-coco-eval" if options.coco_eval == "faster" else "pycocotools"
+        versions = {name: importlib.metadata.version(name) for name in (engine, "torch", "torchvision", "numpy")}
+        whole = {
+            "metrics": evaluation.metrics,
+            "classes": [dataclasses.asdict(one) for one in evaluation.classes],
+            "data": str(data.annotations.path),
+            **about,
+            "engine": engine,
+            "versions": {"msdeform": __version__, **versions},
+        }
+        write_json(options.json, whole)
         print(f"all numbers: {options.json}")
     return 0
 
@@ -63,21 +73,17 @@ def _detect(options: EvalOptions) -> tuple[DetectionResults, CocoDetection, dict
             category_ids=ids,
             advance=advance,
         )
-    return (
-        found,
-        data,
-        {
-            "checkpoint": str(options.checkpoint),
-            "model": trained.name,
-            "step": trained.step,
-            "attn_backend": trained.attn_backend,
-            "device": str(trained.device),
-            "precision": options.precision,
-            "batch_size": options.batch_size,
-            "image_size": [size.short, size.longest],
-            **images,
-        },
-    )
+    about = {
+        "checkpoint": str(options.checkpoint),
+        "model": trained.name,
+        "step": trained.step,
+        "attn_backend": trained.attn_backend,
+        "device": str(trained.device),
+        "precision": options.precision,
+        "batch_size": options.batch_size,
+        "image_size": [size.short, size.longest],
+    }
+    return found, data, {**about, **images}
 
 
 def _read(options: EvalOptions) -> tuple[np.ndarray, CocoDetection, dict[str, Any]]:
@@ -105,19 +111,3 @@ def _first(data: CocoDetection, limit: int | None) -> tuple[CocoDetection, dict[
 def _images(about: dict[str, Any]) -> str:
     some, whole = about["images"], about["of_images"]
     return counted(whole, "image") if some == whole else f"only the first {some} of {counted(whole, 'image')}"
-
-
-def _report(options: EvalOptions, evaluation: Evaluation, data: CocoDetection, about: dict[str, Any]) -> dict[str, Any]:
-    """All numbers, and where they come from."""
-    engine = "faster-coco-eval" if options.coco_eval == "faster" else "pycocotools"
-    return {
-        "metrics": evaluation.metrics,
-        "classes": [dataclasses.asdict(one) for one in evaluation.classes],
-        "data": str(data.annotations.path),
-        **about,
-        "engine": engine,
-        "versions": {
-            "msdeform": __version__,
-            **{name: importlib.metadata.version(name) for name in (engine, "torch", "torchvision", "numpy")},
-        },
-    }

@@ -11,63 +11,39 @@ from ..monitor.curves import save_curves
 from ..monitor.history import History, differences, read_all
 from .options import PlotOptions
 
-_HEAD: tuple[str, ...] = (
-    "run",
-    "steps",
-    "best AP",
-    "at step",
-    "last AP",
-    "AP50",
-    "loss",
-    "images/s",
-    "hours",
-    "backend",
-    "precision",
-)
-
-
-def place(options: PlotOptions) -> Path:
-    """Where the picture goes: --out, or plot.png in the run's folder, or in the folder that holds all runs."""
-    if options.out is not None:
-        return options.out
-    folders = [run if run.is_dir() else run.parent for run in options.runs]
-    # relative paths stay relative, as they are printed
-    common = folders[0] if len(folders) == 1 else Path(os.path.commonpath([folder.resolve() for folder in folders]))
-    return common / "plot.png"
-
 
 def table(histories: Sequence[History]) -> list[str]:
     """A line for each run under a head: where it got to, at what speed."""
-    rows = [_HEAD, *(_row(history) for history in histories)]
-    padded = []
-    for name, *cells in zip(*rows, strict=True):
-        width = max(map(len, (name, *cells)))
+    rows = [_row(history) for history in histories]
+    columns = []
+    for name in rows[0]:
+        cells = [name, *(row[name] for row in rows)]
+        width = max(map(len, cells))
         words = name in ("run", "backend", "precision")
-        padded.append([cell.ljust(width) if words else cell.rjust(width) for cell in (name, *cells)])
-    return ["  ".join(row).rstrip() for row in zip(*padded, strict=True)]
+        columns.append([cell.ljust(width) if words else cell.rjust(width) for cell in cells])
+    return ["  ".join(line).rstrip() for line in zip(*columns, strict=True)]
 
 
-def _row(history: History) -> tuple[str, ...]:
+def _row(history: History) -> dict[str, str]:
     at, ap = history.curve("AP")
     _, ap50 = history.curve("AP50")
     _, loss = history.curve("loss")
     _, speed = history.curve("images_per_s")
-    best = int(ap.argmax()) if len(ap) else None
     hours = max(event["hours"] for event in (*history.steps, *history.evaluations))
-    return (
-        history.name,
-        str(history.steps[-1]["step"]),
-        "-" if best is None else f"{ap[best]:.3f}",
-        "-" if best is None else f"{at[best]:.0f}",
-        f"{ap[-1]:.3f}" if len(ap) else "-",
-        f"{ap50[-1]:.3f}" if len(ap50) else "-",
+    return {
+        "run": history.name,
+        "steps": str(history.steps[-1]["step"]),
+        "best AP": f"{ap.max():.3f}" if len(ap) else "-",
+        "at step": f"{at[ap.argmax()]:.0f}" if len(ap) else "-",
+        "last AP": f"{ap[-1]:.3f}" if len(ap) else "-",
+        "AP50": f"{ap50[-1]:.3f}" if len(ap50) else "-",
         # of one step alone it is much noise
-        f"{loss[-max(1, len(loss) // 20) :].mean():.3f}" if len(loss) else "nan",
-        f"{np.median(speed):.1f}" if len(speed) else "-",
-        "-" if np.isnan(hours) else f"{hours:.2f}",
-        str(history.facts.get("attn_backend", "-")),
-        str(history.settings.get("precision", "-")),
-    )
+        "loss": f"{loss[-max(1, len(loss) // 20) :].mean():.3f}" if len(loss) else "nan",
+        "images/s": f"{np.median(speed):.1f}" if len(speed) else "-",
+        "hours": "-" if np.isnan(hours) else f"{hours:.2f}",
+        "backend": str(history.facts.get("attn_backend", "-")),
+        "precision": str(history.settings.get("precision", "-")),
+    }
 
 
 def _shown(value: Any) -> str:
@@ -78,7 +54,10 @@ def _shown(value: Any) -> str:
 
 def run(options: PlotOptions) -> int:
     """``msdeform plot``."""
-    out = place(options)
+    folders = [run if run.is_dir() else run.parent for run in options.runs]
+    # relative paths stay relative, as they are printed
+    common = folders[0] if len(folders) == 1 else Path(os.path.commonpath([folder.resolve() for folder in folders]))
+    out = options.out or common / "plot.png"
     histories = read_all(options.runs)
     terms = None
     if options.terms is not None:

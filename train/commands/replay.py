@@ -1,14 +1,15 @@
 """``msdeform replay``: the step that was not finite, done again slowly, to see where it went wrong."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
+from torch.nn.modules.module import register_module_forward_hook
 
 from ...common.device import choose_device
 from ...kernels.registry import BackendUnavailable
@@ -49,19 +50,35 @@ def replay(options: ReplayOptions) -> list[str]:
         model.double()
     samples: list[Sample] = state["samples"]
     lines = [
-        f"step {state['step']} of {state['model_name']}, {usable} on {device}, {precision}; "
-        f"images {', '.join(str(target['image_id']) for _, target in samples)}"
+        f"step {state['step']} of {state['model_name']}, {usable} on {device}, {precision}; images {_ids(samples)}"
     ]
     if options.out is not None:
         lines += [f"drawn: {path}" for path in _draw(samples, state["categories"], options.out)]
-    bad = _not_finite(dict(model.named_parameters()) | dict(model.named_buffers()))
+    bad = _not_finite(model.state_dict())
     if bad:
-        return [*lines, f"the weights themselves are not finite: {_list(bad)}; an earlier step wrote them"]
+        more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
+        return [
+            *lines,
+            f"the weights themselves are not finite: {', '.join(bad[:5])}{more}; an earlier step wrote them",
+        ]
     for _, target in samples:
         if not bool(torch.isfinite(target["boxes"]).all()):
             lines.append(f"boxes of image {target['image_id']} are not finite: {target['boxes'].tolist()}")
-    set_random(state["random"], device)
-    return lines + _passes(model, samples, state["batch_size"], device, precision)
+    # the generators as they were before the step, so that dropout falls on the same numbers
+    torch.set_rng_state(state["random"]["torch"])
+    if state["random"]["cuda"] is not None and device.type == "cuda":
+        torch.cuda.set_rng_state(state["random"]["cuda"], device)
+    criterion = create_criterion(model)
+    box_counts = [len(target["labels"]) for _, target in samples]
+    model.train()
+    for start in range(0, len(samples), state["batch_size"]):
+        part = samples[start : start + state["batch_size"]]
+        lines.append(f"images {_ids(part)}: {_do_again(model, criterion, part, box_counts, device, precision)}")
+    return lines
+
+
+def _ids(samples: list[Sample]) -> str:
+    return ", ".join(str(target["image_id"]) for _, target in samples)
 
 
 def _backend(asked: str, recorded: str, device: torch.device) -> str:
@@ -74,94 +91,53 @@ def _backend(asked: str, recorded: str, device: torch.device) -> str:
         return settle_backend(device, "auto")
 
 
-def set_random(state: dict[str, Any], device: torch.device) -> None:
-    """The generators as they were before the step, so that dropout falls on the same numbers."""
-    torch.set_rng_state(state["torch"])
-    if state["cuda"] is not None and device.type == "cuda":
-        torch.cuda.set_rng_state(state["cuda"], device)
+def _do_again(
+    model: Detector,
+    criterion: Any,
+    samples: list[Sample],
+    box_counts: list[int],
+    device: torch.device,
+    precision: str,
+) -> str:
+    """What a forward and a backward pass find."""
+    images, targets = to_device(samples, device, model.dtype)
+    model.zero_grad(set_to_none=True)
+    names = {module: name for name, module in model.named_modules()}
+    first: list[str] = []  # the innermost first
+    bad: list[str] = []  # in the backward pass's order
 
+    def look(module: nn.Module, arguments: Any, output: Any) -> None:
+        parts = output if isinstance(output, list | tuple) else [output]
+        if module in names and any(isinstance(part, Tensor) and not bool(part.isfinite().all()) for part in parts):
+            first.append(names[module])
 
-def _passes(model: Detector, samples: list[Sample], batch_size: int, device: torch.device, precision: str) -> list[str]:
-    """Forward and backward in the passes of the run, each told."""
-    criterion = create_criterion(model)
-    box_counts = [len(target["labels"]) for _, target in samples]
-    lines: list[str] = []
-    model.train()
-    for start in range(0, len(samples), batch_size):
-        part = samples[start : start + batch_size]
-        name = f"images {', '.join(str(target['image_id']) for _, target in part)}"
-        images, targets = to_device(part, device, model.dtype)
-        model.zero_grad(set_to_none=True)
-        with _first_not_finite(model) as first, autocast(device, precision):
-            outputs = model(images)
-        if first:
-            lines.append(f"{name}: the first that is not finite in the forward pass is the output of {first[0]}")
-            continue
-        try:
-            losses = criterion(outputs, targets, box_counts=box_counts)
-        except NonFiniteCostError as error:
-            lines.append(f"{name}: {error}")
-            continue
-        weights = criterion.weight_dict
-        odd = [term for term in losses if not bool(torch.isfinite(losses[term]))]
-        if odd:
-            lines.append(f"{name}: the forward pass is finite, and these losses are not: {', '.join(odd)}")
-            continue
-        total: Tensor = sum((losses[term] * weight for term, weight in weights.items()), torch.zeros(()))
-        with _first_bad_gradient(model) as bad:
-            total.backward()
-        told = f"gradients are not finite, the first in the backward pass that of {bad[0]}" if bad else "all is finite"
-        lines.append(f"{name}: loss {float(total.detach()):.4g}; {told}")
-    return lines
+    def look_at_gradient(name: str, parameter: Tensor) -> None:
+        if parameter.grad is not None:
+            bad.extend(_not_finite({name: parameter.grad}))
 
-
-@contextmanager
-def _first_not_finite(model: nn.Module) -> Iterator[list[str]]:
-    """Yields a list that gets the names of modules whose outputs are not finite, the innermost first."""
-    found: list[str] = []
-
-    def watch(name: str, module: nn.Module) -> RemovableHandle:
-        def look(module: nn.Module, arguments: Any, output: Any) -> None:
-            parts = output if isinstance(output, list | tuple) else [output]
-            if any(isinstance(part, Tensor) and not bool(part.isfinite().all()) for part in parts):
-                found.append(name)
-
-        return module.register_forward_hook(look)
-
-    hooks = [watch(name, module) for name, module in model.named_modules()]
+    with register_module_forward_hook(look), autocast(device, precision):
+        outputs = model(images)
+    if first:
+        return f"the first that is not finite in the forward pass is the output of {first[0]}"
     try:
-        yield found
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-@contextmanager
-def _first_bad_gradient(model: nn.Module) -> Iterator[list[str]]:
-    """Yields a list that gets the names of parameters whose gradients are not finite, in the backward pass's order."""
-    found: list[str] = []
-
-    def watch(name: str, parameter: nn.Parameter) -> RemovableHandle:
-        def look(parameter: Tensor) -> None:
-            if parameter.grad is not None:
-                found.extend(_not_finite({name: parameter.grad}))
-
-        return parameter.register_post_accumulate_grad_hook(look)
-
-    hooks = [watch(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    try:
-        yield found
-    finally:
-        for hook in hooks:
-            hook.remove()
+        losses = criterion(outputs, targets, box_counts=box_counts)
+    except NonFiniteCostError as error:
+        return str(error)
+    odd = _not_finite(losses)
+    if odd:
+        return f"the forward pass is finite, and these losses are not: {', '.join(odd)}"
+    total: Tensor = sum((losses[term] * weight for term, weight in criterion.weight_dict.items()), torch.zeros(()))
+    with ExitStack() as hooks:
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                hooks.enter_context(parameter.register_post_accumulate_grad_hook(partial(look_at_gradient, name)))
+        total.backward()
+    told = f"gradients are not finite, the first in the backward pass that of {bad[0]}" if bad else "all is finite"
+    return f"loss {float(total.detach()):.4g}; {told}"
 
 
 def _not_finite(tensors: dict[str, Tensor]) -> list[str]:
     return [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]
-
-
-def _list(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _draw(samples: list[Sample], categories: list[dict[str, Any]], out: Path) -> Iterator[Path]:

@@ -5,10 +5,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+import torch
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
+from torchvision.transforms.v2 import functional as F
+from torchvision.utils import make_grid
 
 from ...common.files import write_json
+from ...common.text import counted
 from ...models.layers.boxes import cxcywh_to_xyxy
 from ..config.options import Loading
 from ..data.dataset import CocoDetection, Sample
@@ -27,11 +31,7 @@ def draw_samples(data: CocoDetection, count: int, repeat: int, seed: int) -> lis
     """``count`` images of the data set, taken at random, ``repeat`` times each, one after the other."""
     _, firsts = np.unique(data.rows, return_index=True)  # overfitting offers an image many times
     items = np.sort(np.random.default_rng(seed).permutation(firsts)[:count]).tolist()
-    samples = []
-    for item in items:
-        for epoch in range(repeat):
-            samples.append(data[epoch, item])
-    return samples
+    return [data[epoch, item] for item in items for epoch in range(repeat)]
 
 
 def draw_sheet(
@@ -45,24 +45,18 @@ def draw_sheet(
         repeat: how many.
         sigma: of the Gaussian maps that are drawn beside the boxes; None for no maps.
     """
-    cells = [draw_cell(names, sample) for sample in samples]
-    columns = repeat if repeat > 1 else max(1, round(math.sqrt(1.3 * len(cells))))
-    if sigma is not None:
-        cells = [
-            cell for pair in zip(cells, (draw_gaussians(one, sigma) for one in samples), strict=True) for cell in pair
-        ]
-        columns = 2 * (columns if repeat > 1 else max(1, round(math.sqrt(0.65 * len(samples)))))
-    lines = -(-len(cells) // columns)
-    width, height = columns * (CELL + GAP) + GAP, lines * (CELL + CAPTION + GAP) + GAP
+    cells = [[draw_cell(names, one), *([] if sigma is None else [draw_gaussians(one, sigma)])] for one in samples]
+    each = len(cells[0])
+    columns = each * (repeat if repeat > 1 else max(1, round(math.sqrt(1.3 / each * len(samples)))))
+    flat = torch.stack([F.pil_to_tensor(cell) for pair in cells for cell in pair])
+    sheet = F.to_pil_image(make_grid(flat, nrow=columns, padding=GAP, pad_value=255))
+    if sigma is None:
+        return sheet
     labels = sorted({label for _, target in samples for label in target["labels"].tolist()})
-    scale = None if sigma is None else draw_scale(labels, [names[label] for label in labels], width)
-    sheet = Image.new("RGB", (width, height + (scale.height if scale else 0)), (255, 255, 255))
-    for place, cell in enumerate(cells):
-        y, x = divmod(place, columns)
-        sheet.paste(cell, (GAP + x * (CELL + GAP), GAP + y * (CELL + CAPTION + GAP)))
-    if scale:
-        sheet.paste(scale, (0, height))
-    return sheet
+    scale = draw_scale(labels, [names[label] for label in labels], sheet.width)
+    whole = ImageOps.expand(sheet, (0, 0, 0, scale.height))
+    whole.paste(scale, (0, sheet.height))
+    return whole
 
 
 def draw_cell(names: Sequence[str], sample: Sample) -> Image.Image:
@@ -75,7 +69,7 @@ def draw_cell(names: Sequence[str], sample: Sample) -> Image.Image:
     boxes.sort(key=lambda box: (box.xyxy[0] - box.xyxy[2]) * (box.xyxy[3] - box.xyxy[1]))
     nameless = draw_on(picture, boxes, font_size=FONT_SIZE, line=2)
     height, width = pixels.shape[-2:]
-    caption = f"image {target['image_id']}: {width} x {height}, {len(boxes)} box{'es' * (len(boxes) != 1)}"
+    caption = f"image {target['image_id']}: {width} x {height}, {counted(len(boxes), 'box')}"
     if nameless:
         caption += f", {nameless} without room for a name"
     return _captioned(picture, caption)
@@ -92,25 +86,20 @@ def draw_gaussians(sample: Sample, sigma: float) -> Image.Image:
 
 def _fitted(pixels: Tensor) -> Image.Image:
     """(3, H, W) as large as a cell allows."""
-    height, width = pixels.shape[-2:]
-    scale = CELL / max(height, width)
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
     # enlarged, pixels stay squares that can be counted
-    kernel = Image.Resampling.NEAREST if scale > 2 else Image.Resampling.LANCZOS
-    return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy()).resize(size, kernel)
+    kernel = Image.Resampling.NEAREST if 2 * max(pixels.shape) < CELL else Image.Resampling.LANCZOS
+    return ImageOps.contain(F.to_pil_image(pixels), (CELL, CELL), kernel)
 
 
 def _captioned(picture: Image.Image, caption: str) -> Image.Image:
-    cell = Image.new("RGB", (CELL, CELL + CAPTION), (236, 236, 236))
-    cell.paste(picture, ((CELL - picture.width) // 2, (CELL - picture.height) // 2))
-    draw = ImageDraw.Draw(cell)
-    draw.rectangle((0, CELL, CELL, CELL + CAPTION), fill=(255, 255, 255))
-    draw.text((2, CELL + 4), caption, fill=(0, 0, 0), font=ImageFont.load_default(FONT_SIZE))
+    square = ImageOps.pad(picture, (CELL, CELL), color=(236, 236, 236))
+    cell = ImageOps.expand(square, (0, 0, 0, CAPTION), (255, 255, 255))
+    ImageDraw.Draw(cell).text((2, CELL + 4), caption, fill=(0, 0, 0), font=ImageFont.load_default(FONT_SIZE))
     return cell
 
 
-def show(options: ShowOptions) -> CocoDetection:
-    """Writes the pictures and the numbers to the folder, and prints the table."""
+def run(options: ShowOptions) -> int:
+    """``msdeform data show``: writes the pictures and the numbers to the folder, and prints the table."""
     data = (
         training_data(options.source, options.input, Loading(), options.seed, progress=options.progress)
         if options.split == "train"
@@ -121,10 +110,12 @@ def show(options: ShowOptions) -> CocoDetection:
     samples = draw_samples(data, options.count, options.repeat, options.seed)
     named = options.source.data or data.annotations.path
     out = options.out or Path("runs", "data", named.resolve().stem)
-    images, charts, numbers = (out / name for name in ("images.png", "statistics.png", "statistics.json"))
+    images, charts, numbers, maps = (
+        out / name for name in ("images.png", "statistics.png", "statistics.json", "gaussians.npz")
+    )
     save_picture(draw_sheet(names, samples, options.repeat, options.sigma if options.gaussian else None), images)
     if options.gaussian:
-        save_maps(samples, options.sigma, out / "gaussians.npz")
+        save_maps(samples, options.sigma, maps)
     draw_charts(found, data, charts)
     write_json(numbers, found)
     print_table(found)
@@ -132,12 +123,6 @@ def show(options: ShowOptions) -> CocoDetection:
         print(line)
     print(f"images with their boxes: {images}")
     if options.gaussian:
-        print(f"the Gaussian maps:       {out / 'gaussians.npz'}")
+        print(f"the Gaussian maps:       {maps}")
     print(f"classes and sizes:       {charts}, {numbers}")
-    return data
-
-
-def run(options: ShowOptions) -> int:
-    """``msdeform data show``."""
-    show(options)
     return 0

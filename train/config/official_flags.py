@@ -7,120 +7,82 @@ import dataclasses
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from ...models.catalog import MODELS, config_of
+from .options import parse_overrides
 
 BASE_MODEL = "deformable_detr_r50"  # what the official defaults make
 
-
-@dataclass(frozen=True)
-class Flag:
-    """An official flag, by its official name.
-
-    At most one of ``ours`` and ``override`` is given; with neither there is nothing here, and ``note`` says why.
-    """
-
-    name: str
-    ours: str | None = None
-    """Words of our command line; the value follows, unless they hold one."""
-    override: str | None = None
-    """Field of the model's configuration; the value follows =, unless it is there."""
-    note: str = ""
-    switch: bool = False
-    """Takes no value."""
-
-    @property
-    def answer(self) -> str:
-        """Ours, in words."""
-        if self.ours is not None:
-            return self.ours
-        if self.override is not None:
-            return f"--override {self.override}" + ("" if "=" in self.override else "=VALUE")
-        return "none"
-
-
-_SEGMENTATION = "boxes only, no masks"
-_FIXED = "the published weight is fixed, in models/losses/criterion.py"
-_UNREAD = "the official code does not read it either"
-_LAUNCHER = "torchrun and srun say so"
-
-FLAGS = (
-    Flag("lr", "--lr", note="DETR's is 1e-4"),
-    Flag("lr_backbone_names", note="fixed: the backbone, by the official name backbone.0"),
-    Flag("lr_backbone", "--lr-backbone", note="DETR's is 1e-5"),
-    Flag("lr_linear_proj_names", note="fixed: reference_points and sampling_offsets, as its default"),
-    Flag("lr_linear_proj_mult", "--lr-factor-offsets"),
-    Flag("batch_size", "--batch-size", note="on a device; --total-batch-size is reached by adding up gradients"),
-    Flag("weight_decay", "--weight-decay"),
-    Flag("epochs", "--epochs", note="DETR's is 300"),
-    Flag("lr_drop", "--lr-drop", note="one drop; officially one after every so many epochs"),
-    Flag("lr_drop_epochs", note=_UNREAD),
-    Flag("clip_max_norm", "--clip"),
-    Flag("sgd", note="AdamW is the one optimizer, as published", switch=True),
-    Flag("with_box_refine", override="with_box_refine=true", note="or --model deformable_detr_r50_refine", switch=True),
-    Flag("two_stage", override="two_stage=true", note="or --model deformable_detr_r50_two_stage", switch=True),
-    Flag("frozen_weights", note=_SEGMENTATION),
-    Flag("backbone", override="backbone", note="or a --model with r101 in its name"),
-    Flag("dilation", override="dilation=true", note="or a --model with dc5 in its name", switch=True),
-    Flag("position_embedding", override="position_embedding"),
-    Flag("position_embedding_scale", note=f"2π; {_UNREAD}"),
-    Flag("num_feature_levels", override="num_feature_levels"),
-    Flag("enc_layers", override="enc_layers"),
-    Flag("dec_layers", override="dec_layers"),
-    Flag("dim_feedforward", override="dim_feedforward"),
-    Flag("hidden_dim", override="hidden_dim"),
-    Flag("dropout", override="dropout"),
-    Flag("nheads", override="nheads"),
-    Flag("num_queries", override="num_queries"),
-    Flag("dec_n_points", override="dec_n_points"),
-    Flag("enc_n_points", override="enc_n_points"),
-    Flag("pre_norm", override="pre_norm=true", note="DETR's main.py alone", switch=True),
-    Flag("masks", note=_SEGMENTATION, switch=True),
-    Flag("no_aux_loss", override="aux_loss=false", switch=True),
-    Flag("set_cost_class", note=_FIXED),
-    Flag("set_cost_bbox", note=_FIXED),
-    Flag("set_cost_giou", note=_FIXED),
-    Flag("mask_loss_coef", note=_SEGMENTATION),
-    Flag("dice_loss_coef", note=_SEGMENTATION),
-    Flag("cls_loss_coef", note=_FIXED),
-    Flag("bbox_loss_coef", note=_FIXED),
-    Flag("giou_loss_coef", note=_FIXED),
-    Flag("focal_alpha", note="fixed at the published 0.25"),
-    Flag("eos_coef", note="DETR's main.py alone; fixed at the published 0.1"),
-    Flag("dataset_file", note="COCO's format and YOLO's are told apart by what --data holds"),
-    Flag("coco_path", "--data"),
-    Flag("coco_panoptic_path", note=_SEGMENTATION),
-    Flag("remove_difficult", note=_UNREAD, switch=True),
-    Flag("output_dir", "--out"),
-    Flag("device", "--device"),
-    Flag("seed", "--seed", note="the official one differs from process to process"),
-    Flag(
-        "resume",
-        "--resume",
-        note="a run of ours; from an official file, --init-from trains on and `msdeform eval "
-        "--checkpoint FILE --data DIR` evaluates",
+# official name -> words of our command line, with VALUE where the flag takes one, and a note; None where there is
+# nothing here, of which the note says why
+FLAGS: dict[str, tuple[str | None, str]] = {
+    "lr": ("--lr VALUE", "DETR's is 1e-4"),
+    "lr_backbone": ("--lr-backbone VALUE", "DETR's is 1e-5"),
+    "lr_linear_proj_mult": ("--lr-factor-offsets VALUE", ""),
+    "batch_size": ("--batch-size VALUE", "on a device; --total-batch-size is reached by adding up gradients"),
+    "weight_decay": ("--weight-decay VALUE", ""),
+    "epochs": ("--epochs VALUE", "DETR's is 300"),
+    "lr_drop": ("--lr-drop VALUE", "one drop; officially one after every so many epochs"),
+    "clip_max_norm": ("--clip VALUE", ""),
+    "with_box_refine": ("--override with_box_refine=true", "or --model deformable_detr_r50_refine"),
+    "two_stage": ("--override two_stage=true", "or --model deformable_detr_r50_two_stage"),
+    "backbone": ("--override backbone=VALUE", "or a --model with r101 in its name"),
+    "dilation": ("--override dilation=true", "or a --model with dc5 in its name"),
+    **{
+        name: (f"--override {name}=VALUE", "")
+        for name in (
+            *("position_embedding", "num_feature_levels", "enc_layers", "dec_layers", "dim_feedforward", "hidden_dim"),
+            *("dropout", "nheads", "num_queries", "dec_n_points", "enc_n_points"),
+        )
+    },
+    "pre_norm": ("--override pre_norm=true", "DETR's main.py alone"),
+    "no_aux_loss": ("--override aux_loss=false", ""),
+    "coco_path": ("--data VALUE", ""),
+    "output_dir": ("--out VALUE", ""),
+    "device": ("--device VALUE", ""),
+    "seed": ("--seed VALUE", "the official one differs from process to process"),
+    "resume": (
+        "--resume VALUE",
+        "a run of ours; from an official file, --init-from trains on and `msdeform eval --checkpoint FILE --data DIR` "
+        "evaluates",
     ),
-    Flag("start_epoch", note="the checkpoint knows where it stopped"),
-    Flag("eval", "--eval", switch=True),
-    Flag("num_workers", "--workers"),
-    Flag("cache_mode", "--cache-images files", switch=True),
-    Flag("world_size", note=f"DETR's main.py alone; {_LAUNCHER}"),
-    Flag("dist_url", note=f"DETR's main.py alone; {_LAUNCHER}"),
-)
-BY_NAME = {flag.name: flag for flag in FLAGS}
+    "eval": ("--eval", ""),
+    "num_workers": ("--workers VALUE", ""),
+    "cache_mode": ("--cache-images files", ""),
+    "lr_backbone_names": (None, "fixed: the backbone, by the official name backbone.0"),
+    "lr_linear_proj_names": (None, "fixed: reference_points and sampling_offsets, as its default"),
+    **dict.fromkeys(("lr_drop_epochs", "remove_difficult"), (None, "the official code does not read it either")),
+    "position_embedding_scale": (None, "2π; the official code does not read it either"),
+    "sgd": (None, "AdamW is the one optimizer, as published"),
+    **dict.fromkeys(
+        ("frozen_weights", "masks", "mask_loss_coef", "dice_loss_coef", "coco_panoptic_path"),
+        (None, "boxes only, no masks"),
+    ),
+    **dict.fromkeys(
+        ("set_cost_class", "set_cost_bbox", "set_cost_giou", "cls_loss_coef", "bbox_loss_coef", "giou_loss_coef"),
+        (None, "the published weight is fixed, in models/losses/criterion.py"),
+    ),
+    "focal_alpha": (None, "fixed at the published 0.25"),
+    "eos_coef": (None, "DETR's main.py alone; fixed at the published 0.1"),
+    "dataset_file": (None, "COCO's format and YOLO's are told apart by what --data holds"),
+    "start_epoch": (None, "the checkpoint knows where it stopped"),
+    **dict.fromkeys(("world_size", "dist_url"), (None, "DETR's main.py alone; torchrun and srun say so")),
+}
 
 
 def counterpart(name: str) -> str | None:
     """For an official name that is not ours, what is here instead, as half a sentence; None for any other name."""
-    flag = BY_NAME.get(name.lstrip("-").replace("-", "_"))
-    if flag is None or flag.ours == _dashed(flag.name):
+    name = name.lstrip("-").replace("-", "_")
+    if name not in FLAGS:
         return None
-    if flag.answer == "none":
-        return f"the official --{flag.name} has no counterpart here: {flag.note}"
-    alternative = f", {flag.note}" if flag.note.startswith("or ") else ""
-    return f"the official --{flag.name} is {flag.answer} here{alternative}"
+    ours, note = FLAGS[name]
+    if ours is None:
+        return f"the official --{name} has no counterpart here: {note}"
+    ours = ours.removesuffix(" VALUE")
+    if ours == f"--{name.replace('_', '-')}":
+        return None
+    return f"the official --{name} is {ours} here{f', {note}' if note.startswith('or ') else ''}"
 
 
 def translate(words: Sequence[str]) -> list[str]:
@@ -131,45 +93,29 @@ def translate(words: Sequence[str]) -> list[str]:
     Raises:
         ValueError: a flag that is not an official one, lacks its value, or has no counterpart; a model that cannot be.
     """
-    ours: list[str] = []
-    overrides: dict[str, str] = {}
+    translated: list[str] = []
+    overrides: list[str] = []
     queue = list(words)
     while queue:
         word, _, value = queue.pop(0).partition("=")
-        flag = BY_NAME.get(word.removeprefix("--"))
-        if flag is None or not word.startswith("--"):
+        name = word.removeprefix("--")
+        if name not in FLAGS or not word.startswith("--"):
             raise ValueError(f"{word}: expected a flag of the official main.py")
-        if flag.answer == "none":
-            raise ValueError(counterpart(flag.name))
-        if not flag.switch and not value:
+        ours, _ = FLAGS[name]
+        if ours is None:
+            raise ValueError(counterpart(name))
+        if "VALUE" in ours and not value:
             if not queue:
                 raise ValueError(f"{word}: expected a value")
             value = queue.pop(0)
-        if flag.override is None:
-            ours += [*flag.answer.split(), *([] if flag.switch else [value])]
+        first, *rest = (part.replace("VALUE", value) for part in ours.split())
+        if first == "--override":
+            overrides += rest
         else:
-            field, _, fixed = flag.override.partition("=")
-            overrides[field] = fixed or value
-    return ["--model", *_model(overrides), *ours]
-
-
-def _model(overrides: dict[str, str]) -> list[str]:
-    from ..engine.build import parse_overrides
-
-    words = tuple(f"{name}={value}" for name, value in overrides.items())
-    config = dataclasses.replace(config_of(BASE_MODEL), **parse_overrides(words))
-    named = [name for name, each in MODELS.items() if each == config]
-    return named[:1] if named else [BASE_MODEL, "--override", *words]
-
-
-def markdown() -> str:
-    """The table that docs/training.md holds."""
-    rows = [f"| `--{flag.name}` | `{flag.answer}` | {flag.note} |".replace("`none`", "none") for flag in FLAGS]
-    return "\n".join(["| official | here | |", "|---|---|---|", *rows])
-
-
-def _dashed(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
+            translated += [first, *rest]
+    config = dataclasses.replace(config_of(BASE_MODEL), **parse_overrides(tuple(overrides)))
+    named = next((name for name, each in MODELS.items() if each == config), None)
+    return ["--model", *([named] if named else [BASE_MODEL, "--override", *overrides]), *translated]
 
 
 if __name__ == "__main__":

@@ -29,8 +29,7 @@ from ...kernels.diagnostics.options import AttnBackend
 from ...models.catalog import ModelName, config_of
 from ...models.configs import check_fields
 from ...models.inference.image_size import Size
-from ..data.layouts import KNOWN, find_split
-from ..data.layouts import described as contents
+from ..data.layouts import SplitName, find_split
 
 T = TypeVar("T")
 Rate = Annotated[float, AtLeast(0)]
@@ -51,71 +50,30 @@ class Source:
     val_annotations: ReadFile | None = None
     """Annotation file of the validation images, instead of --data's."""
 
-    def split(self, name: Literal["train", "val"]) -> "Split":
-        """A split's files, which exist.
+    def split(self, name: SplitName) -> tuple[Path, Path]:
+        """A split's files, which exist: the folder that names of images are relative to, and the annotation file.
 
         Raises:
-            ValueError: not named.
+            ValueError: not named, or the split is not in --data.
             FileNotFoundError: named, and not there.
         """
         images, annotations = getattr(self, f"{name}_images"), getattr(self, f"{name}_annotations")
         both = f"both --{name}-images DIR and --{name}-annotations FILE"
-        if self.data is None and (images is None or annotations is None):
-            raise ValueError(
-                f"no {name} data: name a COCO-format folder with --data DIR, a YOLO data set with --data data.yaml, "
-                f"or {both}"
-            )
-        if self.data is not None:
-            if images is None and annotations is None and self.data.is_dir():
-                found = find_split(self.data, name)
-                if found is not None:
-                    return Split(name, *found, yolo=False)
-            described = _data_yaml(self.data)
-            if described is not None and images is None and annotations is None:
-                return Split(name, described.parent, described, yolo=True)
-            if described is not None and (images is None or annotations is None):
-                raise ValueError(f"{described} is a YOLO data set: name {both} beside it, or neither")
-            images = images or self.data / f"{name}2017"
-            annotations = annotations or self.data / "annotations" / f"instances_{name}2017.json"
-        if not annotations.is_file():
-            if self.data is not None and not (self.data / "annotations").is_dir():
-                raise FileNotFoundError(
-                    f"data: expected the layout of {KNOWN}; {self.data} holds {contents(self.data)}"
+        if images is None or annotations is None:
+            if self.data is None:
+                raise ValueError(
+                    f"no {name} data: name a COCO-format folder with --data DIR, a YOLO data set with --data "
+                    f"data.yaml, or {both}"
                 )
+            found = find_split(self.data, name, annotations)
+            if found[1].suffix in (".yaml", ".yml") and (images or annotations):
+                raise ValueError(f"{found[1]} is a YOLO data set: name {both} beside it, or neither")
+            images, annotations = images or found[0], annotations or found[1]
+        if not annotations.is_file():
             raise FileNotFoundError(f"annotation file {annotations} does not exist")
         if not images.is_dir():
             raise FileNotFoundError(f"image folder {images} does not exist")
-        return Split(name, images, annotations, yolo=False)
-
-
-@dataclass(frozen=True)
-class Split:
-    """Where the images of training or of validation are."""
-
-    name: Literal["train", "val"]
-    images: Path
-    """The folder that names of images are relative to."""
-    annotations: Path
-    """COCO's annotation file, or a YOLO data set's data.yaml."""
-    yolo: bool
-
-
-def _data_yaml(data: Path) -> Path | None:
-    """The data.yaml that --data is, or holds; None where it is laid out as COCO's."""
-    if data.is_file():
-        if data.suffix not in (".yaml", ".yml"):
-            raise ValueError(f"data: expected a COCO-format folder or a YOLO data.yaml, got the file {data}")
-        return data
-    if not data.is_dir():
-        raise FileNotFoundError(f"data directory {data} does not exist")
-    if (data / "annotations").is_dir():
-        return None
-    found = sorted(file for file in data.iterdir() if file.suffix in (".yaml", ".yml"))
-    named = [file for file in found if file.stem == "data"]
-    if len(found) > 1 and not named:
-        names = ", ".join(file.name for file in found)
-        raise ValueError(f"data: expected one data.yaml in {data}, found {names}; name the one that is meant")
-    return next(iter(named or found), None)
+        return images, annotations
 
 
 @dataclass(frozen=True)
@@ -358,18 +316,8 @@ docs/training.md explains all of it."""
 
 
 def to_plain(options: Any) -> dict[str, Any]:
-    """A (nested) dataclass as plain values, for JSON and checkpoints."""
-    return {
-        f.name: to_plain(value) if dataclasses.is_dataclass(value) else _plain(value)
-        for f in dataclasses.fields(options)
-        for value in [getattr(options, f.name)]
-    }
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Path):
-        return str(value)
-    return list(value) if isinstance(value, tuple) else value
+    """A (nested) dataclass as plain values, for JSON and checkpoints: text for paths, lists for tuples."""
+    return json.loads(json.dumps(dataclasses.asdict(options), default=str))
 
 
 def from_plain(kind: type[T], plain: dict[str, Any]) -> T:

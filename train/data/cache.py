@@ -51,16 +51,19 @@ class ImageCache:
         self.kind = kind
         self.oriented = oriented
         self._sizes = np.asarray(sizes, dtype=np.int64).reshape(-1, 2)
-        if kind == "pixels":
-            lengths = 3 * self._sizes.prod(1)
-        else:
-            lengths = np.array([path.stat().st_size for path in paths], dtype=np.int64)
-        self._first = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        refuse_too_large(kind, len(paths) * processes, self.nbytes * processes)
+        lengths = 3 * self._sizes.prod(1) if kind == "pixels" else [path.stat().st_size for path in paths]
+        self._first = np.cumsum([0, *lengths], dtype=np.int64)
+        free, needed = free_memory(), self.nbytes * processes
+        if free and needed > SHARE_OF_MEMORY * min(free.values()):
+            place = min(free, key=lambda name: free[name])
+            raise ValueError(
+                f"cache-images {kind}: {len(paths) * processes} images take {needed / MEGABYTE:,.0f} MB, but {place} "
+                f"has {free[place] / MEGABYTE:,.0f} MB free; take --cache-images "
+                f"{'files or none' if kind == 'pixels' else 'none'}"
+            )
         self._bytes = torch.empty(self.nbytes, dtype=torch.uint8).share_memory_()
-        keep = self._keep_pixels if kind == "pixels" else self._keep_file
-        numbered = list(enumerate(paths))
-        self._there = np.array(in_threads("caching images", keep, numbered, shown=progress), dtype=bool)
+        there = in_threads("caching images", self._keep, list(enumerate(paths)), shown=progress)
+        self._there = np.array(there, dtype=bool)
 
     @property
     def nbytes(self) -> int:
@@ -90,34 +93,20 @@ class ImageCache:
             raise BadImageError(f"image {path} cannot be decoded: it is in no format that Pillow knows") from error
         return read_image(file, name=f"image {path}", oriented=self.oriented)
 
-    def _keep_file(self, numbered: tuple[int, Path]) -> bool:
+    def _keep(self, numbered: tuple[int, Path]) -> bool:
         slot, path = numbered
-        kept = self._bytes[self._first[slot] : self._first[slot + 1]].numpy()
-        with open(path, "rb") as file:
-            return file.readinto(memoryview(kept)) == len(kept)
-
-    def _keep_pixels(self, numbered: tuple[int, Path]) -> bool:
-        slot, path = numbered
+        kept = self._bytes[self._first[slot] : self._first[slot + 1]]
+        if self.kind == "files":
+            with open(path, "rb") as file:
+                return file.readinto(memoryview(kept.numpy())) == len(kept)
         try:
             image = read_image(path, oriented=self.oriented)
         except (BadImageError, FileNotFoundError):
             return False
         if image.shape[1:] != tuple(self._sizes[slot]):
             return False
-        self._bytes[self._first[slot] : self._first[slot + 1]] = image.flatten()
+        kept[:] = image.flatten()
         return True
-
-
-def refuse_too_large(kind: Kept, n_images: int, needed: int) -> None:
-    """Raises ValueError: ``needed`` bytes do not fit into this machine's free memory."""
-    free = free_memory()
-    if not free or needed <= SHARE_OF_MEMORY * min(free.values()):
-        return
-    place = min(free, key=lambda name: free[name])
-    raise ValueError(
-        f"cache-images {kind}: {n_images} images take {needed / MEGABYTE:,.0f} MB, but {place} has "
-        f"{free[place] / MEGABYTE:,.0f} MB free; take --cache-images {'files or none' if kind == 'pixels' else 'none'}"
-    )
 
 
 def free_memory() -> dict[str, int]:

@@ -12,11 +12,9 @@ from torchvision import tv_tensors
 
 from ...common.parallel import in_threads
 from ...common.text import counted
-from ...models.inference.images import BadImageError
-from ...models.inference.images import read_image as read_any_image
+from ...models.inference.images import BadImageError, image_size, read_image
 from .annotations import Annotations, BadData, Category  # noqa: F401  # importers of the data set want categories, too
 from .cache import ImageCache
-from .image_header import image_size
 
 # images whose headers are read before a run; with bad data skipped, all are
 SAMPLED = 256
@@ -46,6 +44,8 @@ class CocoDetection(Dataset[Sample]):
         bad_data: "skip" leaves out images that are missing or of another size than the annotations say, from their
             headers, and lists them in ``annotations.dropped``; "fatal" raises for a missing file at once, and for
             another when it comes to it.
+        decode: with bad data skipped, decode every image once to find those to leave out: evaluation replaces no image
+            by another, and must know beforehand which it counts.
         cache: keep images in memory, shared by worker processes: "files" as they are, or "pixels", decoded.
         share: (rank, processes) on this machine: of the items, in their order, keep every processes-th from the
             rank-th on. Other items are read from the disk.
@@ -65,6 +65,7 @@ class CocoDetection(Dataset[Sample]):
         seed: int = 0,
         subset: Sequence[int] | np.ndarray | None = None,
         bad_data: BadData = "fatal",
+        decode: bool = False,
         cache: Literal["none", "files", "pixels"] = "none",
         share: tuple[int, int] = (0, 1),
         progress: bool = True,
@@ -78,14 +79,25 @@ class CocoDetection(Dataset[Sample]):
         self.rows = np.arange(len(annotations.images)) if subset is None else np.asarray(subset, dtype=np.int64)
         if not images.is_dir():
             raise FileNotFoundError(f"image folder {images} does not exist")
-        if bad_data == "skip":
-            self._leave_out("checking images", self._why_not_as_stated, progress)
-        else:
-            self._refuse_missing()
-            self._refuse_other_sizes()
         self.cache: ImageCache | None = None
+        if bad_data == "skip":
+            self._leave_out_bad(decode, progress)
+        else:
+            self._refuse_bad(progress)
         if cache != "none":
-            self._fill_cache(cache, share, progress)
+            rank, processes = share
+            rows = np.unique(self.rows[rank::processes])
+            entries = annotations.images
+            self._slots = np.full(len(entries), -1)
+            self._slots[rows] = np.arange(len(rows))
+            self.cache = ImageCache(
+                cache,
+                [images / entries[row].name for row in rows.tolist()],
+                np.stack([entries.heights[rows], entries.widths[rows]], 1),
+                oriented=annotations.yolo,
+                processes=processes,
+                progress=progress,
+            )
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -132,13 +144,6 @@ class CocoDetection(Dataset[Sample]):
         self._refuse_size(row, image.shape[1], image.shape[2])
         return image
 
-    def check_readable(self, *, progress: bool = True) -> None:
-        """Decodes every image once, and leaves out those that cannot be, listed in ``annotations.dropped``.
-
-        For evaluation, which replaces no image by another and must know beforehand which it counts.
-        """
-        self._leave_out("decoding images", self._why_not_readable, progress)
-
     def sentences(self) -> list[str]:
         """What a user should know of these data: what was left out, images without boxes, what is kept in memory."""
         rows = np.unique(self.rows)
@@ -162,21 +167,6 @@ class CocoDetection(Dataset[Sample]):
             ),
         }
 
-    def _fill_cache(self, kind: Literal["files", "pixels"], share: tuple[int, int], progress: bool) -> None:
-        rank, processes = share
-        rows = np.unique(self.rows[rank::processes])
-        images = self.annotations.images
-        self._slots = np.full(len(images), -1)
-        self._slots[rows] = np.arange(len(rows))
-        self.cache = ImageCache(
-            kind,
-            [self.folder / images[row].name for row in rows.tolist()],
-            np.stack([images.heights[rows], images.widths[rows]], 1),
-            oriented=self.annotations.yolo,
-            processes=processes,
-            progress=progress,
-        )
-
     def _refuse_size(self, row: int, height: int, width: int) -> None:
         entry = self.annotations.images[row]
         if (height, width) != (entry.height, entry.width):
@@ -187,55 +177,44 @@ class CocoDetection(Dataset[Sample]):
                 f"but {self.annotations.path} says {entry.width} and {entry.height}{exchanged} (image {entry.id})"
             )
 
-    def _refuse_other_sizes(self) -> None:
-        """Compares the headers of SAMPLED images, spread over all, with what the annotations say."""
-        rows = np.unique(self.rows)
-        for row in rows[np.linspace(0, len(rows) - 1, min(len(rows), SAMPLED)).astype(int)].tolist():
-            try:
-                size = image_size(self.folder / self.annotations.images[row].name, oriented=self.annotations.yolo)
-            except BadImageError:  # told when it comes to it
-                continue
-            self._refuse_size(row, *size)
+    def _header_size(self, row: int) -> tuple[int, int]:
+        return image_size(self.folder / self.annotations.images[row].name, oriented=self.annotations.yolo)
 
-    def _leave_out(self, what: str, why: Callable[[int], str | None], progress: bool) -> None:
+    def _leave_out_bad(self, decode: bool, progress: bool) -> None:
+        def why(row: int) -> str | None:
+            try:
+                if decode:
+                    self.pixels(row)
+                else:
+                    self._refuse_size(row, *self._header_size(row))
+            except (BadImageError, FileNotFoundError) as error:
+                return _with_id(error, int(self.annotations.images.ids[row]))
+            return None
+
         rows = np.unique(self.rows).tolist()
-        reasons = in_threads(what, why, rows, shown=progress)
+        reasons = in_threads("checking images", why, rows, shown=progress)
         bad = {row: reason for row, reason in zip(rows, reasons, strict=True) if reason is not None}
         self.annotations.dropped.images += bad.values()
         self.rows = self.rows[~np.isin(self.rows, list(bad))]
 
-    def _why_not_as_stated(self, row: int) -> str | None:
-        entry = self.annotations.images[row]
-        try:
-            size = image_size(self.folder / entry.name, oriented=self.annotations.yolo)
-            self._refuse_size(row, *size)
-        except (BadImageError, FileNotFoundError) as error:
-            return _with_id(error, entry.id)
-        return None
-
-    def _why_not_readable(self, row: int) -> str | None:
-        try:
-            self.pixels(row)
-        except (BadImageError, FileNotFoundError) as error:
-            return _with_id(error, int(self.annotations.images.ids[row]))
-        return None
-
-    def _refuse_missing(self) -> None:
-        present: dict[Path, set[str]] = {}
-        absent: list[int] = []
-        for row in self.rows.tolist():
-            path = self.folder / self.annotations.images[row].name
-            if path.parent not in present:  # a name may hold a subfolder
-                folder = path.parent
-                present[folder] = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
-            if path.name not in present[path.parent]:
-                absent.append(row)
-        if absent:
-            image = self.annotations.images[absent[0]]
+    def _refuse_bad(self, progress: bool) -> None:
+        """Looks for all files, and compares the headers of SAMPLED, spread over all, with what the annotations say."""
+        images, rows = self.annotations.images, np.unique(self.rows)
+        there = in_threads(
+            "looking for images", lambda row: (self.folder / images[row].name).is_file(), rows.tolist(), shown=progress
+        )
+        if not all(there):
+            image = images[rows[np.argmin(there)]]
             raise FileNotFoundError(
                 f"{self.folder / image.name} does not exist, but {self.annotations.path} lists it (image {image.id}); "
-                f"{len(absent)} of {len(self.rows)} images are missing"
+                f"{there.count(False)} of {len(rows)} images are missing"
             )
+        for row in rows[np.linspace(0, len(rows) - 1, min(len(rows), SAMPLED)).astype(int)].tolist():
+            try:
+                size = self._header_size(row)
+            except BadImageError:  # told when it comes to it
+                continue
+            self._refuse_size(row, *size)
 
 
 def _with_id(error: Exception, image_id: int) -> str:
@@ -247,14 +226,3 @@ def _with_id(error: Exception, image_id: int) -> str:
 def _mix(seed: int, epoch: int, index: int) -> int:
     """One 63-bit seed from three numbers."""
     return int(np.random.SeedSequence([seed, epoch, index]).generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
-def read_image(path: Path, *, oriented: bool = False) -> Tensor:
-    """Decodes an image file to (3, H, W) uint8 RGB, as `models.images.read_image` does but for its orientation tag.
-
-    Raises:
-        FileNotFoundError: no such file.
-        BadImageError: not an image, or a truncated one.
-    """
-    # COCO's boxes, widths and heights are those of the file's own pixels, whatever way up a viewer shows them
-    return read_any_image(path, oriented=oriented)

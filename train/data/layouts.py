@@ -1,11 +1,9 @@
-"""How data sets are laid out in a folder, as the tools that export them write it; one function for each layout."""
+"""How data sets are laid out in a folder, as the tools that export them write it."""
 
 from pathlib import Path
 from typing import Literal
 
 SplitName = Literal["train", "val"]
-# folder of the images, and annotation file
-Files = tuple[Path, Path]
 
 KNOWN = (
     "COCO (annotations/instances_train2017.json, train2017/), Roboflow's COCO (train/_annotations.coco.json), "
@@ -13,53 +11,53 @@ KNOWN = (
     "and YOLO (data.yaml)"
 )
 
+# annotation file and folder of images in each layout but YOLO's, and what stands for {} in a split; where CVAT's subset
+# has no folder of its own, all images are in the one above
+LAYOUTS = (
+    ("annotations/instances_{}2017.json", "{}2017"),
+    ("{}/_annotations.coco.json", "{}"),
+    ("annotations/instances_{}.json", "images/{}"),
+    ("ImageSets/Main/{}.txt", "JPEGImages"),
+)
+SUBSETS = {"train": ("train", "Train", "default"), "val": ("val", "valid", "Val", "Validation", "validation")}
 
-def find_split(data: Path, name: SplitName) -> Files | None:
-    """Images and annotations of a split that is not in COCO's own or YOLO's layout; None where no layout fits.
+
+def find_split(data: Path, name: SplitName, annotations: Path | None = None) -> tuple[Path, Path]:
+    """Folder of images, and annotation file, of a split; ``annotations`` where that is given instead.
 
     Raises:
-        ValueError: the layout fits, and this split is not there.
+        FileNotFoundError: no such folder, or no layout fits.
+        ValueError: the layout fits, and this split is not there; several descriptions of a YOLO data set; another file.
     """
-    for layout in (roboflow, cvat, voc):
-        splits = {split: layout(data, split) for split in ("train", "val")}
-        if splits[name] is not None:
-            return splits[name]
-        there = [split for split, files in splits.items() if files is not None]
-        if there:
-            raise ValueError(
-                f"data: {data} has no {name} images, only those of {there[0]}; export both splits, or name others "
-                f"with --{name}-images DIR and --{name}-annotations FILE"
-            )
+    if data.is_file():
+        if data.suffix not in (".yaml", ".yml"):
+            raise ValueError(f"data: expected a COCO-format folder or a YOLO data.yaml, got the file {data}")
+        return data.parent, data
+    if not data.is_dir():
+        raise FileNotFoundError(f"data directory {data} does not exist")
+    splits: dict[str, tuple[Path, Path]] = {}
+    for split, subsets in SUBSETS.items():
+        for file, folder in LAYOUTS:
+            for subset in subsets:
+                images, found = data / folder.format(subset), annotations or data / file.format(subset)
+                if annotations or found.is_file():
+                    splits.setdefault(split, (images if images.is_dir() or "/" not in folder else images.parent, found))
+    if name in splits:
+        return splits[name]
+    if splits:
+        raise ValueError(
+            f"data: {data} has no {name} images, only those of {next(iter(splits))}; export both splits, or name "
+            f"others with --{name}-images DIR and --{name}-annotations FILE"
+        )
     if (data / "annotations.xml").is_file():
         raise ValueError(f"data: {data / 'annotations.xml'} is CVAT's own format; export COCO 1.0 from CVAT instead")
-    return None
-
-
-def roboflow(data: Path, name: str) -> Files | None:
-    """Roboflow's COCO export: images and annotations in one folder for each split."""
-    for folder in ("train",) if name == "train" else ("valid", "val"):
-        if (file := data / folder / "_annotations.coco.json").is_file():
-            return file.parent, file
-    return None
-
-
-def cvat(data: Path, name: str) -> Files | None:
-    """CVAT's COCO 1.0 export; a task without subsets is of training."""
-    for subset in ("train", "Train", "default") if name == "train" else ("val", "Val", "Validation", "validation"):
-        file = data / "annotations" / f"instances_{subset}.json"
-        if file.is_file() and (data / "images").is_dir():
-            own = data / "images" / subset
-            return own if own.is_dir() else data / "images", file
-    return None
-
-
-def voc(data: Path, name: str) -> Files | None:
-    """Pascal VOC."""
-    file = data / "ImageSets" / "Main" / f"{name}.txt"
-    return (data / "JPEGImages", file) if file.is_file() and (data / "Annotations").is_dir() else None
-
-
-def described(folder: Path) -> str:
-    """What is in a folder, for a sentence: its first few entries."""
-    names = sorted(f"{entry.name}/" if entry.is_dir() else entry.name for entry in folder.iterdir())
-    return (", ".join(names[:8]) + (", ..." if len(names) > 8 else "")) or "nothing"
+    files = sorted(file for file in data.iterdir() if file.suffix in (".yaml", ".yml"))
+    named = [file for file in files if file.stem == "data"] or files
+    if len(named) > 1:
+        names = ", ".join(file.name for file in files)
+        raise ValueError(f"data: expected one data.yaml in {data}, found {names}; name the one that is meant")
+    if not named:
+        inside = sorted(f"{entry.name}/" if entry.is_dir() else entry.name for entry in data.iterdir())
+        holds = (", ".join(inside[:8]) + (", ..." if len(inside) > 8 else "")) or "nothing"
+        raise FileNotFoundError(f"data: expected the layout of {KNOWN}; {data} holds {holds}")
+    return data, named[0]

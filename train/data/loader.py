@@ -1,22 +1,23 @@
 """From a run's settings to batches of images and targets."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import count, islice
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from ...models.inference.image_size import Size
 from ...models.inference.images import normalise
-from ..config.options import Input, Loading, Source, Split
+from ..config.options import Input, Loading, Source
 from ..engine.signals import leave_to_parent
-from .annotations import Annotations, BadData, Category
-from .dataset import CocoDetection, Key, Sample
+from .annotations import Annotations, Category
+from .dataset import CocoDetection, Key, Sample, Target
+from .layouts import SplitName
 from .transforms import evaluation_transform, training_transform
-from .yolo import read_yolo
 
 # an epoch of so few images is over in a step; evaluation and checkpoints come once an epoch
 OVERFIT_PASSES = 20
@@ -61,45 +62,22 @@ class Order:
     def batches(self, epoch: int) -> list[list[int]]:
         """This process's part of every batch of an epoch."""
         order = np.random.default_rng([self.seed, epoch]).permutation(self.n_images)
-        if self.share[1] > 1:
-            return self._of_share(order)
+        index, parts = self.share
+        if parts > 1:
+            # processes of several machines with equal shares take turns, each what is its part of a batch
+            group, part = self.size // parts, self.total // self.size
+            mine = order[order % parts == index][self.rank // parts :: group]
+            return [mine[step * part : (step + 1) * part].tolist() for step in range(self.steps_per_epoch)]
         whole = [order[step * self.total : (step + 1) * self.total] for step in range(self.steps_per_epoch)]
         if self.shapes is not None:
             whole = [batch[np.argsort(self.shapes[batch], kind="stable")] for batch in whole]
         return [np.array_split(batch, self.size)[self.rank].tolist() for batch in whole]
 
-    def _of_share(self, order: np.ndarray) -> list[list[int]]:
-        index, count = self.share
-        mine = order[order % count == index]
-        # processes of several machines with equal shares take turns, each what is its part of a batch
-        group, part = self.size // count, self.total // self.size
-        mine = mine[self.rank // count :: group]
-        return [mine[step * part : (step + 1) * part].tolist() for step in range(self.steps_per_epoch)]
-
     def keys(self, start: int, end: int) -> Iterator[list[Key]]:
         """The batches of steps `start` to `end`, through epochs."""
-        epoch, skipped = divmod(start, self.steps_per_epoch)
-        left = end - start
-        while left > 0:
-            for batch in self.batches(epoch)[skipped:]:
-                if left == 0:
-                    return
-                yield [(epoch, index) for index in batch]
-                left -= 1
-            epoch, skipped = epoch + 1, 0
-
-
-class _Steps(Sampler[list[Key]]):
-    """The keys of the batches of steps `start` to `end`."""
-
-    def __init__(self, order: Order, start: int, end: int) -> None:
-        self._order, self._start, self._end = order, start, end
-
-    def __iter__(self) -> Iterator[list[Key]]:
-        return self._order.keys(self._start, self._end)
-
-    def __len__(self) -> int:
-        return max(0, self._end - self._start)
+        first = start // self.steps_per_epoch
+        endless = ([(epoch, index) for index in batch] for epoch in count(first) for batch in self.batches(epoch))
+        return islice(endless, start - first * self.steps_per_epoch, max(start, end) - first * self.steps_per_epoch)
 
 
 class LoadedBatch(NamedTuple):
@@ -138,22 +116,9 @@ def training_data(
         FileNotFoundError: a file that was named, or that the annotations list, does not exist.
         ValueError: wrong annotations, no image with a box, or images that do not fit into memory.
     """
-    split = source.split("train")
-    annotations = read_annotations(split, None, options.bad_data, progress=progress)
-    subset = np.tile(_overfit_rows(annotations, options.overfit), OVERFIT_PASSES) if options.overfit else None
-    data = CocoDetection(
-        split.images,
-        annotations,
-        training_transform("none" if options.overfit else options.augment, options.size),
-        seed=seed,
-        subset=subset,
-        bad_data=options.bad_data,
-        cache=loading.cache_images,
-        share=share,
-        progress=progress,
-    )
-    _require_boxes(data, split)
-    return data
+    transform = training_transform("none" if options.overfit else options.augment, options.size)
+    kept = {"seed": seed, "cache": loading.cache_images, "share": share}
+    return _data(source, "train", options, None, transform, OVERFIT_PASSES, progress=progress, **kept)
 
 
 def validation_data(
@@ -172,47 +137,36 @@ def validation_data(
     Raises:
         FileNotFoundError, ValueError: as training_data.
     """
-    split = source.split("train" if options.overfit else "val")
-    annotations = read_annotations(split, categories, options.bad_data, progress=progress)
-    subset = _overfit_rows(annotations, options.overfit) if options.overfit else None
-    data = CocoDetection(
-        split.images,
-        annotations,
-        evaluation_transform(size or options.size),
-        subset=subset,
-        bad_data=options.bad_data,
-        progress=progress,
-    )
-    if options.bad_data == "skip":
-        data.check_readable(progress=progress)
-    _require_boxes(data, split)
-    return data
+    split: SplitName = "train" if options.overfit else "val"
+    transform = evaluation_transform(size or options.size)
+    return _data(source, split, options, categories, transform, decode=True, progress=progress)
 
 
-def read_annotations(
-    split: Split, categories: list[Category] | None, bad_data: BadData, *, progress: bool = True
-) -> Annotations:
-    """A split's annotations, of either format; ``categories`` as Annotations.load has them."""
-    if split.yolo:
-        return read_yolo(split.annotations, split.name, categories, bad_data, progress=progress)
-    return Annotations.load(split.annotations, categories, bad_data)
-
-
-def _require_boxes(data: CocoDetection, split: Split) -> None:
+def _data(
+    source: Source,
+    split: SplitName,
+    options: Input,
+    categories: list[Category] | None,
+    transform: Callable[[Tensor, Target], Sample],
+    passes: int = 1,
+    **more: Any,
+) -> CocoDetection:
+    folder, file = source.split(split)
+    annotations = Annotations.load(file, categories, options.bad_data, split=split, progress=more["progress"])
+    boxes = np.diff(annotations.first)
+    subset = None
+    if options.overfit:
+        with_boxes = np.flatnonzero(boxes)[: options.overfit]
+        if len(with_boxes) < options.overfit:
+            raise ValueError(f"overfit: expected {options.overfit} images with boxes, {file} has {len(with_boxes)}")
+        subset = np.tile(with_boxes, passes)
+    data = CocoDetection(folder, annotations, transform, subset=subset, bad_data=options.bad_data, **more)
     if len(data) == 0:
-        raise ValueError(f"{split.annotations}: {split.name} has no images; {len(data.annotations.images)} are listed")
-    if not np.diff(data.annotations.first)[data.rows].any():
-        hint = "; labels are expected in labels/ beside images/" if split.yolo else ""
-        raise ValueError(
-            f"{split.annotations}: no annotated images: none of {len(data)} images of {split.name} has a box{hint}"
-        )
-
-
-def _overfit_rows(annotations: Annotations, count: int) -> list[int]:
-    with_boxes = np.flatnonzero(np.diff(annotations.first))[:count].tolist()
-    if len(with_boxes) < count:
-        raise ValueError(f"overfit: expected {count} images with boxes, {annotations.path} has {len(with_boxes)}")
-    return with_boxes
+        raise ValueError(f"{file}: {split} has no images; {len(boxes)} are listed")
+    if not boxes[data.rows].any():
+        hint = "; labels are expected in labels/ beside images/" if annotations.yolo else ""
+        raise ValueError(f"{file}: no annotated images: none of {len(data)} images of {split} has a box{hint}")
+    return data
 
 
 def _as_is(batch: Any) -> Any:
@@ -226,35 +180,25 @@ def _in_worker(number: int) -> None:
 def training_loader(
     data: CocoDetection, order: Order, loading: Loading, *, start: int, end: int, pin: bool = False
 ) -> DataLoader[Any]:
-    """The `LoadedBatch` of each of the steps `start` to `end`; workers live, and load ahead, through epochs.
+    """The `LoadedBatch` of each of the steps `start` to `end`, once; workers live, and load ahead, through epochs.
 
     `pin` makes tensors that travel to a CUDA device while it computes.
     """
-    ahead: dict[str, Any] = {"prefetch_factor": loading.prefetch} if loading.workers else {}
-    return DataLoader(
-        _BatchesByKeys(data),
-        batch_size=None,
-        sampler=_Steps(order, start, end),
-        num_workers=loading.workers,
-        collate_fn=_as_is,
-        # its own: a loader draws from the global one, which would shift dropout after resuming
-        generator=torch.Generator(),
-        worker_init_fn=_in_worker,
-        pin_memory=pin,
-        **ahead,
+    keys, prefetch = order.keys(start, end), loading.prefetch if loading.workers else None
+    return _loader(
+        _BatchesByKeys(data), loading.workers, batch_size=None, sampler=keys, pin_memory=pin, prefetch_factor=prefetch
     )
 
 
 def evaluation_loader(data: CocoDetection, batch_size: int, workers: int) -> DataLoader[Any]:
     """All images in their order."""
-    return DataLoader(
-        data,
-        batch_size=batch_size,
-        num_workers=workers,
-        collate_fn=_as_is,
-        generator=torch.Generator(),
-        worker_init_fn=_in_worker,
-    )
+    return _loader(data, workers, batch_size=batch_size)
+
+
+def _loader(data: Dataset[Any], workers: int, **how: Any) -> DataLoader[Any]:
+    # a generator of its own: a loader draws from the global one, which would shift dropout after resuming
+    own = torch.Generator()
+    return DataLoader(data, num_workers=workers, collate_fn=_as_is, generator=own, worker_init_fn=_in_worker, **how)
 
 
 def to_device(

@@ -15,43 +15,33 @@ from xml.etree import ElementTree
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".JPG", ".JPEG", ".PNG")
 
-SIDES = ("xmin", "ymin", "xmax", "ymax")
-
 
 def read_voc(path: Path) -> dict[str, Any]:
     """The images, annotations and categories of a split, ``ImageSets/Main/*.txt``; names are within JPEGImages.
 
     Raises:
-        FileNotFoundError: the list, an annotation or an image is not there.
+        FileNotFoundError: the list, or an annotation, is not there.
         ValueError: a wrong annotation, with its file.
     """
     root = path.parents[2]
-    folder = root / "Annotations"
     # the second word of a line, in lists of one class, says whether the class is there
     names = [line.split()[0] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    all_names = sorted(file.stem for file in folder.glob("*.xml"))
-    image_ids = {name: number for number, name in enumerate(all_names, start=1)}
-    missing = [name for name in names if name not in image_ids]
-    if missing:
-        raise FileNotFoundError(f"{folder / missing[0]}.xml does not exist, but {path} lists it")
-    files = {name: _parse(folder / f"{name}.xml") for name in all_names}
-    classes = sorted(
-        {_text(folder / f"{name}.xml", one, "name") for name in files for one in files[name].iter("object")}
-    )
-    category_ids = {name: number for number, name in enumerate(classes, start=1)}
+    files = {file.stem: file for file in sorted((root / "Annotations").glob("*.xml"))}
+    for name in names:
+        if name not in files:
+            raise FileNotFoundError(f"{root / 'Annotations' / name}.xml does not exist, but {path} lists it")
+    trees = {name: _parse(file) for name, file in files.items()}
+    classes = sorted({_text(files[name], one, "name") for name, tree in trees.items() for one in tree.iter("object")})
+    image_ids, category_ids = ({name: number for number, name in enumerate(all_, 1)} for all_ in (files, classes))
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for name in names:
-        file, tree = folder / f"{name}.xml", files[name]
-        images.append(
-            {
-                "id": image_ids[name],
-                "file_name": _image_name(root / "JPEGImages", name),
-                "width": int(_number(file, tree, "size/width")),
-                "height": int(_number(file, tree, "size/height")),
-            }
-        )
-        for one in tree.iter("object"):
+        file = files[name]
+        width, height = (int(_number(file, trees[name], f"size/{side}")) for side in ("width", "height"))
+        candidates = (f"{name}{suffix}" for suffix in SUFFIXES if (root / "JPEGImages" / f"{name}{suffix}").is_file())
+        image = next(candidates, f"{name}.jpg")  # the data set tells that it is missing
+        images.append({"id": image_ids[name], "file_name": image, "width": width, "height": height})
+        for one in trees[name].iter("object"):
             left, top, right, bottom = (
                 _number(file, one, f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax")
             )
@@ -96,10 +86,3 @@ def _number(file: Path, element: ElementTree.Element, tag: str) -> float:
         return float(text)
     except ValueError:
         raise ValueError(f"{file}: {tag} is expected to be a number, got {text!r}") from None
-
-
-def _image_name(folder: Path, name: str) -> str:
-    for suffix in SUFFIXES:
-        if (folder / f"{name}{suffix}").is_file():
-            return f"{name}{suffix}"
-    return f"{name}.jpg"  # the data set tells that it is missing

@@ -1,4 +1,4 @@
-"""A YOLO-format data set, as Ultralytics lays it out, read into the same packed annotations as COCO's.
+"""A YOLO-format data set, as Ultralytics lays it out, as the content of a COCO annotation file.
 
     data.yaml                 path: ., train: images/train, val: images/val, names: [cat, dog]
     images/train/one.jpg      a split names folders of images, or .txt files that list images, or several of either
@@ -12,135 +12,82 @@ tag is obeyed, as the tools that write these files do.
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 
 from ...common.parallel import in_threads
-from ...models.inference.images import BadImageError
-from .annotations import Annotations, BadData, Category, Dropped, ImageEntry, refuse_repeats, require_categories
-from .image_header import image_size
-
-IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".mpo", ".png", ".tif", ".tiff", ".webp"}
+from ...models.inference.images import SUFFIXES, BadImageError, image_size
 
 # how far outside the image a coordinate may be rounded
 EXCESS = 1e-3
 
 
-@dataclass(frozen=True)
-class _Rules:
-    """What a label file may hold."""
-
-    n_classes: int
-    keypoint_numbers: int | None
-    """Of a pose data set, the numbers after the box; None otherwise."""
-
-
-@dataclass
-class _Labelled:
-    """An image's size, and its boxes: label and xywh in pixels of each."""
-
-    height: int
-    width: int
-    labels: list[int]
-    boxes: list[list[float]]
-    wrong: list[str]
-
-
 def read_yolo(
-    path: Path,
-    split: str,
-    categories: list[Category] | None = None,
-    bad_data: BadData = "fatal",
-    *,
-    progress: bool = True,
-) -> Annotations:
-    """Reads and checks a split of a data set; names of images are relative to the folder of ``path``.
+    path: Path, split: str, *, skip: bool = False, progress: bool = True
+) -> tuple[dict[str, Any], list[str], list[str]]:
+    """A split's images, annotations and categories, and a sentence for each line and each image that was left out.
 
-    Image ids are the files' numbers where every name is one (COCO's ids, for COCO's files), else 1, 2, ... in the
-    order of the names.
+    Names of images are relative to the folder of ``path``. Their ids are the files' numbers where every name is one
+    (COCO's ids, for COCO's files), else 1, 2, ... in the order of the names.
 
-    Args:
-        path: the data.yaml.
-        split: "train" or "val".
-        categories: those a model is trained with, which must be the file's; the file's own when None.
-        bad_data: "skip" leaves out wrong lines and images that cannot be read, and lists them in ``dropped``.
-        progress: show a bar where images are many.
-
-    Raises:
-        FileNotFoundError: no such file or folder.
-        ValueError: anything in it that training would stumble over, with the file and the line.
+    ``skip`` leaves out wrong lines and images that cannot be read. Otherwise, and for a wrong description, raises
+    ValueError with the file and the line, or FileNotFoundError.
     """
-    content = _read_yaml(path)
-    own = [Category(label, name) for label, name in enumerate(_class_names(path, content))]
-    if categories is not None:
-        require_categories(path, own, categories)
-    files = _images_of(path, content, split)
-    ids = _image_ids(files)
-    keypoints = content.get("kpt_shape")
-    rules = _Rules(len(own), keypoints[0] * keypoints[1] if keypoints else None)
-    read = in_threads(
-        f"reading labels of {split}",
-        partial(_read_image, rules=rules, bad_data=bad_data),
-        list(zip(ids, files, strict=True)),
-        shown=progress,
-    )
-    dropped = Dropped()
-    images: list[ImageEntry] = []
-    rows: list[int] = []
-    labels: list[int] = []
-    boxes: list[Sequence[float]] = []
-    for image_id, file, found in zip(ids, files, read, strict=True):
-        if isinstance(found, str):
-            dropped.images.append(found)
-            continue
-        dropped.wrong += found.wrong
-        rows += [len(images)] * len(found.labels)
-        labels += found.labels
-        boxes += found.boxes
-        images.append(ImageEntry(image_id, os.path.relpath(file, path.parent), found.height, found.width))
-    doubt = _corners(path, split, images, rows, boxes)
-    if doubt is not None:
-        if bad_data == "fatal":
-            raise ValueError(f"{doubt} (--bad-data skip takes them as they are)")
-        dropped.warnings.append(doubt)
-    # labels are places among the file's own classes, but stand for those of the model
-    label_of = {category.id: label for label, category in enumerate(categories or own)}
-    return Annotations.pack(
-        path, images, categories or own, rows, [label_of[label] for label in labels], boxes, dropped, yolo=True
-    )
-
-
-def _corners(
-    path: Path, split: str, images: Sequence[ImageEntry], rows: Sequence[int], boxes: Sequence[Sequence[float]]
-) -> str | None:
-    """A sentence where boxes that were read as cx, cy, w, h look like corners; they are x, y, width, height here."""
-    if not boxes:
-        return None
-    start, size = np.hsplit(np.asarray(boxes, dtype=np.float64), 2)
-    sides = np.array([(images[row].width, images[row].height) for row in rows], dtype=np.float64)
-    leaving = ((start < -1) | (start + size > sides + 1)).any(1)
-    # as corners, the centre is the first and the size is the second
-    if leaving.sum() < 2 or leaving.mean() < 0.05 or not (size > start + size / 2).all():
-        return None
-    return (
-        f"{path}: labels of {split} are expected to be class cx cy w h; {leaving.mean():.0%} of the boxes leave their "
-        "image when read so, and none as x1 y1 x2 y2: are they corners?"
-    )
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected train, val and names, as in a YOLO data set's data.yaml")
-    return content
+    names = _class_names(path, content)
+    files = _images_of(path, content, split)
+    keypoints = content.get("kpt_shape")
+    read_line = partial(
+        _read_line, n_classes=len(names), keypoint_numbers=keypoints[0] * keypoints[1] if keypoints else None
+    )
+
+    def read_image(numbered: tuple[int, Path]) -> tuple[dict[str, Any] | None, list[dict[str, Any]], list[str]]:
+        """Its entry, or None where it cannot be read; its annotations; what was wrong."""
+        image_id, file = numbered
+        wrong: list[str] = []
+        annotations: list[dict[str, Any]] = []
+        try:
+            height, width = image_size(file, oriented=True)
+        except (BadImageError, FileNotFoundError) as error:
+            if not skip:
+                raise
+            return None, [], [f"{error} (image {image_id})"]
+        labels = label_file(file)
+        try:
+            lines = labels.read_text(encoding="utf-8").splitlines() if labels.is_file() else []
+        except UnicodeDecodeError as error:
+            wrong, lines = [f"{labels} is not text: {error}"], []
+        for number, line in enumerate(lines, start=1):
+            try:
+                if line.strip():
+                    label, (x, y, w, h) = read_line(line.split())
+                    box = [x * width, y * height, w * width, h * height]
+                    annotations.append({"image_id": image_id, "category_id": label, "bbox": box})
+            except ValueError as error:
+                wrong.append(f"{labels}, line {number}: {error}")
+        if wrong and not skip:
+            raise ValueError(wrong[0])
+        name = os.path.relpath(file, path.parent)
+        image = {"id": image_id, "file_name": name, "height": height, "width": width}
+        return image, annotations, [f"{sentence} (image {image_id})" for sentence in wrong]
+
+    numbered = list(zip(image_ids(files), files, strict=True))
+    read = in_threads(f"reading labels of {split}", read_image, numbered, shown=progress)
+    whole = {
+        "images": [image for image, _, _ in read if image],
+        "annotations": [annotation for _, annotations, _ in read for annotation in annotations],
+        "categories": [{"id": label, "name": name} for label, name in enumerate(names)],
+    }
+    wrong = [sentence for image, _, sentences in read if image for sentence in sentences]
+    return whole, wrong, [sentence for image, _, sentences in read if not image for sentence in sentences]
 
 
 def _class_names(path: Path, content: dict[str, Any]) -> list[str]:
@@ -155,9 +102,7 @@ def _class_names(path: Path, content: dict[str, Any]) -> list[str]:
         raise ValueError(f"{path}: names: expected a list of classes, got {names!r}")
     if count is not None and count != len(names):
         raise ValueError(f"{path}: nc is {count}, but names has {len(names)} classes")
-    names = list(map(str, names))
-    refuse_repeats(path, "class name", names)
-    return names
+    return list(map(str, names))
 
 
 def _images_of(path: Path, content: dict[str, Any], split: str) -> list[Path]:
@@ -165,33 +110,25 @@ def _images_of(path: Path, content: dict[str, Any], split: str) -> list[Path]:
     places = content.get(split) or (content.get("validation") if split == "val" else None)
     if not places:
         raise ValueError(f"{path}: no {split}: expected a folder of images, or a .txt file that lists them, there")
-    root = _root(path, content)
+    named = str(content.get("path") or "")
+    # the first is the second where that is absolute
+    root = next((root for root in (path.parent / named, Path(named)) if root.is_dir()), None)
+    if root is None:
+        raise FileNotFoundError(
+            f"{path}: path: folder {named} does not exist, neither from {path.parent} nor from here"
+        )
     files: set[Path] = set()
-    for place in places if isinstance(places, list) else [places]:
-        where = _place(path, root, split, str(place))
-        files.update(_listed(where, root) if where.is_file() else _within(where))
+    for place in map(str, places if isinstance(places, list) else [places]):
+        # some exports write ../train/images for what lies beside the data.yaml
+        for where in (root / place, root / place.removeprefix("../")):
+            if where.is_dir() or (where.is_file() and where.suffix == ".txt"):
+                files.update(_within(where) if where.is_dir() else _listed(where, root))
+                break
+        else:
+            raise FileNotFoundError(f"{path}: {split}: expected a folder or a .txt file, and {root / place} is neither")
     if not files:
         raise ValueError(f"{path}: {split}: found no images in {places}")
     return sorted(files)
-
-
-def _root(path: Path, content: dict[str, Any]) -> Path:
-    """Where the splits are: beside the data.yaml, or what it names as path."""
-    if not content.get("path"):
-        return path.parent
-    named = str(content["path"])
-    for root in (path.parent / named, Path(named)):  # the first is the second where that is absolute
-        if root.is_dir():
-            return root
-    raise FileNotFoundError(f"{path}: path: folder {named} does not exist, neither from {path.parent} nor from here")
-
-
-def _place(path: Path, root: Path, split: str, place: str) -> Path:
-    # some exports write ../train/images for what lies beside the data.yaml
-    for where in (root / place, root / place.removeprefix("../")):
-        if where.is_dir() or (where.is_file() and where.suffix == ".txt"):
-            return where
-    raise FileNotFoundError(f"{path}: {split}: expected a folder or a .txt file, and {root / place} is neither")
 
 
 def _listed(file: Path, root: Path) -> list[Path]:
@@ -205,80 +142,38 @@ def _within(folder: Path) -> list[Path]:
         Path(parent, name).absolute()
         for parent, _, names in os.walk(folder, followlinks=True)
         for name in names
-        if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith(".")
+        if os.path.splitext(name)[1].lower() in (*SUFFIXES, ".mpo") and not name.startswith(".")
     ]
 
 
-def _image_ids(files: list[Path]) -> list[int]:
+def image_ids(files: Sequence[Path]) -> list[int]:
+    """COCO's id where every file is named by it (000000000139.jpg), else 1, 2, ..."""
     numbers = [int(file.stem) for file in files if re.fullmatch(r"[0-9]{1,18}", file.stem)]
     return numbers if len(set(numbers)) == len(files) else list(range(1, len(files) + 1))
 
 
 def label_file(image: Path) -> Path:
     """Where an image's labels are: the last folder called images in its path becomes labels."""
-    parts = list(image.with_suffix(".txt").parts)
-    for place in range(len(parts) - 2, -1, -1):
-        if parts[place] == "images":
-            parts[place] = "labels"
-            break
-    return Path(*parts)
+    folders, images, below = (image.parent / "_").as_posix().rpartition("/images/")
+    return Path(f"{folders}/labels/{below}" if images else image).with_name(f"{image.stem}.txt")
 
 
-def _read_image(numbered: tuple[int, Path], rules: _Rules, bad_data: BadData) -> _Labelled | str:
-    """An image's labels, or why the image is left out."""
-    image_id, file = numbered
+def _read_line(words: list[str], n_classes: int, keypoint_numbers: int | None) -> tuple[int, list[float]]:
+    """Label and box, xywh in parts of the image; ``keypoint_numbers`` follow the box in a pose data set."""
     try:
-        height, width = image_size(file, oriented=True)
-    except (BadImageError, FileNotFoundError) as error:
-        if bad_data == "fatal":
-            raise
-        return f"{error} (image {image_id})"
-    found = _Labelled(height, width, [], [], [])
-    labels = label_file(file)
-    try:
-        lines = labels.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        return found
-    except UnicodeDecodeError as error:
-        if bad_data == "fatal":
-            raise ValueError(f"{labels} is not text: {error}") from error
-        found.wrong.append(f"{labels} is not text: {error} (image {image_id})")
-        return found
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            label, box = _read_line(line.split(), rules)
-        except ValueError as error:
-            sentence = f"{labels}, line {number}: {error}"
-            if bad_data == "fatal":
-                raise ValueError(sentence) from error
-            found.wrong.append(f"{sentence} (image {image_id})")
-            continue
-        found.labels.append(label)
-        found.boxes.append([box[0] * width, box[1] * height, box[2] * width, box[3] * height])
-    return found
-
-
-def _read_line(words: list[str], rules: _Rules) -> tuple[int, list[float]]:
-    """Label and box, xywh in parts of the image."""
-    try:
-        numbers = list(map(float, words))
+        label, *values = map(float, words)
     except ValueError as error:
         raise ValueError(f"expected numbers, got {' '.join(words)!r}") from error
-    label, *values = numbers
-    if rules.keypoint_numbers is not None:
-        if len(values) != 4 + rules.keypoint_numbers:
-            raise ValueError(
-                f"expected {5 + rules.keypoint_numbers} columns, a box and its keypoints, got {len(words)}"
-            )
+    if keypoint_numbers is not None:
+        if len(values) != 4 + keypoint_numbers:
+            raise ValueError(f"expected {5 + keypoint_numbers} columns, a box and its keypoints, got {len(words)}")
         values = values[:4]
     if len(values) != 4 and (len(values) < 6 or len(values) % 2):
         raise ValueError(
             f"expected 5 columns, class cx cy w h, or a polygon, class x1 y1 x2 y2 x3 y3 ..., got {len(words)}"
         )
-    if not (label.is_integer() and 0 <= label < rules.n_classes):
-        raise ValueError(f"expected a class from 0 to {rules.n_classes - 1}, got {words[0]}")
+    if not (label.is_integer() and 0 <= label < n_classes):
+        raise ValueError(f"expected a class from 0 to {n_classes - 1}, got {words[0]}")
     outside = [word for word, value in zip(words[1:], values, strict=False) if not -EXCESS <= value <= 1 + EXCESS]
     if outside:
         raise ValueError(f"expected coordinates in parts of the image, from 0 to 1, got {outside[0]}")

@@ -32,7 +32,7 @@ class Reporter:
         options, is_main = training.options, training.group.is_main
         self._log: RunLog | None = None
         if is_main:
-            save_settings(options, out)
+            save_settings(options, out / "config.yaml")
             logging, plain = options.logging, to_plain(options)
             log = RunLog(
                 out, tensorboard=logging.tensorboard, wandb=logging.wandb, settings=plain, step=training.steps_done

@@ -1,9 +1,5 @@
 """``msdeform bench training``: how fast images are loaded, what a training step is made of, and what settings change.
 
-    msdeform bench training                          # all of it; reduced to small images on a CPU
-    msdeform bench training --parts loading --data DIR    # the loader on real photographs
-    msdeform bench training --parts step --options baseline compile --batch 4
-
 loading: images a second of the loader alone, by workers and cache. memory: each worker's own memory early and late in
 2,000 steps. step: images a second, peak memory and the stages of a step, with and without each setting; on a GPU a
 published detector on 800x1066 images, on a CPU a tiny one on small images, which shows that a setting works, and is
@@ -21,14 +17,12 @@ from ....train.engine.step_timer import STAGES
 from ...harness import records
 from ...harness.provenance import usual_device
 from ...harness.records import Row
-from ...harness.tables import Line, aligned, number
+from ...harness.tables import Column, Line, aligned, fields, lines_of, number, numbers
 from ...operator.implementations import usual_backends
 from ...options import STEP_OPTIONS, TrainingOptions
 from ..resumable import Planned, measure_missing, results_file
 from . import loading, steps
 
-# what decides these measurements, beside what decides all
-SOURCES = ("train/**/*.py", "bench/models/training/*.py")
 _MARKS, _REDUCED_MARKS = (200, 2000), (20, 60)
 _INDEX, _REDUCED_INDEX = 50_000, 500
 _MODEL, _REDUCED_MODEL = "deformable_detr_r50", "deformable_detr_tiny"
@@ -38,13 +32,10 @@ _IMAGE, _REDUCED_IMAGE = "800x1066", "128x160"
 def measure_rows(options: TrainingOptions) -> int:
     """Measures and prints; returns how many rows are left when the time is over."""
     device = usual_device()
-    book = results_file("training", options, device, SOURCES, again=options.again)
+    book = results_file("training", options, device, "train/**/*.py", "bench/models/training/*.py")
     left = measure_missing(_planned(options, device), book, options.minutes)
-    if left:
-        print(f"{left} cells are left: {options.minutes:g} minutes are over (--minutes; --out keeps what is done)\n")
     for kind, table in TABLES.items():
-        rows = [row for row in book.rows if row["kind"] == kind and not row.get("failure")]
-        if rows:
+        if rows := [row for row in book.of(kind) if not row.get("failure")]:
             print(aligned(table(rows), 1) + "\n")
     return left
 
@@ -53,11 +44,10 @@ def _planned(options: TrainingOptions, device: torch.device) -> Planned:
     """What each row is of, and what measures it."""
     if "loading" in options.parts:
         with loading.data_set(options.data) as where:
-            for cache in options.caches:
-                for workers in options.workers:
-                    how = Loading(workers=workers, cache_images=cache)
-                    seconds = 0.2 if options.quick else options.seconds
-                    yield loading.key(where, workers, cache), partial(loading.speed, where, how, seconds)
+            seconds = 0.2 if options.quick else options.seconds
+            for cache, workers in product(options.caches, options.workers):
+                how = Loading(workers=workers, cache_images=cache)
+                yield loading.key(where, workers, cache), partial(loading.speed, where, how, seconds)
     if "memory" in options.parts:
         marks, index = (_REDUCED_MARKS, _REDUCED_INDEX) if options.quick else (_MARKS, _INDEX)
         workers = max(1, *options.workers)
@@ -93,7 +83,7 @@ def memory_table(rows: Sequence[Row]) -> list[Line]:
     """What each worker had to itself, early and late."""
     lines: list[Line] = [("images listed", "workers", "step", "MB of each", "step", "MB of each", "most growth")]
     for row in rows:
-        early, late = (" ".join(number(size) for size in row[name]) for name in ("early_mb", "late_mb"))
+        early, late = (" ".join(map(number, row[name])) for name in ("early_mb", "late_mb"))
         first, last = map(str, row["steps"])
         grown = f"{max(row['grown_mb']):+.2f} MB"
         lines.append((str(row["entries"]), str(row["workers"]), first, early, last, late, grown))
@@ -102,14 +92,16 @@ def memory_table(rows: Sequence[Row]) -> list[Line]:
 
 def step_table(rows: Sequence[Row]) -> list[Line]:
     """Milliseconds of each stage, and the whole without the stages being told apart."""
-    shown = [name for name in STAGES if any(row["stages_us"][name] > 0 for row in rows)]
-    names = records.KEYS["training-step"]
-    lines: list[Line] = [(*names, "images/s", "peak MB", "ms a step", *shown)]
-    for row in rows:
-        stages = (number(row["stages_us"][name], 1e3) for name in shown)
-        lead = (str(row[name]) for name in names)
-        lines.append((*lead, *map(number, (row["images_per_second"], row["peak_mb"], row["step_us"] / 1e3)), *stages))
-    return lines
+    columns: dict[str, Column] = {
+        **fields(*records.KEYS["training-step"]),
+        "images/s": numbers("images_per_second"),
+        "peak MB": numbers("peak_mb"),
+        "ms a step": numbers("step_us", 1e3),
+    }
+    for stage in STAGES:
+        if any(row["stages_us"][stage] > 0 for row in rows):
+            columns[stage] = lambda row, stage=stage: number(row["stages_us"][stage], 1e3)
+    return lines_of(rows, columns)
 
 
 TABLES = {"loading": loading_table, "loading-memory": memory_table, "training-step": step_table}

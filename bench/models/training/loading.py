@@ -7,7 +7,6 @@ early in a long run and late in it; an index as long as COCO's is read by every 
 
 import json
 import multiprocessing
-import shutil
 import tempfile
 import time
 from collections.abc import Iterator
@@ -150,6 +149,4 @@ def _list_often(path: Path, entries: int) -> None:
         for box in kept[image["id"]]:
             own = {name: box[name] for name in ("bbox", "area", "iscrowd", "category_id")}
             content["annotations"].append({**own, "id": len(content["annotations"]) + 1, "image_id": number + 1})
-    whole = path.with_suffix(".new")
-    whole.write_text(json.dumps(content))
-    shutil.move(whole, path)
+    path.write_text(json.dumps(content))

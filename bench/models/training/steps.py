@@ -18,7 +18,7 @@ from ....train.engine.state import Training, by_shape
 from ....train.engine.step_timer import STAGES
 from ...harness.measure import peak_memory_mb
 from ...harness.records import Row
-from ...operator.workloads import sentence
+from ..speed import guarded
 
 PRECISIONS = {"float32": "fp32", "bfloat16": "bf16"}
 _BOXES = 7  # of an image of COCO's training set, about
@@ -72,15 +72,7 @@ def measured(step: Step, data: Path, device: torch.device, *, times: int, warm_u
     """The row of a step; one that cannot run here says why."""
     numbers = dict.fromkeys(("images_per_second", "step_us", "stages_us", "peak_mb", "steps"))
     row: Row = {"kind": "training-step", **asdict(step), **numbers, "failure": None}
-    try:
-        row |= _measure(step, data, device, times, warm_up)
-    except torch.OutOfMemoryError:
-        row["failure"] = "out of memory"
-    except Exception as error:  # the others are still to be measured
-        row["failure"] = sentence(error)
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-    return row
+    return guarded(row, lambda: _measure(step, data, device, times, warm_up), device)
 
 
 def _measure(step: Step, data: Path, device: torch.device, times: int, warm_up: int) -> Row:
@@ -88,19 +80,19 @@ def _measure(step: Step, data: Path, device: torch.device, times: int, warm_up: 
     training = Training(_options(step, option, data, device))
     samples = _samples(step, option)
 
-    def once(_: int = 0) -> None:
+    def once(_: int = 0) -> float:
+        """Seconds of a step."""
+        begun = time.perf_counter()
         training.step(samples)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
+        return time.perf_counter() - begun
 
-    for _ in range(warm_up):
-        once()
-    took = [_seconds(once) for _ in range(times)]
+    median = statistics.median([once() for _ in range(warm_up + times)][warm_up:])
     training.step_timer.start()
     for _ in range(times):
         once()
     training.step_timer.stop()
-    median = statistics.median(took)
     return {
         "images_per_second": len(samples) / median,
         "step_us": median * 1e6,
@@ -108,12 +100,6 @@ def _measure(step: Step, data: Path, device: torch.device, times: int, warm_up: 
         "peak_mb": peak_memory_mb(once, device),
         "steps": times,
     }
-
-
-def _seconds(call: Any) -> float:
-    begun = time.perf_counter()
-    call()
-    return time.perf_counter() - begun
 
 
 def _options(step: Step, option: Option, data: Path, device: torch.device) -> TrainOptions:

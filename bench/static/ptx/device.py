@@ -1,7 +1,7 @@
 """What the two ways of launching share: the launches so far, and which memory a kernel may read."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 from unittest import mock
 
@@ -49,20 +49,30 @@ class Device:
     def launch(
         self,
         program: Program,
-        name: str,
         grid: tuple[int, int, int],
         block: tuple[int, int, int],
-        parameters: Mapping[str, bytes],
+        arguments: Sequence[int | bytes],
         tensors: Sequence[tuple[str, torch.Tensor]],
         dynamic_shared: int = 0,
     ) -> None:
-        """Execute a grid of a kernel, which may touch these tensors' memory; the other arguments are of `execute`."""
-        counters = Counters() if self.count else None
-        execute(program, grid, block, parameters, self.memory(tensors), dynamic_shared, counters, self.seed)
-        self.launches.append(Launch(name, grid, counters, program.kernel.ptx))
+        """Execute a grid of a kernel.
 
-    def memory(self, tensors: Sequence[tuple[str, torch.Tensor]]) -> Memory:
-        """What these tensors' storages hold."""
+        Args:
+            program, grid, block, dynamic_shared: of :func:`.machine.execute`.
+            arguments: a whole number for each parameter, or its bytes.
+            tensors: whose memory the kernel may touch, by what a fault calls them.
+
+        Raises:
+            Fault: the arguments are not those of the kernel, or it does what it may not.
+        """
+        kernel, parameters = program.kernel, {}
+        if len(arguments) != len(kernel.parameters):
+            raise Fault(f"{kernel.name}: expected {len(kernel.parameters)} arguments, got {len(arguments)}")
+        for (name, (_, size)), value in zip(kernel.parameters.items(), arguments, strict=True):
+            packed = value if isinstance(value, bytes) else value.to_bytes(size, "little", signed=value < 0)
+            if len(packed) != size:
+                raise Fault(f"{kernel.name}: parameter {name} has {size} bytes, its argument {len(packed)}")
+            parameters[name] = packed
         allocations: dict[int, Allocation] = {}
         for name, tensor in tensors:
             storage = tensor.untyped_storage()
@@ -74,7 +84,9 @@ class Device:
                 allocation = known[1] if known and known[1].size == size else Allocation(name, start, size)
                 allocation.name = name
                 allocations[start] = allocation
-        return Memory(list(allocations.values()))
+        counters, memory = Counters() if self.count else None, Memory(list(allocations.values()))
+        execute(program, grid, block, parameters, memory, dynamic_shared, counters, self.seed)
+        self.launches.append(Launch(kernel.name, grid, counters, kernel.ptx))
 
 
 _ALLOCATING = ((torch, "empty"), (torch, "empty_like"), (torch, "empty_strided"), (torch.Tensor, "new_empty"))

@@ -5,21 +5,24 @@ an if join behind it and threads that have left a loop wait for the others. A ba
 all of them have reached it; shuffles and votes stop a warp's lanes until those that they name have.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .counters import Counters
-from .instructions.decode import decode, member_mask
+from .instructions.decode import decode
 from .memory import Array, LaneError, Memory, check
 from .parse import Fault, Kernel
-from .state import Action, Lanes, State
+from .state import Lanes, State
 
 THREADS = 8192
 """about how many run as one vector: enough to hide Python, few enough for a core's cache"""
 
 _EVERY = np.uint32(0xFFFFFFFF)
+_KINDS = {"bra": "branch", "ret": "end", "exit": "end", "bar": "barrier", "barrier": "barrier"}
+"""instructions that change the order of execution, by the first part of their opcode"""
 
 
 class Program:
@@ -27,16 +30,13 @@ class Program:
 
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
-        self.actions: list[Action] = [decode(kernel, instruction) for instruction in kernel.instructions]
-        self.masks = [member_mask(kernel, instruction) for instruction in kernel.instructions]
+        decoded = [decode(kernel, instruction) for instruction in kernel.instructions]
+        self.actions, self.masks = [action for action, _ in decoded], [mask for _, mask in decoded]
         self.guards = [None if i.predicate is None else kernel.register(i.predicate) for i in kernel.instructions]
         self.opcodes = [i.opcode for i in kernel.instructions]
-        first = [i.opcode.split(".")[0] for i in kernel.instructions]
         self.kinds = [
-            "branch" if f == "bra" else "end" if f in ("ret", "exit") else
-            "barrier" if f in ("bar", "barrier") and "warp" not in i.opcode else "plain"
-            for f, i in zip(first, kernel.instructions, strict=True)
-        ]  # fmt: skip
+            "plain" if "warp" in opcode else _KINDS.get(opcode.split(".")[0], "plain") for opcode in self.opcodes
+        ]
         self.targets = [
             kernel.labels[i.operands[0]] if kind == "branch" else -1
             for kind, i in zip(self.kinds, kernel.instructions, strict=True)
@@ -69,20 +69,15 @@ def execute(
         Fault: the kernel does what it may not, or an instruction is unknown.
     """
     kernel = program.kernel
-    shape, threads = _three(grid), _three(block)
-    total = shape[0] * shape[1] * shape[2]
-    at_once = max(1, THREADS // (-(-threads[0] * threads[1] * threads[2] // 32) * 32))
+    shape, threads = ((*grid, 1, 1)[:3], (*block, 1, 1)[:3])
+    total = math.prod(shape)
+    at_once = max(1, THREADS // (-(-math.prod(threads) // 32) * 32))
     shared = -(-kernel.shared_bytes // 16) * 16 + dynamic_shared
     with np.errstate(all="ignore"):
         for first in range(0, total, at_once):
             programs = np.arange(first, min(first + at_once, total))
             state = State(kernel, shape, threads, programs, parameters, memory, shared, counters, seed)
             _Scheduler(program, state).run()
-
-
-def _three(sizes: Sequence[int]) -> tuple[int, int, int]:
-    x, y, z = (*sizes, 1, 1)[:3]
-    return x, y, z
 
 
 class _Scheduler:
@@ -100,15 +95,13 @@ class _Scheduler:
             self._run_group(at, lanes, limit)
         if self.waiting:
             at = min(self.waiting)
-            self._fault(at, self.waiting[at], 0, self._absent(at))
+            text = "waits for lanes of its warp that never come"
+            if self.program.kinds[at] == "barrier":
+                text = "waits at a barrier that other threads of its program never reach"
+            self._fault(at, self.waiting[at], 0, text)
         if self.state.counters is not None:
             for at, count in self.counts.items():
                 self.state.counters.opcodes[self.program.opcodes[at]] += count
-
-    def _absent(self, at: int) -> str:
-        if self.program.kinds[at] == "barrier":
-            return "waits at a barrier that other threads of its program never reach"
-        return "waits for lanes of its warp that never come"
 
     def _put(self, at: int, lanes: Array) -> None:
         """Make lanes runnable at an instruction, with those that are there already."""

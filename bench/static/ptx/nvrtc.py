@@ -5,8 +5,7 @@ given (grid, block, pointers, strides) and runs on CPU tensors.
 """
 
 import contextlib
-import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 from unittest import mock
@@ -17,12 +16,7 @@ from ....kernels.cuda import compile as compiler
 from ....kernels.cuda import launch as launcher
 from .device import Device, poisoned
 from .machine import Program
-from .parse import Fault, parse
-
-
-@lru_cache(maxsize=64)
-def _program(arch: int, dtypes: compiler.Dtypes, name: str) -> Program:
-    return Program(parse(_ptx(arch, dtypes), name))
+from .parse import parse
 
 
 def compile_ptx(arch: int, dtypes: compiler.Dtypes) -> str:
@@ -39,6 +33,11 @@ def compile_ptx(arch: int, dtypes: compiler.Dtypes) -> str:
 _ptx = lru_cache(maxsize=64)(compile_ptx)
 
 
+@lru_cache(maxsize=64)
+def _program(arch: int, dtypes: compiler.Dtypes, name: str) -> Program:
+    return Program(parse(_ptx(arch, dtypes), name))
+
+
 def compile_source(source: bytes, file: str, flags: Sequence[str], instance: str | None = None) -> tuple[str, bytes]:
     """PTX and machine code that NVRTC makes of a source, or of an instance of one of its templates.
 
@@ -46,27 +45,28 @@ def compile_source(source: bytes, file: str, flags: Sequence[str], instance: str
     """
     from cuda.bindings import nvrtc
 
-    def done(result: tuple[Any, ...]) -> Any:
-        status, *values = result
+    def call(name: str, *arguments: Any) -> Any:
+        status, *values = getattr(nvrtc, f"nvrtc{name}")(*arguments)
         if int(status):
             raise RuntimeError(f"NVRTC: {status.name}")
         return values[0] if values else None
 
-    def filled(size: tuple[Any, ...], write: Callable[[Any, bytes], tuple[Any, ...]]) -> bytes:
-        buffer = bytes(done(size))
-        done(write(program, buffer))
+    def filled(name: str) -> bytes:
+        buffer = bytes(call(f"Get{name}Size", program))
+        call(f"Get{name}", program, buffer)
         return buffer
 
-    program = done(nvrtc.nvrtcCreateProgram(source, file.encode(), 0, [], []))
+    program = call("CreateProgram", source, file.encode(), 0, [], [])
     if instance is not None:
-        done(nvrtc.nvrtcAddNameExpression(program, instance.encode()))
-    if int(nvrtc.nvrtcCompileProgram(program, len(flags), [flag.encode() for flag in flags])[0]):
-        log = filled(nvrtc.nvrtcGetProgramLogSize(program), nvrtc.nvrtcGetProgramLog)
-        raise RuntimeError(f"NVRTC refuses {file}: {log.decode().rstrip(chr(0))}")
-    ptx = filled(nvrtc.nvrtcGetPTXSize(program), nvrtc.nvrtcGetPTX).decode().rstrip("\0")
-    cubin = filled(nvrtc.nvrtcGetCUBINSize(program), nvrtc.nvrtcGetCUBIN)
-    done(nvrtc.nvrtcDestroyProgram(program))
-    return ptx, cubin
+        call("AddNameExpression", program, instance.encode())
+    try:
+        call("CompileProgram", program, len(flags), [flag.encode() for flag in flags])
+    except RuntimeError:
+        log = filled("ProgramLog").decode().rstrip("\0\n")
+        raise RuntimeError(f"NVRTC refuses {file}: {log}") from None
+    made = filled("PTX").decode().rstrip("\0"), filled("CUBIN")
+    call("DestroyProgram", program)
+    return made
 
 
 class _CudaDevice(Device):
@@ -83,24 +83,19 @@ class _CudaDevice(Device):
 
     def kernels(self, index: int | None, dtypes: compiler.Dtypes) -> compiler.Kernels:
         """In place of the loaded kernels."""
-        forward, backward = (_program(self.arch, dtypes, name) for name in (compiler.FORWARD, compiler.BACKWARD))
-        return compiler.Kernels(forward, backward)
+        return compiler.Kernels(*(_program(self.arch, dtypes, name) for name in (compiler.FORWARD, compiler.BACKWARD)))
 
     def launch_cuda(
         self, program: Program, device: torch.device, *, rows: int, block: tuple[int, int], arguments: Sequence[int]
     ) -> None:
         """In place of the launch: `rows` rows, block[1] of them to a block."""
-        kernel = program.kernel
-        if [size for _, size in kernel.parameters.values()] != [8] * len(arguments):
-            raise Fault(f"{kernel.name}: expected {len(kernel.parameters)} arguments, got {len(arguments)}")
-        parameters = {name: struct.pack("<q", a) for name, a in zip(kernel.parameters, arguments, strict=True)}
-        tensors = []
-        for number, argument in enumerate(arguments):
-            for start, tensor in self._storages.items():
-                if start <= argument < start + tensor.untyped_storage().nbytes():
-                    tensors.append((f"argument {number}", tensor))
-        grid = (-(-rows // block[1]), 1, 1)
-        self.launch(program, kernel.name, grid, (*block, 1), parameters, tensors)
+        tensors = [
+            (f"argument {number}", tensor)
+            for number, argument in enumerate(arguments)
+            for start, tensor in self._storages.items()
+            if start <= argument < start + tensor.untyped_storage().nbytes()
+        ]
+        self.launch(program, (-(-rows // block[1]), 1, 1), (*block, 1), arguments, tensors)
 
 
 @contextlib.contextmanager

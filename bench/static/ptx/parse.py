@@ -10,10 +10,13 @@ from functools import cached_property, lru_cache
 WIDTHS = {"pred": 0, "8": 1, "16": 2, "32": 4, "64": 8, "128": 16}
 """bytes of a register or a parameter, by the digits of its type; 0 is a predicate"""
 
-_LABEL = re.compile(r"^\s*([$\w]+):(?!:)")
+# a line's place in the source, a comment, a label, a brace, or a statement, which may have braces inside
+_TOKEN = re.compile(
+    r"\.loc\s[^\n]*?//\s*(?P<source>\S+?:\d+)[^\n]*|(?:\.loc|\.file|//)[^\n]*|(?P<label>[$\w]+):(?!:)|(?P<brace>[{}])"
+    r"|(?P<statement>[^\s{}/][^;]*);"
+)
 _PREDICATE = re.compile(r"^@\s*(!?)([%\w$.]+)\s+")
 _OPERAND = re.compile(r"\{[^}]*\}|\[[^\]]*\]|[^,\s{\[]+(?:\s*[|+]\s*[^,\s]+)?")
-_LOCATION = re.compile(r"^\s*\.loc\s.*?//\s*(\S+?:\d+)")
 _PARAMETER = re.compile(r"\.param\s+(?:\.align\s+\d+\s+)?\.(\w+)[^,()]*?(\w+_param_\d+)(?:\[(\d+)\])?")
 _REGISTERS = re.compile(r"^\.reg\s*\.(\w+)\s+(.+)$")
 _SHARED = re.compile(r"\.shared\s+(?:\.align\s+(\d+)\s+)?\.[busf](\d+)\s+([$\w]+)(\[(\d*)\])?")
@@ -58,13 +61,14 @@ class Kernel:
 
     def register(self, name: str) -> int | None:
         """A register's number, or None if no register has that name."""
-        if name not in self.numbers:
-            family = name.rstrip("0123456789")
-            if family == name or family not in self._families:
-                return None
-            self.numbers[name] = len(self.registers)
-            self.registers.append(self._families[family])
-        return self.numbers[name]
+        family = name.rstrip("0123456789")
+        if name not in self.numbers and family != name and family in self._families:
+            self._add(name, self._families[family])
+        return self.numbers.get(name)
+
+    def _add(self, name: str, width: int) -> None:
+        self.numbers[name] = len(self.registers)
+        self.registers.append(width)
 
     @cached_property
     def read_registers(self) -> set[str]:
@@ -80,33 +84,29 @@ class Kernel:
         """The names of all registers that some instruction sets."""
         return set(re.findall(r"[%\w$.]+", " ".join(i.operands[0] for i in self.instructions if i.operands)))
 
-    def declare(self, declaration: str) -> None:
-        """Take in the line of a ``.reg``."""
-        match = _REGISTERS.match(declaration)
-        if match is None:
-            raise Fault(f"{self.name}: cannot read the declaration {declaration!r}")
-        kind, names = match.groups()
-        width = WIDTHS[kind.lstrip("busf")] if kind != "pred" else 0
-        for name in names.split(","):
-            family, _, count = name.strip().partition("<")
-            if count:
-                self._families[family] = width
+    def declare(self, declaration: str, suffix: str = "") -> list[str]:
+        """Take in a ``.reg`` or ``.shared``; returns the names of single registers, which get a suffix."""
+        if match := _REGISTERS.match(declaration):
+            kind, names = match.groups()
+            width, single = WIDTHS[kind.lstrip("busf") if kind != "pred" else kind], []
+            for name in names.replace(" ", "").split(","):
+                family, _, count = name.partition("<")
+                if count:
+                    self._families[family] = width
+                else:
+                    self._add(family + suffix, width)
+                    single.append(family)
+            return single
+        if match := _SHARED.search(declaration):
+            align, bits, name, array, count = match.groups()
+            if array and not count:  # its size comes with the launch
+                self.shared[name] = -1
             else:
-                self.numbers[family] = len(self.registers)
-                self.registers.append(width)
-
-    def share(self, line: str) -> None:
-        """Take in the declaration of a symbol in shared memory."""
-        match = _SHARED.search(line)
-        if match is None:
-            raise Fault(f"{self.name}: cannot read the declaration {line!r}")
-        align, bits, name, array, count = match.groups()
-        if array and not count:  # its size comes with the launch
-            self.shared[name] = -1
-            return
-        align = int(align or 1)
-        self.shared[name] = -(-self.shared_bytes // align) * align
-        self.shared_bytes = self.shared[name] + int(bits) // 8 * int(count or 1)
+                self.shared[name] = -(-self.shared_bytes // int(align or 1)) * int(align or 1)
+                self.shared_bytes = self.shared[name] + int(bits) // 8 * int(count or 1)
+        elif declaration.startswith(".reg") or ".shared" in declaration:
+            raise Fault(f"{self.name}: cannot read the declaration {declaration!r}")
+        return []
 
 
 @lru_cache(maxsize=512)
@@ -122,66 +122,42 @@ def parse(ptx: str, name: str | None = None) -> Kernel:
     kernel = Kernel(entry[1], ptx)
     begin = ptx.index("{", ptx.index(")", entry.end()))
     for kind, parameter, count in _PARAMETER.findall(ptx, entry.end(), begin):
-        digits = kind.lstrip("busf")
-        kernel.parameters[parameter] = (kind, WIDTHS[digits] * int(count or 1))
+        kernel.parameters[parameter] = (kind, WIDTHS[kind.lstrip("busf")] * int(count or 1))
     for line in ptx[: entry.start()].splitlines():
         if ".shared" in line:
-            kernel.share(line)
-    _read_body(kernel, ptx[begin + 1 :])
+            kernel.declare(line)
+    _read_body(kernel, ptx, begin)
     # a launch's own shared memory lies behind what has a size
     behind = -(-kernel.shared_bytes // 16) * 16
     kernel.shared = {symbol: behind if at < 0 else at for symbol, at in kernel.shared.items()}
     return kernel
 
 
-def _read_body(kernel: Kernel, body: str) -> None:
-    depth, source, pending = 1, "", ""
+def _read_body(kernel: Kernel, ptx: str, begin: int) -> None:
+    depth, source = 0, ""
     local: dict[str, str] = {}  # names that a block declares for itself, and what they are called here
-    for line in body.splitlines():
-        if match := _LOCATION.match(line):
-            source = match[1]
-        text = line.split("//")[0].strip()
-        if text.startswith((".loc", ".file", ".pragma")):
-            continue
-        pending = f"{pending} {text}".strip()
-        while pending:
-            if pending[0] in "{}":
-                depth += 1 if pending[0] == "{" else -1
-                pending = pending[1:].lstrip()
-                if depth == 0:
-                    return
-                if depth == 1:
-                    local.clear()
+    for token in _TOKEN.finditer(ptx, begin):
+        source = token["source"] or source
+        if token["label"]:
+            kernel.labels[token["label"]] = len(kernel.instructions)
+        elif token["brace"]:
+            depth += 1 if token["brace"] == "{" else -1
+            if depth == 0:
+                return
+            if depth == 1:
+                local.clear()
+        elif token["statement"]:
+            statement = " ".join(token["statement"].split())
+            if statement.startswith("."):
+                suffix = f".{len(kernel.registers)}" if depth > 1 else ""
+                names = kernel.declare(statement, suffix)
+                local |= {name: name + suffix for name in names if suffix}
                 continue
-            if match := _LABEL.match(pending):
-                kernel.labels[match[1]] = len(kernel.instructions)
-                pending = pending[match.end() :].lstrip()
-                continue
-            statement, semicolon, rest = pending.partition(";")
-            if not semicolon:
-                break
-            pending = rest.strip()
-            statement = " ".join(statement.split())
-            if statement.startswith(".reg") and depth > 1:
-                kind, names = _REGISTERS.match(statement).groups()  # type: ignore[union-attr]
-                local |= {name: f"{name}.{len(kernel.registers)}" for name in names.replace(" ", "").split(",")}
-                kernel.declare(f".reg .{kind} {', '.join(local[n] for n in names.replace(' ', '').split(','))}")
-            else:
-                for name, own in local.items():
-                    statement = re.sub(rf"(?<![%\w$.]){re.escape(name)}(?![\w$.])", own, statement)
-                _read_statement(kernel, statement, source)
-
-
-def _read_statement(kernel: Kernel, statement: str, source: str) -> None:
-    if statement.startswith(".reg"):
-        kernel.declare(statement)
-    elif statement.startswith("."):
-        if ".shared" in statement:
-            kernel.share(statement)
-    else:
-        predicate = _PREDICATE.match(statement)
-        rest = statement[predicate.end() :] if predicate else statement
-        opcode, _, operands = rest.partition(" ")
-        tokens = tuple(token.strip() for token in _OPERAND.findall(operands))
-        guard, negated = (predicate[2], bool(predicate[1])) if predicate else (None, False)
-        kernel.instructions.append(Instruction(statement, opcode, tokens, guard, negated, source))
+            for name, own in local.items():
+                statement = re.sub(rf"(?<![%\w$.]){re.escape(name)}(?![\w$.])", own, statement)
+            predicate = _PREDICATE.match(statement)
+            rest = statement[predicate.end() :] if predicate else statement
+            opcode, _, operands = rest.partition(" ")
+            tokens = tuple(operand.strip() for operand in _OPERAND.findall(operands))
+            guard, negated = (predicate[2], bool(predicate[1])) if predicate else (None, False)
+            kernel.instructions.append(Instruction(statement, opcode, tokens, guard, negated, source))

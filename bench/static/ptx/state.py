@@ -1,6 +1,7 @@
 """What the threads that run together hold: registers, shared memory, and which lanes have set which register."""
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,8 @@ class State:
     def __init__(
         self,
         kernel: Kernel,
-        grid: tuple[int, int, int],
-        block: tuple[int, int, int],
+        grid: Sequence[int],
+        block: Sequence[int],
         programs: NDArray[np.int64],
         parameters: Mapping[str, bytes],
         memory: Memory,
@@ -29,7 +30,7 @@ class State:
         counters: Counters | None,
         seed: int | None,
     ) -> None:
-        threads = block[0] * block[1] * block[2]
+        threads = math.prod(block)
         per_program = -(-threads // 32) * 32
         self.kernel, self.threads, self.parameters, self.memory = kernel, threads, parameters, memory
         self.counters, self.seed = counters, seed
@@ -69,13 +70,18 @@ class State:
         """
         values = self.registers[number]
         if values is None:
-            width = self.kernel.registers[number]
-            values = self.registers[number] = np.zeros(self.lanes, f"u{width}" if width else np.bool_)
-            self.set_by[number] = np.zeros(self.lanes, np.bool_)
+            values = self.clear(number)
         if number in self.set_by:
             missing = ~self.of(self.set_by[number], lanes)
             if missing.any():
                 self.undefined = missing if self.undefined is None else self.undefined | missing
+        return values
+
+    def clear(self, number: int) -> Array:
+        """A register's memory, which no lane has set."""
+        width = self.kernel.registers[number]
+        values = self.registers[number] = np.zeros(self.lanes, f"u{width}" if width else np.bool_)
+        self.set_by[number] = np.zeros(self.lanes, np.bool_)
         return values
 
     def take_undefined(self) -> NDArray[np.bool_] | None:
@@ -105,19 +111,32 @@ class State:
             return self.lanes // 32
         return int(np.count_nonzero(np.diff(lanes >> 5))) + 1 if len(lanes) else 0
 
-    def count_shuffle(self, lanes: Lanes) -> None:
-        if self.counters is not None:
-            self.counters.wavefronts_by["shuffle"] += self.warps(lanes)
+    def load(self, space: str, address: Array, size: int, lanes: Lanes) -> Array:
+        """(n, size) uint8 from addresses (n,) of "shared" or "global" memory."""
+        memory, owner = (self.shared, self.slot) if space == "shared" else (self.memory, self.program)
+        raw = memory.load(address, size, self.of(owner, lanes))
+        self.count(f"{space} load", address, size, lanes)
+        return raw
 
-    def count_global(self, kind: str, address: Array, size: int, lanes: Lanes) -> None:
-        if self.counters is not None:
+    def store(self, space: str, address: Array, values: Array, lanes: Lanes) -> None:
+        """Write `values` (n, size) uint8. What was never set stays so in shared memory, and is an error elsewhere."""
+        if space == "shared":
+            self.shared.store(address, values, self.of(self.slot, lanes), self.undefined)
+        else:
+            self.require_defined("what is stored")
+            self.memory.store(address, values, self.of(self.program, lanes))
+        self.count(f"{space} store", address, values.shape[1], lanes)
+
+    def count(self, kind: str, address: Array, size: int, lanes: Lanes) -> None:
+        """Count an access of `size` bytes by each of these lanes, of a kind such as "shared load"."""
+        if self.counters is None:
+            return
+        if kind.startswith("shared"):
+            self.counters.count_shared(kind, address.astype(np.int64), size, self.of(np.arange(self.lanes), lanes))
+        else:
             start = self.memory.starts[np.searchsorted(self.memory.starts, address, "right") - 1]
             offset = (address - start).astype(np.int64) + (start >> np.uint64(7)).astype(np.int64) * 128 % (1 << 38)
             self.counters.count_global(kind, offset, size, self.of(self.first_of_warp, lanes))
-
-    def count_shared(self, kind: str, address: Array, size: int, lanes: Lanes) -> None:
-        if self.counters is not None:
-            self.counters.count_shared(kind, address.astype(np.int64), size, self.of(np.arange(self.lanes), lanes))
 
 
 Action = Callable[[State, Lanes], None]

@@ -3,8 +3,7 @@
 Inside ``executing()`` a kernel is launched on CPU tensors, by ``kernel[grid](...)`` or by a kept compiled kernel.
 Triton specialises on arguments and alignment just as it does on a device, since the same code of Triton decides.
 
-Inside ``idling()`` kernels are compiled and launched likewise, and a launch does nothing: for the time that the host
-takes, and for how many variants of a kernel are compiled.
+Inside ``idling()`` a launch does nothing: for the time that the host takes, and for how many variants are compiled.
 """
 
 import contextlib
@@ -12,7 +11,8 @@ import itertools
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
+from unittest import mock
 
 import torch
 import triton
@@ -24,81 +24,50 @@ from .device import Device, poisoned
 from .machine import Program
 from .parse import Fault, parse
 
-_FORMATS = {"fp64": "<d", "fp32": "<f", "f32": "<f", "fp16": "<e", "i1": "<b"}
-_FORMATS |= {f"i{n}": f"<{c}" for n, c in ((8, "b"), (16, "h"), (32, "i"), (64, "q"))}
-_FORMATS |= {f"u{n}": f"<{c}" for n, c in ((8, "B"), (16, "H"), (32, "I"), (64, "Q"))}
+_FLOATS = {"fp64": "<d", "fp32": "<f", "f32": "<f", "fp16": "<e"}
+_idle = itertools.count()
+_program = lru_cache(maxsize=512)(lambda ptx: Program(parse(ptx)))
 
 
 class _TritonDevice(Device):
-    def launch_compiled(self, compiled: "_Loaded", grid: tuple[int, int, int], arguments: Sequence[Any]) -> None:
+    def launch_compiled(self, compiled: CompiledKernel, grid: tuple[int, int, int], arguments: Sequence[Any]) -> None:
         """Execute a grid of a compiled kernel."""
         tensors: list[tuple[str, torch.Tensor]] = []
-        values: list[bytes] = []
-        for name, kind, value in _flatten(compiled.signature, arguments):
-            if kind.startswith("*"):
-                if isinstance(value, torch.Tensor):
-                    tensors.append((name, value))
-                values.append(struct.pack("<Q", value.data_ptr() if isinstance(value, torch.Tensor) else value or 0))
-            else:
-                values.append(_pack(kind, value))
-        kernel = compiled.program.kernel
-        values += [bytes(8)] * (len(kernel.parameters) - len(values))  # scratch memory, which nothing of ours asks for
-        if len(values) != len(kernel.parameters):
-            raise Fault(f"{kernel.name}: {len(values)} arguments for {len(kernel.parameters)} parameters")
-        parameters = {}
-        for (name, (_, size)), value in zip(kernel.parameters.items(), values, strict=True):
-            if len(value) != size:
-                raise Fault(f"{kernel.name}: parameter {name} has {size} bytes, its argument {len(value)}")
-            parameters[name] = value
-        block = (32 * compiled.warps, 1, 1)
-        self.launch(compiled.program, compiled.name, grid, block, parameters, tensors, compiled.shared)
+        values: list[int | bytes] = []
+        for name, kind, value in _flatten(list(compiled.src.signature.items()), arguments):
+            if isinstance(value, torch.Tensor):
+                tensors.append((name, value))
+            values.append(_packed(kind, value.data_ptr() if isinstance(value, torch.Tensor) else value))
+        program = _program(compiled.asm["ptx"])
+        values += [0] * (len(program.kernel.parameters) - len(values))  # scratch memory, which nothing of ours asks for
+        block = (32 * compiled.metadata.num_warps, 1, 1)
+        self.launch(program, grid, block, values, tensors, compiled.metadata.shared)
 
 
-class _Loaded(NamedTuple):
-    name: str
-    program: Program
-    signature: tuple[tuple[str, Any], ...]
-    warps: int
-    shared: int
-
-
-def _flatten(signature: Sequence[tuple[str, Any]], arguments: Sequence[Any]) -> Iterator[tuple[str, str, Any]]:
+def _flatten(signature: Sequence[tuple[Any, Any]], arguments: Sequence[Any]) -> Iterator[tuple[str, str, Any]]:
     """Name, type and value of each argument that the compiled kernel takes; tuples' elements one after the other."""
     for (name, kind), value in zip(signature, arguments, strict=True):
         if isinstance(kind, tuple):
             yield from _flatten([(f"{name}[{k}]", inner) for k, inner in enumerate(kind)], value)
         elif kind != "constexpr":
-            yield name, kind, value
+            yield str(name), kind, value
 
 
-def _pack(kind: str, value: Any) -> bytes:
+def _packed(kind: str, value: Any) -> int | bytes:
+    if kind[0] in "*iu":
+        return int(value or 0)  # a pointer may be None
     if kind == "bf16":
         return struct.pack("<f", value)[2:]
-    if kind not in _FORMATS:
+    if kind not in _FLOATS:
         raise Fault(f"an argument of type {kind!r} is not known")
-    return struct.pack(_FORMATS[kind], value)
-
-
-@lru_cache(maxsize=512)
-def _program(ptx: str) -> Program:
-    return Program(parse(ptx))
-
-
-class _Utils:
-    """What Triton asks of a device's driver."""
-
-    def load_binary(self, name: str, binary: bytes, shared: int, device: int) -> tuple[int, None, int, int, int]:
-        return 1, None, 0, 0, 1024
-
-    def unload_module(self, module: int) -> None: ...
-
-    def get_device_properties(self, device: int) -> dict[str, int]:
-        return {"max_shared_mem": 232448, "multiprocessor_count": 132, "warpSize": 32, "max_num_regs": 65536}
+    return struct.pack(_FLOATS[kind], value)
 
 
 class _Driver:
+    """What Triton asks of a driver."""
+
     def __init__(self, arch: int, name: str, device: _TritonDevice | None = None) -> None:
-        self.arch, self.name, self.device, self.utils = arch, name, device, _Utils()
+        self.arch, self.name, self.device = arch, name, device
 
     def get_current_target(self) -> GPUTarget:
         return GPUTarget("cuda", self.arch, 32)
@@ -107,37 +76,28 @@ class _Driver:
         """Under this name a kernel keeps what it compiled, apart from what it has for real devices."""
         return self.name
 
-    def set_current_device(self, device: str) -> None: ...
-
     def get_current_stream(self, device: str) -> int:
         return 0
 
-    def get_active_torch_device(self) -> torch.device:
-        return torch.device("cpu")
 
-    def get_device_interface(self) -> Any:
-        return torch.cuda
+@contextlib.contextmanager
+def _active(active: _Driver, run_of: Callable[[CompiledKernel], Callable[..., None]]) -> Iterator[None]:
+    """Triton's driver within, and what a compiled kernel runs instead of loading its machine code.
 
-    def map_python_to_cpp_type(self, kind: str) -> str:
-        return kind
+    Raises Fault where Triton interprets its kernels.
+    """
 
+    def init_handles(self: CompiledKernel) -> None:
+        if self.module is None:
+            self._run, self.module, self.function, self.n_regs, self.n_spills = run_of(self), 1, 1, 0, 0
 
-def _init_handles(self: CompiledKernel) -> None:
-    """In place of CompiledKernel's own: instead of loading machine code, decode the PTX."""
-    if self.module is not None:
-        return
-    signature = tuple((str(name), kind) for name, kind in self.src.signature.items())
-    loaded = _Loaded(self.name, _program(self.asm["ptx"]), signature, self.metadata.num_warps, self.metadata.shared)
-
-    def run(x: int, y: int, z: int, *rest: Any) -> None:
-        active = driver._active
-        if not isinstance(active, _Driver) or active.device is None:
-            raise Fault(f"{loaded.name}: compiled to be executed, and launched outside of `executing`")
-        active.device.launch_compiled(
-            loaded, (x, y, z), rest[6:]
-        )  # behind the stream, the kernel, its metadata and hooks
-
-    self._run, self.module, self.function, self.n_regs, self.n_spills = run, 1, loaded, 0, 0
+    if triton.knobs.runtime.interpret:
+        raise Fault("kernels cannot be compiled in a process with TRITON_INTERPRET=1")
+    with (
+        mock.patch.object(driver, "_active", active),
+        mock.patch.object(CompiledKernel, "_init_handles", init_handles),
+    ):
+        yield
 
 
 @contextlib.contextmanager
@@ -156,11 +116,22 @@ def executing(
     Raises:
         Fault: out of the launch, when a kernel does what it may not.
     """
-    if triton.knobs.runtime.interpret:
-        raise Fault("compiled kernels cannot be executed in a process with TRITON_INTERPRET=1")
+
+    def run_of(compiled: CompiledKernel) -> Callable[..., None]:
+        _program(compiled.asm["ptx"])  # an unknown instruction is a fault before anything runs
+
+        def run(x: int, y: int, z: int, *rest: Any) -> None:
+            active = driver._active
+            if not isinstance(active, _Driver) or active.device is None:
+                raise Fault(f"{compiled.name}: compiled to be executed, and launched outside of `executing`")
+            # behind the stream, the kernel, its metadata and hooks
+            active.device.launch_compiled(compiled, (x, y, z), rest[6:])
+
+        return run
+
     device = _TritonDevice(arch, count, approximate)
     with (
-        _active(_Driver(arch, f"executed sm_{arch}", device), _init_handles),
+        _active(_Driver(arch, f"executed sm_{arch}", device), run_of),
         poisoned(device) if poison else contextlib.nullcontext(),
     ):
         yield device
@@ -173,34 +144,12 @@ def idling(arch: int = 90) -> Iterator[list[str]]:
     Yields:
         The name of a kernel for each of its variants, as they are compiled or found in Triton's cache on disk.
     """
-    if triton.knobs.runtime.interpret:
-        raise Fault("kernels cannot be compiled in a process with TRITON_INTERPRET=1")
     variants: list[str] = []
 
-    def load(self: CompiledKernel) -> None:
-        if self.module is None:
-            variants.append(self.name)
-            self._run, self.module, self.function, self.n_regs, self.n_spills = _nothing, 1, 1, 0, 0
+    def run_of(compiled: CompiledKernel) -> Callable[..., None]:
+        variants.append(compiled.name)
+        return lambda *arguments: None
 
     # a name of its own, so that nothing is compiled yet
-    with _active(_Driver(arch, f"idle sm_{arch}, {next(_idle)}"), load):
+    with _active(_Driver(arch, f"idle sm_{arch}, {next(_idle)}"), run_of):
         yield variants
-
-
-_idle = itertools.count()
-
-
-def _nothing(*arguments: Any) -> None: ...
-
-
-@contextlib.contextmanager
-def _active(active: _Driver, init_handles: Callable[[CompiledKernel], None]) -> Iterator[None]:
-    """Triton's driver within, and what stands in for CompiledKernel's loading of machine code."""
-    before, init = driver._active, CompiledKernel._init_handles
-    driver.set_active(active)
-    CompiledKernel._init_handles = init_handles
-    try:
-        yield
-    finally:
-        driver._active = before
-        CompiledKernel._init_handles = init

@@ -1,10 +1,6 @@
-"""``msdeform verify --compiled``: check the kernels as compiled for a device, executed on this machine's CPU.
+"""``msdeform verify --compiled``: check the Triton kernels as compiled for a device, executed on this machine's CPU."""
 
-Each Triton kernel, both functions, both backwards and every dtype, in a minute or two; the tests in
-``tests/kernels/compiled`` do more. What it proves and what not: every instruction of the PTX that Triton makes is
-executed, and every access to memory checked; the step from PTX to machine code and concurrency are a device's to show.
-"""
-
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -96,11 +92,11 @@ def print_errors(arch: int, chosen: Sequence[Case]) -> bool:
         for label, method in _METHODS.items():
             try:
                 for name, comparison in check(case, method, arch=arch):
-                    quantity = name if name == "output" else f"grad {name}"
-                    ratio = comparison.error / comparison.bound if comparison.bound else float("nan")
-                    mark = "" if comparison.ok else "   BREACH"
-                    numbers = f"{comparison.error:>10.2e} {comparison.bound:>10.2e} {ratio:>12.3f}{mark}"
-                    print(f"  {label:<10} {quantity:<24} {numbers}", flush=True)
+                    quantity, (error, bound) = name if name == "output" else f"grad {name}", comparison
+                    ratio, mark = error / bound if bound else math.nan, "" if comparison.ok else "   BREACH"
+                    print(
+                        f"  {label:<10} {quantity:<24} {error:>10.2e} {bound:>10.2e} {ratio:>12.3f}{mark}", flush=True
+                    )
                     ok = ok and comparison.ok
             except Fault as fault:
                 print(f"  {label:<10} FAULT: {fault}", flush=True)

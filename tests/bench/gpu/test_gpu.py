@@ -294,7 +294,7 @@ def test_every_stage_in_its_full_form(
     said: list[str] = []
     asked: list[Any] = []
 
-    def say(command: list[str], run: Run, name: str, environment: dict[str, str] | None = None) -> None:
+    def say(self: Run, command: list[str], name: str, environment: dict[str, str] | None = None) -> None:
         said.append(name)
 
     def act(options: Any) -> int:
@@ -309,7 +309,7 @@ def test_every_stage_in_its_full_form(
     def profiled(what: str, backend: str, device: torch.device) -> records.Row:
         return {"kind": "profile", "what": what, "backend": backend, "longest": [], "total_us": 1.0}
 
-    monkeypatch.setattr(stages, "_failure_of", say)
+    monkeypatch.setattr(Run, "run", say)
     monkeypatch.setattr(stages.search, "rows", rows)
     monkeypatch.setattr(stages.implementations, "absent", lambda name, device: None)
     monkeypatch.setattr(stages.host_time, "measure", lambda *_: [])
@@ -405,9 +405,9 @@ def test_training_gets_the_time_that_is_left(quick: bool, tmp_path: Path, monkey
 
     for command in (training, explain, seeds):
         monkeypatch.setattr(command, "measure_rows", note)
-    stages.training_parts(run)
-    stages.explanations(run)
-    stages.training_runs(run)
+    by_name = {one.name: one.function for one in stages.STAGES}
+    for name in ("parts of a training step", "explanations", "training runs"):
+        by_name[name](run)
     assert [type(options) for options in asked] == [TrainingOptions, ExplainOptions, SeedsOptions]
     for options in asked:
         assert 1.5 < options.minutes <= 3
@@ -417,7 +417,7 @@ def test_training_gets_the_time_that_is_left(quick: bool, tmp_path: Path, monkey
     assert run.unfinished == ["seeds: 4"]
     # less than a minute is nothing to begin such a command with
     run.settings.deadline = time.monotonic() + 30
-    stages.explanations(run)
+    by_name["explanations"](run)
     assert run.unfinished[1:] == ["explain: less than a minute was left"]
 
 

@@ -40,4 +40,4 @@ def test_what_cannot_be_exported_is_a_failed_row(
 
 def test_without_time_nothing_begins(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "exports", "--models", "detr_tiny", "--minutes", "0"]) == 0
-    assert "3 were left for want of time" in capsys.readouterr().err
+    assert "3 rows are left for want of time" in capsys.readouterr().out

@@ -67,7 +67,7 @@ def test_a_run_that_was_stopped_goes_on_and_a_finished_one_is_not_done_again(
     stop_once(monkeypatch, 3)
     assert main(words(tmp_path)) == 0
     out = capsys.readouterr().out
-    assert "1 runs are left" in out
+    assert "1 rows are left" in out
     assert "cuda: no CUDA device was found" in out
     assert [row["seed"] for row in records.read(tmp_path / "rows").rows] == [1]
     assert main(words(tmp_path)) == 0

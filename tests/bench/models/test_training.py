@@ -125,7 +125,7 @@ def test_rows_are_kept_and_not_measured_again(shapes: Path, tmp_path: Path, caps
     assert "2 cells were recorded already" in capsys.readouterr().out
     assert len(records.read(tmp_path).rows) == 2
     assert main([*words, "--again", "--minutes", "0"]) == 0
-    assert "2 cells are left: 0 minutes are over" in capsys.readouterr().out
+    assert "2 rows are left for want of time" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

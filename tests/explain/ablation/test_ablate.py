@@ -12,22 +12,20 @@ import torch
 from torchvision.transforms.v2.functional import to_pil_image
 
 from msdeform.cli import main
-from msdeform.explain import ablate
-from msdeform.explain.ablate import AblateOptions
-from msdeform.explain.ablation.figures import curves_picture, matrix_picture
-from msdeform.explain.ablation.head_sets import counts_of, heads_of, orders, switched_off
-from msdeform.explain.ablation.report import Findings
-from msdeform.explain.ablation.resampling import Change
-from msdeform.explain.ablation.runs import AblationRuns, Masks
+from msdeform.explain import workspace
+from msdeform.explain.ablation.ablation import ap_change, counts_of, heads_of, orders, switched_off
+from msdeform.explain.ablation.report import curves_picture, matrix_picture
+from msdeform.explain.ablation.runs import AblationRuns
 from msdeform.explain.ablation.screening import head_gradients, logits_of, loss_of
+from msdeform.explain.commands import ablate
 from msdeform.explain.core.interventions import intervene, mean_outputs
-from msdeform.explain.core.masks import Mask
+from msdeform.explain.core.masks import Mask, Masks
 from msdeform.explain.core.sites import find_sites
+from msdeform.explain.options import AblateOptions
 from msdeform.models.attention import MSDeformAttn
 from msdeform.models.families.detector import Detector
-from msdeform.train.config.options import Input, Source, TrainOptions
+from msdeform.train.config.options import Source, TrainOptions
 from msdeform.train.data.dataset import Category
-from msdeform.train.data.loader import validation_data
 from msdeform.train.engine.checkpoint import Trained
 from msdeform.train.evaluation.detect import detect
 from tests.explain.models import images, uneven
@@ -64,20 +62,25 @@ def annotated(boards: Path, label: int) -> int:
 
 
 @pytest.fixture
-def run(boards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Findings]:
+def run(boards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
     """Ablates a planted detector, which the checkpoint's name chooses, as if a run had trained it."""
 
     def load(path: Path, device: torch.device, *_: Any) -> Trained:
         model = uneven(path.name).float() if path.name in ("two-stage",) else PLANTED[path.name]()
         return Trained(model, "planted", CATEGORIES, TrainOptions(), "reference", device, 7)
 
-    monkeypatch.setattr(ablate, "load_trained", load)
+    monkeypatch.setattr(workspace, "load_trained", load)
     settings = {"device": "cpu", "progress": False, "workers": 0, "samples": 40, "out": tmp_path / "out"}
 
-    def make(kind: str = "deformable", **changed: Any) -> Findings:
-        return ablate.ablate(AblateOptions(checkpoint=Path(kind), source=Source(boards), **{**settings, **changed}))
+    def make(kind: str = "deformable", **changed: Any) -> dict[str, Any]:
+        assert ablate(AblateOptions(checkpoint=Path(kind), source=Source(boards), **{**settings, **changed})) == 0
+        return json.loads((tmp_path / "out" / "ablation.json").read_text())
 
     return make
+
+
+def ap(one: dict[str, Any]) -> float:
+    return one["metrics"]["AP"]["after"]
 
 
 # without a head in both layers the scores of its colour are all alike: some hit by chance
@@ -86,65 +89,64 @@ CHANCE = 0.02
 
 @pytest.mark.parametrize("kind", ["deformable", pytest.param("dense", marks=pytest.mark.slow)])
 def test_a_head_off_deletes_its_colour_alone(
-    kind: str, run: Callable[..., Findings], boards: Path, tmp_path: Path
+    kind: str, run: Callable[..., dict[str, Any]], boards: Path, tmp_path: Path
 ) -> None:
     texts = [f"decoder.*.cross:h{head}" for head in range(3)]
     found = run(kind, matrix=True, mask=(*texts, "decoder.*.cross:h0 + decoder.*.cross:h2"))
-    assert found.base is not None
-    assert found.base.ap == pytest.approx(1)
-    assert len(found.matrix) == 2 * 4
-    for (_, head), one in found.matrix.items():
+    assert ap(found["base"]) == pytest.approx(1)
+    assert len(found["matrix"]) == 2 * 4
+    for one in found["matrix"]:
+        head, did = one["head"], one["effects"]
         # of one layer alone, it halves all scores of a colour: no detection any more, and in the same order
         if head != OTHER_HEAD:
-            assert one.change == 0
-            assert one.effects.lost == annotated(boards, head) > 0
+            assert ap_change(one) == 0
+            assert did["lost"] == annotated(boards, head) > 0
         elif kind == "deformable":
-            assert (one.change, one.effects.lost) == (0, 0)
+            assert (ap_change(one), did["lost"]) == (0, 0)
         else:  # there the fourth head reads where the boxes are
-            assert one.change < -0.1
+            assert ap_change(one) < -0.1
         if kind == "deformable":
-            assert (one.effects.gained, one.effects.changed) == (0, 0)
-            assert (one.effects.overlap, one.effects.iou_change) == (1, 0)
+            assert (did["gained"], did["changed"]) == (0, 0)
+            assert (did["overlap"], did["iou_change"]) == (1, 0)
     for head in range(3):
         # an average over three classes, one of which is gone
-        assert found.masks[head].change == pytest.approx(-1 / 3, abs=CHANCE)
-        assert found.masks[head].effects.lost == annotated(boards, head)
-    assert found.masks[3].change == pytest.approx(-2 / 3, abs=CHANCE)
+        assert ap_change(found["masks"][head]) == pytest.approx(-1 / 3, abs=CHANCE)
+        assert found["masks"][head]["effects"]["lost"] == annotated(boards, head)
+    assert ap_change(found["masks"][3]) == pytest.approx(-2 / 3, abs=CHANCE)
 
     out = tmp_path / "out"
-    content = json.loads((out / "ablation.json").read_text())
     for table, count in (("matrix", 8), ("masks", 4)):
         rows = list(csv.DictReader((out / f"{table}.csv").read_text().splitlines()))[-count:]
-        assert [row["mask"] for row in rows] == [one["mask"] for one in content[table]]
-        for row, one in zip(rows, content[table], strict=True):
+        assert [row["mask"] for row in rows] == [one["mask"] for one in found[table]]
+        for row, one in zip(rows, found[table], strict=True):
             assert float(row["AP change"]) == one["metrics"]["AP"]["change"]
             assert int(row["lost"]) == one["effects"]["lost"]
-    assert [one["mask"] for one in content["masks"]][2:] == [texts[2], "decoder.*.cross:h0+decoder.*.cross:h2"]
+    assert [one["mask"] for one in found["masks"]][2:] == [texts[2], "decoder.*.cross:h0+decoder.*.cross:h2"]
     assert (out / "matrix.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_orders_curves_and_pruning(run: Callable[..., Findings], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_orders_curves_and_pruning(
+    run: Callable[..., dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     """What reads nothing goes first; the budget ends where a colour would go."""
     found = run(matrix=True, cumulative=True, budget=0.1, screen_by="logit", steps=2, random_orders=1)
-    assert found.base is not None
-    assert found.screening is not None
-    for head, importance in found.screening.importance.items():
-        assert (importance < 1e-6) == (head[1] == OTHER_HEAD), head
-    assert set(found.curves) == {
+    for one in found["screening"]:
+        assert (one["importance"] < 1e-6) == (one["head"] == OTHER_HEAD), one
+    assert set(found["cumulative"]) == {
         *("screening", "screening, reversed", "measurement", "measurement, reversed", "random 0")
     }
-    for name, points in found.curves.items():
-        assert [count for count, _ in points] == [0, 4, 8]
-        assert points[0][1].ap == pytest.approx(1)
-        assert points[-1][1].ap < CHANCE, name
+    aps = {name: [ap(point) for point in curve["points"]] for name, curve in found["cumulative"].items()}
+    for name, curve in found["cumulative"].items():
+        assert [point["off"] for point in curve["points"]] == [0, 4, 8]
+        assert aps[name][0] == pytest.approx(1)
+        assert aps[name][-1] < CHANCE, name
     # two heads that read nothing, and two of which each leaves half of a colour or, together, nothing
-    assert found.curves["screening, reversed"][1][1].ap > found.curves["screening"][1][1].ap + 0.2
-    assert found.pruned is not None
-    first, second, third = found.pruned
-    assert [first.head, second.head] == [("decoder.0.cross", OTHER_HEAD), ("decoder.1.cross", OTHER_HEAD)]
-    assert third.measured.ap == pytest.approx(1)
+    assert aps["screening, reversed"][1] > aps["screening"][1] + 0.2
+    *two, third = found["pruned"]
+    assert [(one["site"], one["head"]) for one in two] == [(f"decoder.{n}.cross", OTHER_HEAD) for n in (0, 1)]
+    assert ap(third) == pytest.approx(1)
     printed = capsys.readouterr().out
-    assert f"without 3 heads AP is 1.000; see it with: msdeform explain IMAGE --mask '{third.measured.name}'" in printed
+    assert f"without 3 heads AP is 1.000; see it with: msdeform explain IMAGE --mask '{third['mask']}'" in printed
     written = {path.name for path in (tmp_path / "out").iterdir() if not path.name.startswith(".")}
     assert written == {
         *("ablation.json", "matrix.csv", "matrix.png", "screening.png", "cumulative.csv", "cumulative.png"),
@@ -153,24 +155,24 @@ def test_orders_curves_and_pruning(run: Callable[..., Findings], tmp_path: Path,
 
 
 @pytest.mark.slow
-def test_pruning_to_a_number(run: Callable[..., Findings]) -> None:
+def test_pruning_to_a_number(run: Callable[..., dict[str, Any]]) -> None:
     """One head more than costs nothing, and its colour is gone: its other head is, alone, of no importance."""
     found = run(prune=4, screen_by="logit")
-    assert found.pruned is not None
-    *_, third, fourth = found.pruned
-    assert len(found.pruned) == 4
-    assert {third.head[0], fourth.head[0]} == {"decoder.0.cross", "decoder.1.cross"}
-    assert third.head[1] == fourth.head[1]
-    assert fourth.measured.ap == pytest.approx(2 / 3, abs=CHANCE)
+    *_, third, fourth = found["pruned"]
+    assert len(found["pruned"]) == 4
+    assert {third["site"], fourth["site"]} == {"decoder.0.cross", "decoder.1.cross"}
+    assert third["head"] == fourth["head"]
+    assert ap(fourth) == pytest.approx(2 / 3, abs=CHANCE)
 
 
 # --- passes
 
 
-def passes_of(model: Detector, boards: Path, folder: Path, **settings: Any) -> AblationRuns:
-    data = validation_data(Source(boards), Input(), None, Input(image_size=64).size, progress=False)
-    kept = {"made by": "a test", **settings}
-    return AblationRuns(model, data, torch.device("cpu"), IDS, folder, kept, confidence=0.3)
+def passes_of(model: Detector, boards: Path, folder: Path, **changed: Any) -> AblationRuns:
+    settings = {"image_size": 64, "workers": 0, "progress": False, "confidence": 0.3, "matrix": True, **changed}
+    options = AblateOptions(checkpoint=Path("none"), source=Source(boards), **settings)
+    trained = Trained(model, "a test", CATEGORIES, TrainOptions(), "reference", torch.device("cpu"), 7)
+    return AblationRuns(workspace.with_data(trained, options), options, folder)
 
 
 @pytest.mark.parametrize("pattern", ["decoder.*.cross", "encoder.*.self"])
@@ -208,7 +210,7 @@ def test_passes_are_made_once_and_taken_up(boards: Path, tmp_path: Path) -> None
     for one, two in zip(first, again, strict=False):
         assert np.array_equal(one.rows, two.rows)
         assert np.array_equal(one.predictions.scores, two.predictions.scores)
-    other = passes_of(model, boards, tmp_path, precision="another")
+    other = passes_of(model, boards, tmp_path, confidence=0.31)
     assert other.missing([(), *wanted]) == [(), *wanted]
 
     path = other.path(())
@@ -222,15 +224,17 @@ def test_passes_are_made_once_and_taken_up(boards: Path, tmp_path: Path) -> None
 def test_a_stopped_run_leaves_nothing_half_written(boards: Path, tmp_path: Path) -> None:
     passes = passes_of(uneven("deformable"), boards, tmp_path)
     wanted: list[Masks] = [(Mask(heads=(head,)),) for head in (0, 1)]
-    turns: list[int] = []
+    forwards: list[int] = []
 
-    def advance() -> None:
-        turns.append(1)
-        if len(turns) == IMAGES + 3:
+    def stop(*_: Any) -> None:
+        forwards.append(1)
+        if len(forwards) == IMAGES + 3:
             raise KeyboardInterrupt
 
+    hook = passes.model.register_forward_pre_hook(stop)
     with pytest.raises(KeyboardInterrupt):
-        passes.run(wanted, advance)
+        passes.run(wanted)
+    hook.remove()
     assert [path.name for path in tmp_path.iterdir()] == [passes.path(()).name]
     assert not any("forward" in vars(module) for module in passes.model.modules())
     assert passes_of(passes.model, boards, tmp_path).missing([(), *wanted]) == wanted
@@ -249,8 +253,7 @@ def test_queries_are_those_of_the_model_as_it_is(boards: Path, tmp_path: Path) -
 
 def test_means_are_those_of_the_data(boards: Path, tmp_path: Path) -> None:
     model = uneven("deformable")
-    passes = passes_of(model, boards, tmp_path)
-    passes.mean_images = 2
+    passes = passes_of(model, boards, tmp_path, mean_images=2)
     mask = Mask("decoder.*.cross", heads=(1,), mode="mean")
     (got,) = passes.run([(mask,)])
     with torch.no_grad(), mean_outputs(model, "decoder.*.cross") as means:
@@ -260,8 +263,8 @@ def test_means_are_those_of_the_data(boards: Path, tmp_path: Path) -> None:
     with intervene(model, mask, means=means):
         expected = detect(model, passes.data, torch.device("cpu"), category_ids=IDS)
     assert np.allclose(got.rows, expected.results, rtol=0, atol=1e-9)
-    passes.mean_images = 3
-    assert passes.missing([(mask,)])
+    assert passes.missing([(mask,)]) == []
+    assert passes_of(model, boards, tmp_path, mean_images=3).missing([(mask,)]) == [(mask,)]
 
 
 # --- screening
@@ -318,7 +321,11 @@ def test_heads_and_their_orders() -> None:
         Mask("decoder.0.cross", heads=(0,), mode="uniform", seed=5),
         Mask("decoder.1.cross", heads=(0, 1), mode="uniform", seed=5),
     )
-    found = orders({"one": dict(zip(heads, (3, 1, 4, 2), strict=True))}, heads, 2, seed=3)
+    found = orders(
+        {"one": dict(zip(heads, (3, 1, 4, 2), strict=True))},
+        heads,
+        AblateOptions(checkpoint=Path("none"), matrix=True, seed=3, random_orders=2),
+    )
     assert found["one"] == [heads[place] for place in (2, 0, 3, 1)]
     assert found["one, reversed"] == found["one"][::-1]
     assert sorted(found["random 0"]) == sorted(found["random 1"]) == heads
@@ -331,13 +338,18 @@ def texts(figure: Any) -> list[str]:
     return [text.get_text() for text in figure.axes[0].texts]
 
 
+def measured(*change: float | None, **more: Any) -> dict[str, Any]:
+    names = ("before", "after", "change", "low", "high")
+    return {**more, "metrics": {"AP": dict(zip(names, change, strict=True))}}
+
+
 def test_the_matrix_marks_what_is_sure_and_is_centred() -> None:
-    changes = {
-        ("decoder.0.cross", 0): Change(0.4, 0.38, -0.02, -0.03, -0.01),
-        ("decoder.0.cross", 1): Change(0.4, 0.405, 0.005, -0.01, 0.02),
-        ("decoder.1.cross", 0): Change(0.4, 0.4, None, None, None),
-    }
-    figure = matrix_picture(changes, "title")
+    matrix = [
+        measured(0.4, 0.38, -0.02, -0.03, -0.01, site="decoder.0.cross", head=0),
+        measured(0.4, 0.405, 0.005, -0.01, 0.02, site="decoder.0.cross", head=1),
+        measured(None, None, None, None, None, site="decoder.1.cross", head=0),
+    ]
+    figure = matrix_picture(matrix, "title")
     assert texts(figure) == ["-2.0*", "-3.0 to -1.0", "+0.5", "-1.0 to +2.0"]
     rows = [tick.get_text() for tick in figure.axes[0].get_yticklabels()]
     assert rows == ["decoder layer 0, cross-attention", "decoder layer 1, cross-attention"]
@@ -348,7 +360,10 @@ def test_the_matrix_marks_what_is_sure_and_is_centred() -> None:
 
 
 def test_random_orders_are_drawn_as_one() -> None:
-    curves = {f"random {n}": [(0, 0.4), (1, 0.1 * n)] for n in range(3)} | {"screening": [(0, 0.4), (1, 0.2)]}
+    def curve(*aps: float) -> dict[str, Any]:
+        return {"points": [measured(0.4, one, one - 0.4, None, None, off=off) for off, one in enumerate(aps)]}
+
+    curves = {f"random {n}": curve(0.4, 0.1 * n) for n in range(3)} | {"screening": curve(0.4, 0.2)}
     axes = curves_picture(curves, "title").axes[0]
     assert np.allclose([line.get_ydata() for line in axes.lines], [[0.4, 0.1], [0.4, 0.2]])
     assert [text.get_text() for text in axes.get_legend().get_texts()] == [
@@ -378,7 +393,7 @@ def test_random_orders_are_drawn_as_one() -> None:
     ],
 )
 def test_what_cannot_be_done_is_told(
-    changed: dict[str, Any], sentence: str, run: Callable[..., Findings], tmp_path: Path
+    changed: dict[str, Any], sentence: str, run: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError, match=sentence.replace("*", r"\*")):
         run(changed.pop("kind", "deformable"), **changed)
@@ -386,7 +401,7 @@ def test_what_cannot_be_done_is_told(
 
 
 def test_the_command(
-    boards: Path, run: Callable[..., Findings], tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: Any
+    boards: Path, run: Callable[..., dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: Any
 ) -> None:
     (tmp_path / "dense").mkdir()  # stands in for the checkpoint
     words = ["ablate", "--checkpoint", str(tmp_path / "dense"), "--data", str(boards), "--out", str(tmp_path / "out")]
@@ -401,6 +416,6 @@ def test_the_command(
     ]
     assert content["about"]["images"] == IMAGES
     assert main([*words, "--mask", "decoder.*.cross:h0"]) == 0
-    assert "0 passes are still to run" in capsys.readouterr().out
+    assert "0 passes still to run" in capsys.readouterr().out
     assert main([*words, "--mask", "decoder.*.cross:h7"]) == 1
     assert capsys.readouterr().err.count("\n") == 1

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from msdeform.explain.core.attention import corner_products, corners, dense_values, probabilities, scatter
+from msdeform.explain.core.attention import corner_products, corners, dense_values, scatter, sparse_matrix
 from msdeform.kernels.api import ms_deform_attn
 
 SHAPES = ((5, 7), (3, 4), (1, 2))
@@ -34,6 +34,8 @@ def test_the_matrix_times_the_value_is_the_operator() -> None:
     expected = ms_deform_attn(value, SHAPES, locations, weights, backend="reference")
     got = torch.einsum("hqs,shd->qhd", matrix(locations, weights), value[0]).flatten(1)
     assert torch.allclose(got, expected[0], rtol=0, atol=1e-12)
+    sparse = sparse_matrix(weights[0], locations[0], SHAPES, None)
+    assert torch.allclose(torch.from_numpy(sparse.toarray()), matrix(locations, weights).mean(0), rtol=0, atol=1e-12)
 
 
 def test_the_gradient_of_the_weights_is_the_operators() -> None:
@@ -85,7 +87,7 @@ def test_one_location_a_level_is_the_same() -> None:
 
 
 @pytest.mark.parametrize("separate", [False, True])
-def test_probabilities_are_pytorchs(separate: bool) -> None:
+def test_probabilities_weigh_dense_values(separate: bool) -> None:
     torch.manual_seed(0)
     extra = {"kdim": 8, "vdim": 12} if separate else {}
     attention = torch.nn.MultiheadAttention(16, 4, batch_first=True, **extra).double().eval()
@@ -95,7 +97,5 @@ def test_probabilities_are_pytorchs(separate: bool) -> None:
     mask = torch.zeros(2, 7, dtype=torch.bool)
     mask[1, 4:] = True
     answer, expected = attention(query, key, value, key_padding_mask=mask, average_attn_weights=False)
-    got = probabilities(attention, query, key, mask[:, None, None])
-    assert torch.allclose(got, expected, atol=1e-12)
-    out = (got @ dense_values(attention, value)).transpose(1, 2).flatten(2)
+    out = torch.einsum("bhqs,bshd->bqhd", expected, dense_values(attention, value)).flatten(2)
     assert torch.allclose(attention.out_proj(out), answer, atol=1e-12)

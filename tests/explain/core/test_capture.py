@@ -46,10 +46,7 @@ def test_the_model_answers_as_without(family: str, gradients: bool) -> None:
         got = model(batch)
     assert set(tape) == set(sites(model))
     for key in ("pred_logits", "pred_boxes"):
-        if gradients:
-            assert torch.allclose(got[key], expected[key], rtol=0, atol=1e-12)
-        else:
-            assert torch.equal(got[key], expected[key])
+        assert torch.allclose(got[key], expected[key], rtol=0, atol=1e-12)
     assert not any({"forward", "editor"} & vars(module).keys() for module in model.modules())
     assert not any(module._forward_hooks for module in model.modules())
 
@@ -69,7 +66,6 @@ def test_records_give_the_modules_own_answer(family: str) -> None:
     assert len(answers) >= 2
     for name, expected in answers.items():
         record = tape[name]
-        assert record.shapes is not None
         got = ms_deform_attn(record.value(), record.shapes, record.locations, record.weights, backend="reference")
         assert torch.allclose(got, expected, rtol=0, atol=1e-12)
         # and so is the matrix's, with padded pixels left out
@@ -87,7 +83,7 @@ def test_dense_records_give_the_modules_own_answer(family: str) -> None:
     answers = {}
     for name, site in sites(model).items():
         site.module.register_forward_hook(lambda _, args, out, name=name: answers.__setitem__(name, out[0].detach()))
-    with capture(model, "*") as tape, torch.no_grad():
+    with capture(model, "*", gradients=True) as tape, torch.no_grad():
         model([image.double() for image in images((64, 96), (96, 64))])
     for name, record in tape.items():
         out = torch.einsum("bhqs,bshd->bqhd", record.weights, record.value()).flatten(2)
@@ -141,7 +137,8 @@ def test_memory_is_counted_once() -> None:
     record = tape["decoder.0.cross"]
     held = record.tensors()
     assert tape.nbytes == sum(tensor.untyped_storage().nbytes() for tensor in held)
-    assert sum(tensor.numel() for tensor in held) < 10 * model.transformer.hidden_dim + 10 * 2 * 4 + 200
+    # weights, locations and references of 10 queries, 2 heads, 2 levels and 2 points; nothing of the values
+    assert sum(tensor.numel() for tensor in held if tensor.dtype != torch.bool) == 10 * (8 * 3 + 2 * 2)
 
 
 @pytest.mark.parametrize("family", ["detr", "deformable"])
@@ -151,7 +148,9 @@ def test_under_autocast_what_ran_is_recorded(family: str) -> None:
     kept = {}
     if family == "deformable":
         module = sites(model)["decoder.0.cross"].module
-        module.sampling_offsets.register_forward_hook(lambda _, args, out: kept.update(offsets=out.detach()))
+        module.sampling_offsets.register_forward_hook(
+            lambda _, args, out: kept.update(offsets=out.detach(), query=args[0])
+        )
     with torch.autocast("cpu", torch.bfloat16), capture(model, "*") as tape:
         model(batch)
     record = tape["decoder.0.cross"]
@@ -164,7 +163,7 @@ def test_under_autocast_what_ran_is_recorded(family: str) -> None:
         offsets = (record.locations - record.reference[:, :, None, :, None])[:, :, :, 0] * torch.tensor([w, h])
         expected = kept["offsets"].unflatten(-1, (*record.locations.shape[2:5], 2))[:, :, :, 0]
         assert torch.allclose(offsets, expected.float(), atol=1e-4)
-        unrounded = module.sampling_offsets(record.call.query).view(record.locations.shape)[:, :, :, 0]
+        unrounded = module.sampling_offsets(kept["query"]).view(record.locations.shape)[:, :, :, 0]
         assert not torch.allclose(offsets, unrounded, atol=1e-4)
 
 
@@ -192,11 +191,8 @@ class Nudge:
         x.view(-1)[self.place] += self.step
         return x
 
-    def sampled(self, _: Any, locations: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-        return (self._add(locations), weights) if self.location else (locations, self._add(weights))
-
-    def weighed(self, _: Any, weights: Tensor) -> Tensor:
-        return self._add(weights)
+    def changed(self, weights: Tensor, locations: Tensor | None, _: Any) -> tuple[Tensor, Tensor | None]:
+        return (weights, self._add(locations)) if self.location else (self._add(weights), locations)
 
     def output(self, out: Tensor) -> Tensor:
         return out

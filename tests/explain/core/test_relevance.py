@@ -1,5 +1,6 @@
 """The matrix-free rules against the rules as published, with every matrix formed; and deformable against dense."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -31,13 +32,7 @@ def dense_factor(gradients: Gradients, by: By) -> Tensor:
         return (record.weights[0] * gradients.weights[0]).clamp(min=0).mean(0)
     if by == "point":
         # the matrix of weights that are what the positive part leaves of them
-        weights = record.weights
-        record._sampled = (record.locations, (weights * gradients.weights).clamp(min=0))
-        vars(record).pop("weights", None)
-        C = record.dense()[0].mean(0)
-        record._sampled = (record.locations, weights)
-        vars(record).pop("weights", None)
-        return C
+        return replace(record, weights=(record.weights * gradients.weights).clamp(min=0)).dense()[0].mean(0)
     G = torch.einsum("qhd,shd->hqs", gradients.heads[0], record.value()[0])
     return (record.dense()[0] * G).clamp(min=0).mean(0)
 

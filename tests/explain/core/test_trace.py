@@ -6,7 +6,7 @@ import torch
 
 from msdeform.explain.core.maps import METHODS, column_map, heat_map, row_map, token_map
 from msdeform.explain.core.masks import Mask
-from msdeform.explain.core.trace import AttentionTrace, attention_traces
+from msdeform.explain.core.trace import AttentionTrace
 from tests.explain.models import DETRS, images, uneven
 from tests.models.tiny import tiny
 
@@ -79,22 +79,6 @@ def test_a_map_keeps_its_mass_on_the_image() -> None:
     assert float(trace.to_pixels(both, level=0).sum()) == pytest.approx(1, rel=1e-3)
 
 
-def test_padding_is_cut_off() -> None:
-    model = uneven("deformable")
-    alone, padded = images((64, 64), (96, 128))
-    trace = attention_traces(model, [alone, padded], size=128)[0]
-    # resized to 128 x 128 and the other to 96 x 128: the second is padded below
-    other = attention_traces(model, [alone, padded], size=128)[1]
-    assert other.ratios.tolist()[0] == [1.0, 0.75]
-    tokens = torch.zeros(sum(h * w for h, w in other.shapes))
-    tokens[7 * 8 :][:8] = 1  # the last row of the first level, all padding
-    assert float(other.to_pixels(tokens, 0)[:80].abs().max()) == 0
-    x, y, level = other.place_of(5 * 8 + 7)
-    assert (x, y, level) == (120.0, 88.0, 0)
-    assert other.token_at(120, 88) == 5 * 8 + 7
-    assert trace.ratios.tolist()[0] == [1.0, 1.0]
-
-
 def test_points_are_where_the_model_looks() -> None:
     trace = scene_of("deformable", (64, 96))
     record = trace.tape["decoder.0.cross"]
@@ -113,12 +97,12 @@ def test_row_and_column_are_of_one_matrix() -> None:
         trace = scene_of(family)
         record = trace.tape["encoder.0.self"]
         dense = record.dense()[0]
-        assert torch.allclose(row_map(record, 0, 4), dense.mean(0)[4], atol=1e-12)
-        assert torch.allclose(row_map(record, 0, 4, head=1), dense[1, 4], atol=1e-12)
-        assert torch.allclose(column_map(record, 0, 4), dense.mean(0)[:, 4], atol=1e-12)
-        assert torch.allclose(column_map(record, 0, 4, head=1), dense[1, :, 4], atol=1e-12)
+        assert torch.allclose(row_map(record, 4), dense.mean(0)[4], atol=1e-12)
+        assert torch.allclose(row_map(record, 4, head=1), dense[1, 4], atol=1e-12)
+        assert torch.allclose(column_map(record, 4), dense.mean(0)[:, 4], atol=1e-12)
+        assert torch.allclose(column_map(record, 4, head=1), dense[1, :, 4], atol=1e-12)
         with pytest.raises(ValueError, match="head: expected from 0 to 1, got 2"):
-            row_map(record, 0, 4, head=2)
+            row_map(record, 4, head=2)
 
 
 def test_rollout_of_one_layer_by_hand() -> None:

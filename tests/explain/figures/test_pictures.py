@@ -12,11 +12,10 @@ from torch import Tensor
 
 from msdeform.explain.core.maps import heat_map
 from msdeform.explain.core.trace import AttentionTrace, QueryPrediction
-from msdeform.explain.figures.drawing import Drawing, around, canvas, colour_of, draw_box, root_ticks, zoom
+from msdeform.explain.figures.drawing import MARKERS, Drawing, around, canvas, colour_of, draw_box, root_ticks, show
 from msdeform.explain.figures.encoder import draw_encoder
-from msdeform.explain.figures.grids import draw_grid, draw_heat_grid, draw_point_grid
-from msdeform.explain.figures.heat import LEAST, draw_heat, heat_colours
-from msdeform.explain.figures.points import MARKERS, draw_points
+from msdeform.explain.figures.heat import LEAST, draw_heat, draw_heat_grid, heat_colours
+from msdeform.explain.figures.points import draw_point_grid, draw_points
 from msdeform.explain.figures.trajectories import draw_journey, draw_queries, draw_seeds
 from msdeform.explain.figures.truth import draw_truth
 from tests.models.tiny import tiny
@@ -215,7 +214,7 @@ def test_names_of_boxes_are_apart_and_inside(deformable: AttentionTrace) -> None
     for dpi, window in ((60, None), (150, None), (100, (30, 20, 90, 65))):
         figure.set_dpi(dpi)
         if window is not None:
-            zoom(axes, window)
+            show(axes, deformable, np.zeros((0, 2)), window)
         rendered(Drawing(figure, {}))
         view = axes.get_window_extent()
         assert len(labels.placed) == 45 or window is not None
@@ -280,18 +279,20 @@ def test_a_grid_of_points_has_each_once(deformable: AttentionTrace) -> None:
 
 
 def test_a_grid_of_maps_is_on_one_scale(deformable: AttentionTrace) -> None:
-    prediction, sites = deformable.prediction(1), ["decoder.0.cross", "decoder.1.cross"]
-    drawing = draw_grid(deformable, prediction, sites, by="layers x levels", kind="heat", method="gradcam")
+    prediction, columns = deformable.prediction(1), ["level 0", "level 1"]
+    maps = [
+        [heat_map(deformable, prediction, "gradcam", layer=layer, level=level) for level in (0, 1)] for layer in (0, 1)
+    ]
+    drawing = draw_heat_grid(deformable, maps, ["layer 0", "layer 1"], columns, prediction)
     heats = drawing.numbers["heat"]
     assert heats.shape == (2, 2, HEIGHT, WIDTH)
-    assert np.array_equal(heats[1, 0], heat_map(deformable, prediction, "gradcam", layer=1, level=0))
+    assert np.array_equal(heats[1, 0], maps[1][0])
     for place, axes in enumerate(panels(drawing)):
         assert np.allclose(axes.images[1].get_array(), heats[divmod(place, 2)] / heats.mean())
         assert axes.images[1].norm.vmax == float(drawing.numbers["most"])
-    assert drawing.numbers["columns"].tolist() == ["level 0", "level 1"]
-    by_head = draw_grid(deformable, prediction, sites[:1], by="heads x levels", kind="heat").numbers["heat"]
-    assert np.array_equal(by_head[1, 0], heat_map(deformable, prediction, "raw", layer=0, head=1, level=0))
-    assert draw_grid(deformable, prediction, sites).numbers["weights"].shape == (2, 2, 2, 2)
+    assert drawing.numbers["columns"].tolist() == columns
+    assert [axes.get_title() for axes in panels(drawing)] == [*columns, "", ""]
+    assert [axes.get_ylabel() for axes in panels(drawing)] == ["layer 0", "", "layer 1", ""]
 
 
 def test_the_encoder_is_drawn_by_row_and_by_column(dense: AttentionTrace, deformable: AttentionTrace) -> None:
@@ -442,7 +443,7 @@ def test_detections_beside_truth(deformable: AttentionTrace) -> None:
         (lambda s, d, a: draw_point_grid(s, a, []), "sites: expected at least one site for layers x heads, got none"),
         (lambda s, d, a: draw_point_grid(s, a, ["x"], by="heads"), "by: expected layers x heads, layers x levels"),
         (
-            lambda s, d, a: draw_grid(s, a, ["a", "b"], by="heads x levels"),
+            lambda s, d, a: draw_point_grid(s, a, ["a", "b"], by="heads x levels"),
             "sites: expected one site for heads x levels",
         ),
         (lambda s, d, a: draw_heat_grid(s, [[]], ["a"], ["b"]), "heats: expected 1 rows of 1 maps, got rows of 0"),

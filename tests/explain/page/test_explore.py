@@ -2,15 +2,19 @@
 
 import socket
 from importlib import util
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from msdeform.cli import main
-from msdeform.explain import explore
+from msdeform.explain import commands
 from msdeform.explain.core.masks import Mask
 from msdeform.explain.core.trace import AttentionTrace, QueryPrediction
-from msdeform.explain.explore import Explorer, changes, groups, masks_of, report
+from msdeform.explain.options import ExploreOptions
+from msdeform.explain.page.interface import changes, free_port, interface, look, masks_of, report, switches
 from tests.models.tiny import tiny
 
 
@@ -61,31 +65,55 @@ def test_the_report_counts_and_escapes() -> None:
 
 
 def test_switches_become_masks() -> None:
-    grouped = groups(tiny("two-stage"))
-    assert list(grouped) == ["decoder.cross", "decoder.self", "encoder.self"]
-    group = grouped["decoder.cross"]
-    on = [list(range(site.heads)) for site in group]
-    levels = list(range(group[0].levels))
-    assert masks_of(group, on, levels) == []
-    assert masks_of(group, [[1], on[1]], levels) == [Mask("decoder.0.cross", heads=(0,))]
-    assert masks_of(group, on, [0]) == [Mask(f"decoder.{n}.cross", levels=(1,)) for n in (0, 1)]
-    dense = grouped["decoder.self"]
-    assert masks_of(dense, [[], *on[1:]], []) == [Mask("decoder.0.self", heads=tuple(range(dense[0].heads)))]
+    grouped = switches(tiny("two-stage"))
+    assert list(grouped) == ["decoder.*.cross", "decoder.*.self", "encoder.*.self"]
+    rows = grouped["decoder.*.cross"]
+    assert [row.what for row in rows] == ["heads", "heads", "levels"]
+    on = [list(range(row.count)) for row in rows]
+    assert masks_of(rows, on) == []
+    assert masks_of(rows, [[1], *on[1:]]) == [Mask("decoder.0.cross", heads=(0,))]
+    assert masks_of(rows, [*on[:2], [0]]) == [Mask("decoder.*.cross", levels=(1,))]
+    dense = grouped["decoder.*.self"]
+    assert [row.what for row in dense] == ["heads", "heads"]
+    assert masks_of(dense, [[], on[1]]) == [Mask("decoder.0.self", heads=tuple(range(dense[0].count)))]
+
+
+def options(**changed: Any) -> ExploreOptions:
+    return ExploreOptions(checkpoint=Path("none"), image_size=48, **changed)
 
 
 def test_a_look_is_the_models_own_under_the_masks() -> None:
     model, image = tiny("deformable"), torch.randint(0, 256, (3, 40, 56), dtype=torch.uint8)
     masks = [Mask("decoder.*.cross", heads=(0,))]
-    found, text = Explorer(model, 48).look(image, 0.0, masks, "street.jpg")
+    found, text = look(model, options(), image, 0.0, masks, "street.jpg")
     assert found == AttentionTrace(model, image, size=48, masks=masks).detections(0.0)
     assert found != AttentionTrace(model, image, size=48).detections(0.0)
     assert "<h1>street.jpg</h1>" in text
     assert '"relevance"' in text
-    assert '"relevance"' not in Explorer(model, 48, relevance=0).look(image, 0.0, masks, "street.jpg")[1]
+    assert '"relevance"' not in look(model, options(relevance=0), image, 0.0, masks, "street.jpg")[1]
+
+
+def test_an_upload_is_run_again_as_switched(tmp_path: Path) -> None:
+    """What the buttons do, without a server."""
+    pytest.importorskip("gradio", reason="gradio, the interface of msdeform explore, is not installed")
+    blocks = interface(tiny("two-stage"), options(relevance=0))
+    asked = {function.name: function.fn for function in blocks.fns.values()}
+    Image.new("RGB", (56, 40), (90, 120, 30)).save(tmp_path / "street.png")
+    visit, said, page, *_ = asked["upload"](str(tmp_path / "street.png"), 0.0)
+    assert said.startswith("street.png: 10 detections")
+    assert page.startswith("<iframe")
+    rows = [row for group in switches(tiny("two-stage")).values() for row in group]
+    on = [list(range(row.count)) for row in rows]
+    assert asked["run_again"](visit, 0.0, *on)[0].startswith("Every head and level is on")
+    status, became, _ = asked["run_again"](visit, 0.0, [1], *on[1:])
+    assert status == "Off: decoder.0.cross:h0"
+    assert became.count("<img ") == 2
+    (tmp_path / "notes.png").write_text("<img src=x onerror=alert(1)>")
+    assert asked["upload"](str(tmp_path / "notes.png"), 0.0)[1].startswith("image notes.png cannot be decoded")
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(explore, "find_spec", lambda name: None if name == "gradio" else util.find_spec(name))
+    monkeypatch.setattr(commands, "find_spec", lambda name: None if name == "gradio" else util.find_spec(name))
     assert main(["explore", "--checkpoint", __file__]) == 1
     assert capsys.readouterr().err == (
         "msdeform explore: the interface needs the package gradio, which is not installed: pip install gradio\n"
@@ -114,4 +142,4 @@ def test_a_taken_port_is_told() -> None:
         with pytest.raises(
             ValueError, match=f"cannot listen on 127.0.0.1, port {port}: .*; choose another with --port"
         ):
-            explore._free_port("127.0.0.1", port)
+            free_port("127.0.0.1", port)

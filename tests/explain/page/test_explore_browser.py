@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from msdeform.explain.explore import Explorer, serving
+from msdeform.explain.options import ExploreOptions
+from msdeform.explain.page.interface import serving
+from msdeform.models.inference.image_size import Size
 from tests.explain.page.browser import Watched, browser
 from tests.models.tiny import tiny
 
@@ -31,9 +33,10 @@ def street(tmp_path: Path) -> Path:
 def explorer() -> Iterator[Watched]:
     """The interface of a tiny detector, opened; at the end only this machine may have been asked for anything."""
     pytest.importorskip("gradio", reason="gradio, the interface of msdeform explore, is not installed")
+    options = ExploreOptions(checkpoint=Path("none"), image_size=48, confidence=0.0, port=0)
     with (
         browser(viewport={"width": 1400, "height": 1000}) as watched,
-        serving(Explorer(tiny("two-stage"), 48), 0.0, "127.0.0.1", 0) as address,
+        serving(tiny("two-stage"), options) as address,
     ):
         watched.page.goto(address)
         watched.page.wait_for_selector("#image input[type=file]", state="attached")
@@ -54,7 +57,7 @@ def test_heads_are_switched_off_and_the_model_runs_again(explorer: Watched, stre
     assert "query" in frame.locator(".what").inner_text()
     page.locator("#again").click()
     page.get_by_text("Every head and level is on: switch one off first.").wait_for()
-    page.locator("#decoder-1-cross input").first.uncheck()
+    page.locator("#decoder-1-cross-heads input").first.uncheck()
     page.locator("#again").click()
     page.get_by_text("Off: decoder.1.cross:h0").wait_for()
     page.locator("#became table").wait_for()
@@ -73,7 +76,9 @@ def test_a_bad_upload_is_one_sentence(explorer: Watched, tmp_path: Path) -> None
 
 def test_ctrl_c_ends_it(tmp_path: Path) -> None:
     pytest.importorskip("gradio", reason="gradio, the interface of msdeform explore, is not installed")
-    tiny("deformable").save_pretrained(tmp_path / "model")
+    model = tiny("deformable")
+    model.input_size = Size(48, 48)
+    model.save_pretrained(tmp_path / "model")
     words = ["explore", "--checkpoint", str(tmp_path / "model"), "--device", "cpu", "--port", "0"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
     command = [sys.executable, "-m", "msdeform", *words]

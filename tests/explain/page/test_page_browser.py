@@ -12,8 +12,8 @@ import torch
 
 from msdeform.explain.core.maps import heat_map, token_map
 from msdeform.explain.core.trace import AttentionTrace
-from msdeform.explain.figures.drawing import root_scale
-from msdeform.explain.figures.points import MARKERS, point_colours
+from msdeform.explain.figures.drawing import MARKERS, root_scale
+from msdeform.explain.figures.points import point_colours
 from msdeform.explain.page import page as page_module
 from msdeform.explain.page.page import write_page
 from msdeform.train.visual.boxes import class_colour

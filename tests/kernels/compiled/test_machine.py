@@ -78,7 +78,7 @@ def bits(value: float) -> str:
         ("st.shared.b32 [shared], %r1;", r"two threads store different bits to shared memory at 0"),
         ("ld.shared.b32 %r3, [shared];", r"reads 4 bytes of shared memory never written, at 0"),
         ("st.shared.b32 [shared+256], %r1;", r"stores 4 bytes at 256 of 256 bytes of shared memory"),
-        ("st.shared.b32 [shared+2], 1;", r"shared memory at 2, no multiple of 4"),
+        ("st.shared.b32 [shared+2], 1;", r"at 2 of 256 bytes of shared memory, no multiple of 4"),
         ("st.global.b32 [%rd5], %r7;", r"what is stored depends on a register that was never set"),
         ("add.s32 %r8, %r7, 1; setp.eq.s32 %p1, %r8, 0; @%p1 bra $L; $L:", r"a condition depends on a register"),
         ("cvt.u64.u32 %rd7, %r7; add.s64 %rd7, %rd7, %rd4; ld.global.b32 %r3, [%rd7];", r"an address depends on"),

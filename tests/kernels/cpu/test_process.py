@@ -40,7 +40,7 @@ def python(folder: Path, source: str, **variables: str) -> str:
     return answer.stdout
 
 
-@pytest.mark.parametrize("method", [pytest.param("fork", marks=FORKS), "spawn"])
+@pytest.mark.parametrize("method", [pytest.param("fork", marks=FORKS), pytest.param("spawn", marks=pytest.mark.slow)])
 def test_workers_of_a_data_loader(method: str, tmp_path: Path) -> None:
     """After the parent's threads have run: a kind that the parent has compiled, and a new one.
 

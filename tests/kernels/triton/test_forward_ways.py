@@ -13,7 +13,7 @@ from msdeform.kernels.diagnostics.checks import Case, make_inputs
 from msdeform.kernels.diagnostics.tolerances import compare
 from msdeform.kernels.triton.bilinear import in_bands
 from tests.kernels.backends import TRITON
-from tests.kernels.test_equivalence import poisoned_memory
+from tests.kernels.test_equivalence import each_with_one, poisoned_memory
 
 __all__ = ["poisoned_memory"]  # a fixture: every uninitialised float is NaN here
 BASE = Case(B=1, Q=5, H=2, D=8, P=2, sizes=((5, 6), (2, 3)))
@@ -57,9 +57,8 @@ def assert_forward_within_bounds(case: Case, where: tuple[str, str]) -> None:
     assert compare(output, truth, torch.float32, gradient=False).ok, case.describe()
 
 
-@pytest.mark.parametrize("coordinates", [None, 2, 4], ids=["plain", "points", "boxes"])
+@pytest.mark.parametrize(("name", "coordinates"), each_with_one(CASES))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("where", TRITON)
 def test_without_masks(
     where: tuple[str, str], name: str, dtype: torch.dtype, coordinates: int | None, ways: set[bool]
@@ -68,9 +67,8 @@ def test_without_masks(
     assert ways == {False}
 
 
-@pytest.mark.parametrize("coordinates", [None, 2, 4], ids=["plain", "points", "boxes"])
+@pytest.mark.parametrize(("name", "coordinates"), each_with_one(CASES))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("where", TRITON)
 def test_with_masks(
     where: tuple[str, str], name: str, dtype: torch.dtype, coordinates: int | None, ways: set[bool]

@@ -11,9 +11,10 @@ from PIL import Image
 
 from msdeform import cli
 from msdeform.models.inference.images import read_image
-from msdeform.train.commands.predict import PredictOptions, find_images, image_ids, predict
+from msdeform.train.commands.predict import PredictOptions, named_images, predict
 from msdeform.train.config.options import TrainOptions
 from msdeform.train.data.annotations import Annotations
+from msdeform.train.data.yolo import image_ids
 from msdeform.train.engine.checkpoint import save_checkpoint
 from msdeform.train.engine.state import Training
 from msdeform.train.evaluation.results import read_results
@@ -30,14 +31,18 @@ def checkpoint(options: TrainOptions, tmp_path: Path) -> Path:
 def test_pictures_and_results_are_written(checkpoint: Path, shapes: Path, tmp_path: Path) -> None:
     out = tmp_path / "predictions"
     settings = {"out": out, "device": "cpu", "progress": False}
-    everything = predict(PredictOptions((shapes / "val2017",), checkpoint=checkpoint, confidence=0.0, **settings))
+    everything = predict(
+        PredictOptions((shapes / "val2017",), checkpoint=checkpoint, confidence=0.0, **settings)
+    ).results
     assert json.loads((out / "predictions.json").read_text()) == everything
     names = sorted(file.name for file in (shapes / "val2017").iterdir())
     assert sorted(file.name for file in out.glob("*.jpg")) == names
     assert {result["image_id"] for result in everything} == {int(name.removesuffix(".jpg")) for name in names}
     assert {result["category_id"] for result in everything} == {1, 2, 3}
     threshold = float(np.median([result["score"] for result in everything]))
-    some = predict(PredictOptions((shapes / "val2017",), checkpoint=checkpoint, confidence=threshold, **settings))
+    some = predict(
+        PredictOptions((shapes / "val2017",), checkpoint=checkpoint, confidence=threshold, **settings)
+    ).results
     assert some == [result for result in everything if result["score"] >= threshold]
 
 
@@ -50,21 +55,21 @@ def test_category_ids_are_the_data_sets_own(checkpoint: Path, shapes: Path, tmp_
         PredictOptions(
             (shapes / "val2017",), 0.0, tmp_path / "out", checkpoint=checkpoint, device="cpu", progress=False
         )
-    )
+    ).results
     assert {result["category_id"] for result in results} == {17, 4, 90}
 
 
 def test_files_and_folders_are_found_once(tmp_path: Path) -> None:
     for name in ("b.jpg", "a.PNG", "notes.txt"):
         (tmp_path / name).touch()
-    assert find_images((tmp_path, tmp_path / "b.jpg")) == [tmp_path / "a.PNG", tmp_path / "b.jpg"]
+    assert list(named_images((tmp_path, tmp_path / "b.jpg"))) == [tmp_path / "a.PNG", tmp_path / "b.jpg"]
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="holds no image"):
-        find_images((tmp_path / "empty",))
+        named_images((tmp_path / "empty",))
     with pytest.raises(FileNotFoundError, match=r"image .*c\.jpg does not exist"):
-        find_images((tmp_path / "c.jpg",))
+        named_images((tmp_path / "c.jpg",))
     with pytest.raises(ValueError, match="at least one image"):
-        find_images(())
+        named_images(())
 
 
 def test_ids_are_cocos_where_names_are() -> None:
@@ -93,7 +98,7 @@ def test_a_broken_image_is_left_out_and_listed(
     assert [image["file_name"] for image in images["unreadable"]] == ["x.jpg"]
     assert (out / "a" / "one.jpg").is_file()
     assert (out / "b" / "one.jpg").is_file()
-    assert find_images((photos / "*" / "*.jpg",)) == [photos / "a" / "one.jpg", photos / "b" / "one.jpg"]
+    assert list(named_images((photos / "*" / "*.jpg",))) == [photos / "a" / "one.jpg", photos / "b" / "one.jpg"]
 
 
 def test_what_it_wrote_is_measured_by_file_name(
@@ -164,7 +169,7 @@ def test_photographs_are_neither_passed_over_nor_written_over(
             predict(PredictOptions((images,), out=Path("photos"), **settings))
     # a folder above the photographs is no place of predictions; one among them is, and is passed over
     for out in (Path(), Path("photos/found"), Path("photos/found")):
-        assert predict(PredictOptions((Path("photos"),), out=out, **settings))
+        assert predict(PredictOptions((Path("photos"),), out=out, **settings)).results
     assert len(json.loads(Path("photos/found/images.json").read_text())["images"]) == 1
     assert photo.read_bytes() == before
 

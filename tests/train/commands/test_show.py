@@ -13,7 +13,7 @@ from msdeform.train.config.options import Input, Loading, Source
 from msdeform.train.data.annotations import Annotations
 from msdeform.train.data.dataset import CocoDetection
 from msdeform.train.data.loader import training_data
-from msdeform.train.data.transforms import Compose, ToModel
+from msdeform.train.data.transforms import to_model
 from msdeform.train.visual.statistics import draw_charts, statistics, summary
 
 Write = Callable[..., Path]
@@ -38,7 +38,7 @@ def counted(annotation_file: Write, tmp_path: Path) -> CocoDetection:
     )
     categories = [{"id": 5, "name": "cat"}, {"id": 3, "name": "dog"}, {"id": 6, "name": "emu"}]
     path = annotation_file(*boxes, images=images, categories=categories)
-    return CocoDetection(tmp_path, Annotations.load(path), Compose(ToModel()))
+    return CocoDetection(tmp_path, Annotations.load(path), to_model)
 
 
 def test_classes_and_sizes_are_counted(counted: CocoDetection) -> None:
@@ -65,7 +65,7 @@ def test_classes_and_sizes_are_counted(counted: CocoDetection) -> None:
 
 
 def test_only_images_on_offer_are_counted_and_each_once(counted: CocoDetection) -> None:
-    again = CocoDetection(counted.folder, counted.annotations, Compose(ToModel()), subset=[1, 1, 2])
+    again = CocoDetection(counted.folder, counted.annotations, to_model, subset=[1, 1, 2])
     found = statistics(again)
     assert (found["images"], found["boxes"]) == (2, 1)
     assert [entry["boxes"] for entry in found["classes"]] == [0, 1, 0]
@@ -113,6 +113,6 @@ def test_the_command_writes_pictures_and_numbers(
 
 
 def test_charts_of_little_are_drawn(counted: CocoDetection, tmp_path: Path) -> None:
-    one = CocoDetection(counted.folder, counted.annotations, Compose(ToModel()), subset=[1])
+    one = CocoDetection(counted.folder, counted.annotations, to_model, subset=[1])
     draw_charts(statistics(one), one, tmp_path / "charts.png")
     assert Image.open(tmp_path / "charts.png").size[0] > 1000

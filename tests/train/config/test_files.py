@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from msdeform.train.config.files import TYPES, expected, read_settings
-from msdeform.train.config.resolve import resolve
+from msdeform.train.config.resolve import read_settings, resolve
 
 Write = Callable[..., Path]
 
@@ -99,19 +98,19 @@ def test_the_home_folder_is_written_out(write: Write, monkeypatch: pytest.Monkey
         ("optim: {lr: 1, lr: 2}", " is not YAML: line 1: lr is given twice"),
         ("optim: 3", "optim: expected settings of this group (lr, lr_backbone, "),
         ("lr: fast", "lr: expected a number, got 'fast'"),
-        ("lr: true", "lr: expected a number, got True"),
-        ("lr: null", "lr: expected a number, got None"),
-        ("lr: [1]", "lr: expected a number, got [1]"),
-        ("lr: {a: 1}", "lr: expected a number, got {'a': 1}"),
-        ("ema: often", "ema: expected a number or null, got 'often'"),
-        ("epochs: 1.5", "epochs: expected a whole number, got 1.5"),
-        ("epochs: .inf", "epochs: expected a whole number, got inf"),
-        ("augment: all", "augment: expected one of official, flip, none, got 'all'"),
+        ("lr: true", "lr: expected a number, got 'True'"),
+        ("lr: null", "lr: expected a number, got 'None'"),
+        ("lr: [1]", "lr: expected a number, got '[1]'"),
+        ("lr: {a: 1}", "lr: expected a number, got \"{'a': 1}\""),
+        ("ema: often", "ema: expected a number, got 'often'"),
+        ("epochs: 1.5", "epochs: expected a whole number, got '1.5'"),
+        ("epochs: .inf", "epochs: expected a whole number, got 'inf'"),
+        ("augment: all", "augment: expected official, flip or none, got 'all'"),
         ("compile: 1", "compile: expected true or false, got 1"),
-        ("data: 3", "data: expected a path or null, got 3"),
+        ("data: 3", "data: expected text, got 3"),
         ("model: 3", "model: expected text, got 3"),
-        ("override: num_queries=7", "override: expected a list, each of it text, got 'num_queries=7'"),
-        ("override: [7]", "override: expected a list, each of it text, got [7]"),
+        ("override: num_queries=7", "override: expected a list, got 'num_queries=7'"),
+        ("override: [7]", "override: expected text, got 7"),
         ("resume: runs/x", "resume belongs on the command line, not in a file of settings"),
         ("run: {eval: true}", "eval belongs on the command line, not in a file of settings"),
         ("recipe: {config: x.yaml}", "config belongs on the command line, not in a file of settings"),
@@ -121,8 +120,8 @@ def test_the_home_folder_is_written_out(write: Write, monkeypatch: pytest.Monkey
         ("optim: {ema: 2}", "ema: expected a decay such as 0.9997, above 0 and below 1, got 2"),
         ("", " holds no settings; expected lines such as lr: 1e-4"),
         ("# nothing yet", " holds no settings; expected lines such as lr: 1e-4"),
-        ("- lr\n- 3", "expected settings by name, such as lr: 1e-4, got a list"),
-        ("hello", "expected settings by name, such as lr: 1e-4, got text"),
+        ("- lr\n- 3", "expected settings by name, such as lr: 1e-4, got ['lr', 3]"),
+        ("hello", "expected settings by name, such as lr: 1e-4, got 'hello'"),
         ("lr: [1", " is not YAML: line 1: "),
         ("lr: 'x", " is not YAML: line 1: "),
         ("lr:\t1\n\t- x", " is not YAML: line "),
@@ -150,8 +149,3 @@ def test_what_is_no_file_of_settings(write: Write, tmp_path: Path) -> None:
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\xff")
     with pytest.raises(ValueError, match=r"binary\.yaml is not YAML: "):
         read_settings(tmp_path / "binary.yaml")
-
-
-def test_every_setting_has_a_type_that_files_know() -> None:
-    assert len(TYPES) > 50
-    assert all(expected(hint) for hint in TYPES.values())

@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
-from msdeform.train.config.files import TYPES
 from msdeform.train.config.options import Recipe, Run, TrainOptions, merged
-from msdeform.train.config.resolve import resolve, save_settings, settings_lines
+from msdeform.train.config.resolve import OPTIONS, resolve, save_settings, settings_lines
 
 ROOT = Path(__file__).parents[3]
 
@@ -165,8 +164,8 @@ def test_a_run_is_repeated_exactly_by_its_config(tmp_path: Path, file: Path) -> 
     words = ["--preset", "finetune", "--config", str(file), "--override", "num_queries=7", "dropout=0", "--wandb", "no"]
     words += ["--lr-backbone", "1.2345678901234567e-5", "--data", str(tmp_path), "--compile", "--out", "there"]
     options = resolve(words)
-    path = save_settings(options, tmp_path / "run")
-    assert path == tmp_path / "run" / "config.yaml"
+    path = tmp_path / "run" / "config.yaml"
+    save_settings(options, path)
     assert not [name for name in os.listdir(path.parent) if name != path.name]
     again = resolve(["--config", str(path), "--out", "there"])
     assert dataclasses.replace(again, recipe=options.recipe) == options
@@ -180,7 +179,8 @@ def test_a_run_is_repeated_exactly_by_its_config(tmp_path: Path, file: Path) -> 
 
 def test_the_config_of_a_resumed_run_starts_a_new_one(tmp_path: Path) -> None:
     options = merged(TrainOptions(), {"resume": "somewhere", "eval": True, "out": "there"})
-    assert resolve(["--config", str(save_settings(options, tmp_path))]).run == Run()
+    save_settings(options, tmp_path / "mine.yaml")
+    assert resolve(["--config", str(tmp_path / "mine.yaml")]).run == Run()
 
 
 def test_only_what_is_not_usual_is_told() -> None:
@@ -191,7 +191,7 @@ def test_only_what_is_not_usual_is_told() -> None:
         "  optim: lr=3e-05",
         "  logging: tensorboard=False",
     ]
-    assert settings_lines(options, base=options) == ["all settings are the defaults"]
+    assert settings_lines(TrainOptions(), Path("x.yaml")) == ["all settings are the defaults; all are in x.yaml"]
 
 
 @pytest.mark.parametrize(("status", "requeued"), [(75, True), (0, False), (1, False)])
@@ -224,5 +224,5 @@ def test_the_manual_names_every_flag_and_no_other() -> None:
     # of msdeform data show and eval, and of torchrun, srun and sbatch
     others = {"gaussian", "sigma", "results"}
     others |= {"help", "nproc_per_node", "ntasks_per_node", "gpus_per_node", "nodes", "time"}
-    assert named - others - TYPES.keys() == {"no_tensorboard", "no_progress"}
-    assert TYPES.keys() - named == {"tensorboard", "progress"}
+    assert named - others - OPTIONS.keys() == {"no_tensorboard", "no_progress"}
+    assert OPTIONS.keys() - named == {"tensorboard", "progress"}

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from msdeform.models.inference.image_size import Size as ImageSize
 from msdeform.train.data.dataset import Annotations, BadImageError, Category, CocoDetection, read_image
-from msdeform.train.data.transforms import Compose, ToModel, training_transform
+from msdeform.train.data.transforms import to_model, training_transform
 
 Write = Callable[..., Path]
 
@@ -116,7 +116,7 @@ def test_categories_of_a_model_must_be_the_files(annotation_file: Write) -> None
 
 
 def plain(images: Path, annotations: Path) -> CocoDetection:
-    return CocoDetection(images, Annotations.load(annotations), Compose(ToModel()))
+    return CocoDetection(images, Annotations.load(annotations), to_model)
 
 
 def test_an_item_is_an_image_and_normalised_boxes(annotation_file: Write, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from torchvision import tv_tensors
 
 from msdeform.models.inference.image_size import Size
 from msdeform.train.data.dataset import Sample
-from msdeform.train.data.transforms import Flip, RandomSizes, Resize, evaluation_transform, training_transform
+from msdeform.train.data.transforms import RandomSizes, evaluation_transform, flip, resize, training_transform
 
 
 def painted(height: int, width: int, *boxes: tuple[int, int, int, int]) -> Sample:
@@ -34,9 +34,9 @@ def test_flip_and_resize_move_boxes_with_the_pixels() -> None:
     moved = 0
     for seed in range(6):
         torch.manual_seed(seed)
-        image, target = Flip()(*painted(40, 60, *boxes))
+        image, target = flip(*painted(40, 60, *boxes))
         moved += target["boxes"][0, 0].item() != 4
-        image, target = Resize(Size(80, 200))(image, target)
+        image, target = resize(image, target, Size(80, 200))
         assert image.shape == (3, 80, 120)
         for channel, box in zip(image, target["boxes"].tolist(), strict=False):
             assert seen(channel) == pytest.approx(box, abs=1.5)
@@ -65,9 +65,9 @@ def test_random_sizes_keep_boxes_on_their_pixels() -> None:
 
 def test_published_sizes_are_the_published_ones() -> None:
     sizes = RandomSizes(Size())
-    assert [resize.size.short for resize in sizes.direct] == list(range(480, 801, 32))
-    assert {resize.size.longest for resize in sizes.direct} == {1333}
-    assert [resize.size.short for resize in sizes.before_crop] == [400, 500, 600]
+    assert [size.short for size in sizes.direct] == list(range(480, 801, 32))
+    assert {size.longest for size in sizes.direct} == {1333}
+    assert [size.short for size in sizes.before_crop] == [400, 500, 600]
     assert sizes.crop == (384, 600)
 
 

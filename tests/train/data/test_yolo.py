@@ -14,9 +14,11 @@ from msdeform.models.inference.images import BadImageError
 from msdeform.train.config.options import Input, Loading, Source
 from msdeform.train.data.annotations import Annotations, Category
 from msdeform.train.data.loader import training_data, validation_data
-from msdeform.train.data.yolo import label_file, read_yolo
+from msdeform.train.data.yolo import label_file
 
 Make = Callable[..., Path]
+
+read = Annotations.load
 
 
 @pytest.fixture
@@ -48,22 +50,22 @@ def test_boxes_polygons_and_images_without_objects(make: Make) -> None:
             "c": None,
         }
     )
-    read = read_yolo(path, "train")
-    assert [tuple(image) for image in read.images] == [
+    found = read(path)
+    assert [tuple(image) for image in found.images] == [
         (1, "images/train/a.png", 20, 40),
         (2, "images/train/b.png", 20, 40),
         (3, "images/train/c.png", 20, 40),
     ]
-    assert read.categories == [Category(0, "cat"), Category(1, "dog")]
-    assert read.first.tolist() == [0, 0, 2, 2]
-    assert read.labels.tolist() == [1, 0]
-    assert read.boxes == pytest.approx(np.array([[15, 5, 25, 15], [4, 4, 12, 12]]))
+    assert found.categories == [Category(0, "cat"), Category(1, "dog")]
+    assert found.first.tolist() == [0, 0, 2, 2]
+    assert found.labels.tolist() == [1, 0]
+    assert found.boxes == pytest.approx(np.array([[15, 5, 25, 15], [4, 4, 12, 12]]))
 
 
 def test_a_box_rounded_over_the_edge_is_clipped_and_one_without_area_dropped(make: Make) -> None:
-    read = read_yolo(make({"a": "0 0.5 0.5 1.0000004 1\n1 0.5 0.5 0 0.1"}), "train")
-    assert read.boxes.tolist() == [[0, 0, 40, 20]]
-    assert read.dropped.degenerate == [1]
+    found = read(make({"a": "0 0.5 0.5 1.0000004 1\n1 0.5 0.5 0 0.1"}))
+    assert found.boxes.tolist() == [[0, 0, 40, 20]]
+    assert found.dropped.degenerate == [1]
 
 
 @pytest.mark.parametrize(
@@ -84,13 +86,13 @@ def test_a_wrong_line_is_named_or_left_out(make: Make, labels: str, sentence: st
     path = make({"a": labels, "b": "1 0.5 0.5 0.5 0.5"})
     where = path.parent / "labels" / "train" / "a.txt"
     with pytest.raises(ValueError, match=re.escape(str(where)) + ".*" + re.escape(sentence)):
-        read_yolo(path, "train")
-    read = read_yolo(path, "train", bad_data="skip")
-    assert len(read.images) == 2
-    assert len(read.dropped.wrong) == 1
-    assert sentence in read.dropped.wrong[0]
-    assert read.dropped.wrong[0].endswith("(image 1)")
-    assert read.labels[-1] == 1
+        read(path)
+    found = read(path, bad_data="skip")
+    assert len(found.images) == 2
+    assert len(found.dropped.wrong) == 1
+    assert sentence in found.dropped.wrong[0]
+    assert found.dropped.wrong[0].endswith("(image 1)")
+    assert found.labels[-1] == 1
 
 
 @pytest.mark.parametrize(
@@ -98,7 +100,7 @@ def test_a_wrong_line_is_named_or_left_out(make: Make, labels: str, sentence: st
     [
         ({"nc": 3}, "nc is 3, but names has 2 classes"),
         ({"names": {0: "cat", 2: "dog"}}, "names: expected the classes 0 to 1, got [0, 2]"),
-        ({"names": ["cat", "cat"]}, "class name 'cat' is given 2 times, expected once"),
+        ({"names": ["cat", "cat"]}, "category name 'cat' is given 2 times, expected once"),
         ({"names": None}, "expected the classes under names"),
         ({"names": []}, "names: expected a list of classes, got []"),
         ({"train": None}, "no train: expected a folder of images"),
@@ -110,13 +112,13 @@ def test_a_wrong_line_is_named_or_left_out(make: Make, labels: str, sentence: st
 def test_a_wrong_description_is_named(make: Make, replaced: dict[str, Any], sentence: str) -> None:
     path = make({"a": "0 0.5 0.5 0.1 0.1"}, **replaced)
     with pytest.raises((ValueError, FileNotFoundError), match=re.escape(str(path)) + ".*" + re.escape(sentence)):
-        read_yolo(path, "train")
+        read(path)
 
 
 def test_a_file_that_is_no_yaml_is_named(tmp_path: Path) -> None:
     (tmp_path / "data.yaml").write_text("names: [cat")
     with pytest.raises(ValueError, match=r"data\.yaml is not YAML"):
-        read_yolo(tmp_path / "data.yaml", "train")
+        read(tmp_path / "data.yaml")
 
 
 def test_a_split_can_be_lists_and_several_folders(make: Make, tmp_path: Path) -> None:
@@ -125,11 +127,11 @@ def test_a_split_can_be_lists_and_several_folders(make: Make, tmp_path: Path) ->
     (tmp_path / "lists").mkdir()
     (tmp_path / "lists" / "some.txt").write_text("./../images/two/b.png\nimages/one/a.png\n")
     listed = make({}, train="lists/some.txt")
-    assert [image.name for image in read_yolo(listed, "train").images] == ["images/one/a.png", "images/two/b.png"]
+    assert [image.name for image in read(listed).images] == ["images/one/a.png", "images/two/b.png"]
     both = make({}, train=["images/one", "../images/two"], names={0: "cat", 1: "dog"}, path=str(tmp_path))
-    read = read_yolo(both, "train")
-    assert [image.name for image in read.images] == ["images/one/a.png", "images/two/b.png", "images/two/c.png"]
-    assert read.labels.tolist() == [0, 1]
+    found = read(both)
+    assert [image.name for image in found.images] == ["images/one/a.png", "images/two/b.png", "images/two/c.png"]
+    assert found.labels.tolist() == [0, 1]
 
 
 def test_labels_are_beside_the_last_folder_called_images() -> None:
@@ -138,15 +140,15 @@ def test_labels_are_beside_the_last_folder_called_images() -> None:
 
 
 def test_numbers_as_names_are_the_ids(make: Make) -> None:
-    assert read_yolo(make({"000139": "", "7": ""}), "train").images.ids.tolist() == [139, 7]
-    assert read_yolo(make({"x": ""}), "train").images.ids.tolist() == [1, 2, 3]
+    assert read(make({"000139": "", "7": ""})).images.ids.tolist() == [139, 7]
+    assert read(make({"x": ""})).images.ids.tolist() == [1, 2, 3]
 
 
 def test_keypoints_are_not_taken_for_polygons(make: Make) -> None:
     path = make({"a": "0 0.5 0.5 0.5 0.5 0.9 0.9 2 0.8 0.8 2"}, kpt_shape=[2, 3])
-    assert read_yolo(path, "train").boxes.tolist() == [[10, 5, 30, 15]]
+    assert read(path).boxes.tolist() == [[10, 5, 30, 15]]
     with pytest.raises(ValueError, match="line 1: expected 8 columns, a box and its keypoints, got 11"):
-        read_yolo(make({}, kpt_shape=[1, 3]), "train")
+        read(make({}, kpt_shape=[1, 3]))
 
 
 def test_boxes_are_those_of_the_upright_image(make: Make, tmp_path: Path) -> None:
@@ -163,17 +165,17 @@ def test_boxes_are_those_of_the_upright_image(make: Make, tmp_path: Path) -> Non
 def test_an_image_that_cannot_be_read_ends_the_run_or_is_left_out(make: Make, tmp_path: Path) -> None:
     path = make({"a": "0 0.5 0.5 0.1 0.1", "b": "1 0.5 0.5 0.5 0.5"})
     (tmp_path / "images" / "train" / "a.png").write_text("no picture")
-    with pytest.raises(BadImageError, match=r"a\.png cannot be read"):
-        read_yolo(path, "train")
-    read = read_yolo(path, "train", bad_data="skip")
-    assert read.images.ids.tolist() == [2]
-    assert read.labels.tolist() == [1]
-    assert len(read.dropped.images) == 1
-    assert read.dropped.images[0].endswith("(image 1)")
+    with pytest.raises(BadImageError, match=r"a\.png cannot be decoded"):
+        read(path)
+    found = read(path, bad_data="skip")
+    assert found.images.ids.tolist() == [2]
+    assert found.labels.tolist() == [1]
+    assert len(found.dropped.images) == 1
+    assert found.dropped.images[0].endswith("(image 1)")
 
 
 def test_the_ground_truth_is_that_of_the_boxes(make: Make) -> None:
-    truth = read_yolo(make({"a": "1 0.5 0.5 0.25 0.5", "b": ""}), "train").ground_truth()
+    truth = read(make({"a": "1 0.5 0.5 0.25 0.5", "b": ""})).ground_truth()
     assert truth["categories"] == [{"id": 0, "name": "cat"}, {"id": 1, "name": "dog"}]
     assert [image["id"] for image in truth["images"]] == [1, 2]
     assert truth["annotations"] == [
@@ -183,9 +185,9 @@ def test_the_ground_truth_is_that_of_the_boxes(make: Make) -> None:
 
 def test_classes_must_be_those_of_the_model(make: Make) -> None:
     path = make({"a": "1 0.5 0.5 0.25 0.5"})
-    assert read_yolo(path, "train", [Category(0, "cat"), Category(1, "dog")]).labels.tolist() == [1]
+    assert read(path, [Category(0, "cat"), Category(1, "dog")]).labels.tolist() == [1]
     with pytest.raises(ValueError, match="category 0 is 'cat' here, but 'cow' in what the model is trained on"):
-        read_yolo(path, "train", [Category(0, "cow")])
+        read(path, [Category(0, "cow")])
 
 
 def test_both_formats_of_the_same_data_are_the_same_to_training(shapes: Path, make: Make, tmp_path: Path) -> None:
@@ -218,7 +220,7 @@ def test_both_formats_of_the_same_data_are_the_same_to_training(shapes: Path, ma
 def test_what_data_stands_for_is_told(make: Make, tmp_path: Path) -> None:
     make({"a": "0 0.5 0.5 0.5 0.5"})
     (tmp_path / "hyp.yaml").write_text("lr0: 0.1")
-    assert Source(data=tmp_path).split("val").annotations == tmp_path / "data.yaml"  # and not hyp.yaml
+    assert Source(data=tmp_path).split("val")[1] == tmp_path / "data.yaml"  # and not hyp.yaml
     with pytest.raises(ValueError, match=r"data\.yaml is a YOLO data set: name both --val-images DIR"):
         Source(data=tmp_path, val_images=tmp_path).split("val")
     with pytest.raises(ValueError, match=r"data: expected a COCO-format folder or a YOLO data.yaml, got the file"):
@@ -227,7 +229,7 @@ def test_what_data_stands_for_is_told(make: Make, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"found hyp\.yaml, mine\.yaml; name the one that is meant"):
         Source(data=tmp_path).split("train")
     (tmp_path / "hyp.yaml").unlink()
-    assert Source(data=tmp_path).split("train").yolo
+    assert Source(data=tmp_path).split("train") == (tmp_path, tmp_path / "mine.yaml")
     with pytest.raises(FileNotFoundError, match=r"mine\.yaml: val: expected a folder"):
         validation_data(Source(data=tmp_path), Input(), None)
 
@@ -243,7 +245,7 @@ def test_corners_are_refused_or_told(make: Make) -> None:
     path = make({"a": corners, "b": corners})
     sentence = "50% of the boxes leave their image when read so, and none as x1 y1 x2 y2: are they corners?"
     with pytest.raises(ValueError, match=f"data.yaml: labels of train are .* {sentence}".replace("?", r"\?")):
-        read_yolo(path, "train")
-    assert sentence in read_yolo(path, "train", bad_data="skip").dropped.sentences()[-1]
+        read(path)
+    assert sentence in read(path, bad_data="skip").dropped.sentences()[-1]
     # sizes over the edge alone are no sign of corners
-    read_yolo(make({"a": "0 0.9 0.9 0.5 0.5\n0 0.1 0.1 0.5 0.5\n"}), "train")
+    read(make({"a": "0 0.9 0.9 0.5 0.5\n0 0.1 0.1 0.5 0.5\n"}))

@@ -20,11 +20,8 @@ def _ring(radii: list[float], start: float = -90.0) -> Array:
 
 def _cross(arm: float = 0.3) -> Array:
     quarter = np.array([[arm, -1.0], [arm, -arm], [1.0, -arm]])
-    turns = [np.array([[0, -1], [1, 0]]) for _ in range(3)]
-    parts = [quarter]
-    for turn in turns:
-        parts.append(parts[-1] @ turn.T)
-    return np.concatenate(parts)
+    turn = np.array([[0, 1], [-1, 0]])
+    return np.concatenate([quarter @ np.linalg.matrix_power(turn, times) for times in range(4)])
 
 
 def _heart() -> Array:

@@ -2,7 +2,8 @@
 
 One image: a textured background, unlabelled clutter, then 1 to 10 shapes drawn one over the other. A shape hides at
 most half of any shape below it. As in COCO an annotation describes what is visible: ``segmentation``, ``area`` and
-``bbox`` are those of the visible pixels, and ``visible_fraction`` (our own field) says what part of the shape that is.
+``bbox`` are those of the visible pixels (the first in run lengths), and ``visible_fraction`` (our own field) says what
+part of the shape that is.
 Size, turn and texture are drawn independently of the class; its colour tends to a hue of its own, with a spread in
 which neighbouring classes overlap, while clutter and backgrounds take any colour: outline and colour together tell it.
 
@@ -18,19 +19,18 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from PIL import Image
+from pycocotools import mask as coco_mask
 
 from ....common.files import atomic_folder, write_json
 from ....common.progress import progress_bar
 from .options import SynthOptions
-from .outlines import mask_polygons
 from .shapes import CLASSES, DISTRACTORS, coverage, place
 
 Array = np.ndarray
-T = TypeVar("T")
 
 MAX_OBJECTS = 10
 MIN_VISIBLE = 0.5
@@ -189,16 +189,15 @@ def annotate(scene: Scene, image_id: int, first_id: int) -> list[dict[str, Any]]
     """The scene's shapes as COCO annotations of what is visible; category id = class + 1."""
     annotations = []
     for offset, (label, mask, visible) in enumerate(zip(scene.labels, scene.masks, scene.visible, strict=True)):
-        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-        x, y = int(columns[0]), int(rows[0])
+        runs = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
         annotations.append(
             {
                 "id": first_id + offset,
                 "image_id": image_id,
                 "category_id": label + 1,
-                "bbox": [float(x), float(y), float(columns[-1] + 1 - x), float(rows[-1] + 1 - y)],
+                "bbox": coco_mask.toBbox(runs).tolist(),
                 "area": float(mask.sum()),
-                "segmentation": mask_polygons(mask),
+                "segmentation": {"size": runs["size"], "counts": runs["counts"].decode()},
                 "iscrowd": 0,
                 "visible_fraction": round(visible, 4),
             }
@@ -214,15 +213,17 @@ def _draw(options: SynthOptions, offset: int, index: int) -> tuple[bytes, list[d
     return encoded.getvalue(), annotate(scene, offset + index + 1, first_id=1)
 
 
-def _in_order(draw: Callable[[int], T], count: int, workers: int) -> Iterator[T]:
-    """``draw`` of 0, 1, ..., by several processes."""
-    if workers == 1:
+def _drawn(options: SynthOptions, offset: int, count: int) -> Iterator[tuple[bytes, list[dict[str, Any]]]]:
+    """What `_draw` gives of each image, in order."""
+    draw = partial(_draw, options, offset)
+    # a process more must have something to do in the second it takes to start
+    if options.workers == 1 or count < 100:
         yield from map(draw, range(count))
         return
     # Ctrl-C is for the parent to handle
     ignore = (signal.SIGINT, signal.SIG_IGN)
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, initializer=signal.signal, initargs=ignore) as pool:
+    with ProcessPoolExecutor(options.workers, context, initializer=signal.signal, initargs=ignore) as pool:
         try:
             yield from pool.map(draw, range(count), chunksize=8)
         finally:
@@ -234,11 +235,8 @@ def _write_split(options: SynthOptions, folder: Path, split: str, count: int, of
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     (folder / split).mkdir()
-    # a process more must have something to do in the second it takes to start
-    workers = options.workers if count >= 100 else 1
     with progress_bar(f"drawing {split}", count, shown=options.progress) as advance:
-        for index, (jpeg, found) in enumerate(_in_order(partial(_draw, options, offset), count, workers)):
-            image_id = offset + index + 1
+        for image_id, (jpeg, found) in enumerate(_drawn(options, offset, count), start=offset + 1):
             name = f"{image_id:012d}.jpg"
             (folder / split / name).write_bytes(jpeg)
             images.append(

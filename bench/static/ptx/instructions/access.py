@@ -18,18 +18,18 @@ UPDATES |= {"xor": np.bitwise_xor}
 """functions of two numbers, by PTX's names, by which memory is updated and warps are reduced"""
 
 
-def _is_shared(op: Operation) -> bool:
-    """Whether an access is to shared memory; to other than shared and global memory it is unknown."""
+def _space(op: Operation) -> str:
+    """Whether an access is to "shared" or "global" memory; to other memory it is unknown."""
+    only(op.modifiers, _HINTS | _SHARED | ({"nc"} if op.name == "ld" else set()))
     if not {*_SHARED, "global"} & {*op.parts}:
         raise Unknown
-    return bool(_SHARED & {*op.parts})
+    return "shared" if _SHARED & {*op.parts} else "global"
 
 
 def load(op: Operation) -> Action:
     """``ld``, of parameters, shared or global memory."""
     dtype = np.dtype(NUMPY[op.kind])
-    names = vector(op.operands[0])
-    writes = [op.writer(name) for name in names]
+    writes = [op.writer(name) for name in vector(op.operands[0])]
     if op.parts[1] == "param":
         match = re.match(r"^\[\s*(\w+)\s*(?:\+\s*(\d+))?\s*\]$", op.operands[1])
         if match is None or match[1] not in op.kernel.parameters:
@@ -42,18 +42,10 @@ def load(op: Operation) -> Action:
                 write(state, lanes, value)
 
         return act_parameter
-    only(op.modifiers, _HINTS | _SHARED | {"nc"})
-    shared, address, size = _is_shared(op), op.address(op.operands[1]), dtype.itemsize * len(names)
+    space, address, size = _space(op), op.address(op.operands[1]), dtype.itemsize * len(writes)
 
     def act(state: State, lanes: Lanes) -> None:
-        at = address(state, lanes)
-        if shared:
-            raw = state.shared.load(at, size, state.of(state.slot, lanes))
-            state.count_shared("shared load", at, size, lanes)
-        else:
-            raw = state.memory.load(at, size, state.of(state.program, lanes))
-            state.count_global("global load", at, size, lanes)
-        columns = raw.view(dtype)
+        columns = state.load(space, address(state, lanes), size, lanes).view(dtype)
         for k, write in enumerate(writes):
             write(state, lanes, columns[:, k].copy())
 
@@ -62,19 +54,11 @@ def load(op: Operation) -> Action:
 
 def store(op: Operation) -> Action:
     """``st``, to shared or global memory."""
-    only(op.modifiers, _HINTS | _SHARED)
-    shared, address, read = _is_shared(op), op.address(op.operands[0]), op.columns(vector(op.operands[1]), op.kind)
+    space, address, read = _space(op), op.address(op.operands[0]), op.columns(vector(op.operands[1]), op.kind)
 
     def act(state: State, lanes: Lanes) -> None:
         at = address(state, lanes)
-        raw = read(state, lanes).view(np.uint8)
-        if shared:
-            state.shared.store(at, raw, state.of(state.slot, lanes), state.undefined)
-            state.count_shared("shared store", at, raw.shape[1], lanes)
-        else:
-            state.require_defined("what is stored")
-            state.memory.store(at, raw, state.of(state.program, lanes))
-            state.count_global("global store", at, raw.shape[1], lanes)
+        state.store(space, at, read(state, lanes).view(np.uint8), lanes)
 
     return act
 
@@ -82,23 +66,21 @@ def store(op: Operation) -> Action:
 def atomic(op: Operation) -> Action:
     """Reductions, and atomics whose result nobody reads: that order is not defined, and not kept."""
     only(op.modifiers, _HINTS | set(UPDATES) | {"noftz"})
-    operation = next((UPDATES[part] for part in op.parts if part in UPDATES), None)
+    operation: np.ufunc | None = next((UPDATES[part] for part in op.parts if part in UPDATES), None)
     targets = vector(op.operands[0]) if op.name == "atom" else []
     if operation is None or "global" not in op.parts or op.kernel.read_registers & {*targets}:
         raise Unknown
     read, address = op.columns(vector(op.operands[-1]), op.kind), op.address(op.operands[-2])
+    dtype = {"f16": np.float16, "bf16": np.uint16}.get(op.kind.removesuffix("x2"), NUMPY[op.kind])
+    if op.kind.startswith("bf16"):
+        operation = None
 
     def act(state: State, lanes: Lanes) -> None:
         at = address(state, lanes)
-        columns = read(state, lanes)
+        columns = read(state, lanes).view(dtype)
         state.require_defined("what is added")
-        if op.kind.startswith("f16"):
-            state.memory.update(at, columns.view(np.float16), np.add)
-        elif op.kind.startswith("bf16"):
-            state.memory.update_bfloat16(at, columns.view(np.uint16))
-        else:
-            state.memory.update(at, columns, operation)
-        state.count_global("reduction", at, columns.itemsize * columns.shape[1], lanes)
+        state.memory.update(at, columns, operation)
+        state.count("reduction", at, columns.itemsize * columns.shape[1], lanes)
 
     return act
 
@@ -111,31 +93,25 @@ def matrix(op: Operation) -> Action:
     names, address = vector(registers), op.address(pointer)
     writes = [op.writer(name) for name in names] if loads else []
     read = None if loads else op.columns(names, "u32")
-    transposed = "trans" in op.parts
     rows = 8 * len(names)
+
+    def tiles(values: np.ndarray) -> np.ndarray:
+        """(warps, matrices, 8 rows, 8 columns) uint16, transposed on request."""
+        found = values.view(np.uint16).reshape(-1, len(names), 8, 8)
+        return np.ascontiguousarray(found.swapaxes(2, 3)) if "trans" in op.parts else found
 
     def act(state: State, lanes: Lanes) -> None:
         every = np.arange(state.lanes) if lanes is None else lanes
         if len(every) % 32:
             raise LaneError(0, "not every lane of a warp takes part")
-        holders = every.reshape(-1, 32)[:, :rows].reshape(-1)
-        at = address(state, lanes).reshape(-1, 32)[:, :rows].reshape(-1)
+        holders, at = (x.reshape(-1, 32)[:, :rows].reshape(-1) for x in (every, address(state, lanes)))
         if read is not None:
             words = np.ascontiguousarray(read(state, lanes).reshape(-1, 32, len(names)).swapaxes(1, 2))
-            tiles = _tiles(words, len(names), transposed)
-            state.shared.store(at, tiles.view(np.uint8).reshape(-1, 16), state.slot[holders])
-            state.count_shared("shared store", at, 16, holders)
+            state.undefined = None  # a matrix that nobody reads may have been made of it
+            state.store("shared", at, tiles(words).view(np.uint8).reshape(-1, 16), holders)
             return
-        tiles = _tiles(state.shared.load(at, 16, state.slot[holders]), len(names), transposed)
-        state.count_shared("shared load", at, 16, holders)
-        words = tiles.view(np.uint32).reshape(-1, len(names), 32)
+        words = tiles(state.load("shared", at, 16, holders)).view(np.uint32).reshape(-1, len(names), 32)
         for k, write in enumerate(writes):
             write(state, lanes, words[:, k].reshape(-1).copy())
 
     return act
-
-
-def _tiles(values: np.ndarray, matrices: int, transposed: bool) -> np.ndarray:
-    """(warps, matrices, 8 rows, 8 columns) uint16, transposed on request."""
-    tiles = values.view(np.uint16).reshape(-1, matrices, 8, 8)
-    return np.ascontiguousarray(tiles.swapaxes(2, 3)) if transposed else tiles

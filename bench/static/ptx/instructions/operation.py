@@ -13,13 +13,13 @@ import numpy as np
 from ..memory import Array
 from ..parse import Fault, Instruction, Kernel
 from ..state import Action, Lanes, Read, State, Write
+from .floats import TO_NUMBERS, TO_REGISTERS
 
 NUMPY: dict[str, Any] = {"pred": np.bool_, "f32": np.float32, "f64": np.float64, "f16": np.uint16, "bf16": np.uint16}
 NUMPY |= {"f16x2": np.uint32, "bf16x2": np.uint32, "f32x2": np.uint64}
 NUMPY |= {f"{s}{n}": getattr(np, f"{'int' if s == 's' else 'uint'}{n}") for s in "sub" for n in (8, 16, 32, 64)}
 """the dtype in which registers of a PTX type are held"""
 FLOATS = {"f16", "bf16", "f16x2", "bf16x2", "f32", "f32x2", "f64"}
-_UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 _SPECIAL = re.compile(r"^%((?:tid|ntid|ctaid|nctaid)\.[xyz]|laneid|warpid)$")
 _ADDRESS = re.compile(r"^\[\s*([^\s+\-\]]+|-?\d+)\s*(?:\+?\s*(-?\s*(?:0x)?[0-9a-fA-F]+))?\s*\]$")
 
@@ -47,23 +47,39 @@ class Operation:
         self.parts = instruction.opcode.split(".")
         self.name, self.modifiers, self.kind = self.parts[0], self.parts[1:-1], self.parts[-1]
 
-    def apply(self, kinds: list[str], function: Callable[..., Any], operands: tuple[str, ...] | None = None) -> Action:
-        """Destination first, then sources of these types."""
+    def apply(
+        self,
+        kinds: list[str],
+        function: Callable[..., Any],
+        *,
+        operands: tuple[str, ...] | None = None,
+        result: str | None = None,
+        seeded: bool = False,
+    ) -> Action:
+        """What `function` makes of the numbers of the sources, of these types, goes to the destination, the first of
+        the operands. `result` is its type, if not the opcode's last; a `seeded` function gets the seed of errors, too.
+        """
         target, *sources = self.operands if operands is None else operands
         if len(sources) != len(kinds):
             raise Unknown
         write = self.writer(target)
-        reads = [self.reader(token, kind) for token, kind in zip(sources, kinds, strict=True)]
-        if len(reads) == 1:
-            (one,) = reads
-            return lambda state, lanes: write(state, lanes, function(one(state, lanes)))
-        if len(reads) == 2:
+        reads = [self.number(token, kind) for token, kind in zip(sources, kinds, strict=True)]
+        if seeded:
+            reads.append(lambda state, lanes: state.seed)
+        rounded = TO_REGISTERS.get(result or self.kind)
+        whole = function if rounded is None else lambda *numbers: rounded(function(*numbers))
+        if len(reads) == 2:  # most of them
             first, second = reads
-            return lambda state, lanes: write(state, lanes, function(first(state, lanes), second(state, lanes)))
-        return lambda state, lanes: write(state, lanes, function(*(read(state, lanes) for read in reads)))
+            return lambda state, lanes: write(state, lanes, whole(first(state, lanes), second(state, lanes)))
+        return lambda state, lanes: write(state, lanes, whole(*[read(state, lanes) for read in reads]))
+
+    def number(self, token: str, kind: str) -> Read:
+        """How an operand of this type is read as a number, two packed ones as (lanes, 2)."""
+        read, to_number = self.reader(token, kind), TO_NUMBERS.get(kind)
+        return read if to_number is None else lambda state, lanes: to_number(read(state, lanes))
 
     def reader(self, token: str, kind: str) -> Read:
-        """How an operand is read as a number of this type."""
+        """How an operand is read, in the dtype in which registers of this type are held."""
         dtype = np.dtype(NUMPY[kind])
         token = token.strip()
         if special := _SPECIAL.match(token):
@@ -73,7 +89,7 @@ class Operation:
             constant = _constant(self.kernel, token, dtype)
             return lambda state, lanes: constant
         whole = self.kernel.registers[number] == dtype.itemsize or kind == "pred"
-        unsigned = None if whole else _UNSIGNED[dtype.itemsize]
+        unsigned = None if whole else np.dtype(f"u{dtype.itemsize}")
 
         def read(state: State, lanes: Lanes) -> Array:
             values = state.registers[number]
@@ -99,27 +115,24 @@ class Operation:
         if number is None:
             raise Fault(f"unknown register {token!r}")
         width = self.kernel.registers[number]
-        store = np.dtype(_UNSIGNED[width] if width else np.bool_)
+        store = np.dtype(f"u{width}" if width else np.bool_)
 
         def write(state: State, lanes: Lanes, values: Any) -> None:
             if width and values.dtype.itemsize != width:
                 values = values.astype(np.dtype(f"{'i' if values.dtype.kind == 'i' else 'u'}{width}"))
             if lanes is None:
-                if values.ndim == 0:
+                if values.size != state.lanes:
                     values = np.full(state.lanes, values)
                 elif values.base is not None:  # a register's own memory may not be shared: it is written in place
                     values = values.copy()
                 state.registers[number] = values.view(store)
-                if state.undefined is None:
-                    state.set_by.pop(number, None)
-                else:
+                state.set_by.pop(number, None)
+                if state.undefined is not None:
                     state.set_by[number] = ~state.undefined
                 return
-            register = state.registers[number]
-            if register is None:
-                register = state.registers[number] = np.zeros(state.lanes, store)
-                state.set_by[number] = np.zeros(state.lanes, np.bool_)
-            register[lanes] = values.view(store)
+            if state.registers[number] is None:
+                state.clear(number)
+            state.registers[number][lanes] = values.view(store)  # type: ignore[index]
             if state.undefined is not None:
                 state.set_by.setdefault(number, np.ones(state.lanes, np.bool_))[lanes] = ~state.undefined
             elif number in state.set_by:
@@ -158,20 +171,17 @@ class Operation:
 
 
 def _constant(kernel: Kernel, token: str, dtype: np.dtype) -> Any:
-    if token in kernel.shared:
-        return np.array(kernel.shared[token], dtype)[()]
-    if token == "WARP_SZ":
-        return np.array(32, dtype)[()]
+    named = {**kernel.shared, "WARP_SZ": 32}
+    if token in named:
+        return np.array(named[token], dtype)[()]
     if dtype == np.bool_:
         return np.bool_(int(token, 0) != 0)
-    if match := re.match(r"^0[fF]([0-9a-fA-F]{8})$", token):
-        bits = np.array(int(match[1], 16), np.uint32)
-        return (bits.view(np.float32).astype(dtype) if dtype == np.float64 else bits.view(dtype))[()]
-    if match := re.match(r"^0[dD]([0-9a-fA-F]{16})$", token):
-        bits = np.array(int(match[1], 16), np.uint64)
-        return (bits.view(np.float64).astype(dtype) if dtype == np.float32 else bits.view(dtype))[()]
+    if match := re.match(r"^0[fFdD]([0-9a-fA-F]{8}|[0-9a-fA-F]{16})$", token):
+        size = len(match[1]) // 2
+        bits = np.array(int(match[1], 16), f"u{size}")
+        return (bits.view(f"f{size}").astype(dtype) if dtype.kind == "f" else bits.view(dtype))[()]
     try:
         value = int(token.rstrip("U"), 0)
     except ValueError:
         raise Fault(f"unknown operand {token!r}") from None
-    return np.array(value & (2 ** (8 * dtype.itemsize) - 1), _UNSIGNED[dtype.itemsize]).view(dtype)[()]
+    return np.array(value & (2 ** (8 * dtype.itemsize) - 1), f"u{dtype.itemsize}").view(dtype)[()]

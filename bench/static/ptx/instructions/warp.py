@@ -14,16 +14,12 @@ from .operation import Operation, Unknown
 def _source_lane(mode: str, lane: Any, b: Any, c: Any) -> tuple[Any, Any]:
     """Which lane of its warp each lane reads, and whether that lies within its segment."""
     segment, clamp = (c >> np.uint32(8)) & np.uint32(31), c & np.uint32(31)
-    b = b & np.uint32(31)
-    lowest, highest = lane & segment, (lane & segment) | (clamp & ~segment)
-    signed = np.int64
-    if mode == "up":
-        source = lane.astype(signed) - b
-        inside = source >= highest.astype(signed)
-    else:
-        source = {"idx": lowest | (b & ~segment), "bfly": lane ^ b, "down": lane + b}[mode].astype(signed)
-        inside = source <= highest.astype(signed)
-    return np.where(inside, source, lane.astype(signed)), inside
+    b, lane = (b & np.uint32(31)).astype(np.int64), lane.astype(np.int64)
+    lowest = lane & segment
+    source = {"idx": lowest | (b & ~segment), "bfly": lane ^ b, "down": lane + b, "up": lane - b}[mode]
+    highest = lowest | (clamp & ~segment)
+    inside = source >= highest if mode == "up" else source <= highest
+    return np.where(inside, source, lane), inside
 
 
 def shuffle(op: Operation) -> Action:
@@ -50,30 +46,8 @@ def shuffle(op: Operation) -> Action:
         state.undefined = None if set_by is None or set_by[where].all() else ~set_by[where]
         write(state, lanes, values)
         write_inside(state, lanes, inside)
-        state.count_shuffle(lanes)
-
-    return act
-
-
-def _over_members(state: State, lanes: Lanes, values: Array, mask: Any, function: Callable[[Array], Any]) -> Array:
-    """`function` over axis 1 of (warps, 32) `values`, whose lanes of `mask` take part; the result for every lane."""
-    if lanes is None and np.ndim(mask) == 0 and mask == np.uint32(0xFFFFFFFF):
-        return np.repeat(function(values.reshape(-1, 32)), 32)
-    first = state.of(state.first_of_warp, lanes)
-    keys, inverse = np.unique((first << 32) | state.per_lane(mask, lanes).astype(np.int64), return_inverse=True)
-    return np.concatenate([function(values[inverse == k][None]) for k in range(len(keys))])[inverse]
-
-
-def _combine(op: Operation, read: Callable[[State, Lanes], Any], function: Callable[[Array], Any], what: str) -> Action:
-    """Every lane gets `function`, over axis 1 of (warps, 32), of what the lanes of its warp read."""
-    if op.parts[1] != "sync":
-        raise Unknown
-    mask, write = op.reader(op.operands[2], "u32"), op.writer(op.operands[0])
-
-    def act(state: State, lanes: Lanes) -> None:
-        values = state.per_lane(read(state, lanes), lanes)
-        state.require_defined(what)
-        write(state, lanes, _over_members(state, lanes, values, mask(state, lanes), function))
+        if state.counters is not None:
+            state.counters.wavefronts_by["shuffle"] += state.warps(lanes)
 
     return act
 
@@ -86,23 +60,31 @@ _VOTES: dict[str, Callable[[Array], Any]] = {
 }
 
 
-def vote(op: Operation) -> Action:
-    """``vote.sync``."""
-    condition = op.condition(op.operands[1])
-    function = _VOTES[op.parts[2]]
-    if op.parts[2] != "ballot":
-        return _combine(op, condition, function, "what is voted on")
-    own = lambda state, lanes: np.where(condition(state, lanes), state.own_bit(lanes), np.uint32(0))  # noqa: E731
-    return _combine(op, own, function, "what is voted on")
-
-
-def reduce(op: Operation) -> Action:
-    """``redux.sync``."""
-    if len(op.parts) != 4:
+def combine(op: Operation) -> Action:
+    """``vote.sync`` and ``redux.sync``: every lane gets a function of what the lanes of its warp read."""
+    if op.parts[1] != "sync" or (op.name == "redux" and len(op.parts) != 4):
         raise Unknown
-    function = UPDATES[op.parts[2]]
-    read = op.reader(op.operands[1], op.kind)
-    return _combine(op, read, lambda x: function.reduce(x, 1).astype(x.dtype), "what is reduced")
+    mask, write = op.reader(op.operands[2], "u32"), op.writer(op.operands[0])
+    if op.name == "redux":
+        read, update = op.reader(op.operands[1], op.kind), UPDATES[op.parts[2]]
+        function: Callable[[Array], Any] = lambda x: update.reduce(x, 1).astype(x.dtype)  # noqa: E731
+    else:
+        read, function = op.condition(op.operands[1]), _VOTES[op.parts[2]]
+
+    def act(state: State, lanes: Lanes) -> None:
+        values, masks = state.per_lane(read(state, lanes), lanes), mask(state, lanes)
+        state.require_defined("what lanes tell each other")
+        if op.parts[2] == "ballot":
+            values = np.where(values, state.own_bit(lanes), np.uint32(0))
+        if lanes is None and np.ndim(masks) == 0 and masks == np.uint32(0xFFFFFFFF):
+            result = np.repeat(function(values.reshape(-1, 32)), 32)
+        else:
+            first = state.of(state.first_of_warp, lanes)
+            keys, group = np.unique((first << 32) | state.per_lane(masks, lanes).astype(np.int64), return_inverse=True)
+            result = np.concatenate([function(values[group == k][None]) for k in range(len(keys))])[group]
+        write(state, lanes, result)
+
+    return act
 
 
 def match(op: Operation) -> Action:

@@ -1,0 +1,133 @@
+"""What a command that explains works on: a model, its data, and the folder for what is written, beside the model's run.
+
+Text tables and figures that several commands write are made here, too.
+"""
+
+import hashlib
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..common.device import choose_device
+from ..common.files import atomic_file
+from ..common.options import WrongValue, check_writable
+from ..models.inference.image_size import Size
+from ..models.options import DetectorOptions
+from ..train.config.options import Input
+from ..train.data.dataset import CocoDetection
+from ..train.data.loader import validation_data
+from ..train.engine.checkpoint import Trained, load_trained
+from ..train.evaluation.detect import match_categories
+from .options import DataOptions
+
+
+def trained_model(options: DetectorOptions) -> Trained:
+    """The checkpoint's model, on its device. Errors are those of `load_trained`."""
+    return load_trained(options.checkpoint, choose_device(options.device), options.attn_backend, options.model)
+
+
+@dataclass(frozen=True, eq=False)
+class DetectorOnData:
+    """A model, and the annotated images that it is measured on."""
+
+    trained: Trained
+    data: CocoDetection
+    size: Size
+    """What images are resized to."""
+    category_ids: list[int | None]
+    """The data's, of the model's labels; None for a label that the data lacks."""
+    of_images: int
+    """How many the data set has, of which `data` may be the first."""
+    about: dict[str, Any]
+    """What all this is, for reports."""
+
+    def __str__(self) -> str:
+        """In a phrase, for the first line that is printed."""
+        trained, count = self.trained, len(self.data)
+        step = "" if trained.step is None else f" at step {trained.step}"
+        some = f"{count} images" if count == self.of_images else f"the first {count} of {self.of_images} images alone"
+        return f"{trained.name}{step}, {trained.attn_backend} on {trained.device}, {some}"
+
+
+def with_data(trained: Trained, options: DataOptions) -> DetectorOnData:
+    """The model with the validation images that the options name. Errors are those of `validation_data`."""
+    size = Input(image_size=options.image_size).size
+    if options.image_size is None:
+        size = trained.model.input_size or size
+    known = None if trained.step is None else trained.categories
+    data = validation_data(options.source, Input(), known, size, progress=options.progress)
+    of_images = len(data)
+    data.rows = data.rows[: options.limit]
+    categories = data.annotations.categories
+    ids = match_categories(trained, categories) if known is None else [category.id for category in categories]
+    about = {
+        "checkpoint": str(options.checkpoint),
+        "model": trained.name,
+        "step": trained.step,
+        "data": str(data.annotations.path),
+        "images": len(data),
+        "of_images": of_images,
+        "image_size": [size.short, size.longest],
+    }
+    return DetectorOnData(trained, data, size, ids, of_images, about)
+
+
+def default_folder(checkpoint: Path, name: str) -> Path:
+    """``name`` in the folder of the run that a checkpoint is of, or in the current folder for other weights."""
+    folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
+    return folder / name if (folder / "log.jsonl").is_file() else Path(name)
+
+
+def checked(folder: Path) -> Path:
+    """The folder, not made yet. Raises ValueError where it cannot be written or made."""
+    try:
+        check_writable(folder, "folder")
+    except WrongValue as error:
+        raise ValueError(f"out: {error}") from None
+    return folder
+
+
+def digest_of(file: Path) -> str:
+    """SHA-256 of a file, in hexadecimal digits."""
+    with open(file, "rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def place_for(image: Path, out: Path | None, checkpoint: Path) -> tuple[Path, str]:
+    """The folder for what is said of an image, and what the names of its files begin with.
+
+    Of an image x.jpg those are ``explanations/x`` in the run's folder, and x. Where another image of that name has been
+    explained there, it is x-2, and so on: two images do not overwrite each other. Raises ValueError where the folder
+    cannot be written to.
+    """
+    own, number, name = digest_of(image), 1, image.stem
+    while True:
+        folder = out or default_folder(checkpoint, "explanations") / name
+        try:
+            explained = json.loads((folder / f"{name}-explanation.json").read_text(encoding="utf-8"))["image_sha256"]
+        except (OSError, ValueError, KeyError, TypeError):  # none is there, or it does not say of which image
+            explained = own
+        if explained == own:
+            return checked(folder), name
+        number += 1
+        name = f"{image.stem}-{number}"
+
+
+def aligned(rows: Sequence[Sequence[str]], align: str = "<") -> list[str]:
+    """Rows of cells as lines with columns of one width: the first to the left, others as `align`, "<" or ">", says."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(f"{cell:{align if place else '<'}{widths[place]}}" for place, cell in enumerate(row)).rstrip()
+        for row in rows
+    ]
+
+
+def save_figure(figure: Any, path: Path) -> None:
+    """Writes a matplotlib figure as PNG, whole or not at all."""
+    encoded = io.BytesIO()
+    figure.savefig(encoded, format="png", dpi=130)
+    with atomic_file(path) as file:
+        file.write(encoded.getvalue())
