@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from ...models.families.detector import Detector
@@ -29,27 +29,27 @@ def prepare(model: Detector, compute: Compute) -> None:
         ValueError: the model has no transformer whose activations could be computed again.
     """
     if compute.channels_last:
-        _channels_last(model.body)
-    layers = {side: list(_layers(model, side)) for side in ("encoder", "decoder")}
+        model.body.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        first = model.body.get_submodule("conv1")
+        first.register_forward_pre_hook(lambda _, inputs: inputs[0].contiguous(memory_format=torch.channels_last))
+    sides = [getattr(getattr(model, "transformer", None), side, None) for side in ("encoder", "decoder")]
+    encoder, decoder = (list(getattr(side, "layers", [])) for side in sides)
     if compute.checkpointing != "none":
-        again = layers["encoder"] + (layers["decoder"] if compute.checkpointing == "all" else [])
+        again = encoder + (decoder if compute.checkpointing == "all" else [])
         if not again:
             raise ValueError(f"checkpointing: expected a model with a transformer, got {type(model).__name__}")
         for layer in again:
             layer.forward = partial(_recomputed, layer, layer.forward)
     if compute.compile:
         # layer by layer: those of one kind share what was compiled, and whatever lies between them stays as it is
-        for part in [*model.body.children(), *layers["encoder"], *layers["decoder"]]:
+        for part in [*model.body.children(), *encoder, *decoder]:
             part.compile()
 
 
 @contextmanager
 def uncompiled(compute: Compute) -> Iterator[None]:
     """A block in which nothing is compiled: for evaluations, whose images have more sizes than it would pay for."""
-    if not compute.compile:
-        yield
-        return
-    with torch.compiler.set_stance("force_eager"):
+    with torch.compiler.set_stance("force_eager") if compute.compile else nullcontext():
         yield
 
 
@@ -57,17 +57,3 @@ def _recomputed(layer: nn.Module, forward: Any, *arguments: Any, **named: Any) -
     if not (layer.training and torch.is_grad_enabled()):
         return forward(*arguments, **named)
     return checkpoint(forward, *arguments, use_reentrant=False, **named)
-
-
-def _layers(model: nn.Module, side: str) -> Iterator[nn.Module]:
-    part = getattr(getattr(model, "transformer", None), side, None)
-    yield from getattr(part, "layers", [])
-
-
-def _channels_last(body: nn.Module) -> None:
-    body.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    body.get_submodule("conv1").register_forward_pre_hook(_input_channels_last)
-
-
-def _input_channels_last(module: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return (arguments[0].contiguous(memory_format=torch.channels_last), *arguments[1:])

@@ -49,17 +49,28 @@ def new_model(options: Model, num_classes: int, device: torch.device) -> Built:
     """
     backend = settle_backend(device, options.attn_backend)
     overrides = parse_overrides(options.override)
-    source = None
-    if _starts_from_weights(options):
-        source = read_source(_file_to_start_from(options))
+    source = _source_to_start_from(options)
+    if source is not None:
         # as they were trained: statistics that were constants stay constants
         overrides.setdefault("backbone_frozen", source.backbone_frozen)
-    weights = backbone_weights(options)
+    weights = options.backbone_weights
+    if weights == "auto":  # trained weights for the published models, where no others are loaded and none are refused
+        of_torchvision = config_of(options.model).backbone in TORCHVISION
+        weights = "imagenet" if of_torchvision and options.init_from is None else "none"
+    of_backbone = {"none": None, "imagenet": "imagenet"}.get(weights, Path(weights))
     model = create_model(
-        options.model, num_classes=num_classes, attn_backend=backend, backbone_weights=weights, **overrides
+        options.model, num_classes=num_classes, attn_backend=backend, backbone_weights=of_backbone, **overrides
     )
-    start = None if source is None else _started(model, source)
-    return Built(model.to(device), backend, weights is not None or source is not None, start)
+    start = None
+    if source is not None:
+        try:
+            start = start_from(model, source)
+        except ValueError as error:
+            advice, own = "name its model with --model, and its settings with --override", nearest_model(source)
+            if own is not None:
+                advice = f"without --model, its own is taken, {own[0]}{' with other settings' if own[1] else ''}"
+            raise ValueError(f"{error}; {advice}") from None
+    return Built(model.to(device), backend, of_backbone is not None or source is not None, start)
 
 
 def with_model_of_start(options: Model) -> Model:
@@ -68,9 +79,8 @@ def with_model_of_start(options: Model) -> Model:
     Unchanged where there is no such file, or nothing in it tells its model. Raises ValueError, FileNotFoundError as
     `read_source`.
     """
-    if not _starts_from_weights(options) or str(options.init_from) == "published":
-        return options
-    found = nearest_model(read_source(_file_to_start_from(options)))
+    source = None if str(options.init_from) == "published" else _source_to_start_from(options)
+    found = None if source is None else nearest_model(source)
     if found is None:
         return options
     name, differing = found
@@ -78,32 +88,19 @@ def with_model_of_start(options: Model) -> Model:
     return replace(options, model=name, override=(*words, *options.override))
 
 
-def _starts_from_weights(options: Model) -> bool:
-    return options.init_from is not None and str(options.init_from) != "none"
-
-
-def _file_to_start_from(options: Model) -> Path:
-    assert options.init_from is not None
-    if str(options.init_from) == "published":
+def _source_to_start_from(options: Model) -> Source | None:
+    """The weights that ``init_from`` names, fetched where they are published."""
+    path = options.init_from
+    if path is None or str(path) == "none":
+        return None
+    if str(path) == "published":
         try:
             published_of(options.model, "init_from")
         except ValueError as error:
             way_out = "start from a file: --init-from PATH; or from random weights: --init-from none"
             raise ValueError(f"{error}; {way_out}") from None
-        return fetch(options.model, "init_from", "--init-from PATH; or start from random weights: --init-from none")
-    return options.init_from
-
-
-def _started(model: Detector, source: Source) -> Start:
-    try:
-        return start_from(model, source)
-    except ValueError as error:
-        own = nearest_model(source)
-        if own is None:
-            advice = "name its model with --model, and its settings with --override"
-        else:
-            advice = f"without --model, its own is taken, {own[0]}{' with other settings' if own[1] else ''}"
-        raise ValueError(f"{error}; {advice}") from None
+        path = fetch(options.model, "init_from", "--init-from PATH; or start from random weights: --init-from none")
+    return read_source(path)
 
 
 def model_of_checkpoint(state: dict[str, Any], path: Path, options: Model, device: torch.device) -> Built:
@@ -121,17 +118,3 @@ def model_of_checkpoint(state: dict[str, Any], path: Path, options: Model, devic
     config = state["model_config"]
     model = build_model({"family": "deformable_detr", **config}, attn_backend=backend).to(device)
     return Built(model, backend, state.get("backbone_trained", bool(config.get("backbone_frozen"))))
-
-
-def backbone_weights(options: Model) -> str | Path | None:
-    """What ``create_model`` is given: ``auto`` means trained weights for the published models and none for others.
-
-    A model that starts from a checkpoint needs no other weights, and ``--init-from none`` means random ones.
-    """
-    if options.backbone_weights == "auto":
-        return "imagenet" if config_of(options.model).backbone in TORCHVISION and options.init_from is None else None
-    if options.backbone_weights == "none":
-        return None
-    if options.backbone_weights == "imagenet":
-        return "imagenet"
-    return Path(options.backbone_weights)

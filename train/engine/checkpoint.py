@@ -4,7 +4,6 @@ A file is written beside its place, synced, and renamed, so that a kill leaves t
 it is plain values and tensors: it loads with ``weights_only=True`` and so runs no code.
 """
 
-import dataclasses
 import os
 import random
 import shutil
@@ -16,26 +15,26 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 from ...common.files import BEST, atomic_file
 from ...models.families.detector import Detector
-from ...models.weights.formats import TRAINING_FORMAT, check_fit, checkpoints_in, newest_whole, read_source
+from ...models.weights.formats import TRAINING_FORMAT, checkpoints_in, newest_whole, read_source
 from ...models.weights.load import WITHOUT_SIZE
 from ...models.zoo import load_model
 from ..config.options import TrainOptions, from_plain
 from ..data.dataset import Category
+from .build import settle_backend
 
 
 def random_state() -> dict[str, Any]:
     """The state of every global generator, as plain values and tensors."""
     version, internal, gauss = random.getstate()
-    _, keys, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002  # libraries may draw from it
+    _, keys, *rest = np.random.get_state()  # noqa: NPY002  # libraries may draw from it
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         "python": [version, list(internal), gauss],
-        "numpy": [torch.from_numpy(np.asarray(keys).astype(np.int64)), int(position), int(has_gauss), float(cached)],
+        "numpy": [torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest],
     }
 
 
@@ -46,10 +45,8 @@ def set_random_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state_all(state["cuda"])
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
-    keys, position, has_gauss, cached = state["numpy"]
-    np.random.set_state(  # noqa: NPY002
-        ("MT19937", keys.numpy().astype(np.uint32), position, has_gauss, cached)
-    )
+    keys, *rest = state["numpy"]
+    np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -59,16 +56,9 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Reads a checkpoint; of a folder, the newest whole one in it.
-
-    Raises:
-        FileNotFoundError: there is none.
-        ValueError: the file is not a checkpoint of ours, or is damaged.
-    """
-    return newest_whole(path, _load_file) if path.is_dir() else _load_file(path)
-
-
-def _load_file(path: Path) -> dict[str, Any]:
+    """Reads a checkpoint; of a folder, the newest whole one in it. Raises as `read_saved`."""
+    if path.is_dir():
+        return newest_whole(path, load_checkpoint)
     return read_saved(path, "checkpoint", TRAINING_FORMAT)
 
 
@@ -82,14 +72,11 @@ def read_saved(path: Path, kind: str, file_format: str) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # reading a damaged file raises nearly anything
-        raise ValueError(f"{kind} {path} is damaged or not a {kind}: {_first_line(error)}") from error
+        first = str(error).split("\n")[0] or type(error).__name__
+        raise ValueError(f"{kind} {path} is damaged or not a {kind}: {first}") from error
     if not isinstance(state, dict) or state.get("format") != file_format:
         raise ValueError(f"{path} was not written by `msdeform train`; expected a file with format {file_format!r}")
     return state
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).split("\n")[0] or type(error).__name__
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
@@ -122,12 +109,6 @@ def refuse_another_run(options: TrainOptions, out: Path, step: int) -> None:
         )
     for file in later:  # damaged, or they would have been taken; by their step they would count as the newest
         os.replace(file, file.with_name(f"damaged-{file.name}"))
-
-
-def remove_old(folder: Path, keep: int) -> None:
-    """Leaves the newest ``keep`` checkpoints of a run."""
-    for file in checkpoints_in(folder)[:-keep]:
-        file.unlink(missing_ok=True)
 
 
 def keep_best(checkpoint: Path) -> None:
@@ -172,8 +153,6 @@ def load_trained(path: Path, device: torch.device, attn_backend: str = "auto", n
         FileNotFoundError, ValueError: as models.zoo.load_model.
         BackendUnavailable: the named backend cannot run on ``device``.
     """
-    from .build import settle_backend
-
     source = read_source(path)
     if source.path != path:
         print(f"checkpoint: {source.path}", file=sys.stderr)
@@ -190,18 +169,3 @@ def load_trained(path: Path, device: torch.device, attn_backend: str = "auto", n
     options = from_plain(TrainOptions, state["options"])
     model.categories, model.input_size = [category.name for category in categories], options.input.size
     return Trained(model, state["model_name"], categories, options, backend, device, state["step"])
-
-
-def load_model_state(model: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
-    """Loads weights that must fit exactly.
-
-    Raises:
-        ValueError: they are another model's.
-    """
-    check_fit(model.state_dict(), weights, path)
-    model.load_state_dict(weights)
-
-
-def category_list(categories: list[Category]) -> list[dict[str, Any]]:
-    """Categories as plain values; a model's label is an index into this list."""
-    return [dataclasses.asdict(category) for category in categories]

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -78,7 +78,7 @@ class ProcessGroup:
 
     def no_sync(self, model: nn.Module) -> contextlib.AbstractContextManager[None]:
         """A block in which backward passes keep gradients to themselves."""
-        return contextlib.nullcontext()
+        return getattr(model, "no_sync", contextlib.nullcontext)()
 
 
 class _DistributedGroup(ProcessGroup):
@@ -94,12 +94,15 @@ class _DistributedGroup(ProcessGroup):
         if backend == "nccl" and self.device.type != "cuda":
             raise ValueError(f"dist-backend: nccl expects CUDA devices, and this runs on {self.device}; expected gloo")
         self.minutes = compute.timeout
-        prompt = timedelta(minutes=compute.timeout)
-        patient = _PATIENCE * prompt
+        prompt, patient = timedelta(minutes=compute.timeout), timedelta(minutes=_PATIENCE * compute.timeout)
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
         try:
-            self._store = _meet(where, patient)
+            # torchrun keeps a store of its own at this address, which outlives the processes that it starts again
+            main = self.is_main and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+            store = dist.TCPStore(where.address, where.port, self.size, main, patient, wait_for_workers=False)
+            attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+            self._store = dist.PrefixStore(f"attempt {attempt}", store)
             dist.init_process_group(
                 backend,
                 store=dist.PrefixStore("gradients", self._store),
@@ -115,13 +118,12 @@ class _DistributedGroup(ProcessGroup):
                 f"launch: {self.size} processes were to meet at {where.address}:{where.port}, and did not within "
                 f"{_PATIENCE * compute.timeout:g} minutes: {str(error).splitlines()[0]}"
             ) from error
-        self._host = socket.gethostname()
         self._first_done, self._step = False, 0
 
     def note(self, doing: str, step: int = 0) -> None:
         self._step = max(self._step, step)
         self._first_done |= step > 1
-        word = {"doing": doing, "step": step, "host": self._host, "time": time.time()}
+        word = {"doing": doing, "step": step, "host": socket.gethostname(), "time": time.time()}
         with contextlib.suppress(RuntimeError):  # whoever keeps the notes may be gone; the next gather tells
             self._store.set(f"note/{self.rank}", json.dumps(word))
 
@@ -141,27 +143,28 @@ class _DistributedGroup(ProcessGroup):
         failure: Exception | None = None
         try:
             yield
+        except LateError:
+            raise
         except Exception as error:
-            if isinstance(error, LateError):
-                raise
             failure = error
         said = self.gather(None if failure is None else f"{failure}", patient=True)
-        if not any(word is not None for word in said):
+        sentences: dict[str, list[str]] = {}
+        for rank, sentence in enumerate(said):
+            if sentence is not None:
+                sentences.setdefault(sentence, []).append(str(rank))
+        if not sentences:
             return
-        if failure is not None and (os.environ.get("MSDEFORM_DEBUG") == "1" or self._is_ours(failure)):
+        # a defect, whose traceback is wanted, is no wrong setting
+        defect = not isinstance(failure, ValueError | TypeError | OSError | NotImplementedError | RuntimeError)
+        if failure is not None and (defect or os.environ.get("MSDEFORM_DEBUG") == "1"):
             raise failure
         if not self.is_main:
             raise SystemExit(1)  # rank 0 speaks for all
-        lines: dict[str, list[int]] = {}
-        for rank, word in enumerate(said):
-            if word is not None:
-                lines.setdefault(word, []).append(rank)
-        raise ValueError("; ".join(word + _of_ranks(ranks, self.size) for word, ranks in lines.items())) from failure
-
-    @staticmethod
-    def _is_ours(error: Exception) -> bool:
-        """A defect, whose traceback is wanted, not a wrong setting."""
-        return not isinstance(error, ValueError | TypeError | OSError | NotImplementedError | RuntimeError)
+        told = []
+        for sentence, ranks in sentences.items():
+            of = f" (in {'process' if len(ranks) == 1 else 'processes'} {', '.join(ranks)} of {self.size})"
+            told.append(sentence + (of if len(ranks) < self.size else ""))
+        raise ValueError("; ".join(told)) from failure
 
     def share(self, tensors: list[torch.Tensor]) -> None:
         for tensor in tensors:
@@ -177,49 +180,30 @@ class _DistributedGroup(ProcessGroup):
             gradient_as_bucket_view=True,
         )
 
-    def no_sync(self, model: nn.Module) -> contextlib.AbstractContextManager[None]:
-        return cast(DistributedDataParallel, model).no_sync()
-
-    def fail(self, error: BaseException) -> None:
-        """Leaves word of why this process ends, for those who will wait for it."""
-        self.note(f"failed: {str(error) or type(error).__name__}", self._step)
-
-    def leave(self) -> None:
-        """The end, in good order."""
-        with contextlib.suppress(RuntimeError):
-            dist.destroy_process_group()
-
     def _who_is_late(self, minutes: float, error: str) -> str:
         time.sleep(_GRACE)
-        notes = self._notes()
-        failed = [rank for rank, note in notes.items() if note["doing"].startswith("failed")]
-        if failed:
-            told = "; ".join(f"process {rank} on {notes[rank]['host']} {notes[rank]['doing']}" for rank in failed)
-            return f"another process ended: {told}"
-        furthest = max((note["step"] for note in notes.values()), default=0)
-        gone = [rank for rank in range(self.size) if rank not in notes]
-        late = [rank for rank, note in notes.items() if not note["doing"].startswith("waiting")]
-        late = late or [rank for rank, note in notes.items() if note["step"] < furthest]
-        told = "; ".join(
-            [
-                f"process {rank} of {self.size} on {notes[rank]['host']} was last seen {notes[rank]['doing']}, "
-                f"step {notes[rank]['step']}, {time.time() - notes[rank]['time']:.0f} s ago"
-                for rank in late
-            ]
-            + [f"process {rank} of {self.size} was never seen" for rank in gone]
-        )
-        if not notes:
-            return "another process was lost, and with it what the others were doing: process 0, where all met, is gone"
-        reason = "was lost" if "onnection" in error else f"did not come within {minutes:g} minutes"
-        return f"another process {reason}: {told or 'none is behind'} (--timeout {self.minutes:g})"
-
-    def _notes(self) -> dict[int, dict[str, Any]]:
-        notes = {}
+        notes: dict[int, dict[str, Any]] = {}
         for rank in range(self.size):
             with contextlib.suppress(RuntimeError):  # no such note, or nobody left who keeps it
                 if self._store.check([f"note/{rank}"]):
                     notes[rank] = json.loads(self._store.get(f"note/{rank}"))
-        return notes
+        if not notes:
+            return "another process was lost, and with it what the others were doing: process 0, where all met, is gone"
+        failed = [rank for rank, note in notes.items() if note["doing"].startswith("failed")]
+        if failed:
+            told = "; ".join(f"process {rank} on {notes[rank]['host']} {notes[rank]['doing']}" for rank in failed)
+            return f"another process ended: {told}"
+        furthest = max(note["step"] for note in notes.values())
+        late = [rank for rank, note in notes.items() if not note["doing"].startswith("waiting")]
+        late = late or [rank for rank, note in notes.items() if note["step"] < furthest]
+        seen = [
+            f"process {rank} of {self.size} on {notes[rank]['host']} was last seen {notes[rank]['doing']}, "
+            f"step {notes[rank]['step']}, {time.time() - notes[rank]['time']:.0f} s ago"
+            for rank in late
+        ]
+        gone = [f"process {rank} of {self.size} was never seen" for rank in range(self.size) if rank not in notes]
+        reason = "was lost" if "onnection" in error else f"did not come within {minutes:g} minutes"
+        return f"another process {reason}: {'; '.join(seen + gone) or 'none is behind'} (--timeout {self.minutes:g})"
 
 
 @contextmanager
@@ -238,25 +222,11 @@ def process_group(compute: Compute) -> Iterator[ProcessGroup]:
     try:
         yield group
     except BaseException as error:
-        if not isinstance(error, SystemExit | LateError):
-            group.fail(error)
+        if not isinstance(error, SystemExit | LateError):  # word for those who will wait for this process
+            group.note(f"failed: {str(error) or type(error).__name__}")
         raise  # without leaving in good order, which the others may no longer answer
-    group.leave()
-
-
-def _meet(where: Place, timeout: timedelta) -> dist.Store:
-    # torchrun keeps a store of its own at this address; elsewhere rank 0 does
-    kept = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    store = dist.TCPStore(
-        where.address,
-        where.port,
-        where.size,
-        is_master=where.rank == 0 and not kept,
-        timeout=timeout,
-        wait_for_workers=False,
-    )
-    # torchrun's store outlives the processes that it starts again
-    return dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    with contextlib.suppress(RuntimeError):
+        dist.destroy_process_group()
 
 
 def _own_device(where: Place, compute: Compute) -> torch.device:
@@ -272,9 +242,3 @@ def _own_device(where: Place, compute: Compute) -> torch.device:
     if compute.device.startswith("cuda:"):
         raise ValueError(f"device: expected auto, cuda or cpu for {where.size} processes, got {compute.device}")
     return choose_device(compute.device)
-
-
-def _of_ranks(ranks: list[int], size: int) -> str:
-    if len(ranks) == size:
-        return ""
-    return f" (in process{'es' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))} of {size})"

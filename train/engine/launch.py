@@ -56,32 +56,25 @@ def place(environment: Mapping[str, str] | None = None) -> Place | None:
 
 
 def _of_slurm(env: Mapping[str, str]) -> Place:
-    job, step = _number(env, "SLURM_JOB_ID"), _number(env, "SLURM_STEP_ID")
+    job, step, node = (_number(env, name) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_NODEID"))
     nodes = env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST", "")
+    # 2(x3),1 says: two tasks on each of three nodes, one on the fourth
+    text = env.get("SLURM_STEP_TASKS_PER_NODE") or env.get("SLURM_TASKS_PER_NODE", "")
+    if not re.fullmatch(r"(\d+(\(x\d+\))?(,(?!$)|$))+", text):
+        raise ValueError(f"launch: expected SLURM_STEP_TASKS_PER_NODE such as 2(x3),1, got {text!r}")
+    parts = re.findall(r"(\d+)(?:\(x(\d+)\))?", text)
+    counts = [int(count) for count, times in parts for _ in range(int(times or 1))]
+    if node >= len(counts):
+        raise ValueError(f"launch: SLURM_STEP_TASKS_PER_NODE={text!r} has {len(counts)} nodes, and this is node {node}")
     return Place(
         rank=_number(env, "SLURM_PROCID"),
         size=_number(env, "SLURM_STEP_NUM_TASKS"),
         local_rank=_number(env, "SLURM_LOCALID"),
-        local_size=_tasks_here(env),
+        local_size=counts[node],
         address=env.get("MASTER_ADDR") or first_host(nodes),
         # steps of a job may run at once
         port=_number(env, "MASTER_PORT", default=str(_FIRST_PORT + (job + 97 * step) % _PORTS)),
     )
-
-
-def _tasks_here(env: Mapping[str, str]) -> int:
-    """This node's entry in ``2(x3),1``, which says: two tasks on each of three nodes, one on the fourth."""
-    node = _number(env, "SLURM_NODEID")
-    text = env.get("SLURM_STEP_TASKS_PER_NODE") or env.get("SLURM_TASKS_PER_NODE", "")
-    counts: list[int] = []
-    for part in text.split(","):
-        count, _, times = part.partition("(x")
-        if not count.isdecimal() or (times and not times.rstrip(")").isdecimal()):
-            raise ValueError(f"launch: expected SLURM_STEP_TASKS_PER_NODE such as 2(x3),1, got {text!r}")
-        counts += [int(count)] * (int(times.rstrip(")")) if times else 1)
-    if node >= len(counts):
-        raise ValueError(f"launch: SLURM_STEP_TASKS_PER_NODE={text!r} has {len(counts)} nodes, and this is node {node}")
-    return counts[node]
 
 
 def first_host(nodes: str) -> str:

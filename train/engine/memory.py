@@ -1,17 +1,18 @@
 """What a run will take, from a few steps that change nothing: memory on its largest images, time on its first."""
 
 import contextlib
+import itertools
 import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
+from ...common.text import counted
 from ..data.cache import process_memory
 from ..data.dataset import Sample
 from .checkpoint import random_state, set_random_state
@@ -24,23 +25,23 @@ _GIB = 2**30
 
 @dataclass(frozen=True)
 class Estimate:
-    """Of one process."""
+    """What a run takes, of one process.
+
+    ``largest``: height and width of the largest padded batch, of ``batch`` images. ``peak`` and ``room``: bytes in use
+    at once, the optimizer's state included, and those there are on ``device``. ``step_s``: seconds of a step, of as
+    many passes as it has, without loading; ``load_s``: of loading one image by one of ``workers``. ``images``: to a
+    step, over all ``processes``; ``steps_per_epoch``, and ``steps`` in all.
+    """
 
     largest: tuple[int, int]
-    """Height and width of the largest padded batch."""
     batch: int
     peak: int
-    """Bytes in use at once, the optimizer's state included."""
     room: int
-    """Bytes there are for this process."""
     device: torch.device
     step_s: float
-    """A step, of as many passes as it has, without loading."""
     load_s: float
-    """Loading of one image by one worker."""
     workers: int
     images: int
-    """To a step, over all processes."""
     processes: int
     steps_per_epoch: int
     steps: int
@@ -49,9 +50,8 @@ class Estimate:
         """Raises ValueError, naming what to lower, if the run would run out of memory."""
         if self.room and self.peak > _FULL * self.room:
             raise ValueError(
-                f"batch-size: {self.batch} images of up to {self.largest[0]}x{self.largest[1]} take about "
-                f"{self.peak / _GIB:.1f} GiB on {self.device}, which has {self.room / _GIB:.1f} GiB for this process; "
-                + what_to_lower(self.batch)
+                f"batch-size: {self._images} take about {self.peak / _GIB:.1f} GiB on {self.device}, which has "
+                f"{self.room / _GIB:.1f} GiB for this process; {what_to_lower(self.batch)}"
             )
 
     def sentence(self) -> str:
@@ -61,11 +61,14 @@ class Estimate:
         keeps_up = "" if loaded > needed else ", which is less: loading will be waited for"
         epoch, run = (_span(self.step_s * steps) for steps in (self.steps_per_epoch, self.steps))
         return (
-            f"estimate: {self.peak / _GIB:.2f} of {self.room / _GIB:.1f} GiB for {self.batch} images of up to "
-            f"{self.largest[0]}x{self.largest[1]}; {self.step_s:.3g} s a step, {epoch} an epoch, {run} in all. "
-            f"It trains {needed:.1f} images/s on each process and loads about {loaded:.1f} with {self.workers} "
-            f"worker{'s' if self.workers != 1 else ''}{keeps_up}"
+            f"estimate: {self.peak / _GIB:.2f} of {self.room / _GIB:.1f} GiB for {self._images}; {self.step_s:.3g} s a "
+            f"step, {epoch} an epoch, {run} in all. It trains {needed:.1f} images/s on each process and loads about "
+            f"{loaded:.1f} with {counted(self.workers, 'worker')}{keeps_up}"
         )
+
+    @property
+    def _images(self) -> str:
+        return f"{self.batch} images of up to {self.largest[0]}x{self.largest[1]}"
 
 
 def dry_run(training: Training, steps: int) -> Estimate:
@@ -74,22 +77,24 @@ def dry_run(training: Training, steps: int) -> Estimate:
     Raises:
         ValueError: the device ran out of memory, naming what to lower.
     """
-    order, batch = training.order, training.options.batch
+    order, options, device = training.order, training.options, training.device
     images = min(order.total, order.n_images)
     mine = math.ceil(images / order.size)
-    count = min(batch.batch_size, mine)
-    largest = _largest(training, count)
-    with _unchanged(training), _memory(training.device) as peak:
+    count = min(options.batch.batch_size, mine)
+    samples = _largest(training, count)
+    heights, widths = zip(*(image.shape[-2:] for image, _ in samples), strict=True)
+    largest = (max(heights), max(widths))
+    _forget_peak(device)
+    with _unchanged(training):
         try:
             for _ in range(steps):
-                _pass(training, largest)
-        except (torch.OutOfMemoryError, RuntimeError) as error:
-            if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+                _pass(training, samples)
+        except RuntimeError as error:  # as torch.OutOfMemoryError is, too
+            if not out_of_memory(error):
                 raise
-            sides = _padded(largest)
+            sides = f"{largest[0]}x{largest[1]}"
             raise ValueError(
-                f"batch-size: {count} images of up to {sides[0]}x{sides[1]} do not fit on {training.device}; "
-                + what_to_lower(count)
+                f"batch-size: {count} images of up to {sides} do not fit on {device}; {what_to_lower(count)}"
             ) from error
     with _unchanged(training):
         begun = time.perf_counter()
@@ -97,20 +102,26 @@ def dry_run(training: Training, steps: int) -> Estimate:
         load_s = (time.perf_counter() - begun) / count
         pass_s = min(_pass(training, first) for _ in range(steps))
     parameters = sum(p.numel() * p.element_size() for p in training.model.parameters() if p.requires_grad)
+    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _status("VmHWM")
     return Estimate(
-        largest=_padded(largest),
+        largest=largest,
         batch=count,
-        peak=peak() + 2 * parameters,  # AdamW's two moments
-        room=_room(training.device),
-        device=training.device,
+        peak=peak + 2 * parameters,  # AdamW's two moments
+        room=_room(device),
+        device=device,
         step_s=pass_s * math.ceil(mine / count),
         load_s=load_s,
-        workers=training.options.loading.workers,
+        workers=options.loading.workers,
         images=images,
         processes=order.size,
         steps_per_epoch=order.steps_per_epoch,
         steps=training.total_steps,
     )
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Is it the error of a device, or of the host, that has no memory left?"""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def what_to_lower(batch: int) -> str:
@@ -138,19 +149,10 @@ def _largest(training: Training, count: int) -> list[Sample]:
     if count == 1:
         extremes = [max(fitted, key=lambda side: side[0] * side[1])]
     boxes = int(np.diff(annotations.first).max())
-    target = {
-        "labels": torch.zeros(boxes, dtype=torch.int64),
-        "boxes": torch.tensor([[0.5, 0.5, 0.2, 0.2]]).repeat(boxes, 1),
-        "image_id": -1,
-    }
-    return [
-        (torch.full((3, *extremes[number % len(extremes)]), 128, dtype=torch.uint8), target) for number in range(count)
-    ]
-
-
-def _padded(samples: list[Sample]) -> tuple[int, int]:
-    heights, widths = zip(*(image.shape[-2:] for image, _ in samples), strict=True)
-    return max(heights), max(widths)
+    box = torch.tensor([[0.5, 0.5, 0.2, 0.2]])
+    target = {"labels": torch.zeros(boxes, dtype=torch.int64), "boxes": box.repeat(boxes, 1), "image_id": -1}
+    sizes = itertools.islice(itertools.cycle(extremes), count)
+    return [(torch.full((3, *size), 128, dtype=torch.uint8), target) for size in sizes]
 
 
 @contextmanager
@@ -166,17 +168,12 @@ def _unchanged(training: Training) -> Iterator[None]:
             buffer.copy_(saved)
 
 
-@contextmanager
-def _memory(device: torch.device) -> Iterator[Any]:
-    """Yields a function that tells the most bytes in use at once since the block began."""
+def _forget_peak(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-        yield lambda: torch.cuda.max_memory_allocated(device)
         return
-    clear = Path("/proc/self/clear_refs")
     with contextlib.suppress(OSError):
-        clear.write_text("5")  # the peak starts anew
-    yield lambda: _status("VmHWM")
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def _room(device: torch.device) -> int:
@@ -198,6 +195,6 @@ def _status(name: str) -> int:
 
 
 def _span(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+    if seconds < 6000:
+        return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

@@ -11,10 +11,13 @@ from torch.optim.swa_utils import AveragedModel
 from ..config.options import Optim, Schedule
 
 
-def parameter_groups(model: nn.Module, lr: float, lr_backbone: float, lr_offsets: float) -> list[dict]:
-    """The official groups, by name: the backbone; sampling offsets and reference points; everything else.
+def make_optimizer(model: nn.Module, options: Optim, *, backbone_trained: bool) -> torch.optim.AdamW:
+    """AdamW over the official groups, by name: the backbone; sampling offsets and reference points; everything else.
 
     Frozen parameters are in none. Each group carries its ``name``, for the log.
+
+    Args:
+        backbone_trained: the backbone starts from trained weights, and so learns ten times slower.
     """
     groups: dict[str, list[nn.Parameter]] = {"main": [], "backbone": [], "offsets": []}
     for name, parameter in model.named_parameters():
@@ -26,22 +29,13 @@ def parameter_groups(model: nn.Module, lr: float, lr_backbone: float, lr_offsets
             groups["offsets"].append(parameter)
         else:
             groups["main"].append(parameter)
-    rates = {"main": lr, "backbone": lr_backbone, "offsets": lr_offsets}
-    return [{"params": groups[name], "lr": rates[name], "name": name} for name in groups if groups[name]]
-
-
-def make_optimizer(model: nn.Module, options: Optim, *, backbone_trained: bool) -> torch.optim.AdamW:
-    """AdamW over the official groups.
-
-    Args:
-        backbone_trained: the backbone starts from trained weights, and so learns ten times slower.
-    """
     backbone = options.lr_backbone
     if backbone is None:
         backbone = options.lr / 10 if backbone_trained else options.lr
-    groups = parameter_groups(model, options.lr, backbone, options.lr * options.lr_factor_offsets)
+    rates = {"main": options.lr, "backbone": backbone, "offsets": options.lr * options.lr_factor_offsets}
+    described = [{"params": groups[name], "lr": rates[name], "name": name} for name in groups if groups[name]]
     # one pass over the parameters instead of a dozen: on a small net a sixth of the step
-    return torch.optim.AdamW(groups, lr=options.lr, weight_decay=options.weight_decay, fused=True)
+    return torch.optim.AdamW(described, lr=options.lr, weight_decay=options.weight_decay, fused=True)
 
 
 def rate_at(options: Schedule, steps_per_epoch: int, total_steps: int) -> Callable[[int], float]:
@@ -60,20 +54,6 @@ def rate_at(options: Schedule, steps_per_epoch: int, total_steps: int) -> Callab
     return factor
 
 
-class Rates:
-    """Sets every group's rate; a function of the step alone, so that there is nothing in it to save."""
-
-    def __init__(self, optimizer: torch.optim.Optimizer, factor: Callable[[int], float]) -> None:
-        self._optimizer = optimizer
-        self._rates = [group["lr"] for group in optimizer.param_groups]
-        self._factor = factor
-
-    def set(self, steps_done: int) -> None:
-        """The rates of the next step."""
-        for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
-            group["lr"] = rate * self._factor(steps_done)
-
-
 def decay_at(decay: float, updates: int) -> float:
     """The decay of an update: low at first, so that the average soon forgets random weights."""
     return min(decay, (1 + updates) / (10 + updates))
@@ -81,12 +61,7 @@ def decay_at(decay: float, updates: int) -> float:
 
 def make_ema(model: nn.Module, decay: float) -> AveragedModel:
     """A copy of `model` that ``update_parameters`` moves towards it, buffers included; the first call copies."""
-    average = AveragedModel(model, multi_avg_fn=_towards(decay), use_buffers=True)
-    average.requires_grad_(False)
-    return average.eval()
 
-
-def _towards(decay: float) -> Callable[..., None]:
     @torch.no_grad()
     def update(averages: Sequence[Tensor], currents: Sequence[Tensor], updates: Tensor | int) -> None:
         weight = 1 - decay_at(decay, int(updates))
@@ -96,7 +71,9 @@ def _towards(decay: float) -> Callable[..., None]:
             else:
                 average.copy_(current)  # counts have no average
 
-    return update
+    average = AveragedModel(model, multi_avg_fn=update, use_buffers=True)
+    average.requires_grad_(False)
+    return average.eval()
 
 
 def ema_state(average: AveragedModel) -> dict[str, Any]:

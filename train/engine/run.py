@@ -6,6 +6,7 @@ another after it, and a signal from a scheduler is answered by a checkpoint when
 
 import contextlib
 import errno
+import itertools
 import os
 import time
 from collections.abc import Iterator
@@ -32,12 +33,11 @@ from .checkpoint import (
     keep_best,
     load_checkpoint,
     refuse_another_run,
-    remove_old,
     run_folder,
     save_checkpoint,
 )
 from .distributed import LateError, process_group
-from .memory import dry_run, what_to_lower
+from .memory import dry_run, out_of_memory, what_to_lower
 from .profile import profile
 from .signals import StopSignals
 from .state import Training
@@ -48,14 +48,8 @@ _KEPT_BATCHES = 3
 def run_steps(options: TrainOptions, n: int) -> list[float]:
     """The losses of the first ``n`` steps of a run, without writing anything."""
     training = Training(options)
-    losses: list[float] = []
-    for samples in training.batches():
-        result = training.step(samples)
-        assert result is not None
-        losses.append(result["loss"])
-        if len(losses) == n:
-            break
-    return losses
+    results = [training.step(samples) for samples in itertools.islice(training.batches(), n)]
+    return [result["loss"] for result in results if result is not None]
 
 
 def evaluate(training: Training, data: CocoDetection) -> dict[str, Any]:
@@ -104,7 +98,10 @@ def train(options: TrainOptions) -> Path:
         ValueError, FileNotFoundError: wrong settings or data; each message is one sentence.
         SystemExit: a signal stopped it; all is saved.
     """
-    _settle_determinism(options)
+    if options.compute.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
     with process_group(options.compute) as group, StopSignals() as signals, contextlib.ExitStack() as stack:
         out = group.broadcast(run_folder(options))
         with group.all_or_none("setting up"):
@@ -220,21 +217,20 @@ class _Run:
     def _keep_nonfinite(self, samples: list[Sample]) -> None:
         """Keeps a batch whose loss or gradient was not finite for ``msdeform replay``; ends the run at too many."""
         training = self.training
-        step = training.steps_done
-        blamed = training.blamed or list(range(self.group.size))
-        files = [
-            self.out / f"nonfinite-step-{step:08d}{f'-process-{rank}' if self.group.size > 1 else ''}.pt"
-            for rank in range(self.group.size)
-        ]
-        if self.group.rank in blamed:
-            with atomic_file(files[self.group.rank]) as file:
-                torch.save(training.replayable(samples), file)
+        step, rank, size = training.steps_done, self.group.rank, self.group.size
+        blamed = training.blamed or list(range(size))
+
+        def file(rank: int, step: str = f"{step:08d}") -> Path:
+            return self.out / f"nonfinite-step-{step}{f'-process-{rank}' if size > 1 else ''}.pt"
+
+        if rank in blamed:
+            with atomic_file(file(rank)) as opened:
+                torch.save(training.replayable(samples), opened)
             # each is as large as the model; what went wrong often is in the last
-            own = files[self.group.rank].name.replace(f"{step:08d}", "?" * 8)
-            for old in sorted(self.out.glob(own))[:-_KEPT_BATCHES]:
+            for old in sorted(self.out.glob(file(rank, "?" * 8).name))[:-_KEPT_BATCHES]:
                 old.unlink(missing_ok=True)
         every = self.group.gather([target["image_id"] for _, target in samples])
-        ids, batch = [image for rank in blamed for image in every[rank]], files[blamed[0]]
+        ids, batch = [image for rank in blamed for image in every[rank]], file(blamed[0])
         self.report.write("nonfinite", step=step, image_ids=ids, batch=batch.name, processes=training.blamed)
         self.report.say(
             f"step {step}: loss or gradient not finite, step skipped; look at it by: {command('replay', batch)}"
@@ -280,7 +276,8 @@ class _Run:
         save_checkpoint(path, state)
         if training.best["step"] == training.steps_done:
             keep_best(path)
-        remove_old(self.out, self.options.run.keep)
+        for old in checkpoints_in(self.out)[: -self.options.run.keep]:
+            old.unlink(missing_ok=True)
 
     def _stop(self) -> NoReturn:
         """Saves all, and ends with a status by which whoever started the run can tell that it is to be resumed."""
@@ -289,13 +286,6 @@ class _Run:
         self.report.write("stopped", step=self.training.steps_done, signal=caught)
         self.report.say(f"stopped by {caught} at step {self.training.steps_done}, all saved; {how_to_resume(self.out)}")
         raise SystemExit(StopSignals.status(caught))
-
-
-def _settle_determinism(options: TrainOptions) -> None:
-    if options.compute.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
-        torch.use_deterministic_algorithms(True)
-        torch.backends.cudnn.benchmark = False
 
 
 def _validation(training: Training) -> CocoDetection:
@@ -325,27 +315,22 @@ def how_to_resume(out: Path) -> str:
 def failure_sentence(error: Exception, out: Path, step: int, batch_size: int) -> str | None:
     """What ended the run in a folder, and what to do, in a sentence; None for anything but what long runs meet."""
     first = (str(error) or type(error).__name__).splitlines()[0]
-    if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in first:
+    if out_of_memory(error):
         what = f"out of memory at step {step} with --batch-size {batch_size}: {what_to_lower(batch_size)} ({first})"
     elif "DataLoader worker" in first:
         what = (
             f"a process that loads images was killed at step {step}, as a rule for want of memory: try fewer "
             f"--workers, or less --cache-images ({first})"
         )
-    elif (full := _no_room(error)) is not None:
-        what = f"no room to write {full.filename or out} at step {step} ({os.strerror(full.errno or errno.ENOSPC)})"
     else:
-        return None
+        # torch.save covers the error of a full disk with one of its own
+        full: BaseException | None = error
+        while full is not None and getattr(full, "errno", None) not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            full = full.__cause__ or full.__context__
+        if not isinstance(full, OSError):
+            return None
+        what = f"no room to write {full.filename or out} at step {step} ({os.strerror(full.errno or 0)})"
     return f"{what}; {how_to_resume(out)}"
-
-
-def _no_room(error: BaseException | None) -> OSError | None:
-    """The error of a full disk that is, or led to, this one: torch.save covers it with one of its own."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            return error
-        error = error.__cause__ or error.__context__
-    return None
 
 
 def evaluate_checkpoint(options: TrainOptions) -> dict[str, Any] | None:

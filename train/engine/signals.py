@@ -4,14 +4,14 @@ import os
 import signal
 import threading
 import time
-from types import FrameType, TracebackType
+from types import FrameType
 
 # what a run that was told to stop, and has saved, ends with: sysexits' "try again later", for a script to requeue on
 STOPPED = 75
 CTRL_C = 130
 
 # Slurm sends either before it takes a node away, as --signal asks; torchrun passes SIGTERM on
-_ASKED = ("SIGINT", "SIGTERM", "SIGUSR1")
+_ASKED = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 
 # seconds in which another Ctrl-C is the same one: torchrun passes on what the terminal has sent to all
 _ECHO = 1.0
@@ -46,22 +46,15 @@ class StopSignals:
 
     def __enter__(self) -> "StopSignals":
         if threading.current_thread() is threading.main_thread():  # nobody else may set handlers
-            for name in _ASKED:
-                number = getattr(signal, name, None)  # not everything is everywhere
-                if number is not None:
-                    self._before[number] = signal.signal(number, self._remember)
+            self._before = {number: signal.signal(number, self._remember) for number in _ASKED}
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]  # what signal.signal returned
 
 
 def leave_to_parent() -> None:
     """For worker processes: a scheduler and the keyboard signal all of a job's processes, and the parent decides."""
-    for name in _ASKED:
-        number = getattr(signal, name, None)
-        if number is not None:
-            signal.signal(number, signal.SIG_IGN)
+    for number in _ASKED:
+        signal.signal(number, signal.SIG_IGN)

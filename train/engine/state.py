@@ -8,30 +8,34 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ...common.device import choose_device
 from ...models.families.detector import Detector
 from ...models.losses.matcher import NonFiniteCostError
+from ...models.weights.formats import check_fit
 from ...models.zoo import create_criterion
 from ..config.options import TrainOptions, from_plain, to_plain
-from ..data.dataset import CocoDetection, Sample
+from ..data.dataset import Sample
 from ..data.loader import Order, to_device, training_data, training_loader
 from .acceleration import autocast, prepare
 from .build import model_of_checkpoint, new_model
-from .checkpoint import category_list, load_model_state, random_state, set_random_state
+from .checkpoint import random_state, set_random_state
 from .distributed import ProcessGroup
-from .optim import Rates, ema_state, make_ema, make_optimizer, rate_at, restore_ema
+from .optim import ema_state, make_ema, make_optimizer, rate_at, restore_ema
 from .step_timer import StepTimer
 
 REPLAY_FORMAT = "msdeform-replay-1"
 
 _MOST_WORKERS = 16  # for each processor
+
+# what a checkpoint holds of a run under the same names
+_KEPT = ("nonfinite_in_a_row", "best", "evaluated_at", "evaluations_since_best")
 
 # below this the loss scale of fp16 says that gradients overflow by themselves, not by being scaled
 _LEAST_SCALE = 1.0
@@ -56,8 +60,13 @@ class Training:
         self.group = group or ProcessGroup(choose_device(options.compute.device))
         self.device = self.group.device
         batch, compute = options.batch, options.compute
-        _refuse_a_crowd(options.loading.workers)
-        share = _share(options, self.group)
+        most = _MOST_WORKERS * (os.cpu_count() or 1)
+        if options.loading.workers > most:  # before the machine is full of processes that wait for each other
+            told = f"expected at most {most}, {_MOST_WORKERS} for each processor here, got {options.loading.workers}"
+            raise ValueError(f"workers: {told}")
+        # what of the cache of images this process reads and keeps for the others on its machine
+        cached = options.loading.cache_images != "none" and not options.input.overfit
+        share = (self.group.local_rank, self.group.local_size) if cached else (0, 1)
         self.data = training_data(
             options.source,
             options.input,
@@ -66,6 +75,7 @@ class Training:
             share=share,
             progress=options.logging.progress and self.group.is_main,
         )
+        images = self.data.annotations.images
         self.order = Order(
             n_images=len(self.data),
             total=min(batch.total_batch_size, options.input.overfit or batch.total_batch_size),
@@ -73,14 +83,14 @@ class Training:
             rank=self.group.rank,
             size=self.group.size,
             share=share,
-            shapes=_shapes(self.data) if options.loading.bucket else None,
+            shapes=(images.heights / images.widths)[self.data.rows] if options.loading.bucket else None,
         )
         self.total_steps = min(batch.epochs * self.steps_per_epoch, batch.max_steps or sys.maxsize)
 
         torch.manual_seed(batch.seed)
-        categories = self.data.annotations.categories
+        self._categories = [asdict(category) for category in self.data.annotations.categories]
         if resume is None:
-            built = new_model(options.model, len(categories), self.device)
+            built = new_model(options.model, len(self._categories), self.device)
         else:
             built = model_of_checkpoint(resume, self._source, options.model, self.device)
         self.model, self.backend, self.start = built.model, built.backend, built.start
@@ -94,7 +104,9 @@ class Training:
             self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
         self.optimizer = make_optimizer(self.model, options.optim, backbone_trained=self.backbone_trained)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=compute.precision == "fp16")
-        self.rates = Rates(self.optimizer, rate_at(options.schedule, self.steps_per_epoch, self.total_steps))
+        # a function of the step alone, so that there is nothing in it to save
+        self._rates = [group["lr"] for group in self.optimizer.param_groups]
+        self._rate_factor = rate_at(options.schedule, self.steps_per_epoch, self.total_steps)
         self.step_timer = StepTimer(self.device)
         self.step_timer.watch(self.model, self.criterion)
 
@@ -165,15 +177,19 @@ class Training:
             any process wishes to stop.
         """
         self.model.train()
-        self.rates.set(self.steps_done)
+        for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate * self._rate_factor(self.steps_done)
         self.optimizer.zero_grad(set_to_none=True)
         parts = self.group.gather(([len(target["labels"]) for _, target in samples], stop, self.steps_done))
-        self._check_place([place for _, _, place in parts])
+        if len({place for _, _, place in parts}) > 1:
+            told = ", ".join(f"process {rank} is at {place}" for rank, (_, _, place) in enumerate(parts))
+            raise RuntimeError(f"processes disagree on the step: {told}")
         if any(wish for _, wish, _ in parts):
             return None
         box_counts = [count for counts, _, _ in parts for count in counts]
         averages = running_statistics(self.model)
-        self._random_before = (torch.get_rng_state(), _cuda_state(self.device))
+        cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
+        self._random_before = (torch.get_rng_state(), cuda)
         losses = self._gradients(samples, box_counts)
         with self.step_timer.stage("optimiser"):
             self.scaler.unscale_(self.optimizer)
@@ -199,13 +215,8 @@ class Training:
         result = {name: sum(part[name] for part in of_all) for name in of_all[0] if all(name in p for p in of_all)}
         if self.scaler.is_enabled():
             result["scale"] = self.scaler.get_scale()
-        return {
-            **result,
-            "grad_norm": norm,
-            "images": float(len(box_counts)),
-            "finite": float(finite),
-            "searching": float(searching and not finite),
-        }
+        result |= {"grad_norm": norm, "images": float(len(box_counts))}
+        return result | {"finite": float(finite), "searching": float(searching and not finite)}
 
     def rehearse(self, samples: list[Sample]) -> None:
         """A forward and backward pass of this process alone, whose gradients nobody uses."""
@@ -245,11 +256,6 @@ class Training:
             self.scaler.scale(total * self.group.size).backward()
         return {"loss": total.detach(), **{name: value.detach().to(total) for name, value in losses.items()}}
 
-    def _check_place(self, places: list[int]) -> None:
-        if len(set(places)) > 1:
-            told = ", ".join(f"process {rank} is at {place}" for rank, place in enumerate(places))
-            raise RuntimeError(f"processes disagree on the step: {told}")
-
     def record_evaluation(self, ap: float) -> bool:
         """Notes the AP of the model as it stands; true if it is the best so far, to the three digits that are shown."""
         first, best = self.best["step"] < 0, self.best["AP"]
@@ -266,75 +272,50 @@ class Training:
         for model in (self.model, *([] if self.ema is None else [self.ema.module])):
             self.group.share([buffer for buffer, _ in running_statistics(model)])
 
+    def _described(self) -> dict[str, Any]:
+        """The weights, and what they are of."""
+        return {
+            "model": {name.replace("_orig_mod.", ""): tensor for name, tensor in self.model.state_dict().items()},
+            "model_name": self.options.model.model,
+            "model_config": self.model.require_config().to_dict(),
+            "categories": self._categories,
+            "attn_backend": self.backend,
+            "step": self.steps_done,
+        }
+
     def replayable(self, samples: list[Sample]) -> dict[str, Any]:
         """What ``msdeform replay`` needs to do this process's part of the step that was just skipped again."""
         cpu, cuda = self._random_before
         return {
+            **self._described(),
             "format": REPLAY_FORMAT,
             "samples": samples,
-            "model": _plain_names(self.model.state_dict()),
-            "model_name": self.options.model.model,
-            "model_config": self.model.require_config().to_dict(),
-            "categories": category_list(self.data.annotations.categories),
-            "attn_backend": self.backend,
             "precision": self.options.compute.precision,
             "batch_size": self.options.batch.batch_size,
-            "step": self.steps_done,
             "random": {"torch": cpu, "cuda": cuda},
         }
 
     def state(self) -> dict[str, Any]:
         """All of it, as a checkpoint holds it; every process must ask, the main one writes."""
         return {
-            "model": _plain_names(self.model.state_dict()),
+            **self._described(),
             "ema": None if self.ema is None else ema_state(self.ema),
-            "model_name": self.options.model.model,
-            "model_config": self.model.require_config().to_dict(),
             "backbone_trained": self.backbone_trained,
-            "categories": category_list(self.data.annotations.categories),
-            "attn_backend": self.backend,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "step": self.steps_done,
             "epoch": self.epoch,
             "n_images": self.order.n_images,
-            "nonfinite_in_a_row": self.nonfinite_in_a_row,
-            "best": self.best,
-            "evaluated_at": self.evaluated_at,
-            "evaluations_since_best": self.evaluations_since_best,
+            **{name: getattr(self, name) for name in _KEPT},
             "random_states": self.group.gather(random_state()),
             "options": to_plain(self.options),
         }
 
     def _restore(self, state: dict[str, Any]) -> None:
-        run = self._source
-        if state["categories"] != category_list(self.data.annotations.categories):
+        """Goes on from a checkpoint; its place in the data means something only among the same images and batches."""
+        run, now = self._source, self.options.batch
+        before = from_plain(TrainOptions, state["options"]).batch
+        if state["categories"] != self._categories:
             raise ValueError(f"{run} was trained on other classes; --init-from takes its weights for new data")
-        self._check_order(state, run)
-        load_model_state(self.model, state["model"], run)
-        if self.ema is not None:
-            kept = state.get("ema")
-            if kept is None:
-                self.ema.module.load_state_dict(state["model"])
-            else:
-                restore_ema(self.ema, kept)
-        self.optimizer.load_state_dict(state["optimizer"])
-        if state.get("scaler"):
-            self.scaler.load_state_dict(state["scaler"])
-        self.steps_done = state["step"]
-        self.nonfinite_in_a_row = state["nonfinite_in_a_row"]
-        self.best = state.get("best", self.best)
-        self.evaluated_at = state.get("evaluated_at", self.steps_done)
-        self.evaluations_since_best = state.get("evaluations_since_best", 0)
-        states = state.get("random_states") or [state["random_state"]]
-        if self.group.rank < len(states):
-            set_random_state(states[self.group.rank])
-        else:  # more processes than before: dropout that none of them had
-            torch.manual_seed(self.options.batch.seed + self.steps_done * self.group.size + self.group.rank)
-
-    def _check_order(self, state: dict[str, Any], run: Path) -> None:
-        """The place in the data means something only among the same images, in the same batches."""
-        before, now = from_plain(TrainOptions, state["options"]).batch, self.options.batch
         if (before.total_batch_size, before.seed) != (now.total_batch_size, now.seed):
             raise ValueError(
                 f"{run} was trained with --total-batch-size {before.total_batch_size} --seed {before.seed}, which its "
@@ -346,38 +327,29 @@ class Training:
                 f"{run} was trained on {state['n_images']} images, and now there are {self.order.n_images}; "
                 "--init-from takes its weights for new data"
             )
+        check_fit(self.model.state_dict(), state["model"], run)
+        self.model.load_state_dict(state["model"])
+        if self.ema is not None:
+            if kept := state.get("ema"):
+                restore_ema(self.ema, kept)
+            else:
+                self.ema.module.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if state.get("scaler"):
+            self.scaler.load_state_dict(state["scaler"])
+        self.steps_done = self.evaluated_at = state["step"]
+        for name in _KEPT:
+            setattr(self, name, state.get(name, getattr(self, name)))
+        states = state.get("random_states") or [state["random_state"]]
+        if self.group.rank < len(states):
+            set_random_state(states[self.group.rank])
+        else:  # more processes than before: dropout that none of them had
+            torch.manual_seed(now.seed + self.steps_done * self.group.size + self.group.rank)
 
 
 def by_shape(samples: list[Sample]) -> list[Sample]:
     """From wide to high, as augmentation has made them, so that images that pass together pad each other little."""
     return sorted(samples, key=lambda sample: sample[0].shape[-2] / sample[0].shape[-1])
-
-
-def _refuse_a_crowd(workers: int) -> None:
-    """Before the machine is full of processes that wait for each other."""
-    most = _MOST_WORKERS * (os.cpu_count() or 1)
-    if workers > most:
-        raise ValueError(f"workers: expected at most {most}, {_MOST_WORKERS} for each processor here, got {workers}")
-
-
-def _share(options: TrainOptions, group: ProcessGroup) -> tuple[int, int]:
-    if options.loading.cache_images == "none" or options.input.overfit:
-        return 0, 1
-    return group.local_rank, group.local_size
-
-
-def _shapes(data: CocoDetection) -> np.ndarray:
-    """Height over width of every image."""
-    images = data.annotations.images
-    return (images.heights / images.widths)[data.rows]
-
-
-def _plain_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name.replace("_orig_mod.", ""): tensor for name, tensor in weights.items()}
-
-
-def _cuda_state(device: torch.device) -> Tensor | None:
-    return torch.cuda.get_rng_state(device) if device.type == "cuda" else None
 
 
 def running_statistics(model: nn.Module) -> list[tuple[Tensor, Tensor]]:

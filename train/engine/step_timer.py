@@ -1,9 +1,8 @@
 """Where a training step goes: data, backbone, encoder, decoder, matching, loss, backward, optimiser."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import nn
@@ -78,33 +77,21 @@ class StepTimer:
 
     def watch(self, model: Detector, criterion: nn.Module) -> None:
         """Tells backbone, encoder, decoder and matching by hooks on their modules."""
-        children = list(model.body.children())
-        self._hook(children[0], children[-1], "backbone")
-        for name in ("encoder", "decoder"):
-            part = getattr(getattr(model, "transformer", None), name, None)
-            if part is not None:
-                self._hook(part, part, name)
-        matcher = getattr(criterion, "matcher", None)
-        if matcher is not None:
-            criterion.matcher = self._timed(matcher, "matching")  # type: ignore[assignment]  # a plain attribute
-
-    def _hook(self, first: nn.Module, last: nn.Module, name: str) -> None:
-        first.register_forward_pre_hook(lambda *_: self.enter(name))
-        last.register_forward_hook(lambda *_: self.leave())
-
-    def _timed(self, call: Callable[..., Any], name: str) -> Callable[..., Any]:
-        def timed(*arguments: Any, **named: Any) -> Any:
-            with self.stage(name):
-                return call(*arguments, **named)
-
-        return timed
+        children, transformer = list(model.body.children()), getattr(model, "transformer", None)
+        parts = [("backbone", children[0], children[-1])]
+        parts += [(name, part, part) for name in ("encoder", "decoder") if (part := getattr(transformer, name, None))]
+        for name, first, last in parts:
+            first.register_forward_pre_hook(lambda *_, name=name: self.enter(name))
+            last.register_forward_hook(lambda *_: self.leave())
+        if (matcher := getattr(criterion, "matcher", None)) is not None:
+            # a stage decorates as well
+            criterion.matcher = self.stage("matching")(matcher)
 
     def table(self, steps: int, images: int) -> str:
         """Milliseconds a step and share of each stage that took any time."""
         total = sum(self.seconds.values())
+        taken = {name: seconds for name, seconds in self.seconds.items() if seconds > 0}
         lines = [f"{'stage':<14}{'ms a step':>10}{'share':>8}"]
-        for name, seconds in self.seconds.items():
-            if seconds > 0:
-                lines.append(f"{name:<14}{seconds / steps * 1e3:>10.1f}{seconds / total:>8.1%}")
+        lines += [f"{name:<14}{s / steps * 1e3:>10.1f}{s / total:>8.1%}" for name, s in taken.items()]
         lines.append(f"{'all':<14}{total / steps * 1e3:>10.1f}{images / total:>8.1f} images/s")
         return "\n".join(lines)

@@ -20,6 +20,7 @@ from ...common.text import counted
 from .results import COLUMNS, DetectionResults, pack_results, unpack_results
 
 Engine = Literal["faster", "pycocotools"]
+Results = DetectionResults | np.ndarray | Sequence[dict[str, Any]]
 
 # the order of both libraries' ``stats``, and COCO's own words for each
 _LINES = {
@@ -71,10 +72,7 @@ class Evaluation:
 
 
 def coco_metrics(
-    truth: Path | dict[str, Any],
-    results: DetectionResults | np.ndarray | Sequence[dict[str, Any]],
-    image_ids: Sequence[int],
-    engine: Engine = "faster",
+    truth: Path | dict[str, Any], results: Results, image_ids: Sequence[int], engine: Engine = "faster"
 ) -> dict[str, float]:
     """COCO's twelve numbers for boxes, AP, AP50, ... in [0, 1]; -1 where nothing of that size is annotated.
 
@@ -84,10 +82,7 @@ def coco_metrics(
 
 
 def evaluate_boxes(
-    truth: Path | dict[str, Any],
-    results: DetectionResults | np.ndarray | Sequence[dict[str, Any]],
-    image_ids: Sequence[int],
-    engine: Engine = "faster",
+    truth: Path | dict[str, Any], results: Results, image_ids: Sequence[int], engine: Engine = "faster"
 ) -> Evaluation:
     """Detections measured against annotations.
 
@@ -107,19 +102,20 @@ def evaluate_boxes(
     rows = _checked(results, ids, {int(image["id"]) for image in content["images"]})
     dataset = _complete(content, set(ids.tolist()))
     rows = rows[np.isin(rows[:, 0], ids)]
+    make: Any
     if engine == "faster":
         from faster_coco_eval import COCO, COCOeval_faster
 
-        COCOeval = partial(COCOeval_faster, print_function=lambda *_: None)
+        make = partial(COCOeval_faster, print_function=lambda *_: None)
     else:
         from pycocotools.coco import COCO
-        from pycocotools.cocoeval import COCOeval
+        from pycocotools.cocoeval import COCOeval as make
     with contextlib.redirect_stdout(io.StringIO()):  # both libraries print their progress and their tables
         annotated = _indexed(COCO(), dataset)
         # loadRes of pycocotools takes no empty list, and both make an outline of every box that has none
         found = [{**one, "segmentation": []} for one in unpack_results(rows)]
         detected = annotated.loadRes(found) if found else _indexed(COCO(), {**dataset, "annotations": []})
-        evaluator = COCOeval(annotated, detected, iouType="bbox")
+        evaluator = make(annotated, detected, iouType="bbox")
         evaluator.evaluate()
         evaluator.accumulate()
         evaluator.summarize()
@@ -128,9 +124,7 @@ def evaluate_boxes(
     return Evaluation(metrics, _classes(dataset, precision, recall), precision, recall)
 
 
-def _checked(
-    results: DetectionResults | np.ndarray | Sequence[dict[str, Any]], image_ids: np.ndarray, known: set[int]
-) -> np.ndarray:
+def _checked(results: Results, image_ids: np.ndarray, known: set[int]) -> np.ndarray:
     """The rows (N, 7) of results, which fit the images."""
     if not len(image_ids):
         raise ValueError("image_ids: expected at least one image to evaluate on, got none")

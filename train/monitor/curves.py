@@ -17,6 +17,8 @@ _STYLE_SIGNS = ("──", "- -", "···", "-·-")
 _COLUMNS = 3
 # curves so short get a mark at each point: a single one would not be seen at all
 _MARKED = 40
+# of a logarithmic axis, at most
+_DECADES = 3
 
 
 @dataclass(frozen=True)
@@ -61,19 +63,17 @@ def save_curves(
     Raises:
         ValueError: no run has a curve of that name.
     """
-    panels = _PANELS
-    if terms is not None:
-        check_curves(terms, histories)
-        panels = tuple(_panel_of(name) for name in terms)
+    check_curves(terms or (), histories)
+    panels = list(_PANELS)
+    if terms is not None:  # of each, the standard panel that shows it alone, or one for it
+        alone = {panel.curves: panel for panel in _PANELS}
+        panels = [
+            alone.get((name,), Panel(name, (name,), scale="log" if name.startswith("lr_") else "linear"))
+            for name in terms
+        ]
     figure = draw(grouped(histories, group), panels, axis, smooth)
     with atomic_file(out) as file:
         figure.savefig(file, format=out.suffix.lower()[1:], dpi=130)
-
-
-def _panel_of(name: str) -> Panel:
-    """The standard panel that shows this curve alone, or one for it."""
-    known = (panel for panel in _PANELS if panel.curves == (name,))
-    return next(known, Panel(name, (name,), scale="log" if name.startswith("lr_") else "linear"))
 
 
 def draw(groups: Sequence[Sequence[History]], panels: Sequence[Panel], axis: Axis, smooth: int | None) -> Any:
@@ -82,6 +82,8 @@ def draw(groups: Sequence[Sequence[History]], panels: Sequence[Panel], axis: Axi
     from matplotlib.lines import Line2D
 
     known = {name for group in groups for one in group for name in one.curves() if len(one.curve(name)[0])}
+    # whatever no step has logged comes of evaluations
+    logged = {name for group in groups for one in group for name in one.steps[-1]}
     panels = [panel for panel in panels if known & set(panel.curves)]
     columns = min(_COLUMNS, len(panels))
     rows = -(-len(panels) // columns)
@@ -89,19 +91,16 @@ def draw(groups: Sequence[Sequence[History]], panels: Sequence[Panel], axis: Axi
     flat = figure.subplots(rows, columns, squeeze=False, sharex="all").flat
     for axes in flat[len(panels) :]:
         axes.set_visible(False)
+    colours = [_COLOURS[number % len(_COLOURS)] for number in range(len(groups))]
     for place, (axes, panel) in enumerate(zip(flat, panels, strict=False)):
-        for number, group in enumerate(groups):
-            _draw_group(axes, panel, group, _COLOURS[number % len(_COLOURS)], axis, smooth)
+        for group, colour in zip(groups, colours, strict=True):
+            for name, style in zip(panel.curves, _STYLES, strict=False):
+                _draw_group(axes, group, name, colour, axis, smooth, style if len(panel.curves) > 1 else None)
         _finish(axes, panel, known)
         if place >= len(panels) - columns:  # the last of its column
             axes.set_xlabel(axis)
 
-    handles = [
-        Line2D([], [], color=_COLOURS[number % len(_COLOURS)], label=_label(group))
-        for number, group in enumerate(groups)
-    ]
-    logged = {name for group in groups for one in group for name in one.steps[-1]}
-    # whatever no step has logged comes of evaluations
+    handles = [Line2D([], [], color=colour, label=_label(group)) for group, colour in zip(groups, colours, strict=True)]
     if any(f"val_{name}" in known or name not in logged for panel in panels for name in panel.curves):
         if smooth != 1 and any(len(group) == 1 for group in groups):
             handles.append(Line2D([], [], color="0.4", alpha=0.35, linewidth=0.7, label="as logged"))
@@ -118,66 +117,58 @@ def _label(group: Sequence[History]) -> str:
     return group[0].name if len(group) == 1 else f"{group[0].name}: mean and range of {len(group)} seeds"
 
 
-def _draw_group(axes: Any, panel: Panel, group: Sequence[History], colour: str, axis: Axis, smooth: int | None) -> None:
-    for name, style in zip(panel.curves, _STYLES, strict=False):
-        raw = [curve for history in group if len((curve := history.curve(name, axis))[0])]
-        noisy = any(name in history.steps[-1] for history in group) and not name.startswith("lr_")
-        curves = [(x, running_mean(y, smooth or max(1, len(y) // 20))) if noisy else (x, y) for x, y in raw]
-        if noisy and len(group) == 1 and smooth != 1:
-            for x, y in raw:
+def _draw_group(
+    axes: Any, group: Sequence[History], name: str, colour: str, axis: Axis, smooth: int | None, style: str | None
+) -> None:
+    """A curve of training or evaluations, and the validation's of that name; of several runs means in their range.
+
+    ``style`` tells the curves of one panel apart; where there is but one, evaluations are dashed.
+    """
+    curves = [curve for history in group if len((curve := history.curve(name, axis))[0])]
+    rate, trained = name.startswith("lr_"), any(name in history.steps[-1] for history in group)
+    if trained and not rate:
+        if len(group) == 1 and smooth != 1:
+            for x, y in curves:
                 axes.plot(x, y, color=colour, alpha=0.2, linewidth=0.7)
-        evaluated = not noisy and not name.startswith("lr_")
-        # dashed as validation losses are, unless the style tells curves of one panel apart
-        own = "--" if evaluated and len(panel.curves) == 1 else style
-        _draw_curves(axes, curves, colour, own, marked=evaluated)
-        validation = [curve for history in group if len((curve := history.curve(f"val_{name}", axis))[0])]
-        _draw_curves(axes, validation, colour, "--", marked=True)
-
-
-def _draw_curves(axes: Any, curves: Sequence[tuple[Array, Array]], colour: str, style: str, *, marked: bool) -> None:
-    """A line, of several curves their mean in a band from the least to the most, where all have points."""
-    if not curves:
-        return
-    (x, middle), *others = curves
-    if others:
-        inside = (x >= max(one[0][0] for one in curves)) & (x <= min(one[0][-1] for one in curves))
-        x = x[inside]
-        values = np.stack([np.interp(x, *one) for one in curves])
-        middle = values.mean(0)
-        axes.fill_between(x, values.min(0), values.max(0), color=colour, alpha=0.2, linewidth=0)
-    few = len(x) == 1 or (marked and len(x) <= _MARKED)
-    axes.plot(x, middle, style, color=colour, linewidth=1.4, marker="." if few else None, markersize=5)
+        curves = [(x, running_mean(y, smooth or max(1, len(y) // 20))) for x, y in curves]
+    evaluated = not trained and not rate
+    own = style or ("--" if evaluated else "-")
+    validation = [curve for history in group if len((curve := history.curve(f"val_{name}", axis))[0])]
+    for drawn, line, marked in ((curves, own, evaluated), (validation, "--", True)):
+        if not drawn:
+            continue
+        (x, middle), *others = drawn
+        if others:  # their mean, in a band from the least to the most, where all have points
+            x = x[(x >= max(one[0][0] for one in drawn)) & (x <= min(one[0][-1] for one in drawn))]
+            values = np.stack([np.interp(x, *one) for one in drawn])
+            middle = values.mean(0)
+            axes.fill_between(x, values.min(0), values.max(0), color=colour, alpha=0.2, linewidth=0)
+        few = len(x) == 1 or (marked and len(x) <= _MARKED)
+        axes.plot(x, middle, line, color=colour, linewidth=1.4, marker="." if few else None, markersize=5)
 
 
 def _finish(axes: Any, panel: Panel, known: set[str]) -> None:
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
     title = panel.title
     if panel.labels:  # in the title, where a legend covers no line
         shown = zip(panel.curves, panel.labels, _STYLE_SIGNS, strict=False)
         title += "\n" + "   ".join(f"{sign} {label}" for name, label, sign in shown if name in known)
     axes.set_title(title, fontsize=10)
-    if panel.scale == "log":
-        _scale_by_decades(axes)
-    if panel.from_zero:
-        axes.set_ylim(bottom=0)
     axes.grid(alpha=0.25)
     axes.tick_params(labelsize=8, labelbottom=True)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, min_n_ticks=2))
-
-
-def _scale_by_decades(axes: Any, most: float = 3.0) -> None:
-    """A logarithmic axis of the uppermost decades alone: a cosine ends at nothing."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    axes.set_yscale("log")
+    if panel.from_zero:
+        axes.set_ylim(bottom=0)
     values = np.concatenate([line.get_ydata() for line in axes.lines] or [np.ones(1)])
     values = values[values > 0]
-    if len(values) == 0:
+    if panel.scale == "linear" or len(values) == 0:
         return
+    # the uppermost decades alone: a cosine ends at nothing
+    axes.set_yscale("log")
     span = float(np.log10(values.max() / values.min()))
-    if span > most:
-        axes.set_ylim(values.max() / 10**most, values.max() * 2)
+    if span > _DECADES:
+        axes.set_ylim(values.max() / 10**_DECADES, values.max() * 2)
     axes.yaxis.set_major_locator(LogLocator(subs=(1.0,) if span > 1.5 else (1.0, 2.0, 5.0)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())

@@ -54,31 +54,32 @@ class History:
         kept: list[dict[str, Any]] = []
         hours, last, logged = 0.0, math.nan, 0
         for event in read_log(path):
-            now = event.get("time", math.nan)
-            if event["event"] in ("start", "resume"):
-                facts = event
-                kept = [one for one in kept if one["step"] <= event["step"]] if event["event"] == "resume" else []
+            kind, now = event["event"], event.get("time", math.nan)
+            if kind in ("start", "resume"):
+                facts, logged = event, event["step"]
+                kept = [one for one in kept if one["step"] <= event["step"]] if kind == "resume" else []
                 hours = kept[-1]["hours"] if kept else 0.0
-                logged = event["step"]
             else:
                 hours += (now - last) / 3600
             last = now
-            if event["event"] == "step":
-                kept.append({**_of_one_step(event, event["step"] - logged), "hours": hours})
-                logged = event["step"]
-            elif event["event"] == "epoch":
-                kept.append({**event, "hours": hours})
+            if kind == "step":
+                done, logged = event["step"] - logged, event["step"]
+                if "steps" not in event and done > 1:
+                    event |= {name: event[name] / done for name in _SECONDS if name in event}
+            if kind in ("step", "epoch"):
+                # the AP of each class is a number of its own
+                classes = {f"AP/{name}": value for name, value in (event.get("per_class") or {}).items()}
+                kept.append({**event, **classes, "hours": hours})
         by_step = [{one["step"]: one for one in kept if one["event"] == kind} for kind in ("step", "epoch")]
         steps, evaluations = ([found[step] for step in sorted(found)] for found in by_step)
         if not steps:
             raise ValueError(f"{path} holds no step to plot")
-        settings = dict(flatten(facts.get("options", {})))
-        return cls(name or _name(run), settings, facts, steps, [_flat(one) for one in evaluations])
+        return cls(name or _name(run), dict(flatten(facts.get("options", {}))), facts, steps, evaluations)
 
     def curves(self) -> list[str]:
         """The names that ``curve`` knows."""
-        events = (*self.steps, *self.evaluations)
-        return list(dict.fromkeys(name for event in events for name, value in event.items() if _is_curve(name, value)))
+        named = (item for event in (*self.steps, *self.evaluations) for item in event.items())
+        return list(dict.fromkeys(name for name, value in named if _number(name, value) is not None))
 
     def curve(self, name: str, axis: Axis = "step") -> tuple[Array, Array]:
         """The points (n,), (n,) of a number of steps (``loss``, ``lr_main``) or evaluations (``AP``, ``val_loss``).
@@ -88,20 +89,12 @@ class History:
         Raises:
             ValueError: the log does not hold the axis.
         """
-        points = [event for event in (*self.steps, *self.evaluations) if name in event]
-        y = np.array([_number(name, event[name]) for event in points])
-        x = self._at(points, axis)
-        fine = np.isfinite(y)
-        return x[fine], y[fine]
-
-    def _at(self, events: Sequence[dict[str, Any]], axis: Axis) -> Array:
-        if axis == "hours":
-            hours = np.array([event["hours"] for event in events], dtype=float)
-            if np.isnan(hours).any():
-                raise ValueError(f"x: the log of {self.name} holds no times to take hours from; expected step or epoch")
-            return hours
-        steps = np.array([event["step"] for event in events], dtype=float)
-        return steps if axis == "step" else steps / self.steps_per_epoch()
+        numbers = ((event, _number(name, event.get(name))) for event in (*self.steps, *self.evaluations))
+        points = [(event, number) for event, number in numbers if number is not None and math.isfinite(number)]
+        x = np.array([event["hours" if axis == "hours" else "step"] for event, _ in points], dtype=float)
+        if axis == "hours" and np.isnan(x).any():
+            raise ValueError(f"x: the log of {self.name} holds no times to take hours from; expected step or epoch")
+        return x / self.steps_per_epoch() if axis == "epoch" else x, np.array([number for _, number in points])
 
     def steps_per_epoch(self) -> float:
         """As the run said; else the most that the epochs of its events allow, which is right where one ends.
@@ -157,11 +150,9 @@ def grouped(histories: Sequence[History], by: str | None) -> list[list[History]]
     groups: list[list[History]] = []
     for history in histories:
         same = (group for group in groups if not differences([group[0], history], (*PLACES, by)))
-        found = next(same, None)
-        if found is None:
-            groups.append([history])
-        else:
-            found.append(history)
+        if (found := next(same, None)) is None:
+            groups.append(found := [])
+        found.append(history)
     return groups
 
 
@@ -170,24 +161,11 @@ def _name(run: Path) -> str:
     return whole.name if whole.suffix != ".jsonl" else whole.parent.name
 
 
-def _of_one_step(event: dict[str, Any], steps: int) -> dict[str, Any]:
-    """An event of a step with its seconds as those of one step; ``steps`` were done since the line before."""
-    if "steps" in event or steps < 1:
-        return event
-    return {**event, **{name: event[name] / steps for name in _SECONDS if isinstance(event.get(name), int | float)}}
-
-
-def _flat(event: dict[str, Any]) -> dict[str, Any]:
-    """With the AP of each class as a number of its own, ``AP/NAME``."""
-    return {**event, **{f"AP/{name}": value for name, value in (event.get("per_class") or {}).items()}}
-
-
-def _is_curve(name: str, value: Any) -> bool:
-    # JSON has no number that is not finite: the log holds its name
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return name not in _NOT_CURVES and (number or value in ("nan", "inf", "-inf"))
-
-
-def _number(name: str, value: Any) -> float:
+def _number(name: str, value: Any) -> float | None:
+    """A value of a curve; None for what is no number. JSON has none that is not finite: the log holds its name."""
+    if name in _NOT_CURVES or isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    if isinstance(value, str) and value not in ("nan", "inf", "-inf"):
+        return None
     # COCO's AP of sizes that nothing annotated has
-    return math.nan if value is None or (value == -1 and name.startswith(("AP", "AR"))) else float(value)
+    return math.nan if value == -1 and name.startswith(("AP", "AR")) else float(value)

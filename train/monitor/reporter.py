@@ -111,7 +111,8 @@ class Reporter:
 
     def restart_epoch(self) -> None:
         """From here on the time and losses of an epoch count."""
-        self._losses, self._epoch_begun = [], time.perf_counter()
+        self._losses: list[float] = []
+        self._epoch_begun = time.perf_counter()
 
     def evaluation(self, metrics: dict[str, Any], seconds: float, *, record: bool) -> None:
         """Says and logs an evaluation, and draws its pictures."""

@@ -80,7 +80,11 @@ def draw_on(
         x0, y0, x1, y1 = (value * magnify for value in box.xyxy)
         corners.append((math.floor(x0), math.floor(y0), math.ceil(x1), math.ceil(y1)))
     labels = place_labels(corners, sizes, (0, 0, *picture.size))
-    placed = [(label, *rest) for label, *rest in zip(labels, named, corners, areas, strict=True) if label is not None]
+    placed = [
+        (label, box, corner, area)
+        for label, box, corner, area in zip(labels, named, corners, areas, strict=True)
+        if label is not None
+    ]
     for label, box, corner, _ in placed:
         if (joined := lead(label, corner)) is not None:
             draw.line(joined, fill=box.ink)
