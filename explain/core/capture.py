@@ -22,7 +22,7 @@ from ...models.layers.geometry import at_least_float32
 from ..options import By
 from .attention import Matrix, allowed_coefficients, corner_products, corners, scatter, sparse_matrix
 from .interventions import Inside, opened
-from .sites import Site, find_sites
+from .sites import Site, find_sites, in_range
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,9 +69,7 @@ class Record:
         """Of one head, or of all for None. ValueError for one that is not there."""
         if head is None:
             return slice(None)
-        if not 0 <= head < self.site.heads:
-            raise ValueError(f"head: expected from 0 to {self.site.heads - 1}, got {head}")
-        return slice(head, head + 1)
+        return slice(in_range(head, self.site.heads, "head"), head + 1)
 
     def dense(self, rows: Tensor | None = None) -> Tensor:
         """The attention matrix (B, H, Q, S): weights times bilinear coefficients, summed up where points share pixels.
@@ -121,7 +119,7 @@ class Gradients:
     """dy/d(location), (B, Q, H, L, P, 2), of deformable attention; None where not asked for."""
     heads: Tensor | None = None
     """dy/d(output before its projection), (B, Q, H, D); None where not asked for."""
-    _factors: dict[tuple[Any, ...], Matrix] = field(default_factory=dict)
+    _factors: dict[tuple[Any, ...], Matrix] = field(default_factory=dict, init=False)
 
     @cached_property
     def products(self) -> Tensor:
@@ -257,6 +255,6 @@ def capture(
         stack.enter_context(opened(listeners))
         for module in model.modules():
             if getattr(module, "two_stage", False) and hasattr(module, "choose_proposals"):
-                module.choose_proposals = partial(tape.watch, module.choose_proposals)
+                vars(module)["choose_proposals"] = partial(tape.watch, module.choose_proposals)
                 stack.callback(vars(module).pop, "choose_proposals")
         yield tape
