@@ -192,18 +192,10 @@ def scatter(axes: Any, xy: Array, weights: Array, norm: Any, levels: Sequence[in
     for place, level in enumerate(levels):
         where, weight = xy[:, place].reshape(-1, 2), weights[:, place].reshape(-1)
         order = weight.argsort(kind="stable")
-        share = norm(weight[order]).clip(0, 1)
-        axes.scatter(
-            *where[order].T,
-            c=weight[order],
-            s=largest * (0.08 + 0.92 * share),
-            marker=MARKERS[level % len(MARKERS)],
-            cmap=point_colours(),
-            norm=norm,
-            edgecolors="white",
-            linewidths=0.3 + 0.3 * (largest > 60),
-            zorder=4,
-        )
+        sizes = largest * (0.08 + 0.92 * norm(weight[order]).clip(0, 1))
+        edge = {"edgecolors": "white", "linewidths": 0.3 + 0.3 * (largest > 60), "zorder": 4}
+        colour = {"cmap": point_colours(), "norm": norm, "marker": MARKERS[level % len(MARKERS)]}
+        axes.scatter(*where[order].T, c=weight[order], s=sizes, **colour, **edge)
 
 
 def stack_references(references: Sequence[Array]) -> Array:
