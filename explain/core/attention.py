@@ -30,12 +30,15 @@ def dense_values(module: nn.MultiheadAttention, value: Tensor) -> Tensor:
     return F.linear(value, weight, bias).unflatten(-1, (module.num_heads, -1))
 
 
-def corners(locations: Tensor, shapes: Shapes, level: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def corners(
+    locations: Tensor, shapes: Shapes, level: Tensor | None = None, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """The four pixels around each location (..., L, P, 2), and their bilinear coefficients.
 
     Returns index (..., L, P, 4), int32 into S, and coefficient (..., L, P, 4); those outside their level have
     coefficient 0, as those of a location that is not finite. align_corners is False: pixel i's centre is at
     (i + 0.5) / size. With `level` (n,), int64, locations are (n, 2), one on each of these levels.
+    Padded pixels, where `mask` (S,) is True, have coefficient 0, too: the value there is zero.
     """
     sizes = torch.tensor([(w, h) for h, w in shapes], device=locations.device)
     start = torch.tensor([part.start for part in share_of_levels(shapes)], device=locations.device).int()
@@ -47,24 +50,8 @@ def corners(locations: Tensor, shapes: Shapes, level: Tensor | None = None) -> t
     x, y = torch.where(inside, sides, 0).int().unbind(-1)
     across, down = torch.where(inside, 1 - (sides - place).abs(), 0).unbind(-1)
     index = start[..., None, None] + y[..., None] * sizes[..., :1, None].int() + x[..., None, :]
-    return index.flatten(-2), (down[..., None] * across[..., None, :]).flatten(-2)
-
-
-def allowed_coefficients(index: Tensor, coefficient: Tensor, mask: Tensor | None) -> Tensor:
-    """Coefficients (B, ...) without those of padded pixels; `mask` (B, S) is True where padded.
-
-    The value there is zero, so that the output is the same with and without them; attention to nothing is none.
-    """
-    if mask is None or not mask.any():
-        return coefficient
-    padded = mask.gather(1, index.flatten(1).long()).view(index.shape)
-    return coefficient.masked_fill(padded, 0)
-
-
-def scatter(index: Tensor, amount: Tensor, size: int) -> Tensor:
-    """Adds `amount` (B, n, ...) up at `index` (B, n, ...), for each B and n: (B, n, size)."""
-    dense = amount.new_zeros(*index.shape[:2], size)
-    return dense.scatter_add_(2, index.flatten(2).long(), amount.flatten(2))
+    index, coefficient = index.flatten(-2), (down[..., None] * across[..., None, :]).flatten(-2)
+    return index, coefficient if mask is None else coefficient.masked_fill(mask[index.long()], 0)
 
 
 def corner_products(value: Tensor, grad: Tensor, index: Tensor) -> Tensor:
@@ -108,8 +95,7 @@ def _entries(
     amount = weights * (slopes.sum(-1) if by_pixel else slopes)
     # the others, with slopes about half of them, would be entries of nothing
     row, _, level, _ = places = amount.nonzero(as_tuple=True)
-    index, coefficient = corners(locations[places], shapes, level)
-    coefficient = allowed_coefficients(index[None], coefficient[None], None if mask is None else mask[None])[0]
+    index, coefficient = corners(locations[places], shapes, level, mask)
     amount = weights[places][:, None] * slopes[places] if by_pixel else amount[places][:, None]
     entries = amount * coefficient / weights.shape[1]
     return index.flatten(), entries.flatten(), torch.bincount(row, minlength=len(weights)) * 4

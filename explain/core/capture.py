@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from ...models.attention import Shapes
 from ...models.layers.geometry import at_least_float32
 from ..options import By
-from .attention import Matrix, allowed_coefficients, corner_products, corners, scatter, sparse_matrix
+from .attention import Matrix, corner_products, corners, sparse_matrix
 from .interventions import Inside, opened
-from .sites import Site, find_sites
+from .sites import Site, find_sites, in_range
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,9 +69,7 @@ class Record:
         """Of one head, or of all for None. ValueError for one that is not there."""
         if head is None:
             return slice(None)
-        if not 0 <= head < self.site.heads:
-            raise ValueError(f"head: expected from 0 to {self.site.heads - 1}, got {head}")
-        return slice(head, head + 1)
+        return slice(in_range(head, self.site.heads, "head"), head + 1)
 
     def dense(self, rows: Tensor | None = None) -> Tensor:
         """The attention matrix (B, H, Q, S): weights times bilinear coefficients, summed up where points share pixels.
@@ -82,12 +80,16 @@ class Record:
         keep = slice(None) if rows is None else rows
         if not self.site.deformable:
             return self.weights[:, :, keep]
-        weights = self.weights[:, keep]
-        index, coefficient = corners(self.locations[:, keep], self.shapes)
-        amount = weights[..., None] * allowed_coefficients(index, coefficient, self.mask)
-        B, Q, H = weights.shape[:3]
-        size = sum(h * w for h, w in self.shapes)
-        return scatter(index.view(B, Q * H, -1), amount.view(B, Q * H, -1), size).view(B, Q, H, size).transpose(1, 2)
+        size, images = sum(h * w for h, w in self.shapes), []
+        for image, (weights, locations) in enumerate(zip(self.weights[:, keep], self.locations[:, keep], strict=True)):
+            index, coefficient = corners(locations, self.shapes, mask=self._mask(image))
+            amount = (weights[..., None] * coefficient).flatten(2)
+            made = amount.new_zeros(*weights.shape[:2], size).scatter_add_(2, index.flatten(2).long(), amount)
+            images.append(made.transpose(0, 1))
+        return torch.stack(images)
+
+    def _mask(self, image: int) -> Tensor | None:
+        return None if self.mask is None else self.mask[image]
 
     def matrix(self, image: int = 0, *, head: int | None = None, slopes: Tensor | None = None) -> Matrix:
         """(Q, S) of one image: the mean over heads, or one head; dense, or of deformable attention sparse.
@@ -100,9 +102,8 @@ class Record:
             weights = self.weights[image, heads]
             return (weights if slopes is None else (weights * slopes[image, heads]).clamp(min=0)).mean(0).cpu()
         rows = (image, slice(None), heads)
-        mask = None if self.mask is None else self.mask[image]
         slopes = None if slopes is None else slopes[rows]
-        return sparse_matrix(self.weights[rows], self.locations[rows], self.shapes, mask, slopes)
+        return sparse_matrix(self.weights[rows], self.locations[rows], self.shapes, self._mask(image), slopes)
 
     def tensors(self) -> list[Tensor]:
         """All that the record holds."""
@@ -121,7 +122,7 @@ class Gradients:
     """dy/d(location), (B, Q, H, L, P, 2), of deformable attention; None where not asked for."""
     heads: Tensor | None = None
     """dy/d(output before its projection), (B, Q, H, D); None where not asked for."""
-    _factors: dict[tuple[Any, ...], Matrix] = field(default_factory=dict)
+    _factors: dict[tuple[Any, ...], Matrix] = field(default_factory=dict, init=False)
 
     @cached_property
     def products(self) -> Tensor:
@@ -257,6 +258,6 @@ def capture(
         stack.enter_context(opened(listeners))
         for module in model.modules():
             if getattr(module, "two_stage", False) and hasattr(module, "choose_proposals"):
-                module.choose_proposals = partial(tape.watch, module.choose_proposals)
+                vars(module)["choose_proposals"] = partial(tape.watch, module.choose_proposals)
                 stack.callback(vars(module).pop, "choose_proposals")
         yield tape

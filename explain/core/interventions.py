@@ -151,7 +151,9 @@ class _Opened:
         bound.apply_defaults()
         given = bound.arguments
         every = given | {"need_weights": True, "average_attn_weights": False}
-        weights, _ = self._edited(at_least_float32(plain(**every)[1]), None, None)
+        _, plain_weights = plain(**every)
+        assert plain_weights is not None
+        weights, _ = self._edited(at_least_float32(plain_weights), None, None)
         inputs = given["value"] if self.module.batch_first else given["value"].transpose(0, 1)
         value, mask = dense_values(self.module, inputs), given["key_padding_mask"]
         if mask is not None and mask.dtype != torch.bool:  # added to the scores
@@ -169,8 +171,9 @@ class _Opened:
                 weights, locations = act.changed(weights, locations, call)
         if any(map(callable, self.acts)) and torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
             # of queries that nothing before them depends on, leaves to derive by
-            leaves = [x if x is None or x.requires_grad else x.detach().requires_grad_() for x in (weights, locations)]
-            weights, locations = leaves[0], leaves[1]
+            weights = weights if weights.requires_grad else weights.detach().requires_grad_()
+            if locations is not None and not locations.requires_grad:
+                locations = locations.detach().requires_grad_()
         return weights, locations
 
     def _told(self, inside: Inside) -> Tensor:

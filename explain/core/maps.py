@@ -20,6 +20,7 @@ from ..options import METHODS
 from .attention import applied, share_of_levels, times
 from .capture import Record
 from .relevance import By, factors, relevance
+from .sites import in_range
 from .trace import TARGETS, AttentionTrace, QueryPrediction
 
 
@@ -74,9 +75,7 @@ def token_map(
     if method == "rollout" and (layer is not None or head is not None):
         raise ValueError("method: rollout goes through all layers and heads; leave layer and head out")
     layers = trace.cross_sites
-    if layer is not None and not 0 <= layer < len(layers):
-        raise ValueError(f"layer: expected a decoder layer from 0 to {len(layers) - 1}, got {layer}")
-    record = trace.tape[layers[-1 if layer is None else layer]]
+    record = trace.tape[layers[-1 if layer is None else in_range(layer, len(layers), "layer", " of the decoder")]]
     record.heads(head)
     if method == "raw":
         found = row_map(record, prediction.query, head=head)
@@ -91,9 +90,8 @@ def token_map(
         found = rows[0] if layer is None else rows[0, layer]
     if level is None:
         return found
-    if not 0 <= level < len(trace.shapes):
-        raise ValueError(f"level: expected from 0 to {len(trace.shapes) - 1}, got {level}")
-    kept, part = torch.zeros_like(found), share_of_levels(trace.shapes)[level]
+    part = share_of_levels(trace.shapes)[in_range(level, len(trace.shapes), "level")]
+    kept = torch.zeros_like(found)
     kept[part] = found[part]
     return kept
 

@@ -1,7 +1,8 @@
 """What of a model's attention is changed, as it is typed: ``decoder.*.cross:h0-3``. Nothing here needs PyTorch."""
 
+import itertools
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 Mode = Literal["zero", "mean", "uniform", "shuffled", "frozen"]
@@ -30,7 +31,7 @@ class Mask:
     seed: int = 0
 
     def __str__(self) -> str:
-        parts = [("h", self.heads), ("l", self.levels), ("p", self.points), ("q", self.queries)]
+        parts = [(letter, getattr(self, name)) for letter, name in _FIELDS.items()]
         text = ":".join([self.sites, *[letter + _ranges(numbers) for letter, numbers in parts if numbers is not None]])
         return text if self.mode == "zero" else f"{text}:{self.mode}"
 
@@ -41,13 +42,10 @@ Masks = tuple[Mask, ...]
 
 def _ranges(numbers: tuple[int, ...]) -> str:
     """(0, 1, 2, 5) as ``0-2,5``."""
-    runs: list[list[int]] = []
-    for number in sorted(set(numbers)):
-        if runs and number == runs[-1][1] + 1:
-            runs[-1][1] = number
-        else:
-            runs.append([number, number])
-    return ",".join(f"{a}-{b}" if b > a else str(a) for a, b in runs)
+    # within a run, numbers and their places rise alike
+    runs = itertools.groupby(enumerate(sorted(set(numbers))), lambda one: one[1] - one[0])
+    spans = [[number for _, number in run] for _, run in runs]
+    return ",".join(f"{span[0]}-{span[-1]}" if len(span) > 1 else str(span[0]) for span in spans)
 
 
 def parse_mask(text: str, mode: Mode = "zero", seed: int = 0) -> Mask:
@@ -60,10 +58,10 @@ def parse_mask(text: str, mode: Mode = "zero", seed: int = 0) -> Mask:
     site, *parts = text.split(":")
     if not site:
         raise ValueError(f"mask {text!r}: expected {_GRAMMAR}")
-    mask = Mask(site, mode=mode, seed=seed)
+    changes: dict[str, Any] = {"mode": mode, "seed": seed}
     for part in parts:
         if part in get_args(Mode):
-            mask = replace(mask, mode=part)  # type: ignore[arg-type]
+            changes["mode"] = part
             continue
         match = re.fullmatch(r"([hlpq])(\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*)", part)
         if match is None:
@@ -74,9 +72,8 @@ def parse_mask(text: str, mode: Mode = "zero", seed: int = 0) -> Mask:
             if high and int(high) < int(low):
                 raise ValueError(f"mask {text!r}: expected a range that rises, got {span}")
             numbers += range(int(low), int(high or low) + 1)
-        changes: dict[str, Any] = {_FIELDS[match[1]]: tuple(dict.fromkeys(numbers))}
-        mask = replace(mask, **changes)
-    return mask
+        changes[_FIELDS[match[1]]] = tuple(dict.fromkeys(numbers))
+    return Mask(site, **changes)
 
 
 def parse_masks(text: str, mode: Mode = "zero", seed: int = 0) -> Masks:

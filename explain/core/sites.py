@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Any
 
 from torch import nn
 
@@ -37,6 +38,13 @@ class Site:
         return self.points > 0
 
 
+def in_range(number: int, count: int, what: str, where: str = "") -> int:
+    """The number. Raises ValueError for one that is not from 0 to below `count`."""
+    if not 0 <= number < count:
+        raise ValueError(f"{what}: expected from 0 to {count - 1}{where}, got {number}")
+    return number
+
+
 def sites(model: nn.Module) -> dict[str, Site]:
     """Every attention of a model by its name, in the order of the layers, self-attention before cross-attention.
 
@@ -51,7 +59,7 @@ def sites(model: nn.Module) -> dict[str, Site]:
             counts = (module.num_heads, 1, 0)
         else:
             continue
-        name, place = path, ()
+        name, place = path, tuple[Any, ...]()
         if match := _NAMED.search(path):
             place = (match[1], int(match[2]), _KINDS[match[3]])
             name = ".".join(map(str, place))

@@ -25,7 +25,7 @@ from .attention import Shapes, share_of_levels
 from .capture import Gradients, Record, Tape, capture
 from .interventions import intervene
 from .masks import Mask
-from .sites import Site, sites
+from .sites import Site, in_range, sites
 
 TARGETS = ("class", "x", "y", "w", "h")
 """What of a prediction is explained: the logit of its class, or a coordinate of its box, cxcywh."""
@@ -144,21 +144,12 @@ class AttentionTrace:
     def prediction(self, query: int, label: int | None = None) -> QueryPrediction:
         """What a query sees: its most probable class, or the one asked for. ValueError for one that is not there."""
         scores = self.layer_scores[-1]
-        if not 0 <= query < len(scores):
-            raise ValueError(f"query: expected from 0 to {len(scores) - 1}, got {query}")
-        best = int(scores[query].argmax())
-        label = best if label is None else self._known(label)
+        best = int(scores[in_range(query, len(scores), "query")].argmax())
+        label = best if label is None else in_range(label, scores.shape[1], "label")
         x0, y0, x1, y1 = self.layer_boxes[-1, query].tolist()
         detected_as = "" if label == best else f"{self.class_name(best)} {float(scores[query, best]):.2f}"
         score = float(scores[query, label])
         return QueryPrediction(query, label, self.class_name(label), score, (x0, y0, x1, y1), detected_as)
-
-    def _known(self, label: int) -> int:
-        """The class. Raises ValueError for one that the model does not have."""
-        classes = self.layer_scores.shape[-1]
-        if not 0 <= label < classes:
-            raise ValueError(f"label: expected from 0 to {classes - 1}, got {label}")
-        return label
 
     def class_name(self, label: int) -> str:
         """Its number as text where the model knows no name of it."""
@@ -175,7 +166,7 @@ class AttentionTrace:
         every = self.layer_scores[-1]
         scores, labels = every.max(-1)
         if label is not None:
-            scores = every[:, self._known(label)]
+            scores = every[:, in_range(label, every.shape[1], "label")]
             if not self.model.focal:
                 scores = scores.where(labels == label, -1.0)
         order = scores.argsort(descending=True, stable=True)
@@ -213,9 +204,7 @@ class AttentionTrace:
         record = self.record(site)
         if not record.site.deformable:
             raise ValueError(f"{site} attends to every key: it samples no points; draw its heat map")
-        count = record.weights.shape[1]
-        if not 0 <= query < count:
-            raise ValueError(f"query: expected from 0 to {count - 1} at {site}, got {query}")
+        in_range(query, record.weights.shape[1], "query", f" at {site}")
         reference = self._in_pixels(record.reference[0, query, 0])
         return Points(self._in_pixels(record.locations[0, query]), record.weights[0, query].cpu(), reference)
 
@@ -233,19 +222,18 @@ class AttentionTrace:
         """The encoder's pixel, of all levels, that a place of the image (in its pixels) lies in."""
         if not (0 <= x <= self.width and 0 <= y <= self.height):
             raise ValueError(f"ref: expected a place within {self.width} x {self.height}, got {x:g},{y:g}")
-        if not 0 <= level < len(self.shapes):
-            raise ValueError(f"level: expected from 0 to {len(self.shapes) - 1}, got {level}")
-        h, w = self.shapes[level]
+        h, w = self.shapes[in_range(level, len(self.shapes), "level")]
         column, row = min(int(x / self.width * w), w - 1), min(int(y / self.height * h), h - 1)
         return share_of_levels(self.shapes)[level].start + row * w + column
 
     def place_of(self, token: int) -> tuple[float, float, int]:
         """The centre (x, y), in pixels of the image, of one of the encoder's pixels, and its level."""
-        for level, (part, (h, w)) in enumerate(zip(share_of_levels(self.shapes), self.shapes, strict=True)):
-            if token < part.stop:
-                row, column = divmod(token - part.start, w)
-                return (column + 0.5) / w * self.width, (row + 0.5) / h * self.height, level
-        raise ValueError(f"token: expected from 0 to {sum(h * w for h, w in self.shapes) - 1}, got {token}")
+        parts = share_of_levels(self.shapes)
+        in_range(token, parts[-1].stop, "token")
+        level = next(number for number, part in enumerate(parts) if token < part.stop)
+        h, w = self.shapes[level]
+        row, column = divmod(token - parts[level].start, w)
+        return (column + 0.5) / w * self.width, (row + 0.5) / h * self.height, level
 
     def to_pixels(self, tokens: Tensor, level: int | None = None) -> Tensor:
         """A map over the levels' pixels (..., S), put back on the image's: (..., H, W) float32.

@@ -37,7 +37,7 @@ class BoxLabels(Artist):
         axes: Any = self.axes
         pad = renderer.points_to_pixels(_PAD)
         view = axes.get_window_extent(renderer)
-        texts, boxes, sizes = [], [], []
+        texts, boxes, sizes = list[Any](), list[Rectangle](), list[tuple[float, float]]()
         for box, name, colour in reversed(self._named):
             (x0, y0), (x1, y1) = axes.transData.transform([box[:2], box[2:]])
             if x0 > view.x1 or x1 < view.x0 or y1 > view.y1 or y0 < view.y0:
@@ -52,7 +52,9 @@ class BoxLabels(Artist):
             boxes.append((x0, -y0, x1, -y1))
             sizes.append((area.width + 2 * pad, area.height + 2 * pad))
         labels = place_labels(boxes, sizes, (view.x0, -view.y1, view.x1, -view.y0))
-        placed = [(label, *rest) for label, *rest in zip(labels, boxes, texts, strict=True) if label is not None]
+        placed = [
+            (label, box, text) for label, box, text in zip(labels, boxes, texts, strict=True) if label is not None
+        ]
         self.placed = [label for label, *_ in placed]
         for label, box, text in placed:
             if (line := lead(label, box)) is not None:

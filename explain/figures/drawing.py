@@ -185,14 +185,9 @@ def level_marks(trace: AttentionTrace, levels: Sequence[int]) -> list[Any]:
 
 def show_key(figure: Any, handles: Sequence[Any]) -> None:
     """A key below the pictures."""
-    figure.legend(
-        handles=handles,
-        loc="outside lower center",
-        ncols=max(2, min(len(handles), int((figure.get_size_inches()[0] - 2) / 1.35))),
-        fontsize=8,
-        frameon=False,
-        columnspacing=1.4,
-    )
+    columns = max(2, min(len(handles), int((figure.get_size_inches()[0] - 2) / 1.35)))
+    where = "outside lower center"
+    figure.legend(handles=handles, loc=where, ncols=columns, fontsize=8, frameon=False, columnspacing=1.4)
 
 
 def draw_point(axes: Any, place: Array, marker: str, colour: Any, size: float) -> None:
@@ -234,15 +229,9 @@ def colour_bar(
     figure: Any, axes: Any, norm: Any, colours: Any, label: str, *, beyond: bool, left: bool = False
 ) -> None:
     """The scale beside the axes; `beyond` says that something drawn exceeds it."""
-    bar = figure.colorbar(
-        ScalarMappable(norm, colours),
-        ax=axes,
-        extend="max" if beyond else "neither",
-        location="left" if left else "right",
-        aspect=28,
-        pad=0.015,
-        shrink=0.9,
-    )
+    extend, side = "max" if beyond else "neither", "left" if left else "right"
+    drawn = ScalarMappable(norm, colours)
+    bar = figure.colorbar(drawn, ax=axes, extend=extend, location=side, aspect=28, pad=0.015, shrink=0.9)
     # colours that let the image through do so here, too
     bar.ax.set_facecolor("0.9")
     ticks = root_ticks(norm.vmax)

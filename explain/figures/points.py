@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.colors import ListedColormap
 
+from ..core.sites import in_range
 from ..core.trace import AttentionTrace, QueryPrediction
 from . import drawing
 from .drawing import MARKERS, Array, Drawing, array
@@ -147,11 +148,7 @@ def _sampled(trace: AttentionTrace, prediction: QueryPrediction, sites: Sequence
 
 def _chosen(what: str, wanted: Sequence[int] | None, count: int, site: str) -> list[int]:
     """Those wanted, all when None. Raises ValueError for one that a site does not have."""
-    numbers = list(range(count)) if wanted is None else list(wanted)
-    for number in numbers:
-        if not 0 <= number < count:
-            raise ValueError(f"{what}: expected from 0 to {count - 1} at {site}, got {number}")
-    return numbers
+    return [in_range(number, count, what, f" at {site}") for number in (range(count) if wanted is None else wanted)]
 
 
 def _listed(what: str, numbers: Sequence[int], count: int) -> str:
@@ -195,18 +192,10 @@ def scatter(axes: Any, xy: Array, weights: Array, norm: Any, levels: Sequence[in
     for place, level in enumerate(levels):
         where, weight = xy[:, place].reshape(-1, 2), weights[:, place].reshape(-1)
         order = weight.argsort(kind="stable")
-        share = norm(weight[order]).clip(0, 1)
-        axes.scatter(
-            *where[order].T,
-            c=weight[order],
-            s=largest * (0.08 + 0.92 * share),
-            marker=MARKERS[level % len(MARKERS)],
-            cmap=point_colours(),
-            norm=norm,
-            edgecolors="white",
-            linewidths=0.3 + 0.3 * (largest > 60),
-            zorder=4,
-        )
+        sizes = largest * (0.08 + 0.92 * norm(weight[order]).clip(0, 1))
+        edge = {"edgecolors": "white", "linewidths": 0.3 + 0.3 * (largest > 60), "zorder": 4}
+        colour = {"cmap": point_colours(), "norm": norm, "marker": MARKERS[level % len(MARKERS)]}
+        axes.scatter(*where[order].T, c=weight[order], s=sizes, **colour, **edge)
 
 
 def stack_references(references: Sequence[Array]) -> Array:

@@ -101,35 +101,19 @@ def draw_queries(trace: AttentionTrace, confidence: float = 0.5, *, image: str =
         path = np.concatenate([numbers["references"][:1, :, :2], centres])
     figure, [[axes]] = drawing.canvas(trace)
     sure = best[-1] >= confidence
-    for group, over in ((np.flatnonzero(~sure), 2), (np.flatnonzero(sure), 3)):
+    last = len(centres) - 1
+    for group, over, width, alpha in ((np.flatnonzero(~sure), 2, 0.0016, 0.45), (np.flatnonzero(sure), 3, 0.0028, 0.9)):
         colours: Any = [drawing.colour_of(int(label)) for label in labels[-1, group]] if over == 3 else _REST
         if trace.references:
             hollow: dict[str, Any] = {"facecolors": "none", "linewidths": 0.7, "path_effects": drawing.outlined(0.7)}
             axes.scatter(*path[0, group].T, s=16, edgecolors=colours, zorder=over, **hollow)
+        arrow: dict[str, Any] = {"angles": "xy", "scale_units": "xy", "scale": 1, "headwidth": 4.5, "width": width}
         for start, end in pairwise(path[:, group]):
-            axes.quiver(
-                *start.T,
-                *(end - start).T,
-                color=colours,
-                angles="xy",
-                scale_units="xy",
-                scale=1,
-                width=0.0028 if over == 3 else 0.0016,
-                alpha=0.9 if over == 3 else 0.45,
-                headwidth=4.5,
-                zorder=over,
-            )
+            axes.quiver(*start.T, *(end - start).T, color=colours, alpha=alpha, zorder=over, **arrow)
         for layer, places in enumerate(centres[:, group]):
-            last = layer == len(centres) - 1
-            axes.scatter(
-                *places.T,
-                s=(90 if last else 40) * best[layer, group] + 2,
-                color=colours,
-                edgecolors="black" if last else "none",
-                linewidths=0.5,
-                alpha=1 if last else 0.6,
-                zorder=over + 0.5,
-            )
+            sizes = (90 if layer == last else 40) * best[layer, group] + 2
+            edge: dict[str, Any] = {"edgecolors": "black", "linewidths": 0.5} if layer == last else {"alpha": 0.6}
+            axes.scatter(*places.T, s=sizes, color=colours, zorder=over + 0.5, **edge)
     found = sorted(set(labels[-1, sure].tolist()))
     handles = [drawing.mark("o", trace.class_name(label), drawing.colour_of(label)) for label in found]
     handles.append(drawing.mark("o", f"below {confidence:.2g}", _REST))

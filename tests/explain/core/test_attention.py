@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from msdeform.explain.core.attention import corner_products, corners, dense_values, scatter, sparse_matrix
+from msdeform.explain.core.attention import corner_products, corners, dense_values, sparse_matrix
 from msdeform.kernels.api import ms_deform_attn
 
 SHAPES = ((5, 7), (3, 4), (1, 2))
@@ -25,8 +25,8 @@ def drawn(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
 def matrix(locations: Tensor, weights: Tensor) -> Tensor:
     """A (H, Q, S)."""
     index, coefficient = corners(locations[0], SHAPES)
-    amount = coefficient * weights[0][..., None]
-    return scatter(index.view(1, Q * H, -1), amount.view(1, Q * H, -1), S).view(Q, H, S).transpose(0, 1)
+    amount = (coefficient * weights[0][..., None]).flatten(2)
+    return amount.new_zeros(Q, H, S).scatter_add(2, index.flatten(2).long(), amount).transpose(0, 1)
 
 
 def test_the_matrix_times_the_value_is_the_operator() -> None:

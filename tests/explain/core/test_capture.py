@@ -94,6 +94,33 @@ def test_dense_records_give_the_modules_own_answer(family: str) -> None:
     assert (tape["decoder.0.cross"].weights.movedim(3, 1)[mask] == 0).all()
 
 
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("added", [False, True], ids=["bool", "added"])
+@pytest.mark.parametrize("how", [{}, {"average_attn_weights": False}, {"need_weights": False}])
+def test_dense_attention_answers_as_pytorchs(batch_first: bool, added: bool, how: dict[str, bool]) -> None:
+    """Whatever its order of axes, its masks and what is asked of it."""
+    torch.manual_seed(0)
+    module = torch.nn.MultiheadAttention(8, 2, batch_first=batch_first).double().eval()
+    order = (0, 1, 2) if batch_first else (1, 0, 2)
+    query, key, value = (torch.randn(2, n, 8, dtype=torch.float64).permute(order) for n in (5, 7, 7))
+    padded, forbidden = torch.zeros(2, 7, dtype=torch.bool), torch.zeros(5, 7, dtype=torch.bool)
+    padded[1, 5:] = forbidden[2, :3] = True
+    masks = [
+        torch.zeros(mask.shape).double().masked_fill(mask, -torch.inf) if added else mask
+        for mask in (padded, forbidden)
+    ]
+    given = {"key_padding_mask": masks[0], "attn_mask": masks[1], **how}
+    expected, weights = module(query, key, value, **given)
+    with capture(torch.nn.ModuleDict({"a": module}), "a", gradients=True) as tape:
+        got, got_weights = module(query, key, value, **given)
+    assert torch.allclose(got, expected, rtol=0, atol=1e-12)
+    assert (got_weights is None) == (weights is None)
+    if weights is not None:
+        assert torch.allclose(got_weights, weights, rtol=0, atol=1e-12)
+    assert torch.equal(tape["a"].mask, padded)
+    assert (tape["a"].weights[1, :, :, 5:] == 0).all()
+
+
 def test_a_batch_is_its_images() -> None:
     model = uneven("deformable")
     one, two = (image.double() for image in images((64, 64), (64, 64)))

@@ -199,7 +199,7 @@ def test_what_cannot_be_asked() -> None:
         (lambda: trace.token_at(1, 3, 5), "level: expected from 0 to 1, got 5"),
         (lambda: trace.place_of(1000), "token: expected from 0 to"),
         (lambda: heat_map(trace, prediction, "lime"), "method: expected one of raw, rollout"),
-        (lambda: heat_map(trace, prediction, "raw", layer=4), "layer: expected a decoder layer from 0 to 0, got 4"),
+        (lambda: heat_map(trace, prediction, "raw", layer=4), "layer: expected from 0 to 0 of the decoder, got 4"),
         (lambda: heat_map(trace, prediction, "raw", head=2), "head: expected from 0 to 1, got 2"),
         (lambda: heat_map(trace, prediction, "raw", level=2), "level: expected from 0 to 1, got 2"),
         (
