@@ -20,22 +20,11 @@ from functools import partial
 from itertools import product
 from pathlib import Path
 
+import numpy as np
 import torch
 
+from ...train.config import options as train
 from ...train.config.files import write_settings
-from ...train.config.options import (
-    Batch,
-    Compute,
-    Input,
-    Loading,
-    Logging,
-    Model,
-    Optim,
-    Run,
-    Schedule,
-    Source,
-    TrainOptions,
-)
 from ...train.data.synthetic.options import SynthOptions
 from ...train.data.synthetic.synth import make_dataset
 from ...train.engine.signals import STOPPED
@@ -162,7 +151,7 @@ def numbers(run: Path) -> Row:
         "ap": last["AP"],
         "ap50": last["AP50"],
         "loss": float(late.mean()) if len(late) else None,
-        "images_per_second": spread.median(speeds[1:] if len(speeds) > 1 else speeds),
+        "images_per_second": float(np.median(speeds[1:] if len(speeds) > 1 else speeds)) if len(speeds) else None,
         "seconds": history.evaluations[-1]["hours"] * 3600,
         "peak_mb": float(memory.max()) if len(memory) else None,
         "loss_curve": spread.thinned(steps, losses),
@@ -203,16 +192,16 @@ def _synthetic(recipe: Recipe, root: Path) -> Path:
     return data
 
 
-def _options(recipe: Recipe, data: Path, backend: str, seed: int, device: torch.device) -> TrainOptions:
-    return TrainOptions(
-        source=Source(data=data.resolve()),
-        input=Input(image_size=recipe.image_size, augment="flip"),
-        loading=Loading(workers=recipe.workers, cache_images="pixels"),
-        model=Model(recipe.model, attn_backend=backend, backbone_weights="none"),  # type: ignore[arg-type]
-        batch=Batch(epochs=recipe.epochs, total_batch_size=recipe.batch, batch_size=recipe.batch, seed=seed),
-        optim=Optim(lr=recipe.lr, lr_factor_offsets=0.5),
-        schedule=Schedule("cosine", warmup_steps=recipe.warmup_steps),
-        compute=Compute(device=str(device), precision=recipe.precision),  # type: ignore[arg-type]
-        run=Run(dry_steps=0, keep=1),
-        logging=Logging(log_every=recipe.log_every, tensorboard=False, pictures=0, progress=False),
+def _options(recipe: Recipe, data: Path, backend: str, seed: int, device: torch.device) -> train.TrainOptions:
+    return train.TrainOptions(
+        source=train.Source(data=data.resolve()),
+        input=train.Input(image_size=recipe.image_size, augment="flip"),
+        loading=train.Loading(workers=recipe.workers, cache_images="pixels"),
+        model=train.Model(recipe.model, attn_backend=backend, backbone_weights="none"),  # type: ignore[arg-type]
+        batch=train.Batch(epochs=recipe.epochs, total_batch_size=recipe.batch, batch_size=recipe.batch, seed=seed),
+        optim=train.Optim(lr=recipe.lr, lr_factor_offsets=0.5),
+        schedule=train.Schedule("cosine", warmup_steps=recipe.warmup_steps),
+        compute=train.Compute(device=str(device), precision=recipe.precision),  # type: ignore[arg-type]
+        run=train.Run(dry_steps=0, keep=1),
+        logging=train.Logging(log_every=recipe.log_every, tensorboard=False, pictures=0, progress=False),
     )

@@ -71,11 +71,10 @@ def _planned(options: TrainingOptions, device: torch.device) -> Planned:
 def loading_table(rows: Sequence[Row]) -> list[Line]:
     """Images a second, a line for each cache."""
     counts = sorted({row["workers"] for row in rows})
+    speeds = {(row["data"], row["cache"], row["workers"]): number(row["images_per_second"]) for row in rows}
     lines: list[Line] = [("data", "cache", *(f"{count} workers" for count in counts))]
-    for data, cache in dict.fromkeys((row["data"], row["cache"]) for row in rows):
-        mine = {row["workers"]: row for row in rows if (row["data"], row["cache"]) == (data, cache)}
-        speeds = (number(mine[count]["images_per_second"]) if count in mine else "-" for count in counts)
-        lines.append((data, cache, *speeds))
+    for lead in dict.fromkeys(key[:2] for key in speeds):
+        lines.append((*lead, *(speeds.get((*lead, count), "-") for count in counts)))
     return lines
 
 
