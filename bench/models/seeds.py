@@ -32,11 +32,12 @@ from ...train.monitor.history import History
 from ...train.monitor.run_log import read_log
 from ..harness.provenance import usual_device
 from ..harness.records import Row
+from ..harness.results_file import open_results
 from ..harness.tables import aligned
 from ..operator import implementations
 from ..options import SeedsOptions
 from . import spread
-from .resumable import measure_missing, results_file
+from .resumable import measure_missing
 
 _GRACE = 180.0  # seconds that a run may take to end its evaluation, or its step, and to save
 _NUMBERS = ("steps", "ap", "ap50", "loss", "images_per_second", "seconds", "peak_mb", "loss_curve", "ap_curve")
@@ -79,7 +80,8 @@ def measure_rows(options: SeedsOptions) -> int:
     device = usual_device()
     recipe = _recipe(options, device)
     # what decides these runs, beside what decides all
-    book = results_file("seeds", options, device, "train/**/*.py", "bench/models/seeds.py")
+    sources, keep = ("train/**/*.py", "bench/models/seeds.py"), not options.quick and device.type == "cuda"
+    book = open_results("msdeform bench seeds", options, device, measured=sources, keep=keep, again=False)
     # a run goes on by the code and on the device it began with
     name = f"{recipe.model} {recipe.settings} {book.source['code']} {book.source['device']}"
     runs = options.runs / re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")

@@ -17,10 +17,11 @@ from ....train.engine.step_timer import STAGES
 from ...harness import records
 from ...harness.provenance import usual_device
 from ...harness.records import Row
+from ...harness.results_file import open_results
 from ...harness.tables import Column, Line, aligned, fields, lines_of, number, numbers
 from ...operator.implementations import usual_backends
 from ...options import STEP_OPTIONS, TrainingOptions
-from ..resumable import Planned, measure_missing, results_file
+from ..resumable import Planned, measure_missing
 from . import loading, steps
 
 _MARKS, _REDUCED_MARKS = (200, 2000), (20, 60)
@@ -32,7 +33,8 @@ _IMAGE, _REDUCED_IMAGE = "800x1066", "128x160"
 def measure_rows(options: TrainingOptions) -> int:
     """Measures and prints; returns how many rows are left when the time is over."""
     device = usual_device()
-    book = results_file("training", options, device, "train/**/*.py", "bench/models/training/*.py")
+    sources, keep = ("train/**/*.py", "bench/models/training/*.py"), not options.quick and device.type == "cuda"
+    book = open_results("msdeform bench training", options, device, measured=sources, keep=keep)
     left = measure_missing(_planned(options, device), book, options.minutes)
     for kind, table in TABLES.items():
         if rows := [row for row in book.of(kind) if not row.get("failure")]:
