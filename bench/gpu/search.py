@@ -47,7 +47,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{PROGRAM}: torch finds no CUDA device, and only on one do times say anything", file=sys.stderr)
         return 1
     book = open_results(PROGRAM, options, device, keep=True, again=True)
-    asked = [(FORWARD, BANDS)] * options.bands + [(BACKWARD, WALKS)] * options.walks
+    asked: list[tuple[str, Sequence[Choice]]] = []
+    asked += [(FORWARD, BANDS)] * options.bands + [(BACKWARD, WALKS)] * options.walks
     for name, dtype in product(options.cases, options.dtypes):
         for kernel, choices in asked or [(FORWARD, tiles(name, dtype, device))]:
             for row in rows(name, dtype, kernel, choices, device, options.seconds):

@@ -132,8 +132,8 @@ def explained(model: Detector, pixels: torch.Tensor, found: dict[str, list[float
 
     tape, logits, gradients = note("recorded_s", recorded)
     c, making = timed(lambda: factors(tape, gradients), device)
-    note("relevance_s", lambda c=c: relevance(c, [0]), making)
-    note("by_layer_s", lambda c=c: relevance(c, [0], by_layer=True), making)
+    note("relevance_s", partial(relevance, c, [0]), making)
+    note("by_layer_s", partial(relevance, c, [0], by_layer=True), making)
     del c
     gradients.clear()  # nor would a trace keep them with the next
     several = list(range(min(_TARGETS, len(logits))))

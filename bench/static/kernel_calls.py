@@ -48,7 +48,7 @@ def triton(inputs: OperatorInputs, case: Case, _: int) -> Iterator[Call]:
     """Forward and both backwards of the Triton backend; references of an encoder need no gradient."""
     from ...kernels.triton import launch
 
-    def backward(method: str, tensors: Sequence[torch.Tensor], needs: tuple[bool, ...]) -> object:
+    def backward(method: str, tensors: Sequence[torch.Tensor], needs: tuple[bool, ...], _: Any) -> object:
         with launch.replaced(backward_method=method):
             return launch.backward(inputs.grad_output, levels, tensors, needs)
 
@@ -58,8 +58,7 @@ def triton(inputs: OperatorInputs, case: Case, _: int) -> Iterator[Call]:
     for method, suffix in (("atomics", ""), ("cells", ", sorted")):
         if method == "atomics" or case.Q is None:  # the sorted one is for encoders
             for form, tensors, needs in (("fused", fused, (True, False, True, True)), ("plain", plain, (True,) * 3)):
-                run = functools.partial(backward, method, tensors, needs)
-                yield Call("triton", f"backward {form}{suffix}", lambda _, run=run: run())
+                yield Call("triton", f"backward {form}{suffix}", functools.partial(backward, method, tensors, needs))
 
 
 def cuda(inputs: OperatorInputs, case: Case, arch: int) -> Iterator[Call]:

@@ -99,10 +99,13 @@ def step_table(rows: Sequence[Row]) -> list[Line]:
         "peak MB": numbers("peak_mb"),
         "ms a step": numbers("step_us", 1e3),
     }
-    for stage in STAGES:
-        if any(row["stages_us"][stage] > 0 for row in rows):
-            columns[stage] = lambda row, stage=stage: number(row["stages_us"][stage], 1e3)
-    return lines_of(rows, columns)
+    spent = {stage: [row["stages_us"][stage] for row in rows] for stage in STAGES}
+    head, *lines = lines_of(rows, columns)
+    for stage, times in spent.items():
+        if any(times):
+            head = (*head, stage)
+            lines = [(*line, number(us, 1e3)) for line, us in zip(lines, times, strict=True)]
+    return [head, *lines]
 
 
 TABLES = {"loading": loading_table, "loading-memory": memory_table, "training-step": step_table}

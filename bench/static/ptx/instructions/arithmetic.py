@@ -65,7 +65,8 @@ def _joined(low: Any, high: Any) -> Any:
 
 
 def _permute(x: Any, y: Any, selector: Any) -> Any:
-    both, result = _joined(x, y), np.uint32(0)
+    both: Any = _joined(x, y)
+    result: Any = np.uint32(0)
     for k in range(4):
         chosen = (selector >> np.uint32(4 * k)) & np.uint32(15)
         byte = (both >> ((chosen & np.uint32(7)).astype(np.uint64) * np.uint64(8))) & np.uint64(255)
