@@ -6,14 +6,16 @@ the L2 cache, as in :mod:`.measure`. What fails its check against float64 gets n
 
 import statistics
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 
 import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity
 
 from ...kernels.diagnostics.checks import DTYPES
-from ..harness.records import Row
-from ..harness.tables import HAS_NONE, aligned, number
+from ..harness import records
+from ..harness.records import Records, Row
+from ..harness.tables import HAS_NONE, Line, aligned, number
 from ..operator import cases, workloads
 from ..operator.implementations import Implementation
 from ..operator.inputs import input_sets
@@ -23,6 +25,9 @@ PASSES = 20
 _WARM_UP = 3
 _LEAST_SHARE = 0.01  # of the whole, of a kernel that is listed
 _NAME = 160  # characters kept of a name, which templates make longer than a page
+PREDICTIONS = records.RESULTS / "predictions.jsonl"
+_NAMES = ("case", "dtype", "backend")
+_OPERATOR = {"function": "fused_ms_deform_attn", "locations": "grid"}
 
 
 def rows(job: Kernels, peer: Implementation, device: torch.device) -> Iterator[Row]:
@@ -90,3 +95,32 @@ def table(found: Iterable[Row]) -> str:
             lines.append((*lead, line["name"][:60], number(line["launches"]), number(line["median_us"])))
         lines.append((*lead, "in all, of a pass", "", number(row["total_us"])))
     return aligned(lines, 4)
+
+
+def beside_predictions(measured: Records, file: Path = PREDICTIONS) -> str | None:
+    """A line for each prediction of something that was measured; None where there is none.
+
+    A row of kind ``prediction`` names a part of a pass: ``forward`` or ``backward`` of the fused function, held against
+    the operator's row, or a piece of a kernel's name, held against the profiled kernels.
+    """
+    lines: list[Line] = [(*_NAMES, "part", "predicted us", "measured us", "measured / predicted")]
+    for row in records.read(file).of("prediction") if file.is_file() else ():
+        found = _measured(row, measured)
+        if found is not None:
+            expected = f"{number(row['low_us'])} to {number(row['high_us'])}"
+            ratio = found / ((row["low_us"] + row["high_us"]) / 2)
+            lines.append((*(row[name] for name in (*_NAMES, "part")), expected, number(found), f"{ratio:.2f}"))
+    return aligned(lines, 4) if len(lines) > 1 else None
+
+
+def _measured(row: Row, measured: Records) -> float | None:
+    """Microseconds that were measured of what a prediction names."""
+    cell, part = {name: row[name] for name in _NAMES}, row["part"]
+    if part in ("forward", "backward"):
+        cell |= {**_OPERATOR, "direction": part}
+        return next((one["median_us"] for one in measured.of("operator") if cell.items() <= one.items()), None)
+    for one in measured.of("kernels"):
+        lines = [line for line in one["kernels"] or () if part.lower() in line["name"].lower()]
+        if lines and cell.items() <= one.items():
+            return sum(line["launches"] * line["median_us"] for line in lines)
+    return None

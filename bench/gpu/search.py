@@ -22,9 +22,9 @@ from ...common.options import parse
 from ...kernels.diagnostics.checks import DTYPES
 from ...kernels.diagnostics.tolerances import compare
 from ..harness import measure
-from ..harness.provenance import command_line, provenance, usual_device
+from ..harness.provenance import usual_device
 from ..harness.records import Row
-from ..harness.results_file import ResultsFile, folder
+from ..harness.results_file import open_results
 from ..harness.tables import Column, aligned, fields, lines_of, number
 from ..operator import cases, workloads
 from ..operator.inputs import OperatorInputs, input_sets, make_inputs
@@ -46,8 +46,9 @@ def main(argv: list[str] | None = None) -> int:
     if device.type != "cuda":
         print(f"{PROGRAM}: torch finds no CUDA device, and only on one do times say anything", file=sys.stderr)
         return 1
-    book = ResultsFile(folder(options.out, keep=True), provenance(device, command_line(PROGRAM, options)), again=True)
-    asked = [(FORWARD, BANDS)] * options.bands + [(BACKWARD, WALKS)] * options.walks
+    book = open_results(PROGRAM, options, device, keep=True, again=True)
+    asked: list[tuple[str, Sequence[Choice]]] = []
+    asked += [(FORWARD, BANDS)] * options.bands + [(BACKWARD, WALKS)] * options.walks
     for name, dtype in product(options.cases, options.dtypes):
         for kernel, choices in asked or [(FORWARD, tiles(name, dtype, device))]:
             for row in rows(name, dtype, kernel, choices, device, options.seconds):

@@ -42,7 +42,7 @@ from ..options import (
     SeedsOptions,
     TrainingOptions,
 )
-from . import counters, kernels, predictions, search
+from . import counters, kernels, search
 
 _BACKENDS = tuple(name for name in BACKENDS if name != "cpu")  # those that take a GPU's tensors
 ROOT = Path(__file__).resolve().parents[2]
@@ -200,7 +200,7 @@ def kernel_times(run: Run) -> None:
 
 
 def _beside_predictions(run: Run) -> None:
-    text = predictions.text(Records(run.rows("operator") + run.rows("kernels")))
+    text = kernels.beside_predictions(Records(run.rows("operator") + run.rows("kernels")))
     print(f"\n{text}" if text else "\nno prediction is recorded of what was measured")
 
 

@@ -3,6 +3,7 @@
 All that the benchmarks know of the launcher's inside stands here.
 """
 
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -26,7 +27,7 @@ def usual_forward(inputs: OperatorInputs) -> dict[str, Any]:
 
 def forward(inputs: OperatorInputs, sizes: Sizes, settings: Settings) -> Callable[[], Results]:
     """The fused forward, prepared with some parameters replaced: a call gives the output (B, Q, H*D)."""
-    levels, tensors = _flat(sizes), inputs[:4]
+    levels, tensors = tuple(itertools.chain(*sizes)), inputs[:4]
     usual = launch.forward_parameters(launch.call_of(tensors))
     parameters = usual | {name: number for name, number in settings.items() if name in usual}
     options = launch.forward_options(inputs.value) | {n: v for n, v in settings.items() if n not in usual}
@@ -38,7 +39,7 @@ def forward(inputs: OperatorInputs, sizes: Sizes, settings: Settings) -> Callabl
 
 def sorted_backward(inputs: OperatorInputs, sizes: Sizes, settings: Settings) -> Callable[[], Results]:
     """The fused backward without atomics, with RUN points of a walk: a call gives the four gradients by their names."""
-    levels, tensors = _flat(sizes), inputs[:4]
+    levels, tensors = tuple(itertools.chain(*sizes)), inputs[:4]
     prepared = launch.prepare_backward(inputs.grad_output, levels, tensors, (True, True, True, True))
 
     def run() -> Results:
@@ -47,7 +48,3 @@ def sorted_backward(inputs: OperatorInputs, sizes: Sizes, settings: Settings) ->
         return dict(zip(OperatorInputs._fields[:4], gradients, strict=True))  # type: ignore[arg-type]
 
     return run
-
-
-def _flat(sizes: Sizes) -> tuple[int, ...]:
-    return tuple(size for pair in sizes for size in pair)

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from ..harness.provenance import command_line, provenance, usual_device
-from ..harness.results_file import ResultsFile, folder
+from ..harness.provenance import usual_device
+from ..harness.results_file import open_results
 from ..operator import jobs
 from ..operator.runner import Settings, measure
 from ..options import TableOptions
@@ -25,15 +25,14 @@ def table(options: TableOptions) -> int:
     from .published import MODELS, REDUCED_MODELS
 
     device = usual_device()
-    command = command_line("msdeform table", options)
     if options.flops:
-        book = ResultsFile(options.out, provenance(torch.device("cpu"), command), again=True)
+        book = open_results("msdeform table", options, torch.device("cpu"), again=True)
         print(table.count(options.models or MODELS, book))
         return 0
     reduced = device.type == "cpu" if options.reduced is None else options.reduced
     names = options.models or (REDUCED_MODELS if reduced else MODELS)
     settings = Settings(device, limit=_LIMIT, threads=torch.get_num_threads())
-    book = ResultsFile(folder(options.out, keep=not reduced), provenance(device, command), again=options.again)
+    book = open_results("msdeform table", options, device, keep=not reduced)
     what = (names, options.backends, options.dtypes)
     planned: Sequence[jobs.Job]
     if options.speed:

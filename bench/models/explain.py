@@ -27,10 +27,11 @@ from ...models.families.detector import Detector
 from ...models.zoo import create_model
 from ..harness.provenance import usual_device
 from ..harness.records import Row
+from ..harness.results_file import open_results
 from ..harness.tables import Column, Line, aligned, fields, lines_of, numbers
 from ..operator.implementations import usual_backends
 from ..options import ExplainOptions
-from .resumable import measure_missing, results_file
+from .resumable import measure_missing
 
 _TARGETS = 10
 _MB = 1e6
@@ -48,7 +49,8 @@ PARTS = tuple(_TIMES)
 def measure_rows(options: ExplainOptions) -> int:
     """Measures and prints; returns how many rows are left when the time is over."""
     device = usual_device()
-    book = results_file("explain", options, device, "explain/**/*.py", "bench/models/explain.py")
+    sources, keep = ("explain/**/*.py", "bench/models/explain.py"), not options.quick and device.type == "cuda"
+    book = open_results("msdeform bench explain", options, device, measured=sources, keep=keep)
     times = 1 if options.quick else options.times
     cells = product(options.models, options.images, options.backends or usual_backends(device))
     planned = ((("explanation", *cell), partial(_measured_apart, *cell, device.type, times)) for cell in cells)
@@ -130,8 +132,8 @@ def explained(model: Detector, pixels: torch.Tensor, found: dict[str, list[float
 
     tape, logits, gradients = note("recorded_s", recorded)
     c, making = timed(lambda: factors(tape, gradients), device)
-    note("relevance_s", lambda c=c: relevance(c, [0]), making)
-    note("by_layer_s", lambda c=c: relevance(c, [0], by_layer=True), making)
+    note("relevance_s", partial(relevance, c, [0]), making)
+    note("by_layer_s", partial(relevance, c, [0], by_layer=True), making)
     del c
     gradients.clear()  # nor would a trace keep them with the next
     several = list(range(min(_TARGETS, len(logits))))

@@ -12,9 +12,8 @@ import torch
 from ...models.export.check import like_a_photograph
 from ...models.export.export import compare, exported_program
 from ...models.zoo import create_model
-from ..harness.provenance import command_line, provenance
 from ..harness.records import Row
-from ..harness.results_file import ResultsFile
+from ..harness.results_file import open_results
 from ..harness.tables import Line, aligned
 from ..options import ExportsOptions
 from .resumable import measure_missing
@@ -25,8 +24,7 @@ FORMAT = "onnx"
 def measure_rows(options: ExportsOptions) -> list[Row]:
     """Compares, prints, and on request records; returns the rows."""
     torch.set_num_threads(1)
-    command = command_line("msdeform bench exports", options)
-    book = ResultsFile(options.out, provenance(torch.device("cpu"), command), again=options.again)
+    book = open_results("msdeform bench exports", options, torch.device("cpu"))
     cells = product(options.images, options.models)
     planned = [(("export", model, image, FORMAT), partial(compared, model, image)) for image, model in cells]
     measure_missing(planned, book, options.minutes)

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +31,7 @@ from ...kernels.backend import Functions
 from ...models.families.faster_rcnn import STRIDE, FasterRcnn
 from ...models.inference.image_size import Size
 from ...models.zoo import create_model
+from ..harness.records import Row
 
 # width and height of the first 100 images of COCO val2017, by id
 IMAGES = Path(__file__).with_name("val2017_first100_sizes.json")
@@ -39,21 +40,12 @@ PER_SAMPLE = 5
 _COUNTING = "counting"
 
 
-class Count(NamedTuple):
-    """What a detector costs."""
-
-    parameters: int
-    multiply_adds: float
-    """of one image, the mean over all"""
-    proposals: int | None
-    """of an image that the box head was counted for, in a detector that has one"""
-
-
-def count(name: str, sizes: Counter[tuple[int, int]]) -> Count:
+def count(name: str, sizes: Counter[tuple[int, int]]) -> Row:
     """Counts the model `name` over images of `sizes`, how many of each (height, width) in pixels, one at a time.
 
-    The backbone is frozen, as published: its norms have no parameters. Each distinct size is counted once, and none is
-    inferred from another. Raises ValueError for an unknown name.
+    Returns ``parameters``; ``multiply_adds`` of one image, the mean over all; and ``proposals`` of an image that the
+    box head was counted for, None in a detector that has none. The backbone is frozen, as published: its norms have no
+    parameters. Each distinct size is counted once. Raises ValueError for an unknown name.
     """
     with counting_backend():
         with torch.device("meta"):
@@ -61,7 +53,8 @@ def count(name: str, sizes: Counter[tuple[int, int]]) -> Count:
         parameters = sum(parameter.numel() for parameter in model.parameters())
         _drop_elementwise(model)
         total = sum(number * multiply_adds(model, *size) for size, number in sizes.items())
-    return Count(parameters, total / sizes.total(), most_proposals(model) if isinstance(model, FasterRcnn) else None)
+    proposals = most_proposals(model) if isinstance(model, FasterRcnn) else None
+    return {"parameters": parameters, "multiply_adds": total / sizes.total(), "proposals": proposals}
 
 
 def _drop_elementwise(model: nn.Module) -> None:

@@ -4,22 +4,11 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 
-import torch
-
 from ..harness.records import Row
-from ..harness.results_file import ResultsFile, open_results
-from ..options import ExplainOptions, SeedsOptions, TrainingOptions
+from ..harness.results_file import ResultsFile
 
 Planned = Iterable[tuple[tuple[object, ...], Callable[[], Row | None]]]
 """the key of each row, and what measures it; that gives None where the time was too short"""
-
-
-def results_file(
-    name: str, options: ExplainOptions | SeedsOptions | TrainingOptions, device: torch.device, *sources: str
-) -> ResultsFile:
-    """Where the rows of ``msdeform bench NAME`` go; `sources` decide them, beside the files that decide all."""
-    keep, again = not options.quick and device.type == "cuda", getattr(options, "again", False)
-    return open_results(f"msdeform bench {name}", options, device, measured=sources, keep=keep, again=again)
 
 
 def measure_missing(planned: Planned, book: ResultsFile, minutes: float) -> int:

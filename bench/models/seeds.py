@@ -20,21 +20,10 @@ from functools import partial
 from itertools import product
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from ...train.config.options import (
-    Batch,
-    Compute,
-    Input,
-    Loading,
-    Logging,
-    Model,
-    Optim,
-    Run,
-    Schedule,
-    Source,
-    TrainOptions,
-)
+from ...train.config import options as train
 from ...train.config.resolve import save_settings
 from ...train.data.synthetic.options import SynthOptions
 from ...train.data.synthetic.synth import make_dataset
@@ -43,11 +32,12 @@ from ...train.monitor.history import History
 from ...train.monitor.run_log import read_log
 from ..harness.provenance import usual_device
 from ..harness.records import Row
+from ..harness.results_file import open_results
 from ..harness.tables import aligned
 from ..operator import implementations
 from ..options import SeedsOptions
 from . import spread
-from .resumable import measure_missing, results_file
+from .resumable import measure_missing
 
 _GRACE = 180.0  # seconds that a run may take to end its evaluation, or its step, and to save
 _NUMBERS = ("steps", "ap", "ap50", "loss", "images_per_second", "seconds", "peak_mb", "loss_curve", "ap_curve")
@@ -90,7 +80,8 @@ def measure_rows(options: SeedsOptions) -> int:
     device = usual_device()
     recipe = _recipe(options, device)
     # what decides these runs, beside what decides all
-    book = results_file("seeds", options, device, "train/**/*.py", "bench/models/seeds.py")
+    sources, keep = ("train/**/*.py", "bench/models/seeds.py"), not options.quick and device.type == "cuda"
+    book = open_results("msdeform bench seeds", options, device, measured=sources, keep=keep, again=False)
     # a run goes on by the code and on the device it began with
     name = f"{recipe.model} {recipe.settings} {book.source['code']} {book.source['device']}"
     runs = options.runs / re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
@@ -161,7 +152,7 @@ def numbers(run: Path) -> Row:
         "ap": last["AP"],
         "ap50": last["AP50"],
         "loss": float(late.mean()) if len(late) else None,
-        "images_per_second": spread.median(speeds[1:] if len(speeds) > 1 else speeds),
+        "images_per_second": float(np.median(speeds[1:] if len(speeds) > 1 else speeds)) if len(speeds) else None,
         "seconds": history.evaluations[-1]["hours"] * 3600,
         "peak_mb": float(memory.max()) if len(memory) else None,
         "loss_curve": spread.thinned(steps, losses),
@@ -202,16 +193,16 @@ def _synthetic(recipe: Recipe, root: Path) -> Path:
     return data
 
 
-def _options(recipe: Recipe, data: Path, backend: str, seed: int, device: torch.device) -> TrainOptions:
-    return TrainOptions(
-        source=Source(data=data.resolve()),
-        input=Input(image_size=recipe.image_size, augment="flip"),
-        loading=Loading(workers=recipe.workers, cache_images="pixels"),
-        model=Model(recipe.model, attn_backend=backend, backbone_weights="none"),  # type: ignore[arg-type]
-        batch=Batch(epochs=recipe.epochs, total_batch_size=recipe.batch, batch_size=recipe.batch, seed=seed),
-        optim=Optim(lr=recipe.lr, lr_factor_offsets=0.5),
-        schedule=Schedule("cosine", warmup_steps=recipe.warmup_steps),
-        compute=Compute(device=str(device), precision=recipe.precision),  # type: ignore[arg-type]
-        run=Run(dry_steps=0, keep=1),
-        logging=Logging(log_every=recipe.log_every, tensorboard=False, pictures=0, progress=False),
+def _options(recipe: Recipe, data: Path, backend: str, seed: int, device: torch.device) -> train.TrainOptions:
+    return train.TrainOptions(
+        source=train.Source(data=data.resolve()),
+        input=train.Input(image_size=recipe.image_size, augment="flip"),
+        loading=train.Loading(workers=recipe.workers, cache_images="pixels"),
+        model=train.Model(recipe.model, attn_backend=backend, backbone_weights="none"),  # type: ignore[arg-type]
+        batch=train.Batch(epochs=recipe.epochs, total_batch_size=recipe.batch, batch_size=recipe.batch, seed=seed),
+        optim=train.Optim(lr=recipe.lr, lr_factor_offsets=0.5),
+        schedule=train.Schedule("cosine", warmup_steps=recipe.warmup_steps),
+        compute=train.Compute(device=str(device), precision=recipe.precision),  # type: ignore[arg-type]
+        run=train.Run(dry_steps=0, keep=1),
+        logging=train.Logging(log_every=recipe.log_every, tensorboard=False, pictures=0, progress=False),
     )

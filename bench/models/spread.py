@@ -21,10 +21,6 @@ _LEARNT = 0.05  # AP below which runs are alike because none has learnt anything
 _DRAWN = ("model", "settings", "backend", "seed", "loss_curve", "ap_curve")
 
 
-def median(values: np.ndarray) -> float | None:
-    return float(np.median(values)) if len(values) else None
-
-
 def thinned(x: np.ndarray, y: np.ndarray) -> list[list[float]]:
     """A curve (n,), (n,) of at most fifty points, each the mean of neighbours: [x, y] of each."""
     parts = np.array_split(np.arange(len(x)), max(1, min(len(x), _POINTS)))

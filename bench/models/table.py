@@ -58,9 +58,8 @@ def count(names: Iterable[str], book: ResultsFile) -> str:
     for i, name in enumerate(names, 1):
         print(f"counting {name} at {len(sizes)} sizes ({i} of {len(names)})", file=sys.stderr, flush=True)
         counted = flops.count(name, sizes)
-        proposals.add(counted.proposals)
-        numbers = {"parameters": counted.parameters, "multiply_adds": counted.multiply_adds}
-        book.add({"kind": "flops", "model": name, **numbers, "proposals": counted.proposals})
+        proposals.add(counted["proposals"])
+        book.add({"kind": "flops", "model": name, **counted})
     return "\n".join([table(book.rows), "", *convention(sizes, proposals - {None})])
 
 

@@ -96,7 +96,7 @@ def counted(call: Call, case: Case, dtype: str, arch: int) -> Run:
             "case": case.name,
             "arch": arch,
             **{count: round(getattr(launch.counters, count) / pairs, 2) for count in COUNTS},
-            **listing(launch.ptx, launch.name, call.cubin)._asdict(),
+            **listing(launch.ptx, launch.name, call.cubin),
         }
         for name, launch in zip(names, device.launches, strict=True)
     ]

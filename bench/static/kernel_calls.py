@@ -5,9 +5,10 @@ None of their code is here; only what a launch needs to know of it, which their 
 
 import functools
 import importlib
+import itertools
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -47,23 +48,17 @@ def triton(inputs: OperatorInputs, case: Case, _: int) -> Iterator[Call]:
     """Forward and both backwards of the Triton backend; references of an encoder need no gradient."""
     from ...kernels.triton import launch
 
-    levels, grad_output = _flat(case), inputs.grad_output
-    fused = (inputs.value, inputs.reference_points, inputs.sampling_offsets, inputs.attention_logits)
-    plain = (inputs.value, inputs.sampling_locations, inputs.attention_weights)
+    def backward(method: str, tensors: Sequence[torch.Tensor], needs: tuple[bool, ...], _: Any) -> object:
+        with launch.replaced(backward_method=method):
+            return launch.backward(inputs.grad_output, levels, tensors, needs)
 
-    def backward(method: str, tensors: tuple[torch.Tensor, ...], needs: tuple[bool, ...]) -> Callable[[Any], object]:
-        def run(_: Any) -> object:
-            with launch.replaced(backward_method=method):
-                return launch.backward(grad_output, levels, tensors, needs)
-
-        return run
-
+    levels, fused, plain = tuple(itertools.chain(*case.sizes)), inputs.of(True), inputs.of(False)
     yield Call("triton", "forward fused", lambda _: launch.forward(levels, fused))
     yield Call("triton", "forward plain", lambda _: launch.forward(levels, plain))
     for method, suffix in (("atomics", ""), ("cells", ", sorted")):
         if method == "atomics" or case.Q is None:  # the sorted one is for encoders
-            yield Call("triton", f"backward fused{suffix}", backward(method, fused, (True, False, True, True)))
-            yield Call("triton", f"backward plain{suffix}", backward(method, plain, (True, True, True)))
+            for form, tensors, needs in (("fused", fused, (True, False, True, True)), ("plain", plain, (True,) * 3)):
+                yield Call("triton", f"backward {form}{suffix}", functools.partial(backward, method, tensors, needs))
 
 
 def cuda(inputs: OperatorInputs, case: Case, arch: int) -> Iterator[Call]:
@@ -71,23 +66,18 @@ def cuda(inputs: OperatorInputs, case: Case, arch: int) -> Iterator[Call]:
     from ...kernels.cuda import compile as compiler
     from ...kernels.cuda import launch
 
-    levels, plain = _flat(case), (inputs.value, inputs.sampling_locations, inputs.attention_weights)
+    levels, plain = tuple(itertools.chain(*case.sizes)), inputs.of(False)
     cubin = compiler.cubin(f"sm_{arch}", compiler.Dtypes.of(*plain))
     yield Call("cuda", "forward plain", lambda _: launch.forward(levels, plain), cubin, by_nvrtc=True)
     backward = functools.partial(launch.backward, inputs.grad_output, levels, plain, (True, True, True))
     yield Call("cuda", "backward plain", lambda _: backward(), cubin, by_nvrtc=True)
 
 
-def _flat(case: Case) -> tuple[int, ...]:
-    """Level sizes by value, as our models hand them on."""
-    return tuple(size for pair in case.sizes for size in pair)
-
-
-def _level_tensors(case: Case) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sizes (L, 2) of the levels, and where each begins (L,)."""
+def _with_levels(inputs: OperatorInputs, case: Case) -> tuple[torch.Tensor, ...]:
+    """What others' functions take: value, sizes (L, 2) of the levels, where each begins (L,), locations, weights."""
     shapes = torch.tensor(case.sizes)
     areas = shapes.prod(1)
-    return shapes, areas.cumsum(0) - areas
+    return inputs.value, shapes, areas.cumsum(0) - areas, inputs.sampling_locations, inputs.attention_weights
 
 
 def deformops(folder: Path) -> Calls:
@@ -103,17 +93,15 @@ def deformops(folder: Path) -> Calls:
 
     def calls(inputs: OperatorInputs, case: Case, _: int) -> Iterator[Call]:
         B, Q, H, D, L, P = case.B, case.queries, case.H, case.D, case.L, case.P
-        value, locations = inputs.value, inputs.sampling_locations
-        shapes, starts = _level_tensors(case)
+        plain = _with_levels(inputs, case)
         grad_output = inputs.grad_output.view(B, Q, H, D)
-        plain = (value, shapes, starts, locations, inputs.attention_weights)
 
         def forward(weights: torch.Tensor, aggregate: int) -> None:
             output = torch.empty_like(grad_output)
+            tensors = (*plain[:4], weights, output)
             module.msda_forward_kernel[-(-Q // _BLOCK_Q), H, B](
-                *(value, shapes, starts, locations, weights, output),
-                *(B, Q, H, L, P, D),
-                *(stride for tensor in (value, locations, weights, output) for stride in tensor.stride()),
+                *(*tensors, B, Q, H, L, P, D),
+                *(stride for tensor in (tensors[0], *tensors[3:]) for stride in tensor.stride()),
                 BLOCK_SIZE_Q=_BLOCK_Q,
                 BLOCK_SIZE_D=D,
                 aggregate=aggregate,
@@ -122,7 +110,7 @@ def deformops(folder: Path) -> Calls:
         yield Call("deformops", "forward plain", lambda _: forward(inputs.attention_weights, 0))
         yield Call("deformops", "forward softmax inside", lambda _: forward(inputs.attention_logits, 1))
         yield Call("deformops", "backward plain", lambda _: module.atomic_backward_launch(grad_output, *plain))
-        if value.dtype is not torch.float32:
+        if inputs.value.dtype is not torch.float32:
             wide = module.float32_backward_launch
             yield Call("deformops", "backward plain, fp32acc", lambda _: wide(grad_output, *plain))
 
@@ -138,43 +126,35 @@ def official(file: Path) -> Calls:
     from .ptx.nvrtc import compile_source
     from .ptx.parse import parse
 
-    source = official_source(file)
+    source = official_source(file).encode()
 
     @functools.cache
-    def of(arch: int) -> tuple[dict[str, tuple[str, bytes]], dict[str, Program]]:
+    def compiled(arch: int, kernel: str) -> tuple[Program, bytes]:
         flags = [f"--gpu-architecture=sm_{arch}", "--std=c++17", "--device-as-default-execution-space"]
-        compiled = {
-            kernel: compile_source(source.encode(), "official.cu", flags, name) for kernel, name in _OFFICIAL.items()
-        }
-        return compiled, {kernel: Program(parse(ptx)) for kernel, (ptx, _) in compiled.items()}
+        ptx, cubin = compile_source(source, "official.cu", flags, _OFFICIAL[kernel])
+        return Program(parse(ptx)), cubin
 
     def calls(inputs: OperatorInputs, case: Case, arch: int) -> Iterator[Call]:
-        compiled, programs = of(arch)
         if inputs.value.dtype is not torch.float32:
             return
-        B, Q, H, D, L, P = case.B, case.queries, case.H, case.D, case.L, case.P
-        shapes, starts = _level_tensors(case)
-        plain = (inputs.value, shapes, starts, inputs.sampling_locations, inputs.attention_weights)
-        sizes = (B, case.S, H, D, L, Q, P)
-        threads = B * Q * H * D
+        plain, sizes = _with_levels(inputs, case), (case.B, case.S, case.H, case.D, case.L, case.queries, case.P)
+        threads = inputs.grad_output.numel()
 
-        def launch(device: Any, kernel: str, block: int, arguments: tuple[torch.Tensor | int, ...]) -> None:
-            values = [x.data_ptr() if isinstance(x, torch.Tensor) else x for x in arguments]
-            tensors = [(f"argument {i}", x) for i, x in enumerate(arguments) if isinstance(x, torch.Tensor)]
-            device.launch(programs[kernel], (-(-threads // block), 1, 1), (block, 1, 1), values, tensors)
+        def launch(device: Any, kernel: str, block: int, *arguments: torch.Tensor | int) -> None:
+            values = [x.data_ptr() if isinstance(x, torch.Tensor) else x for x in (threads, *arguments)]
+            tensors = [(f"argument {i}", x) for i, x in enumerate(arguments, 1) if isinstance(x, torch.Tensor)]
+            grid = (-(-threads // block), 1, 1)
+            device.launch(compiled(arch, kernel)[0], grid, (block, 1, 1), values, tensors)
 
-        def forward(device: Any) -> torch.Tensor:
-            output = torch.empty(B, Q, H * D)
-            launch(device, "forward", _THREADS, (threads, *plain, *sizes, output))
-            return output
+        def forward(device: Any) -> None:
+            launch(device, "forward", _THREADS, *plain, *sizes, torch.empty_like(inputs.grad_output))
 
-        def backward(device: Any) -> tuple[torch.Tensor, ...]:
-            gradients = tuple(torch.zeros_like(tensor) for tensor in (plain[0], *plain[3:]))
-            launch(device, "backward", D, (threads, inputs.grad_output, *plain, *sizes, *gradients))
-            return gradients
+        def backward(device: Any) -> None:
+            gradients = [torch.zeros_like(tensor) for tensor in (plain[0], *plain[3:])]
+            launch(device, "backward", case.D, inputs.grad_output, *plain, *sizes, *gradients)
 
-        yield Call("official", "forward plain", forward, compiled["forward"][1])
-        yield Call("official", "backward plain", backward, compiled["backward"][1])
+        yield Call("official", "forward plain", forward, compiled(arch, "forward")[1])
+        yield Call("official", "backward plain", backward, compiled(arch, "backward")[1])
 
     return calls
 

@@ -4,29 +4,18 @@ import re
 import subprocess
 import tempfile
 from pathlib import Path
-from typing import NamedTuple
 
 _PTX = re.compile(r"^\s*(?:\{\s*)?(?:@!?%\w+\s+)?(?!\.)[a-z][a-z0-9_.:]*(?:\s[^;]*)?;", re.MULTILINE)
 SASS = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?(?!NOP\b)([A-Z][A-Za-z0-9_.]*)")
 """a machine instruction that is not idle; the group is its opcode"""
 
 
-class Listing(NamedTuple):
-    """Of one kernel."""
+def listing(ptx: str, name: str, cubin: bytes | None = None) -> dict[str, int]:
+    """Of the kernel called `name`: instructions in ``ptx``; machine instructions, ``sass``, without the idle ones that
+    pad the end; ``registers`` and ``spilled_bytes`` of local memory of a thread.
 
-    ptx: int
-    """instructions in PTX"""
-    sass: int
-    """machine instructions, without the idle ones that pad the end"""
-    registers: int
-    """of a thread"""
-    spilled_bytes: int
-    """of local memory, of a thread"""
-
-
-def listing(ptx: str, name: str, cubin: bytes | None = None) -> Listing:
-    """The listing of the kernel called `name`; the PTX is assembled for its own target by Triton's assembler where no
-    machine code is given."""
+    The PTX is assembled for its own target by Triton's assembler where no machine code is given.
+    """
     body = re.search(rf"\.entry\s+{re.escape(name)}\b.*?\n\}}", ptx, re.DOTALL)
     if body is None:
         raise ValueError(f"kernel {name}: not in this PTX")
@@ -35,12 +24,12 @@ def listing(ptx: str, name: str, cubin: bytes | None = None) -> Listing:
     numbers = {key: int(count) for key, count in re.findall(r"(REG|STACK|LOCAL):(\d+)", of[1] if of else "")}
     sections = re.split(r"//-+ \.text\.(\S+)", code)
     text = dict(zip(sections[1::2], sections[2::2], strict=True))[name]
-    return Listing(
-        ptx=len(_PTX.findall(body[0])),
-        sass=len(SASS.findall(text)),
-        registers=numbers["REG"],
-        spilled_bytes=numbers["STACK"] + numbers["LOCAL"],
-    )
+    return {
+        "ptx": len(_PTX.findall(body[0])),
+        "sass": len(SASS.findall(text)),
+        "registers": numbers["REG"],
+        "spilled_bytes": numbers["STACK"] + numbers["LOCAL"],
+    }
 
 
 def disassembled(cubin: bytes) -> tuple[str, str]:

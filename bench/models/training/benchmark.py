@@ -17,10 +17,11 @@ from ....train.engine.step_timer import STAGES
 from ...harness import records
 from ...harness.provenance import usual_device
 from ...harness.records import Row
+from ...harness.results_file import open_results
 from ...harness.tables import Column, Line, aligned, fields, lines_of, number, numbers
 from ...operator.implementations import usual_backends
 from ...options import STEP_OPTIONS, TrainingOptions
-from ..resumable import Planned, measure_missing, results_file
+from ..resumable import Planned, measure_missing
 from . import loading, steps
 
 _MARKS, _REDUCED_MARKS = (200, 2000), (20, 60)
@@ -32,7 +33,8 @@ _IMAGE, _REDUCED_IMAGE = "800x1066", "128x160"
 def measure_rows(options: TrainingOptions) -> int:
     """Measures and prints; returns how many rows are left when the time is over."""
     device = usual_device()
-    book = results_file("training", options, device, "train/**/*.py", "bench/models/training/*.py")
+    sources, keep = ("train/**/*.py", "bench/models/training/*.py"), not options.quick and device.type == "cuda"
+    book = open_results("msdeform bench training", options, device, measured=sources, keep=keep)
     left = measure_missing(_planned(options, device), book, options.minutes)
     for kind, table in TABLES.items():
         if rows := [row for row in book.of(kind) if not row.get("failure")]:
@@ -71,11 +73,10 @@ def _planned(options: TrainingOptions, device: torch.device) -> Planned:
 def loading_table(rows: Sequence[Row]) -> list[Line]:
     """Images a second, a line for each cache."""
     counts = sorted({row["workers"] for row in rows})
+    speeds = {(row["data"], row["cache"], row["workers"]): number(row["images_per_second"]) for row in rows}
     lines: list[Line] = [("data", "cache", *(f"{count} workers" for count in counts))]
-    for data, cache in dict.fromkeys((row["data"], row["cache"]) for row in rows):
-        mine = {row["workers"]: row for row in rows if (row["data"], row["cache"]) == (data, cache)}
-        speeds = (number(mine[count]["images_per_second"]) if count in mine else "-" for count in counts)
-        lines.append((data, cache, *speeds))
+    for lead in dict.fromkeys(key[:2] for key in speeds):
+        lines.append((*lead, *(speeds.get((*lead, count), "-") for count in counts)))
     return lines
 
 
@@ -98,10 +99,13 @@ def step_table(rows: Sequence[Row]) -> list[Line]:
         "peak MB": numbers("peak_mb"),
         "ms a step": numbers("step_us", 1e3),
     }
-    for stage in STAGES:
-        if any(row["stages_us"][stage] > 0 for row in rows):
-            columns[stage] = lambda row, stage=stage: number(row["stages_us"][stage], 1e3)
-    return lines_of(rows, columns)
+    spent = {stage: [row["stages_us"][stage] for row in rows] for stage in STAGES}
+    head, *lines = lines_of(rows, columns)
+    for stage, times in spent.items():
+        if any(times):
+            head = (*head, stage)
+            lines = [(*line, number(us, 1e3)) for line, us in zip(lines, times, strict=True)]
+    return [head, *lines]
 
 
 TABLES = {"loading": loading_table, "loading-memory": memory_table, "training-step": step_table}

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ....train.config.options import Batch, Compute, Loading, Logging, Model, Run, Source, TrainOptions
+from ....train.config import options as train
 from ....train.data.dataset import Sample
 from ....train.engine.state import Training, by_shape
 from ....train.engine.step_timer import STAGES
@@ -102,16 +102,16 @@ def _measure(step: Step, data: Path, device: torch.device, times: int, warm_up: 
     }
 
 
-def _options(step: Step, option: Option, data: Path, device: torch.device) -> TrainOptions:
+def _options(step: Step, option: Option, data: Path, device: torch.device) -> train.TrainOptions:
     compute: dict[str, Any] = {"device": str(device), "precision": PRECISIONS[step.dtype], **option.compute}
-    return TrainOptions(
-        source=Source(data=data),
-        loading=Loading(workers=0, bucket=option.bucket),
-        model=Model(step.model, attn_backend=step.backend, backbone_weights="none"),  # type: ignore[arg-type]
-        batch=Batch(epochs=10**6, total_batch_size=step.batch * option.passes, batch_size=step.batch),
-        compute=Compute(**compute),
-        run=Run(dry_steps=0),
-        logging=Logging(tensorboard=False, progress=False, pictures=0),
+    return train.TrainOptions(
+        source=train.Source(data=data),
+        loading=train.Loading(workers=0, bucket=option.bucket),
+        model=train.Model(step.model, attn_backend=step.backend, backbone_weights="none"),  # type: ignore[arg-type]
+        batch=train.Batch(epochs=10**6, total_batch_size=step.batch * option.passes, batch_size=step.batch),
+        compute=train.Compute(**compute),
+        run=train.Run(dry_steps=0),
+        logging=train.Logging(tensorboard=False, progress=False, pictures=0),
     )
 
 

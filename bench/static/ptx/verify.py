@@ -1,5 +1,6 @@
 """``msdeform verify --compiled``: check the Triton kernels as compiled for a device, executed on this machine's CPU."""
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -77,7 +78,7 @@ def call(
         by_value: whether level sizes go to the kernels as numbers, as Python ints do, or as a tensor.
         arch, options: of :func:`.triton_driver.executing`.
     """
-    levels = tuple(size for pair in sizes for size in pair) if by_value else torch.tensor(sizes)
+    levels = tuple(itertools.chain(*sizes)) if by_value else torch.tensor(sizes)
     with launch.replaced(backward_method=method), executing(arch, **options):
         output = launch.forward(levels, tensors)
         return [output, *launch.backward(grad_output, levels, tensors, needs or (True,) * len(tensors))]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from msdeform import fused_ms_deform_attn
-from msdeform.bench.gpu import kernels, predictions
+from msdeform.bench.gpu import kernels
 from msdeform.bench.harness import records
 from msdeform.bench.operator.cases import CASES, Case
 from msdeform.bench.operator.implementations import Implementation
@@ -61,7 +61,7 @@ def test_predictions_stand_beside_what_was_measured(tmp_path: Path) -> None:
     rows = Operator("odd", "grid", "float32", "fused_ms_deform_attn", "triton").unmeasured(None)
     rows[0]["median_us"] = 110.0
     rows += Operator("odd", "grid", "float32", "ms_deform_attn", "triton").unmeasured(None)
-    text = predictions.text(records.Records([timed, *rows]), file)
+    text = kernels.beside_predictions(records.Records([timed, *rows]), file)
     assert text is not None
     found = {line.split()[3]: line.split()[4:] for line in text.splitlines()[1:]}
     assert found == {
@@ -69,12 +69,12 @@ def test_predictions_stand_beside_what_was_measured(tmp_path: Path) -> None:
         "sort": ["80.0", "to", "120", "165", "1.65"],
         "keys_kernel": ["80.0", "to", "120", "50.0", "0.50"],
     }
-    assert predictions.text(records.Records([]), file) is None
-    assert predictions.text(records.Records([timed]), tmp_path / "none.jsonl") is None
+    assert kernels.beside_predictions(records.Records([]), file) is None
+    assert kernels.beside_predictions(records.Records([timed]), tmp_path / "none.jsonl") is None
 
 
 def test_the_committed_predictions_are_of_things_that_are_measured() -> None:
-    rows = records.read(predictions.FILE).of("prediction")
+    rows = records.read(kernels.PREDICTIONS).of("prediction")
     assert rows
     for row in rows:
         assert row["case"] in CASES

@@ -82,10 +82,10 @@ $L__BB0_2:
 
 def test_a_listing_by_hand() -> None:
     found = listings.listing(PTX, "kernel")
-    assert found.ptx == 7
-    assert 4 < found.sass < 20
-    assert found.registers >= 4
-    assert found.spilled_bytes == 0
+    assert found["ptx"] == 7
+    assert 4 < found["sass"] < 20
+    assert found["registers"] >= 4
+    assert found["spilled_bytes"] == 0
     with pytest.raises(ValueError, match="kernel kern: not in this PTX"):
         listings.listing(PTX, "kern")
 

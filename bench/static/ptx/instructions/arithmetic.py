@@ -27,14 +27,7 @@ def _high(x: Any, y: Any) -> Any:
     """The upper half of a product of integers."""
     if x.dtype.itemsize < 8:
         return ((_wide(x) * _wide(y)) >> _WIDE[x.dtype].type(8 * x.dtype.itemsize)).astype(x.dtype)
-    mask, half = np.uint64(0xFFFFFFFF), np.uint64(32)
-    a, b = np.asarray(x).view(np.uint64), np.asarray(y).view(np.uint64)
-    low, middle, other = (a & mask) * (b & mask), (a >> half) * (b & mask), (a & mask) * (b >> half)
-    carry = (low >> half) + (middle & mask) + (other & mask)
-    high = (a >> half) * (b >> half) + (middle >> half) + (other >> half) + (carry >> half)
-    if x.dtype.kind == "i":
-        high = high - np.where(x < 0, b, np.uint64(0)) - np.where(y < 0, a, np.uint64(0))
-    return high.view(x.dtype)
+    return np.asarray(np.multiply(x, y, dtype=object) >> 64).astype(x.dtype)
 
 
 def _remainder(x: Any, y: Any) -> Any:
@@ -54,27 +47,16 @@ def _shift_right(x: Any, n: Any) -> Any:
     return shifted if x.dtype.kind == "i" else np.where(n < bits, shifted, x.dtype.type(0))
 
 
-def _low_ones(count: Any, dtype: Any) -> Any:
-    """Numbers whose lowest `count` bits are ones."""
-    return (_shift_left(np.ones_like(count, dtype), count) - dtype(1)).astype(dtype)
-
-
 def _extract(x: Any, start: Any, count: Any) -> Any:
     """Bit field: `count` bits from `start` on, extended by the highest where x is signed."""
-    start, count = start & np.uint32(255), count & np.uint32(255)
-    unsigned = np.asarray(x).view(f"u{x.dtype.itemsize}")
-    dtype = unsigned.dtype.type
-    ones = _low_ones(count, dtype)
-    field = _shift_right(unsigned, start) & ones
-    if x.dtype.kind == "u":
-        return field
-    top = np.minimum(start + count - np.uint32(1), 8 * x.dtype.itemsize - 1)
-    negative = (_shift_right(unsigned, top) & dtype(1) != 0) & (count != 0)
-    return np.where(negative, field | ~ones, field).view(x.dtype)
+    start, count, bits = start & np.uint32(255), count & np.uint32(255), np.uint32(8 * x.dtype.itemsize)
+    above = bits - np.minimum(start + count, bits)
+    return np.where(count == 0, x.dtype.type(0), _shift_right(_shift_left(x, above), above + start))
 
 
 def _insert(a: Any, b: Any, start: Any, count: Any) -> Any:
-    mask = _shift_left(_low_ones(count, b.dtype.type), start)
+    one = np.ones_like(b)
+    mask = _shift_left(_shift_left(one, count) - one, start)
     return (_shift_left(a, start) & mask) | (b & ~mask)
 
 
@@ -83,7 +65,8 @@ def _joined(low: Any, high: Any) -> Any:
 
 
 def _permute(x: Any, y: Any, selector: Any) -> Any:
-    both, result = _joined(x, y), np.uint32(0)
+    both: Any = _joined(x, y)
+    result: Any = np.uint32(0)
     for k in range(4):
         chosen = (selector >> np.uint32(4 * k)) & np.uint32(15)
         byte = (both >> ((chosen & np.uint32(7)).astype(np.uint64) * np.uint64(8))) & np.uint64(255)
