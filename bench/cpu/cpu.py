@@ -23,7 +23,7 @@ from ..operator import cases, implementations
 from ..operator.runner import START_LIMIT
 from ..options import CPU_IMPLEMENTATIONS, CpuOptions
 from .tables import MAIN, OURS, all_rows
-from .worker import Cell
+from .worker import Cell, respond
 
 CODE = ("bench/cpu/worker.py",)
 
@@ -77,10 +77,10 @@ def measured(cell: Cell, options: CpuOptions, missing: dict[str, str]) -> list[R
     failed: dict[str, str] = {}
     rows: list[Row] = []
     while left := [name for name in cell.backends if name not in failed and name not in missing]:
-        request = {"cell": cell, "backends": left, "seconds": options.seconds, "rounds": options.rounds}
+        request = (cell._replace(backends=tuple(left)), options.seconds, options.rounds)
         rows, last = [], None
         try:
-            for answer in answers("msdeform.bench.cpu.worker", request, start_limit=START_LIMIT, limit=options.limit):
+            for answer in answers(respond, *request, start_limit=START_LIMIT, limit=options.limit):
                 if "missing" in answer:
                     missing[answer["missing"]] = answer["reason"]
                 elif "row" in answer:

@@ -5,7 +5,7 @@
 
 A first call loads a backend, and compiles what it needs or finds it on the disk, which is left as it is. A process
 makes its inputs, and then times two forwards, or two forwards with backward, of the fused function; importing PyTorch
-and msdeform comes before and is timed on its own. ``python -m msdeform.bench.cpu.first_call`` is that process.
+and msdeform comes before and is timed on its own.
 """
 
 import statistics
@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from importlib import import_module
 
-from ..harness.isolate import Answer, ChildFailed, Message, answers, serve
+from ..harness.isolate import Answer, ChildFailed, Message, answers
 from ..harness.records import Row
 from ..harness.tables import aligned
 from ..options import FirstCallOptions
@@ -54,7 +54,7 @@ def measured(case: str, dtype: str, direction: str, backend: str, times: int, fa
     found: list[Message] = []
     try:
         for _ in range(times if failure is None else 0):
-            found += answers("msdeform.bench.cpu.first_call", what, start_limit=_LIMIT, limit=_LIMIT)
+            found += answers(respond, what, start_limit=_LIMIT, limit=_LIMIT)
     except ChildFailed as error:
         failure = str(error)
     whole = failure is None
@@ -68,7 +68,7 @@ def measured(case: str, dtype: str, direction: str, backend: str, times: int, fa
     }
 
 
-def respond(request: Message, answer: Answer) -> None:
+def respond(answer: Answer, request: Message) -> None:
     """Answers with the times of this process."""
     times: dict[str, float] = {}
 
@@ -95,7 +95,3 @@ def respond(request: Message, answer: Answer) -> None:
         for name in _TIMES[2:]:
             timed(name, lambda: getattr(work, request["direction"])(0))
     answer(**times, threads=torch.get_num_threads())
-
-
-if __name__ == "__main__":
-    serve(respond)

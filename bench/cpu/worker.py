@@ -1,4 +1,4 @@
-"""``python -m msdeform.bench.cpu.worker FD``: measures one cell of :mod:`.cpu`, every implementation in this process.
+"""Measures one cell of :mod:`.cpu`, every implementation in this process.
 
 A cell is a case, a dtype and a function. Each implementation is held against float64 first, with the most threads; what
 fails gets no speed. The others then take turns, so that whatever else the machine does slows all of them: a turn is one
@@ -11,14 +11,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from itertools import product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from ...kernels.diagnostics.checks import DTYPES
 from ...kernels.diagnostics.options import BACKENDS
 from ..harness import measure
-from ..harness.isolate import Answer, Message, serve
+from ..harness.isolate import Answer
 from ..harness.measure import Ratio, Timing
 from ..harness.records import Row
 from ..harness.tables import HAS_NONE
@@ -148,10 +148,10 @@ def _once(call: Callable[[int], object]) -> float:
     return (time.perf_counter() - start) * 1e6
 
 
-def respond(request: Message, answer: Answer) -> None:
-    """Answers with ``{"missing": name, "reason": ...}``, ``{"begin": name}`` before each piece of work, and rows."""
+def respond(answer: Answer, cell: Cell, seconds: float, rounds: int) -> None:
+    """Answers with ``missing=name, reason=...``, ``begin=name`` before each piece of work, and rows."""
     found = []
-    for name in request["backends"]:
+    for name in cell.backends:
         answer(begin=name)
         one = implementations.find(name, torch.device("cpu"))
         if one.reason is None:
@@ -159,11 +159,6 @@ def respond(request: Message, answer: Answer) -> None:
         else:
             answer(missing=name, reason=one.reason)
     if found:
-        cell = Cell(*request["cell"])
-        times = {"seconds": request["seconds"], "rounds": request["rounds"]}
-        for row in measured(cases.find(cell.case), cell, found, begin=lambda name: answer(begin=name), **times):
+        how: Any = {"seconds": seconds, "rounds": rounds, "begin": lambda name: answer(begin=name)}
+        for row in measured(cases.find(cell.case), cell, found, **how):
             answer(row=row)
-
-
-if __name__ == "__main__":
-    serve(respond)

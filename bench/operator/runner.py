@@ -2,9 +2,9 @@
 
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 
@@ -12,11 +12,11 @@ from ..harness import records
 from ..harness.isolate import ChildFailed, answers
 from ..harness.results_file import ResultsFile
 from . import implementations
-from .jobs import Job, groups
+from .jobs import OF_OPERATOR, Job
+from .worker import respond
 
 START_LIMIT = 180.0  # seconds to import torch and an implementation, on a busy machine
 _MOST_CRASHES = 3  # of one process's jobs, after which the others are given up
-_WORKER = "msdeform.bench.operator.worker"
 
 
 @dataclass
@@ -41,7 +41,11 @@ def measure(jobs: Sequence[Job], settings: Settings, results: ResultsFile, proce
 
     `processes` at a time, for what is not timed: each backend's jobs are dealt out among them.
     """
-    found = groups([job for job in jobs if results.to_measure(*job.cells())])
+    groups: dict[tuple[bool, str], list[Job]] = {}  # that share a process: the operator's apart from the detectors'
+    for job in jobs:
+        if results.to_measure(*job.cells()):
+            groups.setdefault((job.kind in OF_OPERATOR, job.backend), []).append(job)
+    found = [*groups.values()]
     if processes == 1:
         return sum(_measure_group(group, settings, results) for group in found)
     size = -(-sum(map(len, found)) // processes)
@@ -52,53 +56,37 @@ def measure(jobs: Sequence[Job], settings: Settings, results: ResultsFile, proce
 
 def _measure_group(jobs: list[Job], settings: Settings, results: ResultsFile) -> int:
     """Jobs of one implementation, in as many processes as it takes; returns how many the deadline left."""
-    backend = jobs[0].backend
+    backend, crashes = jobs[0].backend, 0
     reason = implementations.absent(backend, settings.device)
-    if reason is not None:
-        results.add({"kind": "missing", "backend": backend, "reason": reason})
-        return 0
-    crashes = 0
-    while jobs:
+    answered = set()
+    while jobs and reason is None:
         if time.monotonic() >= settings.deadline:
             return len(jobs)
-        request = {
-            "backend": backend,
-            "baseline": settings.baseline,
-            "device": str(settings.device),
-            "seconds": settings.seconds,
-            "threads": settings.threads,
-            "jobs": [{"kind": job.kind, **asdict(job)} for job in jobs],
-        }
-        begun, missing = -1, set()
+        begun = -1
+        request = (backend, jobs, settings.baseline, settings.device, settings.seconds, settings.threads)
         try:
-            for answer in answers(_WORKER, request, start_limit=START_LIMIT, limit=settings.limit):
+            for answer in answers(respond, *request, start_limit=START_LIMIT, limit=settings.limit):
                 if "missing" in answer:
-                    results.add({"kind": "missing", "backend": backend, "reason": answer["missing"]})
-                    return 0
-                if "begin" in answer:
+                    reason = answer["missing"]
+                elif "begin" in answer:
                     if time.monotonic() >= settings.deadline:
                         return len(jobs) - answer["begin"]
                     begun = answer["begin"]
-                    missing = set(jobs[begun].cells())
                 else:
-                    missing.discard(records.key(answer["row"]))
+                    answered.add(records.key(answer["row"]))
                     results.add(answer["row"])
                     print(".", end="", flush=True, file=sys.stderr)
-            return 0
+            break
         except ChildFailed as error:
-            failure = str(error)
-        crashes += 1
-        if begun >= 0:
-            _fail(jobs[begun : begun + 1], failure, missing, results)
-        jobs = jobs[begun + 1 :]
-        if begun < 0 or crashes == _MOST_CRASHES:  # it will not do better with the others
-            _fail(jobs, f"given up: {failure}", {key for job in jobs for key in job.cells()}, results)
-            return 0
+            crashes += 1
+            failed = [row for job in jobs[max(begun, 0) : begun + 1] for row in job.unmeasured(str(error))]
+            jobs = jobs[begun + 1 :]
+            if begun < 0 or crashes == _MOST_CRASHES:  # it will not do better with the others
+                failed += [row for job in jobs for row in job.unmeasured(f"given up: {error}")]
+                jobs = []
+            for row in failed:
+                if records.key(row) not in answered:
+                    results.add(row)
+    if reason is not None:
+        results.add({"kind": "missing", "backend": backend, "reason": reason})
     return 0
-
-
-def _fail(jobs: Iterable[Job], failure: str, missing: set[tuple[object, ...]], results: ResultsFile) -> None:
-    for job in jobs:
-        for row in job.unmeasured(failure):
-            if records.key(row) in missing:
-                results.add(row)

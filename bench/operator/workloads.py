@@ -140,6 +140,8 @@ def check(work: Workload, truth: Truth) -> dict[str, Check]:
 
 def sentence(error: Exception) -> str:
     """An error in a line."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return "out of memory"
     message = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {message[0]}"
 

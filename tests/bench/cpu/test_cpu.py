@@ -19,7 +19,6 @@ from msdeform.bench.operator.cases import Case
 from msdeform.bench.operator.implementations import Implementation
 from msdeform.bench.options import CPU_IMPLEMENTATIONS, CpuOptions
 from msdeform.cli import main
-from tests.house.project import ROOT
 
 SMALL = Case("small", ((6, 5), (3, 2)), B=2, Q=7, H=2, D=4)
 FAKES = """
@@ -55,7 +54,7 @@ Bench = Callable[..., tuple[int, list[dict[str, Any]]]]
 def bench(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Bench:
     """The command on one small cell; its exit status and the rows it kept."""
     (tmp_path / "fakes.py").write_text(FAKES)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(tmp_path)]))
+    monkeypatch.syspath_prepend(tmp_path)
     out = tmp_path / "rows"
 
     def call(*words: str) -> tuple[int, list[dict[str, Any]]]:
