@@ -15,7 +15,7 @@ from typing import Any
 from ...common.options import nearest
 from ..harness import records
 from ..harness.records import Row
-from ..harness.tables import aligned, microseconds
+from ..harness.tables import aligned, time
 from ..options import CompareOptions
 
 _KINDS = ("operator", "model", "training")
@@ -51,7 +51,7 @@ class Change:
         """Its cells in a report."""
         known = self.ratio is not None
         ratio, interval = (f"{self.ratio:.2f}", f"{self.low:.2f}-{self.high:.2f}") if known else ("-", "-")
-        return " ".join(map(str, self.cell)), microseconds(self.before), microseconds(self.after), ratio, interval
+        return " ".join(map(str, self.cell)), time(self.before), time(self.after), ratio, interval
 
 
 def run(options: CompareOptions) -> int:

@@ -208,7 +208,7 @@ def test_turns(monkeypatch: pytest.MonkeyPatch) -> None:
 
         return run
 
-    calls = {"fast": call("fast", 0.004), "slow": call("slow", 0.03), "breaks": call("breaks", 0.03)}
+    calls = {"fast": call("fast", 0.002), "slow": call("slow", 0.03), "breaks": call("breaks", 0.03)}
     times, failures = worker.take_turns(calls, seconds=0, rounds=2)
     assert failures == {"breaks": "RuntimeError: out of luck"}
     assert [*times] == ["fast", "slow"]
