@@ -114,9 +114,9 @@ def truth(case: Case, inputs: OperatorInputs, fused: bool) -> Truth:
     gradients = torch.autograd.grad(output, leaves, inputs.grad_output.double())
     results = {"output": output.detach(), **dict(zip(FUSED if fused else PLAIN, gradients, strict=True))}
     kinks = on_kinks(case, inputs.sampling_locations)
-    if fused:  # a reference point moves the points of every head
-        return Truth(results, {"reference_points": kinks.any(4).any(2), "sampling_offsets": kinks})
-    return Truth(results, {"sampling_locations": kinks})
+    # a reference point moves the points of every head
+    moved = {"reference_points": kinks.any(4).any(2), "sampling_offsets": kinks, "sampling_locations": kinks}
+    return Truth(results, moved)
 
 
 def check(work: Workload, truth: Truth) -> dict[str, Check]:
@@ -133,9 +133,8 @@ def check(work: Workload, truth: Truth) -> dict[str, Check]:
     except Exception as error:  # an implementation may fail in any way, and the others are still to be measured
         failed = Check(None, None, sentence(error))
         return {"forward": failed, "backward": failed}
-    output_comparison = comparisons.pop("output")
-    backward = Check(None, None, HAS_NONE) if work.forward_only else _verdict(comparisons)
-    return {"forward": _verdict({"output": output_comparison}), "backward": backward}
+    forward = _verdict({"output": comparisons.pop("output")})
+    return {"forward": forward, "backward": _verdict(comparisons) if comparisons else Check(None, None, HAS_NONE)}
 
 
 def sentence(error: Exception) -> str:
@@ -147,7 +146,12 @@ def sentence(error: Exception) -> str:
 
 
 def _verdict(comparisons: dict[str, Comparison]) -> Check:
-    name, worst = max(comparisons.items(), key=lambda item: _excess(item[1]))
+    def excess(name: str) -> tuple[bool, float]:
+        error, bound = comparisons[name]
+        return math.isnan(error), error / bound if bound else float(error > 0)
+
+    name = max(comparisons, key=excess)
+    worst = comparisons[name]
     return Check(worst.error, worst.bound, None if worst.ok else difference(name, worst))
 
 
@@ -156,10 +160,3 @@ def difference(name: str, comparison: Comparison) -> str:
     if math.isnan(comparison.error):
         return f"{DIFFERS} in {name}: some numbers are not finite in one of the two only"
     return f"{DIFFERS} in {name}: error {comparison.error:.2e}, bound {comparison.bound:.2e}"
-
-
-def _excess(comparison: Comparison) -> float:
-    """Error in units of its bound; NaN is the worst."""
-    if math.isnan(comparison.error):
-        return math.inf
-    return comparison.error / comparison.bound if comparison.bound else float(comparison.error > 0)
