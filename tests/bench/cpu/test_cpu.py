@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from msdeform import fused_ms_deform_attn, ms_deform_attn
-from msdeform.bench.cpu import cpu, tables, worker
-from msdeform.bench.cpu.worker import Cell
+from msdeform.bench.cpu import cpu, tables
+from msdeform.bench.cpu.cpu import Cell
 from msdeform.bench.harness import records
 from msdeform.bench.operator import cases
 from msdeform.bench.operator.cases import Case
@@ -149,7 +149,7 @@ def test_rows_of_a_cell() -> None:
     ]
     begun: list[str] = []
     rows = list(
-        worker.measured(
+        cpu.cell_rows(
             SMALL,
             Cell("small", "float32", "fused_ms_deform_attn", (1, 2), ()),
             found,
@@ -181,7 +181,7 @@ def test_rows_of_a_cell() -> None:
 def test_ours_that_is_wrong_is_no_baseline() -> None:
     found = [variant("cpu", ours=True, output=1.01), variant("core")]
     cell = Cell("small", "bfloat16", "ms_deform_attn", (1,), ())
-    rows = list(worker.measured(SMALL, cell, found, seconds=0, rounds=2))
+    rows = list(cpu.cell_rows(SMALL, cell, found, seconds=0, rounds=2))
     ours = [row for row in rows if row["ours"]]
     assert all(row["failure"].startswith("differs") and row["median_us"] is None for row in ours)
     assert all(row["median_us"] > 0 and row["ratio"] is None for row in rows if not row["ours"])
@@ -209,7 +209,7 @@ def test_turns(monkeypatch: pytest.MonkeyPatch) -> None:
         return run
 
     calls = {"fast": call("fast", 0.002), "slow": call("slow", 0.03), "breaks": call("breaks", 0.03)}
-    times, failures = worker.take_turns(calls, seconds=0, rounds=2)
+    times, failures = cpu.take_turns(calls, seconds=0, rounds=2)
     assert failures == {"breaks": "RuntimeError: out of luck"}
     assert [*times] == ["fast", "slow"]
     assert [len(each) for each in times.values()] == [2, 2]
@@ -221,8 +221,8 @@ def test_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     assert order.index("breaks") < len(order) - 1 - order[::-1].index("fast")
 
     order.clear()
-    monkeypatch.setattr(worker, "_LONG", 0.02)
-    times, _ = worker.take_turns({"slow": calls["slow"]}, seconds=0, rounds=2)
+    monkeypatch.setattr(cpu, "_LONG", 0.02)
+    times, _ = cpu.take_turns({"slow": calls["slow"]}, seconds=0, rounds=2)
     assert len(order) == len(times["slow"]) == 2, "long calls are alone in their turns"
 
 

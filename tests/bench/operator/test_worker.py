@@ -14,7 +14,7 @@ from msdeform.bench.operator import workloads
 from msdeform.bench.operator.cases import CASES, Case
 from msdeform.bench.operator.implementations import Implementation
 from msdeform.bench.operator.jobs import Operator
-from msdeform.bench.operator.worker import operator_rows
+from msdeform.bench.operator.runner import operator_rows
 from msdeform.bench.report.compare import compare, report
 from msdeform.kernels.diagnostics.tolerances import Comparison
 from msdeform.kernels.diagnostics.tolerances import compare as compare_tensors
