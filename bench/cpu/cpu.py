@@ -1,11 +1,7 @@
 """``msdeform bench cpu``: the operator's implementations on a CPU, all in turn, with one thread and with more.
 
-    msdeform bench cpu --out bench/results                             # everything that can be imported here
-    msdeform bench cpu --cases odd --backends cpu openvino --threads 1 2
-
 A case, a dtype and a function are a cell, which has a process of its own. An implementation that crashes or hangs there
-is left out, and the cell begins again without it. Cells that are recorded, of the same code on the same machine, are
-not measured again.
+is left out, and the cell begins again without it. Cells that are recorded are not measured again.
 
 In its process, each implementation is held against float64 first, with the most threads; what fails gets no speed. The
 others then take turns, so that whatever else the machine does slows all of them: a turn is one call that is not timed,
@@ -162,12 +158,7 @@ def cell_rows(
             checks[subject.name] = dict.fromkeys(DIRECTIONS, Check(None, None, HAS_NONE))
             continue
         work[subject.name] = workloads.operator(case, subject, [inputs], fused)
-        one = workloads.check(work[subject.name], truth)
-        # a training step needs both: a forward that is wrong makes its backward worth nothing
-        checks[subject.name] = {
-            "forward": one["forward"],
-            "both": one["backward"] if one["forward"].failure is None else one["forward"],
-        }
+        checks[subject.name] = workloads.check(work[subject.name], truth)
     for count in cell.threads:
         torch.set_num_threads(count)
         for direction in DIRECTIONS:

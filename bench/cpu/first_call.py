@@ -1,8 +1,5 @@
 """``msdeform bench first-call``: what the first call of the operator on a CPU costs in a new process.
 
-    msdeform bench first-call
-    msdeform bench first-call --backends cpu --dtypes float32 bfloat16 --times 5
-
 A first call loads a backend, and compiles what it needs or finds it on the disk, which is left as it is. A process
 makes its inputs, and then times two forwards, or two forwards with backward, of the fused function; importing PyTorch
 and msdeform comes before and is timed on its own.

@@ -1,8 +1,5 @@
 """``msdeform bench startup``: CPU time of a command before it does anything: ``--help`` and two kinds of mistakes.
 
-    msdeform bench startup                              # every command
-    msdeform bench startup --commands train predict
-
 Each is a process of its own, run once to warm up and then several times: user and system time of the process, which
 other processes slow less than they slow the clock on the wall. A typo is the command's first option with a letter left
 out; out of range is the first value that the command refuses: a negative number, a word that is no choice, a file that

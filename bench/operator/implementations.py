@@ -256,9 +256,9 @@ def _pair(fraction: Tensor, first: Tensor, size: int) -> tuple[Tensor, Tensor]:
 
 
 def _engine(name: str, device: torch.device) -> Implementation:
-    """An engine that runs the operator as a graph of GridSample nodes: forward only, in float32."""
-    for module in (name, "onnx"):
-        _imported(module, f"pip install {name} onnx")
+    """An engine that runs the core as a graph of GridSample nodes: forward only, in float32."""
+    for module in (name, "onnx", "onnxscript"):
+        _imported(module, f"pip install {name} onnx onnxscript")
     if device.type != "cpu":
         raise _Absent("it is measured on a CPU alone")
     make = {"onnxruntime": graphs.onnxruntime_engine, "openvino": graphs.openvino_engine}[name]
@@ -269,7 +269,10 @@ def _engine(name: str, device: torch.device) -> Implementation:
         shapes = tuple(tuple(tensor.shape) for tensor in inputs)
         key = sizes, shapes, torch.get_num_threads()
         if key not in engines:
-            engines[key] = make(graphs.graph(sizes, shapes, fused=len(inputs) == len(FUSED)), key[-1])
+            _extents(sizes, device)  # kept from here on: one that is made within an export is no tensor
+            function = _core("core", device).function(len(inputs) == len(FUSED))
+            assert function is not None
+            engines[key] = make(graphs.graph(function, sizes, inputs), key[-1])
         B, Q, H = shapes[-1][:3]
         output = torch.empty(B, Q, H * shapes[0][3])
         engines[key](inputs, output)

@@ -159,8 +159,6 @@ def operator_rows(
         for row in job.unmeasured(None):
             yield {**row, **checks[row["direction"]]._asdict(), "ours": subject.ours}
         return
-    failing = next((check for check in checks.values() if check.failure is not None), None)
-    checks["both"] = failing or checks["backward"]
 
     def work_of(one: Implementation) -> Workload:
         if job.function == "MSDeformAttn":

@@ -120,7 +120,7 @@ def truth(case: Case, inputs: OperatorInputs, fused: bool) -> Truth:
 
 
 def check(work: Workload, truth: Truth) -> dict[str, Check]:
-    """Hold the first set's output (``forward``) and all its gradients (``backward``) against the truth."""
+    """The first set's output (``forward``), all its gradients (``backward``), and the two (``both``) held against the truth."""
     try:
         output = work.forward(0)
         gradients = () if work.forward_only else work.gradients(0, output)
@@ -132,9 +132,11 @@ def check(work: Workload, truth: Truth) -> dict[str, Check]:
             comparisons[name] = compare(result[keep], true[keep], compute, gradient=name != "output")
     except Exception as error:  # an implementation may fail in any way, and the others are still to be measured
         failed = Check(None, None, sentence(error))
-        return {"forward": failed, "backward": failed}
+        return dict.fromkeys(("forward", "backward", "both"), failed)
     forward = _verdict({"output": comparisons.pop("output")})
-    return {"forward": forward, "backward": _verdict(comparisons) if comparisons else Check(None, None, HAS_NONE)}
+    backward = _verdict(comparisons) if comparisons else Check(None, None, HAS_NONE)
+    # a training step needs both: a forward that is wrong makes its backward worth nothing
+    return {"forward": forward, "backward": backward, "both": backward if forward.failure is None else forward}
 
 
 def sentence(error: Exception) -> str:
