@@ -120,7 +120,7 @@ def truth(case: Case, inputs: OperatorInputs, fused: bool) -> Truth:
 
 
 def check(work: Workload, truth: Truth) -> dict[str, Check]:
-    """The first set's output (``forward``), all its gradients (``backward``), and the two (``both``) held against the truth."""
+    """The first set's output (``forward``), its gradients (``backward``) and the two (``both``) against the truth."""
     try:
         output = work.forward(0)
         gradients = () if work.forward_only else work.gradients(0, output)
