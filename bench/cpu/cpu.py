@@ -137,16 +137,10 @@ def measured(cell: Cell, options: CpuOptions, missing: dict[str, str]) -> list[R
 
 
 def cell_rows(
-    case: cases.Case,
-    cell: Cell,
-    found: Sequence[Implementation],
-    *,
-    seconds: float,
-    rounds: int,
-    begin: Begin = lambda _: None,
+    cell: Cell, found: Sequence[Implementation], seconds: float, rounds: int, begin: Begin = lambda _: None
 ) -> Iterator[Row]:
-    """A row for each implementation, number of threads and direction of a cell, whose case this is."""
-    fused = cell.function in FUSED
+    """A row for each implementation, number of threads and direction of a cell."""
+    case, fused = cases.find(cell.case), cell.function in FUSED
     inputs = make_inputs(case, DTYPES[cell.dtype], torch.device("cpu"), seed=0)
     torch.set_num_threads(max(cell.threads))
     truth = workloads.truth(case, inputs, fused)
@@ -234,5 +228,5 @@ def respond(answer: Answer, cell: Cell, seconds: float, rounds: int) -> None:
         else:
             answer(missing=name, reason=one.reason)
     if found:
-        for row in cell_rows(cases.find(cell.case), cell, found, seconds=seconds, rounds=rounds, begin=begin):
+        for row in cell_rows(cell, found, seconds, rounds, begin):
             answer(row=row)

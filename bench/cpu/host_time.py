@@ -77,8 +77,7 @@ def measure(device: torch.device, rounds: int, calls: int) -> list[Row]:
                 times = alternate(list(stages.values()), rounds, calls)
             wall = None
             if device.type == "cuda":
-                public = prepared(case, function, direction, device)["function"]
-                wall = time_call(lambda _, call=public: call(), device, 0.0).dispatch_us
+                wall = _wall_us(prepared(case, function, direction, device)["function"], device)
         for stage, taken in zip(stages, times, strict=True):
             over = [a - b for a, b in zip(taken, times[0], strict=True)]
             fifths = statistics.quantiles(taken, n=5, method="inclusive") if rounds > 1 else [*taken] * 4
@@ -90,6 +89,11 @@ def measure(device: torch.device, rounds: int, calls: int) -> list[Row]:
             launched = {"launches": launches[stage], "launched_us": wall if stage == "function" else None}
             rows.append({**lead, **times_us, **over_us, **launched, "rounds": rounds, "calls": calls})
     return rows
+
+
+def _wall_us(call: Call, device: torch.device) -> float | None:
+    """Wall time of a call in a row of calls that launch their kernels."""
+    return time_call(lambda _: call(), device, 0.0).dispatch_us
 
 
 @contextlib.contextmanager

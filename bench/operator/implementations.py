@@ -102,8 +102,8 @@ def _backend(name: str, device: torch.device) -> Implementation:
     if reason is not None:
         return Implementation(name, reason, ours=True)
 
-    functions = (partial(one, backend=name) for one in (ms_deform_attn, fused_ms_deform_attn))
-    return Implementation(name, None, *functions, ours=True)
+    plain, fused = (partial(one, backend=name) for one in (ms_deform_attn, fused_ms_deform_attn))
+    return Implementation(name, plain=plain, fused=fused, ours=True)
 
 
 @contextlib.contextmanager
@@ -148,7 +148,7 @@ def _during_backward(subject: Implementation, within: Callable[[], AbstractConte
             output.grad_fn.register_hook(lambda *_: context.close())
         return output
 
-    if subject.reason is not None:
+    if subject.plain is None or subject.fused is None:
         return subject
     return replace(subject, plain=partial(hooked, subject.plain), fused=partial(hooked, subject.fused))
 
@@ -287,8 +287,8 @@ def _compiled(name: str, device: torch.device) -> Implementation:
     subject = find(name.removesuffix("-compiled"), device)
     # a backward is timed many times on one graph, which keeps its buffers then
     importlib.import_module("torch._functorch.config").donated_buffer = False  # type: ignore[attr-defined]
-    plain, fused = (torch.compile(subject.function(one), fullgraph=True, dynamic=False) for one in (False, True))
-    return Implementation(name, plain=plain, fused=fused, limits=subject.limits)
+    compiled: Any = partial(torch.compile, fullgraph=True, dynamic=False)
+    return Implementation(name, None, compiled(subject.plain), compiled(subject.fused), limits=subject.limits)
 
 
 def _imported(module: str, how: str) -> Any:

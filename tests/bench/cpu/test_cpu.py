@@ -132,8 +132,9 @@ def variant(
 
 
 @pytest.fixture
-def _threads() -> Any:
-    """Numbers of threads that a test leaves as it found them."""
+def _threads(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A small case, and numbers of threads that a test leaves as it found them."""
+    monkeypatch.setitem(cases.CASES, "small", SMALL)
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
@@ -148,16 +149,8 @@ def test_rows_of_a_cell() -> None:
         Implementation("plain alone", plain=ms_deform_attn),
     ]
     begun: list[str] = []
-    rows = list(
-        cpu.cell_rows(
-            SMALL,
-            Cell("small", "float32", "fused_ms_deform_attn", (1, 2), ()),
-            found,
-            seconds=0.2,
-            rounds=3,
-            begin=begun.append,
-        )
-    )
+    cell = Cell("small", "float32", "fused_ms_deform_attn", (1, 2), ())
+    rows = list(cpu.cell_rows(cell, found, seconds=0.2, rounds=3, begin=begun.append))
     assert {*begun} == {subject.name for subject in found}
     for row in rows:
         records.key(row)
@@ -181,7 +174,7 @@ def test_rows_of_a_cell() -> None:
 def test_ours_that_is_wrong_is_no_baseline() -> None:
     found = [variant("cpu", ours=True, output=1.01), variant("core")]
     cell = Cell("small", "bfloat16", "ms_deform_attn", (1,), ())
-    rows = list(cpu.cell_rows(SMALL, cell, found, seconds=0, rounds=2))
+    rows = list(cpu.cell_rows(cell, found, seconds=0, rounds=2))
     ours = [row for row in rows if row["ours"]]
     assert all(row["failure"].startswith("differs") and row["median_us"] is None for row in ours)
     assert all(row["median_us"] > 0 and row["ratio"] is None for row in rows if not row["ours"])
