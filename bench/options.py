@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
@@ -85,6 +86,16 @@ def _check_image(option: str, text: str) -> None:
         raise ValueError(f"{option}: expected HEIGHTxWIDTH of at least 32 pixels, such as 800x1066, got {text}")
 
 
+def _check_detr(what: str, option: str, model: str) -> None:
+    if model.startswith("fasterrcnn"):
+        raise ValueError(f"{option}: expected a DETR, which {what}, got {model}")
+
+
+def _check_holds(name: str, expected: str, option: str, folder: Path) -> None:
+    if folder.is_dir() and not (folder / name).exists():
+        raise ValueError(f"{option}: expected {expected}, got {folder}")
+
+
 def _check_rows(option: str, out: Path) -> None:
     """Rows go to a folder, in which a file is named after day and device, or to a file ``*.jsonl``."""
     if out.is_file() and out.suffix != ".jsonl":
@@ -97,6 +108,10 @@ Name = Annotated[str, Metavar("NAME")]
 CaseName = Annotated[Name, Known("case", tuple(CASES))]
 Implementation = Annotated[Name, Checked(_check_implementation)]
 Image = Annotated[str, Checked(_check_image), Metavar("HxW")]
+ExplainedModel = Annotated[ModelName, Checked(partial(_check_detr, "has attention to explain"))]
+ExportedModel = Annotated[ModelName, Checked(partial(_check_detr, "takes a padding mask"))]
+Package = Annotated[ReadFolder, Checked(partial(_check_holds, "deformops", "a folder with the package in it"))]
+Checkout = Annotated[ReadFolder, Checked(partial(_check_holds, "README.md", "a checkout, with README.md and docs/"))]
 Seconds = Annotated[float, AtLeast(0)]
 Minutes = Annotated[float, AtLeast(0)]
 Limit = Annotated[float, Above(0)]
@@ -251,7 +266,7 @@ class DispatchOptions(Options):
 class ExplainOptions(AgainOption):
     """What an explanation costs beside the model's own forward and backward pass."""
 
-    models: tuple[ModelName, ...] = EXPLAINED_MODELS
+    models: tuple[ExplainedModel, ...] = EXPLAINED_MODELS
     """Detectors with attention, of msdeform.list_models()."""
     images: tuple[Image, ...] = ("800x1333",)
     """Height and width of the image, in pixels."""
@@ -264,29 +279,17 @@ class ExplainOptions(AgainOption):
     minutes: Minutes = 9.0
     """Minutes after which nothing begins."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for model in self.models:
-            if model.startswith("fasterrcnn"):
-                raise ValueError(f"models: expected a DETR, which has attention to explain, got {model}")
-
 
 @dataclass(frozen=True)
 class ExportsOptions(AgainOption):
     """Run exported detectors at every boundary of padding: how far do they differ from the models?"""
 
-    models: tuple[ModelName, ...] = EXPORTED_MODELS
+    models: tuple[ExportedModel, ...] = EXPORTED_MODELS
     """Detectors that take a padding mask, of msdeform.list_models()."""
     images: tuple[Image, ...] = ("96x128", "160x224", "250x333")
     """Height and width of the images, in pixels."""
     minutes: Minutes = 9.0
     """Minutes after which nothing begins."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for model in self.models:
-            if model.startswith("fasterrcnn"):
-                raise ValueError(f"models: expected a DETR, which takes a padding mask, got {model}")
 
 
 @dataclass(frozen=True)
@@ -301,17 +304,12 @@ class InstructionsOptions(Options):
     """Dtypes of value."""
     implementations: tuple[Counted, ...] = COUNTED_IMPLEMENTATIONS
     """Which of ours to count."""
-    deformops: ReadFolder | None = None
+    deformops: Package | None = None
     """Count deformops' Triton kernels instead: the folder that holds the package, unpacked."""
     official: ReadFile | None = None
     """Count the official kernels instead: Deformable DETR's ms_deform_im2col_cuda.cuh."""
     out: RecordedIn | None = None
     """Append the rows there; to bench/results without a value."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.deformops is not None and self.deformops.is_dir() and not (self.deformops / "deformops").is_dir():
-            raise ValueError(f"deformops: expected a folder with the package in it, got {self.deformops}")
 
 
 @dataclass(frozen=True)
@@ -328,15 +326,10 @@ class RenderOptions(Options):
 
     check: bool = False
     """Change nothing; status 1 if something is not up to date."""
-    root: ReadFolder = RESULTS.parent.parent
+    root: Checkout = RESULTS.parent.parent
     """Folder of README.md and docs/."""
     results: Results = (RESULTS,)
     """Files and folders of recorded rows."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.root.is_dir() and not (self.root / "README.md").is_file():
-            raise ValueError(f"root: expected a checkout, with README.md and docs/, got {self.root}")
 
 
 @dataclass(frozen=True)

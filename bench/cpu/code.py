@@ -1,7 +1,5 @@
 """``msdeform bench cpu-code``: how many instructions the CPU kernels spend on a point, counted in their machine code.
 
-    msdeform bench cpu-code --channels 32 64
-
 The code is that of this processor. What is counted is the usual way through one query and head: every instruction of
 the two loops over heads, one that computes where points lie and one that reads pixels, those of the loop over points as
 often as it turns. Branches to what is rare (numbers that are not finite) are not followed, and no pixel is fetched
@@ -11,6 +9,7 @@ ahead, as where all levels are small. Where the processor's counters can be read
 import platform
 import re
 from collections.abc import Sequence
+from itertools import product
 from typing import NamedTuple
 
 from ...kernels.cpu import backward, emit, forward
@@ -35,19 +34,15 @@ class Counts(NamedTuple):
 
 def code_rows(options: CpuCodeOptions) -> list[tuple[str, ...]]:
     """A line for each number of channels, dtype and direction."""
-    lines: list[tuple[str, ...]] = [
-        ("channels", "dtype", "direction", "instructions a point", "of vectors", "vector loads", "vector stores")
-    ]
-    for D in options.channels:
-        for dtype in options.dtypes:
-            kind = Kind(dtype, "float32", "float32", "float32", "float32", D, 4, 4, 2)
-            wanted = backward.Wanted(True, False, True, True)
-            backwards = backward.emit(kind, wanted, shared=False, summed=kind.rounded)
-            emitters = {"forward": forward.emit(kind), "backward": backwards}
-            for direction, emitter in emitters.items():
-                counts = count(emit.assembly(emitter.finish()), kind.padded // AT_ONCE)
-                a_point = (f"{number / kind.LP:.1f}" for number in counts)
-                lines.append((str(D), dtype, direction, *a_point))
+    counted = ("instructions a point", "of vectors", "vector loads", "vector stores")
+    lines: list[tuple[str, ...]] = [("channels", "dtype", "direction", *counted)]
+    wanted = backward.Wanted(True, False, True, True)
+    for D, dtype in product(options.channels, options.dtypes):
+        kind = Kind(dtype, "float32", "float32", "float32", "float32", D, 4, 4, 2)
+        backwards = backward.emit(kind, wanted, shared=False, summed=kind.rounded)
+        for direction, emitter in (("forward", forward.emit(kind)), ("backward", backwards)):
+            counts = count(emit.assembly(emitter.finish()), kind.padded // AT_ONCE)
+            lines.append((str(D), dtype, direction, *(f"{number / kind.LP:.1f}" for number in counts)))
     return lines
 
 

@@ -1,11 +1,8 @@
 """``msdeform bench first-call``: what the first call of the operator on a CPU costs in a new process.
 
-    msdeform bench first-call
-    msdeform bench first-call --backends cpu --dtypes float32 bfloat16 --times 5
-
 A first call loads a backend, and compiles what it needs or finds it on the disk, which is left as it is. A process
 makes its inputs, and then times two forwards, or two forwards with backward, of the fused function; importing PyTorch
-and msdeform comes before and is timed on its own. ``python -m msdeform.bench.cpu.first_call`` is that process.
+and msdeform comes before and is timed on its own.
 """
 
 import statistics
@@ -14,7 +11,7 @@ import time
 from collections.abc import Callable
 from importlib import import_module
 
-from ..harness.isolate import Answer, ChildFailed, Message, answers, serve
+from ..harness.isolate import Answer, ChildFailed, Message, answers
 from ..harness.records import Row
 from ..harness.tables import aligned
 from ..options import FirstCallOptions
@@ -54,7 +51,7 @@ def measured(case: str, dtype: str, direction: str, backend: str, times: int, fa
     found: list[Message] = []
     try:
         for _ in range(times if failure is None else 0):
-            found += answers("msdeform.bench.cpu.first_call", what, start_limit=_LIMIT, limit=_LIMIT)
+            found += answers(respond, what, start_limit=_LIMIT, limit=_LIMIT)
     except ChildFailed as error:
         failure = str(error)
     whole = failure is None
@@ -68,7 +65,7 @@ def measured(case: str, dtype: str, direction: str, backend: str, times: int, fa
     }
 
 
-def respond(request: Message, answer: Answer) -> None:
+def respond(answer: Answer, request: Message) -> None:
     """Answers with the times of this process."""
     times: dict[str, float] = {}
 
@@ -95,7 +92,3 @@ def respond(request: Message, answer: Answer) -> None:
         for name in _TIMES[2:]:
             timed(name, lambda: getattr(work, request["direction"])(0))
     answer(**times, threads=torch.get_num_threads())
-
-
-if __name__ == "__main__":
-    serve(respond)

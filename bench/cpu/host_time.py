@@ -26,6 +26,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import product
 from typing import Any
 from unittest import mock
 
@@ -34,12 +35,11 @@ from torch import Tensor
 
 from ...kernels import contract, registry
 from ...kernels.api import fused_ms_deform_attn, ms_deform_attn
-from ..harness.measure import interval
+from ..harness.measure import interval, time_call
 from ..harness.records import Row
 from ..harness.tables import Column, Line, fields, lines_of, numbers, spread
 from ..operator.cases import Case, find
 from ..operator.inputs import make_inputs
-from .stand_ins import without_device
 
 CASE = "decoder-800x1066"
 STAGES = ("bare", "launches only", "warm", "function", "launch", "dispatcher", "checks", "registry")
@@ -65,37 +65,45 @@ def table(rows: list[Row]) -> list[Line]:
 
 def measure(device: torch.device, rounds: int, calls: int) -> list[Row]:
     """A row for each function, direction and stage."""
+    from ...kernels.triton import launch
+
     rows: list[Row] = []
     case = dataclasses.replace(find(CASE), sizes=_SIZES)
-    for function in ("ms_deform_attn", "fused_ms_deform_attn"):
-        for direction in DIRECTIONS:
-            with _method(direction):
-                with without_device():
-                    stages = prepared(case, function, direction, device)
-                    launches = {stage: len(_launched(call)) for stage, call in stages.items()}
-                    times = alternate(list(stages.values()), rounds, calls)
-                wall = None
-                if device.type == "cuda":
-                    wall = _wall_us(_public(case, function, direction, device), device, calls)
-            for stage, taken in zip(stages, times, strict=True):
-                over = [a - b for a, b in zip(taken, times[0], strict=True)]
-                fifths = statistics.quantiles(taken, n=5, method="inclusive") if rounds > 1 else [*taken] * 4
-                low, high = interval(over)
-                lead = {"kind": "dispatch", "case": CASE, "dtype": "float32", "backend": "triton"}
-                lead |= {"function": function, "direction": direction, "stage": stage}
-                times_us = {"median_us": statistics.median(taken), "p20_us": fifths[0], "p80_us": fifths[3]}
-                over_us = {"over_bare_us": statistics.median(over), "over_bare_low_us": low, "over_bare_high_us": high}
-                launched = {"launches": launches[stage], "launched_us": wall if stage == "function" else None}
-                rows.append({**lead, **times_us, **over_us, **launched, "rounds": rounds, "calls": calls})
+    for function, direction in product(("ms_deform_attn", "fused_ms_deform_attn"), DIRECTIONS):
+        with launch.replaced(backward_method="cells" if direction.endswith("sorted") else "atomics"):
+            with without_device():
+                stages = prepared(case, function, direction, device)
+                launches = {stage: len(_launched(call)) for stage, call in stages.items()}
+                times = alternate(list(stages.values()), rounds, calls)
+            wall = None
+            if device.type == "cuda":
+                wall = _wall_us(prepared(case, function, direction, device)["function"], device)
+        for stage, taken in zip(stages, times, strict=True):
+            over = [a - b for a, b in zip(taken, times[0], strict=True)]
+            fifths = statistics.quantiles(taken, n=5, method="inclusive") if rounds > 1 else [*taken] * 4
+            low, high = interval(over)
+            lead = {"kind": "dispatch", "case": CASE, "dtype": "float32", "backend": "triton"}
+            lead |= {"function": function, "direction": direction, "stage": stage}
+            times_us = {"median_us": statistics.median(taken), "p20_us": fifths[0], "p80_us": fifths[3]}
+            over_us = {"over_bare_us": statistics.median(over), "over_bare_low_us": low, "over_bare_high_us": high}
+            launched = {"launches": launches[stage], "launched_us": wall if stage == "function" else None}
+            rows.append({**lead, **times_us, **over_us, **launched, "rounds": rounds, "calls": calls})
     return rows
 
 
-@contextlib.contextmanager
-def _method(direction: str) -> Iterator[None]:
-    """The backward that a direction names."""
-    from ...kernels.triton import launch
+def _wall_us(call: Call, device: torch.device) -> float | None:
+    """Wall time of a call in a row of calls that launch their kernels."""
+    return time_call(lambda _: call(), device, 0.0).dispatch_us
 
-    with launch.replaced(backward_method="cells" if direction.endswith("sorted") else "atomics"):
+
+@contextlib.contextmanager
+def without_device() -> Iterator[None]:
+    """Within, the Triton backend takes tensors on a CPU, its kernels are compiled for sm_90 and their launches do
+    nothing; results are memory as it was found."""
+    from ..static.ptx.triton_driver import idling
+
+    backend = registry.BACKENDS["triton"]._replace(unavailable=lambda: None, refuses=lambda _: None)
+    with registry.registered(backend), idling():
         yield
 
 
@@ -136,27 +144,27 @@ def alternate(calls: list[Call], rounds: int, times: int) -> list[list[float]]:
     return taken
 
 
-def _wall_us(call: Call, device: torch.device, calls: int) -> float:
-    """Wall time of a call in a row of calls that launch their kernels."""
-    for _ in range(3):  # compiles
-        call()
-    torch.cuda.synchronize(device)
-    start = time.perf_counter()
-    for _ in range(calls):
-        call()
-    torch.cuda.synchronize(device)
-    return (time.perf_counter() - start) / calls * 1e6
-
-
 def prepared(case: Case, function: str, direction: str, device: torch.device) -> dict[str, Call]:
     """The stages of a function in a direction as calls without arguments."""
-    tensors, grad_output = _inputs(case, function, direction, device)
-    forwards = _forwards(case, function, tensors)
-    stages = {stage: _of(forward, direction, tensors, grad_output) for stage, forward in forwards.items()}
-    output = forwards["function"]()
+    inputs = make_inputs(case, torch.float32, device, seed=0)
+    tensors = inputs.of(fused=function == "fused_ms_deform_attn")
+    for tensor in tensors:
+        tensor.requires_grad_(direction != "forward, no_grad" and tensor is not inputs.reference_points)
+    gradients = partial(
+        torch.autograd.grad,
+        inputs=[tensor for tensor in tensors if tensor.requires_grad],
+        grad_outputs=inputs.grad_output,
+    )
     backward = direction.startswith("forward+backward")
-    last = partial(torch.autograd.grad, output, _wanted(tensors), grad_output) if backward else forwards["function"]
-    launches = _launched(last)
+
+    def whole(forward: Callable[[], Tensor]) -> Call:
+        if backward:
+            return lambda: gradients(forward())
+        return torch.no_grad()(forward) if direction == "forward, no_grad" else forward
+
+    forwards = _forwards(case, function, tensors)
+    stages = {stage: whole(forward) for stage, forward in forwards.items()}
+    launches = _launched(partial(gradients, forwards["function"]()) if backward else forwards["function"])
 
     def launch() -> None:
         for again in launches:
@@ -164,40 +172,6 @@ def prepared(case: Case, function: str, direction: str, device: torch.device) ->
 
     stages["launches only"] = launch
     return {stage: stages[stage] for stage in STAGES}
-
-
-def _public(case: Case, function: str, direction: str, device: torch.device) -> Call:
-    """A direction by the public function."""
-    tensors, grad_output = _inputs(case, function, direction, device)
-    return _of(_forwards(case, function, tensors)["function"], direction, tensors, grad_output)
-
-
-def _inputs(case: Case, function: str, direction: str, device: torch.device) -> tuple[list[Tensor], Tensor]:
-    """The tensors of a function and the gradient of its output."""
-    inputs = make_inputs(case, torch.float32, device, seed=0)
-    tensors = inputs.of(fused=function == "fused_ms_deform_attn")
-    for tensor in tensors:
-        tensor.requires_grad_(direction != "forward, no_grad" and tensor is not inputs.reference_points)
-    return tensors, inputs.grad_output
-
-
-def _wanted(tensors: list[Tensor]) -> list[Tensor]:
-    return [tensor for tensor in tensors if tensor.requires_grad]
-
-
-def _of(forward: Callable[[], Tensor], direction: str, tensors: list[Tensor], grad_output: Tensor) -> Call:
-    """A forward in a direction."""
-    if direction == "forward":
-        return forward
-    if direction == "forward, no_grad":
-
-        def call() -> object:
-            with torch.no_grad():
-                return forward()
-
-        return call
-    wanted = _wanted(tensors)
-    return lambda: torch.autograd.grad(forward(), wanted, grad_output)
 
 
 def _forwards(case: Case, function: str, tensors: list[Tensor]) -> dict[str, Callable[[], Tensor]]:

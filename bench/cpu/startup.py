@@ -1,8 +1,5 @@
 """``msdeform bench startup``: CPU time of a command before it does anything: ``--help`` and two kinds of mistakes.
 
-    msdeform bench startup                              # every command
-    msdeform bench startup --commands train predict
-
 Each is a process of its own, run once to warm up and then several times: user and system time of the process, which
 other processes slow less than they slow the clock on the wall. A typo is the command's first option with a letter left
 out; out of range is the first value that the command refuses: a negative number, a word that is no choice, a file that
@@ -23,7 +20,7 @@ from typing import NamedTuple
 import torch
 
 from ...cli import COMMANDS
-from ...common.options import Option, Positional
+from ...common.options import Positional
 from ..harness.records import Row
 from ..harness.results_file import open_results
 from ..harness.tables import aligned
@@ -71,46 +68,35 @@ def tries(programs: Sequence[str]) -> Iterator[Try]:
     """What is run, in order. A command that refuses no value has only the first two ways."""
     yield Try(PYTHON, WAYS[0], ["-c", "pass"], 0)
     for program in programs:
-        words = ["-m", "msdeform", *program.split()]
+        words, options = ["-m", "msdeform", *program.split()], COMMANDS[program].known_options()
+        flags = [option for option in options if option.flag.startswith("--")]
+        typo = next((option.flag for option in flags if len(option.flag) > 4), "--help")[:-1]
         yield Try(program, WAYS[0], [*words, "--help"], 0)
-        yield Try(program, WAYS[1], [*words, _typo(program)], 2)
-        refused = _refused(program)
+        yield Try(program, WAYS[1], [*words, typo], 2)
+        needed: list[str] = []
+        for option in options:
+            if option.default is dataclasses.MISSING:
+                value = "." if Path in option.kinds else "word"
+                needed += [value] if option.mark(Positional) else [option.flag, value]
+        wrong = (
+            [*needed, option.flag, value]
+            for value, kinds in _WRONG.items()
+            for option in flags
+            if any((kind if isinstance(kind, type) else str) in kinds for kind in option.kinds)  # a choice is a word
+        )
+        refused = next((words for words in wrong if _refuses(program, words)), None)
         if refused is not None:
             yield Try(program, WAYS[2], [*words, *refused], 2)
 
 
-def _flags(program: str) -> list[Option]:
-    return [option for option in COMMANDS[program].known_options() if option.flag.startswith("--")]
-
-
-def _typo(program: str) -> str:
-    """An option without its last letter."""
-    return next((option.flag for option in _flags(program) if len(option.flag) > 4), "--help")[:-1]
-
-
-def _refused(program: str) -> list[str] | None:
-    """An option with a value that the command refuses, or None; numbers come first."""
-    needed: list[str] = []
-    for option in COMMANDS[program].known_options():
-        if option.default is dataclasses.MISSING:
-            value = "." if Path in option.kinds else "word"
-            needed += [value] if option.mark(Positional) else [option.flag, value]
-    for value, kinds in _WRONG.items():
-        for option in _flags(program):
-            takes = {kind if isinstance(kind, type) else str for kind in option.kinds}  # a choice is a word
-            if takes & {*kinds} and _refuses(program, [*needed, option.flag, value], option.flag):
-                return [*needed, option.flag, value]
-    return None
-
-
-def _refuses(program: str, words: list[str], flag: str) -> bool:
-    """Whether a command line ends with status 2 and a sentence that begins with this option."""
+def _refuses(program: str, words: list[str]) -> bool:
+    """Whether a command line ends with status 2 and a sentence that begins with its last option."""
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
             COMMANDS[program].read(words, f"msdeform {program}")
     except SystemExit as stop:
-        return stop.code == 2 and said.getvalue().startswith(f"msdeform {program}: {flag}:")
+        return stop.code == 2 and said.getvalue().startswith(f"msdeform {program}: {words[-2]}:")
     except (ValueError, OSError):
         return False
     return False

@@ -1,9 +1,11 @@
 """Tables of what the commands for a CPU measured: the operator's implementations, first calls, commands' start."""
 
 from collections.abc import Sequence
+from itertools import product
 
+from ...common.text import counted
 from ..harness.records import Row
-from ..harness.tables import HAS_NONE, Column, Line, failed, fields, lines_of, number, numbers
+from ..harness.tables import Column, Line, fields, grouped, lines_of, number, numbers, spread, time
 from ..operator import cases
 
 OURS = "cpu"
@@ -20,30 +22,9 @@ def direction_title(row: Row) -> str:
     return _TITLES[row["direction"]]
 
 
-def _cells(rows: Sequence[Row], *names: str) -> dict[tuple[object, ...], list[Row]]:
-    """Rows that agree in these fields, in the order in which they first came."""
-    found: dict[tuple[object, ...], list[Row]] = {}
-    for row in rows:
-        found.setdefault(tuple(row[name] for name in names), []).append(row)
-    return found
-
-
-def _milliseconds(row: Row | None) -> str:
-    """A median, or in a word why there is none."""
-    if row is None:
-        return "not measured"
-    if row["median_us"] is not None:
-        return number(row["median_us"], 1e3) + (" (noisy)" if row["noisy"] else "")
-    return "has none" if row["failure"] == HAS_NONE else failed(row)
-
-
 def _times(row: Row | None) -> str:
     """How many times as long as ours, or why that is not known."""
-    return _milliseconds(row) if row is None or row["median_us"] is None else f"{number(row['ratio'])}x"
-
-
-def _spread(row: Row) -> str:
-    return "" if row["median_us"] is None else f"{number(row['p20_us'], 1e3)}-{number(row['p80_us'], 1e3)}"
+    return time(row) if row is None or row["median_us"] is None else f"{number(row['ratio'])}x"
 
 
 def _interval(row: Row) -> str:
@@ -58,10 +39,10 @@ def all_rows(rows: Sequence[Row]) -> list[Line]:
     """Every row, after the head."""
     columns: dict[str, Column] = {
         **fields("case", "dtype", "function", "threads", "direction", "backend"),
-        "ms": _milliseconds,
-        "p20-p80": _spread,
+        "ms": lambda row: time(row, 1e3),
+        "p20-p80": lambda row: spread(row, 1e3),
         "rounds": lambda row: str(row["calls"] or ""),
-        "ns a point": lambda row: "" if row["median_us"] is None else number(row["ns_a_point"]),
+        "ns a point": numbers("ns_a_point"),
         "times as long as ours": _interval,
     }
     return lines_of(rows, columns)
@@ -73,13 +54,9 @@ def speed_table(rows: Sequence[Row]) -> list[Line]:
     columns = ("ms", "ns a point", "fastest other", "reference")
     titles = [f"{title}: {column}" for title in _TITLES.values() for column in columns]
     lines: list[Line] = [("case", "dtype", "threads", *titles)]
-    for cell, mine in _cells(rows, "case", "dtype", "threads").items():
-        line = [str(part) for part in cell]
-        for direction in DIRECTIONS:
-            ours, *others = _compared(mine, direction)
-            point = "-" if ours is None else number(ours["ns_a_point"])
-            line += [_milliseconds(ours), point, *others]
-        lines.append(line)
+    for cell, mine in grouped(rows, "case", "dtype", "threads").items():
+        compared = (part for direction in DIRECTIONS for part in _compared(mine, direction))
+        lines.append([*map(str, cell), *compared])
     return lines
 
 
@@ -88,20 +65,21 @@ def short_table(rows: Sequence[Row]) -> list[Line]:
     others = ("fastest other", "reference")
     lines: list[Line] = [("case", "threads", "forward ms", *others, "with backward", *others)]
     for case in SHORT:
-        found = [row for row in rows if row["case"] == case and row["dtype"] == "float32"]
+        found = grouped((row for row in rows if row["case"] == case and row["dtype"] == "float32"), "threads")
         if found:
-            threads = max(row["threads"] for row in found)
-            mine = [row for row in found if row["threads"] == threads]
-            cells = [_compared(mine, direction) for direction in DIRECTIONS]
-            parts = (part for ours, *rest in cells for part in (_milliseconds(ours), *rest))
+            ((threads,), mine) = max(found.items())
+            parts = (part for one in DIRECTIONS for i, part in enumerate(_compared(mine, one)) if i != 1)
             lines.append((case, str(threads), *parts))
     return lines
 
 
-def _compared(rows: Sequence[Row], direction: str) -> tuple[Row | None, str, str]:
-    """Ours in one direction, and how many times as long the fastest other and the reference take."""
+def _compared(rows: Sequence[Row], direction: str) -> tuple[str, ...]:
+    """Ours in one direction, in milliseconds and nanoseconds a point, and how many times as long the fastest other and
+    the reference take."""
     found = {row["backend"]: row for row in rows if row["direction"] == direction}
-    return found.get(OURS), fastest_other(list(found.values())), _times(found.get("reference"))
+    ours = found.get(OURS)
+    point = "-" if ours is None else number(ours["ns_a_point"])
+    return time(ours, 1e3), point, fastest_other(list(found.values())), _times(found.get("reference"))
 
 
 def fastest_other(rows: Sequence[Row]) -> str:
@@ -118,7 +96,7 @@ def others_table(rows: Sequence[Row]) -> list[Line]:
     many times as long as ours it takes."""
     names = [name for name in dict.fromkeys(row["backend"] for row in rows) if name != OURS]
     lines: list[Line] = [("case", "dtype", "threads", "direction", *names)]
-    for cell, mine in _cells(rows, "case", "dtype", "threads", "direction").items():
+    for cell, mine in grouped(rows, "case", "dtype", "threads", "direction").items():
         found = {row["backend"]: row for row in mine}
         lines.append((*map(str, cell[:3]), direction_title(mine[0]), *(_times(found.get(name)) for name in names)))
     return lines
@@ -128,29 +106,22 @@ def area_table(rows: Sequence[Row]) -> list[Line]:
     """Nanoseconds a point of ours in encoders of several image areas, by threads, and what more threads gain."""
     ours = [row for row in rows if row["backend"] == OURS and row["dtype"] == "float32" and row["case"] in cases.AREAS]
     counts = sorted({row["threads"] for row in ours})
-    head = [f"{title}: {_threads(count)}" for title in _TITLES.values() for count in counts]
-    if len(counts) > 1:
-        head += [f"{title}: {_threads(counts[-1])} over {counts[0]}" for title in _TITLES.values()]
+    first, last = (counts[0], counts[-1]) if counts else (1, 1)
+    pairs = list(product(_TITLES, counts))
+    head = [f"{_TITLES[direction]}: {counted(count, 'thread')}" for direction, count in pairs]
+    gained = list(_TITLES) if len(counts) > 1 else []
+    head += [f"{_TITLES[direction]}: {counted(last, 'thread')} over {first}" for direction in gained]
     lines: list[Line] = [("case", "pixels of value", "points", *head)]
-    for case in cases.AREAS:
-        found = {(row["direction"], row["threads"]): row for row in ours if row["case"] == case}
-        if not found:
-            continue
-        one = next(iter(found.values()))
-        cells = [_point(found.get((direction, count))) for direction in DIRECTIONS for count in counts]
-        for direction in DIRECTIONS if len(counts) > 1 else ():
-            first, last = ((found.get((direction, counts[i])) or {}).get("ns_a_point") for i in (0, -1))
-            cells.append(f"{first / last:.2f}x" if first and last else "-")
-        lines.append((case, str(one["shape"]["S"]) if one["shape"] else "-", str(one["points"] or "-"), *cells))
+    for (case,), mine in sorted(grouped(ours, "case").items(), key=lambda item: cases.AREAS.index(item[0][0])):
+        found = {(row["direction"], row["threads"]): row for row in mine}
+        points = {key: row["ns_a_point"] for key, row in found.items()}
+        cells = [number(points[key]) if points.get(key) else time(found.get(key)) for key in pairs]
+        for direction in gained:
+            one, more = points.get((direction, first)), points.get((direction, last))
+            cells.append(f"{one / more:.2f}x" if one and more else "-")
+        pixels = str(mine[0]["shape"]["S"]) if mine[0]["shape"] else "-"
+        lines.append((case, pixels, str(mine[0]["points"] or "-"), *cells))
     return lines
-
-
-def _threads(count: int) -> str:
-    return "1 thread" if count == 1 else f"{count} threads"
-
-
-def _point(row: Row | None) -> str:
-    return _milliseconds(row) if row is None or row["ns_a_point"] is None else number(row["ns_a_point"])
 
 
 def first_call_table(rows: Sequence[Row]) -> list[Line]:
@@ -170,7 +141,7 @@ def first_call_table(rows: Sequence[Row]) -> list[Line]:
 def startup_table(rows: Sequence[Row]) -> list[Line]:
     """A head, and a line for each command with its milliseconds."""
     lines: list[Line] = [("command", *WAYS)]
-    for (program,), mine in _cells(rows, "program").items():
+    for (program,), mine in grouped(rows, "program").items():
         found = {row["way"]: number(row["cpu_ms"]) if row["failure"] is None else "failed" for row in mine}
         lines.append((str(program), *(found.get(way, "-") for way in WAYS)))
     return lines

@@ -1,18 +1,11 @@
-"""Other people's code in a process of its own: one that crashes or hangs ends itself, and not the run.
-
-The child (:func:`serve`) gets a request as JSON on its standard input and answers with lines of JSON on a pipe of its
-own, so that what it prints is no answer. Each answer has to come within a limit; the child is killed, with all its
-children, when one does not.
-"""
+"""Other people's code in a process of its own: one that crashes or hangs ends itself, and not the run."""
 
 import contextlib
 import datetime
-import json
+import multiprocessing
 import os
-import queue
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -28,47 +21,55 @@ class ChildFailed(Exception):
     """A child crashed, or did not answer in time; the message says which."""
 
 
-def answers(module: str, request: Message, *, start_limit: float, limit: float) -> Iterator[Message]:
-    """What ``python -m module FD`` answers to a request, one by one.
+def answers(respond: Callable[..., None], *request: object, start_limit: float, limit: float) -> Iterator[Message]:
+    """What ``respond(answer, *request)`` answers in a new process, one by one.
 
     Args:
-        module: calls :func:`serve`.
+        respond: function of a module; each ``answer(name=value, ...)`` that it calls is a message. What it prints is
+            none.
         start_limit: seconds until the first answer.
         limit: seconds until each of the others, and until it ends after the last.
 
     Raises:
-        ChildFailed: it ended with an error, or a limit passed.
+        ChildFailed: it ended with an error, or a limit passed. It is killed then, with all its children.
     """
-    reading, writing = os.pipe()
-    with tempfile.TemporaryFile("w+") as errors, os.fdopen(reading) as pipe:
-        child = subprocess.Popen(
-            [sys.executable, "-m", module, str(writing)],
-            stdin=subprocess.PIPE,
-            stdout=errors,
-            stderr=errors,
-            pass_fds=[writing],
-            start_new_session=True,
-            text=True,
-        )
-        os.close(writing)
+    context = multiprocessing.get_context("spawn")
+    reading, writing = context.Pipe(duplex=False)
+    with tempfile.NamedTemporaryFile("r", errors="replace") as printed, reading:
+        child = context.Process(target=_serve, args=(respond, request, writing, printed.name))
+        child.start()
+        writing.close()
+        allowed = start_limit
         try:
-            yield from _talk(child, pipe, json.dumps(request), start_limit, limit)
-            if child.returncode != 0:
-                raise ChildFailed(f"{_ended(child.returncode)}{_last_line(errors)}")
+            with contextlib.suppress(EOFError):
+                while reading.poll(allowed):
+                    yield reading.recv()
+                    allowed = limit
+                raise ChildFailed(f"no answer within {allowed:g} s: stopped")
+            child.join(allowed)
+            if child.exitcode is None:
+                raise ChildFailed(f"not ended within {allowed:g} s: stopped")
         finally:
-            if child.poll() is None:
+            if child.is_alive() and child.pid is not None:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(child.pid, signal.SIGKILL)  # its own session: nobody else's processes
-                child.wait()
+                child.kill()  # one that has no session yet
+                child.join()
+        if child.exitcode < 0:
+            raise ChildFailed(f"crashed with signal {-child.exitcode} ({signal.Signals(-child.exitcode).name})")
+        if child.exitcode > 0:
+            last = printed.read().strip().rpartition("\n")[2].strip()
+            raise ChildFailed(f"ended with status {child.exitcode}{last and f': {last}'}")
 
 
-def serve(respond: Callable[[Message, Answer], None]) -> None:
-    """The child's side: `respond` gets the request on standard input, and writes its answers, one a call, to the file
-    descriptor that the command line names."""
+def _serve(respond: Callable[..., None], request: tuple[object, ...], writing: Any, printed: str) -> None:
+    """The child's side, in a session of its own; what it prints goes to a file."""
+    os.setsid()
     watch_parent()
-    request = json.load(sys.stdin)
-    with os.fdopen(int(sys.argv[1]), "w", buffering=1) as out:
-        respond(request, lambda **message: print(json.dumps(message), file=out))
+    file = os.open(printed, os.O_WRONLY | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    respond(lambda **message: writing.send(message), *request)
 
 
 def watch_parent() -> None:
@@ -123,40 +124,3 @@ def logged(command: list[str], log: Path, limit: float, title: str) -> tuple[int
             child.wait()
             reader.join(5)
     return child.returncode, last[0]
-
-
-def _talk(
-    child: "subprocess.Popen[str]", pipe: IO[str], request: str, start_limit: float, limit: float
-) -> Iterator[Message]:
-    assert child.stdin is not None
-    with contextlib.suppress(BrokenPipeError):  # one that crashed before it read
-        child.stdin.write(request)
-        child.stdin.close()
-    lines: queue.Queue[str | None] = queue.Queue()
-
-    def read() -> None:
-        for line in pipe:
-            lines.put(line)
-        lines.put(None)
-
-    threading.Thread(target=read, daemon=True).start()
-    allowed = start_limit
-    try:
-        while (line := lines.get(timeout=allowed)) is not None:
-            yield json.loads(line)
-            allowed = limit
-        child.wait(allowed)
-    except (queue.Empty, subprocess.TimeoutExpired):
-        raise ChildFailed(f"no answer within {allowed:g} s: stopped") from None
-
-
-def _ended(status: int) -> str:
-    if status < 0:
-        return f"crashed with signal {-status} ({signal.Signals(-status).name})"
-    return f"ended with status {status}"
-
-
-def _last_line(errors: IO[str]) -> str:
-    errors.seek(0)
-    lines = [line.strip() for line in errors.read().splitlines() if line.strip()]
-    return f": {lines[-1]}" if lines else ""

@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import torch
@@ -135,16 +136,11 @@ def copy_bandwidth(device: torch.device) -> float | None:
 
 def _alternate(calls: Sequence[Call], device: torch.device, seconds: float) -> tuple[list[list[float]], float | None]:
     """Microseconds of each call, taken in turn, and the dispatch-inclusive time of the first."""
-    for call in calls:
-        for i in range(_WARM_UP):
-            call(i)
+    for call, i in product(calls, range(_WARM_UP)):
+        call(i)
     if device.type == "cuda":
         with torch.cuda.device(device):
             return _alternate_on_gpu(calls, seconds)
-    return _alternate_on_cpu(calls, seconds), None
-
-
-def _alternate_on_cpu(calls: Sequence[Call], seconds: float) -> list[list[float]]:
     times: list[list[float]] = [[] for _ in calls]
     end = time.perf_counter() + seconds
     while len(times[0]) < _LEAST or (len(times[0]) < _MOST and time.perf_counter() < end):
@@ -153,7 +149,7 @@ def _alternate_on_cpu(calls: Sequence[Call], seconds: float) -> list[list[float]
             start = time.perf_counter()
             call(i)
             taken.append((time.perf_counter() - start) * 1e6)
-    return times
+    return times, None
 
 
 def _alternate_on_gpu(calls: Sequence[Call], seconds: float) -> tuple[list[list[float]], float]:
@@ -163,9 +159,7 @@ def _alternate_on_gpu(calls: Sequence[Call], seconds: float) -> tuple[list[list[
     times: list[list[float]] = [[] for _ in calls]
     while len(times[0]) < rounds:
         for call, taken, (enqueued, _) in zip(calls, times, costs, strict=True):
-            events = [
-                (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(_BATCH)
-            ]
+            events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(_BATCH)]
             # half as long again as the host needs to enqueue a batch
             torch.cuda._sleep(int(min(_LONGEST_WAIT, 1.5 * _BATCH * enqueued) * _CYCLES_A_SECOND))
             for i, (before, after) in enumerate(events, len(taken)):

@@ -18,15 +18,8 @@ from ...common.options import spelled
 _ROOT = Path(__file__).resolve().parents[2]
 # what decides a measurement: the implementations, and the files here that say what is run and how it is timed
 _MEASURED = (
-    *("kernels/**/*.py", "kernels/**/*.cu", "models/**/*.py"),
-    *(
-        "bench/operator/cases.py",
-        "bench/operator/inputs.py",
-        "bench/harness/measure.py",
-        "bench/operator/workloads.py",
-        "bench/operator/implementations.py",
-    ),
-    *("bench/operator/graphs.py", "bench/models/speed.py"),
+    *("kernels/**/*.py", "kernels/**/*.cu", "models/**/*.py", "bench/harness/measure.py", "bench/models/speed.py"),
+    *(f"bench/operator/{name}.py" for name in ("cases", "inputs", "workloads", "implementations", "graphs")),
 )
 # packages of other implementations, whose versions a row names
 OTHERS = (

@@ -114,9 +114,10 @@ def read(*paths: Path) -> Records:
             raise FileNotFoundError(f"results {path} do not exist")
         for file in sorted(path.glob("*.jsonl")) if path.is_dir() else [path]:
             for number, line in enumerate(file.read_bytes().splitlines(), 1):
-                reason = _read_line(line, records.rows)
-                if reason is not None:
-                    records.broken.append(f"{file.name}, line {number}: {reason}; the line is left out")
+                try:
+                    records.rows += _row(line)
+                except ValueError as error:
+                    records.broken.append(f"{file.name}, line {number}: {error}; the line is left out")
     return records
 
 
@@ -128,21 +129,20 @@ def read_and_warn(paths: Iterable[Path]) -> Records:
     return found
 
 
-def _read_line(line: bytes, rows: list[Row]) -> str | None:
-    """Adds the row of a line, if it holds one; returns what is wrong otherwise."""
+def _row(line: bytes) -> list[Row]:
+    """The row of a line, or nothing of an empty one; raises ValueError with what is wrong."""
     if not line.strip():
-        return None
+        return []
     try:
         row = json.loads(line)
     except ValueError:
-        return "not JSON"
+        raise ValueError("not JSON") from None
     if not isinstance(row, dict):
-        return "not a row of results"
+        raise ValueError("not a row of results")
     if row.get("kind") not in KEYS:
-        return f"not a row of results: no kind is called {row.get('kind')!r}"
+        raise ValueError(f"not a row of results: no kind is called {row.get('kind')!r}")
     try:
         key(row)
     except KeyError as error:
-        return f"not a row of results: {error} is missing"
-    rows.append(row)
-    return None
+        raise ValueError(f"not a row of results: {error} is missing") from None
+    return [row]

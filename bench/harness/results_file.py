@@ -86,7 +86,6 @@ def open_results(
     measured: tuple[str, ...] = (),
     keep: bool = False,
     again: bool | None = None,
-    retry: bool = False,
 ) -> ResultsFile:
     """The results file that a command's options name, with the provenance of this command on this device.
 
@@ -94,11 +93,11 @@ def open_results(
         program: the command, ``msdeform bench cpu``; ``out`` of its options names the file or folder.
         measured: patterns of files that decide these measurements, beside those that decide all.
         keep: keep rows in the usual folder where ``out`` names none.
-        again, retry: as of :class:`ResultsFile`; `again` is what the option says when None.
+        again: as of :class:`ResultsFile`; what the option says when None.
     """
     source = provenance(device, command_line(program, options)) | {"code": code(*measured)}
     again = options.again if again is None else again
-    return ResultsFile(folder(options.out, keep=keep), source, again=again, retry=retry)
+    return ResultsFile(folder(options.out, keep=keep), source, again=again)
 
 
 def folder(out: Path | None, *, keep: bool) -> Path | None:

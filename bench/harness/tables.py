@@ -4,6 +4,7 @@ Ratios come from rows alone: a cell without a time has no ratio, and nothing is 
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from .records import Row
 
@@ -35,6 +36,14 @@ def numbers(name: str, unit: float = 1.0) -> Column:
     return lambda row: number(row[name], unit)
 
 
+def grouped(rows: Iterable[Row], *names: str) -> dict[tuple[Any, ...], list[Row]]:
+    """Rows that agree in these fields, in the order in which they first came."""
+    found: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        found.setdefault(tuple(row[name] for name in names), []).append(row)
+    return found
+
+
 def aligned(lines: Sequence[Line], left: int) -> str:
     """Lines of cells as text; the first `left` columns begin together, the others end together."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -54,22 +63,21 @@ def markdown(lines: Sequence[Line], left: int) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in (head, rule, *body))
 
 
-def microseconds(row: Row) -> str:
-    """A median with what it says of itself."""
-    if row["median_us"] is None:
-        return failed(row)
-    return f"{number(row['median_us'])}{' (noisy)' if row['noisy'] else ''}"
-
-
-def failed(row: Row) -> str:
-    """In a word, why a row has no time."""
+def time(row: Row | None, unit: float = 1.0) -> str:
+    """A median in so many microseconds with what it says of itself, or in a word why there is none."""
+    if row is None:
+        return "not measured"
+    if row["median_us"] is not None:
+        return f"{number(row['median_us'], unit)}{' (noisy)' if row['noisy'] else ''}"
+    if row["failure"] == HAS_NONE:
+        return "has none"
     differs = (row["failure"] or "").startswith(DIFFERS)
     return "failed" if not differs else "wrong" if row.get("ours") else "differs"
 
 
 def spread(row: Row, unit: float = 1.0) -> str:
     """From the 20th to the 80th percentile."""
-    return "-" if row["median_us"] is None else f"{row['p20_us'] / unit:.1f}-{row['p80_us'] / unit:.1f}"
+    return "-" if row["median_us"] is None else f"{number(row['p20_us'], unit)}-{number(row['p80_us'], unit)}"
 
 
 def number(value: float | None, unit: float = 1.0) -> str:
@@ -92,7 +100,7 @@ def operator_table(rows: Sequence[Row]) -> str:
     columns: dict[str, Column] = {
         **fields(*CELL),
         "backend": lambda row: row["backend"] + ("*" if row["composed"] else ""),
-        "us": microseconds,
+        "us": time,
         "p20-p80": spread,
         "dispatch us": numbers("dispatch_us"),
         "peak MB": numbers("peak_mb"),
@@ -107,7 +115,7 @@ def operator_table(rows: Sequence[Row]) -> str:
     limits = {
         f"{row['backend']} {DIFFERS}, and gets no speed: {row['limits']}"
         for row in rows
-        if row.get("limits") is not None and microseconds(row) == "differs"
+        if row.get("limits") is not None and time(row) == "differs"
     }
     return "\n".join([aligned(lines_of(rows, columns), 6), *sorted(composed), *sorted(limits)])
 

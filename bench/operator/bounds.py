@@ -19,12 +19,6 @@ from .inputs import OperatorInputs
 
 SCHEDULERS = 4  # of a multiprocessor, since Volta; each issues a warp instruction a cycle
 
-# the fields of :func:`of_row`
-FIELDS = (
-    *("bytes", "bytes_per_second", "copy_bytes_per_second", "of_copy_bandwidth", "traffic_floor_us"),
-    *("instructions_per_query_and_head", "issue_floor_us", "of_issue_floor", "bound_by"),
-)
-
 
 def compulsory_bytes(case: Case, inputs: OperatorInputs, *, fused: bool, direction: str) -> int:
     """Bytes that a forward, a backward or both have to read and write, of one call on these inputs."""
@@ -80,3 +74,7 @@ def of_row(row: Row, case: Case, inputs: OperatorInputs, fused: bool, copy: floa
     moved = compulsory_bytes(case, inputs, fused=fused, direction=row["direction"])
     found = floors(row["median_us"], moved, copy, warp_instructions, rate)
     return {**found, "instructions_per_query_and_head": each}
+
+
+FIELDS = (*floors(1.0, 1, 1.0, None, 1.0), "instructions_per_query_and_head")
+"""the fields of :func:`of_row`"""

@@ -10,8 +10,9 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from types import ModuleType
 from typing import Any
 
@@ -26,14 +27,13 @@ from ...kernels.contract import Sizes
 from ...kernels.diagnostics.options import BACKENDS
 from ...kernels.reference import extents, locate
 from ...kernels.triton import interpreter
-from ..options import IMPLEMENTATIONS
+from ..options import COMPILED_IMPLEMENTATIONS, IMPLEMENTATIONS
 from . import graphs
 from .inputs import FUSED
 
 Operator = Callable[[Tensor, Sizes, Tensor, Tensor], Tensor]
 FusedOperator = Callable[[Tensor, Sizes, Tensor, Tensor, Tensor], Tensor]
 
-CONVERTED = "conversion of 16-bit numbers to float32 and back"
 _IM2COL_STEP = 64  # what models pass; the batch has to be a multiple of it, or smaller
 
 
@@ -82,7 +82,7 @@ def find(name: str, device: torch.device) -> Implementation:
     if name not in IMPLEMENTATIONS:
         raise ValueError(nearest("backend", name, IMPLEMENTATIONS))
     try:
-        return _MAKERS[name](device)
+        return _MAKERS[name](name, device)
     except _Absent as absent:
         return Implementation(name, str(absent))
 
@@ -102,64 +102,55 @@ def _backend(name: str, device: torch.device) -> Implementation:
     if reason is not None:
         return Implementation(name, reason, ours=True)
 
-    def plain(value: Tensor, sizes: Sizes, locations: Tensor, weights: Tensor) -> Tensor:
-        return ms_deform_attn(value, sizes, locations, weights, backend=name)
-
-    def fused(value: Tensor, sizes: Sizes, references: Tensor, offsets: Tensor, logits: Tensor) -> Tensor:
-        return fused_ms_deform_attn(value, sizes, references, offsets, logits, backend=name)
-
+    plain, fused = (partial(one, backend=name) for one in (ms_deform_attn, fused_ms_deform_attn))
     return Implementation(name, plain=plain, fused=fused, ours=True)
 
 
-def _deterministic(name: str, device: torch.device) -> Implementation:
-    """A backend whose backward runs under ``torch.use_deterministic_algorithms(True)``; nothing else does.
-
-    PyTorch then fills all new memory with NaN unless told not to, a pass over every gradient that is no part of the
-    backend's work: it is left out, and the rows say so.
-    """
-
+@contextlib.contextmanager
+def _determinism() -> Iterator[None]:
+    """``torch.use_deterministic_algorithms(True)`` without the filling of all new memory with NaN, a pass over every
+    gradient that is no part of a backend's work."""
     settings: Any = torch.utils.deterministic  # whose one setting is a property, which type checkers don't find
-
-    def use(deterministic: bool, fill: bool) -> None:
-        torch.use_deterministic_algorithms(deterministic)
-        settings.fill_uninitialized_memory = fill
-
     usual = settings.fill_uninitialized_memory
-    subject = _during_backward(_backend(name, device), lambda: use(True, False), lambda: use(False, usual))
+    torch.use_deterministic_algorithms(True)
+    settings.fill_uninitialized_memory = False
+    yield
+    torch.use_deterministic_algorithms(False)
+    settings.fill_uninitialized_memory = usual
+
+
+def _deterministic(name: str, device: torch.device) -> Implementation:
+    """The Triton backend with a deterministic backward, and nothing else deterministic."""
+    subject = _during_backward(_backend("triton", device), _determinism)
     setting = "deterministic algorithms, fill_uninitialized_memory=False" if subject.reason is None else None
-    return replace(subject, name=f"{name}-deterministic", setting=setting)
+    return replace(subject, name=name, setting=setting)
 
 
-def _sorted_backward(device: torch.device) -> Implementation:
-    """The Triton backend with its sorted backward, and without all else that determinism costs: PyTorch's filling of
-    new memory, for one."""
+def _sorted_backward(name: str, device: torch.device) -> Implementation:
+    """The Triton backend with its sorted backward, and without all else that determinism costs."""
 
-    within = contextlib.ExitStack()
-
-    def begin() -> None:
+    def within() -> AbstractContextManager[Any]:
         from ...kernels.triton import launch
 
-        within.enter_context(launch.replaced(backward_method="cells"))
+        return launch.replaced(backward_method="cells")
 
-    subject = _during_backward(_backend("triton", device), begin, within.close)
-    return replace(subject, name="triton-cells")
+    return replace(_during_backward(_backend("triton", device), within), name=name)
 
 
-def _during_backward(subject: Implementation, begin: Callable[[], None], end: Callable[[], None]) -> Implementation:
-    """An implementation whose backward, one node of the graph, runs between two actions."""
-    plain, fused = subject.plain, subject.fused
-    if plain is None or fused is None:
-        return subject
+def _during_backward(subject: Implementation, within: Callable[[], AbstractContextManager[Any]]) -> Implementation:
+    """An implementation whose backward, one node of the graph, runs within a context."""
+    context = contextlib.ExitStack()
 
-    def hooked(output: Tensor) -> Tensor:
+    def hooked(function: Callable[..., Tensor], *tensors: Any) -> Tensor:
+        output = function(*tensors)
         if output.grad_fn is not None:
-            output.grad_fn.register_prehook(lambda _: begin())
-            output.grad_fn.register_hook(lambda *_: end())
+            output.grad_fn.register_prehook(lambda _: context.enter_context(within()) and None)
+            output.grad_fn.register_hook(lambda *_: context.close())
         return output
 
-    return replace(
-        subject, plain=lambda *tensors: hooked(plain(*tensors)), fused=lambda *tensors: hooked(fused(*tensors))
-    )
+    if subject.plain is None or subject.fused is None:
+        return subject
+    return replace(subject, plain=partial(hooked, subject.plain), fused=partial(hooked, subject.fused))
 
 
 def _composed(name: str, plain: Operator, *, mixed: bool = False, limits: str | None = None) -> Implementation:
@@ -199,7 +190,7 @@ def _tables(sizes: Sizes, device: torch.device) -> tuple[Tensor, Tensor]:
     return shapes, pixels.cumsum(0) - pixels
 
 
-def _core(device: torch.device) -> Implementation:
+def _core(name: str, device: torch.device) -> Implementation:
     """What the official repository calls its core: the sum over levels of a weighted grid_sample, and no more. It
     promises nothing for numbers that are not finite, and computes in value's dtype.
 
@@ -221,10 +212,10 @@ def _core(device: torch.device) -> Implementation:
             output = output + (sampled * weights[:, :, :, level].transpose(1, 2).flatten(0, 1)[:, None]).sum(-1)
         return output.view(B, H * D, Q).transpose(1, 2)
 
-    return _composed("core", plain, limits=limits)
+    return _composed(name, plain, limits=limits)
 
 
-def _embedding_bag(device: torch.device) -> Implementation:
+def _embedding_bag(name: str, device: torch.device) -> Implementation:
     """PyTorch's sum of weighted rows of a table: the table is value, a row a pixel of a head, and a bag the four pixels
     around each point of a (query, head).
 
@@ -254,7 +245,7 @@ def _embedding_bag(device: torch.device) -> Implementation:
 
     if device.type != "cpu":
         raise _Absent("written for a CPU")
-    return _composed("embedding-bag", plain, limits="it rounds the weight of every pixel to value's dtype")
+    return _composed(name, plain, limits="it rounds the weight of every pixel to value's dtype")
 
 
 def _pair(fraction: Tensor, first: Tensor, size: int) -> tuple[Tensor, Tensor]:
@@ -264,44 +255,40 @@ def _pair(fraction: Tensor, first: Tensor, size: int) -> tuple[Tensor, Tensor]:
     return pixels * inside, torch.stack([1 - fraction, fraction], -1) * inside
 
 
-def _engine(name: str, how: str, make: Callable[[bytes, int], graphs.Engine], device: torch.device) -> Implementation:
-    """An engine that runs the operator as a graph of GridSample nodes: forward only, in float32."""
-    for module in (name, "onnx"):
-        _imported(module, how)
+def _engine(name: str, device: torch.device) -> Implementation:
+    """An engine that runs the core as a graph of GridSample nodes: forward only, in float32."""
+    for module in (name, "onnx", "onnxscript"):
+        _imported(module, f"pip install {name} onnx onnxscript")
     if device.type != "cpu":
         raise _Absent("it is measured on a CPU alone")
+    make = {"onnxruntime": graphs.onnxruntime_engine, "openvino": graphs.openvino_engine}[name]
     engines: dict[Any, graphs.Engine] = {}
 
-    def run(sizes: Sizes, *tensors: Tensor) -> Tensor:
-        inputs = [tensor.detach().float().contiguous() for tensor in tensors]
+    def run(value: Tensor, sizes: Sizes, *rest: Tensor) -> Tensor:
+        inputs = [tensor.detach().float().contiguous() for tensor in (value, *rest)]
         shapes = tuple(tuple(tensor.shape) for tensor in inputs)
         key = sizes, shapes, torch.get_num_threads()
         if key not in engines:
-            engines[key] = make(graphs.graph(sizes, shapes, fused=len(inputs) == len(FUSED)), key[-1])
+            _extents(sizes, device)  # kept from here on: one that is made within an export is no tensor
+            function = _core("core", device).function(len(inputs) == len(FUSED))
+            assert function is not None
+            engines[key] = make(graphs.graph(function, sizes, inputs), key[-1])
         B, Q, H = shapes[-1][:3]
         output = torch.empty(B, Q, H * shapes[0][3])
         engines[key](inputs, output)
-        return output.to(tensors[0].dtype)
+        return output.to(value.dtype)
 
-    def call(value: Tensor, sizes: Sizes, *rest: Tensor) -> Tensor:
-        return run(sizes, value, *rest)
-
-    return Implementation(name, plain=call, fused=call, composed=CONVERTED, forward_only=True)
+    composed = "conversion of 16-bit numbers to float32 and back"
+    return Implementation(name, plain=run, fused=run, composed=composed, forward_only=True)
 
 
 def _compiled(name: str, device: torch.device) -> Implementation:
     """An implementation of PyTorch's operators under torch.compile, whole graphs only."""
-    subject = find(name, device)
-    assert subject.plain is not None
-    assert subject.fused is not None
+    subject = find(name.removesuffix("-compiled"), device)
     # a backward is timed many times on one graph, which keeps its buffers then
     importlib.import_module("torch._functorch.config").donated_buffer = False  # type: ignore[attr-defined]
-    return Implementation(
-        f"{name}-compiled",
-        plain=torch.compile(subject.plain, fullgraph=True, dynamic=False),
-        fused=torch.compile(subject.fused, fullgraph=True, dynamic=False),
-        limits=subject.limits,
-    )
+    compiled: Any = partial(torch.compile, fullgraph=True, dynamic=False)
+    return Implementation(name, None, compiled(subject.plain), compiled(subject.fused), limits=subject.limits)
 
 
 def _imported(module: str, how: str) -> Any:
@@ -319,12 +306,14 @@ def _needs_cuda(device: torch.device) -> None:
         raise _Absent("its kernels need a CUDA device")
 
 
-def _deformops(name: str, device: torch.device, **options: bool) -> Implementation:
+def _deformops(name: str, device: torch.device) -> Implementation:
     """deformops 3 (github.com/tue-p8n/deformops): weights in value's dtype, softmax inside, locations outside."""
     how = "pip install deformops; it needs Python 3.12 or 3.13"
     if sys.version_info < (3, 12):
         how += f", and this is {sys.version_info[0]}.{sys.version_info[1]}"
     msda = _imported("deformops.registry", how).msda
+    # it leaves float32 accumulation of grad_value off on Hopper unless told
+    options = {"fp32acc": True} if name == "deformops-fp32acc" else {}
     if device.type != "cpu" or options:  # on a CPU it is eager PyTorch, which has no option of accumulation
         _needs_cuda(device)
 
@@ -339,7 +328,7 @@ def _deformops(name: str, device: torch.device, **options: bool) -> Implementati
     return Implementation(name, plain=plain, fused=fused, composed="locations")
 
 
-def _official(device: torch.device) -> Implementation:
+def _official(name: str, device: torch.device) -> Implementation:
     """The extension of Deformable-DETR, as its ``models/ops/setup.py`` builds it: float32 and float64."""
     how = "python setup.py install in models/ops of github.com/fundamentalvision/Deformable-DETR; it needs nvcc"
     extension = _imported("MultiScaleDeformableAttention", how)
@@ -362,7 +351,7 @@ def _official(device: torch.device) -> Implementation:
     def plain(value: Tensor, sizes: Sizes, locations: Tensor, weights: Tensor) -> Tensor:
         return Attention.apply(value, *_tables(sizes, value.device), locations, weights)
 
-    return _composed("official", plain)
+    return _composed(name, plain)
 
 
 def _step(value: Tensor) -> int:
@@ -371,44 +360,34 @@ def _step(value: Tensor) -> int:
     return next(step for step in range(min(B, _IM2COL_STEP), 0, -1) if B % step == 0)
 
 
-def _mmcv(device: torch.device) -> Implementation:
+def _mmcv(name: str, device: torch.device) -> Implementation:
     """mmcv.ops (github.com/open-mmlab/mmcv): locations and weights are cast to value's dtype. On a CPU, its function
     of PyTorch's operators, 16 bits under autocast."""
-    with _without_extension("mmcv") if device.type == "cpu" else contextlib.nullcontext():
+    on_cpu, extension = device.type == "cpu", "mmcv._ext"
+    # where its compiled part was not built, an empty module stands in for it: any name of it is None
+    lacking = on_cpu and importlib.util.find_spec("mmcv") is not None and importlib.util.find_spec(extension) is None
+    if lacking:
+        sys.modules[extension] = ModuleType(extension)
+        sys.modules[extension].__getattr__ = lambda _: None  # type: ignore[method-assign]
+    try:
         found = _imported("mmcv.ops.multi_scale_deform_attn", "pip install openmim && mim install mmcv")
-    if device.type == "cpu":
-
-        def pytorch(value: Tensor, sizes: Sizes, locations: Tensor, weights: Tensor) -> Tensor:
-            return found.multi_scale_deformable_attn_pytorch(value, _tables(sizes, value.device)[0], locations, weights)
-
-        return _composed("mmcv", pytorch, mixed=True)
-    _needs_cuda(device)
-    function = found.MultiScaleDeformableAttnFunction
+    finally:
+        if lacking:
+            del sys.modules[extension]
+    if not on_cpu:
+        _needs_cuda(device)
 
     def plain(value: Tensor, sizes: Sizes, locations: Tensor, weights: Tensor) -> Tensor:
-        return function.apply(value, *_tables(sizes, value.device), locations, weights, _step(value))
+        shapes, starts = _tables(sizes, value.device)
+        if on_cpu:
+            return found.multi_scale_deformable_attn_pytorch(value, shapes, locations, weights)
+        function = found.MultiScaleDeformableAttnFunction
+        return function.apply(value, shapes, starts, locations, weights, _step(value))
 
-    return _composed("mmcv", plain)
-
-
-@contextlib.contextmanager
-def _without_extension(package: str) -> Iterator[None]:
-    """For an import of what a package has in Python where its compiled part, ``_ext``, was not built: an empty module
-    stands in for it, any name of which is None."""
-    name = f"{package}._ext"
-    if name in sys.modules or importlib.util.find_spec(package) is None or importlib.util.find_spec(name) is not None:
-        yield
-        return
-    empty = ModuleType(name)
-    empty.__getattr__ = lambda _: None  # type: ignore[method-assign]
-    sys.modules[name] = empty
-    try:
-        yield
-    finally:
-        del sys.modules[name]
+    return _composed(name, plain, mixed=on_cpu)
 
 
-def _dcnv4(device: torch.device) -> Implementation:
+def _dcnv4(name: str, device: torch.device) -> Implementation:
     """FlashDeformAttn of DCNv4 (github.com/OpenGVLab/DCNv4): softmax inside, locations and logits in one float16
     tensor, which is how its own module calls it; it cannot take weights."""
     function = _imported("DCNv4.functions", "pip install DCNv4; it needs nvcc").FlashDeformAttnFunction
@@ -419,10 +398,10 @@ def _dcnv4(device: torch.device) -> Implementation:
         both = torch.cat([locations.flatten(3).half(), logits.flatten(3).half()], -1)
         return function.apply(value, *_tables(sizes, value.device), both, _step(value), logits.shape[-1])
 
-    return Implementation("dcnv4", fused=fused, composed="locations")
+    return Implementation(name, fused=fused, composed="locations")
 
 
-def _transformers(device: torch.device) -> Implementation:
+def _transformers(name: str, device: torch.device) -> Implementation:
     """The layer inside transformers' Deformable DETR; without its kernels hub, a grid_sample of PyTorch. Of 16 bits,
     under autocast."""
     module = "transformers.models.deformable_detr.modeling_deformable_detr"
@@ -432,7 +411,7 @@ def _transformers(device: torch.device) -> Implementation:
         shapes, starts = _tables(sizes, value.device)
         return layer(value, shapes, list(sizes), starts, locations, weights, _step(value))
 
-    return _composed("transformers", plain, mixed=True)
+    return _composed(name, plain, mixed=True)
 
 
 # what the others are imported from, where it is not their name
@@ -448,26 +427,17 @@ def absent(name: str, device: torch.device) -> str | None:
     return None
 
 
-_MAKERS: dict[str, Callable[[torch.device], Implementation]] = {
-    "reference": lambda device: _backend("reference", device),
-    "triton": lambda device: _backend("triton", device),
-    "triton-deterministic": lambda device: _deterministic("triton", device),
+_MAKERS: dict[str, Callable[[str, torch.device], Implementation]] = {
+    **dict.fromkeys(BACKENDS, _backend),
+    "triton-deterministic": _deterministic,
     "triton-cells": _sorted_backward,
-    "cuda": lambda device: _backend("cuda", device),
-    "cpu": lambda device: _backend("cpu", device),
-    "deformops": lambda device: _deformops("deformops", device),
-    # it leaves float32 accumulation of grad_value off on Hopper unless told
-    "deformops-fp32acc": lambda device: _deformops("deformops-fp32acc", device, fp32acc=True),
+    **dict.fromkeys(("deformops", "deformops-fp32acc"), _deformops),
     "official": _official,
     "mmcv": _mmcv,
     "dcnv4": _dcnv4,
     "transformers": _transformers,
     "core": _core,
     "embedding-bag": _embedding_bag,
-    "onnxruntime": lambda device: _engine(
-        "onnxruntime", "pip install onnxruntime onnx", graphs.onnxruntime_engine, device
-    ),
-    "openvino": lambda device: _engine("openvino", "pip install openvino onnx", graphs.openvino_engine, device),
-    "reference-compiled": lambda device: _compiled("reference", device),
-    "core-compiled": lambda device: _compiled("core", device),
+    **dict.fromkeys(("onnxruntime", "openvino"), _engine),
+    **dict.fromkeys(COMPILED_IMPLEMENTATIONS, _compiled),
 }

@@ -1,7 +1,7 @@
 """What there is to measure: a job is done in one go and gives a row for each of its keys."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import ClassVar
 
 from ...kernels.diagnostics.options import BACKENDS
@@ -16,9 +16,8 @@ FUSED = FUNCTIONS[1:]
 DIRECTIONS = ("forward", "backward", "both")
 NO_BACKEND = "none"
 """of a model without deformable attention"""
-
-_TIMING = tuple(field.name for field in fields(Timing))
-_RATIO = tuple(field.name for field in fields(Ratio))
+TIMING = (*Timing.__dataclass_fields__,)
+RATIO = (*Ratio.__dataclass_fields__,)
 
 
 @dataclass(frozen=True)
@@ -30,15 +29,16 @@ class _Job:
 
     def unmeasured(self, failure: str | None) -> list[Row]:
         """Its rows without numbers: one for each direction, or one."""
-        row = {"kind": self.kind, **asdict(self), **self._known(), **dict.fromkeys(self.numbers), "failure": failure}
+        row = {"kind": self.kind, **asdict(self), **dict.fromkeys(self.numbers), "failure": failure}
+        if self.kind in OF_OPERATOR:
+            row["ours"] = False
+        if isinstance(self, Operator):
+            row["shape"] = cases.find(self.case).shape
         return [{**row, "direction": direction} for direction in self.directions] or [row]
 
     def cells(self) -> list[tuple[object, ...]]:
         """As of :func:`.records.key`, one for each row."""
         return [records.key(row) for row in self.unmeasured(None)]
-
-    def _known(self) -> Row:
-        return {}
 
 
 @dataclass(frozen=True)
@@ -49,56 +49,44 @@ class _OfFunction(_Job):
     function: str
     backend: str
 
-    def _known(self) -> Row:
-        return {"ours": False}
 
-
-@dataclass(frozen=True)
 class Operator(_OfFunction):
     """One function of one implementation on one case: a row for each direction."""
 
-    kind: ClassVar[str] = "operator"
-    numbers: ClassVar[tuple[str, ...]] = (
-        *(*Check._fields, *_TIMING, *_RATIO),
+    kind = "operator"
+    directions = DIRECTIONS
+    numbers = (
+        *(*Check._fields, *TIMING, *RATIO, *bounds.FIELDS),
         *("baseline", "peak_mb", "saved_mb", "composed", "setting", "limits"),
-        *bounds.FIELDS,
     )
-    directions: ClassVar[tuple[str, ...]] = DIRECTIONS
-
-    def _known(self) -> Row:
-        return {"ours": False, "shape": cases.find(self.case).shape}
 
 
-@dataclass(frozen=True)
 class Correctness(_OfFunction):
     """One function of one implementation on one case, held against float64 and not timed: a row for each direction."""
 
-    kind: ClassVar[str] = "correctness"
-    numbers: ClassVar[tuple[str, ...]] = Check._fields
-    directions: ClassVar[tuple[str, ...]] = DIRECTIONS[:2]
+    kind = "correctness"
+    directions = DIRECTIONS[:2]
+    numbers = Check._fields
 
 
 @dataclass(frozen=True)
 class Kernels(_Job):
     """The kernels of a forward and backward of the fused function, by the profiler: one row."""
 
-    kind: ClassVar[str] = "kernels"
-    numbers: ClassVar[tuple[str, ...]] = ("total_us", "kernels")
+    kind = "kernels"
+    numbers = ("total_us", "kernels")
 
     case: str
     dtype: str
     backend: str
-
-    def _known(self) -> Row:
-        return {"ours": False}
 
 
 @dataclass(frozen=True)
 class Model(_Job):
     """A detector's speed."""
 
-    kind: ClassVar[str] = "model"
-    numbers: ClassVar[tuple[str, ...]] = (*_TIMING, "image", "fps", "peak_mb")
+    kind = "model"
+    numbers = (*TIMING, "image", "fps", "peak_mb")
 
     model: str
     method: str
@@ -113,8 +101,8 @@ class Model(_Job):
 class Training(_Job):
     """Training steps of a detector."""
 
-    kind: ClassVar[str] = "training"
-    numbers: ClassVar[tuple[str, ...]] = (*_TIMING, "image", "images_per_second", "hours_per_epoch", "peak_mb")
+    kind = "training"
+    numbers = (*TIMING, "image", "images_per_second", "hours_per_epoch", "peak_mb")
 
     model: str
     method: str
@@ -125,17 +113,8 @@ class Training(_Job):
 
 
 Job = Operator | Correctness | Kernels | Model | Training
-KINDS: dict[str, type[Job]] = {kind.kind: kind for kind in (Operator, Correctness, Kernels, Model, Training)}
 OF_OPERATOR = (Operator.kind, Correctness.kind, Kernels.kind)
 """kinds of jobs whose backend is one of :mod:`.implementations`"""
-
-
-def groups(jobs: Sequence[Job]) -> list[list[Job]]:
-    """Jobs that share a process: those of one backend, the operator's apart from the detectors', in order."""
-    found: dict[tuple[bool, str], list[Job]] = {}
-    for job in jobs:
-        found.setdefault((job.kind in OF_OPERATOR, job.backend), []).append(job)
-    return list(found.values())
 
 
 def plan(

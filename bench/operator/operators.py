@@ -3,9 +3,8 @@
     msdeform bench                                        # what runs here, on cases that suit the machine
     msdeform bench --cases odd --backends core --out DIR  # some of them, and keep the rows
 
-Every implementation runs in a process of its own, in which it alternates with the baseline; one that crashes or hangs
-costs its own cells and no more. What fails its check against float64 gets no speed. Rows are appended to a file of the
-day and device, and cells that are there already, of the same code on the same device, are not measured again.
+Every implementation runs in a process of its own, where it alternates with the baseline; one that crashes or hangs
+costs its own cells and no more. Cells that are recorded, of the same code on the same device, are not measured again.
 """
 
 import sys

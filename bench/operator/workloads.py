@@ -114,13 +114,13 @@ def truth(case: Case, inputs: OperatorInputs, fused: bool) -> Truth:
     gradients = torch.autograd.grad(output, leaves, inputs.grad_output.double())
     results = {"output": output.detach(), **dict(zip(FUSED if fused else PLAIN, gradients, strict=True))}
     kinks = on_kinks(case, inputs.sampling_locations)
-    if fused:  # a reference point moves the points of every head
-        return Truth(results, {"reference_points": kinks.any(4).any(2), "sampling_offsets": kinks})
-    return Truth(results, {"sampling_locations": kinks})
+    # a reference point moves the points of every head
+    moved = {"reference_points": kinks.any(4).any(2), "sampling_offsets": kinks, "sampling_locations": kinks}
+    return Truth(results, moved)
 
 
 def check(work: Workload, truth: Truth) -> dict[str, Check]:
-    """Hold the first set's output (``forward``) and all its gradients (``backward``) against the truth."""
+    """The first set's output (``forward``), its gradients (``backward``) and the two (``both``) against the truth."""
     try:
         output = work.forward(0)
         gradients = () if work.forward_only else work.gradients(0, output)
@@ -132,20 +132,28 @@ def check(work: Workload, truth: Truth) -> dict[str, Check]:
             comparisons[name] = compare(result[keep], true[keep], compute, gradient=name != "output")
     except Exception as error:  # an implementation may fail in any way, and the others are still to be measured
         failed = Check(None, None, sentence(error))
-        return {"forward": failed, "backward": failed}
-    output_comparison = comparisons.pop("output")
-    backward = Check(None, None, HAS_NONE) if work.forward_only else _verdict(comparisons)
-    return {"forward": _verdict({"output": output_comparison}), "backward": backward}
+        return dict.fromkeys(("forward", "backward", "both"), failed)
+    forward = _verdict({"output": comparisons.pop("output")})
+    backward = _verdict(comparisons) if comparisons else Check(None, None, HAS_NONE)
+    # a training step needs both: a forward that is wrong makes its backward worth nothing
+    return {"forward": forward, "backward": backward, "both": backward if forward.failure is None else forward}
 
 
 def sentence(error: Exception) -> str:
     """An error in a line."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return "out of memory"
     message = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {message[0]}"
 
 
 def _verdict(comparisons: dict[str, Comparison]) -> Check:
-    name, worst = max(comparisons.items(), key=lambda item: _excess(item[1]))
+    def excess(name: str) -> tuple[bool, float]:
+        error, bound = comparisons[name]
+        return math.isnan(error), error / bound if bound else float(error > 0)
+
+    name = max(comparisons, key=excess)
+    worst = comparisons[name]
     return Check(worst.error, worst.bound, None if worst.ok else difference(name, worst))
 
 
@@ -154,10 +162,3 @@ def difference(name: str, comparison: Comparison) -> str:
     if math.isnan(comparison.error):
         return f"{DIFFERS} in {name}: some numbers are not finite in one of the two only"
     return f"{DIFFERS} in {name}: error {comparison.error:.2e}, bound {comparison.bound:.2e}"
-
-
-def _excess(comparison: Comparison) -> float:
-    """Error in units of its bound; NaN is the worst."""
-    if math.isnan(comparison.error):
-        return math.inf
-    return comparison.error / comparison.bound if comparison.bound else float(comparison.error > 0)

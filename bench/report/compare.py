@@ -15,7 +15,7 @@ from typing import Any
 from ...common.options import nearest
 from ..harness import records
 from ..harness.records import Row
-from ..harness.tables import aligned, microseconds
+from ..harness.tables import aligned, time
 from ..options import CompareOptions
 
 _KINDS = ("operator", "model", "training")
@@ -25,14 +25,14 @@ _KINDS = ("operator", "model", "training")
 class Change:
     """One cell on both sides."""
 
-    cell: tuple[Any, ...]
+    cell: str
     before: Row
     after: Row
-    ratio: float | None
+    ratio: float | None = None
     """time after over time before; None where a side has no time"""
-    low: float
-    high: float
-    paired: bool
+    low: float = math.nan
+    high: float = math.nan
+    paired: bool = False
 
     def verdict(self, threshold: float) -> str:
         """``slower`` and ``faster`` only where the whole interval says so, by more than the threshold."""
@@ -40,18 +40,17 @@ class Change:
             if self.before["median_us"] is not None:
                 return f"REGRESSION: {self.after['failure']}"
             return "not measured" if self.after["median_us"] is None else "measured now"
-        noisy = "" if self.paired or not (self.before["noisy"] or self.after["noisy"]) else "?"
+        noisy = not self.paired and (self.before["noisy"] or self.after["noisy"])
         if self.low > 1 + threshold:
-            return f"slower{noisy} REGRESSION" if not noisy else "slower? (noisy)"
+            return "slower? (noisy)" if noisy else "slower REGRESSION"
         if self.high < 1 / (1 + threshold):
-            return "faster" if not noisy else "faster? (noisy)"
+            return "faster? (noisy)" if noisy else "faster"
         return "noisy" if noisy else "same"
 
-    def line(self) -> tuple[str, ...]:
+    def line(self, threshold: float) -> tuple[str, ...]:
         """Its cells in a report."""
-        known = self.ratio is not None
-        ratio, interval = (f"{self.ratio:.2f}", f"{self.low:.2f}-{self.high:.2f}") if known else ("-", "-")
-        return " ".join(map(str, self.cell)), microseconds(self.before), microseconds(self.after), ratio, interval
+        ratio = ("-", "-") if self.ratio is None else (f"{self.ratio:.2f}", f"{self.low:.2f}-{self.high:.2f}")
+        return self.cell, time(self.before), time(self.after), *ratio, self.verdict(threshold)
 
 
 def run(options: CompareOptions) -> int:
@@ -102,7 +101,7 @@ def compare(rows: Iterable[Row], dimension: str, before: str, after: str) -> lis
         for side, text in zip(sides, (before, after), strict=True):
             if _matches(row, dimension, text):
                 side[_cell(row, dimension)] = row
-    return [_change(cell, row, sides[1][cell]) for cell, row in sides[0].items() if cell in sides[1]]
+    return [_change(row, sides[1][cell]) for cell, row in sides[0].items() if cell in sides[1]]
 
 
 def _cell(row: Row, dimension: str) -> tuple[Any, ...]:
@@ -112,18 +111,19 @@ def _cell(row: Row, dimension: str) -> tuple[Any, ...]:
     return tuple(row.get(name) for name in (*names, *same))
 
 
-def _change(cell: tuple[Any, ...], before: Row, after: Row) -> Change:
-    shown = tuple(before[name] for name in records.KEYS[before["kind"]] if before[name] == after[name])
+def _change(before: Row, after: Row) -> Change:
+    shown = " ".join(str(before[name]) for name in records.KEYS[before["kind"]] if before[name] == after[name])
     if before["median_us"] is None or after["median_us"] is None:
-        return Change(shown, before, after, None, math.nan, math.nan, paired=False)
+        return Change(shown, before, after)
     one, other = before["backend"], after["backend"]
+    ratios = ("ratio", "ratio_low", "ratio_high")
     if one != other and after.get("baseline") == one:
-        return Change(shown, before, after, after["ratio"], after["ratio_low"], after["ratio_high"], paired=True)
+        return Change(shown, before, after, *[after[name] for name in ratios], True)
     if one != other and before.get("baseline") == other:
-        ratio, high, low = (1 / before[name] for name in ("ratio", "ratio_low", "ratio_high"))
+        ratio, high, low = (1 / before[name] for name in ratios)
         return Change(shown, before, after, ratio, low, high, paired=True)
     paired = one != other and before.get("baseline") is not None and before["baseline"] == after.get("baseline")
-    names = ("ratio", "ratio_low", "ratio_high") if paired else ("median_us", "median_low_us", "median_high_us")
+    names = ratios if paired else ("median_us", "median_low_us", "median_high_us")
     (middle, *ends), (middle_after, *ends_after) = ([row[name] for name in names] for row in (before, after))
     ratio = middle_after / middle
     # the two sides are independent: widths of their intervals add up as squares, in logarithms
@@ -145,7 +145,7 @@ def report(changes: Sequence[Change], threshold: float, dimension: str, names: t
         f"{letter}: {what} {_full(changes, dimension, letter, name)}" for letter, name in zip("AB", names, strict=True)
     ]
     columns = ("cell", "A, us", "B, us", "B/A", "95% interval", "")
-    lines = [columns, *((*change.line(), change.verdict(threshold)) for change in changes)]
+    lines = [columns, *(change.line(threshold) for change in changes)]
     notes = []
     control = [one.ratio for one in changes if one.ratio is not None and not one.after.get("ours", True)]
     if dimension != "backend" and control:

@@ -16,8 +16,9 @@ _COLOURS = (
     *("#2a6f97", "#e07a5f", "#81b29a", "#6d597a", "#f2cc8f"),
     *("#3d405b", "#b56576", "#118ab2", "#8d99ae", "#577590"),
 )
-_SPEEDUP = ("backend", "ratio", "ratio_low", "ratio_high", *CELL)
-_ROOFLINE = ("backend", "median_us", "traffic_floor_us", "issue_floor_us", *CELL)
+# fields that a plot shows
+SPEEDUP = ("backend", "ratio", "ratio_low", "ratio_high", *CELL)
+ROOFLINE = ("backend", "median_us", "traffic_floor_us", "issue_floor_us", *CELL)
 
 
 def digest(rows: Sequence[Row], names: Sequence[str]) -> str:
@@ -28,14 +29,6 @@ def digest(rows: Sequence[Row], names: Sequence[str]) -> str:
 def speedups(rows: Sequence[Row]) -> list[Row]:
     """Rows that a plot of ratios takes: measured in turn with the baseline, forward or backward."""
     return [row for row in rows if row["ratio"] is not None and row["direction"] != "both"]
-
-
-def speedup_digest(rows: Sequence[Row]) -> str:
-    return digest(rows, _SPEEDUP)
-
-
-def roofline_digest(rows: Sequence[Row]) -> str:
-    return digest(rows, _ROOFLINE)
 
 
 def roofs(rows: Sequence[Row]) -> list[Row]:

@@ -6,7 +6,7 @@ to date.
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,6 +29,32 @@ _BLOCK = re.compile(r"(<!-- rendered ([\w-]+) -->\n)(.*?)(<!-- end of \2 -->)", 
 _NONE = "No such row is recorded yet."
 
 
+@dataclass(frozen=True)
+class Plot:
+    """A plot that a page shows: its name, what its rows digest to, how to draw it, and what it shows, in words."""
+
+    name: str
+    digest: str
+    draw: Callable[[], object]
+    shows: str
+
+    @property
+    def path(self) -> str:
+        """Its file, beside the pages of docs/."""
+        return f"plots/{re.sub(r'[^a-z0-9]+', '-', self.name.lower()).strip('-')}.svg"
+
+    def __str__(self) -> str:
+        return f"![{self.shows}]({self.path})"
+
+    def __call__(self) -> bytes:
+        return plots.svg(self.draw(), self.digest)
+
+
+Content = Callable[[], bytes]
+Block = Callable[[Records], Iterable[str | Plot]]
+"""paragraphs, tables and plots of a block, of the rows"""
+
+
 def run(options: RenderOptions) -> int:
     """``msdeform bench render``: writes, or with --check compares; returns 1 where something was not up to date."""
     found = records.read_and_warn(options.results)
@@ -43,44 +69,24 @@ def run(options: RenderOptions) -> int:
     return 1 if stale and options.check else 0
 
 
-Content = Callable[[], bytes]
-
-
 def rendered(root: Path, found: Records) -> dict[Path, Content]:
     """What each file of the documentation, and each plot that it shows, has to hold."""
     files: dict[Path, Content] = {}
+
+    def fill(block: re.Match[str]) -> str:
+        if block[2] not in BLOCKS:
+            raise ValueError(nearest("rendered block", block[2], list(BLOCKS)))
+        parts = [*BLOCKS[block[2]](found)]
+        files.update({root / "docs" / part.path: part for part in parts if isinstance(part, Plot)})
+        text = "\n\n".join(map(str, parts)) or _NONE
+        return f"{block[1]}{text.strip()}\n{block[4]}"
+
     for path in [root / "README.md", *sorted((root / "docs").glob("*.md"))]:
-        text = path.read_text()
-        plotted: list[Plot] = []
-
-        def fill(block: re.Match[str], plotted: list["Plot"] = plotted) -> str:
-            if block[2] not in BLOCKS:
-                raise ValueError(nearest("rendered block", block[2], list(BLOCKS)))
-            return f"{block[1]}{BLOCKS[block[2]](found, plotted).strip()}\n{block[4]}"
-
-        filled = _BLOCK.sub(fill, text)
+        filled = _BLOCK.sub(fill, path.read_text())
         if path.parent == root:  # plots have one place, whichever page shows them
             filled = filled.replace("](plots/", "](docs/plots/")
-        files[path] = lambda new=filled: new.encode()  # type: ignore[misc]
-        for plot in plotted:
-            files[root / "docs" / plot.path] = plot
+        files[path] = filled.encode
     return files
-
-
-@dataclass(frozen=True)
-class Plot:
-    """A plot that a page shows: its file, what its rows digest to, and how to draw it."""
-
-    path: str
-    digest: str
-    draw: Callable[[], object]
-
-    def __call__(self) -> bytes:
-        return plots.svg(self.draw(), self.digest)
-
-
-Block = Callable[[Records, list[Plot]], str]
-"""what stands in a block: of the rows; adds the plots that it shows"""
 
 
 def _same(path: Path, content: Content) -> bool:
@@ -108,96 +114,77 @@ def _from(rows: Iterable[Row], how: str = "Measured") -> str:
     def every(name: str) -> str:
         return ", ".join(dict.fromkeys(str(row.get(name)) for row in rows))
 
-    commits = ", ".join(
-        dict.fromkeys(f"{str(row.get('commit'))[:7]}{' and changes' if row.get('dirty') else ''}" for row in rows)
-    )
+    commits = dict.fromkeys(f"{str(row.get('commit'))[:7]}{' and changes' if row.get('dirty') else ''}" for row in rows)
     loads = [row["host_load"] for row in rows if row.get("host_load") is not None]
     load = f"; {min(loads)} to {max(loads)} threads wanted to run" if loads else ""
     dates = sorted({str(row["date"])[:10] for row in rows})
     threads = f"{every('host_threads')} threads" if every("device") == "cpu" else every("device")
     return (
-        f"{how} {' to '.join(dict.fromkeys((dates[0], dates[-1])))} at commit {commits}; {threads}; "
+        f"{how} {' to '.join(dict.fromkeys((dates[0], dates[-1])))} at commit {', '.join(commits)}; {threads}; "
         f"torch {every('torch')}, Triton {every('triton')}{load}."
     )
 
 
-def _plot(plotted: list[Plot], name: str, digest: str, draw: Callable[[], object], shows: str) -> str:
-    """Adds a plot; returns the image of a page that shows it."""
-    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-    plot = Plot(f"plots/{slug}.svg", digest, draw)
-    plotted.append(plot)
-    return f"![{shows}]({plot.path})"
-
-
-def _joined(parts: Iterable[str], otherwise: str = _NONE) -> str:
-    return "\n\n".join(parts) or otherwise
-
-
-def _operator(found: Records, plotted: list[Plot]) -> str:
-    parts = []
+def _operator(found: Records) -> Iterator[str | Plot]:
     for machine, rows in _machines(found, "operator").items():
-        parts += [f"**{machine}**", markdown(tables.speeds(rows), 5)]
         composed = {row["backend"]: row["composed"] for row in rows if row["composed"]}
         notes = [f"`{name}`*: {what} in PyTorch are part of its time." for name, what in composed.items()]
-        parts.append(" ".join([*notes, *tables.fastest(rows), _from(rows)]))
+        yield from (f"**{machine}**", markdown(tables.speeds(rows), 5))
+        yield " ".join([*notes, *tables.fastest(rows), _from(rows)])
         shown = plots.speedups(rows)
         for baseline in dict.fromkeys(row["baseline"] for row in shown):
             mine = [row for row in shown if row["baseline"] == baseline]
-            draw = partial(plots.speedup, mine, baseline)
-            shows = f"times faster than {baseline}, {machine}"
-            parts.append(_plot(plotted, f"speed {machine} {baseline}", plots.speedup_digest(mine), draw, shows))
-    return _joined(parts)
+            draw, shows = partial(plots.speedup, mine, baseline), f"times faster than {baseline}, {machine}"
+            yield Plot(f"speed {machine} {baseline}", plots.digest(mine, plots.SPEEDUP), draw, shows)
 
 
-def _coverage(found: Records, _: list[Plot]) -> str:
+def _coverage(found: Records) -> Iterator[str]:
     missing = _machines(found, "missing")
-    parts = []
     for machine, rows in _machines(found, "operator").items():
         lines = tables.coverage(rows, missing.get(machine, []))
-        parts += [f"**{machine}**", markdown(lines, len(lines[0]))]
-    return _joined(parts)
+        yield from (f"**{machine}**", markdown(lines, len(lines[0])))
 
 
-def _bounds(found: Records, plotted: list[Plot]) -> str:
-    parts = []
-    for machine, rows in _machines(found, "operator").items():
-        if shown := plots.roofs(rows):
-            parts += [f"**{machine}**", markdown(tables.floors(shown), 6), _from(shown)]
-            digest, shows = plots.roofline_digest(shown), f"floors over measured times, {machine}"
-            parts.append(_plot(plotted, f"roofline {machine}", digest, partial(plots.roofline, shown), shows))
-    return _joined(parts, "No row of a GPU is recorded yet, and only those have floors.")
+def _bounds(found: Records) -> Iterator[str | Plot]:
+    machines = {machine: plots.roofs(rows) for machine, rows in _machines(found, "operator").items()}
+    for machine, rows in machines.items():
+        if rows:
+            yield from (f"**{machine}**", markdown(tables.floors(rows), 6), _from(rows))
+            draw, shows = partial(plots.roofline, rows), f"floors over measured times, {machine}"
+            yield Plot(f"roofline {machine}", plots.digest(rows, plots.ROOFLINE), draw, shows)
+    if not any(machines.values()):
+        yield "No row of a GPU is recorded yet, and only those have floors."
 
 
-def _instructions(found: Records, _: list[Plot]) -> str:
+def _instructions(found: Records) -> Iterator[str]:
     """Counts of every kernel, and how the PTX of our CUDA backend compares with the official kernel's."""
-    parts = []
-    for case in (counts.ENCODER, counts.DECODER):
-        lines = counts.table(found, case)
+    of_cases = {case: counts.table(found, case) for case in (counts.ENCODER, counts.DECODER)}
+    if not any(len(lines) > 1 for lines in of_cases.values()):
+        return
+    for case, lines in of_cases.items():
         if len(lines) > 1:
-            parts += [f"**{case}**", markdown(lines, 3)]
-    if not parts:
-        return _NONE
+            yield from (f"**{case}**", markdown(lines, 3))
     compared = [
         f"{call}: {ours['warp_instructions'] / theirs['warp_instructions'] - 1:+.0%}"
         for call, ours, theirs in counts.pairs(found, "cuda", "official")
     ]
     against = f"PTX instructions of `cuda` against the official kernel: {'; '.join(compared)}."
-    rows = [row for run in counts.latest(found).values() for row in run]
-    not_counted = "The official kernel's instructions were not counted."
-    return _joined([*parts, against if compared else not_counted, _from(rows, "Counted")])
+    yield against if compared else "The official kernel's instructions were not counted."
+    yield _from([row for run in counts.latest(found).values() for row in run], "Counted")
 
 
-def _before_and_after(found: Records, _: list[Plot]) -> str:
+def _before_and_after(found: Records) -> Iterator[str]:
     lines = counts.before_and_after(found, counts.ENCODER)
-    return markdown(lines, 2) if len(lines) > 1 else "No count has changed since the first that were recorded."
+    yield markdown(lines, 2) if len(lines) > 1 else "No count has changed since the first that were recorded."
 
 
-def _predicted(found: Records, _: list[Plot]) -> str:
+def _predicted(found: Records) -> Iterator[str]:
     lines = model.table(found)
-    return markdown(lines, 3) if len(lines) > 1 else _NONE
+    if len(lines) > 1:
+        yield markdown(lines, 3)
 
 
-def _models(found: Records, _: list[Plot]) -> str:
+def _models(found: Records) -> Iterator[str]:
     counted = {row["model"]: row for row in found.of("flops")}
     trained = {(row["model"], row["epochs"]): row for row in found.of("trained")}
     head = ("", "epochs", "AP", "AP_S", "AP_M", "AP_L", "hours", "params M", "counted", "FLOPs G", "counted")
@@ -214,10 +201,9 @@ def _models(found: Records, _: list[Plot]) -> str:
             "not trained" if run is None else _run(run),
         )
         lines.append((f"{row.title} (`{row.model}`)", *map(str, cells)))
-    parts = [markdown(lines, 1)]
+    yield markdown(lines, 1)
     if counted:
-        parts.append(f"Counted by `msdeform table --flops`, which prints the convention. {_from(counted.values())}")
-    return _joined(parts)
+        yield f"Counted by `msdeform table --flops`, which prints the convention. {_from(counted.values())}"
 
 
 def _run(row: Row) -> str:
@@ -226,95 +212,83 @@ def _run(row: Row) -> str:
     return f"{ap} ({', '.join(f'[{name}]({row[name]})' for name in ('config', 'log', 'checkpoint'))})"
 
 
-def _speeds(kind: str, **columns: str) -> Block:
-    """A renderer of a line for each detector and way of running it, by machine: fields of a row by their titles."""
-    names = records.KEYS[kind]
-
-    def image(row: Row) -> str:
-        return "failed" if row["failure"] is not None else "x".join(map(str, row["image"]))
-
-    def render(found: Records, _: list[Plot]) -> str:
-        parts = []
-        for machine, rows in _machines(found, kind).items():
-            # a reduced form shows that a command works, and is nobody's result
-            whole = [row for row in rows if not row["method"].startswith("reduced")]
-            shown = {title: numbers(field) for field, title in columns.items()}
-            lines = lines_of(whole, {**fields(*names), **shown, "peak MB": numbers("peak_mb"), "image": image})
-            parts += [f"**{machine}**", markdown(lines, len(names)), _from(whole)] if whole else []
-        return _joined(parts)
-
-    return render
-
-
-def _by_machine(kind: str, table: Callable[[list[Row]], list[Line]], left: int) -> Block:
-    """A renderer of a table for each machine; what failed is named below it."""
-
-    def render(found: Records, _: list[Plot]) -> str:
-        parts = []
-        for machine, rows in _machines(found, kind).items():
-            whole = [row for row in rows if not row.get("failure")]
-            parts += [f"**{machine}**", *([markdown(table(whole), left)] if whole else []), *_failures(rows)]
-            parts.append(_from(rows))
-        return _joined(parts)
-
-    return render
-
-
 def _failures(rows: Iterable[Row], before: str = "") -> list[str]:
     """A sentence for each row that failed."""
     failed = [row for row in rows if row.get("failure")]
     return [f"{before}{', '.join(map(str, records.key(row)[1:]))}: {row['failure']}." for row in failed]
 
 
-def _cpu(found: Records, _: list[Plot]) -> str:
-    parts = []
-    for machine, rows in _timed_on_cpus(found).items():
-        for function in dict.fromkeys(row["function"] for row in rows):
-            mine = [row for row in rows if row["function"] == function and row["case"] in cases.ON_A_CPU]
-            if not mine:
-                continue
-            parts += [f"**{machine}, `{function}`**", markdown(cpu_tables.speed_table(mine), 3), _from(mine)]
-            parts += ["How many times as long as `cpu` each takes:", markdown(cpu_tables.others_table(mine), 4)]
-    return _joined(parts)
+def _whole(rows: list[Row]) -> list[Row]:
+    """Those of detectors at full size: a reduced form shows that a command works, and is nobody's result."""
+    return [row for row in rows if not row["method"].startswith("reduced")]
 
 
-def _of_main(table: Callable[[list[Row]], list[Line]], left: int) -> Block:
-    """A renderer of the main function's rows, a table for each machine."""
+def _ours_timed(rows: list[Row]) -> list[Row]:
+    """All of a machine on which our backend of a CPU was timed, or none."""
+    ours = any(row["backend"] == cpu_tables.OURS and row["median_us"] is not None for row in rows)
+    return rows if ours else []
 
-    def render(found: Records, _: list[Plot]) -> str:
-        parts = []
-        for machine, rows in _timed_on_cpus(found).items():
-            lines = table([row for row in rows if row["function"] == cpu_tables.MAIN])
-            parts += [f"**{machine}**", markdown(lines, left), _from(rows)] if len(lines) > 1 else []
-        return _joined(parts)
+
+def _main(rows: list[Row]) -> list[Row]:
+    return [row for row in _ours_timed(rows) if row["function"] == cpu_tables.MAIN]
+
+
+def _by_machine(
+    kind: str,
+    table: Callable[[list[Row]], list[Line]],
+    left: int,
+    chosen: Callable[[list[Row]], list[Row]] = list,
+    *,
+    failures: bool = True,
+) -> Block:
+    """A renderer of a table for each machine, of its chosen rows; `failures`: what failed is named below it instead."""
+
+    def render(found: Records) -> Iterator[str]:
+        for machine, every in _machines(found, kind).items():
+            rows = chosen(every)
+            lines = table([row for row in rows if not (failures and row.get("failure"))])
+            failed = _failures(rows) if failures else []
+            if len(lines) > 1 or failed:
+                yield f"**{machine}**"
+                yield from [markdown(lines, left)] if len(lines) > 1 else []
+                yield from (*failed, _from(rows))
 
     return render
 
 
-def _timed_on_cpus(found: Records) -> dict[str, list[Row]]:
-    """Rows of machines on which ours was timed."""
-    machines = _machines(found, "cpu").items()
-    return {
-        machine: rows
-        for machine, rows in machines
-        if any(row["backend"] == cpu_tables.OURS and row["median_us"] is not None for row in rows)
-    }
+def _speeds(kind: str, **columns: str) -> Block:
+    """A renderer of a line for each detector and way of running it: fields of a row by their titles."""
+    names = records.KEYS[kind]
+
+    def image(row: Row) -> str:
+        return "failed" if row["failure"] is not None else "x".join(map(str, row["image"]))
+
+    shown = {title: numbers(field) for field, title in columns.items()}
+    every = {**fields(*names), **shown, "peak MB": numbers("peak_mb"), "image": image}
+    return _by_machine(kind, lambda rows: lines_of(rows, every), len(names), _whole, failures=False)
 
 
-def _trained(found: Records, plotted: list[Plot], *, with_table: bool) -> str:
+def _cpu(found: Records) -> Iterator[str]:
+    for machine, every in _machines(found, "cpu").items():
+        rows = [row for row in _ours_timed(every) if row["case"] in cases.ON_A_CPU]
+        for function in dict.fromkeys(row["function"] for row in rows):
+            mine = [row for row in rows if row["function"] == function]
+            yield from (f"**{machine}, `{function}`**", markdown(cpu_tables.speed_table(mine), 3), _from(mine))
+            yield from ("How many times as long as `cpu` each takes:", markdown(cpu_tables.others_table(mine), 4))
+
+
+def _trained(found: Records, *, with_table: bool) -> Iterator[str | Plot]:
     """Of every experiment whether its backends agree, and its curves."""
-    parts = []
     for machine, rows in _machines(found, "seeds").items():
         # a reduced form shows that a command works, and is nobody's result
         whole = [row for row in rows if not row["reduced"]]
         for mine in spread.experiments([row for row in whole if row["failure"] is None]):
             what = f"{machine}, {mine[0]['model']}, {mine[0]['settings']}"
-            parts += [f"**{what}**", markdown(spread.table(mine), 1)] if with_table else [f"**{what}.**"]
-            digest, draw = spread.drawn_digest(mine), partial(spread.curves, mine)
-            image = _plot(plotted, f"seeds {what}", digest, draw, f"loss and AP by backend, {what}")
-            parts += [f"{spread.verdict(mine)} {_from(mine)}", image]
-        parts += _failures(whole, f"{machine}, ") if with_table else []
-    return _joined(parts)
+            yield from (f"**{what}**", markdown(spread.table(mine), 1)) if with_table else (f"**{what}.**",)
+            yield f"{spread.verdict(mine)} {_from(mine)}"
+            draw, shows = partial(spread.curves, mine), f"loss and AP by backend, {what}"
+            yield Plot(f"seeds {what}", spread.drawn_digest(mine), draw, shows)
+        yield from _failures(whole, f"{machine}, ") if with_table else []
 
 
 BLOCKS: dict[str, Block] = {
@@ -335,8 +309,8 @@ BLOCKS: dict[str, Block] = {
     "explanations": _by_machine("explanation", explain.explanation_table, 3),
     "startup": _by_machine("startup", cpu_tables.startup_table, 1),
     "cpu": _cpu,
-    "cpu-short": _of_main(cpu_tables.short_table, 2),
-    "cpu-areas": _of_main(cpu_tables.area_table, 1),
+    "cpu-short": _by_machine("cpu", cpu_tables.short_table, 2, _main, failures=False),
+    "cpu-areas": _by_machine("cpu", cpu_tables.area_table, 1, _main, failures=False),
     "first-call": _by_machine("first-call", cpu_tables.first_call_table, 4),
     "exports": _by_machine("export", exports.export_table, 1),
 }

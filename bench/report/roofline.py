@@ -18,6 +18,6 @@ def run(options: RooflineOptions) -> int:
         )
     print(aligned(floors(rows), 6))
     with atomic_file(options.out) as file:
-        file.write(plots.svg(plots.roofline(rows), plots.roofline_digest(rows)))
+        file.write(plots.svg(plots.roofline(rows), plots.digest(rows, plots.ROOFLINE)))
     print(f"\ndrawn in {options.out}")
     return 0

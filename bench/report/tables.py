@@ -12,12 +12,12 @@ from ..harness.tables import (
     HAS_NONE,
     Column,
     Line,
-    failed,
     fields,
+    grouped,
     lines_of,
-    microseconds,
     numbers,
     percent,
+    time,
     times_faster,
 )
 from ..options import IMPLEMENTATIONS
@@ -38,17 +38,10 @@ def coverage(rows: Sequence[Row], missing: Sequence[Row]) -> list[Line]:
 
 def _state(rows: Sequence[Row]) -> str:
     """Of one implementation on one case."""
-    if not rows:
-        return "not measured"
-    differs = "wrong" if rows[0].get("ours") else "differing"
-
-    def state(row: Row) -> str:
-        if row["failure"] == HAS_NONE:
-            return "has none"
-        return "measured" if row["median_us"] is not None else differs if failed(row) != "failed" else "failed"
-
-    counts = Counter(map(state, rows))
-    return ", ".join(f"{counts[one]} {one}" for one in ("measured", differs, "failed", "has none") if counts[one])
+    words = {"differs": "differing"}
+    counts = Counter("measured" if row["median_us"] is not None else words.get(time(row), time(row)) for row in rows)
+    order = ("measured", "differing", "wrong", "failed", "has none")
+    return ", ".join(f"{counts[one]} {one}" for one in order if counts[one]) or "not measured"
 
 
 def fastest(rows: Sequence[Row]) -> list[str]:
@@ -56,21 +49,18 @@ def fastest(rows: Sequence[Row]) -> list[str]:
 
     A cell whose first two cannot be told apart, by the intervals of their medians, has no fastest.
     """
-    cells: dict[tuple[str, ...], list[Row]] = {}
-    for row in rows:
-        if row["median_us"] is not None and row["function"] != "MSDeformAttn":
-            cells.setdefault(tuple(row[name] for name in CELL), []).append(row)
-    compared = {
-        cell: sorted(found, key=lambda row: row["median_us"]) for cell, found in cells.items() if len(found) > 1
-    }
+    timed = [row for row in rows if row["median_us"] is not None and row["function"] != "MSDeformAttn"]
+    compared = [
+        sorted(mine, key=lambda row: row["median_us"]) for mine in grouped(timed, *CELL).values() if len(mine) > 1
+    ]
     won = Counter(
-        first["backend"] for first, second, *_ in compared.values() if first["median_high_us"] < second["median_low_us"]
+        first["backend"] for first, second, *_ in compared if first["median_high_us"] < second["median_low_us"]
     )
     sentences = [
         f"`{name}` was the fastest of those measured in {count} of {len(compared)} cells."
         for name, count in won.items()
     ]
-    undecided = len(compared) - sum(won.values())
+    undecided = len(compared) - won.total()
     if undecided:
         sentences.append(f"In {undecided} of {len(compared)} cells the first two cannot be told apart.")
     return sentences
@@ -80,23 +70,17 @@ def speeds(rows: Sequence[Row]) -> list[Line]:
     """A line for each cell and a column for each implementation, after the head: microseconds, and times faster than
     the baseline where they were measured in turn."""
     names = list(dict.fromkeys(row["backend"] for row in rows))
-    table: dict[tuple[str, ...], dict[str, Row]] = {}
-    for row in rows:
-        table.setdefault(tuple(row[name] for name in CELL), {})[row["backend"]] = row
     lines: list[Line] = [(*CELL, *names)]
-    for cell, found in table.items():
+    for cell, mine in grouped(rows, *CELL).items():
+        found = {row["backend"]: row for row in mine}
         lines.append((*cell, *(_speed(found.get(name)) for name in names)))
     return lines
 
 
 def _speed(row: Row | None) -> str:
-    if row is None:
-        return "not measured"
-    if row["failure"] == HAS_NONE:
-        return "has none"
-    ratio = times_faster(row)
-    star = "*" if row["composed"] else ""
-    return microseconds(row) + star + ("" if ratio == "-" else f", {ratio}")
+    star = "*" if row is not None and row["composed"] and row["failure"] != HAS_NONE else ""
+    ratio = "" if row is None or row["ratio"] is None else f", {times_faster(row)}"
+    return time(row) + star + ratio
 
 
 def floors(rows: Sequence[Row]) -> list[Line]:

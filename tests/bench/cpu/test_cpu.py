@@ -11,15 +11,14 @@ import torch
 from torch import Tensor
 
 from msdeform import fused_ms_deform_attn, ms_deform_attn
-from msdeform.bench.cpu import cpu, tables, worker
-from msdeform.bench.cpu.worker import Cell
+from msdeform.bench.cpu import cpu, tables
+from msdeform.bench.cpu.cpu import Cell
 from msdeform.bench.harness import records
 from msdeform.bench.operator import cases
 from msdeform.bench.operator.cases import Case
 from msdeform.bench.operator.implementations import Implementation
 from msdeform.bench.options import CPU_IMPLEMENTATIONS, CpuOptions
 from msdeform.cli import main
-from tests.house.project import ROOT
 
 SMALL = Case("small", ((6, 5), (3, 2)), B=2, Q=7, H=2, D=4)
 FAKES = """
@@ -55,7 +54,7 @@ Bench = Callable[..., tuple[int, list[dict[str, Any]]]]
 def bench(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Bench:
     """The command on one small cell; its exit status and the rows it kept."""
     (tmp_path / "fakes.py").write_text(FAKES)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(tmp_path)]))
+    monkeypatch.syspath_prepend(tmp_path)
     out = tmp_path / "rows"
 
     def call(*words: str) -> tuple[int, list[dict[str, Any]]]:
@@ -133,8 +132,9 @@ def variant(
 
 
 @pytest.fixture
-def _threads() -> Any:
-    """Numbers of threads that a test leaves as it found them."""
+def _threads(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A small case, and numbers of threads that a test leaves as it found them."""
+    monkeypatch.setitem(cases.CASES, "small", SMALL)
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
@@ -149,16 +149,8 @@ def test_rows_of_a_cell() -> None:
         Implementation("plain alone", plain=ms_deform_attn),
     ]
     begun: list[str] = []
-    rows = list(
-        worker.measured(
-            SMALL,
-            Cell("small", "float32", "fused_ms_deform_attn", (1, 2), ()),
-            found,
-            seconds=0.2,
-            rounds=3,
-            begin=begun.append,
-        )
-    )
+    cell = Cell("small", "float32", "fused_ms_deform_attn", (1, 2), ())
+    rows = list(cpu.cell_rows(cell, found, seconds=0.2, rounds=3, begin=begun.append))
     assert {*begun} == {subject.name for subject in found}
     for row in rows:
         records.key(row)
@@ -182,7 +174,7 @@ def test_rows_of_a_cell() -> None:
 def test_ours_that_is_wrong_is_no_baseline() -> None:
     found = [variant("cpu", ours=True, output=1.01), variant("core")]
     cell = Cell("small", "bfloat16", "ms_deform_attn", (1,), ())
-    rows = list(worker.measured(SMALL, cell, found, seconds=0, rounds=2))
+    rows = list(cpu.cell_rows(cell, found, seconds=0, rounds=2))
     ours = [row for row in rows if row["ours"]]
     assert all(row["failure"].startswith("differs") and row["median_us"] is None for row in ours)
     assert all(row["median_us"] > 0 and row["ratio"] is None for row in rows if not row["ours"])
@@ -209,8 +201,8 @@ def test_turns(monkeypatch: pytest.MonkeyPatch) -> None:
 
         return run
 
-    calls = {"fast": call("fast", 0.004), "slow": call("slow", 0.03), "breaks": call("breaks", 0.03)}
-    times, failures = worker.take_turns(calls, seconds=0, rounds=2)
+    calls = {"fast": call("fast", 0.002), "slow": call("slow", 0.03), "breaks": call("breaks", 0.03)}
+    times, failures = cpu.take_turns(calls, seconds=0, rounds=2)
     assert failures == {"breaks": "RuntimeError: out of luck"}
     assert [*times] == ["fast", "slow"]
     assert [len(each) for each in times.values()] == [2, 2]
@@ -222,8 +214,8 @@ def test_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     assert order.index("breaks") < len(order) - 1 - order[::-1].index("fast")
 
     order.clear()
-    monkeypatch.setattr(worker, "_LONG", 0.02)
-    times, _ = worker.take_turns({"slow": calls["slow"]}, seconds=0, rounds=2)
+    monkeypatch.setattr(cpu, "_LONG", 0.02)
+    times, _ = cpu.take_turns({"slow": calls["slow"]}, seconds=0, rounds=2)
     assert len(order) == len(times["slow"]) == 2, "long calls are alone in their turns"
 
 

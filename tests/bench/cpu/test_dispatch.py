@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 import torch
 
-from msdeform.bench.cpu import host_time, stand_ins
+from msdeform.bench.cpu import host_time
 from msdeform.bench.harness.records import read
 from msdeform.bench.operator.cases import find
 from msdeform.cli import main
 from msdeform.kernels import registry
 from msdeform.kernels.api import ms_deform_attn
 from msdeform.kernels.diagnostics.checks import Case, make_inputs
+from tests.kernels.stand_ins import without_kernels
 
 pytest.importorskip("triton")
 
@@ -47,7 +48,7 @@ def test_every_stage_is_timed_and_recorded(tmp_path: Path, capsys: pytest.Captur
 
 def test_launches_of_a_call() -> None:
     """One kernel forward and one backward; nothing where no gradient is wanted."""
-    with stand_ins.without_kernels() as kernels:
+    with without_kernels() as kernels:
         tensors = [tensor.requires_grad_() for tensor in make_inputs(CASE)]
         for calls in (1, 2, 3):  # the first is checked; the others launch what it kept
             output = ms_deform_attn(tensors[0], CASE.sizes, *tensors[1:])
@@ -60,7 +61,7 @@ def test_launches_of_a_call() -> None:
 def test_a_warm_call_launches_the_kept_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is timed as `warm` and as `function` doesn't pass Triton's own launcher, which looks the kernel up."""
     case = dataclasses.replace(find(host_time.CASE), sizes=((2, 2),) * 4)
-    with stand_ins.without_device():
+    with host_time.without_device():
         stages = host_time.prepared(case, "ms_deform_attn", "forward+backward", torch.device("cpu"))
         for call in stages.values():
             call()
@@ -93,7 +94,7 @@ def test_nothing_is_left_of_the_stand_ins() -> None:
     tensors = make_inputs(CASE)
     want = ms_deform_attn(tensors[0], CASE.sizes, *tensors[1:])
     before = dict(registry.BACKENDS), dict(registry._availability)
-    with stand_ins.without_kernels() as kernels:
+    with without_kernels() as kernels:
         ms_deform_attn(tensors[0], CASE.sizes, *tensors[1:])
     assert before == (dict(registry.BACKENDS), dict(registry._availability))
     torch.testing.assert_close(ms_deform_attn(tensors[0], CASE.sizes, *tensors[1:]), want)

@@ -115,7 +115,7 @@ def test_without_torchvision_the_operator_is_measured_all_the_same(tmp_path: Pat
 
 def test_no_stage_needs_more_than_it_says(tmp_path: Path) -> None:
     """Nothing that the first stages import is more than the operator has to have."""
-    modules = "msdeform.bench.gpu.stages, msdeform.bench.operator.worker"
+    modules = "msdeform.bench.gpu.stages, msdeform.bench.operator.runner"
     code = f"import sys, {modules}; print(*{{one.split('.')[0] for one in sys.modules}})"
     loaded = set(subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True).split())
     assert not loaded & {*LACKING, "torchvision", "PIL", "matplotlib", "scipy", "yaml", "transformers"}

@@ -56,6 +56,6 @@ def test_a_file_is_named_after_day_and_device_and_its_rows_know_the_command(tmp_
     assert results.path.parent == tmp_path
     assert results.path.name.endswith("-cpu.jsonl")
     assert results.source["command"] == "msdeform bench cpu"
-    other = open_results("msdeform bench cpu", CpuOptions(), torch.device("cpu"), measured=("bench/cpu/worker.py",))
+    other = open_results("msdeform bench cpu", CpuOptions(), torch.device("cpu"), measured=("bench/cpu/cpu.py",))
     assert other.path is None
     assert other.source["code"] != results.source["code"]

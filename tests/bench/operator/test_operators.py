@@ -1,7 +1,6 @@
 """`msdeform bench`: implementations in processes of their own, of which one may crash and one may hang."""
 
 import json
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +15,6 @@ from msdeform.bench.operator import jobs, operators
 from msdeform.bench.options import IMPLEMENTATIONS
 from msdeform.cli import main
 from msdeform.kernels.diagnostics.options import BACKENDS
-from tests.house.project import ROOT
 
 FAKES = """
 import os, signal, time
@@ -54,7 +52,7 @@ Bench = Callable[..., tuple[int, list[dict[str, Any]]]]
 def bench(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Bench:
     """The command with one function of float32, quickly; its exit status and the rows it kept."""
     (tmp_path / "fakes.py").write_text(FAKES)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(tmp_path)]))
+    monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     out = tmp_path / "rows"
 

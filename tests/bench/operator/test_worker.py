@@ -1,6 +1,6 @@
 """One implementation measured beside a baseline: what is wrong gets no speed, what is slower is seen to be."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from msdeform.bench.operator import workloads
 from msdeform.bench.operator.cases import CASES, Case
 from msdeform.bench.operator.implementations import Implementation
 from msdeform.bench.operator.jobs import Operator
-from msdeform.bench.operator.worker import OperatorMeasurer
+from msdeform.bench.operator.runner import operator_rows
 from msdeform.bench.report.compare import compare, report
 from msdeform.kernels.diagnostics.tolerances import Comparison
 from msdeform.kernels.diagnostics.tolerances import compare as compare_tensors
@@ -63,13 +63,8 @@ def rows_of(
     functions: tuple[str, ...] = FUNCTIONS,
     seconds: float = 0.0,
 ) -> list[dict[str, Any]]:
-    measurer = OperatorMeasurer(subject, baseline, CPU, seconds)
-
-    def every() -> Iterator[dict[str, Any]]:
-        for function in functions:
-            yield from measurer.rows(Operator("small", "grid", "float32", function, subject.name))
-
-    return list(every())
+    jobs = [Operator("small", "grid", "float32", function, subject.name) for function in functions]
+    return [row for job in jobs for row in operator_rows(job, subject, baseline, CPU, seconds)]
 
 
 def test_a_right_one_gets_its_numbers() -> None:

@@ -18,12 +18,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import msdeform
-from msdeform.bench.cpu.stand_ins import without_kernels
 from msdeform.kernels import call_cache, contract, registry
 from msdeform.kernels.api import fused_ms_deform_attn, ms_deform_attn
 from msdeform.kernels.diagnostics.checks import Case, make_inputs
 from msdeform.kernels.registry import BackendUnavailable
 from tests.house import project
+from tests.kernels.stand_ins import without_kernels
 
 PLAIN = Case(B=2, Q=3, H=2, D=4, P=2, sizes=((3, 4), (2, 2)), coordinates=None)
 BOXES = Case(B=2, Q=3, H=2, D=4, P=2, sizes=((3, 4), (2, 2)), coordinates=4)

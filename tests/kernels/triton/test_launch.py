@@ -14,12 +14,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 pytest.importorskip("triton")
 
-from msdeform.bench.cpu.stand_ins import StandIn, without_kernels
 from msdeform.bench.static.ptx.triton_driver import idling
 from msdeform.kernels import call_cache
 from msdeform.kernels.api import fused_ms_deform_attn, ms_deform_attn
 from msdeform.kernels.diagnostics.checks import Case, make_inputs
 from msdeform.kernels.triton import launch
+from tests.kernels.stand_ins import StandIn, without_kernels
 
 SIZES = ((3, 4), (2, 2))
 

@@ -1,10 +1,10 @@
-"""Stand-ins for the Triton backend's device and kernels: a call does all that the host does, and nothing is run."""
+"""Stand-ins for the Triton backend's kernels: a call does all that the host does, and nothing is run."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from ...kernels import registry
+from msdeform.bench.cpu.host_time import without_device
 
 KERNELS = ("forward", "backward", "keys", "cells", "shares", "pixels", "points")
 
@@ -28,23 +28,12 @@ class StandIn:
 
 
 @contextlib.contextmanager
-def without_device() -> Iterator[None]:
-    """Within, the Triton backend takes tensors on a CPU, its kernels are compiled for sm_90 and their launches do
-    nothing; results are memory as it was found."""
-    from ..static.ptx.triton_driver import idling
-
-    backend = registry.BACKENDS["triton"]._replace(unavailable=lambda: None, refuses=lambda _: None)
-    with registry.registered(backend), idling():
-        yield
-
-
-@contextlib.contextmanager
 def without_kernels() -> Iterator[dict[str, StandIn]]:
-    """The same with nothing to compile, either.
+    """:func:`without_device` with nothing to compile, either.
 
     Yields what stands for each of `KERNELS`.
     """
-    from ...kernels.triton import launch
+    from msdeform.kernels.triton import launch
 
     kernels = {name: StandIn() for name in KERNELS}
     with launch.replaced(**{f"{name}_kernel": kernel for name, kernel in kernels.items()}), without_device():
