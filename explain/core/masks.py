@@ -48,15 +48,17 @@ def _ranges(numbers: tuple[int, ...]) -> str:
     return ",".join(f"{span[0]}-{span[-1]}" if len(span) > 1 else str(span[0]) for span in spans)
 
 
-def parse_mask(text: str) -> Mask:
+def parse_mask(text: str, mode: Mode = "zero", seed: int = 0) -> Mask:
     """A mask from ``decoder.*.cross:h0-3:l1:q17:uniform``; the parts after the site stand in any order.
+
+    The mode given stands where the text names none; a text names no seed.
 
     Raises ValueError for anything else.
     """
     site, *parts = text.split(":")
     if not site:
         raise ValueError(f"mask {text!r}: expected {_GRAMMAR}")
-    changes: dict[str, Any] = {}
+    changes: dict[str, Any] = {"mode": mode, "seed": seed}
     for part in parts:
         if part in get_args(Mode):
             changes["mode"] = part
@@ -74,6 +76,6 @@ def parse_mask(text: str) -> Mask:
     return Mask(site, **changes)
 
 
-def parse_masks(text: str) -> tuple[Mask, ...]:
+def parse_masks(text: str, mode: Mode = "zero", seed: int = 0) -> Masks:
     """Masks that act together, from those of `parse_mask` joined by ``+``. Raises ValueError for anything else."""
-    return tuple(parse_mask(one.strip()) for one in text.split("+"))
+    return tuple(parse_mask(one.strip(), mode, seed) for one in text.split("+"))
