@@ -37,7 +37,7 @@ class DetectorOnData:
     data: CocoDetection
     size: Size
     """What images are resized to."""
-    category_ids: list[int | None]
+    category_ids: Sequence[int | None]
     """The data's, of the model's labels; None for a label that the data lacks."""
     of_images: int
     """How many the data set has, of which `data` may be the first."""

@@ -1,6 +1,5 @@
 """What interventions do to a detector over a data set: each alone, head by head, in growing sets, and in pruning."""
 
-import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -178,7 +177,7 @@ class Ablation:
                 self._measured[masks] = {
                     "mask": "+".join(map(str, masks)),
                     "metrics": changes(self._base_metrics, metrics),
-                    "effects": dataclasses.asdict(did),
+                    "effects": did._asdict(),
                 }
         return [self._measured[masks] for masks in interventions]
 

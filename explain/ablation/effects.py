@@ -1,11 +1,11 @@
 """What a change of the model did to its detections: which were lost, gained, of another class, moved, less sure."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from scipy.special import logit
 from torch import Tensor
 
 from ...models.layers.boxes import match_boxes
@@ -39,8 +39,7 @@ class QueryPredictions(NamedTuple):
         return QueryPredictions(*(column[rows] for column in self))
 
 
-@dataclass(frozen=True)
-class Effects:
+class Effects(NamedTuple):
     """Counts of detections, and means over those that are there before and after; None where there are none."""
 
     before: int
@@ -80,7 +79,9 @@ def effects(
     then, now = before.confident(confidence), after.confident(confidence)
     pairs = np.array([*(_same_object if pairing == "iou" else _same_query)(then, now)], dtype=np.int64).reshape(-1, 2)
     one, two = then.choose(pairs[:, 0]), now.choose(pairs[:, 1])
-    score, later = (np.take_along_axis(found.scores, one.labels[:, None], 1) for found in (one, two))
+    score, later = (np.take_along_axis(found.scores, one.labels[:, None], 1).astype(float) for found in (one, two))
+    # float32 rounds what is nearly sure to 0 or 1
+    logits = [logit(np.clip(each, 1e-7, 1 - 1e-7)) for each in (score, later)]
     return Effects(
         before=len(then.image),
         after=len(now.image),
@@ -90,18 +91,12 @@ def effects(
         overlap=_mean(iou(one.boxes, two.boxes)),
         iou_change=None if truth is None else _iou_change(one, two, truth),
         score_change=_mean(later - score),
-        logit_change=_mean(logit(later) - logit(score)),
+        logit_change=_mean(logits[1] - logits[0]),
     )
 
 
 def _mean(values: np.ndarray) -> float | None:
     return float(values.mean()) if len(values) else None
-
-
-def logit(probability: np.ndarray) -> np.ndarray:
-    """log(p / (1 - p)), finite for what float32 rounds to 0 or 1."""
-    p = np.clip(probability.astype(np.float64), 1e-7, 1 - 1e-7)
-    return np.log(p / (1 - p))
 
 
 def iou(one: np.ndarray, two: np.ndarray) -> np.ndarray:
@@ -140,7 +135,7 @@ def _same_object(then: QueryPredictions, now: QueryPredictions) -> Iterator[tupl
         of_image = (then.boxes[rows], then.labels[rows], now.boxes[columns], now.labels[columns])
         for row, match in zip(rows, pair_detections(*map(torch.from_numpy, of_image)), strict=True):
             if match is not None:
-                yield row, columns[match]
+                yield int(row), int(columns[match])
 
 
 def _same_query(then: QueryPredictions, now: QueryPredictions) -> Iterator[tuple[int, int]]:

@@ -57,10 +57,9 @@ def _number(value: float | None, form: str = ".3f") -> str:
 
 
 def _interval(change: Change) -> str:
-    middle, low, high = (
-        _number(None if change[part] is None else 100 * change[part], "+.1f") for part in ("change", "low", "high")
-    )
-    return middle if low == "-" else f"{middle} [{low}, {high}]"
+    shown = {part: _number(value and 100 * value, "+.1f") for part, value in change.items()}
+    span = "" if change["low"] is None else f" [{shown['low']}, {shown['high']}]"
+    return shown["change"] + span
 
 
 def _ap(one: Measured) -> float | None:

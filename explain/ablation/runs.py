@@ -60,12 +60,10 @@ class AblationRuns:
             "weights": _digest(self.model),
             "annotations": digest_of(self.data.annotations.path),
             "images": [str(self.data.folder.resolve()), len(self.data)],
-            "image_size": [detector.size.short, detector.size.longest],
-            "batch_size": options.batch_size,
+            "image_size": detector.about["image_size"],
             "backend": detector.trained.attn_backend,
             "device": self.device.type,
-            "precision": options.precision,
-            "confidence": options.confidence,
+            **{name: getattr(options, name) for name in ("batch_size", "precision", "confidence")},
         }
         self._made: dict[Path, AblationRun] = {}
         self._means: dict[str, Tensor] = {}

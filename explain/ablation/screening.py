@@ -22,6 +22,7 @@ from ..core.interventions import intervene
 from ..core.masks import Mask
 from ..core.sites import find_sites
 from ..core.trace import frozen
+from ..quality.measures import probabilities_and_boxes
 
 
 def head_gradients(
@@ -80,9 +81,8 @@ def logits_of(model: Detector, confidence: float) -> Callable[[dict[str, Tensor]
     """The sum of the logits of what a model detects, each query's best class."""
 
     def total(outputs: dict[str, Tensor]) -> Tensor:
-        logits = at_least_float32(outputs["pred_logits"])
-        scores = logits.sigmoid() if model.focal else logits.softmax(-1)[..., :-1]
-        best, label = scores.max(-1)
-        return logits.gather(-1, label[..., None])[..., 0][best >= confidence].sum()
+        best, label = probabilities_and_boxes(model, outputs)[0].max(-1)
+        logits = at_least_float32(outputs["pred_logits"]).gather(-1, label[..., None])[..., 0]
+        return logits[best >= confidence].sum()
 
     return total

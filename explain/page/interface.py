@@ -7,7 +7,6 @@ import base64
 import html
 import io
 import os
-import socket
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -37,12 +36,8 @@ HEADINGS = {
 PICTURE = 640
 
 
-class Change(NamedTuple):
-    """What became of one detection; `before` is None for one that was gained, `after` for one that was lost."""
-
-    fate: Literal["kept", "changed", "lost", "gained"]
-    before: QueryPrediction | None
-    after: QueryPrediction | None
+Change = tuple[str, QueryPrediction | None, QueryPrediction | None]
+"""What became of a detection, kept, changed, lost or gained, and it before, if it was there, and after."""
 
 
 def changes(before: Sequence[QueryPrediction], after: Sequence[QueryPrediction]) -> list[Change]:
@@ -50,11 +45,11 @@ def changes(before: Sequence[QueryPrediction], after: Sequence[QueryPrediction])
     boxes = [torch.tensor([one.box for one in found]).view(-1, 4) for found in (before, after)]
     labels = [torch.tensor([one.label for one in found]) for found in (before, after)]
     matches = pair_detections(boxes[0], labels[0], boxes[1], labels[1])
-    found = []
+    found: list[Change] = []
     for old, match in zip(before, matches, strict=True):
         new = None if match is None else after[match]
-        found.append(Change("lost" if new is None else "kept" if new.label == old.label else "changed", old, new))
-    return [*found, *(Change("gained", None, new) for place, new in enumerate(after) if place not in matches)]
+        found.append(("lost" if new is None else "kept" if new.label == old.label else "changed", old, new))
+    return [*found, *(("gained", None, new) for place, new in enumerate(after) if place not in matches)]
 
 
 class Switch(NamedTuple):
@@ -62,7 +57,7 @@ class Switch(NamedTuple):
 
     sites: str
     what: Literal["heads", "levels"]
-    count: int
+    number: int
 
 
 def switches(model: Detector) -> dict[str, list[Switch]]:
@@ -116,10 +111,10 @@ def _picture(image: Tensor, found: Sequence[tuple[QueryPrediction, bool]]) -> st
 
 def report(image: Tensor, found: Sequence[Change], confidence: float) -> str:
     """Two pictures beside each other, all on and as switched, and a line for every detection, as HTML."""
-    fates = [change.fate for change in found]
+    fates = [fate for fate, _, _ in found]
     counts = ", ".join(f"{fates.count(fate)} {fate}" for fate in ("kept", "changed", "lost", "gained"))
-    before = [(change.before, change.fate == "lost") for change in found if change.before is not None]
-    after = [(change.after, change.fate != "kept") for change in found if change.after is not None]
+    before = [(one, fate == "lost") for fate, one, _ in found if one is not None]
+    after = [(one, fate != "kept") for fate, _, one in found if one is not None]
     pictures = "".join(
         f'<figure style="flex:1 1 280px;margin:0"><figcaption>{caption}</figcaption>{_picture(image, one)}</figure>'
         for caption, one in (("All on (dashed: lost)", before), ("As switched (dashed: changed or gained)", after))
@@ -204,7 +199,7 @@ def interface(model: Detector, options: ExploreOptions) -> Any:
         uploaded.then(lambda: gr.Tabs(selected="on"), None, tabs)
         ran = again.click(run_again, [visit, least, *boxes], [status, became, switched], **alone)
         ran.then(lambda: gr.Tabs(selected="became"), None, tabs)
-        reset.click(lambda: [list(range(switch.count)) for switch in rows], None, boxes)
+        reset.click(lambda: [list(range(switch.number)) for switch in rows], None, boxes)
     return blocks
 
 
@@ -220,12 +215,11 @@ def serving(model: Detector, options: ExploreOptions) -> Iterator[str]:
         os.environ.update(GRADIO_ANALYTICS_ENABLED="False", GRADIO_TEMP_DIR=uploads)
         import gradio as gr
 
-        port = free_port(options.host, options.port)
         blocks = interface(model, options)
         try:
             _, address, _ = blocks.launch(
                 server_name=options.host,
-                server_port=port,
+                server_port=options.port or None,  # None takes a free one
                 prevent_thread_lock=True,
                 share=False,
                 quiet=True,
@@ -234,18 +228,12 @@ def serving(model: Detector, options: ExploreOptions) -> Iterator[str]:
                 theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
                 css=".switch .wrap { gap: 4px } .switch label { padding: 2px 7px }",
             )
+        except OSError:
+            where = f"{options.host}, port {options.port}"
+            raise ValueError(
+                f"cannot listen on {where}; choose another with --port (0 takes a free one) or --host"
+            ) from None
+        try:
             yield address
         finally:
             blocks.close(verbose=False)
-
-
-def free_port(host: str, port: int) -> int:
-    """The port, or a free one for 0. Raises ValueError for one that is taken, or a host that is not this machine."""
-    try:
-        with socket.create_server((host, port)) as server:
-            return int(server.getsockname()[1])
-    except OSError as error:
-        raise ValueError(
-            f"cannot listen on {host}, port {port}: {error.strerror or error}; choose another with --port (0 takes a "
-            "free one) or --host"
-        ) from None

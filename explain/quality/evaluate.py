@@ -104,7 +104,9 @@ def _of_image(
             ]
             for name, heat in maps.items()
         }
-        maps["random"], maps["centre"] = generator.random(shape), measures.centre_map(shape)
+        maps["random"] = generator.random(shape)
+        # where photographers put things; and what one knows of the detection without looking inside the model
+        maps["centre"] = measures.box_map(shape, (0, 0, shape[1], shape[0]))
         maps["box"] = measures.box_map(shape, prediction.box)
         box = prediction.box if match is None else truths[match]
         region = measures.inside(box, shape)

@@ -2,19 +2,11 @@
 
 A heat map is an array (H, W), at least 0, on the pixels of the image; only its order or its shares matter, never its
 scale. A map that is zero everywhere says nothing, and counts as a flat one. Boxes are xyxy in pixels.
-
-- **Deletion and insertion** (Petsiuk et al. 2018, RISE): the hottest pixels first, replace more and more of the image,
-  or bring it back, and follow the score; the area under the curve. Low is good for deletion, high for insertion.
-- **Pointing** (Zhang et al. 2016): is the hottest pixel on the object?
-- **Energy** (Wang et al. 2020, Score-CAM): the share of the map on the object; and on other objects.
-- **Compactness**: the smallest share of the image that holds half of the map.
-- **Randomised weights** (Adebayo et al. 2018): a map that stays as it was does not show what the model has learned.
 """
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -32,8 +24,7 @@ Box = Sequence[float]
 M = TypeVar("M", bound=nn.Module)
 
 
-@dataclass(frozen=True)
-class Curve:
+class Curve(NamedTuple):
     """A detection's score while pixels are replaced or brought back."""
 
     shares: Array
@@ -103,6 +94,8 @@ def perturbation_curve(
 ) -> Curve:
     """The score while the hottest pixels are replaced by the baseline's, or brought back into it.
 
+    Petsiuk et al. 2018 (RISE): the area under the curve is low for good deletion, high for good insertion.
+
     Args:
         score: of images (B, 3, H, W) uint8, B scores.
         image: (3, H, W) uint8.
@@ -115,20 +108,15 @@ def perturbation_curve(
         seed: pixels equally hot follow each other at random.
 
     Raises:
-        ValueError: shapes that do not fit, or a number below 1.
+        ValueError: shapes that do not fit.
     """
     heat = checked(heat, tuple(image.shape[1:]))
-    for name, value in (("steps", steps), ("batch_size", batch_size)):
-        if value < 1:
-            raise ValueError(f"{name}: expected at least 1, got {value}")
     if baseline.shape != image.shape:
         raise ValueError(f"baseline: expected {tuple(image.shape)} like image, got {tuple(baseline.shape)}")
     before, after = (image, baseline) if kind == "deletion" else (baseline, image)
     # the last key is the first to sort by
     order = np.lexsort((np.random.default_rng(seed).random(heat.size), -heat.ravel()))
-    rank = np.empty(heat.size, dtype=np.int64)
-    rank[order] = np.arange(heat.size)
-    place = torch.from_numpy(rank.reshape(heat.shape)).to(image.device)
+    place = torch.from_numpy(order.argsort().reshape(heat.shape)).to(image.device)
     counts = [round(heat.size * (step / steps) ** 2) for step in range(steps + 1)]
     scores = [
         score(torch.stack([torch.where(place < count, after, before) for count in counts[start : start + batch_size]]))
@@ -155,7 +143,7 @@ def inside(box: Box, shape: tuple[int, ...]) -> Array:
 
 
 def pointing(heat: Array, region: Array) -> float:
-    """1 if the hottest pixel is in the region (H, W) bool, a box's or a mask's, else 0.
+    """1 if the hottest pixel is in the region (H, W) bool, a box's or a mask's, else 0 (Zhang et al. 2016).
 
     Of several equally hot pixels, the share of them that is in the region: the expected result of choosing one.
     """
@@ -164,7 +152,7 @@ def pointing(heat: Array, region: Array) -> float:
 
 
 def energy(heat: Array, region: Array) -> float:
-    """The share of the map that is in the region (H, W) bool."""
+    """The share of the map that is in the region (H, W) bool (Wang et al. 2020, Score-CAM)."""
     heat = checked(heat, region.shape)
     return float(heat[region].sum() / heat.sum())
 
@@ -172,27 +160,17 @@ def energy(heat: Array, region: Array) -> float:
 def energy_elsewhere(heat: Array, box: Box, others: Sequence[Box]) -> float:
     """The share of the map that is in other objects' boxes, and not in the object's own."""
     shape = np.shape(heat)
-    region = np.zeros(shape, dtype=bool)
-    for other in others:
-        region |= inside(other, shape)
-    return energy(heat, region & ~inside(box, shape))
+    return energy(heat, np.any([inside(other, shape) for other in others], 0) & ~inside(box, shape))
 
 
-def compactness(heat: Array, share: float = 0.5) -> float:
-    """The smallest share of the pixels that holds `share` of the map: `share` itself for a flat map, small for a spot.
+def compactness(heat: Array) -> float:
+    """The smallest share of the pixels that holds half of the map: a half for a flat map, small for a spot.
 
     The last pixel counts by the part of it that is needed.
     """
     falling = np.sort(checked(heat).ravel())[::-1]
     held = np.concatenate([[0.0], falling.cumsum() / falling.sum()])
-    last = int(np.searchsorted(held, share))
-    return float((last - 1 + (share - held[last - 1]) / (held[last] - held[last - 1])) / falling.size)
-
-
-def centre_map(shape: tuple[int, int]) -> Array:
-    """A Gaussian in the middle of the image, of a quarter of each side: where photographers put things."""
-    height, width = shape
-    return _gaussian(shape, (width / 2, height / 2), (width / 4, height / 4))
+    return float(np.interp(0.5, held, np.linspace(0, 1, len(held))))
 
 
 def box_map(shape: tuple[int, int], box: Box) -> Array:
@@ -201,19 +179,14 @@ def box_map(shape: tuple[int, int], box: Box) -> Array:
     A box with no pixel's centre in it has the pixel nearest its middle.
     """
     x0, y0, x1, y1 = (float(value) for value in box)
-    middle, spread = ((x0 + x1) / 2, (y0 + y1) / 2), (max(x1 - x0, 1.0) / 4, max(y1 - y0, 1.0) / 4)
+    x, y = (x0 + x1) / 2, (y0 + y1) / 2
     region = inside(box, shape)
-    if region.any():
-        return np.where(region, _gaussian(shape, middle, spread), 0.0)
-    column, row = (int(np.clip(place, 0, size - 1)) for place, size in zip(middle, reversed(shape), strict=True))
-    region[row, column] = True
-    return region.astype(np.float64)
-
-
-def _gaussian(shape: tuple[int, int], middle: tuple[float, float], spread: tuple[float, float]) -> Array:
-    (x, y), (across, down) = middle, spread
+    if not region.any():
+        region[int(np.clip(y, 0, shape[0] - 1)), int(np.clip(x, 0, shape[1] - 1))] = True
+        return region.astype(np.float64)
     rows, columns = (np.arange(size) + 0.5 for size in shape)
-    return np.exp(-(((rows - y) / down) ** 2)[:, None] / 2 - ((columns - x) / across) ** 2 / 2)
+    across, down = ((columns - x) / max(x1 - x0, 1.0) * 4) ** 2, ((rows - y) / max(y1 - y0, 1.0) * 4) ** 2
+    return np.where(region, np.exp(-(down[:, None] + across) / 2), 0.0)
 
 
 def rank_correlation(a: Array, b: Array) -> float:
@@ -233,11 +206,12 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
 
 
 def randomised(model: M, *, layers: int | None = None, seed: int = 0) -> M:
-    """A copy of a DETR whose decoder's last `layers`, or all, are as before training.
+    """A copy of a DETR whose decoder's last `layers`, or all, are as before training (Adebayo et al. 2018).
 
-    Every module of these layers draws its first weights anew, in the last layer first, so that a seed gives it the same
-    weights however many are drawn. What stays trained is shared with the model, which is left alone, as is torch's
-    generator. Raises ValueError for a model without a decoder, or with fewer layers.
+    A map that stays as it was does not show what the model has learned. Every module of these layers draws its first
+    weights anew, in the last layer first, so that a seed gives it the same weights however many are drawn. What stays
+    trained is shared with the model, which is left alone, as is torch's generator. Raises ValueError for a model
+    without a decoder, or with fewer layers.
     """
     stack = decoder_layers(model)
     layers = len(stack) if layers is None else layers

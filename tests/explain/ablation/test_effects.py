@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from msdeform.explain.ablation.effects import Effects, QueryPredictions, effects, iou, logit
+from msdeform.explain.ablation.effects import Effects, QueryPredictions, effects, iou
 
 # of two classes; a row: image, query, probabilities, x0, y0, x1, y1
 Row = tuple[int, int, tuple[float, float], tuple[float, float, float, float]]
@@ -93,5 +93,6 @@ def test_no_detection_at_all() -> None:
 
 
 def test_numbers_that_are_no_numbers_stay_away() -> None:
-    assert np.isfinite(logit(np.array([0.0, 1.0], dtype=np.float32))).all()
+    before, after = (predictions((0, 0, scores, LEFT)) for scores in ((1.0, 0.0), (0.0, 1.0)))
+    assert effects(before, after).logit_change == pytest.approx(2 * np.log(1e-7), rel=1e-6)
     assert iou(np.zeros((1, 4)), np.zeros((1, 4))) == 0
