@@ -118,7 +118,8 @@ def _change(before: Row, after: Row) -> Change:
     one, other = before["backend"], after["backend"]
     ratios = ("ratio", "ratio_low", "ratio_high")
     if one != other and after.get("baseline") == one:
-        return Change(shown, before, after, *[after[name] for name in ratios], True)
+        ratio, low, high = (after[name] for name in ratios)
+        return Change(shown, before, after, ratio, low, high, paired=True)
     if one != other and before.get("baseline") == other:
         ratio, high, low = (1 / before[name] for name in ratios)
         return Change(shown, before, after, ratio, low, high, paired=True)
