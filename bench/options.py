@@ -38,7 +38,7 @@ FUNCTIONS: tuple[FunctionName, ...] = get_args(FunctionName)
 AloneName = Literal["fused_ms_deform_attn", "ms_deform_attn"]
 """functions without a module around them"""
 IMPLEMENTATIONS = (
-    *("reference", "triton", "triton-deterministic", "triton-cells", "cuda", "cpu", "deformops", "deformops-fp32acc"),
+    *("reference", "triton", "triton-deterministic", "triton-sorted", "cuda", "cpu", "deformops", "deformops-fp32acc"),
     *("official", "mmcv", "dcnv4", "transformers", "core", "embedding-bag", "onnxruntime", "openvino"),
     *("reference-compiled", "core-compiled"),
 )

@@ -70,7 +70,7 @@ def measure(device: torch.device, rounds: int, calls: int) -> list[Row]:
     rows: list[Row] = []
     case = dataclasses.replace(find(CASE), sizes=_SIZES)
     for function, direction in product(("ms_deform_attn", "fused_ms_deform_attn"), DIRECTIONS):
-        with launch.replaced(backward_method="cells" if direction.endswith("sorted") else "atomics"):
+        with launch.replaced(backward_method="sorted" if direction.endswith("sorted") else "atomics"):
             with without_device():
                 stages = prepared(case, function, direction, device)
                 launches = {stage: len(_launched(call)) for stage, call in stages.items()}

@@ -43,7 +43,7 @@ def sorted_backward(inputs: OperatorInputs, sizes: Sizes, settings: Settings) ->
     prepared = launch.prepare_backward(inputs.grad_output, levels, tensors, (True, True, True, True))
 
     def run() -> Results:
-        with launch.replaced(backward_method="cells", RUN=settings.get("RUN") or launch.RUN):
+        with launch.replaced(backward_method="sorted", RUN=settings.get("RUN") or launch.RUN):
             gradients = prepared(inputs.grad_output, levels, tensors)
         return dict(zip(OperatorInputs._fields[:4], gradients, strict=True))  # type: ignore[arg-type]
 

@@ -132,7 +132,7 @@ def _sorted_backward(name: str, device: torch.device) -> Implementation:
     def within() -> AbstractContextManager[Any]:
         from ...kernels.triton import launch
 
-        return launch.replaced(backward_method="cells")
+        return launch.replaced(backward_method="sorted")
 
     return replace(_during_backward(_backend("triton", device), within), name=name)
 
@@ -430,7 +430,7 @@ def absent(name: str, device: torch.device) -> str | None:
 _MAKERS: dict[str, Callable[[str, torch.device], Implementation]] = {
     **dict.fromkeys(BACKENDS, _backend),
     "triton-deterministic": _deterministic,
-    "triton-cells": _sorted_backward,
+    "triton-sorted": _sorted_backward,
     **dict.fromkeys(("deformops", "deformops-fp32acc"), _deformops),
     "official": _official,
     "mmcv": _mmcv,

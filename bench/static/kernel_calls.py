@@ -55,7 +55,7 @@ def triton(inputs: OperatorInputs, case: Case, _: int) -> Iterator[Call]:
     levels, fused, plain = tuple(itertools.chain(*case.sizes)), inputs.of(True), inputs.of(False)
     yield Call("triton", "forward fused", lambda _: launch.forward(levels, fused))
     yield Call("triton", "forward plain", lambda _: launch.forward(levels, plain))
-    for method, suffix in (("atomics", ""), ("cells", ", sorted")):
+    for method, suffix in (("atomics", ""), ("sorted", ", sorted")):
         if method == "atomics" or case.Q is None:  # the sorted one is for encoders
             for form, tensors, needs in (("fused", fused, (True, False, True, True)), ("plain", plain, (True,) * 3)):
                 yield Call("triton", f"backward {form}{suffix}", functools.partial(backward, method, tensors, needs))

@@ -1,4 +1,4 @@
-"""The backward by cell: every gradient, without atomics, the same bits in every run and for a sample in any batch.
+"""The sorted backward: every gradient, without atomics, the same bits in every run and for a sample in any batch.
 
 A point lies in a cell, between four pixels. Sorted by cell, the points of a cell read its four rows of value while
 those are in the first cache, and add their g = grad_output[b, q, h, :] up in registers, so that a cell writes its four

@@ -31,7 +31,7 @@ from .interpreter import interpreting
 
 _INT32_LIMIT = 2**31
 _MOST_PROGRAMS = 65535  # along the second and third axis of a grid
-_METHODS = ("auto", "cells", "atomics")
+_METHODS = ("auto", "sorted", "atomics")
 RUN = 32  # sorted points of a walk
 # rows of an encoder's queries that are walked together: a simulation of the caches chose it, no GPU has timed it
 BAND = 8
@@ -47,6 +47,7 @@ def _method_from_environment() -> str:
     if method not in _METHODS:
         raise ValueError(
             f"MSDEFORM_TRITON_BACKWARD: expected {', '.join(_METHODS[:-1])} or {_METHODS[-1]}, got {method!r}"
+            + "; it is called sorted now" * (method == "cells")
         )
     return method
 
@@ -208,7 +209,7 @@ def sorts(value: Tensor, points: Tensor) -> bool:
         ValueError: determinism is asked for, and a sample is larger than a sort or the kernels count.
     """
     deterministic = torch.are_deterministic_algorithms_enabled()
-    if not deterministic and backward_method != "cells":
+    if not deterministic and backward_method != "sorted":
         return False
     _, Q, H, L, P, _ = points.shape
     S = value.shape[1]

@@ -102,20 +102,22 @@ def evaluate_boxes(
     rows = _checked(results, ids, {int(image["id"]) for image in content["images"]})
     dataset = _complete(content, set(ids.tolist()))
     rows = rows[np.isin(rows[:, 0], ids)]
-    make: Any
+    evaluate: Any
     if engine == "faster":
         from faster_coco_eval import COCO, COCOeval_faster
 
-        make = partial(COCOeval_faster, print_function=lambda *_: None)
+        evaluate = partial(COCOeval_faster, print_function=lambda *_: None)
     else:
         from pycocotools.coco import COCO
-        from pycocotools.cocoeval import COCOeval as make
+        from pycocotools.cocoeval import COCOeval
+
+        evaluate = COCOeval
     with contextlib.redirect_stdout(io.StringIO()):  # both libraries print their progress and their tables
         annotated = _indexed(COCO(), dataset)
         # loadRes of pycocotools takes no empty list, and both make an outline of every box that has none
         found = [{**one, "segmentation": []} for one in unpack_results(rows)]
         detected = annotated.loadRes(found) if found else _indexed(COCO(), {**dataset, "annotations": []})
-        evaluator = make(annotated, detected, iouType="bbox")
+        evaluator = evaluate(annotated, detected, iouType="bbox")
         evaluator.evaluate()
         evaluator.accumulate()
         evaluator.summarize()

@@ -267,10 +267,10 @@ def test_correctness_takes_every_dtype_and_backend_at_the_main_shapes(planned: l
     for case in ("encoder-800x1066-b2", "decoder-800x1066"):
         for dtype in ("float32", "bfloat16", "float16", "float64"):
             for function in ("ms_deform_attn", "fused_ms_deform_attn"):
-                assert {(case, dtype, function, one) for one in ("triton", "triton-cells", "cuda")} <= found
+                assert {(case, dtype, function, one) for one in ("triton", "triton-sorted", "cuda")} <= found
     assert {job.case for job in jobs[:24]} == {"encoder-800x1066-b2", "decoder-800x1066"}  # type: ignore[union-attr]
     stages.kernel_times(run_of(tmp_path))
-    assert {"triton", "triton-cells", "cuda"} <= {job.backend for job in planned[1]}
+    assert {"triton", "triton-sorted", "cuda"} <= {job.backend for job in planned[1]}
 
 
 def test_detectors_by_the_published_method(planned: list[list[Job]], tmp_path: Path) -> None:
@@ -387,7 +387,7 @@ def test_a_backend_of_ours_that_is_not_here_fails_correctness(tmp_path: Path) ->
     assert {failure.partition(" was not checked: ")[0] for failure in run.failures} == {
         "cuda",
         "triton",
-        "triton-cells",
+        "triton-sorted",
     }
 
 

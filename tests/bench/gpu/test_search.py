@@ -127,7 +127,7 @@ def test_a_choice_of_the_backward_reaches_the_kernels_and_ends_with_the_call(mon
 
     monkeypatch.setattr(variants.launch, "_prepare_sorted", watched)
     variants.sorted_backward(make_inputs(SMALL, torch.float32, CPU, 0), SMALL.sizes, {"RUN": 64})()
-    assert seen == [(64, "cells")]
+    assert seen == [(64, "sorted")]
     assert (variants.launch.RUN, variants.launch.backward_method) == usual
 
 

@@ -26,6 +26,11 @@ def test_what_is_appended_is_read(tmp_path: Path) -> None:
     assert found.broken == []
 
 
+def test_a_row_of_earlier_code_has_the_name_of_today(tmp_path: Path) -> None:
+    records.append(tmp_path / "rows.jsonl", [row(backend="triton-cells"), row(backend="triton")])
+    assert [one["backend"] for one in records.read(tmp_path).rows] == ["triton-sorted", "triton"]
+
+
 def test_a_broken_line_is_named_and_the_rest_used(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     good = json.dumps(row())

@@ -276,7 +276,7 @@ def test_autocast_mixes_dtypes(where: tuple[str, str]) -> None:
     assert all(p.grad is not None and p.grad.isfinite().all() for p in module.parameters())
 
 
-WAYS = [("triton", "atomics"), ("triton", "cells"), ("cuda", None)]
+WAYS = [("triton", "atomics"), ("triton", "sorted"), ("cuda", None)]
 
 
 def take(method: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -329,7 +329,7 @@ def of_width(width: int) -> tuple[Sizes, list[Tensor]]:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("method", ["atomics", "cells"])
+@pytest.mark.parametrize("method", ["atomics", "sorted"])
 def test_the_first_call_of_a_size_may_be_captured(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sizes go to the kernels by value: nothing is copied to the device, and a replay needs nothing that was kept."""
     take(method, monkeypatch)

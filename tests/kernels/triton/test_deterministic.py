@@ -208,7 +208,7 @@ def test_only_what_is_needed(where: tuple[str, str], needs: tuple[int, ...]) -> 
         (17821, 2, "auto", True, True),
         (17821, 2, "atomics", False, False),
         (17821, 2, "atomics", True, True),
-        (300, 2, "cells", False, True),
+        (300, 2, "sorted", False, True),
     ],
 )
 def test_the_rule(
@@ -273,9 +273,10 @@ for begin in (base + page, base + 2 * page - 16 * S):
 def test_a_misspelt_method(monkeypatch: pytest.MonkeyPatch) -> None:
     from msdeform.kernels.triton import launch
 
-    monkeypatch.setenv("MSDEFORM_TRITON_BACKWARD", "cell")
-    with pytest.raises(ValueError, match="MSDEFORM_TRITON_BACKWARD: expected auto, cells or atomics, got 'cell'"):
-        launch._method_from_environment()
+    for method, told in (("sort", "got 'sort'$"), ("cells", "got 'cells'; it is called sorted now$")):
+        monkeypatch.setenv("MSDEFORM_TRITON_BACKWARD", method)
+        with pytest.raises(ValueError, match=f"MSDEFORM_TRITON_BACKWARD: expected auto, sorted or atomics, {told}"):
+            launch._method_from_environment()
 
 
 @pytest.mark.parametrize("where", TRITON)

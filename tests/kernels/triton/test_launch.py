@@ -181,7 +181,7 @@ def test_determinism_and_method_are_looked_at_each_time(monkeypatch: pytest.Monk
 
         for _ in range(2):
             run()
-        monkeypatch.setattr(launch, "backward_method", "cells")
+        monkeypatch.setattr(launch, "backward_method", "sorted")
         run()
         monkeypatch.setattr(launch, "backward_method", "auto")
         torch.use_deterministic_algorithms(True)
@@ -298,7 +298,7 @@ QUERIES = (2, 3, 4, 7, 16, 17, 32)
 
 
 @pytest.mark.compiled
-@pytest.mark.parametrize("way", ["forward", "atomics", "cells"])
+@pytest.mark.parametrize("way", ["forward", "atomics", "sorted"])
 @pytest.mark.parametrize("L", IMAGES)
 def test_no_image_and_no_number_of_queries_is_compiled_for(L: int, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Compilation stalls training for seconds; Triton would compile anew for 1 and for multiples of 16."""
@@ -313,6 +313,6 @@ def test_no_image_and_no_number_of_queries_is_compiled_for(L: int, way: str, mon
                 else:
                     launch.backward(torch.ones(2, Q, 8), levels, tensors, (True, True, True, True))
     compiled = Counter(variants)
-    kernels = {"forward": 1, "atomics": 1, "cells": 4}[way]
+    kernels = {"forward": 1, "atomics": 1, "sorted": 4}[way]
     assert len(compiled) == kernels
     assert set(compiled.values()) == {1}, compiled
