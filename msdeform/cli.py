@@ -50,6 +50,27 @@ def _load(place: str) -> Any:
     return getattr(import_module(f"{__package__}.{module}"), name)
 
 
+# what `msdeform bench` is followed by: its function, in `bench`; the options of first-call are FirstCallOptions
+_BENCH = {
+    "compare": ("report.compare:run", "what became slower between two commits, machines or backends"),
+    "cpu": ("cpu.cpu:run", "time the operator's backends and other implementations on a CPU, all in turn, by threads"),
+    "cpu-code": ("cpu.code:run", "count the instructions that the kernels for CPUs spend on a point"),
+    "dispatch": ("cpu.dispatch:run", "time what a call costs the host, in stages; no GPU needed"),
+    "explain": ("models.commands:explain", "time relevance beside the model's own passes, and the memory it adds"),
+    "exports": ("models.commands:exports", "run exported detectors at every boundary of padding, beside their models"),
+    "first-call": (
+        "cpu.first_call:run",
+        "time the operator's first call in a new process, beside its second, on a CPU",
+    ),
+    "instructions": ("static.instructions:run", "count what the compiled kernels execute, on a CPU"),
+    "model": ("static.commands:model", "predict what bounds each kernel on an H200 from its counts"),
+    "render": ("report.render:run", "draw the documentation's tables and plots anew from the recorded rows"),
+    "roofline": ("report.roofline:run", "draw recorded speeds under what the device could do"),
+    "seeds": ("models.commands:seeds", "train on every backend with several seeds: do their APs agree?"),
+    "startup": ("cpu.startup:run", "CPU time of each command's --help and of its answers to mistakes"),
+    "training": ("models.commands:training", "time the loading of images, and the stages of a training step"),
+}
+
 COMMANDS = {
     "info": Command(
         "kernels.diagnostics.options:InfoOptions",
@@ -128,76 +149,10 @@ COMMANDS = {
         "bench.operator.operators:run",
         "time the operator's backends and other implementations, after checking them",
     ),
-    "bench compare": Command(
-        "bench.options:CompareOptions",
-        "bench.report.compare:run",
-        "what became slower between two commits, machines or backends",
-    ),
-    "bench cpu": Command(
-        "bench.options:CpuOptions",
-        "bench.cpu.cpu:run",
-        "time the operator's backends and other implementations on a CPU, all in turn, by threads",
-    ),
-    "bench cpu-code": Command(
-        "bench.options:CpuCodeOptions",
-        "bench.cpu.code:run",
-        "count the instructions that the kernels for CPUs spend on a point",
-    ),
-    "bench dispatch": Command(
-        "bench.options:DispatchOptions",
-        "bench.cpu.dispatch:run",
-        "time what a call costs the host, in stages; no GPU needed",
-    ),
-    "bench explain": Command(
-        "bench.options:ExplainOptions",
-        "bench.models.commands:explain",
-        "time relevance beside the model's own passes, and the memory it adds",
-    ),
-    "bench exports": Command(
-        "bench.options:ExportsOptions",
-        "bench.models.commands:exports",
-        "run exported detectors at every boundary of padding, beside their models",
-    ),
-    "bench first-call": Command(
-        "bench.options:FirstCallOptions",
-        "bench.cpu.first_call:run",
-        "time the operator's first call in a new process, beside its second, on a CPU",
-    ),
-    "bench instructions": Command(
-        "bench.options:InstructionsOptions",
-        "bench.static.instructions:run",
-        "count what the compiled kernels execute, on a CPU",
-    ),
-    "bench model": Command(
-        "bench.options:ModelOptions",
-        "bench.static.commands:model",
-        "predict what bounds each kernel on an H200 from its counts",
-    ),
-    "bench render": Command(
-        "bench.options:RenderOptions",
-        "bench.report.render:run",
-        "draw the documentation's tables and plots anew from the recorded rows",
-    ),
-    "bench roofline": Command(
-        "bench.options:RooflineOptions",
-        "bench.report.roofline:run",
-        "draw recorded speeds under what the device could do",
-    ),
-    "bench seeds": Command(
-        "bench.options:SeedsOptions",
-        "bench.models.commands:seeds",
-        "train on every backend with several seeds: do their APs agree?",
-    ),
-    "bench startup": Command(
-        "bench.options:StartupOptions",
-        "bench.cpu.startup:run",
-        "CPU time of each command's --help and of its answers to mistakes",
-    ),
-    "bench training": Command(
-        "bench.options:TrainingOptions",
-        "bench.models.commands:training",
-        "time the loading of images, and the stages of a training step",
-    ),
+    **{
+        f"bench {name}": Command(f"bench.options:{name.title().replace('-', '')}Options", f"bench.{run}", summary)
+        for name, (run, summary) in _BENCH.items()
+    },
     "ablate": Command(
         "explain.options:AblateOptions",
         "explain.commands:ablate",

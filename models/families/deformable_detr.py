@@ -47,26 +47,10 @@ class DeformableDetr(Detector, config=DeformableDetrConfig):
 
     @classmethod
     def from_parts_of(cls, config: DeformableDetrConfig, attn_backend: str) -> "DeformableDetr":
-        transformer = DeformableTransformer(
-            hidden_dim=config.hidden_dim,
-            nheads=config.nheads,
-            num_levels=config.num_feature_levels,
-            num_queries=config.num_queries,
-            enc_layers=config.enc_layers,
-            dec_layers=config.dec_layers,
-            dim_feedforward=config.dim_feedforward,
-            dropout=config.dropout,
-            enc_n_points=config.enc_n_points,
-            dec_n_points=config.dec_n_points,
-            with_box_refine=config.with_box_refine,
-            two_stage=config.two_stage,
-            pre_norm=config.pre_norm,
-            attn_backend=attn_backend,
-        )
         return cls(
             Backbone.from_config(config, min(config.num_feature_levels, 3)),
             make_position(config.position_embedding, config.hidden_dim, centred=True),
-            transformer,
+            DeformableTransformer(config, attn_backend),
             num_classes=config.num_classes,
             aux_loss=config.aux_loss,
         )

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..attention import MSDeformAttn
+from ..configs import DeformableDetrConfig
 from ..layers.geometry import (
     Levels,
     at_least_float32,
@@ -164,51 +165,35 @@ class DeformableTransformer(nn.Module):
     best become, detached, the references and, through their sines, the queries.
     """
 
-    def __init__(
-        self,
-        *,
-        hidden_dim: int,
-        nheads: int,
-        num_levels: int,
-        num_queries: int,
-        enc_layers: int,
-        dec_layers: int,
-        dim_feedforward: int,
-        dropout: float,
-        enc_n_points: int,
-        dec_n_points: int,
-        with_box_refine: bool,
-        two_stage: bool,
-        pre_norm: bool = False,
-        attn_backend: str = "auto",
-    ) -> None:
+    def __init__(self, config: DeformableDetrConfig, attn_backend: str = "auto") -> None:
         super().__init__()
+        width, pre_norm = config.hidden_dim, config.pre_norm
+        self.hidden_dim, self.num_queries, self.two_stage = width, config.num_queries, config.two_stage
 
         def attention(points: int) -> MSDeformAttn:
-            return MSDeformAttn(hidden_dim, num_levels, nheads, points, backend=attn_backend)
-
-        self.hidden_dim, self.num_queries, self.two_stage = hidden_dim, num_queries, two_stage
+            return MSDeformAttn(width, config.num_feature_levels, config.nheads, points, backend=attn_backend)
 
         def norm() -> nn.LayerNorm | None:
-            return nn.LayerNorm(hidden_dim) if pre_norm else None
+            return nn.LayerNorm(width) if pre_norm else None
 
-        rest = (dim_feedforward, dropout)
+        rest = (config.dim_feedforward, config.dropout)
         self.encoder = Encoder(
-            [EncoderLayer(attention(enc_n_points), *rest, pre_norm=pre_norm) for _ in range(enc_layers)], norm()
+            [EncoderLayer(attention(config.enc_n_points), *rest, pre_norm=pre_norm) for _ in range(config.enc_layers)],
+            norm(),
         )
         self.decoder = Decoder(
-            [DecoderLayer(attention(dec_n_points), *rest, pre_norm=pre_norm) for _ in range(dec_layers)],
-            refine=with_box_refine,
+            [DecoderLayer(attention(config.dec_n_points), *rest, pre_norm=pre_norm) for _ in range(config.dec_layers)],
+            refine=config.with_box_refine,
             norm=norm(),
         )
-        self.level_embed = nn.Parameter(torch.empty(num_levels, hidden_dim))
-        if two_stage:
-            self.enc_output = nn.Linear(hidden_dim, hidden_dim)
-            self.enc_output_norm = nn.LayerNorm(hidden_dim)
-            self.pos_trans = nn.Linear(2 * hidden_dim, 2 * hidden_dim)
-            self.pos_trans_norm = nn.LayerNorm(2 * hidden_dim)
+        self.level_embed = nn.Parameter(torch.empty(config.num_feature_levels, width))
+        if config.two_stage:
+            self.enc_output = nn.Linear(width, width)
+            self.enc_output_norm = nn.LayerNorm(width)
+            self.pos_trans = nn.Linear(2 * width, 2 * width)
+            self.pos_trans_norm = nn.LayerNorm(2 * width)
         else:
-            self.reference_points = nn.Linear(hidden_dim, 2)
+            self.reference_points = nn.Linear(width, 2)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

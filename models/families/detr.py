@@ -45,19 +45,10 @@ class Detr(Detector, config=DetrConfig):
 
     @classmethod
     def from_parts_of(cls, config: DetrConfig, attn_backend: str) -> "Detr":
-        transformer = DetrTransformer(
-            hidden_dim=config.hidden_dim,
-            nheads=config.nheads,
-            enc_layers=config.enc_layers,
-            dec_layers=config.dec_layers,
-            dim_feedforward=config.dim_feedforward,
-            dropout=config.dropout,
-            pre_norm=config.pre_norm,
-        )
         return cls(
             Backbone.from_config(config, 1),
             make_position(config.position_embedding, config.hidden_dim, centred=False),
-            transformer,
+            DetrTransformer(config),
             num_classes=config.num_classes,
             num_queries=config.num_queries,
             focal=config.focal,

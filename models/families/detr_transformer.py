@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from ..configs import DetrConfig
 from ..layers.residual import ResidualLayer
 
 
@@ -146,27 +147,16 @@ class DetrDecoder(nn.Module):
 class DetrTransformer(nn.Module):
     """Encoder over the pixels of one map, decoder from learned queries; names are the official ones."""
 
-    def __init__(
-        self,
-        *,
-        hidden_dim: int,
-        nheads: int,
-        enc_layers: int,
-        dec_layers: int,
-        dim_feedforward: int,
-        dropout: float,
-        pre_norm: bool = False,
-    ) -> None:
+    def __init__(self, config: DetrConfig) -> None:
         super().__init__()
-        self.hidden_dim = hidden_dim
-        shape = (hidden_dim, nheads, dim_feedforward, dropout)
+        self.hidden_dim, pre_norm = config.hidden_dim, config.pre_norm
+        shape = (config.hidden_dim, config.nheads, config.dim_feedforward, config.dropout)
         self.encoder = DetrEncoder(
-            [DetrEncoderLayer(*shape, pre_norm=pre_norm) for _ in range(enc_layers)],
-            nn.LayerNorm(hidden_dim) if pre_norm else None,
+            [DetrEncoderLayer(*shape, pre_norm=pre_norm) for _ in range(config.enc_layers)],
+            nn.LayerNorm(config.hidden_dim) if pre_norm else None,
         )
-        self.decoder = DetrDecoder(
-            [DetrDecoderLayer(*shape, pre_norm=pre_norm) for _ in range(dec_layers)], nn.LayerNorm(hidden_dim)
-        )
+        decoder = [DetrDecoderLayer(*shape, pre_norm=pre_norm) for _ in range(config.dec_layers)]
+        self.decoder = DetrDecoder(decoder, nn.LayerNorm(config.hidden_dim))
         for parameter in self.parameters():
             if parameter.dim() > 1:
                 nn.init.xavier_uniform_(parameter)

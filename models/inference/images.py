@@ -175,20 +175,16 @@ def _from_tensor(image: Tensor, name: str) -> Tensor:
     pixels = image.detach()
     if pixels.is_floating_point():
         # two numbers at once: each read is a wait for the device
-        _check_range(name, *torch.stack(pixels.aminmax()).tolist())
+        low, high = torch.stack(pixels.aminmax()).tolist()
+        if not (low >= 0 and high <= 1):  # written so that NaN fails
+            raise BadImageError(
+                f"{name}: expected floats from 0 to 1 (not normalised by mean and deviation), got {low:g} to {high:g}"
+            )
         pixels = (pixels[:3].float() * 255).round().to(torch.uint8)
     elif pixels.dtype == torch.uint16:
         # to the nearest of 8 bits, 257 k to k; torch has little arithmetic on uint16
         pixels = ((pixels[:3].to(torch.int32) + 128) // 257).to(torch.uint8)
     return pixels.expand(3, -1, -1).contiguous() if len(pixels) == 1 else pixels[:3]
-
-
-def _check_range(name: str, low: float, high: float) -> None:
-    # written so that NaN fails
-    if not (low >= 0 and high <= 1):
-        raise BadImageError(
-            f"{name}: expected floats from 0 to 1 (not normalised by mean and deviation), got {low:g} to {high:g}"
-        )
 
 
 def normalise(image: Tensor) -> Tensor:

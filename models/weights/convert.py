@@ -3,9 +3,9 @@
 Nothing is computed: names are changed, and tensors that another format joins or parts are joined or parted.
 """
 
-import shutil
 from pathlib import Path
 
+from ...common.files import atomic_folder
 from ..options import FORMATS, ConvertOptions
 from ..zoo import build_model
 from .formats import Source, check_fit, read_source, save_huggingface, save_msdeform, save_official
@@ -53,16 +53,6 @@ def convert(src: Path, dst: Path, to: str, model: str | None = None) -> Source:
     if to == "official":
         save_official(dst, *content)
         return source
-    # beside it under another name, then renamed: no half of a folder is left where the whole should be
-    dst.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = dst.with_name(f".{dst.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    try:
-        save = save_huggingface if to == "huggingface" else save_msdeform
-        save(unfinished, *content)
-        if dst.exists():
-            dst.rmdir()
-        unfinished.rename(dst)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+    with atomic_folder(dst) as unfinished:
+        (save_huggingface if to == "huggingface" else save_msdeform)(unfinished, *content)
     return source

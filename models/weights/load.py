@@ -11,7 +11,7 @@ from torch import nn
 from ..catalog import MODELS, config_of
 from ..configs import Config
 from ..inference.image_size import Size
-from .formats import Source, config_of_source, read_source
+from .formats import Source, config_of_source
 
 # parameters that may be made anew, each with what its shape depends on
 HEADS = {
@@ -114,20 +114,11 @@ def nearest_model(source: Source) -> tuple[str, dict[str, Any]] | None:
     return min(found.items(), key=lambda item: len(item[1]), default=None)
 
 
-def init_from(model: nn.Module, path: Path) -> Start:
+def start_from(model: nn.Module, source: Source) -> Start:
     """Loads weights as a start for other data; leaves heads that do not fit as they are.
 
-    Args:
-        path: weights in any format that `formats.read_source` reads, or a run's folder for its best checkpoint.
-
-    Raises:
-        FileNotFoundError, ValueError: no such file; or anything but heads differs.
+    Raises ValueError if anything but heads differs.
     """
-    return start_from(model, read_source(path))
-
-
-def start_from(model: nn.Module, source: Source) -> Start:
-    """`init_from` of weights that are read already."""
     weights, own = source.weights, model.state_dict()
     fitting = {name: tensor for name, tensor in weights.items() if name in own and own[name].shape == tensor.shape}
     fresh = sorted(own.keys() - fitting.keys())

@@ -30,6 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from msdeform.models.configs import DeformableDetrConfig, DetrConfig
 from msdeform.models.families.deformable_detr import DeformableDetr
 from msdeform.models.families.deformable_transformer import DeformableTransformer
 from msdeform.models.families.detector import Detector
@@ -120,10 +121,10 @@ class Body(nn.Module):
 
 def planted_deformable_detr() -> DeformableDetr:
     """Images of 64 or 128 pixels a side, of one level; float64."""
-    transformer = DeformableTransformer(
+    config = DeformableDetrConfig(
         hidden_dim=WIDTH,
         nheads=HEADS,
-        num_levels=1,
+        num_feature_levels=1,
         num_queries=len(MIDDLES),
         enc_layers=1,
         dec_layers=2,
@@ -133,8 +134,8 @@ def planted_deformable_detr() -> DeformableDetr:
         dec_n_points=SQUARE**2,
         with_box_refine=False,
         two_stage=False,
-        attn_backend="reference",
     )
+    transformer = DeformableTransformer(config, "reference")
     body, position = Body(places=False), SinePosition(WIDTH, centred=True)
     model = DeformableDetr(body, position, transformer, num_classes=len(COLOURS))
     _blank(model)
@@ -168,9 +169,8 @@ def planted_detr() -> Detr:
 
     A head attends by position alone: from y to y' by exp(sharpness cos(2 pi (y - y'))), and in x alike.
     """
-    transformer = DetrTransformer(
-        hidden_dim=WIDTH, nheads=HEADS, enc_layers=1, dec_layers=2, dim_feedforward=WIDTH, dropout=0.0
-    )
+    config = DetrConfig(hidden_dim=WIDTH, nheads=HEADS, enc_layers=1, dec_layers=2, dim_feedforward=WIDTH, dropout=0.0)
+    transformer = DetrTransformer(config)
     body, position = Body(places=True), SinePosition(WIDTH, centred=True)
     model = Detr(body, position, transformer, num_classes=len(COLOURS), num_queries=len(MIDDLES), focal=True)
     _blank(model)

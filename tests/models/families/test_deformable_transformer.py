@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from msdeform.models.attention import MSDeformAttn
+from msdeform.models.configs import DeformableDetrConfig
 from msdeform.models.families.deformable_detr import BoxHead
 from msdeform.models.families.deformable_transformer import DecoderLayer, DeformableTransformer, EncoderLayer
 from msdeform.models.layers.geometry import Levels
@@ -13,10 +14,10 @@ WIDTH, QUERIES, LAYERS, CLASSES = 16, 5, 2, 3
 
 def build(*, refine=False, two_stage=False, queries=QUERIES):
     torch.manual_seed(0)
-    transformer = DeformableTransformer(
+    config = DeformableDetrConfig(
         hidden_dim=WIDTH,
         nheads=2,
-        num_levels=2,
+        num_feature_levels=2,
         num_queries=queries,
         enc_layers=1,
         dec_layers=LAYERS,
@@ -26,8 +27,8 @@ def build(*, refine=False, two_stage=False, queries=QUERIES):
         dec_n_points=2,
         with_box_refine=refine,
         two_stage=two_stage,
-        attn_backend="reference",
     )
+    transformer = DeformableTransformer(config, "reference")
     heads = LAYERS + two_stage
     class_heads = nn.ModuleList(nn.Linear(WIDTH, CLASSES) for _ in range(heads))
     box_heads = nn.ModuleList(BoxHead(WIDTH) for _ in range(heads))

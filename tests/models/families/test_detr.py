@@ -5,6 +5,7 @@ import torch
 from torchvision.models import resnet50
 from torchvision.ops import FrozenBatchNorm2d
 
+from msdeform.models.configs import DetrConfig
 from msdeform.models.families.detr_transformer import Attentions, DetrTransformer
 from msdeform.models.layers.position import LearnedPosition, sine_of_pixels
 from msdeform.models.zoo import create_criterion, create_model
@@ -58,9 +59,10 @@ def tiny(**overrides):
 
 def transformer_and_input(*, pre_norm, layers=2):
     torch.manual_seed(0)
-    transformer = DetrTransformer(
+    config = DetrConfig(
         hidden_dim=8, nheads=2, enc_layers=layers, dec_layers=layers, dim_feedforward=16, dropout=0.0, pre_norm=pre_norm
-    ).double()
+    )
+    transformer = DetrTransformer(config).double()
     for parameter in transformer.parameters():
         parameter.data += 0.3 * torch.randn_like(parameter)
     mask = torch.zeros(2, 3, 4, dtype=torch.bool)

@@ -15,7 +15,7 @@ from torch import Tensor
 from msdeform.models.families.detector import Detector
 from msdeform.models.inference.image_size import Size
 from msdeform.models.weights.formats import read_source, save_huggingface, save_msdeform, save_official
-from msdeform.models.weights.load import Start, init_from, nearest_model
+from msdeform.models.weights.load import Start, nearest_model, start_from
 from msdeform.models.zoo import create_model, load_model
 from msdeform.train.engine.checkpoint import save_checkpoint
 from tests.models.huggingface import randomise
@@ -177,7 +177,7 @@ def test_counts_of_batches_in_published_files_thaw_no_norm(tmp_path: Path) -> No
     assert found.config == model.config
     assert_same_outputs(found, model)
     assert read_source(folder).ignored == [count]
-    assert init_from(detector("multi-scale"), folder).ignored == [count]
+    assert start_from(detector("multi-scale"), read_source(folder)).ignored == [count]
 
 
 def test_names_of_classes_keep_their_labels(tmp_path: Path) -> None:
@@ -224,7 +224,7 @@ def test_init_from_any_format_reports_what_it_took(variant: str, form: str, tmp_
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     randomise(source, seed=1)
     path = written(source, form, tmp_path)
-    start = init_from(model, path)
+    start = start_from(model, read_source(path))
     heads = sorted(name for name in before if "class_embed" in name)
     assert heads
     assert start.fresh == start.ignored == heads
@@ -267,7 +267,7 @@ def test_init_from_another_model_is_one_sentence(form: str, tmp_path: Path) -> N
     for model in (detector("detr"), detector("multi-scale", dim_feedforward=48)):
         before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         with pytest.raises(ValueError, match=r"is a checkpoint of another model: [0-9]+ parameters beside") as caught:
-            init_from(model, path)
+            start_from(model, read_source(path))
         assert "\n" not in str(caught.value)
         for name, tensor in model.state_dict().items():
             assert torch.equal(tensor, before[name]), f"{name} was changed although the start was refused"
@@ -276,7 +276,7 @@ def test_init_from_another_model_is_one_sentence(form: str, tmp_path: Path) -> N
 def test_counters_of_a_profiler_are_reported_as_ignored(tmp_path: Path) -> None:
     model = detector("detr")
     torch.save({"model": {**model.state_dict(), "class_embed.total_ops": torch.zeros(1)}}, tmp_path / "x.pth")
-    start = init_from(detector("detr"), tmp_path / "x.pth")
+    start = start_from(detector("detr"), read_source(tmp_path / "x.pth"))
     assert start == dataclasses.replace(start, fresh=[], ignored=["class_embed.total_ops"])
     assert Start(tmp_path, "official", ["a"], [], []).sentences() == [
         f"1 tensors loaded from {tmp_path} (official format)"
@@ -286,6 +286,6 @@ def test_counters_of_a_profiler_are_reported_as_ignored(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("variant", "heads"), [("demo", "linear_class"), ("faster r-cnn", "box_predictor")])
 def test_heads_of_every_family_are_made_anew(variant: str, heads: str, tmp_path: Path) -> None:
     path = written(detector(variant), "msdeform", tmp_path)
-    start = init_from(detector(variant, num_classes=2), path)
+    start = start_from(detector(variant, num_classes=2), read_source(path))
     assert start.fresh
     assert all(heads in name for name in start.fresh)

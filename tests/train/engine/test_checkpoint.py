@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from msdeform.common.files import atomic_file
-from msdeform.models.weights.load import init_from
+from msdeform.models.weights.formats import read_source
+from msdeform.models.weights.load import start_from
 from msdeform.models.zoo import create_model
 from msdeform.train.config.options import TrainOptions, from_plain, to_plain
 from msdeform.train.engine import checkpoint
@@ -58,7 +59,7 @@ def test_a_folder_gives_its_newest_whole_checkpoint(tmp_path: Path, capsys: pyte
 def test_a_damaged_file_is_named_in_one_sentence(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "x.pt"
     path.write_bytes(content)
-    for load in (load_checkpoint, lambda p: init_from(torch.nn.Linear(1, 1), p)):
+    for load in (load_checkpoint, lambda p: start_from(torch.nn.Linear(1, 1), read_source(p))):
         with pytest.raises(ValueError, match=re.escape(f"checkpoint {path} is damaged or not a checkpoint")) as caught:
             load(path)
         assert "\n" not in str(caught.value)
@@ -105,7 +106,7 @@ def test_init_from_takes_all_but_heads_that_do_not_fit(tmp_path: Path, form: str
         save_file({name: tensor.clone() for name, tensor in state.items()}, path)
     else:
         torch.save(state if form == "bare" else {"model": state, "args": argparse.Namespace(lr=1), "epoch": 3}, path)
-    start = init_from(model, path)
+    start = start_from(model, read_source(path))
     fresh = ["class_embed.0.bias", "class_embed.0.weight"]
     assert start.fresh == start.ignored == fresh
     assert sorted([*start.loaded, *fresh]) == sorted(state)
@@ -116,10 +117,10 @@ def test_init_from_takes_all_but_heads_that_do_not_fit(tmp_path: Path, form: str
 def test_init_from_refuses_another_model(tmp_path: Path) -> None:
     torch.save(tiny(3, dim_feedforward=96).state_dict(), tmp_path / "wide.pt")
     with pytest.raises(ValueError, match=r"6 parameters beside the heads .*expected \(64,\), got \(96,\)"):
-        init_from(tiny(3), tmp_path / "wide.pt")
+        start_from(tiny(3), read_source(tmp_path / "wide.pt"))
     torch.save([1, 2], tmp_path / "list.pt")
     with pytest.raises(ValueError, match="expected a state dict, bare or under the key 'model'"):
-        init_from(tiny(3), tmp_path / "list.pt")
+        start_from(tiny(3), read_source(tmp_path / "list.pt"))
 
 
 def test_a_trained_model_comes_back_as_it_was(options: TrainOptions, tmp_path: Path) -> None:
