@@ -4,7 +4,7 @@ Each measures and prints, and returns its exit status. A benchmark's modules are
 """
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
@@ -14,7 +14,7 @@ from ..harness.provenance import usual_device
 from ..harness.results_file import open_results
 from ..operator import jobs
 from ..operator.runner import Settings, measure
-from ..options import TableOptions
+from ..options import ExplainOptions, ExportsOptions, SeedsOptions, TableOptions, TrainingOptions
 
 _LIMIT = 300.0  # seconds for a row: building a model and compiling it take most of them
 
@@ -47,15 +47,27 @@ def table(options: TableOptions) -> int:
     return 0
 
 
-def _measuring(module: str) -> Callable[[Any], int]:
-    """The command of a benchmark; its status is 1 where a row that has to be right failed."""
-
-    def command(options: Any) -> int:
-        found = import_module(f".{module}", __package__).measure_rows(options)
-        return int(isinstance(found, list) and any(row["failure"] is not None for row in found))
-
-    return command
+def explain(options: ExplainOptions) -> int:
+    """``msdeform bench explain``: relevance beside the model's own passes."""
+    return _measure("explain", options)
 
 
-explain, exports = _measuring("explain"), _measuring("exports")
-seeds, training = _measuring("seeds"), _measuring("training.benchmark")
+def exports(options: ExportsOptions) -> int:
+    """``msdeform bench exports``: exported detectors beside their models."""
+    return _measure("exports", options)
+
+
+def seeds(options: SeedsOptions) -> int:
+    """``msdeform bench seeds``: a training run for every backend and seed."""
+    return _measure("seeds", options)
+
+
+def training(options: TrainingOptions) -> int:
+    """``msdeform bench training``: the loading of images, and a step's stages."""
+    return _measure("training.benchmark", options)
+
+
+def _measure(module: str, options: Any) -> int:
+    """Measures, and returns 1 where a row that has to be right failed."""
+    found = import_module(f".{module}", __package__).measure_rows(options)
+    return int(isinstance(found, list) and any(row["failure"] is not None for row in found))
