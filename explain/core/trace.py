@@ -1,8 +1,10 @@
 """One image in one detector: a recorded forward pass, which every picture, map and number is asked of.
 
-trace = AttentionTrace(model, "street.jpg")
-for seen in trace.detections():
-    heat_map(trace, seen, "relevance")
+Used so::
+
+    trace = AttentionTrace(model, "street.jpg")
+    for seen in trace.detections():
+        heat_map(trace, seen, "relevance")
 """
 
 from collections.abc import Iterator, Sequence
