@@ -47,10 +47,11 @@ class DeformableDetr(Detector, config=DeformableDetrConfig):
 
     @classmethod
     def from_parts_of(cls, config: DeformableDetrConfig, attn_backend: str) -> "DeformableDetr":
+        transformer = DeformableTransformer(config, attn_backend)  # first: a seed's weights depend on the order
         return cls(
             Backbone.from_config(config, min(config.num_feature_levels, 3)),
             make_position(config.position_embedding, config.hidden_dim, centred=True),
-            DeformableTransformer(config, attn_backend),
+            transformer,
             num_classes=config.num_classes,
             aux_loss=config.aux_loss,
         )

@@ -45,10 +45,11 @@ class Detr(Detector, config=DetrConfig):
 
     @classmethod
     def from_parts_of(cls, config: DetrConfig, attn_backend: str) -> "Detr":
+        transformer = DetrTransformer(config)  # first: a seed's weights depend on the order
         return cls(
             Backbone.from_config(config, 1),
             make_position(config.position_embedding, config.hidden_dim, centred=False),
-            DetrTransformer(config),
+            transformer,
             num_classes=config.num_classes,
             num_queries=config.num_queries,
             focal=config.focal,
