@@ -123,7 +123,9 @@ def test_the_known_limits_of_one_that_differs_are_told_in_words(
     assert not {"nan", "incorrect", "wrong", "failed"} & set(re.split(r"\W+", printed))
 
 
-def test_what_is_recorded_is_not_measured_again(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_recorded_of_this_code_is_not_measured_again(
+    bench: Bench, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     words = ["--cases", "decoder-reduced", "--backends", "core"]
     _, first = bench(*words)
     _, second = bench(*words)
@@ -131,16 +133,11 @@ def test_what_is_recorded_is_not_measured_again(bench: Bench, capsys: pytest.Cap
     assert "3 cells were recorded already" in capsys.readouterr().out
     _, third = bench(*words, "--again")
     assert len(third) == 2 * len(first)
-
-
-def test_another_code_is_measured_anew(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    words = ["--cases", "decoder-reduced", "--backends", "core"]
-    _, first = bench(*words)
-    monkeypatch.setattr(records, "done", lambda rows, source, failed: set())
-    _, second = bench(*words)
-    assert len(second) == 2 * len(first)
-    assert {"commit", "dirty", "code", "device", "torch", "date", "command", "host_load"} <= set(second[0])
-    assert "rows" not in second[0]["command"]  # the folder
+    assert {"commit", "dirty", "code", "device", "torch", "date", "command", "host_load"} <= set(third[0])
+    assert "rows" not in third[0]["command"]  # the folder
+    monkeypatch.setattr(records, "done", lambda rows, source, failed: set())  # as of another code
+    _, fourth = bench(*words)
+    assert len(fourth) == 3 * len(first)
 
 
 def test_a_backend_of_ours_that_is_wrong_fails_the_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def test_dtypes(where: tuple[str, str], coordinates: int | None, dtype: torch.dt
 
 @pytest.mark.parametrize("where", TRITON)
 @hypothesis.given(case=cases())
-@hypothesis.settings(max_examples=3, deadline=None, derandomize=True)
+@hypothesis.settings(max_examples=2, deadline=None, derandomize=True)
 def test_drawn_shapes(where: tuple[str, str], case: Case) -> None:
     assert_within_bounds(case, where)
 

@@ -105,6 +105,7 @@ def test_onnx_shrinks_a_mask_to_the_same_pixels_at_every_row(tmp_path: Path) -> 
             assert torch.equal(torch.from_numpy(came), shrink_mask(mask, size)), (rows, size)
 
 
+@pytest.mark.slow  # fifteen seconds; the mask alone is exported above
 @needs_onnx
 def test_padded_images_get_the_models_boxes_from_onnx(tmp_path: Path) -> None:
     """With four levels at 60x90, the file took other rows for padding than the model at 15, 30 and 45 of 60."""
