@@ -4,7 +4,6 @@ Text tables and figures that several commands write are made here, too.
 """
 
 import hashlib
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -127,7 +126,5 @@ def aligned(rows: Sequence[Sequence[str]], align: str = "<") -> list[str]:
 
 def save_figure(figure: Any, path: Path) -> None:
     """Writes a matplotlib figure as PNG, whole or not at all."""
-    encoded = io.BytesIO()
-    figure.savefig(encoded, format="png", dpi=130)
     with atomic_file(path) as file:
-        file.write(encoded.getvalue())
+        figure.savefig(file, format="png", dpi=130)

@@ -88,7 +88,7 @@ def main(argv: list[str] | None = None) -> int:
     source = provenance(device, command_line(PROGRAM, options))
     if options.known is not None and not rows.exists():
         records.append(rows, records.at(records.read(options.known).rows, source))
-    book = ResultsFile(rows, source, again=True)
+    results = ResultsFile(rows, source, again=True)
     # the last row of each stage, of this code on this device
     last = {
         row["stage"]: row
@@ -111,7 +111,7 @@ def main(argv: list[str] | None = None) -> int:
         if reason is not None:
             print(f"{stage.name}: {reason}", flush=True)
             if last.get(stage.name, {}).get("skipped") != reason:
-                book.add(row)
+                results.add(row)
         elif seconds < _LEAST_SECONDS:
             left.append(stage.name)
         else:
@@ -124,7 +124,7 @@ def main(argv: list[str] | None = None) -> int:
                 continue
             print(f"{stage.name}: {failure or 'done'}, {took:.0f} s", flush=True)
             failures += [f"{stage.name}: {failure}"] if failure is not None else []
-            book.add(row | {"failure": failure, "seconds": took})
+            results.add(row | {"failure": failure, "seconds": took})
     for title, lines in (("FAILED", failures), ("left for the next call of this command", left)):
         if lines:
             print("\n".join(["", title, *(f"  {line}" for line in lines)]))
@@ -148,11 +148,11 @@ def _run_here(options: StageOptions, device: torch.device) -> int:
     [stage] = [stage for stage in stages.STAGES if stage.name == options.stage]
     of_user = GpuOptions(**{field.name: getattr(options, field.name) for field in fields(GpuOptions)})
     source = provenance(device, command_line(PROGRAM, of_user))
-    book = ResultsFile(options.out / ROWS, source, again=options.again, retry=options.retry)
+    results = ResultsFile(options.out / ROWS, source, again=options.again, retry=options.retry)
     settings = Settings(device, seconds=options.seconds, deadline=deadline, threads=torch.get_num_threads())
-    run = Run(settings, book, options.quick, options.runs)
+    run = Run(settings, results, options.quick, options.runs)
     stage.function(run)
-    book.report()
+    results.report()
     sys.stdout.flush()
     for failure in run.failures:
         print(failure)

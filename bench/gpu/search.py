@@ -46,15 +46,15 @@ def main(argv: list[str] | None = None) -> int:
     if device.type != "cuda":
         print(f"{PROGRAM}: torch finds no CUDA device, and only on one do times say anything", file=sys.stderr)
         return 1
-    book = open_results(PROGRAM, options, device, keep=True, again=True)
+    results = open_results(PROGRAM, options, device, keep=True, again=True)
     asked: list[tuple[str, Sequence[Choice]]] = []
     asked += [(FORWARD, BANDS)] * options.bands + [(BACKWARD, WALKS)] * options.walks
     for name, dtype in product(options.cases, options.dtypes):
         for kernel, choices in asked or [(FORWARD, tiles(name, dtype, device))]:
             for row in rows(name, dtype, kernel, choices, device, options.seconds):
-                book.add(row)
-    print(table(book.rows))
-    return 1 if any(row["failure"] is not None for row in book.rows) else 0
+                results.add(row)
+    print(table(results.rows))
+    return 1 if any(row["failure"] is not None for row in results.rows) else 0
 
 
 def tiles(case: str, dtype: str, device: torch.device) -> list[Choice]:

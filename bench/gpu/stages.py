@@ -67,7 +67,7 @@ class Run:
     """One stage's run: its settings, its rows, and what went wrong."""
 
     settings: Settings
-    book: ResultsFile
+    results: ResultsFile
     quick: bool
     runs: Path = Path("runs/seeds")
     """folder for training runs and their data"""
@@ -84,7 +84,7 @@ class Run:
 
         Rows of our own backends that failed are failures of the stage, those of an earlier call too.
         """
-        left = measure(planned, self.settings, self.book, processes)
+        left = measure(planned, self.settings, self.results, processes)
         print(file=sys.stderr)
         if left:
             self.unfinished.append(f"{left} measurements")
@@ -100,13 +100,13 @@ class Run:
 
     def add(self, rows: Iterable[Row]) -> None:
         for row in rows:
-            self.book.add(row)
+            self.results.add(row)
 
     def rows(self, kind: str) -> list[Row]:
         """What there is of a kind, of this code on this device; of rows with one key the last."""
-        file = self.book.path
-        found = records.at(records.read(file).rows, self.book.source) if file is not None and file.exists() else []
-        return Records([*found, *self.book.rows]).of(kind)
+        file = self.results.path
+        found = records.at(records.read(file).rows, self.results.source) if file is not None and file.exists() else []
+        return Records([*found, *self.results.rows]).of(kind)
 
     def run(self, command: list[str], name: str, environment: dict[str, str] | None = None) -> None:
         """Run a command in what time is left, and print what it says at its end; a failure is the stage's."""
@@ -159,8 +159,8 @@ def versions(run: Run) -> None:
     names = ("torch", "triton", "cuda-core", "cuda-bindings", "numpy", "transformers", "torchvision")
     found = {one.name: one.version for one in metadata.distributions() if one.name in names}
     machine = {"packages": found, "system": platform.platform(), "threads": os.cpu_count()}
-    run.book.add({"kind": "stage", "stage": "machine", "failure": None, **machine})
-    for name, value in (machine | run.book.source).items():
+    run.results.add({"kind": "stage", "stage": "machine", "failure": None, **machine})
+    for name, value in (machine | run.results.source).items():
         print(f"{name}: {value}")
 
 
@@ -178,7 +178,7 @@ def correctness(run: Run) -> None:
     ]
     run.measure(planned, _errors, min(PROCESSES, os.cpu_count() or 1))
     # a backend of ours that is not here was not checked, which must not pass for right
-    run.failures += [f"{row['backend']} was not checked: {row['reason']}" for row in run.book.of("missing")]
+    run.failures += [f"{row['backend']} was not checked: {row['reason']}" for row in run.results.of("missing")]
 
 
 def _errors(rows: Sequence[Row]) -> str:
@@ -249,7 +249,7 @@ def variants(run: Run) -> None:
     """Queries in bands or as they lie, and points of a walk, side by side."""
     compared = ((search.FORWARD, search.BANDS), (search.BACKWARD, search.WALKS))
     for (kernel, choices), dtype in product(compared, _BOTH):
-        if run.book.has(*(("variant", MAIN[0], dtype, kernel, search.described(choice)) for choice in choices)):
+        if run.results.has(*(("variant", MAIN[0], dtype, kernel, search.described(choice)) for choice in choices)):
             continue
         if run.seconds_left < 30:
             run.unfinished.append(f"{kernel}, {dtype}")
@@ -316,7 +316,7 @@ def memcheck(run: Run) -> None:
 def host_times(run: Run) -> None:
     """What a call costs the host, kernels left out, and its wall time with them."""
     keys = ("dispatch", host_time.CASE, "float32", "fused_ms_deform_attn", "forward", "triton", "function")
-    if run.book.has(keys) or implementations.absent("triton", run.settings.device) is not None:
+    if run.results.has(keys) or implementations.absent("triton", run.settings.device) is not None:
         return
     found = host_time.measure(run.settings.device, 200, 3)
     run.add(found)
@@ -345,13 +345,13 @@ def detectors(run: Run) -> None:
     backends = ("reference",) if run.quick else ("triton", "cuda", "reference")
     for what, backend in product((model, model + profile.STEP), backends):
         absent = implementations.absent(backend, run.settings.device)
-        if absent is not None or run.book.has(("profile", what, backend)):
+        if absent is not None or run.results.has(("profile", what, backend)):
             continue
         if run.seconds_left <= 0:
             run.unfinished.append(f"profile of {what}, {backend}")
             continue
         row = profile.profile(what, backend, run.settings.device)
-        run.book.add(row)
+        run.results.add(row)
         print(profile.text(row), flush=True)
 
 
@@ -375,7 +375,7 @@ def command(
         run.unfinished.append(f"{name}: less than a minute was left")
         return
     more = quick if run.quick else {}
-    options = replace(options, quick=run.quick, minutes=round(minutes, 1), out=run.book.path, **more)
+    options = replace(options, quick=run.quick, minutes=round(minutes, 1), out=run.results.path, **more)
     if isinstance(options, SeedsOptions):
         options = replace(options, runs=run.runs)
     left = import_module(f"..models.{module}", __package__).measure_rows(options)

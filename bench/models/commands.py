@@ -26,13 +26,13 @@ def table(options: TableOptions) -> int:
 
     device = usual_device()
     if options.flops:
-        book = open_results("msdeform table", options, torch.device("cpu"), again=True)
-        print(table.count(options.models or MODELS, book))
+        results = open_results("msdeform table", options, torch.device("cpu"), again=True)
+        print(table.count(options.models or MODELS, results))
         return 0
     reduced = device.type == "cpu" if options.reduced is None else options.reduced
     names = options.models or (REDUCED_MODELS if reduced else MODELS)
     settings = Settings(device, limit=_LIMIT, threads=torch.get_num_threads())
-    book = open_results("msdeform table", options, device, keep=not reduced)
+    results = open_results("msdeform table", options, device, keep=not reduced)
     what = (names, options.backends, options.dtypes)
     planned: Sequence[jobs.Job]
     if options.speed:
@@ -40,10 +40,10 @@ def table(options: TableOptions) -> int:
         planned = table.model_jobs(*what, options.batch or (1, 4), modes, reduced=reduced)
     else:
         planned = table.training_jobs(*what, options.batch or (2, 4), reduced=reduced)
-    measure(planned, settings, book)
+    measure(planned, settings, results)
     print(file=sys.stderr)
-    book.report()
-    print(table.speed_table(book.of(planned[0].kind)))
+    results.report()
+    print(table.speed_table(results.of(planned[0].kind)))
     return 0
 
 

@@ -50,12 +50,12 @@ def measure_rows(options: ExplainOptions) -> int:
     """Measures and prints; returns how many rows are left when the time is over."""
     device = usual_device()
     sources, keep = ("explain/**/*.py", "bench/models/explain.py"), not options.quick and device.type == "cuda"
-    book = open_results("msdeform bench explain", options, device, measured=sources, keep=keep)
+    results = open_results("msdeform bench explain", options, device, measured=sources, keep=keep)
     times = 1 if options.quick else options.times
     cells = product(options.models, options.images, options.backends or usual_backends(device))
     planned = ((("explanation", *cell), partial(_measured_apart, *cell, device.type, times)) for cell in cells)
-    left = measure_missing(planned, book, options.minutes)
-    if rows := book.of("explanation"):
+    left = measure_missing(planned, results, options.minutes)
+    if rows := results.of("explanation"):
         print(aligned(explanation_table(rows), 3) + "\n")
     return left
 

@@ -24,12 +24,12 @@ FORMAT = "onnx"
 def measure_rows(options: ExportsOptions) -> list[Row]:
     """Compares, prints, and on request records; returns the rows."""
     torch.set_num_threads(1)
-    book = open_results("msdeform bench exports", options, torch.device("cpu"))
+    results = open_results("msdeform bench exports", options, torch.device("cpu"))
     cells = product(options.images, options.models)
     planned = [(("export", model, image, FORMAT), partial(compared, model, image)) for image, model in cells]
-    measure_missing(planned, book, options.minutes)
-    print(aligned(export_table(book.rows), 1))
-    return book.rows
+    measure_missing(planned, results, options.minutes)
+    print(aligned(export_table(results.rows), 1))
+    return results.rows
 
 
 def compared(name: str, image: str) -> Row:

@@ -11,12 +11,12 @@ Planned = Iterable[tuple[tuple[object, ...], Callable[[], Row | None]]]
 """the key of each row, and what measures it; that gives None where the time was too short"""
 
 
-def measure_missing(planned: Planned, book: ResultsFile, minutes: float) -> int:
+def measure_missing(planned: Planned, results: ResultsFile, minutes: float) -> int:
     """Measures the rows that are not recorded yet, as long as there is time; returns how many are left."""
     end = time.monotonic() + 60 * minutes
     left = 0
     for key, measure in planned:
-        if not book.to_measure(key):
+        if not results.to_measure(key):
             continue
         row = None
         if time.monotonic() < end:
@@ -24,8 +24,8 @@ def measure_missing(planned: Planned, book: ResultsFile, minutes: float) -> int:
             row = measure()
         left += row is None
         if row is not None:
-            book.add(row)
-    book.report()
+            results.add(row)
+    results.report()
     if left:
         print(f"{left} rows are left for want of time; the same command goes on with them\n")
     return left

@@ -81,13 +81,13 @@ def measure_rows(options: SeedsOptions) -> int:
     recipe = _recipe(options, device)
     # what decides these runs, beside what decides all
     sources, keep = ("train/**/*.py", "bench/models/seeds.py"), not options.quick and device.type == "cuda"
-    book = open_results("msdeform bench seeds", options, device, measured=sources, keep=keep, again=False)
+    results = open_results("msdeform bench seeds", options, device, measured=sources, keep=keep, again=False)
     # a run goes on by the code and on the device it began with
-    name = f"{recipe.model} {recipe.settings} {book.source['code']} {book.source['device']}"
+    name = f"{recipe.model} {recipe.settings} {results.source['code']} {results.source['device']}"
     runs = options.runs / re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     end = time.monotonic() + 60 * options.minutes
     absent = {backend: implementations.absent(backend, device) for backend in options.backends}
-    book.skipped += [f"{backend}: {reason}" for backend, reason in absent.items() if reason is not None]
+    results.skipped += [f"{backend}: {reason}" for backend, reason in absent.items() if reason is not None]
     planned = []
     for seed, backend in product(options.seeds, options.backends):
         if absent[backend] is None:
@@ -95,8 +95,8 @@ def measure_rows(options: SeedsOptions) -> int:
             row: Row = {**lead, "seed": seed, "reduced": options.quick, **dict.fromkeys(_NUMBERS), "failure": None}
             run = runs / f"{backend}-seed{seed}"
             planned.append(((*lead.values(), seed), partial(_row, row, recipe, run, device, end)))
-    left = measure_missing(planned, book, float("inf"))  # a run that is over is recorded even without time
-    rows = [row for row in book.rows if row["failure"] is None]
+    left = measure_missing(planned, results, float("inf"))  # a run that is over is recorded even without time
+    rows = [row for row in results.rows if row["failure"] is None]
     if rows:
         print(f"{aligned(spread.table(rows), 1)}\n{spread.verdict(rows)}\n")
     return left

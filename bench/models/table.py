@@ -51,16 +51,16 @@ def training_jobs(
     ]
 
 
-def count(names: Iterable[str], book: ResultsFile) -> str:
-    """Counts models, adds their rows to the book, and returns the table with its convention."""
+def count(names: Iterable[str], results: ResultsFile) -> str:
+    """Counts models, adds their rows to the results file, and returns the table with its convention."""
     names, sizes = list(dict.fromkeys(names)), flops.published_sizes()
     proposals: set[int | None] = set()
     for i, name in enumerate(names, 1):
         print(f"counting {name} at {len(sizes)} sizes ({i} of {len(names)})", file=sys.stderr, flush=True)
         counted = flops.count(name, sizes)
         proposals.add(counted["proposals"])
-        book.add({"kind": "flops", "model": name, **counted})
-    return "\n".join([table(book.rows), "", *convention(sizes, proposals - {None})])
+        results.add({"kind": "flops", "model": name, **counted})
+    return "\n".join([table(results.rows), "", *convention(sizes, proposals - {None})])
 
 
 def convention(sizes: Counter[tuple[int, int]], proposals: Collection[int | None] = ()) -> list[str]:

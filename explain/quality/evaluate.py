@@ -46,7 +46,7 @@ def evaluate(options: ExplainEvalOptions) -> dict[str, Any]:
     scrambled = [measures.randomised(trained.model, layers=depth, seed=options.seed) for depth in depths]
     rows: list[dict[str, Any]] = []
     start, images = time.perf_counter(), len(detector.data)
-    with progress_bar("judging", images, shown=options.progress) as advance:
+    with progress_bar("scoring", images, shown=options.progress) as advance:
         for place in detector.data.rows.tolist():
             rows += _of_image(detector, scrambled, place, options)
             advance()

@@ -133,7 +133,7 @@ def what_to_lower(batch: int) -> str:
 def _pass(training: Training, samples: list[Sample]) -> float:
     """Seconds of one forward and backward pass, done with on the device."""
     begun = time.perf_counter()
-    training.rehearse(samples)
+    training.try_pass(samples)
     if training.device.type == "cuda":
         torch.cuda.synchronize(training.device)
     return time.perf_counter() - begun

@@ -218,7 +218,7 @@ class Training:
         result |= {"grad_norm": norm, "images": float(len(box_counts))}
         return result | {"finite": float(finite), "searching": float(searching and not finite)}
 
-    def rehearse(self, samples: list[Sample]) -> None:
+    def try_pass(self, samples: list[Sample]) -> None:
         """A forward and backward pass of this process alone, whose gradients nobody uses."""
         self.model.train()
         with self.group.no_sync(self._wrapped):

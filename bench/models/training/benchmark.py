@@ -34,10 +34,10 @@ def measure_rows(options: TrainingOptions) -> int:
     """Measures and prints; returns how many rows are left when the time is over."""
     device = usual_device()
     sources, keep = ("train/**/*.py", "bench/models/training/*.py"), not options.quick and device.type == "cuda"
-    book = open_results("msdeform bench training", options, device, measured=sources, keep=keep)
-    left = measure_missing(_planned(options, device), book, options.minutes)
+    results = open_results("msdeform bench training", options, device, measured=sources, keep=keep)
+    left = measure_missing(_planned(options, device), results, options.minutes)
     for kind, table in TABLES.items():
-        if rows := [row for row in book.of(kind) if not row.get("failure")]:
+        if rows := [row for row in results.of(kind) if not row.get("failure")]:
             print(aligned(table(rows), 1) + "\n")
     return left
 

@@ -103,7 +103,7 @@ def test_what_is_counted_already_is_not_counted_again(tmp_path: Path, monkeypatc
         settings = runner.Settings(torch.device("cpu"), deadline=time.monotonic() + 60)
         run = Run(settings, ResultsFile(tmp_path / "rows.jsonl", source), quick=False)
         stages.hardware_counters(run)
-        assert len(run.book.rows) == expected
+        assert len(run.results.rows) == expected
     run.settings.deadline = 0.0
     (tmp_path / "rows.jsonl").unlink()
     stages.hardware_counters(run)

@@ -231,8 +231,8 @@ def test_a_process_says_how_it_ended(tmp_path: Path) -> None:
 
 
 def run_of(tmp_path: Path, deadline: float = float("inf"), *, quick: bool = False, retry: bool = False) -> Run:
-    book = ResultsFile(tmp_path / "rows.jsonl", SOURCE, retry=retry)
-    return Run(runner.Settings(CPU, deadline=deadline), book, quick)
+    results = ResultsFile(tmp_path / "rows.jsonl", SOURCE, retry=retry)
+    return Run(runner.Settings(CPU, deadline=deadline), results, quick)
 
 
 @pytest.fixture
@@ -240,7 +240,7 @@ def planned(monkeypatch: pytest.MonkeyPatch) -> list[list[Job]]:
     """The jobs of the stages that run, none of them measured."""
     seen: list[list[Job]] = []
 
-    def note(jobs: list[Job], settings: runner.Settings, book: ResultsFile, processes: int = 1) -> int:
+    def note(jobs: list[Job], settings: runner.Settings, results: ResultsFile, processes: int = 1) -> int:
         seen.append(list(jobs))
         return 0
 
@@ -360,10 +360,10 @@ def test_a_wrong_row_fails_its_stage_until_it_is_measured_right(
 ) -> None:
     wrong: list[str | None] = ["differs from float64 in output"]
 
-    def measured(jobs: list[Job], settings: runner.Settings, book: ResultsFile, processes: int = 1) -> int:
-        for job in (job for job in jobs if book.to_measure(*job.cells())):
+    def measured(jobs: list[Job], settings: runner.Settings, results: ResultsFile, processes: int = 1) -> int:
+        for job in (job for job in jobs if results.to_measure(*job.cells())):
             for row in job.unmeasured(wrong[0] if job.backend == "reference" else None):
-                book.add(row | {"ours": True})
+                results.add(row | {"ours": True})
         return 0
 
     monkeypatch.setattr(stages, "measure", measured)

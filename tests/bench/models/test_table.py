@@ -128,7 +128,7 @@ def test_measured_on_a_cpu_it_is_the_reduced_form_unless_refused(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     if not before:  # which would take minutes
         monkeypatch.setattr(
-            commands, "measure", lambda jobs, _, book: [book.add(job.unmeasured("not tried")[0]) for job in jobs]
+            commands, "measure", lambda jobs, _, results: [results.add(job.unmeasured("not tried")[0]) for job in jobs]
         )
     words = ["--speed", "--models", "detr_tiny", "--dtypes", "float32", "--batch", "1", "--out", str(tmp_path)]
     assert main(["table", *words, *more]) == 0

@@ -165,7 +165,7 @@ def test_running_out_of_memory_names_what_to_lower(
         torch.rand(1)
         raise error
 
-    monkeypatch.setattr(training, "rehearse", fail)
+    monkeypatch.setattr(training, "try_pass", fail)
     generators = torch.get_rng_state()
     with pytest.raises(ValueError, match="batch-size: 2 images of up to 64x64 do not fit on cpu; lower --batch-size,"):
         dry_run(training, 2)
@@ -178,7 +178,7 @@ def test_other_errors_of_a_step_keep_their_traceback(changed: Change, monkeypatc
     def fail(*_: Any) -> None:
         raise RuntimeError("a defect")
 
-    monkeypatch.setattr(training, "rehearse", fail)
+    monkeypatch.setattr(training, "try_pass", fail)
     with pytest.raises(RuntimeError, match="a defect"):
         dry_run(training, 1)
 
