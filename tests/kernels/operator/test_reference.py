@@ -1,6 +1,6 @@
 """The reference against an independent oracle, and its derivatives."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from msdeform.kernels.api import fused_ms_deform_attn, ms_deform_attn
 from msdeform.kernels.diagnostics.checks import Case, make_inputs
+from msdeform.kernels.registry import use_backend
 from tests.kernels.oracle import literal, literal_fused
 
 CASES = [
@@ -16,6 +17,13 @@ CASES = [
     for c in (None, 2, 4)
     for s in (0, 1)
 ] + [Case(B=1, Q=2, H=1, D=1, P=1, sizes=((1, 1),), dtype=torch.float64, spread=0.5)]
+
+
+@pytest.fixture(autouse=True)
+def reference() -> Iterator[None]:
+    """Not what auto takes, which is `cpu` where llvmlite is installed."""
+    with use_backend("reference"):
+        yield
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c.coordinates}-{c.seed}")
