@@ -23,7 +23,6 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from pycocotools import mask as coco_mask
 
 from ....common.files import atomic_folder, write_json
 from ....common.progress import progress_bar
@@ -189,20 +188,31 @@ def annotate(scene: Scene, image_id: int, first_id: int) -> list[dict[str, Any]]
     """The scene's shapes as COCO annotations of what is visible; category id = class + 1."""
     annotations = []
     for offset, (label, mask, visible) in enumerate(zip(scene.labels, scene.masks, scene.visible, strict=True)):
-        runs = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+        width, height = columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1
         annotations.append(
             {
                 "id": first_id + offset,
                 "image_id": image_id,
                 "category_id": label + 1,
-                "bbox": coco_mask.toBbox(runs).tolist(),
+                "bbox": [float(side) for side in (columns[0], rows[0], width, height)],
                 "area": float(mask.sum()),
-                "segmentation": {"size": runs["size"], "counts": runs["counts"].decode()},
+                "segmentation": {"size": list(mask.shape), "counts": run_lengths(mask)},
                 "iscrowd": 0,
                 "visible_fraction": round(visible, 4),
             }
         )
     return annotations
+
+
+def run_lengths(mask: Array) -> list[int]:
+    """COCO's run lengths of a mask (H, W), uncompressed: column by column, the first run of zeros, maybe empty.
+
+    Not by pycocotools, which the machines lack that time the loading of such images.
+    """
+    pixels = mask.ravel(order="F")
+    counts = np.diff([0, *(np.flatnonzero(np.diff(pixels)) + 1), pixels.size]).tolist()
+    return [0, *counts] if pixels[0] else counts
 
 
 def _draw(options: SynthOptions, offset: int, index: int) -> tuple[bytes, list[dict[str, Any]]]:
