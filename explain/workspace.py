@@ -15,11 +15,9 @@ from ..common.files import atomic_file
 from ..common.options import WrongValue, check_writable
 from ..models.inference.image_size import Size
 from ..models.options import DetectorOptions
-from ..train.config.options import Input
 from ..train.data.dataset import CocoDetection
-from ..train.data.loader import validation_data
 from ..train.engine.checkpoint import Trained, load_trained
-from ..train.evaluation.detect import match_categories
+from ..train.evaluation.detect import data_of
 from .options import DataOptions
 
 
@@ -52,16 +50,10 @@ class DetectorOnData:
 
 
 def with_data(trained: Trained, options: DataOptions) -> DetectorOnData:
-    """The model with the validation images that the options name. Errors are those of `validation_data`."""
-    size = Input(image_size=options.image_size).size
-    if options.image_size is None:
-        size = trained.model.input_size or size
-    known = None if trained.step is None else trained.categories
-    data = validation_data(options.source, Input(), known, size, progress=options.progress)
+    """The model with the validation images that the options name. Errors are those of `data_of`."""
+    data, size, ids = data_of(trained, options.source, options.image_size, progress=options.progress)
     of_images = len(data)
     data.rows = data.rows[: options.limit]
-    categories = data.annotations.categories
-    ids = match_categories(trained, categories) if known is None else [category.id for category in categories]
     about = {
         "checkpoint": str(options.checkpoint),
         "model": trained.name,

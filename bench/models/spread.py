@@ -12,7 +12,7 @@ import numpy as np
 from ...train.monitor.curves import Panel, draw
 from ...train.monitor.history import History
 from ..harness.records import Row
-from ..harness.tables import Line, number
+from ..harness.tables import Line, grouped, number
 from ..report import plots
 
 _POINTS = 50  # of a curve in a row
@@ -27,23 +27,16 @@ def thinned(x: np.ndarray, y: np.ndarray) -> list[list[float]]:
     return [[float(f"{values[part].mean():.{_DIGITS}g}") for values in (x, y)] for part in parts if len(part)]
 
 
-def _grouped(rows: Sequence[Row], *names: str) -> dict[tuple[Any, ...], list[Row]]:
-    found: dict[tuple[Any, ...], list[Row]] = {}
-    for row in rows:
-        found.setdefault(tuple(row[name] for name in names), []).append(row)
-    return found
-
-
 def experiments(rows: Sequence[Row]) -> list[list[Row]]:
     """Rows that differ in backend and seed alone."""
-    return list(_grouped(rows, "model", "settings").values())
+    return list(grouped(rows, "model", "settings").values())
 
 
 def table(rows: Sequence[Row]) -> list[Line]:
     """A line for each backend: AP's mean, least to most, and standard deviation over seeds; means of the rest."""
     head = ("backend", "seeds", "AP", "least to most", "deviation", "AP50", "loss", "images/s", "seconds", "peak MB")
     lines: list[Line] = [head]
-    for (backend,), mine in _grouped(rows, "backend").items():
+    for (backend,), mine in grouped(rows, "backend").items():
         aps = [row["ap"] for row in mine]
         deviation = f"{statistics.stdev(aps):.3f}" if len(aps) > 1 else "-"
         ap = (f"{statistics.mean(aps):.3f}", f"{min(aps):.3f} to {max(aps):.3f}", deviation)
@@ -55,7 +48,7 @@ def table(rows: Sequence[Row]) -> list[Line]:
 
 def verdict(rows: Sequence[Row]) -> str:
     """Do the backends' mean APs, over the seeds that all of them have, differ by more than the seeds of one do?"""
-    groups = {backend: mine for (backend,), mine in _grouped(rows, "backend").items()}
+    groups = {backend: mine for (backend,), mine in grouped(rows, "backend").items()}
     common = set.intersection(*({row["seed"] for row in mine} for mine in groups.values()))
     if len(groups) < 2 or len(common) < 2:
         had = f"{len(groups)} of them, {len(common)} seeds that all have"
@@ -81,7 +74,7 @@ def drawn_digest(rows: Sequence[Row]) -> str:
 
 def curves(rows: Sequence[Row]) -> Any:
     """A figure of the rows of one experiment: loss and AP, for each backend the mean of its seeds in their range."""
-    groups = [[_history(row) for row in mine] for mine in _grouped(rows, "backend").values()]
+    groups = [[_history(row) for row in mine] for mine in grouped(rows, "backend").values()]
     return draw(groups, (Panel("loss", ("loss",)), Panel("AP", ("AP",), from_zero=True)), "step", smooth=1)
 
 

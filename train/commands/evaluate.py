@@ -17,7 +17,7 @@ from ..data.dataset import CocoDetection
 from ..data.loader import validation_data
 from ..engine.checkpoint import load_trained
 from ..evaluation.coco_metrics import class_table, evaluate_boxes, summary
-from ..evaluation.detect import detect, match_categories
+from ..evaluation.detect import data_of, detect
 from ..evaluation.results import DetectionResults, read_results, unpack_results
 from .options import EvalOptions
 
@@ -54,12 +54,8 @@ def _detect(options: EvalOptions) -> tuple[DetectionResults, CocoDetection, dict
     """What the checkpoint finds, in which images, and what it is."""
     assert options.checkpoint is not None
     trained = load_trained(options.checkpoint, choose_device(options.device), options.attn_backend, options.model)
-    size = Input(image_size=options.image_size).size
-    if options.image_size is None:
-        size = trained.model.input_size or size
-    known = None if trained.step is None else trained.categories
-    data, images = _first(validation_data(options.source, Input(), known, size), options.limit)
-    ids = match_categories(trained, data.annotations.categories) if known is None else None
+    whole, size, ids = data_of(trained, options.source, options.image_size)
+    data, images = _first(whole, options.limit)
     step = "" if trained.step is None else f" at step {trained.step}"
     print(f"{trained.name}{step}, {trained.attn_backend} on {trained.device}, {_images(images)}")
     with progress_bar("detecting", len(data), shown=options.progress) as advance:

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from ...models.families.detector import Detector
+from ...models.inference.image_size import Size
 from ...models.layers.evaluation_mode import evaluating
 from ...models.losses.criterion import SetCriterion
+from ..config.options import Input, Source
 from ..data.dataset import Category, CocoDetection
-from ..data.loader import evaluation_loader, to_device
+from ..data.loader import evaluation_loader, to_device, validation_data
 from ..engine.acceleration import autocast
 from ..engine.checkpoint import Trained
 from .results import DetectionResults, result_rows
@@ -78,6 +80,26 @@ def detect(
     results = np.concatenate([result_rows([], [], ids), *rows])
     numbers = {name: float(value) for name, value in losses.items()}
     return DetectionResults(np.asarray(image_ids, dtype=np.int64), results, numbers)
+
+
+def data_of(
+    trained: Trained, source: Source, image_size: int | None, *, progress: bool = True
+) -> tuple[CocoDetection, Size, Sequence[int | None]]:
+    """Validation images for a model, what they are resized to, and the data's category id of each of its labels.
+
+    Args:
+        image_size: longest side in pixels; None for what the model was trained with, or else the published size.
+
+    Raises as `validation_data` and `match_categories`.
+    """
+    size = Input(image_size=image_size).size
+    if image_size is None:
+        size = trained.model.input_size or size
+    known = None if trained.step is None else trained.categories
+    data = validation_data(source, Input(), known, size, progress=progress)
+    categories = data.annotations.categories
+    ids = match_categories(trained, categories) if known is None else [category.id for category in categories]
+    return data, size, ids
 
 
 def match_categories(trained: Trained, data: list[Category]) -> list[int | None]:
