@@ -7,12 +7,13 @@ box; no losses at inner layers.
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..configs import DetrDemoConfig
 from ..layers.backbone import Backbone
 from ..layers.batch import Images, as_batch, shrink_mask
 from ..layers.geometry import at_least_float32
+from ..layers.position import learned_positions
 from .detector import Detector
 
 # the published demo's weights were trained with pixels scaled so
@@ -66,7 +67,8 @@ class DetrDemo(Detector, config=DetrDemoConfig):
         batch, mask = as_batch(images, self.dtype)
         features = self.conv(self.backbone(batch))
         mask = shrink_mask(mask, features.shape[-2:]).flatten(1)
-        x = self._positions(*features.shape[-2:]) + PIXEL_SCALE * features.flatten(2).transpose(1, 2)
+        position = learned_positions(self.row_embed, self.col_embed, *features.shape[-2:])
+        x = position + PIXEL_SCALE * features.flatten(2).transpose(1, 2)
         hidden = self.transformer(
             x,
             self.query_pos.expand(len(batch), -1, -1),
@@ -77,11 +79,3 @@ class DetrDemo(Detector, config=DetrDemoConfig):
             "pred_logits": self.linear_class(hidden),
             "pred_boxes": at_least_float32(self.linear_bbox(hidden)).sigmoid(),
         }
-
-    def _positions(self, height: int, width: int) -> Tensor:
-        """(h*w, C): the column's embedding, then the row's."""
-        if max(height, width) > SIZE:
-            raise ValueError(f"images: expected feature maps of at most {SIZE} x {SIZE}, got {height} x {width}")
-        column = self.col_embed[:width].expand(height, -1, -1)
-        row = self.row_embed[:height, None].expand(-1, width, -1)
-        return torch.cat([column, row], dim=-1).flatten(0, 1)

@@ -32,16 +32,24 @@ class LearnedPosition(nn.Module):
 
     def forward(self, mask: Tensor, dtype: torch.dtype) -> Tensor:
         """mask (B, h, w); positions (B, h*w, width)."""
-        B, height, width = mask.shape
-        size = self.row_embed.num_embeddings
-        if max(height, width) > size:
-            raise ValueError(
-                f"learned positions: expected feature maps of at most {size} x {size}, got {height} x {width}; "
-                "use smaller images, fewer levels, or sine positions"
-            )
-        column = self.col_embed.weight[:width].expand(height, -1, -1)
-        row = self.row_embed.weight[:height, None].expand(-1, width, -1)
-        return torch.cat([column, row], dim=-1).flatten(0, 1).expand(B, -1, -1).to(dtype)
+        positions = learned_positions(self.row_embed.weight, self.col_embed.weight, *mask.shape[1:])
+        return positions.expand(len(mask), -1, -1).to(dtype)
+
+
+def learned_positions(rows: Tensor, columns: Tensor, height: int, width: int) -> Tensor:
+    """Positions (h*w, 2n) of the pixels of a map: the column's embedding, of columns (size, n), then the row's.
+
+    Raises ValueError for a map of more rows or columns than there are embeddings.
+    """
+    size = len(rows)
+    if max(height, width) > size:
+        raise ValueError(
+            f"learned positions: expected feature maps of at most {size} x {size}, got {height} x {width}; "
+            "use smaller images, or a detector with sine positions"
+        )
+    column = columns[:width].expand(height, -1, -1)
+    row = rows[:height, None].expand(-1, width, -1)
+    return torch.cat([column, row], dim=-1).flatten(0, 1)
 
 
 def make_position(kind: str, width: int, *, centred: bool) -> nn.Module:
