@@ -11,8 +11,8 @@ from .configs import Config, DeformableDetrConfig, TransformerConfig, check_fiel
 from .families import deformable_detr, detr, detr_demo  # noqa: F401
 from .families.detector import Detector
 from .families.faster_rcnn import FasterRcnnCriterion
-from .layers.backbone import load_backbone_weights
 from .losses.criterion import SetCriterion
+from .weights.backbone import load_backbone_weights
 from .weights.formats import Source, read_source
 from .weights.load import start_from
 from .weights.pretrained import coco_names, fetch

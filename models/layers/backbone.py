@@ -8,16 +8,14 @@ grow to a standard deviation of 37 at the last stage.
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import torch
 import torchvision
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, conv1x1
 from torchvision.ops import FrozenBatchNorm2d
 
-from ..configs import BACKBONES, SLIM, TORCHVISION, Config
+from ..configs import BACKBONES, SLIM, Config
 
 Norm = Callable[[int], nn.Module]
 
@@ -64,54 +62,6 @@ class Backbone(nn.Module):
             if name in self.stages:
                 maps.append(x)
         return maps
-
-
-def load_backbone_weights(body: nn.Module, name: str, weights: str | Path) -> None:
-    """Fill the `body` of a backbone with ``"imagenet"`` weights from torchvision, or with a local file's.
-
-    A file is what torchvision publishes, a state dict by ``torch.save`` (or ``.safetensors``), whose classifier is
-    ignored. Raises FileNotFoundError for a missing file, ValueError for one that does not fit or a name without
-    published weights, and ConnectionError if the download fails.
-    """
-    state = _published(name) if weights == "imagenet" else _read(Path(weights))
-    state = {key: tensor for key, tensor in state.items() if not key.startswith("fc.")}
-    try:
-        body.load_state_dict(state)
-    except RuntimeError as error:
-        reason = str(error).split("\n\t", 1)[-1]
-        raise ValueError(f"backbone_weights: {weights} does not hold the weights of {name}: {reason}") from None
-
-
-def _published(name: str) -> dict[str, Tensor]:
-    if name not in TORCHVISION:
-        raise ValueError(
-            f"backbone_weights: torchvision publishes ImageNet weights of {', '.join(TORCHVISION)}, not of {name}"
-        )
-    # the first version, as in the published results; the second trains longer and with other augmentation
-    weights = torchvision.models.get_model_weights(name)["IMAGENET1K_V1"]
-    try:
-        return weights.get_state_dict(progress=False)
-    except (OSError, RuntimeError) as error:
-        raise ConnectionError(
-            f"backbone_weights: the ImageNet weights of {name} could not be downloaded from {weights.url} ({error}); "
-            "fetch that file elsewhere and name it: backbone_weights=PATH, or --backbone-weights PATH"
-        ) from error
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise FileNotFoundError(f"backbone_weights: expected 'imagenet' or a file of weights, found no file {path}")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # unpickling a damaged file raises nearly anything
-        raise ValueError(f"backbone_weights: {path} cannot be read as a state dict: {error}") from error
-    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
-        raise ValueError(f"backbone_weights: expected a state dict in {path}, a dict of tensors, got another object")
-    return state
 
 
 def _slim_resnet(stages: tuple[tuple[int, int], ...], norm: Norm) -> nn.Sequential:

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from ...common.files import BEST, atomic_file, checkpoints_in
 from ..inference.image_size import Size
+from .files import is_state_dict, read_file
 from .huggingface import family_of, from_huggingface, is_huggingface, to_huggingface
 from .huggingface_config import (
     config_from_args,
@@ -114,17 +115,9 @@ def read_source(path: Path) -> Source:
             f"{path}: expected a folder with {WEIGHTS_FILE} and {CONFIG_FILE}, or a run's with {BEST} or "
             "checkpoint-*.pt, found neither"
         )
-    if not path.is_file():
-        raise FileNotFoundError(f"checkpoint {path} does not exist")
     if path.suffix == ".safetensors":
         return _read_safetensors(path, path)
-    try:
-        # the official code keeps its command line beside the weights
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # reading a damaged file raises nearly anything
-        raise ValueError(f"checkpoint {path} is damaged or not a checkpoint: {_first_line(error)}") from error
-    return source_of(state, path)
+    return source_of(read_file(path), path)
 
 
 def newest_whole(folder: Path, read: Callable[[Path], T]) -> T:
@@ -155,7 +148,7 @@ def source_of(state: Any, path: Path) -> Source:
         weights = state["model"] if average is None else average["weights"]
         return Source(path, "training", weights, config, categories or None, size, training=state)
     content = state.get("model", state) if isinstance(state, dict) else None
-    if not isinstance(content, dict) or not all(isinstance(tensor, Tensor) for tensor in content.values()):
+    if not is_state_dict(content):
         raise ValueError(f"checkpoint {path}: expected a state dict, bare or under the key 'model'")
     args = state.get("args")
     return _source(content, path, None, vars(args) if isinstance(args, argparse.Namespace) else None)
@@ -260,13 +253,7 @@ def _plain(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _read_safetensors(file: Path, path: Path) -> Source:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        weights = load_file(file)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"checkpoint {file} is damaged or not a checkpoint: {_first_line(error)}") from error
+    weights = read_file(file)
     # of a lone file, its neighbour counts only where both have the names that belong together
     beside = file.with_name(CONFIG_FILE)
     config = _read_config(beside) if file.name == WEIGHTS_FILE and beside.is_file() else None
@@ -357,9 +344,3 @@ def _classes(weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> int:
         raise ValueError(f"weights: expected {rows} of {config['family']}, not found")
     own = config["family"] == "deformable_detr" or bool(config.get("focal"))
     return len(weights[rows]) - (0 if own else 1)
-
-
-def _first_line(error: Exception) -> str:
-    """What an error says; of one that names a key alone, its type."""
-    line = str(error).split("\n")[0]
-    return type(error).__name__ if isinstance(error, KeyError) or not line else line

@@ -9,8 +9,8 @@ import torch
 
 from ...kernels import registry
 from ...models.catalog import config_of
+from ...models.configs import TORCHVISION
 from ...models.families.detector import Detector
-from ...models.layers.backbone import TORCHVISION
 from ...models.weights.formats import Source, read_source
 from ...models.weights.load import Start, nearest_model, start_from
 from ...models.weights.pretrained import fetch, published_of

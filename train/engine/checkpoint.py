@@ -18,11 +18,12 @@ import torch
 
 from ...common.files import BEST, atomic_file
 from ...models.families.detector import Detector
+from ...models.weights.files import read_file
 from ...models.weights.formats import TRAINING_FORMAT, checkpoints_in, newest_whole, read_source
 from ...models.weights.load import WITHOUT_SIZE
 from ...models.zoo import load_model
 from ..config.options import TrainOptions, from_plain
-from ..data.dataset import Category
+from ..data.annotations import Category
 from .build import settle_backend
 
 
@@ -67,13 +68,7 @@ def read_saved(path: Path, kind: str, file_format: str) -> dict[str, Any]:
 
     Raises FileNotFoundError where there is none, ValueError for one that is damaged or of another format.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{kind} {path} does not exist")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # reading a damaged file raises nearly anything
-        first = str(error).split("\n")[0] or type(error).__name__
-        raise ValueError(f"{kind} {path} is damaged or not a {kind}: {first}") from error
+    state = read_file(path, kind)
     if not isinstance(state, dict) or state.get("format") != file_format:
         raise ValueError(f"{path} was not written by `msdeform train`; expected a file with format {file_format!r}")
     return state
