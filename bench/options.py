@@ -25,8 +25,8 @@ from ..common.options import (
     WriteFile,
     WriteFolder,
     Writes,
-    nearest,
 )
+from ..common.text import nearest
 from ..kernels.diagnostics.options import BACKENDS, Architecture, BackendName, DtypeName
 from ..models.catalog import ModelName
 from .harness.records import RESULTS

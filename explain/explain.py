@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from ..common.files import write_json
-from ..common.options import suggest
 from ..common.progress import progress_bar
-from ..common.text import counted
+from ..common.text import counted, suggest
 from ..models.inference.detections import nothing_detected
 from ..models.inference.images import read_image
 from ..train.data.annotations import Annotations

@@ -16,8 +16,8 @@ from ..common.options import (
     Repeated,
     Share,
     WriteFolder,
-    suggest,
 )
+from ..common.text import suggest
 from ..models.options import DetectorOptions
 from ..train.config.options import Source
 from .core.masks import Masks, Mode, parse_masks

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..common.device import choose_device
-from ..common.files import atomic_file
-from ..common.options import WrongValue, check_writable
+from ..common.files import atomic_file, check_writable
 from ..models.inference.image_size import Size
 from ..models.options import DetectorOptions
 from ..train.data.dataset import CocoDetection
@@ -76,7 +75,7 @@ def checked(folder: Path) -> Path:
     """The folder, not made yet. Raises ValueError where it cannot be written or made."""
     try:
         check_writable(folder, "folder")
-    except WrongValue as error:
+    except ValueError as error:
         raise ValueError(f"out: {error}") from None
     return folder
 

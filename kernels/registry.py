@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from ..common.options import suggest
+from ..common.text import suggest
 from .backend import Backend, Functions, Implementation
 from .call_cache import forget, settled_while_tracing, transformed
 from .contract import Inputs

@@ -3,7 +3,8 @@
 import dataclasses
 from typing import Annotated, Any
 
-from ..common.options import Known, Metavar, nearest, suggest
+from ..common.options import Known, Metavar
+from ..common.text import nearest, suggest
 from .configs import Config, DeformableDetrConfig, DetrConfig, DetrDemoConfig, FasterRcnnConfig
 
 # the published table, with ResNet-50

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from ..common.options import suggest
+from ..common.text import suggest
 
 # torchvision's names; all have stages of stride 4, 8, 16, 32
 TORCHVISION = ("resnet18", "resnet34", "resnet50", "resnet101")

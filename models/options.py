@@ -17,8 +17,8 @@ from ..common.options import (
     ReadPath,
     WriteFile,
     Writes,
-    suggest,
 )
+from ..common.text import suggest
 from ..kernels.diagnostics.options import AttnBackend
 from .catalog import MODELS, ModelName
 from .inference.image_size import Size

@@ -16,14 +16,16 @@ from importlib import import_module
 from typing import Any
 
 from . import __version__
-from .common.options import Option, named, options_of, parse, suggest
+from .common.command_line import parse
+from .common.fields import Option, named, options_of
+from .common.text import suggest
 
 
 @dataclass(frozen=True)
 class Command:
     """One command: ``module:name`` of its options and of its function, and its line in ``msdeform --help``.
 
-    ``parse`` names a function ``(words, program) -> options`` where there is more to it than `options.parse`.
+    ``parse`` names a function ``(words, program) -> options`` where there is more to it than `command_line.parse`.
     """
 
     options: str

@@ -17,7 +17,10 @@ from typing import Annotated
 
 import torch
 
-from ...common.options import AtLeast, Checked, Metavar, Options, ReadPath, WriteFolder, nearest, parse, spelled
+from ...common.command_line import parse
+from ...common.fields import spelled
+from ...common.options import AtLeast, Checked, Metavar, Options, ReadPath, WriteFolder
+from ...common.text import nearest
 from ..harness import records
 from ..harness.isolate import Stopped, logged
 from ..harness.provenance import command_line, device_name, provenance, usual_device

@@ -18,7 +18,7 @@ from multiprocessing import get_context
 import torch
 from torch import Tensor
 
-from ...common.options import parse
+from ...common.command_line import parse
 from ...kernels.diagnostics.checks import DTYPES
 from ...kernels.diagnostics.tolerances import compare
 from ..harness import measure

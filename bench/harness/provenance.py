@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ...common.options import spelled
+from ...common.fields import spelled
 
 _ROOT = Path(__file__).resolve().parents[2]
 # what decides a measurement: the implementations, and the files here that say what is run and how it is timed

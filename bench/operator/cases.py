@@ -10,7 +10,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from ...common.options import nearest
+from ...common.text import nearest
 
 if TYPE_CHECKING:
     from ...kernels.contract import Sizes

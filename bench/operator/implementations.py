@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...common.options import nearest
+from ...common.text import nearest
 from ...kernels import registry
 from ...kernels.api import fused_ms_deform_attn, ms_deform_attn
 from ...kernels.contract import Sizes

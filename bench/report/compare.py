@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ...common.options import nearest
+from ...common.text import nearest
 from ..harness import records
 from ..harness.records import Row
 from ..harness.tables import aligned, time

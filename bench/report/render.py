@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from ...common.files import atomic_file
-from ...common.options import nearest
+from ...common.text import nearest
 from ..cpu import tables as cpu_tables
 from ..harness import records
 from ..harness.records import Records, Row

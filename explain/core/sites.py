@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from ...common.options import suggest
+from ...common.text import suggest
 from ...models.attention import MSDeformAttn
 
 _NAMED = re.compile(r"(?:^|\.)(encoder|decoder)\.layers\.(\d+)\.(self_attn|cross_attn|multihead_attn)$")

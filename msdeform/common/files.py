@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 
 @contextmanager
@@ -117,3 +117,36 @@ BEST = "best.pt"
 def checkpoints_in(folder: Path) -> list[Path]:
     """The checkpoints of a run, oldest first."""
     return sorted(folder.glob("checkpoint-*.pt"))
+
+
+def check_readable(path: Path, kind: str) -> None:
+    if not path.exists():
+        what = {"file": "a file", "folder": "a folder", "path": "a file or folder"}[kind]
+        raise ValueError(f"expected {what}; {path} does not exist")
+    if kind == "file" and path.is_dir():
+        raise ValueError(f"expected a file, got the folder {path}")
+    if kind == "folder" and not path.is_dir():
+        raise ValueError(f"expected a folder, got the file {path}")
+    if not os.access(path, os.R_OK):
+        raise ValueError(f"{path} may not be read by this user")
+
+
+def check_writable(path: Path, kind: Literal["file", "folder", "path"]) -> None:
+    """Raises ValueError for a path that cannot be written, or made with the folders above it; writes nothing."""
+    if kind == "file" and path.is_dir():
+        raise ValueError(f"expected a file to write, got the folder {path}")
+    if path.exists() and not path.is_file() and not path.is_dir():  # a file put in its place would replace it
+        raise ValueError(f"expected a {'place' if kind == 'path' else kind} to write, got the device {path}")
+    if kind == "folder" and path.exists() and not path.is_dir():
+        raise ValueError(f"expected a folder to write into, got the file {path}")
+    if path.exists() and not os.access(path, os.W_OK):
+        raise ValueError(f"expected a place that can be written; {path} may not be written by this user")
+    above = path.absolute()
+    while not above.exists() and above != above.parent:
+        above = above.parent
+    if above == path.absolute():
+        return
+    if not above.is_dir():
+        raise ValueError(f"expected a place that can be written; {above} is a file, and {path} would lie in it")
+    if not os.access(above, os.W_OK | os.X_OK) or above.parts[:2] in (("/", "proc"), ("/", "sys")):
+        raise ValueError(f"expected a place that can be written; the folder {above} is not writable")

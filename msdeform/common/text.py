@@ -1,6 +1,28 @@
 """Words for what is printed."""
 
+import difflib
+from collections.abc import Iterable, Sequence
+
 
 def counted(count: int, noun: str) -> str:
     """A number and its noun, such as "1 image", "2 images", "2 boxes"."""
     return f"{count} {noun}{'' if count == 1 else 'es' if noun.endswith(('x', 's')) else 's'}"
+
+
+def either(words: Sequence[str]) -> str:
+    """Words with commas between them, and "or" before the last."""
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
+
+
+def suggest(sentence: str, name: str, known: Iterable[str], otherwise: str = "", most: int = 1) -> str:
+    """``sentence; did you mean X?`` for a known name that is near to ``name``, else ``sentence; otherwise``."""
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=most, cutoff=0.6)
+    near = near or [one for one in known if len(name) > 2 and name in one][:most]
+    advice = f"did you mean {' or '.join(near)}?" if near else otherwise
+    return f"{sentence}; {advice}" if advice else sentence
+
+
+def nearest(what: str, name: str, known: Sequence[str]) -> str:
+    """The sentence for a name that is not known: with the nearest that there are, or all."""
+    return suggest(f"no {what} is called {name!r}", name, known, f"there are {', '.join(known)}", most=3)

@@ -10,7 +10,8 @@ from msdeform.bench import options
 from msdeform.bench.models.training import steps
 from msdeform.bench.static import instructions
 from msdeform.cli import main
-from msdeform.common.options import parse, spelled
+from msdeform.common.command_line import parse
+from msdeform.common.fields import spelled
 from msdeform.kernels import registry
 from msdeform.kernels.diagnostics.checks import DTYPES as TENSOR_DTYPES
 from msdeform.kernels.diagnostics.options import BACKENDS, DTYPES

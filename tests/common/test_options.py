@@ -8,6 +8,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import pytest
 
+from msdeform.common.command_line import check, command, parse
+from msdeform.common.fields import options_of, spelled
 from msdeform.common.options import (
     Above,
     AtLeast,
@@ -23,13 +25,8 @@ from msdeform.common.options import (
     Reads,
     Repeated,
     WriteFolder,
-    check,
-    command,
-    options_of,
-    parse,
-    spelled,
-    suggest,
 )
+from msdeform.common.text import suggest
 from tests.house.project import ROOT
 
 
@@ -261,4 +258,4 @@ def test_names_are_suggested_in_one_way() -> None:
     folders = ("msdeform", "kernels", "models", "train", "explain", "bench")
     files = [file for folder in folders for file in (ROOT / folder).rglob("*.py")]
     told = [str(file.relative_to(ROOT)) for file in files if "difflib" in file.read_text(encoding="utf-8")]
-    assert told == ["msdeform/common/options.py"]
+    assert told == ["msdeform/common/text.py"]

@@ -13,7 +13,7 @@ from msdeform.explain import workspace
 from msdeform.explain.options import ExplainEvalOptions
 from msdeform.explain.quality.evaluate import evaluate
 from msdeform.train.config.options import Source, TrainOptions
-from msdeform.train.data.dataset import Category
+from msdeform.train.data.annotations import Category
 from msdeform.train.engine.checkpoint import Trained
 from tests.explain.planted import COLOURS, PLANTED, random_board
 

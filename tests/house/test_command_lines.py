@@ -12,7 +12,8 @@ from typing import Literal
 import pytest
 
 from msdeform.cli import COMMANDS, main
-from msdeform.common.options import Bare, Form, Option, Positional, Reads, Writes
+from msdeform.common.fields import Option
+from msdeform.common.options import Bare, Form, Positional, Reads, Writes
 from tests.house.project import ROOT
 
 HEAVY = ("torch", "torchvision", "triton", "numpy", "PIL", "scipy", "matplotlib", "transformers", "rich")

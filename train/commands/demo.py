@@ -9,9 +9,9 @@ import time
 
 import torch
 
+from ...common.command_line import command
 from ...common.device import choose_device
 from ...common.files import write_json
-from ...common.options import command
 from ..config.options import Batch, Compute, Input, Loading, Model, Optim, Run, Schedule, Source, TrainOptions
 from ..data.loader import validation_data
 from ..data.synthetic.options import SynthOptions

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
+from ...common.fields import build
 from ...common.options import (
     Above,
     AtLeast,
@@ -23,7 +24,6 @@ from ...common.options import (
     ReadPath,
     Reads,
     WriteFolder,
-    build,
 )
 from ...kernels.diagnostics.options import AttnBackend
 from ...models.catalog import ModelName, config_of

@@ -5,7 +5,8 @@ Every flag, and every line of a ``--config`` file, changes what a preset sets; w
 
 from dataclasses import dataclass
 
-from ...common.options import parse, suggest
+from ...common.command_line import parse
+from ...common.text import suggest
 from .options import TrainOptions
 
 

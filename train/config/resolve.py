@@ -22,8 +22,10 @@ from typing import Any
 
 import yaml
 
+from ...common.command_line import check, parse
+from ...common.fields import Option, options_of
 from ...common.files import atomic_file, checkpoints_in
-from ...common.options import Option, WrongValue, check, options_of, parse, suggest
+from ...common.text import suggest
 from .official_flags import counterpart
 from .options import Recipe, TrainOptions, flatten, from_plain, merged, to_plain
 from .presets import list_presets, preset
@@ -218,7 +220,7 @@ def _value(option: Option, value: Any, where: str) -> Any:
         raise ValueError(f"{where}: expected {expected}, got {value!r}")
     try:
         return option.value(str(value))
-    except WrongValue as error:
+    except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
 
 

@@ -13,7 +13,7 @@ from torchvision import tv_tensors
 from ...common.parallel import in_threads
 from ...common.text import counted
 from ...models.inference.images import BadImageError, image_size, read_image
-from .annotations import Annotations, BadData, Category  # noqa: F401  # importers of the data set want categories, too
+from .annotations import Annotations, BadData
 from .cache import ImageCache
 
 # images whose headers are read before a run; with bad data skipped, all are

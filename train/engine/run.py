@@ -15,8 +15,8 @@ from typing import Any, NoReturn
 
 import torch
 
+from ...common.command_line import command
 from ...common.files import atomic_file, in_use, remove_leftovers
-from ...common.options import command
 from ...models.weights.formats import checkpoints_in
 from ..config.options import TrainOptions, to_plain
 from ..data.dataset import CocoDetection, Sample

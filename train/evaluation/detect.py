@@ -12,7 +12,8 @@ from ...models.inference.image_size import Size
 from ...models.layers.evaluation_mode import evaluating
 from ...models.losses.criterion import SetCriterion
 from ..config.options import Input, Source
-from ..data.dataset import Category, CocoDetection
+from ..data.annotations import Category
+from ..data.dataset import CocoDetection
 from ..data.loader import evaluation_loader, to_device, validation_data
 from ..engine.acceleration import autocast
 from ..engine.checkpoint import Trained

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ...common.options import suggest
+from ...common.text import suggest
 from ..config.options import flatten
 from .run_log import read_log
 

@@ -14,7 +14,7 @@ from msdeform.bench.harness import records
 from msdeform.bench.models import seeds, spread
 from msdeform.bench.options import SeedsOptions
 from msdeform.cli import main
-from msdeform.common.options import parse
+from msdeform.common.command_line import parse
 from msdeform.train.config.resolve import resolve
 from msdeform.train.engine.run import train
 from msdeform.train.engine.state import Training

@@ -25,7 +25,7 @@ from msdeform.explain.options import AblateOptions
 from msdeform.models.attention import MSDeformAttn
 from msdeform.models.families.detector import Detector
 from msdeform.train.config.options import Source, TrainOptions
-from msdeform.train.data.dataset import Category
+from msdeform.train.data.annotations import Category
 from msdeform.train.engine.checkpoint import Trained
 from msdeform.train.evaluation.detect import detect
 from tests.explain.models import images, uneven

@@ -13,7 +13,7 @@ from msdeform.models.weights.convert import convert
 from msdeform.models.weights.formats import save_msdeform
 from msdeform.models.zoo import create_model
 from msdeform.train.config.options import TrainOptions
-from msdeform.train.data.dataset import Category
+from msdeform.train.data.annotations import Category
 from msdeform.train.engine.checkpoint import Trained, load_trained, save_checkpoint
 from msdeform.train.engine.state import Training
 from msdeform.train.evaluation.detect import match_categories

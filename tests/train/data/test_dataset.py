@@ -13,7 +13,8 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from msdeform.models.inference.image_size import Size as ImageSize
-from msdeform.train.data.dataset import Annotations, BadImageError, Category, CocoDetection, read_image
+from msdeform.train.data.annotations import Annotations, Category
+from msdeform.train.data.dataset import BadImageError, CocoDetection, read_image
 from msdeform.train.data.transforms import to_model, training_transform
 
 Write = Callable[..., Path]

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 import torch
 
+from msdeform.common.command_line import command
 from msdeform.common.files import in_use
-from msdeform.common.options import command
 from msdeform.models.weights.formats import checkpoints_in, read_source
 from msdeform.train.config.options import TrainOptions
 from msdeform.train.data.synthetic.options import SynthOptions

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from msdeform.common.options import command
+from msdeform.common.command_line import command
 from msdeform.kernels import call_cache, registry
 from msdeform.models.weights.formats import checkpoints_in
 from msdeform.train.config.options import Source, TrainOptions
