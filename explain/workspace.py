@@ -1,6 +1,6 @@
 """What a command that explains works on: a model, its data, and the folder for what is written, beside the model's run.
 
-Text tables and figures that several commands write are made here, too.
+Text tables that several commands write are made here, too.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..common.device import choose_device
-from ..common.files import atomic_file, check_writable
+from ..common.files import check_writable
 from ..models.inference.image_size import Size
 from ..models.options import DetectorOptions
 from ..train.data.dataset import CocoDetection
@@ -113,9 +113,3 @@ def aligned(rows: Sequence[Sequence[str]], align: str = "<") -> list[str]:
         "  ".join(f"{cell:{align if place else '<'}{widths[place]}}" for place, cell in enumerate(row)).rstrip()
         for row in rows
     ]
-
-
-def save_figure(figure: Any, path: Path) -> None:
-    """Writes a matplotlib figure as PNG, whole or not at all."""
-    with atomic_file(path) as file:
-        figure.savefig(file, format="png", dpi=130)

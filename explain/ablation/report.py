@@ -9,14 +9,13 @@ from typing import Any
 import numpy as np
 
 from ...common.files import atomic_file, write_json
+from ...train.visual.charts import COLOURS, dress, new_figure, save_figure
 from ..figures.drawing import in_words
-from ..workspace import aligned, save_figure
+from ..workspace import aligned
 from .ablation import Measured
 from .resampling import METRICS, Change
 
 _WHAT = {"loss": "training loss of an image", "logit": "sum of the logits of what is detected"}
-# seen apart by most who do not see all colours (Okabe and Ito)
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
 _RANDOM = "#8a8a8a"
 
 
@@ -134,16 +133,9 @@ def _pictures(found: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def _axes(width: float, height: float, title: str, across: str = "", up: str = "") -> tuple[Any, Any]:
     """A figure, and its axes with their titles and, if these have names, a grid."""
-    import matplotlib.figure
-
-    figure = matplotlib.figure.Figure(figsize=(width, height), layout="constrained")
+    figure = new_figure(width, height)
     axes = figure.add_subplot()
-    axes.set_xlabel(across, fontsize=9)
-    axes.set_ylabel(up, fontsize=9)
-    axes.set_title(title, fontsize=9)
-    axes.tick_params(labelsize=8)
-    if across:
-        axes.grid(alpha=0.25)
+    dress(axes, title, across, up, size=9, grid="both" if across else "none")
     return figure, axes
 
 
@@ -203,7 +195,7 @@ def curves_picture(curves: Mapping[str, dict[str, Any]], title: str) -> Any:
     for number, name in enumerate(named):  # in pairs: an order and its reverse
         kind = name.removesuffix(", reversed")
         style, order = ("--", "least first") if name != kind else ("-", "most important first")
-        axes.plot(counts, aps[name], style, color=_COLOURS[number // 2], marker=".", label=f"by {kind}, {order}")
+        axes.plot(counts, aps[name], style, color=COLOURS[number // 2], marker=".", label=f"by {kind}, {order}")
     axes.set_ylim(bottom=0)
     axes.legend(fontsize=8, frameon=False)
     return figure
@@ -240,8 +232,8 @@ def pruning_picture(steps: Sequence[Measured], title: str) -> Any:
         np.array([base, *(base + _hundredths(one, part) / 100 for one in steps)]) for part in ("low", "high", "change")
     )
     x = np.arange(len(names))
-    axes.fill_between(x, low, high, color=_COLOURS[0], alpha=0.2, linewidth=0, label="95% interval of the change")
-    axes.plot(x, aps, color=_COLOURS[0], marker=".")
+    axes.fill_between(x, low, high, color=COLOURS[0], alpha=0.2, linewidth=0, label="95% interval of the change")
+    axes.plot(x, aps, color=COLOURS[0], marker=".")
     axes.axhline(base, color="0.6", linewidth=0.8, label="all heads")
     axes.set_xticks(x, names, rotation=60, ha="right", fontsize=7)
     axes.legend(fontsize=8, frameon=False)

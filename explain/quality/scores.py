@@ -7,13 +7,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...common.files import write_json
-from ..workspace import aligned, save_figure
+from ...train.visual.charts import COLOURS, dress, new_figure, save_figure
+from ..workspace import aligned
 from .measures import Array
 
 RESAMPLES = 2000
 _COLUMNS = 3
-# seen apart by most (Okabe and Ito)
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 _GREYS = ("0.75", "0.55", "0.35", "0.15")
 
 Interval = list[float | None]
@@ -176,20 +175,18 @@ def write(found: Mapping[str, Any], folder: Path) -> None:
 
 def chart(summary: Mapping[str, Any], shares: Sequence[float], curves: Mapping[str, Array], title: str) -> Any:
     """A figure: bars with intervals for every measure, and curves (names, shares) by "deletion" and "insertion"."""
-    import matplotlib.figure
-
     intervals, methods, shown = summary["intervals"], summary["differences"], _shown(summary)
     baselines = [name for name in intervals if name not in methods]
     # methods in colours, baselines in greys
     colours = {
         name: shades[place % len(shades)]
-        for names, shades in ((methods, _COLOURS), (baselines, _GREYS))
+        for names, shades in ((methods, COLOURS[:6]), (baselines, _GREYS))
         for place, name in enumerate(names)
     }
     count = len(shown) + len(curves)
     rows = -(-count // _COLUMNS)
     height = 0.7 + 0.24 * len(intervals)
-    figure = matplotlib.figure.Figure(figsize=(3.8 * _COLUMNS, rows * height + 0.8), layout="constrained")
+    figure = new_figure(3.8 * _COLUMNS, rows * height + 0.8)
     panels = [figure.add_subplot(rows, _COLUMNS, place) for place in range(1, count + 1)]
     for axes, name in zip(panels, shown, strict=False):
         bars = {one: of[name] for one, of in reversed(intervals.items()) if of[name][0] is not None}
@@ -198,18 +195,14 @@ def chart(summary: Mapping[str, Any], shares: Sequence[float], curves: Mapping[s
             axes.plot(np.array(ends, dtype=float), [place, place], color="black", linewidth=1)
         axes.set_yticks(range(len(bars)), list(bars), fontsize=8)
         meaning = {1: ": high is good", -1: ": low is good", 0: ""}[MEASURES[name].better]
-        axes.set_title(MEASURES[name].title + meaning, fontsize=10)
-        axes.grid(alpha=0.25, axis="x")
-        axes.tick_params(axis="x", labelsize=8)
+        dress(axes, MEASURES[name].title + meaning, grid="x")
     last = panels[len(shown) :]
     for axes, (kind, several) in zip(last, curves.items(), strict=True):
         for name, line in zip(intervals, several, strict=True):
             style = "--" if name in baselines else "-"
             axes.plot(shares, line, style, color=colours[name], label=name, linewidth=1.4)
-        axes.set_title(f"{kind}: score by share of pixels", fontsize=10)
+        dress(axes, f"{kind}: score by share of pixels")
         axes.set_ylim(bottom=0)
-        axes.grid(alpha=0.25)
-        axes.tick_params(labelsize=8)
     figure.legend(*last[0].get_legend_handles_labels(), loc="outside lower center", ncols=9, frameon=False)
     figure.suptitle(title, fontsize=11)
     return figure

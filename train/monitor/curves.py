@@ -7,11 +7,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ...common.files import atomic_file
+from ..visual.charts import COLOURS, dress, new_figure, save_figure
 from .history import Array, Axis, History, check_curves, grouped
 
-# seen apart by most who do not see all colours (Okabe and Ito)
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8c6d31")
 _STYLES = ("-", "--", ":", "-.")
 _STYLE_SIGNS = ("──", "- -", "···", "-·-")
 _COLUMNS = 3
@@ -72,13 +70,11 @@ def save_curves(
             for name in terms
         ]
     figure = draw(grouped(histories, group), panels, axis, smooth)
-    with atomic_file(out) as file:
-        figure.savefig(file, format=out.suffix.lower()[1:], dpi=130)
+    save_figure(figure, out)
 
 
 def draw(groups: Sequence[Sequence[History]], panels: Sequence[Panel], axis: Axis, smooth: int | None) -> Any:
     """A figure: a colour for each group of runs, a panel for each of ``panels`` that any run has something of."""
-    import matplotlib.figure
     from matplotlib.lines import Line2D
 
     known = {name for group in groups for one in group for name in one.curves() if len(one.curve(name)[0])}
@@ -87,11 +83,11 @@ def draw(groups: Sequence[Sequence[History]], panels: Sequence[Panel], axis: Axi
     panels = [panel for panel in panels if known & set(panel.curves)]
     columns = min(_COLUMNS, len(panels))
     rows = -(-len(panels) // columns)
-    figure = matplotlib.figure.Figure(figsize=(max(5.0, 3.8 * columns), 2.5 * rows + 0.6), layout="constrained")
+    figure = new_figure(max(5.0, 3.8 * columns), 2.5 * rows + 0.6)
     flat = figure.subplots(rows, columns, squeeze=False, sharex="all").flat
     for axes in flat[len(panels) :]:
         axes.set_visible(False)
-    colours = [_COLOURS[number % len(_COLOURS)] for number in range(len(groups))]
+    colours = [COLOURS[number % len(COLOURS)] for number in range(len(groups))]
     for place, (axes, panel) in enumerate(zip(flat, panels, strict=False)):
         for group, colour in zip(groups, colours, strict=True):
             for name, style in zip(panel.curves, _STYLES, strict=False):
@@ -154,9 +150,8 @@ def _finish(axes: Any, panel: Panel, known: set[str]) -> None:
     if panel.labels:  # in the title, where a legend covers no line
         shown = zip(panel.curves, panel.labels, _STYLE_SIGNS, strict=False)
         title += "\n" + "   ".join(f"{sign} {label}" for name, label, sign in shown if name in known)
-    axes.set_title(title, fontsize=10)
-    axes.grid(alpha=0.25)
-    axes.tick_params(labelsize=8, labelbottom=True)
+    dress(axes, title)
+    axes.tick_params(labelbottom=True)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, min_n_ticks=2))
     if panel.from_zero:
         axes.set_ylim(bottom=0)

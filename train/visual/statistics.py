@@ -8,9 +8,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from ...common.files import atomic_file
 from ...common.text import counted
 from ..data.dataset import CocoDetection
+from .charts import new_figure, save_figure
 
 # COCO's limits of small and medium, in pixels of area
 SMALL, MEDIUM = 32**2, 96**2
@@ -118,14 +118,12 @@ def summary(found: dict[str, Any]) -> list[str]:
 
 def draw_charts(found: dict[str, Any], data: CocoDetection, path: Path) -> None:
     """Boxes of each class, sizes of boxes, boxes per image, and sizes of images, as a PNG."""
-    import matplotlib.figure
-
     annotations, rows = data.annotations, np.unique(data.rows)
     counts = np.diff(annotations.first)
     boxes = annotations.boxes[np.isin(np.repeat(np.arange(len(counts)), counts), rows)]
     width, height = (boxes[:, 2:] - boxes[:, :2]).T
     n_bars = min(MOST_BARS, len(_most_first(found)))
-    figure = matplotlib.figure.Figure(figsize=(13, max(6.5, 0.17 * n_bars + 1.5)), layout="constrained")
+    figure = new_figure(13, max(6.5, 0.17 * n_bars + 1.5))
     grid = figure.add_gridspec(2, 3, width_ratios=(1.25, 1, 1))
     _draw_classes(figure.add_subplot(grid[:, 0]), found)
 
@@ -157,8 +155,7 @@ def draw_charts(found: dict[str, Any], data: CocoDetection, path: Path) -> None:
     axes.scatter(sizes[:, 0], sizes[:, 1], s=12 + 300 * sizes[:, 2] / len(rows), alpha=0.5, linewidths=0)
     axes.set(xlabel="width (pixels)", ylabel="height", title="sizes of images", xlim=(0, None), ylim=(0, None))
     axes.margins(0.1)
-    with atomic_file(path) as file:
-        figure.savefig(file, format="png", dpi=110)
+    save_figure(figure, path, dpi=110)
 
 
 def _draw_classes(axes: Any, found: dict[str, Any]) -> None:
