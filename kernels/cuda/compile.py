@@ -12,9 +12,10 @@ import importlib.util
 import logging
 import os
 import re
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ...common.files import atomic_file
 
 if TYPE_CHECKING:
     import torch
@@ -190,14 +191,7 @@ def _write(path: Path, code: bytes) -> None:
     """Keep a cubin behind its SHA-256. Another process sees the whole file or none; a cache that cannot be written
     costs the next process a compilation, and no more."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(hashlib.sha256(code).digest() + code)
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        with atomic_file(path) as file:
+            file.write(hashlib.sha256(code).digest() + code)
     except OSError as error:
         _log.warning("the cuda backend cannot keep its compiled kernels in %s: %s", path.parent, error)

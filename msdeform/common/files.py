@@ -6,6 +6,7 @@ import shutil
 import socket
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -18,7 +19,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """Opens a neighbour of ``path`` for writing; it takes that name, synced to disk, only if the block succeeds."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # a name of its own beside the target: a rename is atomic only within one file system
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
         with open(temporary, "wb") as file:
             yield file
