@@ -4,6 +4,7 @@ Each returns its exit status, and imports what it alone needs. Errors are those 
 for a model or a mask that does not fit.
 """
 
+import signal
 import threading
 import time
 from importlib.util import find_spec
@@ -55,10 +56,12 @@ def explore(options: ExploreOptions) -> int:
         raise RuntimeError("the interface needs the package gradio, which is not installed: pip install gradio")
     from .page.interface import serving
 
-    try:
-        with serving(trained_model(options).model, options) as address:
-            print(f"open {address} in a browser; Ctrl-C ends it", flush=True)
-            threading.Event().wait()
-    except KeyboardInterrupt:  # the way to end it
-        print("stopped by Ctrl-C")
+    stop = threading.Event()
+    with serving(trained_model(options).model, options) as address:
+        # an exception, which Ctrl-C raises otherwise, is lost where it meets a destructor or a callback
+        usual = signal.signal(signal.SIGINT, lambda *_: stop.set())
+        print(f"open {address} in a browser; Ctrl-C ends it", flush=True)
+        stop.wait()
+        signal.signal(signal.SIGINT, usual)
+    print("stopped by Ctrl-C")
     return 0
