@@ -9,9 +9,10 @@ CONSTRAINTS ?= constraints.txt
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-# one thread a process: the test processes share the cores, and tiny tensors lose time to thread hand-over
+# one thread a process: the test processes share the cores, and tiny tensors lose time to thread hand-over;
+# worksteal: slow tests lie side by side, and one process would be left with them
 WORKERS ?= 2
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS)
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-full check bench gpu mutants clean

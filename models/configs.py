@@ -25,7 +25,7 @@ def dilates(name: str) -> bool:
     return name in ("resnet50", "resnet101")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """What every family's configuration has; `from_dict` takes what `to_dict` gave."""
 
@@ -59,7 +59,7 @@ class Config:
         return FAMILIES[family](**fields)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TransformerConfig(Config):
     """What the configurations of the DETRs have; the defaults are DETR's."""
 
@@ -99,7 +99,7 @@ class TransformerConfig(Config):
             raise ValueError(f"dropout: expected a probability in [0, 1), got {self.dropout}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DeformableDetrConfig(TransformerConfig):
     """Deformable DETR (Zhu et al. 2021); the defaults are the published multi-scale detector.
 
@@ -132,7 +132,7 @@ class DeformableDetrConfig(TransformerConfig):
             )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DetrConfig(TransformerConfig):
     """DETR (Carion et al. 2020); the defaults are the published detector.
 
@@ -147,7 +147,7 @@ class DetrConfig(TransformerConfig):
     aux_loss: bool = True  # type: ignore[misc]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DetrDemoConfig(TransformerConfig):
     """The minimal DETR of Carion et al. 2020, listing 1: learned positions, torch's own transformer, one box layer."""
 
@@ -156,7 +156,7 @@ class DetrDemoConfig(TransformerConfig):
     aux_loss: ClassVar[bool] = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FasterRcnnConfig(Config):
     """Faster R-CNN with a feature pyramid (Ren et al. 2015, Lin et al. 2017), torchvision's."""
 

@@ -72,22 +72,22 @@ def build_model(config: Config | dict[str, Any], *, attn_backend: str = "auto") 
     return Detector.from_config(known, attn_backend=attn_backend)
 
 
-def load_model(source: str | Path | Source, *, attn_backend: str = "auto", name: str | None = None) -> Detector:
+def load_model(path: str | Path | Source, *, attn_backend: str = "auto", name: str | None = None) -> Detector:
     """A detector out of a checkpoint in any format (`formats`), with its weights and classes, in evaluation mode.
 
     Args:
-        source: an official ``.pth``, a folder or file of Hugging Face's or ours, a checkpoint of ``msdeform train``, a
+        path: an official ``.pth``, a folder or file of Hugging Face's or ours, a checkpoint of ``msdeform train``, a
             run's folder for its best, or what `read_source` made of one of these.
         attn_backend: the operator's backend, held by every deformable attention.
         name: of `list_models`, the model that the weights are of; needed where they lie alone, without a
             configuration or the official command line beside them, and held against those where there are.
 
     Raises:
-        FileNotFoundError: there is nothing at `source`.
+        FileNotFoundError: there is nothing at `path`.
         ValueError: it is damaged, of no detector, of another one than `name`, or alone and without a `name`.
     """
-    read = source if isinstance(source, Source) else read_source(Path(source))
-    return Detector.from_source(read, attn_backend=attn_backend, name=name)
+    source = path if isinstance(path, Source) else read_source(Path(path))
+    return Detector.from_source(source, attn_backend=attn_backend, name=name)
 
 
 def from_pretrained(path_or_repository: str | Path, **settings: Any) -> Detector:
