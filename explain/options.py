@@ -36,7 +36,7 @@ METHOD_TITLES = {
     "input-grad": "gradient with respect to the pixels",
 }
 METHODS = tuple(METHOD_TITLES)
-_NUMBER = r"[+-]?(\d+\.?\d*|\.\d+)"
+_NUMBER = r"\s*[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?\s*"
 
 
 @dataclass(frozen=True)

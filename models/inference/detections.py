@@ -32,6 +32,9 @@ class Detections:
     def keys(self) -> tuple[str, ...]:
         return ("scores", "labels", "boxes")
 
+    def items(self) -> list[tuple[str, Tensor]]:
+        return [(key, self[key]) for key in self.keys()]
+
     def __getitem__(self, key: str) -> Tensor:
         if key not in self.keys():
             raise KeyError(f"detections: expected {', '.join(self.keys())}, got {key!r}")

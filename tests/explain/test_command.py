@@ -154,7 +154,7 @@ def test_dense_attention_and_places_of_the_encoder(files: dict[str, Path], tmp_p
 
 
 def test_what_is_missed_is_explained_by_its_box(files: dict[str, Path], tmp_path: Path) -> None:
-    about = explained(files, "deformable", tmp_path, "--box", "4,4,24,24", "--label", "cow", "--confidence", 1)
+    about = explained(files, "deformable", tmp_path, "--box", "4, 4, 2.4e1,24", "--label", "cow", "--confidence", 1)
     assert about["detections"] == []
     (prediction,) = about["explained"].values()
     assert (prediction["label"], prediction["name"]) == (2, "cow")

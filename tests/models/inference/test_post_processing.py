@@ -36,7 +36,7 @@ def test_detections_answer_as_the_official_dictionaries_do():
     outputs, sizes = example()
     found = post_process(outputs, sizes, top_k=12)[1]
     assert (len(found), found.image_size, found.names) == (12, (30, 40), [])
-    assert dict(found) == {"scores": found.scores, "labels": found.labels, "boxes": found.boxes}
+    assert dict(found) == {"scores": found.scores, "labels": found.labels, "boxes": found.boxes} == dict(found.items())
     assert len(found.at_least(0.7)) == int((found["scores"] >= 0.7).sum()) < 12
     with pytest.raises(KeyError, match="expected scores, labels, boxes, got 'score'"):
         found["score"]
