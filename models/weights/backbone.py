@@ -44,7 +44,10 @@ def _published(name: str) -> dict[str, Tensor]:
 def _read(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise FileNotFoundError(f"backbone_weights: expected 'imagenet' or a file of weights, found no file {path}")
-    state = read_file(path, "file of backbone_weights")
+    try:
+        state = read_file(path, "file of weights")
+    except ValueError as error:
+        raise ValueError(f"backbone_weights: {error}") from error
     if not is_state_dict(state):
         raise ValueError(f"backbone_weights: expected a state dict in {path}, a dict of tensors, got another object")
     return state

@@ -119,7 +119,7 @@ def test_backbone_weights_that_do_not_fit(published, tmp_path):
     with pytest.raises(ValueError, match="expected a state dict in"):
         create_model("deformable_detr_tiny", backbone="resnet18", backbone_weights=path)
     path.write_bytes(b"not a checkpoint")
-    with pytest.raises(ValueError, match="is damaged or not a file of backbone_weights"):
+    with pytest.raises(ValueError, match="backbone_weights: file of weights .* is damaged"):
         create_model("deformable_detr_tiny", backbone="resnet18", backbone_weights=path)
     with pytest.raises(FileNotFoundError, match="expected 'imagenet' or a file of weights, found no file"):
         create_model("deformable_detr_tiny", backbone="resnet18", backbone_weights=tmp_path / "none.pth")
