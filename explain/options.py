@@ -146,11 +146,11 @@ class DataOptions(ProgressOption, DetectorOptions):
 
     source: Source = field(default_factory=Source)
     confidence: Share = 0.5
-    """Minimum score of a detection; AP counts all."""
+    """Minimum score of a detection; AP, where it is measured, counts all."""
     limit: Positive | None = None
     """Only the first N images, for a quick look; the numbers are then not the data set's."""
     seed: NotNegative = 0
-    """Of the resamples for intervals, and of all else that is drawn."""
+    """Of the resamples for intervals, and of random maps, masks and orders of heads."""
     out: WriteFolder | None = None
     """Folder for what is written; ablation or explain-eval in the run's folder when not given, or in the current folder
     for weights that are not a run's. An ablation that was stopped resumes from what it kept there."""

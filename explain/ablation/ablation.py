@@ -145,7 +145,7 @@ class Ablation:
             found["matrix"] = [place(head) | one for head, one in zip(heads, alone, strict=True)]
             importance["measurement"] = {head: -ap_change(one) for head, one in zip(heads, alone, strict=True)}
         if options.cumulative:
-            screened = self.screen(shown=options.progress)
+            screened = self.screen(shown=True)
             importance = {"screening": {head: one["importance"] for head, one in screened.items()}, **importance}
             found["screening"] = [place(head) | one for head, one in screened.items()]
             found["rank_correlation"] = rank_correlation(*importance.values()) if options.matrix else None
@@ -190,6 +190,8 @@ class Ablation:
         asked = [self.options.sites, self.options.screen_by, self.screen_images]
         path = self.runs.path(masks, ".json", screen=asked)
         if not path.is_file():
+            if shown:
+                print(f"screening: {self.screen_images} forward and backward passes", flush=True)
             write_json(path, {name: values.tolist() for name, values in self._slopes(masks, shown).items()})
         held = {site: np.array(values) for site, values in json.loads(path.read_text()).items()}  # (I, H) each
         return {
@@ -203,7 +205,7 @@ class Ablation:
         found: dict[str, list[np.ndarray]] = {}
         model, means = self.runs.model, self.runs.means(masks)
         labels = torch.from_numpy(self._labels).to(self.runs.device)
-        with progress_bar("screening", self.screen_images, shown=shown) as advance:
+        with progress_bar("screening", self.screen_images, shown=shown and self.options.progress) as advance:
             for _, images, targets in self.runs.batches(self.screen_images):
                 mine = [{**target, "labels": labels[target["labels"]]} for target in targets]
                 by_loss = self.options.screen_by == "loss"
@@ -222,6 +224,8 @@ class Ablation:
         """
         steps: list[dict[str, Any]] = []
         gone: list[Head] = []
+        cost = f"{self.screen_images} forward and backward passes to choose it, {len(self.runs.data)} to measure it"
+        print(f"pruning: at most {self.most_pruned} heads, each with {cost}", flush=True)
         with progress_bar("pruning", self.most_pruned, shown=self.options.progress) as advance:
             while len(steps) < self.most_pruned:
                 importance = {head: one["importance"] for head, one in self.screen(self.off(gone)).items()}

@@ -92,7 +92,8 @@ class AblationRuns:
         forwards, shown = len(wanted) * len(self.data), bool(what and wanted and self.options.progress)
         if what:
             told = f"{counted(len(wanted), 'pass')} still to run over {counted(len(self.data), 'image')}"
-            print(f"{what}: {told}, {forwards} forward passes; the backbone runs once for {TOGETHER}", flush=True)
+            once = f"the backbone, and an encoder that no mask changes, run once for {TOGETHER} of them"
+            print(f"{what}: {told}, {forwards} forward passes; {once}", flush=True)
         with progress_bar(what, forwards, shown=shown) as advance:
             self.means([mask for masks in rest for mask in masks])
             # first the model as it is, whose detections the others keep the queries of

@@ -122,7 +122,7 @@ class Above:
 
     def check(self, name: str, value: float) -> None:
         if not self.limit < value < self.below:
-            below = f" and below {self.below:g}" if self.below < math.inf else ""
+            below = f" and below {self.below:g}" if self.below < math.inf else " and finite" * (value == math.inf)
             raise ValueError(f"{name}: expected {self.what} above {self.limit:g}{below}, got {value:g}")
 
 

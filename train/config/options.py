@@ -195,7 +195,7 @@ class Schedule(Options):
     """step: a tenth from --lr-drop on; cosine: to --lr-end over the run."""
     lr_drop: NotNegative = 40
     """Epoch of the step."""
-    lr_end: Annotated[float, Between(0, 1)] = 0.0
+    lr_end: Annotated[float, Between(0, 1, "what is left of the rates")] = 0.0
     """What is left of the rates at the end of cosine, as a factor."""
     warmup_steps: NotNegative = 0
     """Steps over which the rates rise linearly from zero."""

@@ -13,6 +13,7 @@ A value must be of its setting's type. Relative paths are relative to the workin
 import argparse
 import dataclasses
 import re
+import reprlib
 import shlex
 import tomllib
 import types
@@ -71,7 +72,7 @@ def resolve(
     # the flags that decide what the others are added to; the parser reads them too, and checks them
     ahead = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for flag in ("--preset", "--config", "--resume", "--out"):
-        ahead.add_argument(flag, nargs="?", type=lambda word: None if word == "None" else word)
+        ahead.add_argument(flag, nargs="?", type=lambda word: None if word in ("", "None") else word)
     given = ahead.parse_known_args(words)[0]
     if given.preset == "list":
         print(list_presets())
@@ -145,7 +146,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     if not content:
         raise ValueError(f"{path} holds no settings; expected lines such as lr: 1e-4")
     if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected settings by name, such as lr: 1e-4, got {content!r}")
+        raise ValueError(f"{path}: expected settings by name, such as lr: 1e-4, got {reprlib.repr(content)}")
     return take_settings(content, path)
 
 
@@ -181,9 +182,8 @@ def take_settings(content: Mapping[Any, Any], path: Path | str) -> dict[str, Any
     settings: dict[str, Any] = {}
     for name, value, group in flat:
         if name in GROUPS and name not in OPTIONS:
-            raise ValueError(
-                f"{path}: {name}: expected settings of this group ({', '.join(GROUPS[name])}), got {value!r}"
-            )
+            expected = f"settings of this group ({', '.join(GROUPS[name])})"
+            raise ValueError(f"{path}: {name}: expected {expected}, got {reprlib.repr(value)}")
         if name not in OPTIONS:
             sentence, official = f"{path}: unknown setting {name}", counterpart(name)
             near = suggest(sentence, name, [*OPTIONS, *GROUPS], "msdeform train --help lists the settings")
@@ -221,7 +221,8 @@ def _value(option: Option, value: Any, where: str) -> Any:
     try:
         return option.value(str(value))
     except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
+        told = str(error).replace(repr(str(value)), repr(value))  # of a number, without quotes
+        raise ValueError(f"{where}: {told}") from None
 
 
 def save_settings(options: TrainOptions, path: Path) -> None:

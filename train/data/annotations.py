@@ -2,6 +2,7 @@
 
 import json
 import math
+import reprlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -323,7 +324,8 @@ def _image_entry(path: Path, entry: Any) -> ImageEntry:
     except KeyError as error:
         raise ValueError(f"{path}: image {entry.get('id', entry)} lacks {error.args[0]}") from error
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}: image {entry}: id, height and width are expected to be numbers") from error
+        shown = reprlib.repr(entry)
+        raise ValueError(f"{path}: image {shown}: id, height and width are expected to be numbers") from error
     if image.height < 1 or image.width < 1:
         raise ValueError(
             f"{path}: image {image.id}: expected at least one pixel, got {image.width} wide and {image.height} high"

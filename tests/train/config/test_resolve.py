@@ -64,6 +64,10 @@ def test_a_flag_takes_back_what_a_preset_sets() -> None:
     assert (options.optim.ema, options.run.patience, options.model.init_from) == (None, None, None)
 
 
+def test_an_empty_preset_is_none() -> None:  # as a script's unset variable gives
+    assert dataclasses.replace(resolve(["--preset", ""]), recipe=Recipe()) == resolve([])
+
+
 def test_a_resumed_run_has_its_own_settings_but_for_flags(run_folder: Path) -> None:
     load = checkpoint(lr=7e-4, epochs=3, out="elsewhere", resume="before")
     options = resolve(["--resume", str(run_folder), "--epochs", "5"], load=load)
@@ -124,6 +128,7 @@ def test_a_missing_value_is_told_by_the_parser(capsys: pytest.CaptureFixture[str
         (["--clip", "inf"], "clip: expected a finite number, at least 0, got inf"),
         (["--total-batch-size", "0"], "total-batch-size: expected at least 1, got 0"),
         (["--timeout", "nan"], "timeout: expected minutes above 0, got nan"),
+        (["--timeout", "inf"], "timeout: expected minutes above 0 and finite, got inf"),
         (["--ema", "1"], "ema: expected a decay such as 0.9997, above 0 and below 1, got 1"),
         (["--ema", "nan"], "ema: expected a decay such as 0.9997, above 0 and below 1, got nan"),
         (["--image-size", "8"], "image-size: expected at least 32, got 8"),
