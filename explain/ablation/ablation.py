@@ -14,6 +14,7 @@ from torch import nn
 from ... import __version__
 from ...common.files import write_json
 from ...common.progress import progress_bar
+from ...common.text import counted
 from ...models.families.detector import Detector
 from ..core.masks import Mask, Masks, Mode
 from ..core.sites import find_sites
@@ -225,7 +226,7 @@ class Ablation:
         steps: list[dict[str, Any]] = []
         gone: list[Head] = []
         cost = f"{self.screen_images} forward and backward passes to choose it, {len(self.runs.data)} to measure it"
-        print(f"pruning: at most {self.most_pruned} heads, each with {cost}", flush=True)
+        print(f"pruning: at most {counted(self.most_pruned, 'head')}, each with {cost}", flush=True)
         with progress_bar("pruning", self.most_pruned, shown=self.options.progress) as advance:
             while len(steps) < self.most_pruned:
                 importance = {head: one["importance"] for head, one in self.screen(self.off(gone)).items()}
