@@ -27,6 +27,7 @@ if _TYPE_CHECKING:
 
 _public = {
     "MSDeformAttn": "models.attention",
+    "accelerate": "integrations.accelerate",
     "create_criterion": "models.zoo",
     "create_model": "models.zoo",
     "finetune": "train.api",
@@ -40,6 +41,7 @@ _public = {
 
 __all__ = [
     "MSDeformAttn",
+    "accelerate",
     "create_criterion",
     "create_model",
     "finetune",
