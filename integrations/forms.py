@@ -69,7 +69,7 @@ class Form:
     @classmethod
     def differs(cls, theirs: Callable[..., Any]) -> bool:
         """Whether `theirs` gives another result than ours on a small example."""
-        return not _same(theirs(*cls.example()), getattr(cls(OurOperator("reference")), cls.takes)(*cls.example()))
+        return not same(theirs(*cls.example()), getattr(cls(OurOperator("reference")), cls.takes)(*cls.example()))
 
     @classmethod
     def example(cls) -> tuple[Any, ...]:
@@ -93,7 +93,7 @@ class Layer(Form):
         attention_weights: Tensor,
         im2col_step: int,
     ) -> Tensor:
-        return self.operator(value, _sizes(value_spatial_shapes_list), sampling_locations, attention_weights)
+        return self.operator(value, sizes_of(value_spatial_shapes_list), sampling_locations, attention_weights)
 
     @classmethod
     def differs(cls, theirs: Callable[..., Any]) -> bool:
@@ -125,7 +125,7 @@ class Function(Form):
         sampling_locations: Tensor,
         attention_weights: Tensor,
     ) -> Tensor:
-        return self.operator(value, _sizes(value_spatial_shapes), sampling_locations, attention_weights)
+        return self.operator(value, sizes_of(value_spatial_shapes), sampling_locations, attention_weights)
 
     @classmethod
     def example(cls) -> tuple[Any, ...]:
@@ -151,7 +151,7 @@ class RaggedFunction(Form):
         num_points_list: Sequence[int],
         method: str = "default",
     ) -> Tensor:
-        sizes = _sizes(value_spatial_shapes)
+        sizes = sizes_of(value_spatial_shapes)
         if method not in ("default", "discrete"):
             raise ValueError(f"method: expected 'default' or 'discrete', got {method!r}")
         # padded points lie outside their level: their samples are zero, and so are their gradients
@@ -169,7 +169,7 @@ class RaggedFunction(Form):
         def ours(*arguments: Any) -> Tensor:
             return torch.cat([cls(OurOperator("reference"))(*arguments, method) for method in ("default", "discrete")])
 
-        return not _same(both(*cls.example()), ours(*cls.example()))
+        return not same(both(*cls.example()), ours(*cls.example()))
 
     @classmethod
     def example(cls) -> tuple[Any, ...]:
@@ -193,7 +193,7 @@ class AutogradFunction(Form):
         attention_weights: Tensor,
         im2col_step: int = 64,
     ) -> Tensor:
-        return self.operator(value, _sizes(value_spatial_shapes), sampling_locations, attention_weights)
+        return self.operator(value, sizes_of(value_spatial_shapes), sampling_locations, attention_weights)
 
     @classmethod
     def unlike(cls, theirs: Any) -> str | None:
@@ -230,7 +230,7 @@ def snap(locations: Tensor, sizes: SpatialShapes) -> Tensor:
     return (index.to(exact) + 0.5) / extent
 
 
-def _sizes(shapes: SpatialShapes) -> SpatialShapes:
+def sizes_of(shapes: SpatialShapes) -> SpatialShapes:
     """Level sizes of a list as a tuple, by which calls are kept; a tensor as it is."""
     return shapes if isinstance(shapes, Tensor) else tuple((int(h), int(w)) for h, w in shapes)
 
@@ -249,7 +249,8 @@ def _example() -> tuple[Tensor, tuple[tuple[int, int], ...], Tensor, Tensor]:
     return draw(2, 23, 2, 3), ((3, 5), (2, 4)), draw(2, 4, 2, 2, 2, 2) * 1.4 - 0.2, draw(2, 4, 2, 2, 2)
 
 
-def _same(theirs: Any, ours: Tensor) -> bool:
+def same(theirs: Any, ours: Tensor) -> bool:
+    """Whether both are tensors of a shape, equal to 1e-10."""
     if not isinstance(theirs, Tensor) or theirs.shape != ours.shape:
         return False
     return torch.allclose(theirs, ours, rtol=0, atol=1e-10)

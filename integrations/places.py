@@ -32,7 +32,7 @@ class Rewired:
 
     def __init__(self, module: nn.Module, names: dict[str, Form]) -> None:
         self.module, self.names = module, names
-        self.function = _rewired(type(module).forward, names)
+        self.function = _rewired(class_forward(module), names)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.function(self.module, *args, **kwargs)
@@ -43,6 +43,11 @@ class Rewired:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["module"], state["names"])  # type: ignore[misc]
+
+
+def class_forward(module: nn.Module) -> Any:
+    """The forward of a module's class, whatever stands on the module itself."""
+    return type(module).forward
 
 
 def _rewired(function: Any, names: dict[str, Form]) -> Any:
@@ -81,7 +86,13 @@ class Place:
     @property
     def current(self) -> Operator | None:
         """Our operator that is there, or None."""
-        return _operator_of(vars(self.module).get(self.attribute))
+        return _operator_of(self._held)
+
+    @property
+    def _held(self) -> Any:
+        held = vars(self.module).get(self.attribute)
+        # what a whole fused module falls back on
+        return getattr(held, "before", held)
 
     def put(self, operator: Operator) -> None:
         """Makes the module compute with `operator`, in the place of the original or of another of ours."""
@@ -93,7 +104,12 @@ class Place:
         elif form is Layer:
             module.forward = form(operator)
         else:
-            module.forward = Rewired(module, {name: form(operator) for name, form in self.forms.items()})
+            made = Rewired(module, {name: form(operator) for name, form in self.forms.items()})
+            held = vars(module).get("forward")
+            if hasattr(held, "before"):
+                held.before = made
+            else:
+                module.forward = made
 
     def restore(self) -> None:
         """Puts the original back, to the bit."""
@@ -171,6 +187,7 @@ def _called(path: str, module: nn.Module) -> Iterator[Place]:
 def _replaced(module: nn.Module, forward: Callable[..., Any]) -> str | None:
     """Why another forward than this one runs, if it does."""
     held = vars(module).get("forward")
+    held = getattr(held, "before", held)
     if held is not None and _operator_of(held) is None:
         return f"its forward was replaced before, by {getattr(held, '__qualname__', type(held).__name__)}"
     owner = next(one for one in type(module).__mro__ if "forward" in vars(one))
