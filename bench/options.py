@@ -63,6 +63,9 @@ TrainingPart = Literal["loading", "memory", "step"]
 Counted = Literal["triton", "cuda"]
 COUNTED_IMPLEMENTATIONS: tuple[Counted, ...] = get_args(Counted)
 COUNTED_CASES = (ENCODER, DECODER)
+ACCELERATED_MODELS = ("deformable_detr", "grounding_dino", "mask2former", "rt_detr_v2", "d_fine", "deimv2")
+"""architectures of transformers"""
+PassName = Literal["forward", "training"]
 EXPLAINED_MODELS = ("deformable_detr_r50", "detr_r50")
 EXPORTED_MODELS = (
     *("detr_tiny", "detr_mini", "deformable_detr_tiny", "deformable_detr_mini", "detr_demo"),
@@ -340,6 +343,22 @@ class RooflineOptions(Options):
     """Files and folders of recorded rows."""
     out: WriteFile = Path("roofline.svg")
     """SVG file to write."""
+
+
+@dataclass(frozen=True)
+class AccelerateOptions(AgainOption):
+    """Whole models of transformers before and after msdeform.accelerate, in turn."""
+
+    models: tuple[Annotated[Name, Known("model", ACCELERATED_MODELS)], ...] = ACCELERATED_MODELS
+    """Architectures."""
+    passes: tuple[PassName, ...] = get_args(PassName)
+    """Forward without gradients, or a training step without its optimizer."""
+    seconds: Limit = 60.0
+    """About how long the three of a row take turns, in seconds; ten times each at least."""
+    quick: bool = False
+    """A small image: does the command work?"""
+    minutes: Minutes = 30.0
+    """Minutes after which nothing begins."""
 
 
 @dataclass(frozen=True)

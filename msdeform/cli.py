@@ -54,6 +54,7 @@ def _load(place: str) -> Any:
 
 # what `msdeform bench` is followed by: its function, in `bench`; the options of first-call are FirstCallOptions
 _BENCH = {
+    "accelerate": ("models.commands:accelerate", "time models of transformers before and after msdeform.accelerate"),
     "compare": ("report.compare:run", "what became slower between two commits, machines or backends"),
     "cpu": ("cpu.cpu:run", "time the operator's backends and other implementations on a CPU, all in turn, by threads"),
     "cpu-code": ("cpu.code:run", "count the instructions that the kernels for CPUs spend on a point"),

@@ -42,6 +42,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "startup": ("program", "way"),
     "export": ("model", "image", "format"),
     "explanation": ("model", "image", "backend"),
+    "accelerated": ("model", "pass"),
 }
 # and from where: the code is a digest of the sources that are measured, which a commit names where the tree is clean
 PLACE = ("code", "device", "host_cpu")

@@ -1,4 +1,4 @@
-"""The commands ``msdeform table`` and ``msdeform bench seeds``, ``explain``, ``exports`` and ``training``.
+"""The commands ``msdeform table``, ``msdeform bench accelerate``, ``seeds``, ``explain``, ``exports`` and ``training``.
 
 Each measures and prints, and returns its exit status. A benchmark's modules are imported by its own command alone.
 """
@@ -14,7 +14,7 @@ from ..harness.provenance import usual_device
 from ..harness.results_file import open_results
 from ..operator import jobs
 from ..operator.runner import Settings, measure
-from ..options import ExplainOptions, ExportsOptions, SeedsOptions, TableOptions, TrainingOptions
+from ..options import AccelerateOptions, ExplainOptions, ExportsOptions, SeedsOptions, TableOptions, TrainingOptions
 
 _LIMIT = 300.0  # seconds for a row: building a model and compiling it take most of them
 
@@ -45,6 +45,11 @@ def table(options: TableOptions) -> int:
     results.report()
     print(table.speed_table(results.of(planned[0].kind)))
     return 0
+
+
+def accelerate(options: AccelerateOptions) -> int:
+    """``msdeform bench accelerate``: models of transformers before and after."""
+    return _measure("accelerated", options)
 
 
 def explain(options: ExplainOptions) -> int:

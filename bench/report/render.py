@@ -17,7 +17,7 @@ from ..cpu import tables as cpu_tables
 from ..harness import records
 from ..harness.records import Records, Row
 from ..harness.tables import Line, fields, lines_of, markdown, numbers
-from ..models import explain, exports, spread
+from ..models import accelerated, explain, exports, spread
 from ..models.published import PUBLISHED
 from ..models.training import benchmark as training
 from ..operator import cases
@@ -307,6 +307,7 @@ BLOCKS: dict[str, Block] = {
     "loading-memory": _by_machine("loading-memory", training.memory_table, 0),
     "training-steps": _by_machine("training-step", training.step_table, len(records.KEYS["training-step"])),
     "explanations": _by_machine("explanation", explain.explanation_table, 3),
+    "accelerated": _by_machine("accelerated", accelerated.accelerated_table, 3),
     "startup": _by_machine("startup", cpu_tables.startup_table, 1),
     "cpu": _cpu,
     "cpu-short": _by_machine("cpu", cpu_tables.short_table, 2, _main, failures=False),
