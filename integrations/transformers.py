@@ -36,14 +36,14 @@ def register(backend: str = "auto", devices: tuple[str, ...] = ("cpu", "cuda")) 
     """
     registry.check_name(backend)
     try:
-        import kernels
+        from kernels import register_kernel_mapping
     except ImportError as error:
         raise ImportError(
             f"register: expected the package kernels, which fails to import: {error}; {_INSTEAD}"
         ) from None
     if (reason := _ignored()) is not None:
         raise RuntimeError(f"register: {reason}; {_INSTEAD}")
-    kernels.register_kernel_mapping({LAYER: dict.fromkeys(devices, Repository(backend))})
+    register_kernel_mapping({LAYER: dict.fromkeys(devices, Repository(backend))})
 
 
 @dataclass(frozen=True)

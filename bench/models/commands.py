@@ -64,7 +64,7 @@ def exports(options: ExportsOptions) -> int:
 
 def seeds(options: SeedsOptions) -> int:
     """``msdeform bench seeds``: a training run for every backend and seed."""
-    return _measure("seeds", options)
+    return _measure("training.seeds", options)
 
 
 def training(options: TrainingOptions) -> int:

@@ -17,9 +17,10 @@ from ..cpu import tables as cpu_tables
 from ..harness import records
 from ..harness.records import Records, Row
 from ..harness.tables import Line, fields, lines_of, markdown, numbers
-from ..models import accelerated, explain, exports, spread
+from ..models import accelerated, explain, exports
 from ..models.published import PUBLISHED
 from ..models.training import benchmark as training
+from ..models.training import spread
 from ..operator import cases
 from ..options import RenderOptions
 from ..static import counts, model

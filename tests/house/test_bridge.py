@@ -75,4 +75,5 @@ def test_bare_triton_is_triton() -> None:
 @pytest.mark.parametrize("name", ["kernels", "models", "train", "bench"])
 def test_no_code_of_ours_under_a_bare_name(name: str) -> None:
     found = python(f"import importlib.util as u; s = u.find_spec({name!r}); print(s.origin if s else None)")
-    assert not found.startswith(str(ROOT)), found
+    # an installed package of that name is somebody else's
+    assert "site-packages" in found or not found.startswith(str(ROOT)), found

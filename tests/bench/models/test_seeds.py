@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from msdeform.bench.harness import records
-from msdeform.bench.models import seeds, spread
+from msdeform.bench.models.training import seeds, spread
 from msdeform.bench.options import SeedsOptions
 from msdeform.cli import main
 from msdeform.common.command_line import parse

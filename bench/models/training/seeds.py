@@ -23,21 +23,21 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ...train.config import options as train
-from ...train.config.resolve import save_settings
-from ...train.data.synthetic.options import SynthOptions
-from ...train.data.synthetic.synth import make_dataset
-from ...train.engine.signals import STOPPED
-from ...train.monitor.history import History
-from ...train.monitor.run_log import read_log
-from ..harness.provenance import usual_device
-from ..harness.records import Row
-from ..harness.results_file import open_results
-from ..harness.tables import aligned
-from ..operator import implementations
-from ..options import SeedsOptions
+from ....train.config import options as train
+from ....train.config.resolve import save_settings
+from ....train.data.synthetic.options import SynthOptions
+from ....train.data.synthetic.synth import make_dataset
+from ....train.engine.signals import STOPPED
+from ....train.monitor.history import History
+from ....train.monitor.run_log import read_log
+from ...harness.provenance import usual_device
+from ...harness.records import Row
+from ...harness.results_file import open_results
+from ...harness.tables import aligned
+from ...operator import implementations
+from ...options import SeedsOptions
+from ..resumable import measure_missing
 from . import spread
-from .resumable import measure_missing
 
 _GRACE = 180.0  # seconds that a run may take to end its evaluation, or its step, and to save
 _NUMBERS = ("steps", "ap", "ap50", "loss", "images_per_second", "seconds", "peak_mb", "loss_curve", "ap_curve")
@@ -80,7 +80,7 @@ def measure_rows(options: SeedsOptions) -> int:
     device = usual_device()
     recipe = _recipe(options, device)
     # what decides these runs, beside what decides all
-    sources, keep = ("train/**/*.py", "bench/models/seeds.py"), not options.quick and device.type == "cuda"
+    sources, keep = ("train/**/*.py", "bench/models/training/seeds.py"), not options.quick and device.type == "cuda"
     results = open_results("msdeform bench seeds", options, device, measured=sources, keep=keep, again=False)
     # a run goes on by the code and on the device it began with
     name = f"{recipe.model} {recipe.settings} {results.source['code']} {results.source['device']}"

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from ...train.monitor.curves import Panel, draw
-from ...train.monitor.history import History
-from ..harness.records import Row
-from ..harness.tables import Line, grouped, number
-from ..report import plots
+from ....train.monitor.curves import Panel, draw
+from ....train.monitor.history import History
+from ...harness.records import Row
+from ...harness.tables import Line, grouped, number
+from ...report import plots
 
 _POINTS = 50  # of a curve in a row
 _DIGITS = 4
