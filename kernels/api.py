@@ -24,7 +24,8 @@ def ms_deform_attn(
                           * bilinear(level l of value[b, :, h], sampling_locations[b, q, h, l, p])
 
     Args:
-        value: (B, S, H, D), the levels' pixels one after another, each row by row; D up to 256.
+        value: (B, S, H, D), the levels' pixels one after another, each row by row. The compiled backends take
+            D up to 256, ``reference`` any.
         spatial_shapes: ((h, w), ...) as Python ints, which cost nothing, or an int tensor (L, 2); S = sum of h*w.
         sampling_locations: (B, Q, H, L, P, 2), xy normalised to [0, 1] over the level (align_corners=False; zeros
             outside).

@@ -44,6 +44,16 @@ def import_failure(package: str, module: str, error: Exception) -> str:
     return reason
 
 
+MAX_HEAD_DIM = 256
+
+
+def too_wide(inputs: Inputs) -> str | None:
+    """Why compiled kernels, which hold a head's channels in registers, do not take these inputs, or None."""
+    if inputs.D > MAX_HEAD_DIM:
+        return f"its kernels take at most {MAX_HEAD_DIM} channels per head, got D={inputs.D}"
+    return None
+
+
 Tensors = Sequence[Tensor]
 """(value, locations, weights), or of the fused function (value, references, offsets, logits)"""
 

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 
-from ..backend import Backend, Functions, import_failure
+from ..backend import Backend, Functions, import_failure, too_wide
 from ..contract import Inputs
 
 OLDEST = (0, 46)  # of llvmlite; pyproject.toml asks for the same
@@ -47,7 +47,7 @@ def refuses(inputs: Inputs) -> str | None:
         return f"the tensors are on {inputs.device_type}, not on the CPU"
     if inputs.S >= 2**31:
         return f"the levels have S={inputs.S} pixels together, and the most is {2**31 - 1}"
-    return None
+    return too_wide(inputs)
 
 
 def load() -> Functions:

@@ -1,6 +1,6 @@
 """What the registry knows of the CUDA backend; importing it costs no cuda.core."""
 
-from ..backend import Backend, Functions
+from ..backend import Backend, Functions, too_wide
 from ..contract import Inputs
 from .compile import unavailable
 
@@ -8,7 +8,7 @@ from .compile import unavailable
 def refuses(inputs: Inputs) -> str | None:
     if inputs.device_type != "cuda":
         return f"the tensors are on {inputs.device_type}, not on a CUDA device"
-    return None
+    return too_wide(inputs)
 
 
 def load() -> Functions:

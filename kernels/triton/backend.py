@@ -2,7 +2,7 @@
 
 import torch
 
-from ..backend import Backend, Functions, import_failure
+from ..backend import Backend, Functions, import_failure, too_wide
 from ..contract import Inputs
 from .interpreter import interpreting
 
@@ -19,7 +19,7 @@ def unavailable() -> str | None:
 
 def refuses(inputs: Inputs) -> str | None:
     if inputs.device_type == "cuda" or (interpreting() and inputs.device_type == "cpu"):
-        return None
+        return too_wide(inputs)
     return f"the tensors are on {inputs.device_type}, not on a CUDA device"
 
 

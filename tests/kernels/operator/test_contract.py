@@ -94,9 +94,17 @@ def test_bad_input_gets_one_sentence(case: Case, changes: dict[str, Any], error:
     assert "\n" not in str(caught.value)
 
 
-def test_more_channels_than_supported() -> None:
-    with pytest.raises(ValueError, match="1 to 256 channels per head"):
-        call(PLAIN, value=torch.zeros(2, 26, 2, 257))
+@pytest.mark.parametrize("D", [257, 1025])
+def test_heads_too_wide_for_compiled_kernels_run_on_the_reference(D: int) -> None:
+    torch.manual_seed(0)
+    shapes, value = ((3, 4), (2, 7)), torch.randn(2, 26, 2, D, dtype=torch.float64)
+    locations, weights = torch.rand(2, 3, 2, 2, 2, 2).double(), torch.rand(2, 3, 2, 2, 2).double()
+    wide = msdeform.ms_deform_attn(value, shapes, locations, weights)
+    narrow = [msdeform.ms_deform_attn(part, shapes, locations, weights) for part in value.split(128, 3)]
+    parts = torch.cat([part.unflatten(-1, (2, -1)) for part in narrow], -1).flatten(2)
+    assert torch.allclose(wide, parts, rtol=0, atol=1e-12)
+    with pytest.raises(BackendUnavailable, match=f"at most 256 channels per head, got D={D}"):
+        msdeform.ms_deform_attn(value, shapes, locations, weights, backend="cpu")
 
 
 def test_a_named_backend_that_cannot_run_says_why_and_never_falls_back() -> None:
