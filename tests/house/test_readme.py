@@ -13,8 +13,11 @@ import msdeform
 from msdeform.cli import COMMANDS
 from tests.house.project import FOLDERS, ROOT
 
-PAGES = {name: (ROOT / name).read_text() for name in ("README.md", "docs/operator.md", "docs/models.md")}
+WITH_PYTHON = ("README.md", "docs/operator.md", "docs/integrations.md", "docs/models.md")
+PAGES = {name: (ROOT / name).read_text() for name in WITH_PYTHON}
 SHELL = "\n".join(block for page in PAGES.values() for block in re.findall(r"```sh\n(.*?)```", page, re.DOTALL))
+
+EXAMPLE = re.search(r"```text\n(.*?)\n```", PAGES["docs/integrations.md"], re.DOTALL)[1].splitlines()  # type: ignore[index]
 
 
 def python_of(page: str) -> list[str]:
@@ -33,6 +36,7 @@ def run(*arguments: str, where: Path = ROOT) -> str:
     [
         ("README.md", 1, "torch.Size([2, 100, 256]) torch.Size([2, 1600, 8, 32])"),
         ("docs/operator.md", 3, ""),
+        ("docs/integrations.md", 3, "\n".join(EXAMPLE)),
         ("docs/models.md", 4, "torch.Size([1, 300, 3]) torch.Size([1, 300, 4])"),
     ],
 )

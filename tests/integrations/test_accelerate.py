@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import msdeform
 from msdeform.integrations.accelerate import restore
-from msdeform.integrations.forms import OurOperator
+from msdeform.integrations.forms import OurOperator, RaggedFunction, pad_points
 from msdeform.integrations.places import find_places
 from msdeform.kernels.contract import SpatialShapes
 from msdeform.kernels.registry import BackendUnavailable
@@ -276,6 +276,41 @@ def test_autocast_is_as_exact_as_before() -> None:
         exact, theirs = outputs_of(model, inputs), autocast()
         msdeform.accelerate(model, "cpu")
         assert largest_difference(exact, autocast()) < 2 * largest_difference(exact, theirs)
+
+
+@pytest.mark.parametrize("name", ["deformable_detr", "mask2former"])
+def test_what_is_put_at_a_place_is_recorded_although_fused(name: str) -> None:
+    model, inputs = make(name), inputs_of(name)
+    msdeform.accelerate(model)
+    with torch.no_grad():
+        before = outputs_of(model, inputs)
+        calls: list[torch.dtype] = []
+        places = find_places(model)
+        for place in places:
+            place.put(Rounded(calls))
+        assert largest_difference(before, outputs_of(model, inputs)) < 1e-9
+        assert len(calls) == len(places)
+        for place in places:
+            place.put(OurOperator("cpu"))
+        assert largest_difference(before, outputs_of(model, inputs)) < 1e-9
+        assert len(calls) == len(places)
+    restore(model)
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+def test_locations_and_attention_weights_are_padded_alike() -> None:
+    points = torch.arange(24.0).view(1, 2, 1, 6, 2)
+    padded = pad_points(points, [3, 1, 2], -1.0)
+    assert padded.shape == (1, 2, 1, 3, 3, 2)
+    outside = padded[..., 0] == -1
+    assert outside[0, 0, 0].tolist() == [[False, False, False], [False, True, True], [False, False, True]]
+    assert torch.equal(padded[~outside], points.reshape(-1, 2))
+    # what is outside must not weigh, wherever a location may be moved to
+    seen: list[Tensor] = []
+    form = RaggedFunction(lambda value, shapes, locations, weights: seen.append(weights) or value)
+    form(torch.zeros(1, 6, 1, 1), ((1, 2),) * 3, points, points[..., 0], [3, 1, 2])
+    assert torch.equal(seen[0][outside], torch.zeros(6))
+    assert torch.equal(seen[0][~outside], points[..., 0].flatten())
 
 
 def test_every_architecture_of_the_installed_version_is_tested() -> None:
