@@ -4,6 +4,7 @@ Every skip gives its reason, so that a green run also says what it did not prove
 """
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -34,3 +35,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for marker, reason in reasons.items():
             if reason is not None and item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session")
+def coco_mini() -> Path:
+    """Real images; beside the checkout where they are to be had at all."""
+    folder = Path(__file__).parents[2] / "shared" / "data" / "coco-mini"
+    if not folder.is_dir():
+        pytest.skip("the COCO sample ../shared/data/coco-mini is not on this machine")
+    return folder

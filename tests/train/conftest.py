@@ -94,12 +94,3 @@ def annotation_file(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
-
-
-@pytest.fixture(scope="session")
-def coco_mini() -> Path:
-    """Real images; beside the checkout where they are to be had at all."""
-    folder = Path(__file__).parents[3] / "shared" / "data" / "coco-mini"
-    if not folder.is_dir():
-        pytest.skip("the COCO sample ../shared/data/coco-mini is not on this machine")
-    return folder
