@@ -156,19 +156,27 @@ def test_compiled_as_eager(name: str) -> None:
 @pytest.mark.parametrize("name", ONE_OF_EACH_FORM)
 def test_what_was_compiled_before_computes_with_ours_until_undone(name: str) -> None:
     torch.compiler.reset()
-    model, inputs = make(name, torch.float32), inputs_of(name, torch.float32)
-    places = find_places(model)
-    model.get_submodule(LAYER.match(places[0].path)[0]).compile(backend="aot_eager")  # type: ignore[index]
+    model, place = make(name, torch.float32), find_places(make(name, torch.float32))[0]
+    module = model.get_submodule(place.path)
+    call: dict[str, Any] = {}
+    hook = module.register_forward_pre_hook(
+        lambda _, args, named: call.update(args=args, named=named), with_kwargs=True
+    )
     with torch.no_grad():
-        before = outputs_of(model, inputs)
-        for place in places:
-            place.put(Zero())
-        assert largest_difference(before, outputs_of(model, inputs)) > 1e-3
-        for place in places:
-            place.put(OurOperator("cpu"))
-        assert largest_difference(before, outputs_of(model, inputs)) < 1e-4
-        restore(model)
-        assert largest_difference(before, outputs_of(model, inputs)) == 0
+        outputs_of(model, inputs_of(name, torch.float32))
+        hook.remove()
+
+        def compiled() -> Tensor:
+            found = torch.compile(module, backend="aot_eager")(*call["args"], **call["named"])
+            return found[0] if isinstance(found, tuple) else found
+
+        before, place = compiled(), find_places(module)[0]
+        place.put(Zero())
+        assert not torch.allclose(before, compiled(), atol=1e-3)
+        place.put(OurOperator("cpu"))
+        assert torch.allclose(before, compiled(), atol=1e-5)
+        place.restore()
+        assert torch.equal(before, compiled())
     torch.compiler.reset()
 
 
