@@ -11,7 +11,7 @@ from msdeform.cli import COMMANDS
 from tests.house.project import FOLDERS, ROOT, SETUPTOOLS, modules
 
 # who may import whom: a folder sees itself and what stands to its right
-ORDER = ("bench", "explain", "train", "models", "kernels", "common")
+ORDER = ("bench", "explain", "train", "integrations", "models", "kernels", "common")
 SEES = {folder: {*ORDER[place:]} for place, folder in enumerate(ORDER)}
 MOST_ENTRIES = 12
 MODULES = modules()
