@@ -146,6 +146,9 @@ def test_what_is_left_out() -> None:
     assert torch.equal(out, whole)
     other = module(query, None, query + position, query + position, position, None, references, LEVELS, STARTS)
     assert not torch.allclose(out, other)
+    value = draw(23, B, S, 8)
+    arguments = {"value": value, "reference_points": references, "spatial_shapes": LEVELS}
+    assert torch.equal(module(query, **arguments), module(query, identity=query, **arguments))
 
 
 def test_what_layers_pass_besides_is_ignored() -> None:
