@@ -104,17 +104,14 @@ def register() -> Substitution:
     afterwards, from configurations or in code, then hold our module; mmcv's own module, where one exists already,
     computes with our operator. ``register().undo()`` takes everything back.
 
-    Raises ImportError where mmcv, or the library of its registry, cannot be imported.
+    Raises ImportError where mmcv or its operators cannot be imported.
     """
     try:
         from mmcv import ops
         from mmcv.ops import multi_scale_deform_attn as theirs
     except ImportError as error:
         raise ImportError(f"register: expected mmcv with its operators to be installed, got {error}") from error
-    try:
-        from mmengine.registry import MODELS as registry  # mmcv 2
-    except ImportError:
-        from mmcv.cnn.bricks.registry import ATTENTION as registry  # mmcv 1
+    registry = theirs.MODELS if hasattr(theirs, "MODELS") else theirs.ATTENTION  # of mmcv 2, of mmcv 1
     module = MultiScaleDeformableAttention
     functions = {
         "MultiScaleDeformableAttnFunction": MultiScaleDeformableAttnFunction,
