@@ -50,7 +50,6 @@ class TransformersDetector(Predictor):
         _check_detector(model, config)
         self.model, self.settings = model, settings
         self.focal = bool(getattr(config, "use_focal_loss", True))
-        """Are the classes independent sigmoids, or one softmax with a last class for no object?"""
         names = config.id2label
         self.categories = [str(names[label]) for label in range(len(names))]
         self.input_size: Size | None = settings.size
@@ -106,11 +105,7 @@ class TransformersDetector(Predictor):
 
     @contextmanager
     def levels_from(self, begin: Callable[[Tensor], Tensor]) -> Iterator[list[tuple[int, int]]]:
-        """The graph of what attention looks at begins with what `begin` makes of its levels (B, S, C), one after another.
-
-        That is what goes into an encoder of deformable attention or, where there is none, what the decoder looks at.
-        Yields a list that the levels' sizes (h, w) come into when the model runs.
-        """
+        """They are what goes into an encoder of deformable attention or, without one, what the decoder looks at."""
         shapes: list[tuple[int, int]] = []
         in_encoder = any(".encoder." in f".{place.path}." for place in find_places(self.model))
         name, maps = ("encoder", "inputs_embeds") if in_encoder else ("decoder", "encoder_hidden_states")

@@ -1,0 +1,286 @@
+"""Explanations of detectors of transformers, against what transformers and autograd say by themselves."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+transformers = pytest.importorskip("transformers")
+
+from msdeform.explain.core.capture import capture  # noqa: E402
+from msdeform.explain.core.interventions import intervene, mean_outputs  # noqa: E402
+from msdeform.explain.core.maps import heat_map, token_map  # noqa: E402
+from msdeform.explain.core.masks import Mask  # noqa: E402
+from msdeform.explain.core.sites import sites  # noqa: E402
+from msdeform.explain.core.trace import TARGETS, AttentionTrace  # noqa: E402
+from msdeform.explain.options import METHODS  # noqa: E402
+from msdeform.integrations.detector import TransformersDetector  # noqa: E402
+from msdeform.integrations.image_settings import ImageSettings  # noqa: E402
+from msdeform.kernels.api import ms_deform_attn  # noqa: E402
+from msdeform.models.inference.image_size import ExactSize  # noqa: E402
+from tests.integrations.architectures import make  # noqa: E402
+
+WITH_ENCODER = ("deformable_detr", "deformable_detr two-stage")
+DETECTORS = (
+    *(*WITH_ENCODER, "rt_detr", "rt_detr_v2", "rt_detr_v2 discrete", "d_fine", "deimv2", "lw_detr", "rf_detr"),
+    "pp_doclayout_v3",
+)
+RAGGED = {"d_fine": [3, 6, 3], "deimv2": [4, 2, 1]}
+
+
+def detector(name: str, dtype: torch.dtype = torch.float64) -> TransformersDetector:
+    """A small one of random weights, whose classes are told apart."""
+    model: Any = make(name, dtype)
+    height, width = {"lw_detr": (96, 96), "rf_detr": (64, 128)}.get(name, (96, 160))
+    settings = ImageSettings(ExactSize(height, width), (0.0,) * 3, (1.0,) * 3)
+    return TransformersDetector(model, settings, attn_backend="reference").eval()
+
+
+def image(height: int = 70, width: int = 100) -> Tensor:
+    return torch.randint(0, 256, (3, height, width), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+
+
+def pixels(model: TransformersDetector) -> list[Tensor]:
+    assert isinstance(model.input_size, ExactSize)
+    size = (3, model.input_size.height, model.input_size.width)
+    return [torch.randn(size, generator=torch.Generator().manual_seed(1)).to(model.dtype)]
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_every_attention_has_the_name_that_ours_has(name: str) -> None:
+    found = sites(detector(name))
+    encoder = [f"encoder.{layer}.self" for layer in range(2 if name in WITH_ENCODER else 0)]
+    assert list(found) == [*encoder, *[f"decoder.{layer}.{kind}" for layer in (0, 1) for kind in ("self", "cross")]]
+    assert [site.deformable for site in found.values()] == [*[True for _ in encoder], False, True, False, True]
+    assert found["decoder.1.cross"].counts == tuple(RAGGED.get(name, ()))
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+@pytest.mark.parametrize("name", DETECTORS)
+def test_the_model_answers_as_without(name: str, gradients: bool) -> None:
+    model = detector(name)
+    before = {path: dict(vars(module)) for path, module in model.named_modules()}
+    expected = model(pixels(model))
+    with capture(model, "*", gradients=gradients) as tape:
+        got = model(pixels(model))
+    assert set(tape) == set(sites(model))
+    for key in ("pred_logits", "pred_boxes"):
+        torch.testing.assert_close(got[key], expected[key], rtol=0, atol=1e-9)
+    again = {path: dict(vars(module)) for path, module in model.named_modules()}
+    for path, held in before.items():
+        assert held.keys() == again[path].keys()
+        assert held.get("config") is again[path].get("config")
+    assert not any(module._forward_pre_hooks for module in model.modules())
+    assert torch.equal(model(pixels(model))["pred_logits"], expected["pred_logits"])
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_recorded_weights_are_what_transformers_tells(name: str) -> None:
+    model = detector(name)
+    with torch.no_grad(), capture(model, "*") as tape:
+        model(pixels(model))
+    plain: Any = make(name)
+    plain.set_attn_implementation("eager")
+    batch = model.settings.convert(torch.stack(pixels(model)), torch.zeros(1, *pixels(model)[0].shape[1:]).bool())
+    with torch.no_grad():
+        told = plain(batch, output_attentions=True)
+    crossed = told.cross_attentions
+    itself = told.get("decoder_attentions") or told.get("attentions")
+    assert len(crossed) == 2
+    exact = 1e-7 if name in ("lw_detr", "rf_detr") else 1e-9  # their own softmax is in float32
+    for layer in (0, 1):
+        record = tape[f"decoder.{layer}.cross"]
+        there = record.site.sampled(torch.device("cpu"))
+        assert (record.weights[..., ~there] == 0).all()
+        torch.testing.assert_close(record.weights[..., there], crossed[layer].flatten(3), rtol=0, atol=exact)
+        torch.testing.assert_close(tape[f"decoder.{layer}.self"].weights, itself[layer], rtol=0, atol=exact)
+    if name in WITH_ENCODER:
+        for layer in (0, 1):
+            own = told.encoder_attentions[layer]
+            torch.testing.assert_close(tape[f"encoder.{layer}.self"].weights, own, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_a_record_gives_the_modules_own_answer(name: str) -> None:
+    """Locations, weights and values, by the reference and by the matrix, are what the operator answered."""
+    model = detector(name)
+    with torch.no_grad(), capture(model, "*", gradients=True) as tape, mean_outputs(model) as means:
+        model(pixels(model))
+    for record in tape.values():
+        if record.site.deformable:
+            got = ms_deform_attn(record.value(), record.shapes, record.locations, record.weights, backend="reference")
+            assert record.reference.shape == (1, *record.weights.shape[1:2], record.site.levels, 2 + 2 * _boxes(record))
+        else:
+            got = torch.einsum("bhqs,bshd->bqhd", record.weights, record.value()).flatten(2)
+        dense = torch.einsum("bhqs,bshd->bqhd", record.dense(), record.value()).flatten(2)
+        torch.testing.assert_close(dense, got, rtol=0, atol=1e-9)
+        mean = got.mean((0, 1)).unflatten(-1, (record.site.heads, -1))
+        torch.testing.assert_close(means[record.site.name], mean, rtol=0, atol=1e-9)
+
+
+def _boxes(record: Any) -> int:
+    return int(record.reference.shape[-1] == 4)
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+@pytest.mark.parametrize("kind", ["self", "cross"])
+def test_a_head_that_is_off_is_as_if_its_columns_of_the_projection_were_zero(name: str, kind: str) -> None:
+    model = detector(name)
+    off = f"decoder.1.{kind}"
+    plain = model(pixels(model))["pred_logits"]
+    with intervene(model, Mask(off, heads=(1,))):
+        got = model(pixels(model))["pred_logits"]
+    assert (got - plain).abs().max() > 1e-9
+    module: Any = sites(model)[off].module
+    if kind == "self":
+        projection = module.o_proj
+    elif hasattr(module, "output_proj"):
+        projection = module.output_proj
+    else:  # D-FINE and DEIMv2 have none
+
+        def without(_: Any, __: Any, output: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+            heads = output[0].unflatten(-1, (2, -1)).clone()
+            heads[:, :, 1] = 0
+            return heads.flatten(2), output[1]
+
+        module.register_forward_hook(without)
+        torch.testing.assert_close(got, model(pixels(model))["pred_logits"], rtol=0, atol=1e-9)
+        return
+    with torch.no_grad():
+        projection.weight[:, projection.weight.shape[1] // 2 :] = 0
+    torch.testing.assert_close(got, model(pixels(model))["pred_logits"], rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["deformable_detr", "deimv2", "d_fine"])
+def test_uniform_shares_among_the_points_that_there_are(name: str) -> None:
+    model = detector(name)
+    with torch.no_grad(), intervene(model, Mask("decoder.0.cross", mode="uniform")), capture(model, "*") as tape:
+        model(pixels(model))
+    weights = tape["decoder.0.cross"].weights
+    there = tape["decoder.0.cross"].site.sampled(weights.device)
+    assert torch.allclose(weights[..., there], torch.tensor(1 / int(there.sum())).double())
+    assert not weights[..., ~there].any()
+
+
+def test_blocks_nest() -> None:
+    model = detector("rt_detr")
+    outer, inner = Mask("decoder.*.cross", heads=(0,)), Mask("decoder.*.*", heads=(1,), mode="uniform")
+    answers = []
+    for masks in ((), (outer,), (outer, inner)):
+        with intervene(model, *masks):
+            answers.append(model(pixels(model))["pred_logits"])
+    with intervene(model, outer):
+        with intervene(model, inner):
+            assert torch.equal(model(pixels(model))["pred_logits"], answers[2])
+        assert torch.equal(model(pixels(model))["pred_logits"], answers[1])
+    assert torch.equal(model(pixels(model))["pred_logits"], answers[0])
+    assert not torch.equal(answers[1], answers[2])
+    assert not torch.equal(answers[0], answers[1])
+
+
+def test_the_attention_of_a_plain_model_is_recorded_too() -> None:
+    """One that is neither wrapped nor accelerated, which it is not afterwards either."""
+    model: Any = make("rt_detr")
+    batch = torch.randn(1, 3, 96, 160, dtype=torch.float64)
+    expected = model(batch).logits
+    with capture(model, "decoder.*") as tape:
+        torch.testing.assert_close(model(batch).logits, expected, rtol=0, atol=1e-9)
+    assert len(tape) == 4
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_gradients_are_autograds_of_the_reference_by_hand(name: str) -> None:
+    """Of the last layer's cross-attention, put into the model's graph as a leaf in the place of the operator."""
+    model = detector(name)
+    with capture(model, "*", gradients=True) as tape:
+        y = model(pixels(model))["pred_logits"][0, 3, 1]
+    gradients = tape.gradients(y)
+    assert set(gradients) == set(tape) or name not in WITH_ENCODER
+    site = sites(model)["decoder.1.cross"]
+    leaves: list[Tensor] = []
+
+    def by_hand(value: Tensor, shapes: Any, locations: Tensor, weights: Tensor) -> Tensor:
+        leaves[:] = [weights.detach().requires_grad_(), locations.detach().requires_grad_()]
+        return ms_deform_attn(value, shapes, leaves[1], leaves[0], backend="reference")
+
+    assert site.place is not None
+    site.place.put(by_hand)
+    y = model(pixels(model))["pred_logits"][0, 3, 1]
+    expected = torch.autograd.grad(y, leaves)
+    assert expected[0].abs().max() > 0
+    torch.testing.assert_close(gradients["decoder.1.cross"].weights, expected[0], rtol=0, atol=1e-10)
+    torch.testing.assert_close(gradients["decoder.1.cross"].locations, expected[1], rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_the_graph_begins_where_attention_does(name: str) -> None:
+    """Gradients are those of the whole graph, and a trace has none of the backbone's."""
+    model = detector(name)
+    trace = AttentionTrace(model, image())
+    seen = trace.prediction(3)
+    with capture(model, "*", gradients=True) as tape, torch.enable_grad():
+        whole = tape.gradients(model([trace.pixels])["pred_logits"][0, 3, seen.label])
+    found = trace.gradients(seen)
+    assert found.keys() == whole.keys()
+    for site, one in found.items():
+        torch.testing.assert_close(one.weights, whole[site].weights, rtol=0, atol=1e-10)
+    assert trace.shapes == tape["decoder.1.cross"].shapes
+    assert len(trace.layer_scores) == 2
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", DETECTORS)
+def test_every_map_is_finite_and_not_empty(name: str, method: str) -> None:
+    trace = AttentionTrace(detector(name), image())
+    found = torch.stack([heat_map(trace, trace.prediction(3), method, target=target) for target in TARGETS])
+    assert found.shape == (len(TARGETS), 70, 100)
+    assert found.isfinite().all()
+    assert found.max() > 0  # Grad-CAM's for one target may have no positive part
+    assert found.min() >= 0
+
+
+@pytest.mark.parametrize("name", ["rt_detr", "d_fine"])
+@pytest.mark.parametrize("parity", [False, True])
+def test_relevance_without_an_encoder_is_chefers_rule_by_hand(name: str, parity: bool) -> None:
+    trace = AttentionTrace(detector(name), image())
+    seen = trace.prediction(3)
+    gradients = trace.gradients(seen)
+
+    def factor(site: str) -> Tensor:
+        record, slopes = trace.tape[site], gradients.get(site)
+        if slopes is None:
+            return torch.zeros(len(trace.layer_boxes[0]), record.dense().shape[-1], dtype=torch.float64)
+        if not record.site.deformable:
+            return (record.weights[0] * slopes.weights[0]).clamp(min=0).mean(0)
+        # the positive part of a point's weight times its slope, shared out by its coefficients
+        positive = (slopes.weights > 0) * slopes.weights
+        scaled = type(record)(record.site, record.weights * positive, record.mask, record.parts)
+        return scaled.dense()[0].mean(0)
+
+    queries = torch.eye(trace.queries, dtype=torch.float64)
+    looked = torch.zeros_like(factor("decoder.0.cross"))
+    for layer in (0, 1):
+        among = factor(f"decoder.{layer}.self")
+        queries, looked = queries + among @ queries, looked + among @ looked
+        rest = queries - torch.eye(trace.queries)
+        total = rest.sum(-1, keepdim=True)
+        if parity and (total == 0).any():
+            continue
+        norm = torch.eye(trace.queries) + torch.where(total == 0, 0, rest / torch.where(total == 0, 1, total))
+        looked = looked + norm.T @ factor(f"decoder.{layer}.cross")
+    got = token_map(trace, seen, "relevance", parity=parity)
+    torch.testing.assert_close(got, looked[seen.query], rtol=0, atol=1e-12)
+    assert parity or got.max() > 0
+
+
+def test_frozen_offsets_are_our_modules_alone() -> None:
+    model = detector("rt_detr")
+    frozen = Mask(mode="frozen")
+    sentence = "decoder.0.cross is a RTDetrMultiscaleDeformableAttention; expected our own"
+    with pytest.raises(ValueError, match=sentence), intervene(model, frozen):
+        pass
+    sentence = "expected a level from 0 to 2 of decoder.0.cross, got 7"
+    with pytest.raises(ValueError, match=sentence), intervene(model, Mask(levels=(7,))):
+        pass
