@@ -53,6 +53,10 @@ class TransformersDetector(Predictor):
         names = config.id2label
         self.categories = [str(names[label]) for label in range(len(names))]
         self.input_size: Size | None = settings.size
+        # of RT-DETR, whose name for this head its kin share
+        self._kin = hasattr(model.get_submodule("model"), "enc_score_head")
+        self.two_stage = self._kin or (config.model_type == "deformable_detr" and config.two_stage)
+        """Does the model say of which pixels it makes its queries?"""
         self.replaced = accelerate(model, attn_backend)
         """What our operator stands in the place of."""
 
@@ -86,17 +90,33 @@ class TransformersDetector(Predictor):
         """Of images as our detectors take them, normalised with ImageNet's colours.
 
         Returns the last layer's ``pred_logits`` (B, Q, classes) and ``pred_boxes`` (B, Q, 4), cxcywh, normalised, and
-        of the layers before them the same in ``aux_outputs``, where they predict something.
+        of the layers before them the same in ``aux_outputs``, where they predict something. Where queries are made of
+        pixels of the maps, ``proposals`` (B, Q) says of which, of all levels; of LW-DETR and RF-DETR it is not known.
         """
         batch, mask = as_batch(images, self.dtype)
         with every_layer(self.model):
             outputs = self.model(pixel_values=self.settings.convert(batch, mask), pixel_mask=(~mask).long())
         layers = [{"pred_logits": a, "pred_boxes": b} for a, b in layer_predictions(self.model, outputs)]
-        return {**layers[-1], "aux_outputs": layers[:-1]}
+        found: dict[str, Any] = {**layers[-1], "aux_outputs": layers[:-1]}
+        if self.two_stage:
+            found["proposals"] = self.choose_proposals(outputs.enc_outputs_class)
+        return found
+
+    def choose_proposals(self, logits: Tensor) -> Tensor:
+        """The pixels (B, Q) that the model makes its queries of, by the logits (B, S, classes) of all of them."""
+        config: Any = self.model.config
+        if self._kin:
+            return logits.max(-1).values.topk(config.num_queries, dim=1).indices
+        return logits[..., 0].topk(config.two_stage_num_proposals, dim=1).indices
 
     def post_process(self, outputs: dict[str, Any], target_sizes: Tensor, top_k: int = 100) -> list[Detections]:
         """Detections of each image in pixels: see `post_processing.post_process`."""
         return post_process(outputs, target_sizes, top_k, focal=self.focal)
+
+    @property
+    def kind(self) -> str:
+        """The class of transformers' model."""
+        return type(self.model).__name__
 
     @property
     def dtype(self) -> torch.dtype:

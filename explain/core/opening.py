@@ -103,6 +103,10 @@ def _set(module: nn.Module, name: str, value: Any) -> Callable[[], object]:
     return partial(vars(module).pop, name) if before is None else partial(vars(module).update, {name: before})
 
 
+def _sizes(shapes: SpatialShapes) -> Shapes:
+    return shapes_of(shapes if isinstance(shapes, Tensor) else tuple((int(h), int(w)) for h, w in shapes))
+
+
 def _owner(method: Any) -> Opened | None:
     """Whose method it is, if an attention's that is open."""
     owner = getattr(method, "__self__", None)
@@ -199,7 +203,7 @@ class _TheirDeformable(Opened):
         reference = self.given["reference_points"].expand(-1, -1, self.site.levels, -1)
         valid = self.given["attention_mask"]
         mask = None if valid is None else ~valid.bool()
-        return self.told(Inside(weights, value, out, mask, changed, reference, shapes_of(shapes)))
+        return self.told(Inside(weights, value, out, mask, changed, reference, _sizes(shapes)))
 
     @property
     def _operator(self) -> Operator:

@@ -75,8 +75,8 @@ def sites(model: nn.Module) -> dict[str, Site]:
         else:
             continue
         where = _where(path)
-        name = ".".join(map(str, where)) or path
-        found[name] = Site(name, module, *counts, *where)
+        name = ".".join(map(str, where)) if where else path
+        found[name] = Site(name, module, *counts, *(where or ("", -1, "")))
     found |= {site.name: site for site in _of_transformers(model)}
     # in the order in which they run: by the official names a decoder layer's cross-attention is registered first
     order = ["", "encoder", "decoder"]
@@ -84,10 +84,10 @@ def sites(model: nn.Module) -> dict[str, Site]:
     return {site.name: site for site in ranked}
 
 
-def _where(path: str) -> tuple[Any, ...]:
-    """Stack, layer and kind of a module, or nothing."""
+def _where(path: str) -> tuple[str, int, str] | None:
+    """Stack, layer and kind of a module."""
     match = _NAMED.search(path)
-    return (match[1], int(match[2]), _KINDS[match[3]]) if match else ()
+    return (match[1], int(match[2]), _KINDS[match[3]]) if match else None
 
 
 def _of_transformers(model: nn.Module) -> Iterator[Site]:
@@ -96,14 +96,14 @@ def _of_transformers(model: nn.Module) -> Iterator[Site]:
     for place in find_places(model):
         path = _INNER.sub("", place.path)
         where, module = _where(path), model.get_submodule(path)
-        sizes = [getattr(module, name, None) for name in ("n_heads", "n_levels", "n_points")]
+        sizes: list[Any] = [getattr(module, name, None) for name in ("n_heads", "n_levels", "n_points")]
         if place.problem is not None or not where or None in sizes:
             continue
         stacks.add(where[0])
         heads, levels, points = sizes
-        counts = tuple(points) if isinstance(points, list | tuple) and len(set(points)) > 1 else ()
-        most = max(points) if isinstance(points, list | tuple) else points
-        yield Site(".".join(map(str, where)), module, heads, levels, most, *where, counts, place)
+        each = tuple(points) if isinstance(points, list | tuple) else (points,) * levels
+        counts = each if len(set(each)) > 1 else ()
+        yield Site(".".join(map(str, where)), module, heads, levels, max(each), *where, counts=counts, place=place)
     for path, module in model.named_modules():
         where = _where(path)
         if where and where[0] in stacks and all(hasattr(module, name) for name in ("q_proj", "head_dim", "config")):

@@ -85,7 +85,7 @@ class AttentionTrace:
         self, model: Predictor, image: ImageLike, *, size: Size | int | None = None, masks: Sequence[Mask] = ()
     ) -> None:
         if not sites(model):
-            raise ValueError(f"{type(model).__name__} has no attention to explain; expected a DETR of any kind")
+            raise ValueError(f"{model.kind} has no attention to explain; expected a DETR of any kind")
         self.model, self.masks = model, tuple(masks)
         self.image = read_image(image).cpu()
         """(3, H, W) uint8, as displayed."""

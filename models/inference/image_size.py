@@ -35,8 +35,8 @@ class Size:
 class ExactSize(Size):
     """One size for all images, which are stretched to it: how RT-DETR and its kin are trained."""
 
-    height: int
-    width: int
+    height: int = 640
+    width: int = 640
 
     def __init__(self, height: int, width: int) -> None:
         super().__init__(min(height, width), max(height, width))

@@ -39,6 +39,11 @@ class Predictor(nn.Module):
     focal: bool = True
     """Are the classes independent sigmoids, or one softmax with a last class for no object?"""
 
+    @property
+    def kind(self) -> str:
+        """What it is called in sentences."""
+        return type(self).__name__
+
     def every_layer(self) -> AbstractContextManager[None]:
         """Within the block `forward` gives ``aux_outputs``, the predictions of the layers before the last."""
         return nullcontext()

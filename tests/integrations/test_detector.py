@@ -55,6 +55,22 @@ def test_every_layer_predicts_what_the_model_cut_behind_it_predicts(name: str) -
     assert not torch.equal(layers[0]["pred_logits"], layers[1]["pred_logits"])
 
 
+@pytest.mark.parametrize("name", DETECTORS)
+def test_queries_are_made_of_the_pixels_that_are_told(name: str) -> None:
+    one = detector(name)
+    assert one.two_stage is (name not in ("deformable_detr", "lw_detr", "rf_detr"))
+    pixels = inputs_of(name)["pixel_values"]
+    with torch.no_grad():
+        outputs, theirs = one(pixels), make(name)(pixel_values=pixels)
+    assert ("proposals" in outputs) is one.two_stage
+    if name == "deformable_detr two-stage":
+        boxes = theirs.enc_outputs_coord_logits.gather(1, outputs["proposals"][..., None].expand(-1, -1, 4))
+        torch.testing.assert_close(boxes.sigmoid(), theirs.init_reference_points, rtol=0, atol=1e-9)
+    elif one.two_stage:
+        logits = theirs.enc_outputs_class.gather(1, outputs["proposals"][..., None].expand(-1, -1, 5))
+        torch.testing.assert_close(logits, theirs.enc_topk_logits, rtol=0, atol=1e-9)
+
+
 def test_the_decoder_is_in_evaluation_mode_again() -> None:
     one = detector("d_fine")
     with torch.no_grad():
