@@ -60,7 +60,7 @@ class Points:
     """Where a query of one attention samples; H heads, L levels, P points."""
 
     xy: Tensor
-    """(H, L, P, 2), in pixels of the image."""
+    """(H, L, P, 2), in pixels of the image; NaN where a level has fewer than P."""
     weights: Tensor
     """(H, L, P)."""
     reference: Tensor
@@ -210,7 +210,9 @@ class AttentionTrace:
             raise ValueError(f"{site} attends to every key: it samples no points; draw its heat map")
         in_range(query, record.weights.shape[1], "query", f" at {site}")
         reference = self._in_pixels(record.reference[0, query, 0])
-        return Points(self._in_pixels(record.locations[0, query]), record.weights[0, query].cpu(), reference)
+        xy = self._in_pixels(record.locations[0, query])
+        xy = xy.masked_fill(~record.site.sampled(xy.device)[..., None], torch.nan)
+        return Points(xy, record.weights[0, query].cpu(), reference)
 
     def _in_pixels(self, places: Tensor) -> Tensor:
         """Places (..., 2) xy or (..., 4) cxcywh, normalised, on the CPU and in pixels of the image."""

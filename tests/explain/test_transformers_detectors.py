@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -19,6 +20,7 @@ from msdeform.explain.core.maps import heat_map, token_map  # noqa: E402
 from msdeform.explain.core.masks import Mask  # noqa: E402
 from msdeform.explain.core.sites import sites  # noqa: E402
 from msdeform.explain.core.trace import TARGETS, AttentionTrace  # noqa: E402
+from msdeform.explain.figures.points import draw_points  # noqa: E402
 from msdeform.explain.options import METHODS  # noqa: E402
 from msdeform.integrations.detector import TransformersDetector  # noqa: E402
 from msdeform.integrations.image_settings import ImageSettings  # noqa: E402
@@ -325,6 +327,19 @@ def test_the_command_draws_a_detector_of_transformers(files: dict[str, Path], tm
     best = model.predict(files["image"], confidence=0, top_k=1)
     assert about["explained"]["det0"]["name"] == best.names[0]
     assert about["explained"]["det0"]["score"] == pytest.approx(float(best.scores[0]), abs=1e-5)
+
+
+def test_points_that_a_level_lacks_are_not_drawn(files: dict[str, Path], tmp_path: Path) -> None:
+    """D-FINE's levels have 3, 6 and 3 points."""
+    chosen = ("--model", files["d_fine"], "--query", 3, "--method", "points")
+    run(files, tmp_path, *chosen, "--slopes")
+    xy = np.load(tmp_path / "street-query3-points-decoder.1-slopes.npz")["xy"]
+    assert np.isfinite(xy).all(-1).sum((0, 2)).tolist() == [2 * 3, 2 * 6, 2 * 3]
+    trace = AttentionTrace(TransformersDetector.from_pretrained(files["d_fine"]), files["image"])
+    drawing = draw_points(trace, trace.prediction(3), "decoder.1.cross")
+    assert "24 sampled points" in drawing.figure.get_suptitle()
+    (axes,) = [one for one in drawing.figure.axes if one.get_title() in ("", "the whole image") and one.images]
+    assert axes.get_xlim()[0] > -0.5 * trace.width
 
 
 def test_the_page_and_masks_of_a_detector_of_transformers(files: dict[str, Path], tmp_path: Path) -> None:
