@@ -92,6 +92,8 @@ def _where(path: str) -> tuple[str, int, str] | None:
 
 def _of_transformers(model: nn.Module) -> Iterator[Site]:
     """Deformable attentions of a detector of transformers, and its decoder's self-attentions to every key."""
+    if not any(type(module).__module__.startswith("transformers.") for module in model.modules()):
+        return  # a look at every module's code takes longer
     stacks = set()
     for place in find_places(model):
         path = _INNER.sub("", place.path)

@@ -15,10 +15,16 @@ from msdeform.models.inference.image_size import ExactSize, Size  # noqa: E402
 from msdeform.models.inference.images import IMAGENET_MEAN, IMAGENET_STD, normalise  # noqa: E402
 from tests.integrations.architectures import inputs_of, make  # noqa: E402
 
-DETECTORS = (
-    *("deformable_detr", "deformable_detr two-stage", "rt_detr", "rt_detr_v2", "d_fine", "deimv2", "lw_detr"),
-    *("rf_detr", "pp_doclayout_v2", "pp_doclayout_v3"),
-)
+# those that the installed transformers has
+DETECTORS = [
+    name
+    for name, config in {
+        **{"deformable_detr": "DeformableDetr", "deformable_detr two-stage": "DeformableDetr", "rt_detr": "RTDetr"},
+        **{"rt_detr_v2": "RTDetrV2", "d_fine": "DFine", "deimv2": "Deimv2", "lw_detr": "LwDetr", "rf_detr": "RfDetr"},
+        **{"pp_doclayout_v2": "PPDocLayoutV2", "pp_doclayout_v3": "PPDocLayoutV3"},
+    }.items()
+    if hasattr(transformers, f"{config}Config")
+]
 IMAGENET = ImageSettings(Size(64, 128), IMAGENET_MEAN, IMAGENET_STD)
 
 

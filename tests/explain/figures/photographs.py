@@ -1,6 +1,6 @@
 """Draws docs/explain/photo-*.png: a detector of transformers, explained on four photographs of COCO's val2017.
 
-    python -m tests.explain.photographs WEIGHTS PHOTOGRAPHS [OUT]
+    python -m tests.explain.figures.photographs WEIGHTS PHOTOGRAPHS [OUT]
 
 WEIGHTS is a folder of transformers with a DEIMv2 Femto in it, PHOTOGRAPHS one with COCO's files. transformers' DEIMv2
 departs from what its weights were trained as; `as_trained` undoes that, where the weights stay as they are.

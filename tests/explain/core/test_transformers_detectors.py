@@ -27,12 +27,10 @@ from msdeform.integrations.image_settings import ImageSettings  # noqa: E402
 from msdeform.kernels.api import ms_deform_attn  # noqa: E402
 from msdeform.models.inference.image_size import ExactSize  # noqa: E402
 from tests.integrations.architectures import make  # noqa: E402
+from tests.integrations.test_detector import DETECTORS as installed  # noqa: E402
 
 WITH_ENCODER = ("deformable_detr", "deformable_detr two-stage")
-DETECTORS = (
-    *(*WITH_ENCODER, "rt_detr", "rt_detr_v2", "rt_detr_v2 discrete", "d_fine", "deimv2", "lw_detr", "rf_detr"),
-    "pp_doclayout_v3",
-)
+DETECTORS = [name for name in installed if name != "pp_doclayout_v2"] + ["rt_detr_v2 discrete"]
 RAGGED = {"d_fine": [3, 6, 3], "deimv2": [4, 2, 1]}
 
 
