@@ -11,7 +11,7 @@ from importlib.util import find_spec
 
 from ..common.files import in_use, remove_leftovers
 from .options import AblateOptions, ExplainEvalOptions, ExploreOptions
-from .workspace import checked, default_folder, trained_model, with_data
+from .workspace import any_trained_model, checked, default_folder, trained_model, with_data
 
 
 def ablate(options: AblateOptions) -> int:
@@ -57,7 +57,7 @@ def explore(options: ExploreOptions) -> int:
     from .page.interface import serving
 
     stop = threading.Event()
-    with serving(trained_model(options).model, options) as address:
+    with serving(any_trained_model(options).model, options) as address:
         # an exception, which Ctrl-C raises otherwise, is lost where it meets a destructor or a callback
         usual = signal.signal(signal.SIGINT, lambda *_: stop.set())
         print(f"open {address} in a browser; Ctrl-C ends it", flush=True)

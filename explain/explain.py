@@ -24,7 +24,7 @@ from .figures.trajectories import draw_journey, draw_queries, draw_seeds
 from .figures.truth import draw_truth
 from .figures.views import Explained, Job, find_layers
 from .options import ExplainOptions, Interventions, Subject
-from .workspace import digest_of, place_for, trained_model
+from .workspace import any_trained_model, digest_of, place_for
 
 LISTED = 10
 """Detections that are printed, at the least that many if there are so many."""
@@ -92,10 +92,13 @@ def jobs(trace: AttentionTrace, options: ExplainOptions, chosen: Sequence[tuple[
     deformable = trace.sites["decoder.0.cross"].deformable
     methods = view.method or ("points" if deformable else "raw", "relevance")
     if "points" in methods and not deformable:
-        raise ValueError(f"method: {type(trace.model).__name__} attends to every key and samples no points; try raw")
+        raise ValueError(f"method: {trace.model.kind} attends to every key and samples no points; try raw")
     level = int(view.level) if view.level.isdecimal() else 0
     head = int(view.head) if view.head.isdecimal() else None
     places = _places(trace, options.subject, level)
+
+    if places and not layers.encoder:
+        raise ValueError(f"ref: {trace.model.kind} has no encoder whose attention at a place could be drawn")
 
     wanted: list[Job] = [("queries", partial(draw_queries, trace, options.subject.confidence, image=name))]
     if trace.tape.seeds is not None:
@@ -159,7 +162,7 @@ def explain(options: ExplainOptions) -> dict[str, Any]:
     pixels, subject, confidence = read_image(options.image), options.subject, options.subject.confidence
     if options.annotations is not None and not options.annotations.is_file():
         raise FileNotFoundError(f"annotation file {options.annotations} does not exist")
-    trained = trained_model(options)
+    trained = any_trained_model(options)
     model = trained.model
     sets = mask_sets(model, options.interventions)
     trace = AttentionTrace(model, pixels, size=options.image_size)
@@ -173,7 +176,7 @@ def explain(options: ExplainOptions) -> dict[str, Any]:
     about: dict[str, Any] = {
         "image": options.image.name,
         "image_sha256": digest_of(options.image),
-        "checkpoint": str(options.checkpoint),
+        "checkpoint": str(options.checkpoint or options.model),
         "model": trained.name,
         "step": trained.step,
         "attn_backend": trained.attn_backend,

@@ -1,24 +1,29 @@
 """The options of the commands of this folder, and the words that they take. Nothing here needs PyTorch."""
 
+import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Literal
 
 from ..common.options import (
     AtLeast,
     Between,
     Form,
+    Metavar,
     NotNegative,
     Options,
     Positional,
     Positive,
     ProgressOption,
     ReadFile,
+    ReadPath,
     Repeated,
     Share,
     WriteFolder,
 )
 from ..common.text import suggest
-from ..models.options import DetectorOptions
+from ..models.catalog import check_model
+from ..models.options import DetectorOptions, LoadOptions
 from ..train.config.options import Source
 from .core.masks import Masks, Mode, parse_masks
 
@@ -37,6 +42,40 @@ METHOD_TITLES = {
 }
 METHODS = tuple(METHOD_TITLES)
 _NUMBER = r"\s*[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?\s*"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnyDetectorOptions(LoadOptions):
+    """A trained detector, ours or of transformers, and how it is loaded."""
+
+    checkpoint: ReadPath | None = None
+    """A run's checkpoint, or its folder for its best; official, Hugging Face's or converted weights; or a folder of
+    transformers, of any architecture with deformable attention. Not needed where --model is of transformers."""
+    model: Annotated[str, Metavar("NAME")] | None = None
+    """A name of msdeform.list_models(): what weights without a description are of. Or a detector of transformers with
+    its weights: a folder, or OWNER/NAME on the Hugging Face Hub."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError where no weights are named, or two."""
+        super().__post_init__()
+        whole = self.model is not None and of_transformers(self.model)
+        if not whole:
+            try:
+                check_model(self.model)
+            except ValueError as error:
+                raise ValueError(f"{error}; or a folder of transformers, or OWNER/NAME on its Hub") from None
+            if self.checkpoint is None:
+                raise ValueError("checkpoint: expected weights, or in --model a detector of transformers; got neither")
+        elif self.checkpoint is not None:
+            raise ValueError(f"checkpoint: --model {self.model} has weights of its own; leave one of them out")
+
+
+def of_transformers(name: str | Path) -> bool:
+    """Is it a folder with a configuration, or OWNER/NAME?"""
+    path = Path(name)
+    if path.exists():
+        return (path / "config.json").is_file()
+    return re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(name)) is not None
 
 
 @dataclass(frozen=True)
@@ -104,7 +143,7 @@ class Interventions:
 
 
 @dataclass(frozen=True)
-class ExplainOptions(ProgressOption, DetectorOptions):
+class ExplainOptions(ProgressOption, AnyDetectorOptions):
     """Explain what a detector found in an image: pictures, each with its numbers beside it."""
 
     image: Annotated[ReadFile, Positional("IMAGE")]
@@ -244,7 +283,7 @@ class AblateOptions(DataOptions):
 
 
 @dataclass(frozen=True)
-class ExploreOptions(DetectorOptions):
+class ExploreOptions(AnyDetectorOptions):
     """Upload images in the browser, look at what the detector attends to, and switch heads off."""
 
     confidence: Share = 0.5

@@ -8,21 +8,55 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ..common.device import choose_device
 from ..common.files import check_writable
+from ..integrations.detector import TransformersDetector
+from ..models.families.detector import Detector
 from ..models.inference.image_size import Size
 from ..models.options import DetectorOptions
+from ..models.weights.huggingface_config import MODEL_TYPES
+from ..train.config.options import TrainOptions
+from ..train.data.annotations import Category
 from ..train.data.dataset import CocoDetection
+from ..train.engine.build import settle_backend
 from ..train.engine.checkpoint import Trained, load_trained
 from ..train.evaluation.detect import data_of
-from .options import DataOptions
+from .options import AnyDetectorOptions, DataOptions, of_transformers
 
 
 def trained_model(options: DetectorOptions) -> Trained:
     """The checkpoint's model, on its device. Errors are those of `load_trained`."""
     return load_trained(options.checkpoint, choose_device(options.device), options.attn_backend, options.model)
+
+
+def any_trained_model(options: AnyDetectorOptions) -> Trained:
+    """The model that the options name, ours or of transformers, on its device.
+
+    Errors are those of `load_trained` and of `TransformersDetector.from_pretrained`.
+    """
+    device, checkpoint = choose_device(options.device), options.checkpoint
+    if checkpoint is not None and not _of_another_architecture(checkpoint):
+        return load_trained(checkpoint, device, options.attn_backend, options.model)
+    source = checkpoint or options.model
+    assert source is not None
+    backend = settle_backend(device, options.attn_backend)
+    model = TransformersDetector.from_pretrained(source, attn_backend=backend).to(device)
+    categories = [Category(label, name) for label, name in enumerate(model.categories or [])]
+    # of a detector, explanations ask what `Predictor` has
+    return Trained(cast(Detector, model), Path(source).name, categories, TrainOptions(), backend, device, None)
+
+
+def _of_another_architecture(checkpoint: Path) -> bool:
+    """Is it a folder of transformers that `load_trained` does not read?"""
+    if not of_transformers(checkpoint):
+        return False
+    try:
+        config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # told by what reads it
+        return False
+    return isinstance(config, dict) and config.get("model_type", "detr") not in MODEL_TYPES
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,8 +99,10 @@ def with_data(trained: Trained, options: DataOptions) -> DetectorOnData:
     return DetectorOnData(trained, data, size, ids, of_images, about)
 
 
-def default_folder(checkpoint: Path, name: str) -> Path:
+def default_folder(checkpoint: Path | None, name: str) -> Path:
     """``name`` in the folder of the run that a checkpoint is of, or in the current folder for other weights."""
+    if checkpoint is None:
+        return Path(name)
     folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
     return folder / name if (folder / "log.jsonl").is_file() else Path(name)
 
@@ -86,7 +122,7 @@ def digest_of(file: Path) -> str:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
 
-def place_for(image: Path, out: Path | None, checkpoint: Path) -> tuple[Path, str]:
+def place_for(image: Path, out: Path | None, checkpoint: Path | None) -> tuple[Path, str]:
     """The folder for what is said of an image, and what the names of its files begin with.
 
     Of an image x.jpg those are ``explanations/x`` in the run's folder, and x. Where another image of that name has been

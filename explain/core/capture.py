@@ -21,7 +21,7 @@ from ...models.attention import Shapes
 from ...models.layers.geometry import at_least_float32
 from ..options import By
 from .attention import Matrix, corner_products, corners, sparse_matrix
-from .interventions import Inside, opened
+from .opening import Inside, opened
 from .sites import Site, find_sites, in_range
 
 
@@ -180,8 +180,8 @@ class Tape(Mapping[str, Record]):
         # without heads' outputs and values where nothing is to be derived
         found = {"weights": inside.weights, "locations": inside.locations}
         parts: dict[str, Any] = {"value": inside.value.detach()} if gradients else {}
-        if inside.call is not None:
-            found["reference"], parts["shapes"] = inside.call.reference, inside.call.shapes
+        if inside.reference is not None:
+            found["reference"], parts["shapes"] = inside.reference, inside.shapes
         held = {name: tensor.detach() for name, tensor in found.items() if tensor is not None}
         if rows is not None:
             axis = 1 if site.deformable else 2
@@ -237,7 +237,7 @@ def capture(
     """Records the attentions of a model while the block runs.
 
     Args:
-        model: any with `MSDeformAttn` or `nn.MultiheadAttention` inside; not one that torch.compile made.
+        model: any with `sites.sites`; not one that torch.compile made.
         sites: patterns of `sites.find_sites`.
         rows: (n,) int64, which pixels of the encoder to keep as queries; all when None. A decoder layer takes about
             0.5 MB at 300 queries and an encoder layer 35 MB at 800x1333, which is 22,000 pixels; `Tape.nbytes` says
@@ -252,7 +252,7 @@ def capture(
         raise ValueError("rows: a gradient needs every row of an attention; leave rows or gradients out")
     tape = Tape(wanted)
     listeners = [
-        (site.module, partial(tape.keep, site, rows if site.stack == "encoder" else None, gradients)) for site in wanted
+        (site, partial(tape.keep, site, rows if site.stack == "encoder" else None, gradients)) for site in wanted
     ]
     with ExitStack() as stack:
         stack.enter_context(opened(listeners))

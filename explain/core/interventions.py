@@ -9,21 +9,18 @@ projection were. What a block captures, and its gradients, are of the changed mo
 """
 
 import functools
-import inspect
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
-from ...kernels.api import ms_deform_attn
 from ...models.attention import DeformableCall, MSDeformAttn
-from ...models.layers.geometry import at_least_float32
-from .attention import dense_values
 from .masks import Mask, Mode
+from .opening import Inside, opened
 from .sites import Site, find_sites
 
 
@@ -38,23 +35,10 @@ def check_mask(site: Site, mask: Mask) -> None:
                 raise ValueError(f"mask {mask}: expected a {what} from 0 to {count - 1} of {site.name}, got {number}")
     if mask.mode == "frozen" and not site.deformable:
         raise ValueError(f"mask {mask}: {site.name} attends to every key, it has no locations to freeze")
+    if mask.mode == "frozen" and not isinstance(site.module, MSDeformAttn):
+        raise ValueError(f"mask {mask}: {site.name} is a {type(site.module).__name__}; expected our own to freeze")
     if mask.mode == "mean" and (mask.levels is not None or mask.points is not None or mask.queries is not None):
         raise ValueError(f"mask {mask}: a mean replaces the output of whole heads, of every query; name heads alone")
-
-
-@dataclass(frozen=True, eq=False)
-class Inside:
-    """What a module computed on the way to its output, part of the model's graph."""
-
-    weights: Tensor  # (B, Q, H, L, P), or dense (B, H, Q, S), at least float32
-    value: Tensor  # (B, S, H, D)
-    out: Tensor  # (B, Q, C), the heads' outputs before the output projection
-    mask: Tensor | None  # (B, S), True where padded
-    locations: Tensor | None = None  # (B, Q, H, L, P, 2), of deformable attention, as the call is
-    call: DeformableCall | None = None
-
-
-Listener = Callable[[Inside], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +60,7 @@ class Edit:
         if not site.deformable:
             return head[:, None, None] & query[:, None]
         level, point = _chosen(mask.levels, site.levels, device), _chosen(mask.points, site.points, device)
-        return query[:, None, None, None] & head[:, None, None] & level[:, None] & point
+        return query[:, None, None, None] & head[:, None, None] & level[:, None] & point & site.sampled(device)
 
     def order(self, queries: int, device: torch.device) -> Tensor:
         """Whose weights and locations a query has when shuffled: (Q,)."""
@@ -127,86 +111,6 @@ def _chosen(numbers: tuple[int, ...] | None, count: int, device: torch.device) -
     return chosen
 
 
-@dataclass(frozen=True, eq=False)
-class _Opened:
-    """An attention computed one step after the other: what edits change, in their order, and listeners are told of."""
-
-    module: MSDeformAttn | nn.MultiheadAttention
-    acts: tuple[Edit | Listener, ...]
-
-    def editor(self, call: DeformableCall) -> Tensor:
-        """The editor of deformable attention; runs on the module's own backend."""
-        locations, weights = call.sample()
-        weights, changed = self._edited(weights, locations, call)
-        assert changed is not None
-        value = call.value()
-        out = ms_deform_attn(value, call.shapes, changed, weights, backend=call.module.backend)
-        return self._told(Inside(weights, value, out, call.mask, changed, call))
-
-    def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
-        """Stands in the place of dense attention's ``forward``, and returns what it does."""
-        assert isinstance(self.module, nn.MultiheadAttention)
-        plain = type(self.module).forward
-        bound = inspect.signature(plain).bind(self.module, *args, **kwargs)
-        bound.apply_defaults()
-        given = bound.arguments
-        every = given | {"need_weights": True, "average_attn_weights": False}
-        _, plain_weights = plain(**every)
-        assert plain_weights is not None
-        weights, _ = self._edited(at_least_float32(plain_weights), None, None)
-        inputs = given["value"] if self.module.batch_first else given["value"].transpose(0, 1)
-        value, mask = dense_values(self.module, inputs), given["key_padding_mask"]
-        if mask is not None and mask.dtype != torch.bool:  # added to the scores
-            mask = mask.isneginf()
-        out = torch.einsum("bhqs,bshd->bqhd", weights.to(value.dtype), value).flatten(2)
-        out = self.module.out_proj(self._told(Inside(weights, value, out, mask)))
-        wanted = weights.mean(1) if given["average_attn_weights"] else weights
-        return out if self.module.batch_first else out.transpose(0, 1), wanted if given["need_weights"] else None
-
-    def _edited(
-        self, weights: Tensor, locations: Tensor | None, call: DeformableCall | None
-    ) -> tuple[Tensor, Tensor | None]:
-        for act in self.acts:
-            if not callable(act):
-                weights, locations = act.changed(weights, locations, call)
-        if any(map(callable, self.acts)) and torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
-            # of queries that nothing before them depends on, leaves to derive by
-            weights = weights if weights.requires_grad else weights.detach().requires_grad_()
-            if locations is not None and not locations.requires_grad:
-                locations = locations.detach().requires_grad_()
-        return weights, locations
-
-    def _told(self, inside: Inside) -> Tensor:
-        """Tells the listeners; returns the output as the edits change it."""
-        out = inside.out
-        for act in self.acts:
-            if callable(act):
-                act(inside)
-            else:
-                out = act.output(out)
-        return out
-
-
-@contextmanager
-def opened(acts: Iterable[tuple[MSDeformAttn | nn.MultiheadAttention, Edit | Listener]]) -> Iterator[None]:
-    """Modules compute what a fused kernel hides one step after the other while the block runs; blocks nest."""
-    with ExitStack() as stack:
-        # without gradients PyTorch's encoder layer calls a kernel for all of itself, and passes its attention by
-        stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
-        torch.backends.mha.set_fastpath_enabled(False)
-        for module, act in acts:
-            name = "editor" if isinstance(module, MSDeformAttn) else "forward"
-            before = vars(module).get(name)
-            outer = getattr(before, "__self__", None)
-            held = outer.acts if isinstance(outer, _Opened) else ()
-            setattr(module, name, getattr(_Opened(module, (*held, act)), name))
-            if before is None:
-                stack.callback(vars(module).pop, name)
-            else:
-                stack.callback(vars(module).update, {name: before})
-        yield
-
-
 @contextmanager
 def intervene(model: nn.Module, *masks: Mask, means: Mapping[str, Tensor] | None = None) -> Iterator[None]:
     """Every mask acts on the model while the block runs; blocks nest, and what came first acts first.
@@ -228,7 +132,7 @@ def intervene(model: nn.Module, *masks: Mask, means: Mapping[str, Tensor] | None
             if mask.mode == "mean" and site.name not in (means or {}):
                 raise ValueError(f"mask {mask}: the mean output of {site.name} is not in means (mean_outputs makes it)")
             edits.append(Edit(mask, site, means[site.name] if means and mask.mode == "mean" else None))
-    with opened((edit.site.module, edit) for edit in edits):
+    with opened((edit.site, edit) for edit in edits):
         yield
 
 
@@ -246,7 +150,7 @@ def mean_outputs(model: nn.Module, pattern: str = "*") -> Iterator[dict[str, Ten
         counts[site.name] += inside.out.shape[:2].numel()
 
     chosen = find_sites(model, pattern)
-    with opened((site.module, functools.partial(add, site)) for site in chosen):
+    with opened((site, functools.partial(add, site)) for site in chosen):
         yield means
     heads = {site.name: site.heads for site in chosen}
     means |= {name: (total / counts[name]).unflatten(-1, (heads[name], -1)) for name, total in totals.items()}

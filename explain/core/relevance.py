@@ -79,7 +79,9 @@ def relevance(c: Factors, queries: Sequence[int] | Tensor, *, by_layer: bool = F
 
 
 def _through_encoder(W: Tensor, encoder: Sequence[Matrix], *, parity: bool) -> Tensor:
-    """``W N(R_ii)`` for rows W (..., S)."""
+    """``W N(R_ii)`` for rows W (..., S); W itself where no encoder attends."""
+    if not encoder:
+        return W
     d = W.new_zeros(W.shape[-1])  # (R_ii - I) 1
     for one in encoder:
         d = d + applied(one, d + 1)

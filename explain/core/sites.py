@@ -1,17 +1,22 @@
 """Names for the attentions of a detector: ``encoder.0.self``, ``decoder.5.self``, ``decoder.5.cross``."""
 
 import re
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from ...common.text import suggest
+from ...integrations.places import Place, find_places
 from ...models.attention import MSDeformAttn
 
-_NAMED = re.compile(r"(?:^|\.)(encoder|decoder)\.layers\.(\d+)\.(self_attn|cross_attn|multihead_attn)$")
-_KINDS = {"self_attn": "self", "cross_attn": "cross", "multihead_attn": "cross"}
+_KINDS = {"self_attn": "self", "cross_attn": "cross", "multihead_attn": "cross", "encoder_attn": "cross"}
+_NAMED = re.compile(rf"(?:^|\.)(encoder|decoder)\.layers\.(\d+)\.({'|'.join(_KINDS)})$")
+# what an attention of transformers calls may be a layer of its own within it
+_INNER = re.compile(r"\.attn$")
 
 
 @dataclass(frozen=True)
@@ -19,18 +24,28 @@ class Site:
     """One attention of a model."""
 
     name: str
-    module: MSDeformAttn | nn.MultiheadAttention
+    module: nn.Module
+    """`MSDeformAttn`, `nn.MultiheadAttention`, or an attention of transformers."""
     heads: int
     levels: int
     """Of deformable attention; 1 for attention to every key."""
     points: int
-    """Of one head on one level; 0 for attention to every key."""
+    """Of one head on one level, at most; 0 for attention to every key."""
     stack: str = ""
     """``encoder`` or ``decoder``; empty for a module that stands in neither."""
     layer: int = -1
     """Counted from 0; -1 for a module that stands in neither stack."""
     kind: str = ""
     """``self`` or ``cross``; empty for a module that stands in neither stack."""
+    counts: tuple[int, ...] = ()
+    """Points of each level where they differ (D-FINE); records then have `points` on each, the others of weight 0."""
+    place: Place | None = field(default=None, compare=False)
+    """Of deformable attention of transformers: where it calls the operator."""
+
+    def sampled(self, device: torch.device) -> Tensor:
+        """Which points of each level there are: bool (L, P)."""
+        counts = torch.tensor(self.counts or (self.points,) * self.levels, device=device)
+        return torch.arange(self.points, device=device) < counts[:, None]
 
     @property
     def deformable(self) -> bool:
@@ -48,8 +63,8 @@ def in_range(number: int, count: int, what: str, where: str = "") -> int:
 def sites(model: nn.Module) -> dict[str, Site]:
     """Every attention of a model by its name, in the order of the layers, self-attention before cross-attention.
 
-    Those of an encoder or decoder with official names are called by stack, layer and kind; others, in models of other
-    people, by their place in the model. A module that stands in several places is listed once.
+    Those of an encoder or decoder with official names, or transformers', are called by stack, layer and kind; others,
+    in models of other people, by their place in the model. A module that stands in several places is listed once.
     """
     found: dict[str, Site] = {}
     for path, module in model.named_modules():
@@ -59,15 +74,43 @@ def sites(model: nn.Module) -> dict[str, Site]:
             counts = (module.num_heads, 1, 0)
         else:
             continue
-        name, place = path, tuple[Any, ...]()
-        if match := _NAMED.search(path):
-            place = (match[1], int(match[2]), _KINDS[match[3]])
-            name = ".".join(map(str, place))
-        found[name] = Site(name, module, *counts, *place)
+        where = _where(path)
+        name = ".".join(map(str, where)) if where else path
+        found[name] = Site(name, module, *counts, *(where or ("", -1, "")))
+    found |= {site.name: site for site in _of_transformers(model)}
     # in the order in which they run: by the official names a decoder layer's cross-attention is registered first
     order = ["", "encoder", "decoder"]
     ranked = sorted(found.values(), key=lambda site: (order.index(site.stack), site.layer, site.kind != "self"))
     return {site.name: site for site in ranked}
+
+
+def _where(path: str) -> tuple[str, int, str] | None:
+    """Stack, layer and kind of a module."""
+    match = _NAMED.search(path)
+    return (match[1], int(match[2]), _KINDS[match[3]]) if match else None
+
+
+def _of_transformers(model: nn.Module) -> Iterator[Site]:
+    """Deformable attentions of a detector of transformers, and its decoder's self-attentions to every key."""
+    if not any(type(module).__module__.startswith("transformers.") for module in model.modules()):
+        return  # a look at every module's code takes longer
+    stacks = set()
+    for place in find_places(model):
+        path = _INNER.sub("", place.path)
+        where, module = _where(path), model.get_submodule(path)
+        sizes: list[Any] = [getattr(module, name, None) for name in ("n_heads", "n_levels", "n_points")]
+        if place.problem is not None or not where or None in sizes:
+            continue
+        stacks.add(where[0])
+        heads, levels, points = sizes
+        each = tuple(points) if isinstance(points, list | tuple) else (points,) * levels
+        counts = each if len(set(each)) > 1 else ()
+        yield Site(".".join(map(str, where)), module, heads, levels, max(each), *where, counts=counts, place=place)
+    for path, module in model.named_modules():
+        where = _where(path)
+        if where and where[0] in stacks and all(hasattr(module, name) for name in ("q_proj", "head_dim", "config")):
+            heads = module.q_proj.out_features // module.head_dim
+            yield Site(".".join(map(str, where)), module, heads, 1, 0, *where)
 
 
 def find_sites(model: nn.Module, pattern: str) -> list[Site]:

@@ -8,7 +8,7 @@ Used so::
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torchvision.ops import box_iou
 from torchvision.transforms.v2 import functional as transforms
 
-from ...models.families.detector import Detector
 from ...models.inference.image_size import Size
 from ...models.inference.images import ImageLike, normalise, read_image
+from ...models.inference.predictor import Predictor
 from ...models.layers.boxes import cxcywh_to_xyxy
 from ...models.layers.evaluation_mode import evaluation_mode
 from ...models.layers.geometry import at_least_float32
@@ -60,7 +60,7 @@ class Points:
     """Where a query of one attention samples; H heads, L levels, P points."""
 
     xy: Tensor
-    """(H, L, P, 2), in pixels of the image."""
+    """(H, L, P, 2), in pixels of the image; NaN where a level has fewer than P."""
     weights: Tensor
     """(H, L, P)."""
     reference: Tensor
@@ -71,7 +71,8 @@ class AttentionTrace:
     """The image, what the detector found in it, and the attention of every layer.
 
     Args:
-        model: a DETR of any kind; on any device, in any dtype and mode, which stay as they are.
+        model: a DETR of any kind, ours or a `TransformersDetector`; on any device, in any dtype and mode, which stay
+            as they are.
         image: whatever `model.predict` takes.
         size: what the image is resized to; the model's own when None.
         masks: interventions that act while it runs, recorded by `tape`.
@@ -81,10 +82,10 @@ class AttentionTrace:
     """
 
     def __init__(
-        self, model: Detector, image: ImageLike, *, size: Size | int | None = None, masks: Sequence[Mask] = ()
+        self, model: Predictor, image: ImageLike, *, size: Size | int | None = None, masks: Sequence[Mask] = ()
     ) -> None:
         if not sites(model):
-            raise ValueError(f"{type(model).__name__} has no attention to explain; expected a DETR of any kind")
+            raise ValueError(f"{model.kind} has no attention to explain; expected a DETR of any kind")
         self.model, self.masks = model, tuple(masks)
         self.image = read_image(image).cpu()
         """(3, H, W) uint8, as displayed."""
@@ -97,10 +98,10 @@ class AttentionTrace:
         self.tape: Tape
         """Of every site."""
         self.outputs: dict[str, Any]
-        """The model's for the image, B=1, with their graph down to the backbone's projected maps."""
+        """The model's for the image, B=1, with their graph down to the maps that attention begins with."""
         with (
             frozen(model),
-            _every_layer(model),
+            model.every_layer(),
             leaves(model) as shapes,
             torch.enable_grad(),
             intervene(model, *self.masks),
@@ -209,7 +210,9 @@ class AttentionTrace:
             raise ValueError(f"{site} attends to every key: it samples no points; draw its heat map")
         in_range(query, record.weights.shape[1], "query", f" at {site}")
         reference = self._in_pixels(record.reference[0, query, 0])
-        return Points(self._in_pixels(record.locations[0, query]), record.weights[0, query].cpu(), reference)
+        xy = self._in_pixels(record.locations[0, query])
+        xy = xy.masked_fill(~record.site.sampled(xy.device)[..., None], torch.nan)
+        return Points(xy, record.weights[0, query].cpu(), reference)
 
     def _in_pixels(self, places: Tensor) -> Tensor:
         """Places (..., 2) xy or (..., 4) cxcywh, normalised, on the CPU and in pixels of the image."""
@@ -319,34 +322,17 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _every_layer(model: nn.Module) -> Iterator[None]:
-    """The model tells what each decoder layer predicts, whether its losses ask for that or not."""
-    before = {name: value for name, value in vars(model).items() if name == "aux_loss"}
-    vars(model).update(dict.fromkeys(before, True))
-    try:
-        yield
-    finally:
-        vars(model).update(before)
-
-
-@contextmanager
-def leaves(model: nn.Module, begins: list[Tensor] | None = None) -> Iterator[list[tuple[int, int]]]:
-    """The projected maps of the backbone begin the graph: its own is not needed for what attention depends on.
+def leaves(model: Predictor, begins: list[Tensor] | None = None) -> Iterator[list[tuple[int, int]]]:
+    """The maps that attention begins with begin the graph: what made them is not needed for what attention depends on.
 
     Yields a list that their sizes (h, w) come into, level by level; the maps themselves come into `begins`.
     """
-    projections = getattr(model, "input_proj", None) or model.get_submodule("conv")
-    modules = projections if isinstance(projections, nn.ModuleList) else [projections]
-    shapes: list[tuple[int, int]] = []
 
-    def leaf(_: nn.Module, __: Any, output: Tensor) -> Tensor:
-        shapes.append((output.shape[2], output.shape[3]))
-        begin = output.detach().requires_grad_()
+    def leaf(maps: Tensor) -> Tensor:
+        begin = maps.detach().requires_grad_()
         if begins is not None:
             begins.append(begin)
         return begin
 
-    with ExitStack() as stack:
-        for module in modules:
-            stack.callback(module.register_forward_hook(leaf).remove)
+    with model.levels_from(leaf) as shapes:
         yield shapes

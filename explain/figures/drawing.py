@@ -275,7 +275,7 @@ def show(axes: Any, trace: AttentionTrace, places: Array, window: Sequence[float
     if window is None:
         size = np.array([trace.width, trace.height], float)
         every = np.concatenate([places.reshape(-1, 2), [0 * size, size]])
-        low, high = every.min(0), every.max(0)
+        low, high = np.nanmin(every, 0), np.nanmax(every, 0)  # NaN where a level has fewer points
         low = np.maximum(-_OUTSIDE * size, low - 0.01 * size * (low < 0))
         high = np.minimum((1 + _OUTSIDE) * size, high + 0.01 * size * (high > size))
         window = (*low.tolist(), *high.tolist())

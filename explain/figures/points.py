@@ -75,7 +75,7 @@ def draw_points(
     which = ", ".join([drawing.in_words(site), *chosen])
     outside = f", {far} of them outside the picture" if far else ""
     arrows = "" if slopes is None else _arrows_in_words(trace, prediction, slopes, numbers["slopes"])
-    what = f"{which}: {weights.size} sampled points{outside}"
+    what = f"{which}: {_count(xy)} sampled points{outside}"
     drawing.headline(figure, drawing.told(prediction, image), what, arrows)
     return Drawing(figure, numbers)
 
@@ -129,7 +129,7 @@ def draw_point_grid(
         far = drawing.show(one, trace, numbers["xy"], window)
     _explain_points(figure, axes, trace, numbers, norm, range(levels))
     part = "" if window is None else ", around the detection"
-    part += f"; {far} of {numbers['weights'].size} lie outside" if far else ""
+    part += f"; {far} of {_count(numbers['xy'])} lie outside" if far else ""
     where = f"{drawing.in_words(sites[0])}: " if by == "heads x levels" else ""
     drawing.headline(figure, drawing.told(prediction, image), f"{where}sampled points by {down} and {across}{part}")
     return Drawing(figure, numbers | {"sites": np.array(list(sites))})
@@ -144,6 +144,11 @@ def _sampled(trace: AttentionTrace, prediction: QueryPrediction, sites: Sequence
         "reference": stack_references([array(one.reference) for one in points]),
         "box": array(prediction.box),
     }
+
+
+def _count(xy: Array) -> int:
+    """How many points (..., 2) there are, without those that are NaN."""
+    return int(np.isfinite(xy).all(-1).sum())
 
 
 def _chosen(what: str, wanted: Sequence[int] | None, count: int, site: str) -> list[int]:

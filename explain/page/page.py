@@ -101,7 +101,7 @@ def _description(trace: AttentionTrace, mapped: Sequence[QueryPrediction], metho
     if set(methods) - {"raw"}:
         exactness += f" {', '.join(METHOD_TITLES[m] for m in methods if m != 'raw').capitalize()}: stored {stored}."
     return {
-        "about": f"{type(trace.model).__name__}: {queries} queries, {layers} decoder layers, {counts}",
+        "about": f"{trace.model.kind}: {queries} queries, {layers} decoder layers, {counts}",
         "exactness": exactness,
         "height": trace.image.shape[1],
         "width": trace.image.shape[2],

@@ -1,5 +1,7 @@
 """What every detector is: a module with a configuration, post-processing, ``predict`` and the methods of the Hub."""
 
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -40,8 +42,6 @@ class Detector(
 
     config: Config | None = None
     """Set by `from_config`; None for a detector built from parts by hand, which has no description to store."""
-    focal: bool = True
-    """Are the classes independent sigmoids, or one softmax with a last class for no object?"""
 
     def __init_subclass__(cls, *, config: type[Config] | None = None, **hub: Any) -> None:
         super().__init_subclass__(**hub)
@@ -123,6 +123,32 @@ class Detector(
                 "model: expected one made by name or from a configuration, got one built from parts by hand"
             )
         return self.config
+
+    @contextmanager
+    def every_layer(self) -> Iterator[None]:
+        """Whether the losses ask for that or not."""
+        before = {name: value for name, value in vars(self).items() if name == "aux_loss"}
+        vars(self).update(dict.fromkeys(before, True))
+        try:
+            yield
+        finally:
+            vars(self).update(before)
+
+    @contextmanager
+    def levels_from(self, begin: Callable[[Tensor], Tensor]) -> Iterator[list[tuple[int, int]]]:
+        """They are the projected maps of the backbone."""
+        projections = getattr(self, "input_proj", None) or self.get_submodule("conv")
+        modules = projections if isinstance(projections, nn.ModuleList) else [projections]
+        shapes: list[tuple[int, int]] = []
+
+        def hook(_: nn.Module, __: Any, output: Tensor) -> Tensor:
+            shapes.append((output.shape[2], output.shape[3]))
+            return begin(output)
+
+        with ExitStack() as stack:
+            for module in modules:
+                stack.callback(module.register_forward_hook(hook).remove)
+            yield shapes
 
     @property
     def body(self) -> nn.Module:

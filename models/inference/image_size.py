@@ -29,3 +29,21 @@ class Size:
     def scaled(self, pixels: int) -> int:
         """What ``pixels`` of the published recipe, made for 800, are at this size."""
         return max(1, round(pixels * self.short / 800))
+
+
+@dataclass(frozen=True, init=False)
+class ExactSize(Size):
+    """One size for all images, which are stretched to it: how RT-DETR and its kin are trained."""
+
+    height: int = 640
+    width: int = 640
+
+    def __init__(self, height: int, width: int) -> None:
+        super().__init__(min(height, width), max(height, width))
+        # frozen
+        object.__setattr__(self, "height", height)
+        object.__setattr__(self, "width", width)
+
+    def fit(self, height: int, width: int) -> tuple[int, int]:
+        """This size, whatever the image's."""
+        return self.height, self.width

@@ -1,7 +1,8 @@
 """``model.predict(images)``: from whatever holds images to detections in their pixels, for any detector."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from typing import Any, Literal, TypedDict, Unpack, overload
 
@@ -35,6 +36,25 @@ class Predictor(nn.Module):
     """Names of the classes, by label, where they are known."""
     input_size: Size | None = None
     """What images were resized to in training; the published 800 and 1333 where that is not known."""
+    focal: bool = True
+    """Are the classes independent sigmoids, or one softmax with a last class for no object?"""
+
+    @property
+    def kind(self) -> str:
+        """What it is called in sentences."""
+        return type(self).__name__
+
+    def every_layer(self) -> AbstractContextManager[None]:
+        """Within the block `forward` gives ``aux_outputs``, the predictions of the layers before the last."""
+        return nullcontext()
+
+    def levels_from(self, begin: Callable[[Tensor], Tensor]) -> AbstractContextManager[list[tuple[int, int]]]:
+        """Within the block the maps that attention begins with are what `begin` makes of them.
+
+        They come level by level, (B, C, h, w), or all at once, (B, S, C), as the detector has them. The block's list
+        holds the levels' sizes (h, w) when the model has run. Raises NotImplementedError for one without attention.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no attention")
 
     def post_process(self, outputs: dict[str, Any], target_sizes: Tensor, top_k: int = 100) -> list[Detections]:
         """At most `top_k` detections of each image, without names, on the device of the model's `outputs`.

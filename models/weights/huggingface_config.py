@@ -40,6 +40,8 @@ _FIELDS: dict[str, dict[str, str]] = {
         "two_stage": "two_stage",
     },
 }
+MODEL_TYPES = tuple(_FIELDS)
+"""Of transformers, which are read here."""
 # one number of ours stands for two of theirs
 _TWICE = {
     "nheads": ("encoder_attention_heads", "decoder_attention_heads"),

@@ -45,7 +45,7 @@ class StandInTrace:
         half = 0.04 + 0.1 * torch.rand(1, queries, 2, generator=random).expand(layers, -1, -1)
         pixels = torch.tensor([width, height, width, height])
         self.image = torch.randint(0, 256, (3, height, width), generator=random).to(torch.uint8)
-        self.model: Any = SimpleNamespace(categories=list(names))
+        self.model: Any = SimpleNamespace(categories=list(names), kind="StandIn")
         self.shapes = shapes
         self.layer_boxes = torch.cat([centre - half, centre + half], -1) * pixels
         self.layer_scores = torch.rand(layers, queries, len(names), generator=random) ** 2

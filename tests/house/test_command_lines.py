@@ -24,6 +24,9 @@ BESIDE = {
     ("eval", ""): ["--results", str(ROOT / "README.md")],
     ("eval", "results"): [],
     ("eval", "checkpoint"): [],
+    ("explain", ""): ["--model", "owner/name"],
+    ("explain", "checkpoint"): [],
+    ("explain", "model"): [],
     ("table", ""): ["--flops"],
 }
 

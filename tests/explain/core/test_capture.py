@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from msdeform.explain.core.capture import capture
-from msdeform.explain.core.interventions import opened
+from msdeform.explain.core.opening import opened
 from msdeform.explain.core.sites import find_sites, sites
 from msdeform.kernels.api import ms_deform_attn
 from msdeform.models.attention import MSDeformAttn
@@ -240,15 +240,15 @@ def test_gradients_are_what_a_nudge_does(family: str) -> None:
     assert set(gradients) == set(tape)
     # what earlier layers do to references, in two stages, is behind a detach
     for name in ("decoder.1.cross",) if family == "two-stage" else ("encoder.0.self", "decoder.0.cross"):
-        module = tape[name].site.module
+        site = tape[name].site
         kinds = [(gradients[name].weights, False)]
         if gradients[name].locations is not None:
             kinds.append((gradients[name].locations, True))
         for slopes, location in kinds:
             place = int(slopes.abs().flatten().argmax())
-            with torch.no_grad(), opened([(module, Nudge(place, 1e-6, location=location))]):
+            with torch.no_grad(), opened([(site, Nudge(place, 1e-6, location=location))]):
                 more = answer()
-            with torch.no_grad(), opened([(module, Nudge(place, -1e-6, location=location))]):
+            with torch.no_grad(), opened([(site, Nudge(place, -1e-6, location=location))]):
                 less = answer()
             assert slopes.flatten()[place] != 0
             assert torch.allclose((more - less) / 2e-6, slopes.flatten()[place], rtol=1e-4, atol=0), (name, location)

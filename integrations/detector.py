@@ -1,0 +1,191 @@
+"""A detector of transformers as one of ours: the same images in, the same dictionary out, ``predict`` and explanations.
+
+detector = TransformersDetector.from_pretrained("PekingU/rtdetr_v2_r18vd")
+detector.predict("street.jpg")
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..common.text import counted
+from ..models.inference.detections import Detections
+from ..models.inference.image_size import Size
+from ..models.inference.post_processing import post_process
+from ..models.inference.predictor import Predictor
+from ..models.layers.batch import Images, as_batch
+from .accelerate import accelerate
+from .image_settings import ImageSettings
+from .places import find_places
+from .predictions import every_layer, layer_predictions
+
+PROCESSOR_FILE = "preprocessor_config.json"
+
+
+class TransformersDetector(Predictor):
+    """Wraps a detector of transformers with deformable attention, whose weights and classes it keeps.
+
+    Deformable DETR, RT-DETR, RT-DETRv2, D-FINE, DEIMv2, LW-DETR, RF-DETR and PP-DocLayout v2 and v3 are tested.
+    """
+
+    def __init__(self, model: nn.Module, settings: ImageSettings, *, attn_backend: str = "auto") -> None:
+        """Puts our operator into `model`, in place.
+
+        Args:
+            model: a ``...ForObjectDetection`` of transformers, which stays a module of its own.
+            settings: to what size and range its images are brought.
+            attn_backend: the operator's backend.
+
+        Raises:
+            ValueError: `model` has no deformable attention, needs text, or its boxes are no boxes.
+            BackendUnavailable: as `accelerate`.
+        """
+        super().__init__()
+        config: Any = model.config
+        _check_detector(model, config)
+        self.model, self.settings = model, settings
+        self.focal = bool(getattr(config, "use_focal_loss", True))
+        names = config.id2label
+        self.categories = [str(names[label]) for label in range(len(names))]
+        self.input_size: Size | None = settings.size
+        # of RT-DETR, whose name for this head its kin share
+        self._kin = hasattr(model.get_submodule("model"), "enc_score_head")
+        self.two_stage = self._kin or (config.model_type == "deformable_detr" and config.two_stage)
+        """Does the model say of which pixels it makes its queries?"""
+        self.replaced = accelerate(model, attn_backend)
+        """What our operator stands in the place of."""
+
+    @classmethod
+    def from_pretrained(cls, name_or_folder: str | Path, *, attn_backend: str = "auto") -> "TransformersDetector":
+        """A detector out of a folder that transformers wrote, or OWNER/NAME of the Hub, in evaluation mode.
+
+        Raises:
+            RuntimeError: transformers is not installed.
+            FileNotFoundError: neither a folder nor OWNER/NAME.
+            ConnectionError: the Hub gave no such repository.
+            ValueError: it is no detector, has no deformable attention, needs text, or does not say how to bring
+                images to its size.
+        """
+        if find_spec("transformers") is None:
+            raise RuntimeError(f"{name_or_folder} needs the package transformers, which is not installed")
+        from transformers import AutoImageProcessor, AutoModelForObjectDetection
+
+        _check_kind(name_or_folder, _read(name_or_folder, _config_of))
+        model = _read(name_or_folder, AutoModelForObjectDetection.from_pretrained)
+        try:
+            processor = _read(name_or_folder, AutoImageProcessor.from_pretrained)
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"{name_or_folder} has no {PROCESSOR_FILE} that can be read, which says to what size and range images "
+                f"are brought ({_first_line(error)})"
+            ) from error
+        return cls(model.eval(), ImageSettings.of(processor), attn_backend=attn_backend).eval()
+
+    def forward(self, images: Images) -> dict[str, Any]:
+        """Of images as our detectors take them, normalised with ImageNet's colours.
+
+        Returns the last layer's ``pred_logits`` (B, Q, classes) and ``pred_boxes`` (B, Q, 4), cxcywh, normalised, and
+        of the layers before them the same in ``aux_outputs``, where they predict something. Where queries are made of
+        pixels of the maps, ``proposals`` (B, Q) says of which, of all levels; of LW-DETR and RF-DETR it is not known.
+        """
+        batch, mask = as_batch(images, self.dtype)
+        with every_layer(self.model):
+            outputs = self.model(pixel_values=self.settings.convert(batch, mask), pixel_mask=(~mask).long())
+        layers = [{"pred_logits": a, "pred_boxes": b} for a, b in layer_predictions(self.model, outputs)]
+        found: dict[str, Any] = {**layers[-1], "aux_outputs": layers[:-1]}
+        if self.two_stage:
+            found["proposals"] = self.choose_proposals(outputs.enc_outputs_class)
+        return found
+
+    def choose_proposals(self, logits: Tensor) -> Tensor:
+        """The pixels (B, Q) that the model makes its queries of, by the logits (B, S, classes) of all of them."""
+        config: Any = self.model.config
+        if self._kin:
+            return logits.max(-1).values.topk(config.num_queries, dim=1).indices
+        return logits[..., 0].topk(config.two_stage_num_proposals, dim=1).indices
+
+    def post_process(self, outputs: dict[str, Any], target_sizes: Tensor, top_k: int = 100) -> list[Detections]:
+        """Detections of each image in pixels: see `post_processing.post_process`."""
+        return post_process(outputs, target_sizes, top_k, focal=self.focal)
+
+    @property
+    def kind(self) -> str:
+        """The class of transformers' model."""
+        return type(self.model).__name__
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the parameters."""
+        return next(self.parameters()).dtype
+
+    @contextmanager
+    def levels_from(self, begin: Callable[[Tensor], Tensor]) -> Iterator[list[tuple[int, int]]]:
+        """They are what goes into an encoder of deformable attention or, without one, what the decoder looks at."""
+        shapes: list[tuple[int, int]] = []
+        in_encoder = any(".encoder." in f".{place.path}." for place in find_places(self.model))
+        name, maps = ("encoder", "inputs_embeds") if in_encoder else ("decoder", "encoder_hidden_states")
+
+        def hook(_: nn.Module, args: tuple[Any, ...], given: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+            shapes[:] = [(int(h), int(w)) for h, w in given["spatial_shapes_list"]]
+            return args, given | {maps: begin(given[maps])}
+
+        handle = self.model.get_submodule(f"model.{name}").register_forward_pre_hook(hook, with_kwargs=True)
+        try:
+            yield shapes
+        finally:
+            handle.remove()
+
+
+def _check_detector(model: nn.Module, config: Any) -> None:
+    """Raises ValueError where it cannot be one of our detectors."""
+    kind = type(model).__name__
+    if hasattr(config, "text_config"):
+        raise ValueError(f"{kind} needs text beside the image, which is not supported")
+    if not any(place.problem is None for place in find_places(model)):
+        raise ValueError(
+            f"{kind} has no deformable attention ({counted(sum(1 for _ in model.modules()), 'module')}); expected one "
+            "such as RT-DETR, D-FINE, LW-DETR or Deformable DETR"
+        )
+    if config.model_type == "pp_doclayout_v4":
+        raise ValueError(f"{kind} detects corners, which is not supported; expected boxes")
+
+
+def _config_of(name_or_folder: str | Path) -> Any:
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(name_or_folder)
+
+
+def _check_kind(name_or_folder: str | Path, config: Any) -> None:
+    """Raises ValueError for a model that is no detector, before its weights are loaded."""
+    from transformers import MODEL_FOR_OBJECT_DETECTION_MAPPING, MODEL_FOR_ZERO_SHOT_OBJECT_DETECTION_MAPPING
+
+    if type(config) in MODEL_FOR_ZERO_SHOT_OBJECT_DETECTION_MAPPING:
+        raise ValueError(f"{name_or_folder} is {config.model_type}, which needs text; that is not supported")
+    if type(config) not in MODEL_FOR_OBJECT_DETECTION_MAPPING:
+        raise ValueError(f"{name_or_folder} is {config.model_type}; expected a detector with deformable attention")
+
+
+def _read(name_or_folder: str | Path, read: Callable[[str | Path], Any]) -> Any:
+    """What transformers reads there; its errors in one sentence."""
+    path = Path(name_or_folder)
+    if not path.exists() and (path.is_absolute() or str(name_or_folder).count("/") != 1):
+        raise FileNotFoundError(f"{name_or_folder}: expected a folder of transformers or OWNER/NAME on its Hub")
+    try:
+        return read(name_or_folder)
+    except Exception as error:  # its own kinds, the HTTP library's, safetensors'
+        if path.exists():
+            raise ValueError(f"{name_or_folder} cannot be read by transformers: {_first_line(error)}") from error
+        raise ConnectionError(
+            f"{name_or_folder} is no local folder, and could not be had from the Hugging Face Hub "
+            f"({_first_line(error)})"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0] or type(error).__name__
