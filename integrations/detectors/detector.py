@@ -13,15 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..common.text import counted
-from ..models.inference.detections import Detections
-from ..models.inference.image_size import Size
-from ..models.inference.post_processing import post_process
-from ..models.inference.predictor import Predictor
-from ..models.layers.batch import Images, as_batch
-from .accelerate import accelerate
+from ...common.text import counted
+from ...models.inference.detections import Detections
+from ...models.inference.image_size import Size
+from ...models.inference.post_processing import post_process
+from ...models.inference.predictor import Predictor
+from ...models.layers.batch import Images, as_batch
+from ..accelerate import accelerate
 from .image_settings import ImageSettings
-from .places import find_places
+from ..places import find_places
 from .predictions import every_layer, layer_predictions
 
 PROCESSOR_FILE = "preprocessor_config.json"

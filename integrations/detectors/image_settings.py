@@ -5,8 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..models.inference.image_size import ExactSize, Size
-from ..models.inference.images import IMAGENET_MEAN, IMAGENET_STD
+from ...models.inference.image_size import ExactSize, Size
+from ...models.inference.images import IMAGENET_MEAN, IMAGENET_STD
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..models.layers.geometry import inverse_sigmoid
+from ...models.layers.geometry import inverse_sigmoid
 
 
 @contextmanager
