@@ -125,6 +125,20 @@ def test_a_record_gives_the_modules_own_answer(name: str) -> None:
         torch.testing.assert_close(means[record.site.name], mean, rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("name", ["deformable_detr", "lw_detr"])
+def test_padded_pixels_are_told_and_have_no_part(name: str) -> None:
+    model = detector(name)
+    (whole,) = pixels(model)
+    with torch.no_grad(), capture(model, "*", gradients=True) as tape:
+        model([whole, whole[:, :48, :64]])
+    for site, record in tape.items():
+        if record.site.deformable:
+            assert record.mask is not None
+            assert record.mask.any(1).tolist() == [False, True]
+            assert not record.dense().movedim(3, 1)[record.mask].any(), site
+            assert not record.value()[record.mask].any()
+
+
 def _boxes(record: Any) -> int:
     return int(record.reference.shape[-1] == 4)
 
@@ -164,7 +178,8 @@ def test_uniform_shares_among_the_points_that_there_are(name: str) -> None:
     with torch.no_grad(), intervene(model, Mask("decoder.0.cross", mode="uniform")), capture(model, "*") as tape:
         model(pixels(model))
     weights = tape["decoder.0.cross"].weights
-    there = tape["decoder.0.cross"].site.sampled(weights.device)
+    levels, points = weights.shape[3:]
+    there = torch.arange(points) < torch.tensor(RAGGED.get(name, [points] * levels))[:, None]
     assert torch.allclose(weights[..., there], torch.tensor(1 / int(there.sum())).double())
     assert not weights[..., ~there].any()
 
