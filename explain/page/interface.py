@@ -18,8 +18,8 @@ from PIL import Image
 from torch import Tensor
 
 from ...common.text import counted
-from ...models.families.detector import Detector
 from ...models.inference.images import read_image
+from ...models.inference.predictor import Predictor
 from ...train.visual.boxes import Box, draw_boxes
 from ..ablation.effects import SAME_OBJECT, pair_detections
 from ..core.masks import Mask
@@ -60,7 +60,7 @@ class Switch(NamedTuple):
     number: int
 
 
-def switches(model: Detector) -> dict[str, list[Switch]]:
+def switches(model: Predictor) -> dict[str, list[Switch]]:
     """What can be switched off in a model, by the patterns of `HEADINGS`."""
     found: dict[str, list[Switch]] = {}
     for pattern in HEADINGS:
@@ -81,7 +81,7 @@ def masks_of(rows: Sequence[Switch], ticked: Sequence[Sequence[int]]) -> list[Ma
 
 
 def look(
-    model: Detector, options: ExploreOptions, image: Tensor, confidence: float, masks: Sequence[Mask], title: str
+    model: Predictor, options: ExploreOptions, image: Tensor, confidence: float, masks: Sequence[Mask], title: str
 ) -> tuple[list[QueryPrediction], str]:
     """The detections under the masks, best first, and the page of the image as text."""
     trace = AttentionTrace(model, image, size=options.image_size, masks=tuple(masks))
@@ -131,7 +131,7 @@ def report(image: Tensor, found: Sequence[Change], confidence: float) -> str:
     )
 
 
-def interface(model: Detector, options: ExploreOptions) -> Any:
+def interface(model: Predictor, options: ExploreOptions) -> Any:
     """The interface, a ``gradio.Blocks`` that is not served yet. The model runs for one visitor at a time."""
     import gradio as gr
 
@@ -162,7 +162,7 @@ def interface(model: Detector, options: ExploreOptions) -> Any:
         return f"Off: {off}", report(image, changes(found, after), least), _frame(text)
 
     with gr.Blocks(title="msdeform explore", analytics_enabled=False, fill_width=True) as blocks:
-        gr.Markdown(f"# What the detector attends to\n{type(model).__name__}, on this machine alone.")
+        gr.Markdown(f"# What the detector attends to\n{model.kind}, on this machine alone.")
         visit = gr.State(None, time_to_live=3600)
         with gr.Row():
             with gr.Column(scale=1, min_width=300):
@@ -204,7 +204,7 @@ def interface(model: Detector, options: ExploreOptions) -> Any:
 
 
 @contextmanager
-def serving(model: Detector, options: ExploreOptions) -> Iterator[str]:
+def serving(model: Predictor, options: ExploreOptions) -> Iterator[str]:
     """Serves the interface while the block runs; yields its address.
 
     Raises:

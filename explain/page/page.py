@@ -91,7 +91,8 @@ def _description(trace: AttentionTrace, mapped: Sequence[QueryPrediction], metho
     """Everything of the page that is not an array."""
     site = trace.tape[trace.cross_sites[0]].site
     layers, queries = trace.layer_boxes.shape[:2]
-    counts = f"{site.heads} heads" + (f", {site.levels} levels, {site.points} points" if site.deformable else "")
+    most = "at most " if site.counts else ""
+    counts = f"{site.heads} heads" + (f", {site.levels} levels, {most}{site.points} points" if site.deformable else "")
     stored = f"for the {len(mapped)} best queries in 256 steps of each map's maximum (off by 0.2% of it at most)"
     exactness = (
         "Raw attention is computed in the page from the model's own float32 locations and weights, for every query."

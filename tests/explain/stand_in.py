@@ -54,7 +54,7 @@ class StandInTrace:
         self.cross_sites = [f"decoder.{layer}.cross" for layer in range(layers)]
         for layer, name in enumerate(self.cross_sites):
             site = SimpleNamespace(
-                kind="cross", deformable=not dense, heads=heads, levels=levels, points=0 if dense else points
+                kind="cross", deformable=not dense, heads=heads, levels=levels, points=0 if dense else points, counts=()
             )
             if dense:
                 weights = (3 * torch.randn(1, heads, queries, tokens, generator=random)).softmax(-1)

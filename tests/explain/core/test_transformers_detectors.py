@@ -21,7 +21,8 @@ from msdeform.explain.core.masks import Mask  # noqa: E402
 from msdeform.explain.core.sites import sites  # noqa: E402
 from msdeform.explain.core.trace import TARGETS, AttentionTrace  # noqa: E402
 from msdeform.explain.figures.points import draw_points  # noqa: E402
-from msdeform.explain.options import METHODS  # noqa: E402
+from msdeform.explain.options import METHODS, ExploreOptions  # noqa: E402
+from msdeform.explain.page.interface import look, masks_of, switches  # noqa: E402
 from msdeform.integrations.detector import TransformersDetector  # noqa: E402
 from msdeform.integrations.image_settings import ImageSettings  # noqa: E402
 from msdeform.kernels.api import ms_deform_attn  # noqa: E402
@@ -124,6 +125,20 @@ def test_a_record_gives_the_modules_own_answer(name: str) -> None:
         torch.testing.assert_close(means[record.site.name], mean, rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("name", ["deformable_detr", "lw_detr"])
+def test_padded_pixels_are_told_and_have_no_part(name: str) -> None:
+    model = detector(name)
+    (whole,) = pixels(model)
+    with torch.no_grad(), capture(model, "*", gradients=True) as tape:
+        model([whole, whole[:, :48, :64]])
+    for site, record in tape.items():
+        if record.site.deformable:
+            assert record.mask is not None
+            assert record.mask.any(1).tolist() == [False, True]
+            assert not record.dense().movedim(3, 1)[record.mask].any(), site
+            assert not record.value()[record.mask].any()
+
+
 def _boxes(record: Any) -> int:
     return int(record.reference.shape[-1] == 4)
 
@@ -157,13 +172,14 @@ def test_a_head_that_is_off_is_as_if_its_columns_of_the_projection_were_zero(nam
     torch.testing.assert_close(got, model(pixels(model))["pred_logits"], rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", ["deformable_detr", "deimv2", "d_fine"])
+@pytest.mark.parametrize("name", [name for name in ("deformable_detr", "deimv2", "d_fine") if name in DETECTORS])
 def test_uniform_shares_among_the_points_that_there_are(name: str) -> None:
     model = detector(name)
     with torch.no_grad(), intervene(model, Mask("decoder.0.cross", mode="uniform")), capture(model, "*") as tape:
         model(pixels(model))
     weights = tape["decoder.0.cross"].weights
-    there = tape["decoder.0.cross"].site.sampled(weights.device)
+    levels, points = weights.shape[3:]
+    there = torch.arange(points) < torch.tensor(RAGGED.get(name, [points] * levels))[:, None]
     assert torch.allclose(weights[..., there], torch.tensor(1 / int(there.sum())).double())
     assert not weights[..., ~there].any()
 
@@ -347,6 +363,19 @@ def test_the_page_and_masks_of_a_detector_of_transformers(files: dict[str, Path]
     about = run(files, tmp_path / "off", "--model", files["rt_detr"], "--cumulative", "--ref", "50,30")
     assert [mask["name"] for mask in about["masks"]] == ["all heads on", "1 head off", "2 heads off"]
     assert "street-masked-ref0-attention.png" in about["files"]
+
+
+def test_the_explorer_switches_its_heads_and_levels() -> None:
+    model, options = detector("d_fine", torch.float32), ExploreOptions(model="owner/name", relevance=1)
+    found = switches(model)
+    assert {pattern: [row.number for row in rows] for pattern, rows in found.items()} == {
+        "decoder.*.self": [2, 2],
+        "decoder.*.cross": [2, 2, 3],
+    }
+    plain, text = look(model, options, image(), 0.0, [], "street")
+    off, _ = look(model, options, image(), 0.0, masks_of(found["decoder.*.cross"], [[0], [1], [0, 1]]), "street")
+    assert "DFineForObjectDetection" in text
+    assert [one.score for one in plain] != [one.score for one in off]
 
 
 def test_folders_that_ours_reads_are_ours(files: dict[str, Path]) -> None:
