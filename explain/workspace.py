@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from ..common.device import choose_device
 from ..common.files import check_writable
-from ..integrations.detector import TransformersDetector
+from ..integrations.detectors.detector import TransformersDetector
 from ..models.families.detector import Detector
 from ..models.inference.image_size import Size
 from ..models.options import DetectorOptions

@@ -20,8 +20,8 @@ from ...models.inference.post_processing import post_process
 from ...models.inference.predictor import Predictor
 from ...models.layers.batch import Images, as_batch
 from ..accelerate import accelerate
-from .image_settings import ImageSettings
 from ..places import find_places
+from .image_settings import ImageSettings
 from .predictions import every_layer, layer_predictions
 
 PROCESSOR_FILE = "preprocessor_config.json"

@@ -55,8 +55,15 @@ def gradients_of(model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Tenso
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
+# the other two pairs are made of the same parts
 @pytest.mark.parametrize(
-    ("backend", "fused"), [("reference", False), ("reference", True), ("cpu", False), ("cpu", True)]
+    ("backend", "fused"),
+    [
+        ("reference", False),
+        ("cpu", True),
+        pytest.param("reference", True, marks=pytest.mark.slow),
+        pytest.param("cpu", False, marks=pytest.mark.slow),
+    ],
 )
 @pytest.mark.parametrize("name", NAMES)
 def test_outputs_and_gradients_of_every_architecture_are_the_same(name: str, backend: str, fused: bool) -> None:
@@ -113,7 +120,9 @@ class Rounded:
         return ours
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "dtype", [torch.bfloat16, *(pytest.param(one, marks=pytest.mark.slow) for one in (torch.float32, torch.float16))]
+)
 @pytest.mark.parametrize("name", NAMES)
 def test_lower_precision_is_within_one_rounding(name: str, dtype: torch.dtype) -> None:
     model, inputs = make(name, dtype), inputs_of(name, dtype)

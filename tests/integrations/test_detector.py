@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 transformers = pytest.importorskip("transformers")
 
-from msdeform.integrations.detector import TransformersDetector  # noqa: E402
-from msdeform.integrations.image_settings import ImageSettings  # noqa: E402
+from msdeform.integrations.detectors.detector import TransformersDetector  # noqa: E402
+from msdeform.integrations.detectors.image_settings import ImageSettings  # noqa: E402
 from msdeform.models.inference.image_size import ExactSize, Size  # noqa: E402
 from msdeform.models.inference.images import IMAGENET_MEAN, IMAGENET_STD, normalise  # noqa: E402
 from tests.integrations.architectures import inputs_of, make  # noqa: E402
@@ -201,7 +201,7 @@ def test_what_is_not_there_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", offline)
     with pytest.raises(ConnectionError, match=r"owner/name is no local folder, and .* \(no network\)$"):
         TransformersDetector.from_pretrained("owner/name")
-    monkeypatch.setattr("msdeform.integrations.detector.find_spec", lambda _: None)
+    monkeypatch.setattr("msdeform.integrations.detectors.detector.find_spec", lambda _: None)
     with pytest.raises(RuntimeError, match="owner/name needs the package transformers, which is not installed"):
         TransformersDetector.from_pretrained("owner/name")
 

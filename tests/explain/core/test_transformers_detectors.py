@@ -23,8 +23,8 @@ from msdeform.explain.core.trace import TARGETS, AttentionTrace  # noqa: E402
 from msdeform.explain.figures.points import draw_points  # noqa: E402
 from msdeform.explain.options import METHODS, ExploreOptions  # noqa: E402
 from msdeform.explain.page.interface import look, masks_of, switches  # noqa: E402
-from msdeform.integrations.detector import TransformersDetector  # noqa: E402
-from msdeform.integrations.image_settings import ImageSettings  # noqa: E402
+from msdeform.integrations.detectors.detector import TransformersDetector  # noqa: E402
+from msdeform.integrations.detectors.image_settings import ImageSettings  # noqa: E402
 from msdeform.kernels.api import ms_deform_attn  # noqa: E402
 from msdeform.models.inference.image_size import ExactSize  # noqa: E402
 from tests.integrations.architectures import make  # noqa: E402

@@ -20,7 +20,7 @@ from msdeform.explain.figures.drawing import Drawing, target_in_words
 from msdeform.explain.figures.heat import draw_heat
 from msdeform.explain.figures.masked import draw_masked_relevance, variants
 from msdeform.explain.figures.points import draw_point_grid
-from msdeform.integrations.detector import TransformersDetector
+from msdeform.integrations.detectors.detector import TransformersDetector
 from tests.house.project import ROOT
 
 CONFIDENCE = 0.5
