@@ -11,6 +11,7 @@ transformers = pytest.importorskip("transformers")
 
 from msdeform.integrations.detectors.detector import TransformersDetector  # noqa: E402
 from msdeform.integrations.detectors.image_settings import ImageSettings  # noqa: E402
+from msdeform.integrations.predictions import _own_heads  # noqa: E402
 from msdeform.models.inference.image_size import ExactSize, Size  # noqa: E402
 from msdeform.models.inference.images import IMAGENET_MEAN, IMAGENET_STD, normalise  # noqa: E402
 from tests.integrations.architectures import inputs_of, make  # noqa: E402
@@ -59,6 +60,18 @@ def test_every_layer_predicts_what_the_model_cut_behind_it_predicts(name: str) -
         torch.testing.assert_close(layer["pred_logits"], logits, rtol=0, atol=1e-9)
         torch.testing.assert_close(layer["pred_boxes"], boxes, rtol=0, atol=1e-9)
     assert not torch.equal(layers[0]["pred_logits"], layers[1]["pred_logits"])
+
+
+@pytest.mark.parametrize("name", ["deformable_detr", "deformable_detr two-stage"])
+def test_a_later_layers_box_is_relative_to_the_reference_before_it(name: str) -> None:
+    """What is computed for the last layer, too, is what the model answers."""
+    model: Any = make(name)
+    with torch.no_grad():
+        outputs = model(**inputs_of(name))
+        hidden, refined = outputs.intermediate_hidden_states, outputs.intermediate_reference_points
+        logits, boxes = _own_heads(model, hidden, outputs.init_reference_points, refined)[-1]
+    torch.testing.assert_close(logits, outputs.logits, rtol=0, atol=1e-9)
+    torch.testing.assert_close(boxes, outputs.pred_boxes, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", DETECTORS)
