@@ -353,8 +353,8 @@ class AccelerateOptions(AgainOption):
     """Architectures."""
     passes: tuple[PassName, ...] = get_args(PassName)
     """Forward without gradients, or a training step without its optimizer."""
-    seconds: Limit = 60.0
-    """About how long the three of a row take turns, in seconds; ten times each at least."""
+    seconds: Limit = 20.0
+    """About how long the three of a row take turns, in seconds; on a CPU five times each at least."""
     quick: bool = False
     """A small image: does the command work?"""
     minutes: Minutes = 30.0

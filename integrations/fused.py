@@ -8,8 +8,7 @@ weights computes a small example in float64 both ways.
 
 import copy
 import inspect
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,10 +16,11 @@ from torch import Tensor, nn
 
 from ..kernels.api import fused_ms_deform_attn
 from .forms import OurOperator, same, sizes_of
-from .places import Place, class_forward
+from .places import Place, class_forward, stand_in
 
 _LAYERS = ("sampling_offsets", "attention_weights", "value_proj", "output_proj")
 _COUNTS = ("d_model", "n_heads", "n_levels", "n_points")
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _QUERIES = 4  # of the small example
 
 
@@ -28,8 +28,9 @@ _QUERIES = 4  # of the small example
 class FusedForward:
     """Stands in the place of a module's ``forward``.
 
-    Computes as before on a GPU, where no benchmark of ours has shown yet that this is faster, and where another
-    operator than ours is at the place, as while attention is recorded.
+    Computes as before on a GPU, where no benchmark of ours has shown yet that this is faster; where another operator
+    than ours is at the place, as while attention is recorded; and where somebody watches what a fused module leaves
+    out: by hooks on the layer inside, or by the gradient of the attention weights, of which the output is not made.
     """
 
     module: nn.Module
@@ -42,11 +43,23 @@ class FusedForward:
 
     def __call__(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         operator = self.place.current
-        if args or not hidden_states.is_cpu or type(operator) is not OurOperator:
-            if self.before is not None:
-                return self.before(hidden_states, *args, **kwargs)
-            return type(self.module).forward(self.module, hidden_states, *args, **kwargs)
-        return self.fused(operator.backend, hidden_states, **kwargs)
+        fits = hidden_states.is_cpu and not args and not self._watched(kwargs.get("output_attentions"))
+        if fits and isinstance(operator, OurOperator):
+            return self.fused(operator.backend, hidden_states, **kwargs)
+        if self.before is not None:
+            return self.before(hidden_states, *args, **kwargs)
+        return class_forward(self.module)(self.module, hidden_states, *args, **kwargs)
+
+    def _watched(self, attentions_are_asked_for: Any) -> bool:
+        inside = self.place.module
+        if inside is not self.module and any(vars(inside)[kind] for kind in _HOOKS):
+            return True
+        # transformers takes the weights that it was asked for by a hook, or by an argument
+        return torch.is_grad_enabled() and bool(attentions_are_asked_for or vars(self.module)["_forward_hooks"])
+
+    def on(self, module: nn.Module) -> "FusedForward":
+        """The same for another module of the class."""
+        return replace(self, module=module, before=None if self.before is None else self.before.on(module))
 
     def fused(
         self,
@@ -57,7 +70,7 @@ class FusedForward:
         reference_points: Tensor,
         attention_mask: Tensor | None = None,
         position_embeddings: Tensor | None = None,
-        spatial_shapes: Tensor | None = None,
+        spatial_shapes: Any = None,
         spatial_shapes_list: Any = None,
         **_: Any,
     ) -> tuple[Tensor, Tensor]:
@@ -89,13 +102,20 @@ def fuse(module: nn.Module, place: Place) -> bool:
         return False  # somebody replaced it
     if not all(isinstance(getattr(module, name, None), nn.Module) for name in _LAYERS):
         return False
-    counts = tuple(getattr(module, name, None) for name in _COUNTS)
-    if not all(isinstance(count, int) for count in counts):
+    C, H, L, P = (getattr(module, name, None) for name in _COUNTS)
+    if not (isinstance(C, int) and isinstance(H, int) and isinstance(L, int) and isinstance(P, int)):
         return False
-    keeps = _mask_keeps(type(module), counts, _Uncompared(module))
+    kind = (type(module), C, H, L, P)
+    if kind not in _kinds:
+        try:
+            with torch.device("cpu"), torch.no_grad():
+                _kinds[kind] = _mask_keeps(module, (C, H, L, P))
+        except Exception:  # whatever their code raises: then it is none of this form
+            return False
+    keeps = _kinds[kind]
     if keeps is None:
         return False
-    module.forward = FusedForward(module, place, held, keeps)
+    stand_in(module, FusedForward(module, place, held, keeps))
     return True
 
 
@@ -104,43 +124,24 @@ def unfuse(model: nn.Module) -> None:
     for module in model.modules():
         held = vars(module).get("forward")
         if isinstance(held, FusedForward):
-            if held.before is None:
-                del module.forward
-            else:
-                module.forward = held.before
+            stand_in(module, held.before)
 
 
-@dataclass(frozen=True)
-class _Uncompared:
-    """An argument that is no part of a cache's key."""
-
-    module: nn.Module
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Uncompared)
-
-    def __hash__(self) -> int:
-        return 0
+# whether the mask of modules of a class and counts is True at pixels that are kept; None where they compute otherwise
+_kinds: dict[Any, bool | None] = {}
 
 
-@cache
-def _mask_keeps(_: type[nn.Module], counts: tuple[int, int, int, int], one: _Uncompared) -> bool | None:
-    """Whether the mask of such a module is True at pixels that are kept; None where it computes something else."""
-    try:
-        module = copy.deepcopy(one.module)
-        vars(module).pop("forward", None)
-        for child in module.children():
-            vars(child).pop("forward", None)
-        module = module.to_empty(device="cpu").double().eval()
-        random = torch.Generator().manual_seed(0)
-        with torch.no_grad():
-            for parameter in module.parameters():
-                parameter.copy_(torch.randn(parameter.shape, generator=random, dtype=torch.float64) * 0.3)
-            for keeps in (True, False):
-                if all(_agrees(module, counts, keeps, coordinates, random) for coordinates in (2, 4)):
-                    return keeps
-    except Exception:  # whatever their code raises: then it is none of this form
-        return None
+def _mask_keeps(one: nn.Module, counts: tuple[int, int, int, int]) -> bool | None:
+    module = copy.deepcopy(one)
+    for held in (module, *module.children()):
+        stand_in(held, None)
+    module = module.to_empty(device="cpu").double().eval()
+    random = torch.Generator().manual_seed(0)
+    for parameter in module.parameters():
+        parameter.copy_(torch.randn(parameter.shape, generator=random, dtype=torch.float64) * 0.3)
+    for keeps in (True, False):
+        if all(_agrees(module, counts, keeps, coordinates, random) for coordinates in (2, 4)):
+            return keeps
     return None
 
 
@@ -153,7 +154,7 @@ def _agrees(
     C, _, L, _ = counts
     sizes = [(2 + level % 2, 3 + level) for level in range(L)]
     S = sum(h * w for h, w in sizes)
-    given = {
+    given: dict[str, Any] = {
         "hidden_states": draw(2, _QUERIES, C) - 0.5,
         "attention_mask": draw(2, S) < 0.5,
         "encoder_hidden_states": draw(2, S, C) - 0.5,

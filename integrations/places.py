@@ -4,10 +4,11 @@ A place is found by what a module is or calls, not by the model's name, so that 
 found too. An operator is put on the instance: no class, no module of Python and no other model is touched.
 """
 
+import copy
 import inspect
 import re
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,12 +38,42 @@ class Rewired:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.function(self.module, *args, **kwargs)
 
+    def on(self, module: nn.Module) -> "Rewired":
+        """The same for another module of the class."""
+        made = copy.copy(self)
+        made.module = module
+        return made
+
     def __getstate__(self) -> dict[str, Any]:
         # a copied function has no name to pickle it by: it is made anew
         return {"module": self.module, "names": self.names}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["module"], state["names"])  # type: ignore[misc]
+
+
+@dataclass(eq=False)
+class Replicate:
+    """Stands in the place of the method by which ``nn.DataParallel`` copies a module to another GPU.
+
+    The copy takes over what stands on the module, such as a forward of ours, which has to compute with the copy.
+    """
+
+    module: nn.Module
+
+    def __call__(self) -> nn.Module:
+        replica = type(self.module)._replicate_for_data_parallel(self.module)
+        vars(replica)["forward"] = vars(self.module)["forward"].on(replica)
+        return replica
+
+
+def stand_in(module: nn.Module, forward: Any) -> None:
+    """Puts a forward of ours, which holds its module, on a module; None takes it off."""
+    if forward is None:
+        vars(module).pop("forward", None)
+        vars(module).pop("_replicate_for_data_parallel", None)
+    else:
+        vars(module).update(forward=forward, _replicate_for_data_parallel=Replicate(module))
 
 
 def class_forward(module: nn.Module) -> Any:
@@ -55,8 +86,8 @@ def _rewired(function: Any, names: dict[str, Form]) -> Any:
     wrapped = getattr(function, "__wrapped__", None)
     closure, globals_ = function.__closure__, function.__globals__
     if wrapped is not None:
-        copy = _rewired(wrapped, names)
-        closure = tuple(types.CellType(copy) if cell.cell_contents is wrapped else cell for cell in closure or ())
+        inner = _rewired(wrapped, names)
+        closure = tuple(types.CellType(inner) if cell.cell_contents is wrapped else cell for cell in closure or ())
     else:
         # without the module's name: torch.compile would look for the names there
         globals_ = {name: value for name, value in globals_.items() if name != "__name__"} | names
@@ -106,10 +137,10 @@ class Place:
         else:
             made = Rewired(module, {name: form(operator) for name, form in self.forms.items()})
             held = vars(module).get("forward")
-            if hasattr(held, "before"):
+            if held is not None and hasattr(held, "before"):
                 held.before = made
             else:
-                module.forward = made
+                stand_in(module, made)
 
     def restore(self) -> None:
         """Puts the original back, to the bit."""
@@ -117,7 +148,7 @@ class Place:
         if isinstance(held, Form) and held.original is not None:
             setattr(self.module, self.attribute, held.original)
         elif _operator_of(held) is not None:
-            delattr(self.module, self.attribute)
+            stand_in(self.module, None)
 
 
 def _operator_of(held: Any) -> Operator | None:
@@ -184,7 +215,7 @@ def _called(path: str, module: nn.Module) -> Iterator[Place]:
             return
 
 
-def _replaced(module: nn.Module, forward: Callable[..., Any]) -> str | None:
+def _replaced(module: nn.Module, forward: Any) -> str | None:
     """Why another forward than this one runs, if it does."""
     held = vars(module).get("forward")
     held = getattr(held, "before", held)

@@ -313,6 +313,69 @@ def test_what_is_put_at_a_place_is_recorded_although_fused(name: str) -> None:
     assert not any("forward" in vars(module) for module in model.modules())
 
 
+@pytest.mark.parametrize("name", ["deformable_detr", "mask2former", "rt_detr_v2"])
+def test_a_replica_of_data_parallel_computes_with_its_own_parameters(name: str) -> None:
+    model, inputs = make(name), inputs_of(name)
+    msdeform.accelerate(model)
+    path = re.sub(r"\.attn$", "", find_places(model)[0].path)
+    module = model.get_submodule(path)
+    replica = module._replicate_for_data_parallel()
+    vars(replica).update(
+        _modules={name: copy.deepcopy(one) for name, one in module.named_children()}, _forward_hooks={}
+    )
+    with torch.no_grad():
+        for parameter in replica.output_proj.parameters():
+            parameter.zero_()
+        found: list[Tensor] = []
+        module.register_forward_hook(
+            lambda _, args, named, __: found.append(replica(*args, **named)[0]), with_kwargs=True
+        )
+        outputs_of(model, inputs)
+    assert found
+    assert not any(one.any() for one in found)
+
+
+@pytest.mark.parametrize("name", ["deformable_detr", "rt_detr"])
+def test_gradients_of_the_attention_weights_are_as_before(name: str) -> None:
+    model, inputs = make(name), inputs_of(name)
+    model.set_attn_implementation("eager")
+
+    def gradients() -> list[Tensor | None]:
+        outputs = model(**inputs, output_attentions=True)
+        weights = [one for one in outputs.cross_attentions if one.requires_grad]
+        assert weights
+        total = sum(one.sum() for one in outputs.values() if isinstance(one, Tensor) and one.requires_grad)
+        return list(torch.autograd.grad(total, weights, allow_unused=True))
+
+    before = gradients()
+    assert any(one is not None for one in before)
+    msdeform.accelerate(model)
+    after = gradients()
+    for one, other in zip(before, after, strict=True):
+        assert (one is None) == (other is None)
+        assert one is None or torch.allclose(one, other, rtol=0, atol=1e-9)
+
+
+def test_hooks_on_the_layer_inside_are_called() -> None:
+    model, inputs = make("deformable_detr"), inputs_of("deformable_detr")
+    msdeform.accelerate(model)
+    calls: list[Any] = []
+    hook = find_places(model)[0].module.register_forward_hook(lambda *given: calls.append(given))
+    with torch.no_grad():
+        outputs_of(model, inputs)
+        assert len(calls) == 1
+        hook.remove()
+        outputs_of(model, inputs)
+    assert len(calls) == 1
+
+
+def test_another_default_device_is_no_obstacle() -> None:
+    model = make("lw_detr")
+    with torch.device("meta"):
+        report = msdeform.accelerate(model)
+    assert [row.fused for row in report.rows] == [True]
+
+
 def test_locations_and_attention_weights_are_padded_alike() -> None:
     points = torch.arange(24.0).view(1, 2, 1, 6, 2)
     padded = pad_points(points, [3, 1, 2], -1.0)
