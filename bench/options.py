@@ -65,7 +65,7 @@ COUNTED_IMPLEMENTATIONS: tuple[Counted, ...] = get_args(Counted)
 COUNTED_CASES = (ENCODER, DECODER)
 ACCELERATED_MODELS = ("deformable_detr", "grounding_dino", "mask2former", "rt_detr_v2", "d_fine", "deimv2")
 """architectures of transformers"""
-PassName = Literal["forward", "training"]
+PassName = Literal["attention", "forward", "training"]
 EXPLAINED_MODELS = ("deformable_detr_r50", "detr_r50")
 EXPORTED_MODELS = (
     *("detr_tiny", "detr_mini", "deformable_detr_tiny", "deformable_detr_mini", "detr_demo"),
@@ -352,7 +352,7 @@ class AccelerateOptions(AgainOption):
     models: tuple[Annotated[Name, Known("model", ACCELERATED_MODELS)], ...] = ACCELERATED_MODELS
     """Architectures."""
     passes: tuple[PassName, ...] = get_args(PassName)
-    """Forward without gradients, or a training step without its optimizer."""
+    """The first attention alone, forward without gradients, or a training step without its optimizer."""
     seconds: Limit = 20.0
     """About how long the three of a row take turns, in seconds; on a CPU five times each at least."""
     quick: bool = False

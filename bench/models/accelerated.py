@@ -3,7 +3,8 @@
 Three copies of a model take turns: as transformers has it, with our operator alone, and with whole modules fused where
 that can be done. Before any time counts, every call of the operator in the model is held against the reference. Weights
 are random, with offsets that differ between queries as those of a trained model do, and so is the image. ``forward`` is
-evaluation without gradients; ``training`` is forward, the model's own losses, and backward.
+evaluation without gradients; ``training`` is forward, the model's own losses, and backward; ``attention`` is the first
+module with deformable attention by itself, called as in the forward, without gradients.
 """
 
 import copy
@@ -118,6 +119,8 @@ def _call(model: nn.Module, inputs: dict[str, Any], direction: str) -> Callable[
     if direction == "forward":
         model.eval()
         return torch.no_grad()(lambda _: model(**inputs))
+    if direction == "attention":
+        return _attention(model.eval(), inputs)
     model.train()
 
     def step(_: int) -> None:
@@ -126,6 +129,20 @@ def _call(model: nn.Module, inputs: dict[str, Any], direction: str) -> Callable[
         model.zero_grad(set_to_none=True)
 
     return step
+
+
+def _attention(model: nn.Module, inputs: dict[str, Any]) -> Callable[[int], object]:
+    """The first module with deformable attention, and what it is called with in the model."""
+    path = find_places(model)[0].path
+    module = model.get_submodule(path.removesuffix(".attn"))  # transformers' layer stands inside
+    call: dict[str, Any] = {}
+    hook = module.register_forward_pre_hook(
+        lambda _, args, named: call.update(args=args, named=named), with_kwargs=True
+    )
+    with torch.no_grad():
+        model(**inputs)
+    hook.remove()
+    return torch.no_grad()(lambda _: module(*call["args"], **call["named"]))
 
 
 class _Compared:

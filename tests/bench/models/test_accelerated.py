@@ -18,10 +18,11 @@ def measured(**changes: Any) -> dict[str, Any]:
     return accelerated.measured(**(given | changes))
 
 
-def test_a_row_has_three_times_and_their_ratios() -> None:
-    row = measured()
+@pytest.mark.parametrize("direction", ["forward", "attention"])
+def test_a_row_has_three_times_and_their_ratios(direction: str) -> None:
+    row = measured(direction=direction)
     assert row["failure"] is None
-    assert (row["model"], row["pass"], row["image"], row["places"]) == ("rt_detr_v2", "forward", [128, 128], 6)
+    assert (row["model"], row["pass"], row["image"], row["places"]) == ("rt_detr_v2", direction, [128, 128], 6)
     assert 0 < row["difference"] < 1e-5
     for level in ("operator", "fused"):
         ratio, low, high = row[f"{level}_faster"]
@@ -29,7 +30,7 @@ def test_a_row_has_three_times_and_their_ratios() -> None:
         assert row[f"{level}_us"] > 0
     head, line = accelerated.accelerated_table([row])
     assert len(head) == len(line)
-    assert line[:4] == ("rt_detr_v2", "forward", "128x128", "6")
+    assert line[:4] == ("rt_detr_v2", direction, "128x128", "6")
 
 
 def test_a_wrong_operator_gets_no_speed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,13 +47,13 @@ def test_a_wrong_operator_gets_no_speed(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_every_model_of_the_options_is_known() -> None:
     assert tuple(accelerated.MODELS) == ACCELERATED_MODELS
-    assert AccelerateOptions().passes == ("forward", "training")
+    assert AccelerateOptions().passes == ("attention", "forward", "training")
 
 
-@pytest.mark.slow  # minutes: twelve processes, each with a whole model
+@pytest.mark.slow  # minutes: eighteen processes, each with a whole model
 @pytest.mark.timeout(1800)
 def test_the_command_measures_every_model(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     assert cli.main(["bench", "accelerate", "--quick", "--seconds", "0.1", "--out", str(file)]) == 0
     rows = [json.loads(line) for line in file.read_text().splitlines()]
-    assert [row["failure"] for row in rows] == [None] * 12
+    assert [row["failure"] for row in rows] == [None] * 18
