@@ -16,8 +16,8 @@ from torch import nn
 
 from .forms import FUNCTIONS, Form, Layer, Operator, unlike
 
-# what a module of this operator is called, from which one that is not understood is told
 _OURS = f"{__name__.split('.')[0]}."
+# what a module of this operator is called, from which one that is not understood is told
 _CALLED = re.compile(r"multi_?scale_?deform\w*_?att|ms_?deform_?attn", re.IGNORECASE)
 
 

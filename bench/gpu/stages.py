@@ -396,7 +396,11 @@ _explanations = partial(
 )
 # whole runs; one under way is stopped when the time is over, saves, and resumes in the next call
 _runs = partial(
-    command, module="seeds", options=SeedsOptions(), quick={"backends": ("reference",), "seeds": (0,)}, saving=1.0
+    command,
+    module="training.seeds",
+    options=SeedsOptions(),
+    quick={"backends": ("reference",), "seeds": (0,)},
+    saving=1.0,
 )
 
 _DETECTORS = ("torchvision",)

@@ -11,7 +11,7 @@ transformers = pytest.importorskip("transformers")
 
 from msdeform.integrations.detectors.detector import TransformersDetector  # noqa: E402
 from msdeform.integrations.detectors.image_settings import ImageSettings  # noqa: E402
-from msdeform.integrations.predictions import _own_heads  # noqa: E402
+from msdeform.integrations.detectors.predictions import _own_heads  # noqa: E402
 from msdeform.models.inference.image_size import ExactSize, Size  # noqa: E402
 from msdeform.models.inference.images import IMAGENET_MEAN, IMAGENET_STD, normalise  # noqa: E402
 from tests.integrations.architectures import inputs_of, make  # noqa: E402

@@ -292,8 +292,9 @@ def test_every_stage_in_its_full_form(
 ) -> None:
     """All that a machine with a GPU does, its measurements left out; in this process."""
     from msdeform.bench.gpu import profile
-    from msdeform.bench.models import explain, seeds
+    from msdeform.bench.models import explain
     from msdeform.bench.models.training import benchmark as training
+    from msdeform.bench.models.training import seeds
 
     said: list[str] = []
     asked: list[Any] = []
@@ -397,8 +398,9 @@ def test_a_backend_of_ours_that_is_not_here_fails_correctness(tmp_path: Path) ->
 
 @pytest.mark.parametrize("quick", [False, True])
 def test_training_gets_the_time_that_is_left(quick: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from msdeform.bench.models import explain, seeds
+    from msdeform.bench.models import explain
     from msdeform.bench.models.training import benchmark as training
+    from msdeform.bench.models.training import seeds
 
     run = run_of(tmp_path, deadline=time.monotonic() + 180, quick=quick)
     asked: list[Any] = []
