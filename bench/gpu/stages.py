@@ -370,7 +370,7 @@ def command(
 ) -> None:
     """Another benchmark, in what time is left but for `saving` minutes; its rows go beside these, and are known again
     there. `quick` are options that show that it runs where there is no GPU."""
-    name, minutes = module.partition(".")[0], run.seconds_left / 60 - saving
+    name, minutes = module.removesuffix(".benchmark").split(".")[-1], run.seconds_left / 60 - saving
     if minutes < _LEAST_MINUTES:
         run.unfinished.append(f"{name}: less than a minute was left")
         return
