@@ -39,6 +39,7 @@ def test_help_lists_every_command_in_a_line_each() -> None:
         "data show",
         "data synth",
         "bench",
+        "bench accelerate",
         "bench compare",
         "bench cpu",
         "bench cpu-code",
@@ -95,8 +96,8 @@ def test_every_command_is_where_it_is_said_to_be(name: str) -> None:
         (["qqq"], "unknown command 'qqq'; msdeform --help lists the commands"),
         (
             ["bench", "comapre", "a"],
-            "'bench' is followed by compare or cpu or cpu-code or dispatch or explain or exports or first-call or "
-            "instructions or model or render or roofline or seeds or startup or training; got 'bench comapre'",
+            "'bench' is followed by accelerate or compare or cpu or cpu-code or dispatch or explain or exports or "
+            "first-call or instructions or model or render or roofline or seeds or startup or training; got 'bench comapre'",
         ),
     ],
 )
