@@ -97,7 +97,8 @@ def test_every_command_is_where_it_is_said_to_be(name: str) -> None:
         (
             ["bench", "comapre", "a"],
             "'bench' is followed by accelerate or compare or cpu or cpu-code or dispatch or explain or exports or "
-            "first-call or instructions or model or render or roofline or seeds or startup or training; got 'bench comapre'",
+            "first-call or instructions or model or render or roofline or seeds or startup or training; "
+            "got 'bench comapre'",
         ),
     ],
 )
