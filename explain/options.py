@@ -59,6 +59,11 @@ class AnyDetectorOptions(LoadOptions):
         """Raises ValueError where no weights are named, or two."""
         super().__post_init__()
         whole = self.model is not None and of_transformers(self.model)
+        if self.model is not None and not whole and "/" in self.model:
+            raise ValueError(
+                "model: expected a folder of transformers, with a config.json, or OWNER/NAME on its Hub, "
+                f"got {self.model}"
+            )
         if not whole:
             try:
                 check_model(self.model)

@@ -21,7 +21,11 @@ from msdeform.explain.core.masks import Mask  # noqa: E402
 from msdeform.explain.core.sites import sites  # noqa: E402
 from msdeform.explain.core.trace import TARGETS, AttentionTrace  # noqa: E402
 from msdeform.explain.figures.points import draw_points  # noqa: E402
-from msdeform.explain.options import METHODS, ExploreOptions  # noqa: E402
+from msdeform.explain.options import (  # noqa: E402
+    METHODS,
+    ExplainOptions,
+    ExploreOptions,
+)
 from msdeform.explain.page.interface import look, masks_of, switches  # noqa: E402
 from msdeform.integrations.detectors.detector import TransformersDetector  # noqa: E402
 from msdeform.integrations.detectors.image_settings import ImageSettings  # noqa: E402
@@ -421,3 +425,8 @@ def test_bad_input_is_one_sentence(
     assert status in (1, 2)
     assert re.search(sentence, capsys.readouterr().err)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_path_that_is_no_folder_of_transformers(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="model: expected a folder of transformers, with a config.json, or OWNER/NAME"):
+        ExplainOptions(image=tmp_path / "photo.jpg", model=f"{tmp_path}/absent")
