@@ -153,6 +153,8 @@ class RaggedFunction(Form):
         sizes = sizes_of(value_spatial_shapes)
         if method not in ("default", "discrete"):
             raise ValueError(f"method: expected 'default' or 'discrete', got {method!r}")
+        if value.is_cpu and value.shape[0] == 1 and value.requires_grad:
+            value = _GradientByChannel.apply(value)
         # padded points lie outside their level: their samples are zero, and so are their gradients
         locations, weights = (
             pad_points(sampling_locations, num_points_list, -1.0),
@@ -200,6 +202,22 @@ class AutogradFunction(Form):
 FUNCTIONS: dict[str, type[Form]] = {
     name: form for form in (Function, RaggedFunction, AutogradFunction) for name in form.names
 }
+
+
+class _GradientByChannel(torch.autograd.Function):
+    """Value (B, S, H, D) as it is; its gradient with the pixels of a channel side by side, as the function's own has.
+
+    D-FINE and DEIMv2 pass maps on without a projection between. BatchNorm2d of PyTorch 2.11 takes a gradient whose
+    pixels come one after the other for another tensor, on a CPU and for a batch of one.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0].permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
 
 
 def pad_points(points: Tensor, counts: Sequence[int], outside: float) -> Tensor:

@@ -376,6 +376,21 @@ def test_another_default_device_is_no_obstacle() -> None:
     assert [row.fused for row in report.rows] == [True]
 
 
+def test_one_image_gets_the_gradient_that_its_function_gave_it() -> None:
+    """BatchNorm2d of PyTorch, on a CPU, takes one image's gradient for another tensor where its layout is another."""
+    theirs = transformers.models.d_fine.modeling_d_fine.multi_scale_deformable_attention_v2
+    norm = nn.BatchNorm2d(6).double()
+    found = []
+    for function in (theirs, RaggedFunction(OurOperator("cpu"))):
+        _, *rest = RaggedFunction.example()
+        maps = [torch.linspace(-1, 2, 6 * h * w).double().sin().view(1, 6, h, w).requires_grad_() for h, w in rest[0]]
+        value = torch.cat([norm(one).flatten(2).transpose(1, 2) for one in maps], 1).unflatten(2, (2, 3))
+        out = function(value, *(one[:1] if isinstance(one, Tensor) else one for one in rest))
+        found.append(torch.autograd.grad(out.square().sum(), maps))
+    for one, other in zip(*found, strict=True):
+        assert torch.allclose(one, other, rtol=0, atol=1e-12)
+
+
 def test_locations_and_attention_weights_are_padded_alike() -> None:
     points = torch.arange(24.0).view(1, 2, 1, 6, 2)
     padded = pad_points(points, [3, 1, 2], -1.0)
