@@ -3,7 +3,7 @@
     python tests/integrations/peers/run.py [SUITE ...] [--clones .peers] [--only WORD] [--jobs N]
 
 A suite needs a clone of its project at CLONES/OWNER/NAME, and what its tests import: mmcv's the package mmengine, those
-of transformers parameterized and a clone of the installed version. Their files are not changed, but for the device where
+of transformers parameterized and a clone of the installed version. Their files are not changed, but for the device if
 there is no GPU (TO_CPU in peer_suites.py). Those of transformers run a second time without ours, which tells what fails
 by itself. What each test did is left as JSON, and what pytest printed beside it, in CLONES/results. Exit status: 1 if a
 suite could not be run, or a test fails that does not fail without ours, or was not run without.
