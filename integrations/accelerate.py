@@ -97,7 +97,8 @@ def accelerate(model: nn.Module, backend: str = "auto", *, fused: bool = True) -
         report.undo()
 
     Where the module around a place only computes locations and weights and projects, it is fused: the operator takes
-    its offsets and logits (on a CPU, where that is measured to be faster). It still returns attention weights.
+    its offsets and logits (on a CPU and without gradients, where that is measured to be faster). It still returns
+    attention weights.
 
     Args:
         model: any module; changed in place, and so are modules that it shares with other models.

@@ -20,7 +20,7 @@ from .places import Place, class_forward, stand_in
 
 _LAYERS = ("sampling_offsets", "attention_weights", "value_proj", "output_proj")
 _COUNTS = ("d_model", "n_heads", "n_levels", "n_points")
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 _QUERIES = 4  # of the small example
 
 
@@ -28,9 +28,8 @@ _QUERIES = 4  # of the small example
 class FusedForward:
     """Stands in the place of a module's ``forward``.
 
-    Computes as before on a GPU, where no benchmark of ours has shown yet that this is faster; where another operator
-    than ours is at the place, as while attention is recorded; and where somebody watches what a fused module leaves
-    out: by hooks on the layer inside, or by the gradient of the attention weights, of which the output is not made.
+    Computes as before with gradients, and on a GPU, where no benchmark of ours has shown this to be faster; where
+    another operator than ours is at the place, as while attention is recorded; and where hooks watch the layer inside.
     """
 
     module: nn.Module
@@ -42,20 +41,14 @@ class FusedForward:
     """whether the mask is True at pixels that are kept, or at padding"""
 
     def __call__(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        operator = self.place.current
-        fits = hidden_states.is_cpu and not args and not self._watched(kwargs.get("output_attentions"))
+        operator, inside = self.place.current, self.place.module
+        hooked = inside is not self.module and any(vars(inside)[kind] for kind in _HOOKS)
+        fits = hidden_states.is_cpu and not args and not hooked and not torch.is_grad_enabled()
         if fits and isinstance(operator, OurOperator):
             return self.fused(operator.backend, hidden_states, **kwargs)
         if self.before is not None:
             return self.before(hidden_states, *args, **kwargs)
         return class_forward(self.module)(self.module, hidden_states, *args, **kwargs)
-
-    def _watched(self, attentions_are_asked_for: Any) -> bool:
-        inside = self.place.module
-        if inside is not self.module and any(vars(inside)[kind] for kind in _HOOKS):
-            return True
-        # transformers takes the weights that it was asked for by a hook, or by an argument
-        return torch.is_grad_enabled() and bool(attentions_are_asked_for or vars(self.module)["_forward_hooks"])
 
     def on(self, module: nn.Module) -> "FusedForward":
         """The same for another module of the class."""

@@ -335,14 +335,15 @@ def test_a_replica_of_data_parallel_computes_with_its_own_parameters(name: str) 
     assert not any(one.any() for one in found)
 
 
-@pytest.mark.parametrize("name", ["deformable_detr", "rt_detr"])
+@pytest.mark.parametrize("name", ["deformable_detr", "rt_detr", "omdet_turbo"])
 def test_gradients_of_the_attention_weights_are_as_before(name: str) -> None:
     model, inputs = make(name), inputs_of(name)
     model.set_attn_implementation("eager")
 
     def gradients() -> list[Tensor | None]:
         outputs = model(**inputs, output_attentions=True)
-        weights = [one for one in outputs.cross_attentions if one.requires_grad]
+        every = outputs.decoder_attentions[1] if name == "omdet_turbo" else outputs.cross_attentions
+        weights = [one for one in every if one.requires_grad]
         assert weights
         total = sum(one.sum() for one in outputs.values() if isinstance(one, Tensor) and one.requires_grad)
         return list(torch.autograd.grad(total, weights, allow_unused=True))

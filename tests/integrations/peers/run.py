@@ -40,6 +40,16 @@ class Result:
     def failed(self) -> list[str]:
         return [name for name, found in self.ours.items() if found.get("outcome") == "failed"]
 
+    def parts(self, name: str) -> "dict[str, Result]":
+        """What each line of the table is of: the suite, or an architecture of transformers, whose tests are a file."""
+        if self.theirs is None:
+            return {name: self}
+        parts: dict[str, Result] = {}
+        for test, found in self.ours.items():
+            model = Path(test.partition("::")[0]).parent.name
+            parts.setdefault(f"{name}: {model}", Result(theirs=self.theirs)).ours[test] = found
+        return parts
+
     def failed_by_ours(self) -> list[str]:
         without = self.theirs or {}
         return [name for name in self.failed() if without.get(name, {}).get("outcome") != "failed"]
@@ -111,12 +121,12 @@ def version_of(suite: Suite, clones: Path) -> str:
     return f"{importlib.metadata.version('transformers')}, tests of {commit}" if suite.in_place else commit
 
 
-def line_of(name: str, result: Result, version: str) -> str:
+def line_of(name: str, result: Result, suite: Suite, version: str) -> str:
     count = Counter(found.get("outcome") for found in result.ours.values())
     ran = count["passed"] + count["failed"]
     by_itself = "" if result.theirs is None else str(len(result.failed()) - len(result.failed_by_ours()))
     reached = "" if result.theirs is None else str(sum(bool(found.get("reached")) for found in result.ours.values()))
-    cells = (name, version, SUITES[name].ours, ran, count["passed"], count["failed"], by_itself, reached)
+    cells = (name, version, suite.ours, ran, count["passed"], count["failed"], by_itself, reached)
     return "| " + " | ".join(map(str, (*cells, count["skipped"]))) + " |"
 
 
@@ -137,7 +147,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             failed = True
             notes.append(f"not run: {error}")
             continue
-        lines.append(line_of(name, result, version_of(SUITES[name], options.clones)))
+        version = version_of(SUITES[name], options.clones)
+        lines += [line_of(line, part, SUITES[name], version) for line, part in result.parts(name).items()]
         failed |= bool(result.failed_by_ours())
         for test in result.failed():
             alone = "" if test in result.failed_by_ours() else "fails without ours too: "
