@@ -31,7 +31,7 @@ def fields(*names: str) -> dict[str, Column]:
     return {name: name for name in names}
 
 
-def numbers(name: str, unit: float = 1.0) -> Column:
+def numbers(name: str, unit: float = 1.0) -> Callable[[Row], str]:
     """A column of a field's numbers."""
     return lambda row: number(row[name], unit)
 

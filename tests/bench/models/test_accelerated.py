@@ -18,19 +18,21 @@ def measured(**changes: Any) -> dict[str, Any]:
     return accelerated.measured(**(given | changes))
 
 
-@pytest.mark.parametrize("direction", ["forward", "attention"])
-def test_a_row_has_three_times_and_their_ratios(direction: str) -> None:
+@pytest.mark.parametrize("direction", ["forward", "attention", "training"])
+def test_a_row_has_times_and_their_ratios(direction: str) -> None:
     row = measured(direction=direction)
     assert row["failure"] is None
     assert (row["model"], row["pass"], row["image"], row["places"]) == ("rt_detr_v2", direction, [128, 128], 6)
     assert 0 < row["difference"] < 1e-5
-    for level in ("operator", "fused"):
+    assert ("fused_us" in row) == (direction != "training")
+    for level in ("operator", "fused") if "fused_us" in row else ("operator",):
         ratio, low, high = row[f"{level}_faster"]
         assert low <= ratio <= high
         assert row[f"{level}_us"] > 0
     head, line = accelerated.accelerated_table([row])
     assert len(head) == len(line)
     assert line[:4] == ("rt_detr_v2", direction, "128x128", "6")
+    assert (line[head.index("fused, ms")] == "") == (direction == "training")
 
 
 def test_a_wrong_operator_gets_no_speed(monkeypatch: pytest.MonkeyPatch) -> None:
