@@ -170,7 +170,7 @@ def explain(options: ExplainOptions) -> dict[str, Any]:
     predictions = [prediction for _, prediction in chosen]
     if not chosen and not subject.ref and not sets and not options.html:
         raise ValueError(_choices(trace, confidence))
-    folder, stem = place_for(options.image, options.out, options.checkpoint)
+    folder, stem = place_for(options.image, options.out, options.checkpoint, options.model)
     label, files = find_label(model, subject.label), list[Path]()
     of_label = [] if label is None else trace.detections(confidence, label)
     about: dict[str, Any] = {
@@ -245,13 +245,16 @@ def lines(about: dict[str, Any], options: ExplainOptions) -> list[str]:
     for one in found[:shown]:
         box = ", ".join(f"{value:.0f}" for value in one["box"])
         number, query = numbers[one["query"]], one["query"]
-        told.append(f"  det {number}  query {query:<4} {one['name']} {one['score']:.3f}  at {box}")
+        mark = ", explained" * (f"det{number}" in about["explained"])
+        told.append(f"  det {number}  query {query:<4} {one['name']} {one['score']:.3f}  at {box}{mark}")
     if len(found) > shown:
         told.append(f"  and {len(found) - shown} more (--most {len(found)} explains and lists them all)")
     for who, one in about["explained"].items():
-        if one["detected_as"]:
-            what = f"{one['name']} {one['score']:.3f} of query {one['query']}"
-            told.append(f"  {who}: explained is {what}, which is detected as {one['detected_as']}")
+        if one["detected_as"] or not who.startswith("det"):
+            box = ", ".join(f"{value:.0f}" for value in one["box"])
+            what = f"{one['name']} {one['score']:.3f} of query {one['query']} at {box}"
+            other = f", which is detected as {one['detected_as']}" * bool(one["detected_as"])
+            told.append(f"  {who}: explained is {what}{other}")
     for mask in about.get("masks", []):
         became = [f"query {query} {what}" for query, what in mask["became"].items()]
         told.append(f"  {mask['name']}: {'; '.join([counted(len(mask['detections']), 'detection'), *became])}")

@@ -67,8 +67,13 @@ class AnyDetectorOptions(LoadOptions):
         if not whole:
             try:
                 check_model(self.model)
-            except ValueError as error:
-                raise ValueError(f"{error}; or a folder of transformers, or OWNER/NAME on its Hub") from None
+            except ValueError:
+                if self.checkpoint is not None:
+                    raise
+                raise ValueError(
+                    "model: expected a folder of transformers, or OWNER/NAME on its Hub, or beside --checkpoint one of "
+                    f"msdeform.list_models(); got {self.model} alone"
+                ) from None
             if self.checkpoint is None:
                 raise ValueError("checkpoint: expected weights, or in --model a detector of transformers; got neither")
         elif self.checkpoint is not None:

@@ -38,7 +38,14 @@ def any_trained_model(options: AnyDetectorOptions) -> Trained:
     """
     device, checkpoint = choose_device(options.device), options.checkpoint
     if checkpoint is not None and not _of_another_architecture(checkpoint):
-        return load_trained(checkpoint, device, options.attn_backend, options.model)
+        try:
+            return load_trained(checkpoint, device, options.attn_backend, options.model)
+        except ValueError as error:
+            if of_transformers(checkpoint) and checkpoint.is_dir():
+                raise ValueError(f"{error}; --model {checkpoint} takes it as transformers has it") from None
+            raise
+    if checkpoint is not None and options.model is not None:
+        raise ValueError(f"model: {checkpoint} says itself what it is, a model of transformers; leave --model out")
     source = checkpoint or options.model
     assert source is not None
     backend = settle_backend(device, options.attn_backend)
@@ -122,18 +129,19 @@ def digest_of(file: Path) -> str:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
 
-def place_for(image: Path, out: Path | None, checkpoint: Path | None) -> tuple[Path, str]:
+def place_for(image: Path, out: Path | None, checkpoint: Path | None, model: str | None = None) -> tuple[Path, str]:
     """The folder for what is said of an image, and what the names of its files begin with.
 
     Of an image x.jpg those are ``explanations/x`` in the run's folder, and x. Where another image of that name has been
-    explained there, it is x-2, and so on: two images do not overwrite each other. Raises ValueError where the folder
-    cannot be written to.
+    explained there, or the same in another model, it is x-2, and so on: neither overwrites the other. Raises ValueError
+    where the folder cannot be written to.
     """
-    own, number, name = digest_of(image), 1, image.stem
+    own, number, name = (digest_of(image), str(checkpoint or model)), 1, image.stem
     while True:
         folder = out or default_folder(checkpoint, "explanations") / name
         try:
-            explained = json.loads((folder / f"{name}-explanation.json").read_text(encoding="utf-8"))["image_sha256"]
+            about = json.loads((folder / f"{name}-explanation.json").read_text(encoding="utf-8"))
+            explained = about["image_sha256"], about["checkpoint"]
         except (OSError, ValueError, KeyError, TypeError):  # none is there, or it does not say of which image
             explained = own
         if explained == own:

@@ -80,6 +80,8 @@ def install_extension(
     """
     names = (names,) if isinstance(names, str) else tuple(names)
     for name in names:
+        if name in registry.BACKENDS:
+            raise ValueError(f"names: expected names of modules, got the backend {name!r}: pass backend={name!r}")
         if not all(part.isidentifier() for part in name.split(".")):
             raise ValueError(f"names: expected names of modules such as {OFFICIAL} or {MMCV}, got {name!r}")
     chosen = None if registry.check_name(backend) == registry.AUTO else backend

@@ -32,7 +32,8 @@ class LoadOptions(DeviceOption):
     """How a detector is loaded, where it runs, and the size of its images."""
 
     image_size: Annotated[int, AtLeast(32)] | None = None
-    """Longest side in pixels; what the model was trained with when not given."""
+    """Longest side in pixels, or the side of the square for a model that takes squares; what it was trained with when
+    not given."""
     model: ModelName | None = None
     """A name of msdeform.list_models(): what weights without a description are of."""
     attn_backend: AttnBackend = "auto"

@@ -84,13 +84,17 @@ class AttentionTrace:
     def __init__(
         self, model: Predictor, image: ImageLike, *, size: Size | int | None = None, masks: Sequence[Mask] = ()
     ) -> None:
+        if not isinstance(model, Predictor):
+            raise TypeError(
+                f"model: expected a detector of ours or a TransformersDetector around one, got {type(model).__name__}"
+            )
         if not sites(model):
             raise ValueError(f"{model.kind} has no attention to explain; expected a DETR of any kind")
         self.model, self.masks = model, tuple(masks)
         self.image = read_image(image).cpu()
         """(3, H, W) uint8, as displayed."""
         self.height, self.width = self.image.shape[1:]
-        to = Size(size, size) if isinstance(size, int) else size or model.input_size or Size()
+        to = model.resized_to(size)
         like = next(model.parameters())
         resized = transforms.resize(self.image, list(to.fit(self.height, self.width)), antialias=True)
         self.pixels = normalise(resized.to(like.device)).to(like.dtype)

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torchvision.ops import box_iou
 
+from ...common.text import counted
 from ..core.trace import AttentionTrace, QueryPrediction
 from . import drawing
 from .drawing import MARKERS, Array, Drawing, array
@@ -122,7 +123,7 @@ def draw_queries(trace: AttentionTrace, confidence: float = 0.5, *, image: str =
     handles += [drawing.mark("o", f"score {score:g}", markersize=(90 * score + 2) ** 0.5) for score in (0.25, 0.5, 1)]
     drawing.show_key(figure, handles)
     what = f"box centres of {len(sure)} queries through {len(centres)} decoder layers"
-    drawing.headline(figure, image, f"{what}; {sure.sum()} queries are detections")
+    drawing.headline(figure, image, f"{what}; {sure.sum()} of them sure enough")
     return Drawing(figure, numbers)
 
 
@@ -150,7 +151,7 @@ def draw_seeds(trace: AttentionTrace, confidence: float = 0.5, *, image: str = "
         _arrow(axes, place, corners.mean(0), colour, width=1.2)
         drawing.draw_point(axes, place, MARKERS[level % len(MARKERS)], colour, 8)
     drawing.show_key(figure, drawing.level_marks(trace, range(len(trace.shapes))))
-    what = f"pixels of the encoder that {len(found)} detections of at least {confidence:.2g} came from"
+    what = f"pixels of the encoder that {counted(len(found), 'detection')} of at least {confidence:.2g} came from"
     drawing.headline(figure, image, what)
     return Drawing(figure, numbers | {"tokens": tokens, "levels": levels, "xy": xy})
 

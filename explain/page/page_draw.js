@@ -7,7 +7,10 @@ const colourOf = (colours, value) => {
   return `rgba(${red},${green},${blue},${opacity / 255})`;
 };
 // as in the pictures that Python draws
-const classColour = (index) => `hsl(${((index * 0.61803) % 1) * 360} 100% 57.5%)`;
+const classHue = (index) => ((index * 0.61803) % 1) * 360;
+const classColour = (index) => `hsl(${classHue(index)} 100% 57.5%)`;
+// blue and violet are the colours on which black cannot be read
+const classInk = (index) => (classHue(index) > 210 && classHue(index) < 300 ? "#fff" : "#000");
 const layerColour = (layer) => `hsl(${200 + (110 * layer) / Math.max(1, N - 1)} 95% ${62 + (10 * layer) / N}%)`;
 const centre = ([x0, y0, x1, y1]) => [(x0 + x1) / 2, (y0 + y1) / 2];
 const written = (query) => `${className(label(query))} ${score(query).toFixed(2)}`;
@@ -107,7 +110,7 @@ function drawNames(context, k, queries, wide, tall) {
   for (const [[x0, y0, x1], , query] of placed) {
     context.fillStyle = classColour(label(query));
     context.fillRect(x0, y0, x1 - x0, TEXT_HEIGHT);
-    context.fillStyle = "#000";
+    context.fillStyle = classInk(label(query));
     context.fillText(written(query), x0 + 5, y0 + TEXT_HEIGHT - 4.5, x1 - x0 - 10);
   }
 }

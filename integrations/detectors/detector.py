@@ -48,6 +48,10 @@ class TransformersDetector(Predictor):
         super().__init__()
         config: Any = model.config
         _check_detector(model, config)
+        if not isinstance(settings, ImageSettings):
+            raise TypeError(
+                f"settings: expected ImageSettings, as ImageSettings.of(processor) gives, got {type(settings).__name__}"
+            )
         self.model, self.settings = model, settings
         self.focal = bool(getattr(config, "use_focal_loss", True))
         names = config.id2label
@@ -80,9 +84,10 @@ class TransformersDetector(Predictor):
         try:
             processor = _read(name_or_folder, AutoImageProcessor.from_pretrained)
         except (OSError, ValueError) as error:
+            there = (Path(name_or_folder) / PROCESSOR_FILE).exists()
             raise ValueError(
-                f"{name_or_folder} has no {PROCESSOR_FILE} that can be read, which says to what size and range images "
-                f"are brought ({_first_line(error)})"
+                f"{name_or_folder} has no {PROCESSOR_FILE}{' that can be read' * there}, which says to what size and "
+                "range images are brought: save the model's image processor there" + f" ({_first_line(error)})" * there
             ) from error
         return cls(model.eval(), ImageSettings.of(processor), attn_backend=attn_backend).eval()
 
@@ -94,6 +99,7 @@ class TransformersDetector(Predictor):
         pixels of the maps, ``proposals`` (B, Q) says of which, of all levels; of LW-DETR and RF-DETR it is not known.
         """
         batch, mask = as_batch(images, self.dtype)
+        self._check_size(*batch.shape[-2:])
         with every_layer(self.model):
             outputs = self.model(pixel_values=self.settings.convert(batch, mask), pixel_mask=(~mask).long())
         layers = [{"pred_logits": a, "pred_boxes": b} for a, b in layer_predictions(self.model, outputs)]
@@ -101,6 +107,12 @@ class TransformersDetector(Predictor):
         if self.two_stage:
             found["proposals"] = self.choose_proposals(outputs.enc_outputs_class)
         return found
+
+    def _check_size(self, height: int, width: int) -> None:
+        """Raises ValueError for images of which a hybrid encoder's maps do not fit onto each other."""
+        step = max(getattr(self.model.config, "feat_strides", None) or [1])
+        if height % step or width % step:
+            raise ValueError(f"size: {self.kind} takes sides that are multiples of {step} pixels, got {height}x{width}")
 
     def choose_proposals(self, logits: Tensor) -> Tensor:
         """The pixels (B, Q) that the model makes its queries of, by the logits (B, S, classes) of all of them."""

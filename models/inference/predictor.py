@@ -14,7 +14,7 @@ from torchvision.transforms.v2 import functional as F
 
 from ..layers.evaluation_mode import evaluation_mode
 from .detections import Detections, supervision_package
-from .image_size import Size
+from .image_size import ExactSize, Size
 from .images import ImageLike, normalise, read_image
 
 
@@ -125,7 +125,7 @@ class Predictor(nn.Module):
         for argument, value in (("batch_size", batch_size), ("top_k", top_k)):
             if value < 1:
                 raise ValueError(f"{argument}: expected at least 1, got {value}")
-        resize_to = _size(size) or self.input_size or Size()
+        resize_to = self.resized_to(size)
         if as_supervision:
             supervision_package()  # before the work, not after it
         single = isinstance(images, str | os.PathLike | Image.Image | np.ndarray | Tensor)
@@ -139,6 +139,20 @@ class Predictor(nn.Module):
         for found in self._detections(named, confidence, resize_to, batch_size, top_k):
             results.append(found.to_supervision() if as_supervision else found)
         return results[0] if single else results
+
+    def resized_to(self, size: int | tuple[int, int] | Size | None) -> Size:
+        """What `predict` resizes images to, by its argument; a number is the side of a square for a model of squares.
+
+        Raises ValueError for a size below 1, and for a shorter side above the longest.
+        """
+        if size is None or isinstance(size, Size):
+            return size or self.input_size or Size()
+        short, longest = (size, size) if isinstance(size, int) else size
+        if not 1 <= short <= longest:
+            raise ValueError(f"size: expected at least 1 pixel, and (shortest, longest) in this order, got {size}")
+        if isinstance(size, int) and isinstance(self.input_size, ExactSize):
+            return ExactSize(size, size)
+        return Size(short, longest)
 
     def _detections(
         self, named: Iterator[tuple[str, Any]], confidence: float, size: Size, batch_size: int, top_k: int
@@ -178,12 +192,3 @@ class Predictor(nn.Module):
                 f"and a detection of class {max(labels)}"
             )
         return [self.categories[label] for label in labels]
-
-
-def _size(size: int | tuple[int, int] | Size | None) -> Size | None:
-    if size is None or isinstance(size, Size):
-        return size
-    short, longest = (size, size) if isinstance(size, int) else size
-    if not 1 <= short <= longest:
-        raise ValueError(f"size: expected at least 1 pixel, and (shortest, longest) in this order, got {size}")
-    return Size(short, longest)

@@ -220,7 +220,8 @@ def test_a_class_of_a_named_query_is_explained_and_said(
     about = explained(files, "deformable", tmp_path, *chosen)
     assert about["explained"]["det0"]["label"] == other.label
     printed = capsys.readouterr().out
-    assert f"det0: explained is {other.name} {other.score:.3f} of query {best.query}, which is detected as" in printed
+    assert f"det0: explained is {other.name} {other.score:.3f} of query {best.query} at " in printed
+    assert f", which is detected as {best.name} {best.score:.2f}" in printed
     heat = np.load(tmp_path / "street-det0-relevance.npz")["heat"]
     assert np.allclose(heat, heat_map(trace, other, "relevance"))
     # under masks that change nothing of it, it was not detected before and is not lost or changed
@@ -287,12 +288,17 @@ def test_outputs_lie_in_the_run_and_do_not_overwrite_each_other(
     for image, folder in ((files["image"], "street"), (other, "street-2"), (files["image"], "street")):
         assert main(["explain", str(image), "--checkpoint", str(run), *rest]) == 0
         place = run / "explanations" / folder
-        assert f"in {place}\n" in capsys.readouterr().out
+        printed = capsys.readouterr().out
+        assert f"in {place}\n" in printed
+        assert "  query1: explained is " in printed
         assert (place / f"{folder}-query1-raw-decoder.1.png").is_file()
     assert sorted(one.name for one in (run / "explanations").iterdir()) == ["street", "street-2"]
     assert list(here.iterdir()) == []
     assert main(["explain", str(other), "--checkpoint", str(files["deformable"]), *rest]) == 0
     assert (here / "explanations" / "street" / "street-explanation.json").is_file()
+    shutil.copytree(files["deformable"], tmp_path / "model")  # the same image in another model
+    assert main(["explain", str(other), "--checkpoint", str(tmp_path / "model"), *rest]) == 0
+    assert (here / "explanations" / "street-2" / "street-2-explanation.json").is_file()
     # the other commands that explain
     assert default_folder(run, "ablation") == default_folder(run / "best.pt", "ablation") == run / "ablation"
     assert default_folder(files["deformable"], "explain-eval") == Path("explain-eval")

@@ -162,6 +162,13 @@ def test_a_folder_gives_the_same_detections_as_transformers(tmp_path: Path) -> N
     assert one.input_size == ExactSize(96, 160)
 
 
+def test_what_is_no_setting_is_refused() -> None:
+    model = make("rt_detr")
+    with pytest.raises(TypeError, match="settings: expected ImageSettings, as .* gives, got RTDetrImageProcessor"):
+        TransformersDetector(model, transformers.RTDetrImageProcessor())  # type: ignore[arg-type]
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
 @pytest.mark.parametrize(
     ("make_one", "sentence"),
     [
@@ -188,8 +195,28 @@ def test_what_cannot_be_one_is_refused(make_one: Any, sentence: str) -> None:
 
 def test_a_folder_without_a_processor_is_refused(tmp_path: Path) -> None:
     make("rt_detr", torch.float32).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="has no preprocessor_config.json that can be read, which says to what size"):
+    with pytest.raises(
+        ValueError,
+        match="has no preprocessor_config.json, which says .*: save the model's image processor there$",
+    ):
         TransformersDetector.from_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text("{")
+    with pytest.raises(ValueError, match="has no preprocessor_config.json that can be read, .*there \\(.+\\)$"):
+        TransformersDetector.from_pretrained(tmp_path)
+
+
+def test_a_number_is_the_side_of_a_square_for_a_model_of_squares(tmp_path: Path) -> None:
+    one = TransformersDetector.from_pretrained(saved(tmp_path))
+    seen: list[tuple[int, ...]] = []
+    one.model.register_forward_pre_hook(
+        lambda _, args, given: seen.append(tuple(given["pixel_values"].shape[2:])), with_kwargs=True
+    )
+    image = torch.zeros(3, 70, 100, dtype=torch.uint8)
+    one.predict(image)
+    one.predict(image, size=128)
+    assert seen == [(96, 160), (128, 128)]
+    with pytest.raises(ValueError, match="size: RTDetrForObjectDetection takes sides that are multiples of 32 pixels"):
+        one.predict(image, size=100)
 
 
 def test_what_is_no_detector_is_refused_before_its_weights_are_read(tmp_path: Path) -> None:

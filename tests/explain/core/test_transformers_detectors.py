@@ -400,7 +400,7 @@ def test_folders_that_ours_reads_are_ours(files: dict[str, Path]) -> None:
     [
         (
             ["--model", "deformable_detr_r5"],
-            "model: .*deformable_detr_r5.*; or a folder of transformers, or OWNER/NAME",
+            "model: expected a folder of transformers, or OWNER/NAME on its Hub, or .*; got deformable_detr_r5 alone",
         ),
         (
             ["--model", "detr_r50"],
@@ -408,6 +408,11 @@ def test_folders_that_ours_reads_are_ours(files: dict[str, Path]) -> None:
         ),
         ([], "checkpoint: expected weights, or in --model a detector of transformers; got neither"),
         (["--model", "a/b", "--checkpoint", "."], "checkpoint: --model a/b has weights of its own; leave one of them"),
+        (
+            ["--checkpoint", "FOLDER", "--model", "detr_r50"],
+            "model: .* says itself what it is, .*leave --model out",
+        ),
+        (["--model", "FOLDER", "--image-size", "100"], "takes sides that are multiples of 32 pixels, got 100x100"),
         (["--model", "FOLDER", "--layer", "encoder.0"], "layer: expected one of decoder.0, decoder.1, or all; got"),
         (["--model", "FOLDER", "--ref", "3,4"], "ref: RTDetrForObjectDetection has no encoder whose attention"),
         (["--model", "FOLDER", "--mask", "decoder.*.cross:frozen"], "expected our own to freeze"),
@@ -425,6 +430,11 @@ def test_bad_input_is_one_sentence(
     assert status in (1, 2)
     assert re.search(sentence, capsys.readouterr().err)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_model_of_transformers_is_wrapped_first() -> None:
+    with pytest.raises(TypeError, match="model: expected a detector of ours or a TransformersDetector .*, got RTDetr"):
+        AttentionTrace(make("rt_detr"), image())
 
 
 def test_a_path_that_is_no_folder_of_transformers(tmp_path: Path) -> None:

@@ -390,7 +390,7 @@ def test_all_queries_are_drawn_in_the_colours_of_their_classes(deformable: Atten
     assert np.allclose(last.get_facecolors()[:, :3], [colour_of(label) for label in labels])
     assert np.allclose(last.get_sizes(), 90 * numbers["scores"][-1, sure] + 2)
     told = " ".join(said(drawing).split("\n"))
-    assert f"{len(scores)} queries through 2 decoder layers; {len(sure)} queries are detections" in told
+    assert f"{len(scores)} queries through 2 decoder layers; {len(sure)} of them sure enough" in told
 
 
 def test_seeds_are_the_tokens_that_became_queries(deformable: AttentionTrace, dense: AttentionTrace) -> None:
