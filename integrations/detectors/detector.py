@@ -80,7 +80,8 @@ class TransformersDetector(Predictor):
         from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
         _check_kind(name_or_folder, _read(name_or_folder, _config_of))
-        model = _read(name_or_folder, AutoModelForObjectDetection.from_pretrained)
+        with _no_progress_bar():
+            model = _read(name_or_folder, AutoModelForObjectDetection.from_pretrained)
         try:
             processor = _read(name_or_folder, AutoImageProcessor.from_pretrained)
         except (OSError, ValueError) as error:
@@ -165,6 +166,20 @@ def _check_detector(model: nn.Module, config: Any) -> None:
         )
     if config.model_type == "pp_doclayout_v4":
         raise ValueError(f"{kind} detects corners, which is not supported; expected boxes")
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """transformers shows one of its own, which no option of ours would switch off."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _config_of(name_or_folder: str | Path) -> Any:
