@@ -305,10 +305,11 @@ def _source(
             raise ValueError(f"{path}: {error}") from None
         return Source(path, "msdeform", weights, config["model"], config.get("categories"), fitted, ignored)
     try:
+        # before the names, by which no other architecture's weights are told
+        ours = None if config is None else config_from_huggingface(config)
         if is_huggingface(weights):
             refine = None if config is None else config.get("with_box_refine")
             weights = from_huggingface(weights, with_box_refine=refine)
-            ours = None if config is None else config_from_huggingface(config)
             return Source(path, "huggingface", weights, ours, _labels(config), ignored=ignored)
         if config is not None:
             raise ValueError(f"{CONFIG_FILE} is of transformers, but the weights' names are not")
