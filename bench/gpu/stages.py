@@ -54,6 +54,7 @@ TIMING_TESTS = ("tests/bench/harness/test_measure.py",)  # which nothing else ma
 DETECTOR_TESTS = (
     "tests/bench/models/test_flops.py",
     "tests/explain/core/test_on_gpu.py",
+    "tests/integrations/test_training.py",
     "tests/train/whole/test_overfit.py",
 )
 _OURS = ("cuda", "triton", "triton-sorted")  # the one that compiles in a second first

@@ -5,14 +5,15 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-import msdeform
-from msdeform.integrations.places import find_places
-from tests.integrations.architectures import inputs_of, make
-from tests.train.processes import run_processes
+transformers = pytest.importorskip("transformers", reason="needs the package transformers")
+
+import msdeform  # noqa: E402
+from msdeform.integrations.places import find_places  # noqa: E402
+from tests.integrations.architectures import inputs_of, make  # noqa: E402
+from tests.train.processes import run_processes  # noqa: E402
 
 IMAGES = 4
 
@@ -31,7 +32,7 @@ def _batch(samples: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _trained(model: nn.Module, folder: Path, steps: int, resume: Path | None = None) -> transformers.Trainer:
+def _trained(model: nn.Module, folder: Path, steps: int, resume: Path | None = None) -> Any:
     settings = transformers.TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,

@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-SCRIPT = Path(__file__).parent / "peers/run.py"
+SCRIPT = Path(__file__).with_name("run.py")
 
 # in the form of roulbac's: three tests, of which ours passes one, and one cannot be run
 THEIRS = """
