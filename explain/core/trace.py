@@ -77,8 +77,8 @@ class AttentionTrace:
         size: what the image is resized to; the model's own when None.
         masks: interventions that act while it runs, recorded by `tape`.
 
-    Raises ValueError for a model without attention, what `images.read_image` raises, and RuntimeError where the model
-    answers NaN.
+    Raises TypeError for a model that is no such detector, ValueError for one without attention, what
+    `images.read_image` raises, and RuntimeError where the model answers NaN.
     """
 
     def __init__(

@@ -42,6 +42,7 @@ class TransformersDetector(Predictor):
             attn_backend: the operator's backend.
 
         Raises:
+            TypeError: `settings` are something else, as an image processor.
             ValueError: `model` has no deformable attention, needs text, or its boxes are no boxes.
             BackendUnavailable: as `accelerate`.
         """
