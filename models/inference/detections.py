@@ -1,11 +1,15 @@
 """The one type for what a detector found in an image."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
+
+Confidence = float | Sequence[float]
+"""A minimum score of detections, from 0 to 1; or one for each class, by label."""
 
 
 @dataclass(frozen=True, eq=False)  # tensors have no single truth to compare by
@@ -44,12 +48,11 @@ class Detections:
     def __iter__(self) -> Iterator[str]:
         return iter(self.keys())
 
-    def at_least(self, confidence: float) -> "Detections":
-        """Those of at least this score."""
-        count = int((self.scores >= confidence).sum())  # scores fall
-        return Detections(
-            self.boxes[:count], self.labels[:count], self.scores[:count], self.image_size, self.names[:count]
-        )
+    def at_least(self, confidence: "Confidence") -> "Detections":
+        """Those of at least this score, or of at least that of their class."""
+        kept = (self.scores >= minimum_scores(confidence, self.labels)).nonzero()[:, 0]
+        names = [self.names[place] for place in kept.tolist()] if self.names else []
+        return Detections(self.boxes[kept], self.labels[kept], self.scores[kept], self.image_size, names)
 
     def to_supervision(self) -> Any:
         """The same as ``supervision.Detections``, names under ``data["class_name"]``.
@@ -62,6 +65,25 @@ class Detections:
             class_id=self.labels.cpu().numpy().astype(int),
             data={"class_name": np.array(self.names or self.labels.tolist(), dtype=str)},
         )
+
+
+def minimum_scores(confidence: Confidence, labels: Tensor) -> Tensor:
+    """The score that each detection, of these labels (N,), must reach: (N,) float64.
+
+    Raises ValueError for a score outside of 0 to 1, or a label without one.
+    """
+    by_class = torch.tensor([confidence] if isinstance(confidence, int | float) else list(confidence)).double()
+    wrong = by_class[~((by_class >= 0) & (by_class <= 1))]  # written so that NaN is wrong
+    if len(wrong):
+        raise ValueError(f"confidence: expected a number from 0 to 1, got {wrong[0].item():g}")
+    if isinstance(confidence, int | float):
+        return by_class.expand(len(labels))
+    if len(labels) and int(labels.max()) >= len(by_class):
+        raise ValueError(
+            f"confidence: expected a number for every class, got {len(by_class)}, and a detection of class "
+            f"{int(labels.max())}"
+        )
+    return by_class[labels.cpu()]
 
 
 def nothing_detected(confidence: float, name: str, score: float, what: str = "nothing") -> str:

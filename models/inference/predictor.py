@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as F
 
 from ..layers.evaluation_mode import evaluation_mode
-from .detections import Detections, supervision_package
+from .detections import Confidence, Detections, minimum_scores, supervision_package
 from .image_size import ExactSize, Size
 from .images import ImageLike, normalise, read_image
 
 
 class _Settings(TypedDict, total=False):
-    confidence: float
+    confidence: Confidence | None
     size: int | tuple[int, int] | Size | None
     batch_size: int
     top_k: int
@@ -36,6 +36,8 @@ class Predictor(nn.Module):
     """Names of the classes, by label, where they are known."""
     input_size: Size | None = None
     """What images were resized to in training; the published 800 and 1333 where that is not known."""
+    thresholds: list[float] | None = None
+    """The minimum score of each class, by label, that `predict` goes by where it is given none; 0.5 when None."""
     focal: bool = True
     """Are the classes independent sigmoids, or one softmax with a last class for no object?"""
 
@@ -86,7 +88,7 @@ class Predictor(nn.Module):
         self,
         images: ImageLike | Iterable[ImageLike],
         *,
-        confidence: float = 0.5,
+        confidence: Confidence | None = None,
         size: int | tuple[int, int] | Size | None = None,
         batch_size: int = 1,
         top_k: int = 100,
@@ -100,7 +102,8 @@ class Predictor(nn.Module):
         Args:
             images: a path, PIL image, array (H, W[, 1, 3 or 4]) or tensor (1, 3 or 4, H, W); or a list, or any other
                 iterable, of these. See `images.read_image` for what is made of grey, alpha, 16 bits and EXIF.
-            confidence: minimum score of a detection that is kept.
+            confidence: minimum score of a detection that is kept, or one for each class, by label; when None the
+                model's `thresholds`, or 0.5.
             size: what images are resized to: the longest side in pixels, or (shortest, at most longest); when None
                 the model's `input_size`, or the published (800, 1333).
             batch_size: images in one forward pass. Those of different sizes are padded to the largest, and padding
@@ -120,8 +123,9 @@ class Predictor(nn.Module):
             RuntimeError: the model's scores are not numbers.
             ImportError: `as_supervision` without that package.
         """
-        if not 0 <= confidence <= 1:
-            raise ValueError(f"confidence: expected a number from 0 to 1, got {confidence}")
+        if confidence is None:
+            confidence = 0.5 if self.thresholds is None else self.thresholds
+        minimum_scores(confidence, torch.empty(0, dtype=torch.int64))  # before the work, not after it
         for argument, value in (("batch_size", batch_size), ("top_k", top_k)):
             if value < 1:
                 raise ValueError(f"{argument}: expected at least 1, got {value}")
@@ -155,7 +159,7 @@ class Predictor(nn.Module):
         return Size(short, longest)
 
     def _detections(
-        self, named: Iterator[tuple[str, Any]], confidence: float, size: Size, batch_size: int, top_k: int
+        self, named: Iterator[tuple[str, Any]], confidence: Confidence, size: Size, batch_size: int, top_k: int
     ) -> Iterator[Detections]:
         like = next((p for p in self.parameters() if p.is_floating_point()), torch.empty(0))
         while chunk := list(islice(named, batch_size)):
@@ -172,14 +176,14 @@ class Predictor(nn.Module):
                 yield self._kept(name, detections, image_size, confidence, top_k)
 
     def _kept(
-        self, name: str, found: Detections, image_size: tuple[int, int], confidence: float, top_k: int
+        self, name: str, found: Detections, image_size: tuple[int, int], confidence: Confidence, top_k: int
     ) -> Detections:
         # copied here, outside inference mode: a tensor made inside could not be changed in place later
         scores, labels, boxes = (found[key].cpu().clone() for key in ("scores", "labels", "boxes"))
         if scores.isnan().any():
             raise RuntimeError(f"{name}: the model's scores are not numbers (NaN), in {scores.dtype}")
         best = scores.argsort(descending=True, stable=True)[:top_k]
-        best = best[scores[best] >= confidence]
+        best = best[scores[best] >= minimum_scores(confidence, labels[best])]
         labels = labels[best]
         return Detections(boxes[best], labels, scores[best], image_size, self._names(labels.tolist()))
 

@@ -352,3 +352,31 @@ def test_a_model_trains_on_after_predicting() -> None:
     (outputs["pred_logits"].sum() + outputs["pred_boxes"].sum()).backward()
     assert all(parameter.grad is None or parameter.grad.isfinite().all() for parameter in model.parameters())
     assert any(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_each_class_has_its_own_minimum_score() -> None:
+    model = create_model("deformable_detr_tiny", num_classes=2).eval()
+    image = painted(20, 30)
+    everything = model.predict(image, confidence=0.0, size=60)
+    middle = float(everything.scores[everything.labels == 1].median())
+    model.thresholds = [1.0, middle]
+    found = model.predict(image, size=60)
+    wanted = (everything.labels == 1) & (everything.scores >= middle)
+    assert 0 < len(found) == int(wanted.sum())
+    assert torch.equal(found.scores, everything.scores[wanted])
+    assert torch.equal(found.scores, everything.at_least(model.thresholds).scores)
+    assert len(model.predict(image, confidence=0.0, size=60)) == len(everything)  # what is asked for counts
+
+
+@pytest.mark.parametrize(
+    ("confidence", "sentence"),
+    [
+        ([0.5, 1.5], "confidence: expected a number from 0 to 1, got 1.5"),
+        ([0.5, float("nan")], "confidence: expected a number from 0 to 1, got nan"),
+        ([0.0], "confidence: expected a number for every class, got 1, and a detection of class"),
+    ],
+)
+def test_wrong_minimum_scores(confidence: list[float], sentence: str) -> None:
+    model = create_model("deformable_detr_tiny", num_classes=2).eval()
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        model.predict(painted(20, 30), confidence=confidence, size=60)
