@@ -70,10 +70,8 @@ def measure_rows(options: SeedsOptions) -> int:
     device = usual_device()
     recipe = _recipe(options, device)
     # what decides these runs, beside what decides all
-    sources, keep = (
-        ("train/**/*.py", "bench/models/training/seeds.py", "bench/models/training/runs.py"),
-        not options.quick and device.type == "cuda",
-    )
+    sources = ("train/**/*.py", "bench/models/training/runs.py", "bench/models/training/seeds.py")
+    keep = not options.quick and device.type == "cuda"
     results = open_results("msdeform bench seeds", options, device, measured=sources, keep=keep, again=False)
     # a run goes on by the code and on the device it began with
     name = f"{recipe.model} {recipe.settings} {results.source['code']} {results.source['device']}"
