@@ -15,7 +15,9 @@ from ...common.options import (
     Above,
     AtLeast,
     Between,
+    Checked,
     Device,
+    Metavar,
     NotNegative,
     Options,
     Positive,
@@ -29,6 +31,7 @@ from ...kernels.diagnostics.options import AttnBackend
 from ...models.catalog import ModelName, config_of
 from ...models.configs import check_fields
 from ...models.inference.image_size import Size
+from ..data.augmentation import options as augmentation
 from ..data.layouts import SplitName, find_split
 
 T = TypeVar("T")
@@ -82,12 +85,19 @@ class Input(Options):
 
     image_size: Annotated[int, AtLeast(32)] | None = None
     """Longest side in pixels, for small images or quick runs; published sizes (800, at most 1333) when not given."""
-    augment: Literal["official", "flip", "none"] = "official"
-    """official: flip, random sizes, random crops; flip: flip alone; none: every image as it is."""
+    augment: Annotated[str, Checked(augmentation.check), Metavar("NAME|FILE")] = "official"
+    """official: flip, random sizes, random crops, as published; light: flip, small changes of scale, place and colour;
+    turns: light, and turns by 90 degrees; strong: mosaics, crops, strong colours; flip; none; or a .yaml file that
+    lists transforms, as docs/augmentation.md explains."""
     bad_data: Literal["fatal", "skip"] = "fatal"
     """What an unreadable image or a wrong annotation does: end the run, or be left out and listed once by its id."""
     overfit: NotNegative = 0
     """Train and evaluate on the first N training images, not augmented, 20 passes an epoch: does it learn at all?"""
+
+    def __post_init__(self) -> None:
+        # frozen; what a file says is kept, not where it was
+        object.__setattr__(self, "augment", augmentation.written_out(self.augment))
+        super().__post_init__()
 
     @property
     def size(self) -> Size:

@@ -5,6 +5,7 @@ loss is divided by what belongs to the whole, and the parts add up.
 """
 
 import contextlib
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -86,6 +87,7 @@ class Training:
             shapes=(images.heights / images.widths)[self.data.rows] if options.loading.bucket else None,
         )
         self.total_steps = min(batch.epochs * self.steps_per_epoch, batch.max_steps or sys.maxsize)
+        self.data.epochs = math.ceil(self.total_steps / self.steps_per_epoch)
 
         torch.manual_seed(batch.seed)
         self._categories = [asdict(category) for category in self.data.annotations.categories]
