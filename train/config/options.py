@@ -25,6 +25,7 @@ from ...common.options import (
     ReadFolder,
     ReadPath,
     Reads,
+    Word,
     WriteFolder,
 )
 from ...kernels.diagnostics.options import AttnBackend
@@ -35,6 +36,8 @@ from ..data.augmentation import options as augmentation
 from ..data.layouts import SplitName, find_split
 
 T = TypeVar("T")
+# the batch size that is to be found
+AUTO = 0
 Rate = Annotated[float, AtLeast(0)]
 
 
@@ -173,8 +176,9 @@ class Batch(Options):
     """Stop after so many optimizer steps, even within an epoch."""
     total_batch_size: Positive = 32
     """Images to an optimizer step, over all processes; the published total."""
-    batch_size: Positive = 2
-    """Images on a device at once, as published; gradients of several such batches add up to the total's, exactly."""
+    batch_size: Annotated[int, AtLeast(0), Word("auto", AUTO), Metavar("N|auto")] = 2
+    """Images on a device at once, 2 as published; gradients of several such batches add up to the total's, exactly.
+    auto, or 0 in Python: the most that fit into memory, found by trying before the run, and stored."""
     seed: NotNegative = 42
     """Of weights, order, augmentation and dropout."""
 
@@ -346,6 +350,11 @@ def from_plain(kind: type[T], plain: dict[str, Any]) -> T:
 def merged(options: TrainOptions, settings: dict[str, Any]) -> TrainOptions:
     """``options`` with some settings replaced, by name, whatever their group."""
     return from_plain(TrainOptions, {**dict(flatten(to_plain(options))), **settings})
+
+
+def with_batch_size(options: TrainOptions, number: int) -> TrainOptions:
+    """``options`` with so many images on a device at once."""
+    return dataclasses.replace(options, batch=dataclasses.replace(options.batch, batch_size=number))
 
 
 def flatten(plain: dict[str, Any]) -> Iterator[tuple[str, Any]]:
