@@ -15,7 +15,9 @@ from ...common.options import (
     Above,
     AtLeast,
     Between,
+    Checked,
     Device,
+    Metavar,
     NotNegative,
     Options,
     Positive,
@@ -23,18 +25,22 @@ from ...common.options import (
     ReadFolder,
     ReadPath,
     Reads,
+    Word,
     WriteFolder,
 )
 from ...kernels.diagnostics.options import AttnBackend
 from ...models.catalog import ModelName, config_of
 from ...models.configs import check_fields
 from ...models.inference.image_size import Size
+from ..data.augmentation import options as augmentation
 from ..data.layouts import SplitName, find_split
 
 # how a run's config.yaml begins
 SETTINGS_HEAD = "# Every setting of this run"
 
 T = TypeVar("T")
+# the batch size that is to be found
+AUTO = 0
 Rate = Annotated[float, AtLeast(0)]
 
 
@@ -85,12 +91,19 @@ class Input(Options):
 
     image_size: Annotated[int, AtLeast(32)] | None = None
     """Longest side in pixels, for small images or quick runs; published sizes (800, at most 1333) when not given."""
-    augment: Literal["official", "flip", "none"] = "official"
-    """official: flip, random sizes, random crops; flip: flip alone; none: every image as it is."""
+    augment: Annotated[str, Checked(augmentation.check), Metavar("NAME|FILE")] = "official"
+    """official: flip, random sizes, random crops, as published; light: flip, small changes of scale, place and colour;
+    turns: light, and turns by 90 degrees; strong: mosaics, crops, strong colours; flip; none; or a .yaml file that
+    lists transforms, as docs/augmentation.md explains."""
     bad_data: Literal["fatal", "skip"] = "fatal"
     """What an unreadable image or a wrong annotation does: end the run, or be left out and listed once by its id."""
     overfit: NotNegative = 0
     """Train and evaluate on the first N training images, not augmented, 20 passes an epoch: does it learn at all?"""
+
+    def __post_init__(self) -> None:
+        # frozen; what a file says is kept, not where it was
+        object.__setattr__(self, "augment", augmentation.written_out(self.augment))
+        super().__post_init__()
 
     @property
     def size(self) -> Size:
@@ -166,8 +179,9 @@ class Batch(Options):
     """Stop after so many optimizer steps, even within an epoch."""
     total_batch_size: Positive = 32
     """Images to an optimizer step, over all processes; the published total."""
-    batch_size: Positive = 2
-    """Images on a device at once, as published; gradients of several such batches add up to the total's, exactly."""
+    batch_size: Annotated[int, AtLeast(0), Word("auto", AUTO), Metavar("N|auto")] = 2
+    """Images on a device at once, 2 as published; gradients of several such batches add up to the total's, exactly.
+    auto, or 0 in Python: the most that fit into memory, found by trying before the run, and stored."""
     seed: NotNegative = 42
     """Of weights, order, augmentation and dropout."""
 
@@ -339,6 +353,11 @@ def from_plain(kind: type[T], plain: dict[str, Any]) -> T:
 def merged(options: TrainOptions, settings: dict[str, Any]) -> TrainOptions:
     """``options`` with some settings replaced, by name, whatever their group."""
     return from_plain(TrainOptions, {**dict(flatten(to_plain(options))), **settings})
+
+
+def with_batch_size(options: TrainOptions, number: int) -> TrainOptions:
+    """``options`` with so many images on a device at once."""
+    return dataclasses.replace(options, batch=dataclasses.replace(options.batch, batch_size=number))
 
 
 def flatten(plain: dict[str, Any]) -> Iterator[tuple[str, Any]]:

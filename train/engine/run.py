@@ -37,7 +37,7 @@ from .checkpoint import (
     save_checkpoint,
 )
 from .distributed import LateError, process_group
-from .memory import dry_run, out_of_memory, what_to_lower
+from .memory import dry_run, out_of_memory, settle_batch_size, what_to_lower
 from .profile import profile
 from .signals import StopSignals
 from .state import Training
@@ -48,6 +48,7 @@ _KEPT_BATCHES = 3
 def run_steps(options: TrainOptions, n: int) -> list[float]:
     """The losses of the first ``n`` steps of a run, without writing anything."""
     training = Training(options)
+    settle_batch_size(training)
     results = [training.step(samples) for samples in itertools.islice(training.batches(), n)]
     return [result["loss"] for result in results if result is not None]
 
@@ -114,13 +115,18 @@ def train(options: TrainOptions) -> Path:
             training = Training(options, state, group)
             validation = _validation(training)
         _agree(training)
+        with group.all_or_none("finding the batch size"):
+            found = settle_batch_size(training)
         with group.all_or_none("setting up"):
             if group.is_main:
                 if not there:
                     stack.enter_context(in_use(out))
                 refuse_another_run(options, out, training.steps_done)
                 remove_leftovers(out)
-        _Run(training, validation, out, Reporter(training, validation, out, stack), signals).go()
+        report = Reporter(training, validation, out, stack)
+        if found:
+            report.say(found)
+        _Run(training, validation, out, report, signals).go()
     return out
 
 

@@ -5,6 +5,7 @@ loss is divided by what belongs to the whole, and the parts add up.
 """
 
 import contextlib
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ from ...models.families.detector import Detector
 from ...models.losses.matcher import NonFiniteCostError
 from ...models.weights.formats import check_fit
 from ...models.zoo import create_criterion
-from ..config.options import TrainOptions, from_plain, to_plain
+from ..config.options import AUTO, TrainOptions, from_plain, to_plain, with_batch_size
 from ..data.dataset import Sample
 from ..data.loader import Order, to_device, training_data, training_loader
 from .acceleration import autocast, prepare
@@ -56,6 +57,8 @@ class Training:
     def __init__(
         self, options: TrainOptions, resume: dict[str, Any] | None = None, group: ProcessGroup | None = None
     ) -> None:
+        if options.batch.batch_size == AUTO and resume is not None:  # as it was found
+            options = with_batch_size(options, from_plain(TrainOptions, resume["options"]).batch.batch_size)
         self.options = options
         self.group = group or ProcessGroup(choose_device(options.compute.device))
         self.device = self.group.device
@@ -86,6 +89,7 @@ class Training:
             shapes=(images.heights / images.widths)[self.data.rows] if options.loading.bucket else None,
         )
         self.total_steps = min(batch.epochs * self.steps_per_epoch, batch.max_steps or sys.maxsize)
+        self.data.epochs = math.ceil(self.total_steps / self.steps_per_epoch)
 
         torch.manual_seed(batch.seed)
         self._categories = [asdict(category) for category in self.data.annotations.categories]
