@@ -153,7 +153,9 @@ def _data(
     **more: Any,
 ) -> CocoDetection:
     folder, file = source.split(split)
-    annotations = Annotations.load(file, categories, options.bad_data, split=split, progress=more["progress"])
+    annotations = Annotations.load(
+        file, categories, options.bad_data, split=split, held_out=source.held_out(), progress=more["progress"]
+    )
     boxes = np.diff(annotations.first)
     subset = None
     if options.overfit:
