@@ -4,16 +4,64 @@
     Annotations/NAME.xml       objects with a name, a bndbox and perhaps difficult
     JPEGImages/NAME.jpg
 
-Corners count from 1 and are inclusive, so (1, 1, 1, 1) is the first pixel. Objects marked difficult become COCO's
-iscrowd, which training leaves out and evaluation ignores. Categories are the sorted names of all files, numbered from
-1, and images are numbered in the order of all files, so that every split has the same.
+Corners count from 1 and are inclusive, so (1, 1, 2, 1) is the first two pixels. They may have decimals. Objects
+marked difficult become COCO's iscrowd, which training leaves out and evaluation ignores. Categories are the sorted
+names of all files, numbered from 1, and images are numbered in the order of all files, so that every split has the
+same.
 """
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".JPG", ".JPEG", ".PNG")
+
+# decimals of a pixel that are kept, so that sums such as 256.61 - 218.62 + 1 give back 38.99
+DIGITS = 9
+
+
+class VocObject(NamedTuple):
+    """An object of an image: its class, its box (xyxy in pixels, from 0 to the width and height), and marks."""
+
+    name: str
+    xyxy: Sequence[float]
+    difficult: bool = False
+    score: float | None = None
+    """Of a detection. The format knows none; it is written as ``score``, which other readers pass over."""
+
+
+def voc_annotation(file_name: str, size: tuple[int, int], objects: Iterable[VocObject]) -> bytes:
+    """The XML file of an image, whose boxes `read_voc` reads back, to a billionth of a pixel.
+
+    Args:
+        file_name: of the image, without its folder.
+        size: its height and width in pixels.
+        objects: what is in it.
+    """
+    root = ElementTree.Element("annotation")
+
+    def add(above: ElementTree.Element, tag: str, text: object = None) -> ElementTree.Element:
+        one = ElementTree.SubElement(above, tag)
+        one.text = None if text is None else str(text)
+        return one
+
+    add(root, "filename", file_name)
+    of_image = add(root, "size")
+    for tag, number in (("width", size[1]), ("height", size[0]), ("depth", 3)):
+        add(of_image, tag, number)
+    for one in objects:
+        element = add(root, "object")
+        add(element, "name", one.name)
+        add(element, "difficult", int(one.difficult))
+        if one.score is not None:
+            add(element, "score", f"{one.score:.6g}")
+        box = add(element, "bndbox")
+        left, top, right, bottom = map(float, one.xyxy)
+        for tag, place in (("xmin", left + 1), ("ymin", top + 1), ("xmax", right), ("ymax", bottom)):
+            add(box, tag, f"{round(place, DIGITS):.{DIGITS}f}".rstrip("0").rstrip("."))
+    ElementTree.indent(root)
+    return ElementTree.tostring(root, encoding="utf-8") + b"\n"
 
 
 def read_voc(path: Path) -> dict[str, Any]:
@@ -54,7 +102,9 @@ def read_voc(path: Path) -> dict[str, Any]:
                     "id": len(annotations) + 1,
                     "image_id": image_ids[name],
                     "category_id": category_ids[_text(file, one, "name")],
-                    "bbox": [left - 1, top - 1, right - left + 1, bottom - top + 1],
+                    "bbox": [
+                        round(number, DIGITS) for number in (left - 1, top - 1, right - left + 1, bottom - top + 1)
+                    ],
                     "iscrowd": int((one.findtext("difficult") or "0").strip() == "1"),
                 }
             )
