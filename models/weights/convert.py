@@ -51,8 +51,11 @@ def convert(src: Path, dst: Path, to: str, model: str | None = None) -> Source:
     check_fit(build_model(settled, attn_backend="reference").state_dict(), source.weights, src)
     content = (source.weights, config, source.categories, source.input_size)
     if to == "official":
-        save_official(dst, *content)
+        save_official(dst, *content, source.thresholds)
         return source
     with atomic_folder(dst) as unfinished:
-        (save_huggingface if to == "huggingface" else save_msdeform)(unfinished, *content)
+        if to == "huggingface":  # transformers' pipelines take a threshold as an argument, one for all classes
+            save_huggingface(unfinished, *content)
+        else:
+            save_msdeform(unfinished, *content, source.thresholds)
     return source

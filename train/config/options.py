@@ -31,6 +31,9 @@ from ...models.configs import check_fields
 from ...models.inference.image_size import Size
 from ..data.layouts import SplitName, find_split
 
+# how a run's config.yaml begins
+SETTINGS_HEAD = "# Every setting of this run"
+
 T = TypeVar("T")
 Rate = Annotated[float, AtLeast(0)]
 

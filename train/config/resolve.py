@@ -28,7 +28,7 @@ from ...common.fields import Option, options_of
 from ...common.files import atomic_file, checkpoints_in
 from ...common.text import suggest
 from .official_flags import counterpart
-from .options import Recipe, TrainOptions, flatten, from_plain, merged, to_plain
+from .options import SETTINGS_HEAD, Recipe, TrainOptions, flatten, from_plain, merged, to_plain
 from .presets import list_presets, preset
 
 # what a run is, rather than what it does: for the command line alone
@@ -230,8 +230,8 @@ def save_settings(options: TrainOptions, path: Path) -> None:
     groups, recipe = to_plain(options), options.recipe
     del groups["recipe"]  # its settings are all here
     groups["run"] = {name: value for name, value in groups["run"].items() if name not in ("out", *NOT_IN_FILES)}
-    head = "# Every setting of this run; to repeat it: "
-    head += f"{shlex.join(['msdeform', 'train', '--config', str(path), '--out', 'FOLDER'])}\n"
+    again = shlex.join(["msdeform", "train", "--config", str(path), "--out", "FOLDER"])
+    head = f"{SETTINGS_HEAD}; to repeat it: {again}\n"
     named = [f"{kind} {value}" for kind, value in (("preset", recipe.preset), ("file", recipe.config)) if value]
     if named:
         head += f"# From {', '.join([*named, 'and flags'])}.\n"

@@ -22,7 +22,7 @@ from ...models.weights.files import read_file
 from ...models.weights.formats import TRAINING_FORMAT, checkpoints_in, newest_whole, read_source
 from ...models.weights.load import WITHOUT_SIZE
 from ...models.zoo import load_model
-from ..config.options import TrainOptions, from_plain
+from ..config.options import SETTINGS_HEAD, TrainOptions, from_plain
 from ..data.annotations import Category
 from .build import settle_backend
 
@@ -88,11 +88,23 @@ def run_folder(options: TrainOptions) -> Path:
 
 
 def refuse_another_run(options: TrainOptions, out: Path, step: int) -> None:
-    """Raises ValueError where `out` holds another run's checkpoints, or later ones than the step to resume from."""
+    """Raises ValueError where `out` holds another run's checkpoints, or later ones than the step to resume from.
+
+    So it does where files of a run's names are there that no run wrote.
+    """
     files, resume = checkpoints_in(out), options.run.resume
     if resume is None:
         if files:
             raise ValueError(f"{out} holds a run already; resume it with --resume {out}, or name another --out")
+        for name, begin in (("config.yaml", SETTINGS_HEAD), ("log.jsonl", '{"event": ')):
+            file = out / name
+            if file.is_file():
+                with open(file, encoding="utf-8", errors="replace") as opened:
+                    head = opened.read(len(begin))
+                if head not in ("", begin):
+                    raise ValueError(
+                        f"out: {file} would be written over, and was not written by msdeform train; name another --out"
+                    )
         return
     if files and not out.samefile(resume if resume.is_dir() else resume.parent):
         raise ValueError(f"{out} holds a run already, and not that of {resume}; name another --out")

@@ -23,7 +23,9 @@ from ..data.dataset import CocoDetection, Sample
 from ..data.loader import validation_data
 from ..evaluation.coco_metrics import evaluate_boxes
 from ..evaluation.detect import detect
+from ..evaluation.matching import match_detections
 from ..evaluation.results import merge
+from ..evaluation.thresholds import best_thresholds
 from ..monitor.loggers import import_wandb
 from ..monitor.reporter import Reporter
 from .acceleration import uncompiled
@@ -55,6 +57,7 @@ def run_steps(options: TrainOptions, n: int) -> list[float]:
 def evaluate(training: Training, data: CocoDetection) -> dict[str, Any]:
     """COCO's numbers of the model as it stands, AP and ``per_class``, and its ``val_`` losses, as detect has them.
 
+    Beside them ``thresholds``, the best least score of each class, by label; None where no detection is right.
     Every process detects in its share of the images, none twice, and gets the same numbers.
 
     Raises:
@@ -83,7 +86,8 @@ def evaluate(training: Training, data: CocoDetection) -> dict[str, Any]:
             evaluation = evaluate_boxes(data.annotations.ground_truth(), whole, data.image_ids)
             losses = {f"val_{name}": value for name, value in whole.losses.items()}
             per_class = {kind.name: kind.AP for kind in evaluation.classes if kind.AP is not None}
-            metrics = {**evaluation.metrics, **losses, "per_class": per_class}
+            thresholds = best_thresholds(match_detections(whole.results, data.annotations, data.image_ids)).by_label
+            metrics = {**evaluation.metrics, **losses, "per_class": per_class, "thresholds": thresholds}
     return group.broadcast(metrics)
 
 
@@ -254,7 +258,7 @@ class _Run:
         begun = time.perf_counter()
         metrics = evaluate(self.training, self.validation)
         seconds = time.perf_counter() - begun
-        record = self.training.record_evaluation(metrics["AP"])
+        record = self.training.record_evaluation(metrics["AP"], metrics.pop("thresholds", None))
         self.report.evaluation(metrics, seconds, record=record)
         self._save()
         self.report.restart_epoch()

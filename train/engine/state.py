@@ -35,7 +35,7 @@ REPLAY_FORMAT = "msdeform-replay-1"
 _MOST_WORKERS = 16  # for each processor
 
 # what a checkpoint holds of a run under the same names
-_KEPT = ("nonfinite_in_a_row", "best", "evaluated_at", "evaluations_since_best")
+_KEPT = ("nonfinite_in_a_row", "best", "evaluated_at", "evaluations_since_best", "thresholds")
 
 # below this the loss scale of fp16 says that gradients overflow by themselves, not by being scaled
 _LEAST_SCALE = 1.0
@@ -115,6 +115,8 @@ class Training:
         self.best: dict[str, float] = {"AP": -1.0, "step": -1}
         self.evaluated_at = 0
         self.evaluations_since_best = 0
+        self.thresholds: list[float] | None = None
+        """The best least score of each class, by label, in the last evaluation."""
         self.blamed: list[int] = []
         """Processes whose part of the last step had a loss that was not finite."""
         self._random_before: tuple[Tensor, Tensor | None] = torch.get_rng_state(), None
@@ -256,8 +258,12 @@ class Training:
             self.scaler.scale(total * self.group.size).backward()
         return {"loss": total.detach(), **{name: value.detach().to(total) for name, value in losses.items()}}
 
-    def record_evaluation(self, ap: float) -> bool:
-        """Notes the AP of the model as it stands; true if it is the best so far, to the three digits that are shown."""
+    def record_evaluation(self, ap: float, thresholds: list[float] | None) -> bool:
+        """Notes the AP of the model as it stands, and its classes' thresholds, None where no detection was right.
+
+        Returns true if the AP is the best so far, to the three digits that are shown.
+        """
+        self.thresholds = thresholds
         first, best = self.best["step"] < 0, self.best["AP"]
         better = first or ap > best
         # among checkpoints that find nothing, the newest has learnt most
