@@ -27,6 +27,7 @@ from ...common.command_line import check, parse
 from ...common.fields import Option, options_of
 from ...common.files import atomic_file, checkpoints_in
 from ...common.text import suggest
+from ...models.catalog import TRANSFORMERS
 from ..data.augmentation.options import in_one_line
 from .official_flags import counterpart
 from .options import SETTINGS_HEAD, Recipe, TrainOptions, flatten, from_plain, merged, to_plain
@@ -101,13 +102,14 @@ def resolve(
     if asked == "auto":  # which the flag itself says
         options = merged(options, {"out": out, "resume": resume})
     model_named = model_named or any(word.split("=")[0] == "--model" for word in words)
-    if resume is not None or model_named or options.model.init_from is None:
+    ours = model_named and options.model.model != TRANSFORMERS
+    if resume is not None or ours or options.model.init_from is None:
         return options
     from ..engine.build import (
         with_model_of_start,  # brings PyTorch, which a run that starts from no file does not wait for
     )
 
-    return dataclasses.replace(options, model=with_model_of_start(options.model))
+    return with_model_of_start(options)
 
 
 def _starting_point(named: str | None, file: Path | None) -> tuple[TrainOptions, bool]:

@@ -17,15 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from ...common.device import choose_device
-from ...models.families.detector import Detector
 from ...models.losses.matcher import NonFiniteCostError
 from ...models.weights.formats import check_fit
-from ...models.zoo import create_criterion
 from ..config.options import AUTO, TrainOptions, from_plain, to_plain, with_batch_size
 from ..data.dataset import Sample
 from ..data.loader import Order, to_device, training_data, training_loader
 from .acceleration import autocast, prepare
-from .build import model_of_checkpoint, new_model
+from .build import AnyDetector, inputs_of, model_of_checkpoint, new_criterion, new_model
 from .checkpoint import random_state, set_random_state
 from .distributed import ProcessGroup
 from .optim import ema_state, make_ema, make_optimizer, rate_at, restore_ema
@@ -101,7 +99,7 @@ class Training:
         self.backbone_trained = built.backbone_trained
         if compute.precision == "fp64":
             self.model.double()
-        self.criterion = create_criterion(self.model)
+        self.criterion = new_criterion(self.model, self.group.size)
         self.ema = None if options.optim.ema is None else make_ema(self.model, options.optim.ema)
         prepare(self.model, compute)
         if compute.sync_bn and self.device.type == "cuda" and self.group.size > 1:
@@ -149,9 +147,9 @@ class Training:
         return self.steps_done >= self.total_steps
 
     @property
-    def detector(self) -> Detector:
+    def detector(self) -> AnyDetector:
         """What is evaluated: the average of the weights, if one is kept."""
-        return self.model if self.ema is None else cast(Detector, self.ema.module)
+        return self.model if self.ema is None else cast(AnyDetector, self.ema.module)
 
     def batches(self, replaced: Callable[[str], None] = lambda sentence: None) -> Iterator[list[Sample]]:
         """This process's part of every batch that is left of the run, in the order of its passes.
@@ -247,7 +245,7 @@ class Training:
         with self.step_timer.stage("data"):
             images, targets = to_device(samples, self.device, next(self.model.parameters()).dtype)
         with self.step_timer.stage("model, other"), autocast(self.device, self.options.compute.precision):
-            outputs = self._wrapped(images)
+            outputs = self._wrapped(*inputs_of(self.model, images, targets))
         with self.step_timer.stage("loss"):
             weights = self.criterion.weight_dict
             try:
