@@ -36,6 +36,7 @@ from ...models.inference.image_size import Size, size_of
 from ..data.augmentation import options as augmentation
 from ..data.layouts import YAML, HeldOut, SplitName, find_split
 
+PLOT_SUFFIXES = (".png", ".svg", ".pdf")
 # how a run's config.yaml begins
 SETTINGS_HEAD = "# Every setting of this run"
 
@@ -323,6 +324,8 @@ class Logging(Options):
     """Write TensorBoard files beside log.jsonl."""
     wandb: str | None = None
     """Also log to this project of Weights & Biases, if the package wandb is installed."""
+    mlflow: str | None = None
+    """Also log to this experiment of MLflow, if the package mlflow is installed."""
     pictures: NotNegative = 4
     """Validation images drawn at every evaluation, predictions beside ground truth."""
     progress: bool = True
