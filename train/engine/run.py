@@ -149,6 +149,7 @@ class _Run:
                 estimate = dry_run(training, run.dry_steps)
                 estimate.refuse_what_cannot_fit()
             report.say(estimate.sentence())
+            report.expect(estimate.step_s)
         if self.options.logging.profile:
             report.say(profile(training, self.options.logging.profile, self.out if self.group.is_main else None))
             return

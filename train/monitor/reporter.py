@@ -39,8 +39,9 @@ class Reporter:
             )
             self._log = stack.enter_context(log)
         shown = options.logging.progress and is_main
-        self._display = stack.enter_context(Display(training.steps_done, training.total_steps, shown=shown))
-        self.say = self._display.say
+        display = Display(training.steps_done, training.total_steps, shown=shown, evaluations=self._evaluations_after)
+        self._display = stack.enter_context(display)
+        self.say, self.expect = display.say, display.expect
         self._replaced = set[str]()
         self._forget()
         self.restart_epoch()
@@ -95,8 +96,14 @@ class Reporter:
             data_s=round(self._seconds["data"] / self._steps, 4),
             step_s=round(self._seconds["step"] / self._steps, 4),
             memory_mb=peak_memory_mb(),
+            left_s=None if (left := self._display.seconds_left(training.steps_done)) is None else round(left, 1),
         )
         self._forget()
+
+    def _evaluations_after(self, step: int) -> int:
+        """How many there are from a step on, one that is due right after it among them."""
+        total, every = self.training.total_steps, self.training.options.run.eval_every * self.training.steps_per_epoch
+        return total // every - (step - 1) // every + (total % every > 0)
 
     def _forget(self) -> None:
         self._seconds = {"data": 0.0, "step": 0.0}
@@ -117,6 +124,7 @@ class Reporter:
     def evaluation(self, metrics: dict[str, Any], seconds: float, *, record: bool) -> None:
         """Says and logs an evaluation, and draws its pictures."""
         training = self.training
+        self._display.evaluated(seconds)
         self.write(
             "epoch",
             step=training.steps_done,
@@ -134,6 +142,15 @@ class Reporter:
         with uncompiled(training.options.compute), evaluating(training.detector) as model:
             sheet = predictions_beside_truth(model, names, self.validation, rows, size=training.options.input.size)
         self._log.picture("predictions", sheet, training.steps_done)
+
+    def _shapes(self) -> str:
+        """What becomes of rectangular images."""
+        size, bucket = self.training.options.input.size, self.training.options.loading.bucket
+        alike = " of like shape (--bucket)" if bucket else ""
+        return (
+            f"images keep their shape: to {size.short} pixels on the shorter side, at most {size.longest} on the "
+            f"longer, padded only to the largest of a batch{alike}"
+        )
 
     def start(self) -> None:
         """Says and logs what is about to be trained, on what, and how."""
@@ -154,6 +171,7 @@ class Reporter:
         )
         if total > len(data):
             self.say(f"--total-batch-size {total} is more than there are; a step is one pass over all")
+        self.say(self._shapes())
         for line in (*data.sentences(), *self.validation.sentences(), *(start.sentences() if start else ())):
             self.say(line)
         if start and start.input_size not in (None, options.input.size):
