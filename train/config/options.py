@@ -37,7 +37,7 @@ from ..data.layouts import SplitName, find_split
 
 T = TypeVar("T")
 # the batch size that is to be found
-AUTO = -1
+AUTO = 0
 Rate = Annotated[float, AtLeast(0)]
 
 
@@ -167,7 +167,7 @@ def parse_overrides(words: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _check_batch_size(name: str, value: int) -> None:
-    if value != AUTO and value < 1:
+    if value < AUTO:
         raise ValueError(f"{name}: expected at least 1, or auto, got {value}")
 
 
@@ -183,7 +183,7 @@ class Batch(Options):
     """Images to an optimizer step, over all processes; the published total."""
     batch_size: Annotated[int, Checked(_check_batch_size), Word("auto", AUTO), Metavar("N|auto")] = 2
     """Images on a device at once, 2 as published; gradients of several such batches add up to the total's, exactly.
-    auto (AUTO, -1, in Python): the most that fit into memory, found by trying before the run, and stored."""
+    auto, or 0: the most that fit into memory, found by trying before the run, and stored."""
     seed: NotNegative = 42
     """Of weights, order, augmentation and dropout."""
 
