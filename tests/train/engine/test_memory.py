@@ -229,6 +229,21 @@ def test_the_largest_batch_that_fits_is_found(
     assert settle_batch_size(training) is None  # found already
 
 
+def test_processes_take_what_fits_in_all_of_them(changed: Change, monkeypatch: pytest.MonkeyPatch) -> None:
+    training = Training(changed(total_batch_size=8, batch_size=AUTO))
+    monkeypatch.setattr(memory, "_taken", lambda *_: 1.0)
+    for other, number in ((3, 3), (16, 8)):
+        training.options = changed(total_batch_size=8, batch_size=AUTO)
+        monkeypatch.setattr(training.group, "gather", lambda mine, other=other: [mine, other])
+        settle_batch_size(training)
+        assert training.options.batch.batch_size == number
+    # one where nothing fits ends all
+    training.options = changed(batch_size=AUTO)
+    monkeypatch.setattr(training.group, "gather", lambda mine: [mine, 0])
+    with pytest.raises(ValueError, match="^batch-size: one image of 64x64 does not fit on cpu"):
+        settle_batch_size(training)
+
+
 def test_an_image_that_does_not_fit_at_all_is_told(changed: Change, monkeypatch: pytest.MonkeyPatch) -> None:
     training = Training(changed(batch_size=AUTO))
     training.device = torch.device("cuda")
