@@ -175,6 +175,7 @@ class _Run:
                 estimate = dry_run(training, run.dry_steps)
                 estimate.refuse_what_cannot_fit()
             report.say(estimate.sentence())
+            report.expect(estimate.step_s)
         if self.options.logging.profile:
             report.say(profile(training, self.options.logging.profile, self.out if self.group.is_main else None))
             return False
@@ -323,11 +324,11 @@ class _Run:
 
     def _stop(self) -> NoReturn:
         """Saves all, and ends with a status by which whoever started the run can tell that it is to be resumed."""
-        callbacks = self.report.callbacks
+        self._save()
+        callbacks = self.report.callbacks  # which may fail on hearing of the checkpoint
         wishes = self.group.gather((self.signals.caught, callbacks.end, callbacks.error is not None))
         caught = next((name for name, _, _ in wishes if name is not None), None)
         end, failed = next(((end, failed) for _, end, failed in wishes if end is not None), (None, False))
-        self._save()
         if end is not None:
             self.report.write("stopped", step=self.training.steps_done, callback=end)
             raise _EndedByCallbackError(end) from (callbacks.error or RuntimeError(end)) if failed else None

@@ -43,13 +43,14 @@ class Reporter:
         options, is_main = training.options, training.group.is_main
         self._log: RunLog | None = None
         if is_main:
-            save_settings(options, out / "config.yaml")
+            save_settings(options, out / "config.yaml", training.given.describe())
             self._log = stack.enter_context(RunLog(out))
         loggers = loggers_of(options.logging, out, to_plain(options), training.steps_done) if is_main else []
         self.callbacks = Callbacks([*loggers, *callbacks] if is_main else [])
         shown = options.logging.progress and is_main
-        self._display = stack.enter_context(Display(training.steps_done, training.total_steps, shown=shown))
-        self.say = self._display.say
+        display = Display(training.steps_done, training.total_steps, shown=shown, evaluations=self._evaluations_after)
+        self._display = stack.enter_context(display)
+        self.say, self.expect = display.say, display.expect
         self._replaced = set[str]()
         self._forget()
         self.restart_epoch()
@@ -100,11 +101,18 @@ class Reporter:
                 "step_s": round(self._seconds["step"] / self._steps, 4),
                 "memory_mb": peak_memory_mb(),
             }
+            if (left := self._display.seconds_left(training.steps_done)) is not None:
+                numbers["left_s"] = round(left, 1)
             self.write("step", step=training.steps_done, epoch=epoch, **numbers, steps=self._steps)
             self._forget()
         self.callbacks(
             "on_step", StepEvent(self.out, training.steps_done, epoch, training.total_steps, numbers, logged)
         )
+
+    def _evaluations_after(self, step: int) -> int:
+        """How many there are from a step on, one that is due right after it among them."""
+        total, every = self.training.total_steps, self.training.options.run.eval_every * self.training.steps_per_epoch
+        return total // every - (step - 1) // every + (total % every > 0)
 
     def _forget(self) -> None:
         self._seconds = {"data": 0.0, "step": 0.0}
@@ -125,6 +133,7 @@ class Reporter:
     def evaluation(self, metrics: dict[str, Any], seconds: float, *, record: bool) -> None:
         """Says and logs an evaluation, and draws its pictures."""
         training = self.training
+        self._display.evaluated(seconds)
         metrics = {**metrics, "seconds": round(seconds, 2)}
         step = {"step": training.steps_done, "epoch": training.epoch}
         self.write("epoch", **step, **metrics, ema=training.ema is not None)
@@ -155,6 +164,15 @@ class Reporter:
         """Tells of the end of the run."""
         self.callbacks("on_end", EndEvent(self.out, self.training.steps_done, why, error))
 
+    def _shapes(self) -> str:
+        """What becomes of rectangular images."""
+        size, bucket = self.training.options.input.size, self.training.options.loading.bucket
+        alike = " of like shape (--bucket)" if bucket else ""
+        return (
+            f"images keep their shape: to {size.short} pixels on the shorter side, at most {size.longest} on the "
+            f"longer, padded only to the largest of a batch{alike}"
+        )
+
     def start(self) -> None:
         """Says and logs what is about to be trained, on what, and how."""
         training, options, group = self.training, self.training.options, self.training.group
@@ -176,6 +194,7 @@ class Reporter:
         )
         if total > len(data):
             self.say(f"--total-batch-size {total} is more than there are; a step is one pass over all")
+        self.say(self._shapes())
         for line in (*data.sentences(), *self.validation.sentences(), *(start.sentences() if start else ())):
             self.say(line)
         if start and start.input_size not in (None, options.input.size):
