@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 pytest.importorskip("transformers", reason="needs the package transformers")
 
+from msdeform.integrations.detectors.deimv2 import departs
 from msdeform.integrations.detectors.detector import TransformersDetector
 from msdeform.integrations.detectors.image_settings import ImageSettings
 from msdeform.integrations.detectors.training import TRAINED, TransformersConfig, TransformersCriterion
@@ -154,3 +155,29 @@ def test_a_description_rebuilds_the_model() -> None:
         ValueError, match=r"^override: num_querys is not a field .* of d_fine; did you mean num_queries"
     ):
         TransformersDetector.from_config(described, None, "reference", overrides={"num_querys": 3})
+
+
+def test_a_configuration_asks_for_the_authors_code_of_deimv2() -> None:
+    described = detector_of("deimv2").require_config()
+    own, authors = (
+        TransformersDetector.from_config(described, ExactSize(SIDE, SIDE), "reference", overrides=overrides)
+        for overrides in ({}, {"authors_code": True})
+    )
+    assert own.model.model.enc_output is not None
+    assert departs(own.model.config)
+    assert not departs(authors.model.config)
+    removed = own.state_dict().keys() - authors.state_dict().keys()
+    assert removed
+    assert all(".enc_output." in name for name in removed)
+    images, targets = batch_of()
+    images = [image.float() for image in images]
+    seen: list[Tensor] = []
+    authors.model.model.decoder.query_pos_head.register_forward_hook(lambda *given: seen.append(given[2]))
+    TransformersCriterion(authors.model)(authors(images, targets), targets)["loss"].backward()
+    assert len(seen) > 1
+    assert all(one is seen[0] for one in seen)
+    # a checkpoint of it is one of the authors' code again
+    again = TransformersDetector.from_config(authors.require_config(), ExactSize(SIDE, SIDE), "reference")
+    assert again.state_dict().keys() == authors.state_dict().keys()
+    with pytest.raises(ValueError, match="authors_code: expected a DEIMv2, got a rt_detr"):
+        detector_of("rt_detr", authors_code=True)
