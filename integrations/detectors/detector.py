@@ -123,6 +123,7 @@ class TransformersDetector(Predictor):
         model.load_state_dict(source.weights)
         if source.categories is not None:
             model.categories = list(source.categories)
+        model.thresholds = source.thresholds
         return model.eval()
 
     @classmethod

@@ -53,13 +53,16 @@ def convert(src: Path, dst: Path, to: str, model: str | None = None) -> Source:
         raise ValueError(f"to: {src} holds a detector of transformers; expected huggingface, without a model, got {to}")
     content = None if of_transformers else _content(source, src, model)
     if content is not None and to == "official":
-        save_official(dst, *content)
+        save_official(dst, *content, source.thresholds)
         return source
     with atomic_folder(dst) as unfinished:
+        # transformers' pipelines take a threshold as an argument, one for all classes
         if content is None:
             save_transformers(unfinished, source)
+        elif to == "huggingface":
+            save_huggingface(unfinished, *content)
         else:
-            (save_huggingface if to == "huggingface" else save_msdeform)(unfinished, *content)
+            save_msdeform(unfinished, *content, source.thresholds)
     return source
 
 

@@ -69,6 +69,14 @@ class Bare:
 
 
 @dataclass(frozen=True)
+class Word:
+    """A word that may stand for a value."""
+
+    word: str
+    value: Any
+
+
+@dataclass(frozen=True)
 class Metavar:
     """What ``--help`` calls the value."""
 

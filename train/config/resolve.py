@@ -28,6 +28,7 @@ from ...common.fields import Option, options_of
 from ...common.files import atomic_file, checkpoints_in
 from ...common.text import suggest
 from ...models.catalog import TRANSFORMERS
+from ..data.augmentation.options import in_one_line
 from .official_flags import counterpart
 from .options import SETTINGS_HEAD, Recipe, TrainOptions, flatten, from_plain, merged, to_plain
 from .presets import list_presets, preset
@@ -208,6 +209,8 @@ def _name(key: Any) -> str:
 
 def _value(option: Option, value: Any, where: str) -> Any:
     """A file's value as its option's type. Raises ValueError."""
+    if option.name == "augment" and isinstance(value, list):  # as in a file of its own
+        value = in_one_line(value)
     if option.several and isinstance(value, list):
         one = dataclasses.replace(option, hint=option.kinds[0])
         return tuple(_value(one, each, where) for each in value)

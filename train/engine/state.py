@@ -5,6 +5,7 @@ loss is divided by what belongs to the whole, and the parts add up.
 """
 
 import contextlib
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from ...common.device import choose_device
 from ...models.losses.matcher import NonFiniteCostError
 from ...models.weights.formats import check_fit
-from ..config.options import TrainOptions, from_plain, to_plain
+from ..config.options import AUTO, TrainOptions, from_plain, to_plain, with_batch_size
 from ..data.dataset import Sample
 from ..data.loader import Order, to_device, training_data, training_loader
 from .acceleration import autocast, prepare
@@ -33,7 +34,7 @@ REPLAY_FORMAT = "msdeform-replay-1"
 _MOST_WORKERS = 16  # for each processor
 
 # what a checkpoint holds of a run under the same names
-_KEPT = ("nonfinite_in_a_row", "best", "evaluated_at", "evaluations_since_best")
+_KEPT = ("nonfinite_in_a_row", "best", "evaluated_at", "evaluations_since_best", "thresholds")
 
 # below this the loss scale of fp16 says that gradients overflow by themselves, not by being scaled
 _LEAST_SCALE = 1.0
@@ -54,6 +55,8 @@ class Training:
     def __init__(
         self, options: TrainOptions, resume: dict[str, Any] | None = None, group: ProcessGroup | None = None
     ) -> None:
+        if options.batch.batch_size == AUTO and resume is not None:  # as it was found
+            options = with_batch_size(options, from_plain(TrainOptions, resume["options"]).batch.batch_size)
         self.options = options
         self.group = group or ProcessGroup(choose_device(options.compute.device))
         self.device = self.group.device
@@ -84,6 +87,7 @@ class Training:
             shapes=(images.heights / images.widths)[self.data.rows] if options.loading.bucket else None,
         )
         self.total_steps = min(batch.epochs * self.steps_per_epoch, batch.max_steps or sys.maxsize)
+        self.data.epochs = math.ceil(self.total_steps / self.steps_per_epoch)
 
         torch.manual_seed(batch.seed)
         self._categories = [asdict(category) for category in self.data.annotations.categories]
@@ -113,6 +117,8 @@ class Training:
         self.best: dict[str, float] = {"AP": -1.0, "step": -1}
         self.evaluated_at = 0
         self.evaluations_since_best = 0
+        self.thresholds: list[float] | None = None
+        """The best least score of each class, by label, in the last evaluation."""
         self.blamed: list[int] = []
         """Processes whose part of the last step had a loss that was not finite."""
         self._random_before: tuple[Tensor, Tensor | None] = torch.get_rng_state(), None
@@ -254,8 +260,12 @@ class Training:
             self.scaler.scale(total * self.group.size).backward()
         return {"loss": total.detach(), **{name: value.detach().to(total) for name, value in losses.items()}}
 
-    def record_evaluation(self, ap: float) -> bool:
-        """Notes the AP of the model as it stands; true if it is the best so far, to the three digits that are shown."""
+    def record_evaluation(self, ap: float, thresholds: list[float] | None) -> bool:
+        """Notes the AP of the model as it stands, and its classes' thresholds, None where no detection was right.
+
+        Returns true if the AP is the best so far, to the three digits that are shown.
+        """
+        self.thresholds = thresholds
         first, best = self.best["step"] < 0, self.best["AP"]
         better = first or ap > best
         # among checkpoints that find nothing, the newest has learnt most

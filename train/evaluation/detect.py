@@ -97,6 +97,7 @@ def data_of(
     if image_size is None:
         size = trained.model.input_size or size
     known = None if trained.step is None else trained.categories
+    source = source.divided_as(trained.options.source)
     data = validation_data(source, Input(), known, size, progress=progress)
     categories = data.annotations.categories
     ids = match_categories(trained, categories) if known is None else [category.id for category in categories]

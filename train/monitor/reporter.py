@@ -17,7 +17,7 @@ from ...models.catalog import TRANSFORMERS
 from ...models.layers.evaluation_mode import evaluating
 from ..config.options import to_plain
 from ..config.resolve import save_settings, settings_lines
-from ..data.dataset import CocoDetection
+from ..data.dataset import CocoDetection, data_line
 from ..engine.acceleration import uncompiled
 from ..engine.state import Training
 from ..visual.sheets import predictions_beside_truth
@@ -150,9 +150,9 @@ class Reporter:
         )
         passes = math.ceil(math.ceil(total / group.size) / options.batch.batch_size)
         divided = f", in {passes} passes of {options.batch.batch_size} on each device" if passes > 1 else ""
+        self.say(data_line(options.source.data, data, self.validation))
         self.say(
-            f"{len(set(data.rows))} training and {len(self.validation)} validation images, "
-            f"{len(data.annotations.categories)} classes; {training.total_steps} steps of "
+            f"{counted(training.total_steps, 'step')} of "
             f"{counted(min(total, len(data)), 'image')}{divided}; results in {self.out}"
         )
         if total > len(data):
