@@ -36,6 +36,8 @@ def test_help_lists_every_command_in_a_line_each() -> None:
         "plot",
         "convert",
         "export",
+        "data check",
+        "data convert",
         "data show",
         "data synth",
         "bench",
