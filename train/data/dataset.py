@@ -232,7 +232,8 @@ def data_line(
     ``where`` is what the user named, if that was one place; ``whole`` is one set of images that is not divided.
     """
     parts: list[str] = []
-    annotations = next(data for data in (training, validation, whole) if data is not None).annotations
+    given = [data.annotations for data in (training, validation, whole) if data is not None]
+    annotations = given[0]
     for data, name in ((training, "training "), (validation, "validation "), (whole, "")):
         if data is not None:
             rows = np.unique(data.rows)
@@ -240,7 +241,7 @@ def data_line(
             images = "image" if len(rows) == 1 else "images"
             parts.append(f"{len(rows):,} {name}{images} with {boxes:,} {'box' if boxes == 1 else 'boxes'}")
     names = [category.name for category in annotations.categories]
-    with_boxes = {int(label) for label in np.unique(annotations.labels)}
+    with_boxes = {label for one in given for label in np.unique(one.labels).tolist()}
     classes = counted(len(names), "class")
     if len(names) == 1:
         classes += f" ({names[0]})"

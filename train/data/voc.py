@@ -12,6 +12,7 @@ labelmap.txt, if there is one, then the sorted names of all files, numbered from
 all files, so that every split has the same.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -101,8 +102,12 @@ def read_voc(path: Path, *, skip: bool = False) -> tuple[dict[str, Any], list[st
         # the second word of a line, in lists of one class, says whether the class is there
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
         names = [line if line in files else line.split()[0] for line in lines]
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice and not skip:
+        raise ValueError(f"{path} lists {twice[0]} more than once")
+    names = list(dict.fromkeys(names))
     image_files = _images_by_stem(pictures)
-    wrong: list[str] = []
+    wrong: list[str] = [f"{path} lists {name} more than once" for name in twice]
     left_out: list[str] = []
     trees: dict[str, ElementTree.Element] = {}
     classes: set[str] = set()

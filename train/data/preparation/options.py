@@ -1,7 +1,6 @@
 """The options of ``msdeform data convert`` and ``msdeform data check``. Nothing here needs PyTorch."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Literal
 
 from ....common.options import NotNegative, Positional, ProgressOption, ReadPath, Share, WriteFile, WriteFolder
@@ -42,8 +41,8 @@ class CheckOptions(DataOptions):
 
     json: WriteFile | None = None
     """Also write all findings to this JSON file."""
-    out: Path | None = None
-    """Picture of the suspicious boxes and images; runs/data/NAME/check.png when not given."""
+    out: WriteFile | None = None
+    """Picture, a png or jpg, of the suspicious boxes and images; runs/data/NAME/check.png when not given."""
     strict: bool = False
     """End with status 1 if anything was found."""
     tiny: NotNegative = 4
