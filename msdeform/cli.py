@@ -18,7 +18,7 @@ from typing import Any
 from . import __version__
 from .common.command_line import parse
 from .common.fields import Option, named, options_of
-from .common.text import suggest
+from .common.text import either, suggest
 
 
 @dataclass(frozen=True)
@@ -247,7 +247,7 @@ def _unknown_command(words: list[str]) -> str:
     group = [name for name in COMMANDS if name.startswith(f"{typed} ")]
     if group:  # `msdeform data`, or `msdeform data syth`
         after = f"got '{' '.join(words[:2])}'" if len(words) > 1 else "got nothing after it"
-        return f"'{typed}' is followed by {' or '.join(name.split()[1] for name in group)}; {after}"
+        return f"'{typed}' is followed by {either([name.split()[1] for name in group])}; {after}"
     return suggest(f"unknown command '{typed}'", typed, COMMANDS, "msdeform --help lists the commands", most=3)
 
 

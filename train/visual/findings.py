@@ -31,7 +31,7 @@ def draw_findings(
     # one of each kind, then the second of each
     in_turn = [one for one in chain.from_iterable(zip_longest(*by_kind.values())) if one is not None]
     order = list(KINDS)
-    cells = []
+    cells: list[tuple[int, Image.Image]] = []
     for finding in in_turn:
         if len(cells) == MOST:
             break

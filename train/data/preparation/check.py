@@ -148,7 +148,8 @@ def _of_image(
     height, width = image
     limits = np.array([width, height] * 2, dtype=np.float64)
     inside = boxes.clip(0, limits)
-    sizes, whole = (boxes[:, 2:] - boxes[:, :2]).round(9), (inside[:, 2:] > inside[:, :2]).all(1)
+    sizes = (boxes[:, 2:] - boxes[:, :2]).round(9)
+    whole: np.ndarray = np.all(inside[:, 2:] > inside[:, :2], axis=1)
     share = (inside[:, 2:] - inside[:, :2]).prod(1) / (width * height)
     beyond = np.maximum(-boxes, boxes - limits).max(1, initial=0)
     for number, ((x, y), (wide, high)) in enumerate(zip(boxes[:, :2].tolist(), sizes.tolist(), strict=True)):
@@ -257,7 +258,7 @@ def _classes(parts: Mapping[PartName, CocoDetection], options: CheckOptions) -> 
     for group in groups.values():
         if len(group) > 1:
             yield Finding("alike", None, " and ".join(repr(name) for name in group))
-    learnt: PartName | None = next((part for part in ("train", "all") if part in parts), None)  # type: ignore[misc]
+    learnt: PartName | None = next((part for part in ("train", "all") if part in parts), None)
     if learnt is None:
         return
     annotations = parts[learnt].annotations

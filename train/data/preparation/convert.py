@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +15,7 @@ from ....common.files import atomic_folder, write_json
 from ....common.progress import progress_bar
 from ....common.text import counted
 from ....models.inference.images import SUFFIXES, orientation
-from ..annotations import Category
+from ..annotations import LISTED, Category
 from ..dataset import CocoDetection
 from ..layouts import Format
 from ..voc import VocObject, voc_annotation, write_classes
@@ -66,12 +66,17 @@ class Converted:
 
     images: int = 0
     boxes: int = 0
-    lost: Counter[str] = field(default_factory=Counter)
-    """How many of what kind of box were left out."""
+    lost: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    """By kind, the image of each box that was left out."""
 
     def sentences(self) -> list[str]:
-        """A line for each kind of box that was left out."""
-        return [f"left out {counted(count, 'box')} {kind}" for kind, count in self.lost.items() if count]
+        """A line for each kind of box that was left out, with the first few images."""
+        lines = []
+        for kind, images in self.lost.items():
+            names = list(dict.fromkeys(images))
+            more = ", ..." if len(names) > LISTED else ""
+            lines.append(f"left out {counted(len(images), 'box')} {kind} (in {', '.join(names[:LISTED])}{more})")
+        return lines
 
 
 def convert(
@@ -130,7 +135,9 @@ def convert(
     return converted
 
 
-def _image(data: CocoDetection, row: int, mine: np.ndarray, name: str, to: Format, lost: Counter[str]) -> _Image:
+def _image(
+    data: CocoDetection, row: int, mine: np.ndarray, name: str, to: Format, lost: dict[str, list[str]]
+) -> _Image:
     """The image of a row, with its rows of ``annotations.given``, as the format wants them."""
     annotations, entry = data.annotations, data.annotations.images[row]
     file = data.folder / entry.name
@@ -144,14 +151,19 @@ def _image(data: CocoDetection, row: int, mine: np.ndarray, name: str, to: Forma
     clipped = boxes.clip(0, limits)
     crowd, whole = mine[:, 7] == 1, (clipped[:, 2:] > clipped[:, :2]).all(1)
     keep = whole.copy()
-    lost["without area inside the image"] += int((~whole & ~crowd).sum())
+
+    def leave_out(which: np.ndarray, kind: str) -> None:
+        if which.any():
+            lost[kind] += [entry.name] * int(which.sum())
+
+    leave_out(~whole & ~crowd, "without area inside the image")
     if to == "yolo":
         boxes = clipped
-        lost["marked as crowd or difficult, which YOLO's format cannot say"] += int((crowd & whole).sum())
+        leave_out(crowd & whole, "marked as crowd or difficult, which YOLO's format cannot say")
         keep &= ~crowd
     if to == "voc":
         pixel = (np.abs(boxes[:, 2:] - boxes[:, :2] - 1) < 1e-9).all(1)
-        lost["of one pixel, which Pascal VOC's format does not tell from a point"] += int((pixel & keep).sum())
+        leave_out(pixel & keep, "of one pixel, which Pascal VOC's format does not tell from a point")
         keep &= ~pixel
     mine, boxes = mine[keep], boxes[keep]
     labels = mine[:, 1].astype(int).tolist()

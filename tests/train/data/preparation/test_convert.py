@@ -101,12 +101,12 @@ def test_what_a_format_cannot_hold_is_told(odd: Path, tmp_path: Path, capsys: py
     assert lines == [
         f"data: COCO in {odd}: 4 training images with 15 boxes, 2 validation images with 11 boxes, "
         "3 classes, 1 of them without a box",
-        "left out 1 box without area inside the image",
-        "left out 2 boxes marked as crowd or difficult, which YOLO's format cannot say",
+        "left out 2 boxes marked as crowd or difficult, which YOLO's format cannot say (in a/photo 1.png)",
+        "left out 1 box without area inside the image (in a/photo 1.png)",
         f"wrote YOLO with 6 images and 26 boxes: {tmp_path / 'yolo'}",
     ]
     convert(odd, "voc", tmp_path / "voc")
-    assert "left out 1 box of one pixel, which Pascal VOC's format does not tell from a point\n" in (
+    assert "left out 1 box of one pixel, which Pascal VOC's format does not tell from a point (in a/photo 1.png)\n" in (
         capsys.readouterr().out
     )
     names = sorted(path.stem for path in (tmp_path / "voc" / "Annotations").iterdir())
