@@ -16,13 +16,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ..common.options import HUB_NAME
 from ..models.catalog import MODELS, check_model
-from ..models.families.detector import Detector
-from ..models.zoo import load_model
+from ..models.weights.formats import read_source
 from .config.options import Recipe, TrainOptions, merged
 from .config.presets import preset as preset_of
 from .config.resolve import NOT_IN_FILES, checkpoint_options, take_settings
-from .engine.build import with_model_of_start
+from .engine.build import AnyDetector, load_any_model, with_model_of_start
 from .engine.run import train
 from .monitor.history import History
 
@@ -34,9 +34,9 @@ class Run:
     folder: Path
 
     @cached_property
-    def model(self) -> Detector:
+    def model(self) -> AnyDetector:
         """The detector of the highest AP, in evaluation mode on the CPU. Raises as `load_model`."""
-        return load_model(self.folder)
+        return load_any_model(read_source(self.folder))
 
     @cached_property
     def history(self) -> History:
@@ -76,7 +76,8 @@ def finetune(
 
     Args:
         model: a name of `msdeform.list_models()`, whose published weights are downloaded by the preset ``finetune``;
-            or a file or folder of weights to start from, of any format, or a run's folder for its best.
+            or a file or folder of weights to start from, of any format, or a run's folder for its best; or OWNER/NAME
+            of the Hugging Face Hub.
         data: what ``--data`` takes; None where ``train_images`` and the like name the files.
         out: folder for checkpoints and logs; runs/MODEL-DATE when not given.
         preset: settings to start from, of ``msdeform train --preset list``; None for the defaults.
@@ -93,7 +94,7 @@ def finetune(
     options = TrainOptions() if preset is None else preset_of(preset)
     options = dataclasses.replace(merged(options, given), recipe=Recipe(preset))
     if "model" not in given:
-        options = dataclasses.replace(options, model=with_model_of_start(options.model))
+        options = with_model_of_start(options)
     return Run(train(options))
 
 
@@ -102,7 +103,7 @@ def _named_or_weights(model: str | Path, settings: Mapping[str, Any]) -> dict[st
         raise TypeError(f"model: expected a name of msdeform.list_models() or weights, got a {type(model).__name__}")
     if model in MODELS:
         return {"model": model}
-    if not Path(model).exists():
+    if not Path(model).exists() and not re.fullmatch(HUB_NAME, str(model)):
         if re.fullmatch(r"\w+", str(model)):
             check_model(str(model))
         raise FileNotFoundError(f"model: expected a model's name or weights; {model} does not exist")

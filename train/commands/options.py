@@ -34,8 +34,9 @@ class PredictOptions(ProgressOption, DetectorOptions):
 
     images: Annotated[tuple[Path, ...], Positional("IMAGE"), Reads("path", patterns=True)]
     """Image files, folders of them with their subfolders, and quoted patterns such as "photos/*.jpg"."""
-    confidence: Share = 0.5
-    """Minimum score of a detection that is kept."""
+    confidence: Share | None = None
+    """Minimum score of a detection that is kept; when not given, that of its class in the checkpoint, where training or
+    msdeform eval --save-thresholds wrote it, or 0.5."""
     out: WriteFolder | None = None
     """Folder for the pictures, predictions.json and images.json; predictions/ in the run's folder by default, or here
     for weights of no run."""

@@ -15,7 +15,9 @@ from ...common.options import (
     Above,
     AtLeast,
     Between,
+    Checked,
     Device,
+    Metavar,
     NotNegative,
     Options,
     Positive,
@@ -24,15 +26,22 @@ from ...common.options import (
     ReadPath,
     Reads,
     Share,
+    Word,
     WriteFolder,
 )
 from ...kernels.diagnostics.options import AttnBackend
-from ...models.catalog import ModelName, config_of
+from ...models.catalog import TRANSFORMERS, TrainedName, config_of
 from ...models.configs import check_fields
-from ...models.inference.image_size import Size
+from ...models.inference.image_size import Size, size_of
+from ..data.augmentation import options as augmentation
 from ..data.layouts import YAML, HeldOut, SplitName, find_split
 
+# how a run's config.yaml begins
+SETTINGS_HEAD = "# Every setting of this run"
+
 T = TypeVar("T")
+# the batch size that is to be found
+AUTO = 0
 Rate = Annotated[float, AtLeast(0)]
 
 
@@ -110,17 +119,29 @@ class Input(Options):
 
     image_size: Annotated[int, AtLeast(32)] | None = None
     """Longest side in pixels, for small images or quick runs; published sizes (800, at most 1333) when not given."""
-    augment: Literal["official", "flip", "none"] = "official"
-    """official: flip, random sizes, random crops; flip: flip alone; none: every image as it is."""
+    augment: Annotated[str, Checked(augmentation.check), Metavar("NAME|FILE")] = "official"
+    """official: flip, random sizes, random crops, as published; light: flip, small changes of scale, place and colour;
+    turns: light, and turns by 90 degrees; strong: mosaics, crops, strong colours; flip; none; or a .yaml file that
+    lists transforms, as docs/augmentation.md explains."""
+    square: bool = False
+    """Stretch every image to a square of --image-size; models of transformers that are trained on squares ask for it by
+    themselves."""
     bad_data: Literal["fatal", "skip"] = "fatal"
     """What an unreadable image or a wrong annotation does: end the run, or be left out and listed once by its id."""
     overfit: NotNegative = 0
     """Train and evaluate on the first N training images, not augmented, 20 passes an epoch: does it learn at all?"""
 
+    def __post_init__(self) -> None:
+        # frozen; what a file says is kept, not where it was
+        object.__setattr__(self, "augment", augmentation.written_out(self.augment))
+        super().__post_init__()
+        if self.square and self.image_size is None:
+            raise ValueError("square: expected --image-size beside it, the side of the squares, got none")
+
     @property
     def size(self) -> Size:
         """What evaluation resizes to, and training's sizes derive from."""
-        return Size() if self.image_size is None else Size(self.image_size, self.image_size)
+        return size_of(self.image_size, square=self.square)
 
 
 @dataclass(frozen=True)
@@ -141,21 +162,30 @@ class Loading(Options):
 class Model(Options):
     """What is trained."""
 
-    model: ModelName = "deformable_detr_r50"
-    """A name of msdeform.list_models()."""
+    model: TrainedName = "deformable_detr_r50"
+    """A name of msdeform.list_models(); or transformers, for the detector of that library that --init-from names."""
     override: tuple[str, ...] = ()
     """Changes to the model's own settings, such as num_queries=100 dec_layers=3."""
     attn_backend: AttnBackend = "auto"
     """Implementation of the deformable attention; chosen once, printed and recorded."""
     backbone_weights: Annotated[str, Reads("file", ("auto", "imagenet", "none"))] = "auto"
     """imagenet (downloads), none, or a state dict file; auto: imagenet for published models, else none."""
-    init_from: Annotated[Path, Reads("path", ("published", "none"))] | None = None
-    """Start from weights of any format, or a run's best, and from their model without --model; heads for other classes
-    are made anew; published: the authors' weights, downloaded; none: random weights."""
+    init_from: Annotated[Path, Reads("path", ("published", "none"), hub=True)] | None = None
+    """Start from weights of any format, a run's best, or OWNER/NAME of the Hugging Face Hub, and from their model
+    without --model; heads for other classes are made anew; published: the authors' weights, downloaded; none: random
+    weights."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        config, overrides = config_of(self.model), parse_overrides(self.override)
+        overrides = parse_overrides(self.override)
+        if self.model == TRANSFORMERS:
+            if str(self.init_from) in ("None", "none", "published"):
+                raise ValueError(
+                    "model: transformers stands for the detector of some weights; name them: --init-from FOLDER, or "
+                    "OWNER/NAME of the Hugging Face Hub"
+                )
+            return
+        config = config_of(self.model)
         try:
             check_fields(type(config), overrides)
             dataclasses.replace(config, **overrides)
@@ -191,8 +221,9 @@ class Batch(Options):
     """Stop after so many optimizer steps, even within an epoch."""
     total_batch_size: Positive = 32
     """Images to an optimizer step, over all processes; the published total."""
-    batch_size: Positive = 2
-    """Images on a device at once, as published; gradients of several such batches add up to the total's, exactly."""
+    batch_size: Annotated[int, AtLeast(0), Word("auto", AUTO), Metavar("N|auto")] = 2
+    """Images on a device at once, 2 as published; gradients of several such batches add up to the total's, exactly.
+    auto, or 0 in Python: the most that fit into memory, found by trying before the run, and stored."""
     seed: NotNegative = 42
     """Of weights, order, augmentation and dropout."""
 
@@ -364,6 +395,11 @@ def from_plain(kind: type[T], plain: dict[str, Any]) -> T:
 def merged(options: TrainOptions, settings: dict[str, Any]) -> TrainOptions:
     """``options`` with some settings replaced, by name, whatever their group."""
     return from_plain(TrainOptions, {**dict(flatten(to_plain(options))), **settings})
+
+
+def with_batch_size(options: TrainOptions, number: int) -> TrainOptions:
+    """``options`` with so many images on a device at once."""
+    return dataclasses.replace(options, batch=dataclasses.replace(options.batch, batch_size=number))
 
 
 def flatten(plain: dict[str, Any]) -> Iterator[tuple[str, Any]]:

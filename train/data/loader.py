@@ -15,9 +15,10 @@ from ...models.inference.images import normalise
 from ..config.options import Input, Loading, Source
 from ..engine.signals import leave_to_parent
 from .annotations import Annotations, Category
+from .augmentation.steps import augmentation
 from .dataset import CocoDetection, Key, Sample, Target
 from .layouts import SplitName
-from .transforms import evaluation_transform, training_transform
+from .transforms import evaluation_transform
 
 # an epoch of so few images is over in a step; evaluation and checkpoints come once an epoch
 OVERFIT_PASSES = 20
@@ -116,8 +117,8 @@ def training_data(
         FileNotFoundError: a file that was named, or that the annotations list, does not exist.
         ValueError: wrong annotations, no image with a box, or images that do not fit into memory.
     """
-    transform = training_transform("none" if options.overfit else options.augment, options.size)
-    kept = {"seed": seed, "cache": loading.cache_images, "share": share}
+    mix, transform = augmentation("none" if options.overfit else options.augment, options.size)
+    kept = {"mix": mix, "seed": seed, "cache": loading.cache_images, "share": share}
     return _data(source, "train", options, None, transform, OVERFIT_PASSES, progress=progress, **kept)
 
 

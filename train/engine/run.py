@@ -23,7 +23,9 @@ from ..data.dataset import CocoDetection, Sample
 from ..data.loader import validation_data
 from ..evaluation.coco_metrics import evaluate_boxes
 from ..evaluation.detect import detect
+from ..evaluation.matching import match_detections
 from ..evaluation.results import merge
+from ..evaluation.thresholds import best_thresholds
 from ..monitor.loggers import import_wandb
 from ..monitor.reporter import Reporter
 from .acceleration import uncompiled
@@ -37,7 +39,7 @@ from .checkpoint import (
     save_checkpoint,
 )
 from .distributed import LateError, process_group
-from .memory import dry_run, out_of_memory, what_to_lower
+from .memory import dry_run, out_of_memory, settle_batch_size, what_to_lower
 from .profile import profile
 from .signals import StopSignals
 from .state import Training
@@ -48,6 +50,7 @@ _KEPT_BATCHES = 3
 def run_steps(options: TrainOptions, n: int) -> list[float]:
     """The losses of the first ``n`` steps of a run, without writing anything."""
     training = Training(options)
+    settle_batch_size(training)
     results = [training.step(samples) for samples in itertools.islice(training.batches(), n)]
     return [result["loss"] for result in results if result is not None]
 
@@ -55,6 +58,7 @@ def run_steps(options: TrainOptions, n: int) -> list[float]:
 def evaluate(training: Training, data: CocoDetection) -> dict[str, Any]:
     """COCO's numbers of the model as it stands, AP and ``per_class``, and its ``val_`` losses, as detect has them.
 
+    Beside them ``thresholds``, the best least score of each class, by label; None where no detection is right.
     Every process detects in its share of the images, none twice, and gets the same numbers.
 
     Raises:
@@ -83,7 +87,8 @@ def evaluate(training: Training, data: CocoDetection) -> dict[str, Any]:
             evaluation = evaluate_boxes(data.annotations.ground_truth(), whole, data.image_ids)
             losses = {f"val_{name}": value for name, value in whole.losses.items()}
             per_class = {kind.name: kind.AP for kind in evaluation.classes if kind.AP is not None}
-            metrics = {**evaluation.metrics, **losses, "per_class": per_class}
+            thresholds = best_thresholds(match_detections(whole.results, data.annotations, data.image_ids)).by_label
+            metrics = {**evaluation.metrics, **losses, "per_class": per_class, "thresholds": thresholds}
     return group.broadcast(metrics)
 
 
@@ -114,13 +119,18 @@ def train(options: TrainOptions) -> Path:
             training = Training(options, state, group)
             validation = _validation(training)
         _agree(training)
+        with group.all_or_none("finding the batch size"):
+            found = settle_batch_size(training)
         with group.all_or_none("setting up"):
             if group.is_main:
                 if not there:
                     stack.enter_context(in_use(out))
                 refuse_another_run(options, out, training.steps_done)
                 remove_leftovers(out)
-        _Run(training, validation, out, Reporter(training, validation, out, stack), signals).go()
+        report = Reporter(training, validation, out, stack)
+        if found:
+            report.say(found)
+        _Run(training, validation, out, report, signals).go()
     return out
 
 
@@ -254,7 +264,7 @@ class _Run:
         begun = time.perf_counter()
         metrics = evaluate(self.training, self.validation)
         seconds = time.perf_counter() - begun
-        record = self.training.record_evaluation(metrics["AP"])
+        record = self.training.record_evaluation(metrics["AP"], metrics.pop("thresholds", None))
         self.report.evaluation(metrics, seconds, record=record)
         self._save()
         self.report.restart_epoch()

@@ -5,6 +5,7 @@ loss is divided by what belongs to the whole, and the parts add up.
 """
 
 import contextlib
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -16,15 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from ...common.device import choose_device
-from ...models.families.detector import Detector
 from ...models.losses.matcher import NonFiniteCostError
 from ...models.weights.formats import check_fit
-from ...models.zoo import create_criterion
-from ..config.options import TrainOptions, from_plain, to_plain
+from ..config.options import AUTO, TrainOptions, from_plain, to_plain, with_batch_size
 from ..data.dataset import Sample
 from ..data.loader import Order, to_device, training_data, training_loader
 from .acceleration import autocast, prepare
-from .build import model_of_checkpoint, new_model
+from .build import AnyDetector, inputs_of, model_of_checkpoint, new_criterion, new_model
 from .checkpoint import random_state, set_random_state
 from .distributed import ProcessGroup
 from .optim import ema_state, make_ema, make_optimizer, rate_at, restore_ema
@@ -35,7 +34,7 @@ REPLAY_FORMAT = "msdeform-replay-1"
 _MOST_WORKERS = 16  # for each processor
 
 # what a checkpoint holds of a run under the same names
-_KEPT = ("nonfinite_in_a_row", "best", "evaluated_at", "evaluations_since_best")
+_KEPT = ("nonfinite_in_a_row", "best", "evaluated_at", "evaluations_since_best", "thresholds")
 
 # below this the loss scale of fp16 says that gradients overflow by themselves, not by being scaled
 _LEAST_SCALE = 1.0
@@ -56,6 +55,8 @@ class Training:
     def __init__(
         self, options: TrainOptions, resume: dict[str, Any] | None = None, group: ProcessGroup | None = None
     ) -> None:
+        if options.batch.batch_size == AUTO and resume is not None:  # as it was found
+            options = with_batch_size(options, from_plain(TrainOptions, resume["options"]).batch.batch_size)
         self.options = options
         self.group = group or ProcessGroup(choose_device(options.compute.device))
         self.device = self.group.device
@@ -86,6 +87,7 @@ class Training:
             shapes=(images.heights / images.widths)[self.data.rows] if options.loading.bucket else None,
         )
         self.total_steps = min(batch.epochs * self.steps_per_epoch, batch.max_steps or sys.maxsize)
+        self.data.epochs = math.ceil(self.total_steps / self.steps_per_epoch)
 
         torch.manual_seed(batch.seed)
         self._categories = [asdict(category) for category in self.data.annotations.categories]
@@ -97,7 +99,7 @@ class Training:
         self.backbone_trained = built.backbone_trained
         if compute.precision == "fp64":
             self.model.double()
-        self.criterion = create_criterion(self.model)
+        self.criterion = new_criterion(self.model, self.group.size)
         self.ema = None if options.optim.ema is None else make_ema(self.model, options.optim.ema)
         prepare(self.model, compute)
         if compute.sync_bn and self.device.type == "cuda" and self.group.size > 1:
@@ -115,6 +117,8 @@ class Training:
         self.best: dict[str, float] = {"AP": -1.0, "step": -1}
         self.evaluated_at = 0
         self.evaluations_since_best = 0
+        self.thresholds: list[float] | None = None
+        """The best least score of each class, by label, in the last evaluation."""
         self.blamed: list[int] = []
         """Processes whose part of the last step had a loss that was not finite."""
         self._random_before: tuple[Tensor, Tensor | None] = torch.get_rng_state(), None
@@ -143,9 +147,9 @@ class Training:
         return self.steps_done >= self.total_steps
 
     @property
-    def detector(self) -> Detector:
+    def detector(self) -> AnyDetector:
         """What is evaluated: the average of the weights, if one is kept."""
-        return self.model if self.ema is None else cast(Detector, self.ema.module)
+        return self.model if self.ema is None else cast(AnyDetector, self.ema.module)
 
     def batches(self, replaced: Callable[[str], None] = lambda sentence: None) -> Iterator[list[Sample]]:
         """This process's part of every batch that is left of the run, in the order of its passes.
@@ -241,7 +245,7 @@ class Training:
         with self.step_timer.stage("data"):
             images, targets = to_device(samples, self.device, next(self.model.parameters()).dtype)
         with self.step_timer.stage("model, other"), autocast(self.device, self.options.compute.precision):
-            outputs = self._wrapped(images)
+            outputs = self._wrapped(*inputs_of(self.model, images, targets))
         with self.step_timer.stage("loss"):
             weights = self.criterion.weight_dict
             try:
@@ -256,8 +260,12 @@ class Training:
             self.scaler.scale(total * self.group.size).backward()
         return {"loss": total.detach(), **{name: value.detach().to(total) for name, value in losses.items()}}
 
-    def record_evaluation(self, ap: float) -> bool:
-        """Notes the AP of the model as it stands; true if it is the best so far, to the three digits that are shown."""
+    def record_evaluation(self, ap: float, thresholds: list[float] | None) -> bool:
+        """Notes the AP of the model as it stands, and its classes' thresholds, None where no detection was right.
+
+        Returns true if the AP is the best so far, to the three digits that are shown.
+        """
+        self.thresholds = thresholds
         first, best = self.best["step"] < 0, self.best["AP"]
         better = first or ap > best
         # among checkpoints that find nothing, the newest has learnt most

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from ...common.text import counted
+from ...models.catalog import TRANSFORMERS
 from ...models.layers.evaluation_mode import evaluating
 from ..config.options import to_plain
 from ..config.resolve import save_settings, settings_lines
@@ -140,9 +141,11 @@ class Reporter:
         training, options, group = self.training, self.training.options, self.training.group
         data, total, start = training.data, training.order.total, training.start
         parameters = sum(parameter.numel() for parameter in training.model.parameters())
+        of_transformers = options.model.model == TRANSFORMERS
+        name = f"{training.model.kind} of transformers" if of_transformers else options.model.model
         processes = "" if group.size == 1 else f", {group.size} processes"
         self.say(
-            f"{options.model.model}: {parameters:,} parameters, "
+            f"{name}: {parameters:,} parameters, "
             f"{training.backend} attention on {training.device}, {options.compute.precision}{processes}"
         )
         passes = math.ceil(math.ceil(total / group.size) / options.batch.batch_size)

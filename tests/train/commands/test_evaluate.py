@@ -188,9 +188,10 @@ def test_an_evaluation_together_is_that_of_one_process(
 
     alone = evaluate(training, data)
     losses = {f"val_{name}" for name in ("loss", *criterion(*one_batch(model, data)))}
-    assert alone.keys() == {*METRICS, *losses, "per_class"}
+    assert alone.keys() == {*METRICS, *losses, "per_class", "thresholds"}
     training.group = Leader(3, work)
     several = evaluate(training, data)
+    assert several.pop("thresholds") == pytest.approx(alone.pop("thresholds"), rel=1e-5)
     assert several.pop("per_class") == pytest.approx(alone.pop("per_class"), rel=1e-5)
     assert several == pytest.approx(alone, rel=1e-5)
 
