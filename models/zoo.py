@@ -59,6 +59,7 @@ def create_model(
         start = start_from(model, source)
         model.input_size = source.input_size
         if not any("class" in name for name in start.fresh):
+            model.thresholds = source.thresholds
             model.categories = source.categories or (coco_names() if num_classes == len(coco_names()) else None)
     return model
 

@@ -71,6 +71,12 @@ class Detector(
         if source.categories is not None:
             model.categories = list(source.categories)
         model.input_size = source.input_size
+        if source.thresholds is not None and len(source.thresholds) != model.require_config().num_classes:
+            raise ValueError(
+                f"{source.path}: thresholds: expected a number for each of {model.require_config().num_classes} "
+                f"classes, got {len(source.thresholds)}"
+            )
+        model.thresholds = source.thresholds
         return model.eval()
 
     @classmethod
@@ -114,7 +120,7 @@ class Detector(
 
     def _save_pretrained(self, save_directory: Path) -> None:
         config = self.require_config().to_dict()
-        save_msdeform(save_directory, self.state_dict(), config, self.categories, self.input_size)
+        save_msdeform(save_directory, self.state_dict(), config, self.categories, self.input_size, self.thresholds)
 
     def require_config(self) -> Config:
         """The configuration. Raises ValueError for a model built from parts by hand, which has none."""

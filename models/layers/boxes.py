@@ -47,15 +47,14 @@ def match_boxes(
         found_boxes, found_labels: (M, 4) xyxy and (M,), the best detection first.
         boxes, labels: (N, 4) xyxy and (N,), the objects.
     """
-    overlap = box_iou(found_boxes.float(), boxes.float()).masked_fill(found_labels[:, None] != labels[None], -1)
-    matches: list[int | None] = []
-    for row in overlap:
-        best = int(row.argmax()) if len(row) else None
-        if best is not None and row[best] >= minimum_iou:
+    overlap = box_iou(found_boxes.double(), boxes.double()).masked_fill(found_labels[:, None] != labels[None], -1)
+    matches: list[int | None] = [None] * len(overlap)
+    # most of a detector's boxes overlap no object at all
+    for number in (overlap >= minimum_iou).any(1).nonzero()[:, 0].tolist():
+        best = int(overlap[number].argmax())
+        if overlap[number, best] >= minimum_iou:
             overlap[:, best] = -1
-            matches.append(best)
-        else:
-            matches.append(None)
+            matches[number] = best
     return matches
 
 

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from ...common.files import BEST, atomic_file, checkpoints_in
-from ..inference.image_size import Size
+from ..inference.image_size import ExactSize, Size, size_of
 from .files import is_state_dict, read_file
 from .huggingface import family_of, from_huggingface, is_huggingface, to_huggingface
 from .huggingface_config import (
@@ -77,6 +77,8 @@ class Source:
     """Names in the source that are no weights."""
     training: dict[str, Any] | None = None
     """The whole checkpoint, of ``msdeform train``."""
+    thresholds: list[float] | None = None
+    """The minimum score of each class, by label, where the source has them."""
 
     @property
     def family(self) -> str:
@@ -142,11 +144,12 @@ def source_of(state: Any, path: Path) -> Source:
         categories = [str(category["name"]) for category in state.get("categories", [])]
         config = {"family": "deformable_detr", **state["model_config"]}  # the first versions had one family
         options = state.get("options", {})
-        longest = options.get("input", options).get("image_size")  # the first versions had no groups
-        size = Size() if longest is None else Size(longest, longest)
+        images = options.get("input", options)  # the first versions had no groups
+        size = size_of(images.get("image_size"), square=images.get("square", False))
         average = state.get("ema")  # what the run evaluated, if it kept one
         weights = state["model"] if average is None else average["weights"]
-        return Source(path, "training", weights, config, categories or None, size, training=state)
+        thresholds = _thresholds(state, path)
+        return Source(path, "training", weights, config, categories or None, size, [], state, thresholds)
     content = state.get("model", state) if isinstance(state, dict) else None
     if not is_state_dict(content):
         raise ValueError(f"checkpoint {path}: expected a state dict, bare or under the key 'model'")
@@ -184,17 +187,21 @@ def save_official(
     config: Mapping[str, Any] | None = None,
     categories: list[str] | None = None,
     input_size: Size | None = None,
+    thresholds: list[float] | None = None,
 ) -> None:
     """Writes what the official code's ``--resume`` and ``torch.hub`` read, whole or not at all.
 
-    The official code has no fields for names of classes and the size of images; it leaves unknown fields of ``args``
-    alone, so they stand there as ``categories`` and ``input_size``, (shortest, at most longest) in pixels.
+    The official code has no fields for names of classes, the size of images and minimum scores; it leaves unknown
+    fields of ``args`` alone, so they stand there as ``categories``, ``input_size``, (shortest, at most longest) in
+    pixels, and ``thresholds``.
     """
     args = {name: value for name, value in (config or {}).items() if name != "family"}
     if categories is not None:
         args["categories"] = list(categories)
     if input_size is not None:
         args["input_size"] = [input_size.short, input_size.longest]
+    if thresholds is not None:
+        args["thresholds"] = list(thresholds)
     state: dict[str, Any] = {"model": _plain(weights)}
     if args:
         state["args"] = argparse.Namespace(**args)
@@ -218,17 +225,68 @@ def save_huggingface(
     _save_folder(folder, renamed, theirs, None if input_size is None else preprocessor_of(config["family"], input_size))
 
 
+def save_transformers(folder: Path, source: Source) -> None:
+    """Writes a run's detector of transformers as transformers' ``from_pretrained`` and image processors read it."""
+    described = source.config or {}
+    config = dict(described["config"])
+    if source.categories is not None:
+        config["id2label"] = {str(label): name for label, name in enumerate(source.categories)}
+        config["label2id"] = {name: label for label, name in enumerate(source.categories)}
+    size = source.input_size or Size()
+    exact = isinstance(size, ExactSize)
+    preprocessor = {
+        "image_processor_type": described["processor"],
+        "do_resize": True,
+        "size": {"height": size.height, "width": size.width}
+        if isinstance(size, ExactSize)
+        else {"shortest_edge": size.short, "longest_edge": size.longest},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": described["mean"],
+        "image_std": described["std"],
+        "do_pad": not exact,
+    }
+    weights = {name.removeprefix("model."): tensor for name, tensor in source.weights.items()}
+    _save_folder(folder, weights, config, preprocessor)
+
+
 def save_msdeform(
     folder: Path,
     weights: Mapping[str, Tensor],
     config: Mapping[str, Any],
     categories: list[str] | None = None,
     input_size: Size | None = None,
+    thresholds: list[float] | None = None,
 ) -> None:
     """Writes weights by official names, and the configuration that rebuilds their detector."""
     size = None if input_size is None else [input_size.short, input_size.longest]
     described = {"format": FORMAT, "model": dict(config), "categories": categories, "input_size": size}
-    _save_folder(folder, dict(weights), described)
+    _save_folder(folder, dict(weights), described if thresholds is None else {**described, "thresholds": thresholds})
+
+
+def save_thresholds(source: Source, thresholds: list[float]) -> None:
+    """Writes the minimum score of each class, by label, into a checkpoint of a run or a folder of ours.
+
+    Raises ValueError for weights in another format, which have no place for them.
+    """
+    check_takes_thresholds(source)
+    if source.training is not None:
+        with atomic_file(source.path) as file:
+            torch.save({**source.training, "thresholds": thresholds}, file)
+        return
+    path = source.path / CONFIG_FILE if source.path.is_dir() else source.path.with_name(CONFIG_FILE)
+    with atomic_file(path) as file:
+        file.write((json.dumps({**_read_json(path), "thresholds": thresholds}, indent=2) + "\n").encode())
+
+
+def check_takes_thresholds(source: Source) -> None:
+    """Raises ValueError as `save_thresholds`."""
+    if source.format not in ("training", "msdeform"):
+        raise ValueError(
+            f"save_thresholds: expected a run's checkpoint or a folder that msdeform convert --to msdeform wrote, "
+            f"got {source.path}, which is of the {source.format} format"
+        )
 
 
 def _save_folder(
@@ -303,7 +361,10 @@ def _source(
             fitted = read_size(config.get("input_size"))
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
-        return Source(path, "msdeform", weights, config["model"], config.get("categories"), fitted, ignored)
+        thresholds = _thresholds(config, path)
+        return Source(
+            path, "msdeform", weights, config["model"], config.get("categories"), fitted, ignored, thresholds=thresholds
+        )
     try:
         # before the names, by which no other architecture's weights are told
         ours = None if config is None else config_from_huggingface(config)
@@ -320,8 +381,12 @@ def _source(
         return Source(path, "official", weights, ignored=ignored)
     names = args.get("categories")
     categories = [str(name) for name in names] if isinstance(names, list) else None
-    known = config_from_args(args, family)
-    return Source(path, "official", weights, known, categories, size_from_args(args), ignored)
+    known, size = config_from_args(args, family), size_from_args(args)
+    try:
+        thresholds = _thresholds(args, path)
+    except ValueError:  # other programs may have a field of this name too
+        thresholds = None
+    return Source(path, "official", weights, known, categories, size, ignored, thresholds=thresholds)
 
 
 def _labels(config: dict[str, Any] | None) -> list[str] | None:
@@ -331,6 +396,16 @@ def _labels(config: dict[str, Any] | None) -> list[str] | None:
         return None
     # a label without a name has its number's
     return [labels.get(label, str(label)) for label in range(max(labels) + 1)]
+
+
+def _thresholds(described: Mapping[str, Any], path: Path) -> list[float] | None:
+    """The minimum score of each class beside weights, where there are any. Raises ValueError for what is none."""
+    found = described.get("thresholds")
+    if found is None:
+        return None
+    if not isinstance(found, list) or not all(isinstance(one, int | float) and 0 <= one <= 1 for one in found):
+        raise ValueError(f"{path}: thresholds: expected a number from 0 to 1 for each class, got {found}")
+    return [float(one) for one in found]
 
 
 def _classes(weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> int:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from .files import check_readable, check_writable
-from .options import Form, Metavar, Positional, Reads, Repeated, Word, Writes, marks_of
+from .options import HUB_NAME, Form, Metavar, Positional, Reads, Repeated, Word, Writes, marks_of
 from .text import either, suggest
 
 T = TypeVar("T")
@@ -116,6 +116,7 @@ class Option:
         reads, writes = self.mark(Reads), self.mark(Writes)
         try:
             matched = reads is not None and reads.patterns and any(glob.iglob(word, recursive=True))
+            matched = matched or (reads is not None and reads.hub and re.fullmatch(HUB_NAME, word) is not None)
             if reads is not None and word not in (*reads.words, "None") and not matched:
                 check_readable(path, reads.kind)
             if writes is not None and word != "None":

@@ -13,7 +13,7 @@ from ...common.files import write_json
 from ...common.progress import progress_bar
 from ...common.text import counted
 from ..config.options import Input
-from ..data.dataset import CocoDetection
+from ..data.dataset import CocoDetection, data_line
 from ..data.loader import validation_data
 from ..engine.checkpoint import load_trained
 from ..evaluation.coco_metrics import class_table, evaluate_boxes, summary
@@ -58,6 +58,7 @@ def _detect(options: EvalOptions) -> tuple[DetectionResults, CocoDetection, dict
     data, images = _first(whole, options.limit)
     step = "" if trained.step is None else f" at step {trained.step}"
     print(f"{trained.name}{step}, {trained.attn_backend} on {trained.device}, {_images(images)}")
+    print(data_line(options.source.data, None, whole))
     with progress_bar("detecting", len(data), shown=options.progress) as advance:
         found = detect(
             trained.model,
@@ -89,6 +90,7 @@ def _read(options: EvalOptions) -> tuple[np.ndarray, CocoDetection, dict[str, An
     rows = read_results(options.results, whole.annotations)
     data, images = _first(whole, options.limit)
     print(f"{options.results}: {counted(len(rows), 'detection')}, {_images(images)}")
+    print(data_line(options.source.data, None, whole))
     return rows, data, {"results": str(options.results), **images}
 
 

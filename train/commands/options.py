@@ -23,9 +23,7 @@ from ...common.options import (
 from ...kernels.diagnostics.options import AttnBackend
 from ...models.catalog import ModelName
 from ...models.options import DetectorOptions, LoadOptions
-from ..config.options import Input, Source
-
-PLOT_SUFFIXES = (".png", ".svg", ".pdf")
+from ..config.options import PLOT_SUFFIXES, Input, Source
 
 
 @dataclass(frozen=True)
@@ -34,8 +32,9 @@ class PredictOptions(ProgressOption, DetectorOptions):
 
     images: Annotated[tuple[Path, ...], Positional("IMAGE"), Reads("path", patterns=True)]
     """Image files, folders of them with their subfolders, and quoted patterns such as "photos/*.jpg"."""
-    confidence: Share = 0.5
-    """Minimum score of a detection that is kept."""
+    confidence: Share | None = None
+    """Minimum score of a detection that is kept; when not given, that of its class in the checkpoint, where training or
+    msdeform eval --save-thresholds wrote it, or 0.5."""
     out: WriteFolder | None = None
     """Folder for the pictures, predictions.json and images.json; predictions/ in the run's folder by default, or here
     for weights of no run."""

@@ -4,6 +4,7 @@ import glob
 import math
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from ...common.device import choose_device
 from ...common.files import write_json
 from ...common.progress import progress_bar
 from ...common.text import counted
-from ...models.inference.detections import nothing_detected
+from ...models.inference.detections import Confidence, minimum_scores, nothing_detected
 from ...models.inference.images import SUFFIXES, BadImageError, read_image
 from ..data.yolo import image_ids
 from ..engine.checkpoint import load_trained
@@ -68,6 +69,10 @@ class Predictions:
     """file_name and error of each image that could not be read."""
     best: tuple[float, str] = (0.0, "")
     """Score and class of the most certain detection at any confidence; a class of no name where there is none."""
+    confidence: Confidence = 0.5
+    """What was asked for, or else the checkpoint's for each class, or else 0.5."""
+    wanted: float = 0.5
+    """The same of the class of `best`."""
 
 
 def predict(options: PredictOptions) -> Predictions:
@@ -89,7 +94,9 @@ def predict(options: PredictOptions) -> Predictions:
     folder = options.checkpoint if options.checkpoint.is_dir() else options.checkpoint.parent
     is_run = trained.step is not None and (folder / "config.yaml").is_file()
     out = options.out or (folder / "predictions" if is_run else Path("predictions"))
-    done = Predictions(out)
+    thresholds = 0.5 if trained.model.thresholds is None else trained.model.thresholds
+    confidence: Confidence = thresholds if options.confidence is None else options.confidence
+    done = Predictions(out, confidence=confidence)
     # pictures of an earlier call may lie in the folder that is searched
     own = out.resolve()
     inside = any(own != path.resolve() and own.is_relative_to(path.resolve()) for path in options.images)
@@ -114,8 +121,11 @@ def predict(options: PredictOptions) -> Predictions:
                 else:
                     everything = trained.model.predict(image, confidence=0.0, size=options.image_size)
                     if len(everything):
-                        done.best = max(done.best, (float(everything.scores[0]), everything.names[0]))
-                    found = everything.at_least(options.confidence)
+                        best = (float(everything.scores[0]), everything.names[0])
+                        if best > done.best:
+                            wanted = float(minimum_scores(confidence, everything.labels[:1]))
+                            done.best, done.wanted = best, wanted
+                    found = everything.at_least(confidence)
                     height, width = found.image_size
                     results = coco_results(image_id, found, ids)
                     done.results += [
@@ -140,15 +150,21 @@ def predict(options: PredictOptions) -> Predictions:
     return done
 
 
+def _each_class(thresholds: Sequence[float]) -> str:
+    low, high = f"{min(thresholds):.2f}", f"{max(thresholds):.2f}"
+    return f"the checkpoint's thresholds, {low if low == high else f'{low} to {high}'}"
+
+
 def run(options: PredictOptions) -> int:
     """``msdeform predict``; 1 if an image could not be read."""
     done = predict(options)
     count = counted(len(done.results), "detection")
-    print(f"{count} of at least {options.confidence}: pictures, predictions.json and images.json in {done.out}")
+    least = done.confidence if isinstance(done.confidence, float) else _each_class(done.confidence)
+    print(f"{count} of at least {least}: pictures, predictions.json and images.json in {done.out}")
     score, name = done.best
     if not done.results and name:
         lower = math.floor(score * 10) / 10 if score >= 0.1 else math.floor(score * 1000) / 1000
-        print(f"{nothing_detected(options.confidence, name, score)}; --confidence {lower:g} shows it")
+        print(f"{nothing_detected(done.wanted, name, score)}; --confidence {lower:g} shows it")
     if done.unreadable:
         print(f"{counted(len(done.unreadable), 'image')} could not be read:", file=sys.stderr)
         for one in done.unreadable:

@@ -27,9 +27,10 @@ from ...common.command_line import check, parse
 from ...common.fields import Option, options_of
 from ...common.files import atomic_file, checkpoints_in
 from ...common.text import suggest
+from ...models.catalog import TRANSFORMERS
 from ..data.augmentation.options import in_one_line
 from .official_flags import counterpart
-from .options import Recipe, TrainOptions, flatten, from_plain, merged, to_plain
+from .options import SETTINGS_HEAD, Recipe, TrainOptions, flatten, from_plain, merged, to_plain
 from .presets import list_presets, preset
 
 # what a run is, rather than what it does: for the command line alone
@@ -101,13 +102,14 @@ def resolve(
     if asked == "auto":  # which the flag itself says
         options = merged(options, {"out": out, "resume": resume})
     model_named = model_named or any(word.split("=")[0] == "--model" for word in words)
-    if resume is not None or model_named or options.model.init_from is None:
+    ours = model_named and options.model.model != TRANSFORMERS
+    if resume is not None or ours or options.model.init_from is None:
         return options
     from ..engine.build import (
         with_model_of_start,  # brings PyTorch, which a run that starts from no file does not wait for
     )
 
-    return dataclasses.replace(options, model=with_model_of_start(options.model))
+    return with_model_of_start(options)
 
 
 def _starting_point(named: str | None, file: Path | None) -> tuple[TrainOptions, bool]:
@@ -233,8 +235,8 @@ def save_settings(options: TrainOptions, path: Path) -> None:
     groups, recipe = to_plain(options), options.recipe
     del groups["recipe"]  # its settings are all here
     groups["run"] = {name: value for name, value in groups["run"].items() if name not in ("out", *NOT_IN_FILES)}
-    head = "# Every setting of this run; to repeat it: "
-    head += f"{shlex.join(['msdeform', 'train', '--config', str(path), '--out', 'FOLDER'])}\n"
+    again = shlex.join(["msdeform", "train", "--config", str(path), "--out", "FOLDER"])
+    head = f"{SETTINGS_HEAD}; to repeat it: {again}\n"
     named = [f"{kind} {value}" for kind, value in (("preset", recipe.preset), ("file", recipe.config)) if value]
     if named:
         head += f"# From {', '.join([*named, 'and flags'])}.\n"

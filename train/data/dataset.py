@@ -232,6 +232,29 @@ class CocoDetection(Dataset[Sample]):
             self._refuse_size(row, *size)
 
 
+def data_line(where: Path | None, training: CocoDetection | None, validation: CocoDetection | None) -> str:
+    """What was recognised and counted, in a line; ``where`` is what the user named, if that was one place."""
+    parts: list[str] = []
+    whole = [data for data in (training, validation) if data is not None]
+    annotations = whole[0].annotations
+    for data, name in ((training, "training"), (validation, "validation")):
+        if data is not None:
+            rows = np.unique(data.rows)
+            boxes = int(np.diff(data.annotations.first)[rows].sum())
+            images = "image" if len(rows) == 1 else "images"
+            parts.append(f"{len(rows):,} {name} {images} with {boxes:,} {'box' if boxes == 1 else 'boxes'}")
+    names = [category.name for category in annotations.categories]
+    with_boxes = {int(label) for label in np.unique(annotations.labels)}
+    classes = counted(len(names), "class")
+    if len(names) == 1:
+        classes += f" ({names[0]})"
+    elif len(with_boxes) == 1:
+        classes += f", of which only {names[with_boxes.pop()]} has boxes"
+    elif len(with_boxes) < len(names):
+        classes += f", {len(names) - len(with_boxes)} of them without a box"
+    return f"data: {annotations.described(where)}: {', '.join(parts)}, {classes}"
+
+
 def _with_id(error: Exception, image_id: int) -> str:
     """The error's sentence, which names the file, and the image's id, as some name it already."""
     ending = f"(image {image_id})"

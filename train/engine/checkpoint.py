@@ -17,14 +17,13 @@ import numpy as np
 import torch
 
 from ...common.files import BEST, atomic_file
-from ...models.families.detector import Detector
+from ...integrations.detectors.detector import TransformersDetector, is_of_transformers
 from ...models.weights.files import read_file
 from ...models.weights.formats import TRAINING_FORMAT, checkpoints_in, newest_whole, read_source
 from ...models.weights.load import WITHOUT_SIZE
-from ...models.zoo import load_model
-from ..config.options import TrainOptions, from_plain
+from ..config.options import SETTINGS_HEAD, TrainOptions, from_plain
 from ..data.annotations import Category
-from .build import settle_backend
+from .build import AnyDetector, load_any_model, settle_backend
 
 
 def random_state() -> dict[str, Any]:
@@ -88,11 +87,23 @@ def run_folder(options: TrainOptions) -> Path:
 
 
 def refuse_another_run(options: TrainOptions, out: Path, step: int) -> None:
-    """Raises ValueError where `out` holds another run's checkpoints, or later ones than the step to resume from."""
+    """Raises ValueError where `out` holds another run's checkpoints, or later ones than the step to resume from.
+
+    So it does where files of a run's names are there that no run wrote.
+    """
     files, resume = checkpoints_in(out), options.run.resume
     if resume is None:
         if files:
             raise ValueError(f"{out} holds a run already; resume it with --resume {out}, or name another --out")
+        for name, begin in (("config.yaml", SETTINGS_HEAD), ("log.jsonl", '{"event": ')):
+            file = out / name
+            if file.is_file():
+                with open(file, encoding="utf-8", errors="replace") as opened:
+                    head = opened.read(len(begin))
+                if head not in ("", begin):
+                    raise ValueError(
+                        f"out: {file} would be written over, and was not written by msdeform train; name another --out"
+                    )
         return
     if files and not out.samefile(resume if resume.is_dir() else resume.parent):
         raise ValueError(f"{out} holds a run already, and not that of {resume}; name another --out")
@@ -123,7 +134,7 @@ def keep_best(checkpoint: Path) -> None:
 class Trained:
     """A model out of a checkpoint, ready to detect."""
 
-    model: Detector
+    model: AnyDetector
     name: str
     categories: list[Category]
     """By label: of a run, its data set's; else numbered as the labels, with the names that are known."""
@@ -145,16 +156,19 @@ def load_trained(path: Path, device: torch.device, attn_backend: str = "auto", n
         name: of `list_models`, for weights without a description beside them.
 
     Raises:
-        FileNotFoundError, ValueError: as models.zoo.load_model.
+        FileNotFoundError, ValueError: as models.zoo.load_model; a name beside a model of transformers.
+        RuntimeError: for a model of transformers, which is not installed.
         BackendUnavailable: the named backend cannot run on ``device``.
     """
+    if is_of_transformers(path):
+        return _of_transformers(path, device, attn_backend, name)
     source = read_source(path)
     if source.path != path:
         print(f"checkpoint: {source.path}", file=sys.stderr)
     if source.input_size is None:
         print(f"{path} does not say to what size images were resized in training: {WITHOUT_SIZE}", file=sys.stderr)
     backend = settle_backend(device, attn_backend)
-    model = load_model(source, attn_backend=backend, name=name).to(device)
+    model = load_any_model(source, attn_backend=backend, name=name).to(device)
     state = source.training
     if state is None:
         names = model.categories or [str(label) for label in range(model.require_config().num_classes)]
@@ -164,3 +178,13 @@ def load_trained(path: Path, device: torch.device, attn_backend: str = "auto", n
     options = from_plain(TrainOptions, state["options"])
     model.categories, model.input_size = [category.name for category in categories], options.input.size
     return Trained(model, state["model_name"], categories, options, backend, device, state["step"])
+
+
+def _of_transformers(path: Path, device: torch.device, attn_backend: str, name: str | None) -> Trained:
+    """The detector of a folder that transformers wrote."""
+    if name is not None:
+        raise ValueError(f"model: {path} says itself what it is, a model of transformers; leave --model out")
+    backend = settle_backend(device, attn_backend)
+    model = TransformersDetector.from_pretrained(path, attn_backend=backend).to(device)
+    categories = [Category(label, own) for label, own in enumerate(model.categories or [])]
+    return Trained(model, path.name, categories, TrainOptions(), backend, device, None)

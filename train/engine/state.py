@@ -17,17 +17,16 @@ import torch
 from torch import Tensor, nn
 
 from ...common.device import choose_device
-from ...models.families.detector import Detector
 from ...models.losses.matcher import NonFiniteCostError
 from ...models.weights.formats import check_fit
-from ...models.zoo import create_criterion
 from ..config.options import AUTO, TrainOptions, from_plain, to_plain, with_batch_size
 from ..data.dataset import Sample
 from ..data.loader import Order, to_device, training_data, training_loader
 from .acceleration import autocast, prepare
-from .build import model_of_checkpoint, new_model
+from .build import AnyDetector, inputs_of, model_of_checkpoint, new_criterion, new_model
 from .checkpoint import random_state, set_random_state
 from .distributed import ProcessGroup
+from .given import NOTHING, Given
 from .optim import ema_state, make_ema, make_optimizer, rate_at, restore_ema
 from .step_timer import StepTimer
 
@@ -36,7 +35,7 @@ REPLAY_FORMAT = "msdeform-replay-1"
 _MOST_WORKERS = 16  # for each processor
 
 # what a checkpoint holds of a run under the same names
-_KEPT = ("nonfinite_in_a_row", "best", "evaluated_at", "evaluations_since_best")
+_KEPT = ("nonfinite_in_a_row", "best", "evaluated_at", "evaluations_since_best", "thresholds")
 
 # below this the loss scale of fp16 says that gradients overflow by themselves, not by being scaled
 _LEAST_SCALE = 1.0
@@ -49,14 +48,22 @@ class Training:
         options: of the run; ``options.run`` matters only for messages here.
         resume: a checkpoint's content to go on from, instead of fresh weights.
         group: the processes that train together; this one alone when None.
+        given: by a script, beside the settings.
 
     Raises:
         ValueError, FileNotFoundError, BackendUnavailable: as the parts it is made of; each message is one sentence.
     """
 
     def __init__(
-        self, options: TrainOptions, resume: dict[str, Any] | None = None, group: ProcessGroup | None = None
+        self,
+        options: TrainOptions,
+        resume: dict[str, Any] | None = None,
+        group: ProcessGroup | None = None,
+        given: Given = NOTHING,
     ) -> None:
+        if resume is not None:
+            given.refuse_what_differs(resume.get("given", {}), options.run.resume or Path("the checkpoint"))
+        self.given = given
         if options.batch.batch_size == AUTO and resume is not None:  # as it was found
             options = with_batch_size(options, from_plain(TrainOptions, resume["options"]).batch.batch_size)
         self.options = options
@@ -71,10 +78,11 @@ class Training:
         cached = options.loading.cache_images != "none" and not options.input.overfit
         share = (self.group.local_rank, self.group.local_size) if cached else (0, 1)
         self.data = training_data(
-            options.source,
+            given.data or options.source,
             options.input,
             options.loading,
             batch.seed,
+            pipeline=given.transform,
             share=share,
             progress=options.logging.progress and self.group.is_main,
         )
@@ -101,7 +109,7 @@ class Training:
         self.backbone_trained = built.backbone_trained
         if compute.precision == "fp64":
             self.model.double()
-        self.criterion = create_criterion(self.model)
+        self.criterion = new_criterion(self.model, self.group.size)
         self.ema = None if options.optim.ema is None else make_ema(self.model, options.optim.ema)
         prepare(self.model, compute)
         if compute.sync_bn and self.device.type == "cuda" and self.group.size > 1:
@@ -119,6 +127,8 @@ class Training:
         self.best: dict[str, float] = {"AP": -1.0, "step": -1}
         self.evaluated_at = 0
         self.evaluations_since_best = 0
+        self.thresholds: list[float] | None = None
+        """The best least score of each class, by label, in the last evaluation."""
         self.blamed: list[int] = []
         """Processes whose part of the last step had a loss that was not finite."""
         self._random_before: tuple[Tensor, Tensor | None] = torch.get_rng_state(), None
@@ -147,9 +157,9 @@ class Training:
         return self.steps_done >= self.total_steps
 
     @property
-    def detector(self) -> Detector:
+    def detector(self) -> AnyDetector:
         """What is evaluated: the average of the weights, if one is kept."""
-        return self.model if self.ema is None else cast(Detector, self.ema.module)
+        return self.model if self.ema is None else cast(AnyDetector, self.ema.module)
 
     def batches(self, replaced: Callable[[str], None] = lambda sentence: None) -> Iterator[list[Sample]]:
         """This process's part of every batch that is left of the run, in the order of its passes.
@@ -245,7 +255,7 @@ class Training:
         with self.step_timer.stage("data"):
             images, targets = to_device(samples, self.device, next(self.model.parameters()).dtype)
         with self.step_timer.stage("model, other"), autocast(self.device, self.options.compute.precision):
-            outputs = self._wrapped(images)
+            outputs = self._wrapped(*inputs_of(self.model, images, targets))
         with self.step_timer.stage("loss"):
             weights = self.criterion.weight_dict
             try:
@@ -260,8 +270,12 @@ class Training:
             self.scaler.scale(total * self.group.size).backward()
         return {"loss": total.detach(), **{name: value.detach().to(total) for name, value in losses.items()}}
 
-    def record_evaluation(self, ap: float) -> bool:
-        """Notes the AP of the model as it stands; true if it is the best so far, to the three digits that are shown."""
+    def record_evaluation(self, ap: float, thresholds: list[float] | None) -> bool:
+        """Notes the AP of the model as it stands, and its classes' thresholds, None where no detection was right.
+
+        Returns true if the AP is the best so far, to the three digits that are shown.
+        """
+        self.thresholds = thresholds
         first, best = self.best["step"] < 0, self.best["AP"]
         better = first or ap > best
         # among checkpoints that find nothing, the newest has learnt most
@@ -312,6 +326,7 @@ class Training:
             **{name: getattr(self, name) for name in _KEPT},
             "random_states": self.group.gather(random_state()),
             "options": to_plain(self.options),
+            "given": self.given.describe(),
         }
 
     def _restore(self, state: dict[str, Any]) -> None:

@@ -8,11 +8,8 @@ this code on this device is not done again; one that was stopped goes on from it
 The run on a GPU has 2,500 steps on 8 images of 256x256, and was measured nowhere: more --epochs where AP stays at zero.
 """
 
-import contextlib
 import os
 import re
-import signal
-import subprocess
 import sys
 import time
 from dataclasses import dataclass, replace
@@ -20,16 +17,12 @@ from functools import partial
 from itertools import product
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from ....train.config import options as train
 from ....train.config.resolve import save_settings
 from ....train.data.synthetic.options import SynthOptions
 from ....train.data.synthetic.synth import make_dataset
-from ....train.engine.signals import STOPPED
-from ....train.monitor.history import History
-from ....train.monitor.run_log import read_log
 from ...harness.provenance import usual_device
 from ...harness.records import Row
 from ...harness.results_file import open_results
@@ -37,10 +30,7 @@ from ...harness.tables import aligned
 from ...operator import implementations
 from ...options import SeedsOptions
 from ..resumable import measure_missing
-from . import spread
-
-_GRACE = 180.0  # seconds that a run may take to end its evaluation, or its step, and to save
-_NUMBERS = ("steps", "ap", "ap50", "loss", "images_per_second", "seconds", "peak_mb", "loss_curve", "ap_curve")
+from . import runs, spread
 
 
 @dataclass(frozen=True)
@@ -80,11 +70,12 @@ def measure_rows(options: SeedsOptions) -> int:
     device = usual_device()
     recipe = _recipe(options, device)
     # what decides these runs, beside what decides all
-    sources, keep = ("train/**/*.py", "bench/models/training/seeds.py"), not options.quick and device.type == "cuda"
+    sources = ("train/**/*.py", "bench/models/training/runs.py", "bench/models/training/seeds.py")
+    keep = not options.quick and device.type == "cuda"
     results = open_results("msdeform bench seeds", options, device, measured=sources, keep=keep, again=False)
     # a run goes on by the code and on the device it began with
     name = f"{recipe.model} {recipe.settings} {results.source['code']} {results.source['device']}"
-    runs = options.runs / re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    folder = options.runs / re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     end = time.monotonic() + 60 * options.minutes
     absent = {backend: implementations.absent(backend, device) for backend in options.backends}
     results.skipped += [f"{backend}: {reason}" for backend, reason in absent.items() if reason is not None]
@@ -92,8 +83,8 @@ def measure_rows(options: SeedsOptions) -> int:
     for seed, backend in product(options.seeds, options.backends):
         if absent[backend] is None:
             lead = {"kind": "seeds", "model": recipe.model, "settings": recipe.settings, "backend": backend}
-            row: Row = {**lead, "seed": seed, "reduced": options.quick, **dict.fromkeys(_NUMBERS), "failure": None}
-            run = runs / f"{backend}-seed{seed}"
+            row: Row = {**lead, "seed": seed, "reduced": options.quick, **dict.fromkeys(runs.NUMBERS), "failure": None}
+            run = folder / f"{backend}-seed{seed}"
             planned.append(((*lead.values(), seed), partial(_row, row, recipe, run, device, end)))
     left = measure_missing(planned, results, float("inf"))  # a run that is over is recorded even without time
     rows = [row for row in results.rows if row["failure"] is None]
@@ -104,7 +95,7 @@ def measure_rows(options: SeedsOptions) -> int:
 
 def _row(row: Row, recipe: Recipe, run: Path, device: torch.device, end: float) -> Row | None:
     """A run's row, with its numbers or its failure; None if the time ended before the run, which has saved then."""
-    if not finished(run):
+    if not runs.finished(run):
         if time.monotonic() >= end:
             return None
         print(f"{recipe.model}, {row['backend']}, seed {row['seed']}: training in {run}", file=sys.stderr, flush=True)
@@ -112,75 +103,18 @@ def _row(row: Row, recipe: Recipe, run: Path, device: torch.device, end: float) 
         data = recipe.data or _synthetic(recipe, run.parent.parent)
         save_settings(_options(recipe, data, row["backend"], row["seed"], device), settings)
         words = ["--config", str(settings), "--resume", "auto", "--out", str(run)]
-        status, said = _apart([sys.executable, "-m", "msdeform", "train", *words], run.parent / f"{run.name}.txt", end)
-        # one that was told to stop before it had anything to save has not failed
-        killed = time.monotonic() >= end and status in (-signal.SIGTERM, -signal.SIGKILL)
-        if status == STOPPED or killed:
+        ended, failure = runs.train(words, run.parent / f"{run.name}.txt", end)
+        if failure is not None:
+            return row | {"failure": failure}
+        if not ended:
             return None
-        if status != 0:
-            return row | {"failure": said or f"ended with status {status}"}
-    return row | numbers(run)
+    return row | runs.numbers(run)
 
 
 def _recipe(options: SeedsOptions, device: torch.device) -> Recipe:
     usual = QUICK if options.quick else GPU if device.type == "cuda" else CPU
     names = ("model", "data", "images", "image_size", "epochs", "batch", "lr", "precision")
     return replace(usual, **{name: value for name in names if (value := getattr(options, name)) is not None})
-
-
-def finished(run: Path) -> bool:
-    """Did a run in this folder come to its end?"""
-    log = run / "log.jsonl"
-    return log.is_file() and any(event["event"] == "end" for event in read_log(log))
-
-
-def numbers(run: Path) -> Row:
-    """What came of a finished run, and its curves, from its log.
-
-    ``ap``, ``ap50``: of the last evaluation. ``loss``: mean over the steps logged since the evaluation before it.
-    ``images_per_second``: median of the logged steps, the first left out. ``seconds``: of the run, evaluations among
-    them, without the time it stood still. Curves: lists of (step, value).
-    """
-    history = History.read(run)
-    last = history.evaluations[-1]
-    before = history.evaluations[-2]["step"] if len(history.evaluations) > 1 else 0
-    steps, losses = history.curve("loss")
-    speeds, memory = history.curve("images_per_s")[1], history.curve("memory_mb")[1]
-    late = losses[steps > before]
-    return {
-        "steps": last["step"],
-        "ap": last["AP"],
-        "ap50": last["AP50"],
-        "loss": float(late.mean()) if len(late) else None,
-        "images_per_second": float(np.median(speeds[1:] if len(speeds) > 1 else speeds)) if len(speeds) else None,
-        "seconds": history.evaluations[-1]["hours"] * 3600,
-        "peak_mb": float(memory.max()) if len(memory) else None,
-        "loss_curve": spread.thinned(steps, losses),
-        "ap_curve": spread.thinned(*history.curve("AP")),
-    }
-
-
-def _apart(command: list[str], log: Path, end: float) -> tuple[int, str]:
-    """Runs a command in a process of its own, asks it to stop when the time is over, and kills one that does not end.
-
-    Returns its status and the last line that it printed; all that it prints is appended to ``log``.
-    """
-    with open(log, "ab") as out:
-        # a Ctrl-C is ours alone: the run is then told once, by the signal below
-        child = subprocess.Popen(command, stdout=out, stderr=out, stdin=subprocess.DEVNULL, start_new_session=True)
-        try:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                child.wait(max(0.0, end - time.monotonic()))
-        finally:
-            if child.poll() is None:
-                child.terminate()
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    child.wait(_GRACE)
-            if child.poll() is None:
-                os.killpg(child.pid, signal.SIGKILL)  # its own session: nobody else's processes
-                child.wait()
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return child.returncode, lines[-1] if lines else ""
 
 
 def _synthetic(recipe: Recipe, root: Path) -> Path:

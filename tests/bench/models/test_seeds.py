@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from msdeform.bench.harness import records
-from msdeform.bench.models.training import seeds, spread
+from msdeform.bench.models.training import runs, seeds, spread
 from msdeform.bench.options import SeedsOptions
 from msdeform.cli import main
 from msdeform.common.command_line import parse
@@ -34,7 +34,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             return int(str(stop.code)), ""
         return 0, ""
 
-    monkeypatch.setattr(seeds, "_apart", act)
+    monkeypatch.setattr(runs, "_apart", act)
     return begun
 
 
@@ -97,7 +97,7 @@ def test_nothing_begins_when_the_time_is_over(here: list[str], tmp_path: Path) -
 
 
 def test_a_run_that_fails_says_why_and_the_others_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(seeds, "_apart", lambda *_: (1, "msdeform train: out of memory at step 7"))
+    monkeypatch.setattr(runs, "_apart", lambda *_: (1, "msdeform train: out of memory at step 7"))
     assert seeds.measure_rows(options(tmp_path)) == 0
     rows = records.read(tmp_path / "rows").rows
     assert [(row["failure"], row["ap"]) for row in rows] == [("msdeform train: out of memory at step 7", None)] * 2
@@ -110,19 +110,19 @@ def test_a_process_is_asked_to_stop_when_the_time_is_over(tmp_path: Path) -> Non
         "print('begun', flush=True); time.sleep(60)"
     )
     begun = time.monotonic()
-    assert seeds._apart([sys.executable, "-c", code], tmp_path / "log", begun + 2) == (75, "saved")
+    assert runs._apart([sys.executable, "-c", code], tmp_path / "log", begun + 2) == (75, "saved")
     assert 2 <= time.monotonic() - begun < 30
-    status = seeds._apart([sys.executable, "-c", "print('x'); sys.exit('wrong')"], tmp_path / "log", begun + 60)
+    status = runs._apart([sys.executable, "-c", "print('x'); sys.exit('wrong')"], tmp_path / "log", begun + 60)
     assert status[0] == 1
     assert "NameError" in status[1]
 
 
 def test_one_that_does_not_stop_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(seeds, "_GRACE", 0.5)
+    monkeypatch.setattr(runs, "_GRACE", 0.5)
     code = (
         "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(60)"
     )
-    status, said = seeds._apart([sys.executable, "-c", code], tmp_path / "log", time.monotonic() + 2)
+    status, said = runs._apart([sys.executable, "-c", code], tmp_path / "log", time.monotonic() + 2)
     assert (status, said) == (-signal.SIGKILL, "deaf")
 
 

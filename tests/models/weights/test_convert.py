@@ -42,6 +42,27 @@ def test_every_format_becomes_every_other(form: str, to: str, tmp_path: Path) ->
         assert torch.equal(again[name], tensor), name
 
 
+def test_minimum_scores_go_along(tmp_path: Path) -> None:
+    model = detector("two-stage")
+    model.thresholds = [0.1 + 0.8 * label / len(NAMES) for label in range(len(NAMES))]
+    model.save_pretrained(tmp_path / "a")
+    for src, dst, to in (
+        ("a", "b", "msdeform"),
+        ("b", "c", "official"),
+        ("c", "d", "msdeform"),
+        ("d", "e", "official"),
+    ):
+        convert(tmp_path / src, tmp_path / dst, to)
+        assert load_model(tmp_path / dst, attn_backend="reference").thresholds == model.thresholds
+    convert(tmp_path / "a", tmp_path / "theirs", "huggingface")
+    assert load_model(tmp_path / "theirs", attn_backend="reference").thresholds is None
+    config = json.loads((tmp_path / "a" / "config.json").read_text())
+    for wrong, got in ((0.5, "0.5"), ([0.5, 2.0], "\\[0.5, 2.0\\]"), ([0.5], "1")):
+        (tmp_path / "a" / "config.json").write_text(json.dumps({**config, "thresholds": wrong}))
+        with pytest.raises(ValueError, match=f"a: thresholds: expected a number .*, got {got}$"):
+            load_model(tmp_path / "a", attn_backend="reference")
+
+
 @pytest.mark.parametrize("variant", DETECTORS)
 def test_transformers_reads_what_is_converted(variant: str, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")

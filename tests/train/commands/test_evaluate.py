@@ -188,9 +188,10 @@ def test_an_evaluation_together_is_that_of_one_process(
 
     alone = evaluate(training, data)
     losses = {f"val_{name}" for name in ("loss", *criterion(*one_batch(model, data)))}
-    assert alone.keys() == {*METRICS, *losses, "per_class"}
+    assert alone.keys() == {*METRICS, *losses, "per_class", "thresholds"}
     training.group = Leader(3, work)
     several = evaluate(training, data)
+    assert several.pop("thresholds") == pytest.approx(alone.pop("thresholds"), rel=1e-5)
     assert several.pop("per_class") == pytest.approx(alone.pop("per_class"), rel=1e-5)
     assert several == pytest.approx(alone, rel=1e-5)
 
@@ -254,6 +255,7 @@ def test_eval_prints_and_writes_all_numbers(
     assert main([*words, "--checkpoint", str(run), "--per-class", "--precision", "fp16", *files, *QUIET]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "deformable_detr_tiny at step 0, reference on cpu, 4 images"
+    assert lines.pop(1) == f"data: COCO in {shapes}: 4 validation images with 29 boxes, 3 classes"
     assert lines[1].split() == ["class", "boxes", "AP", "AP50", "AR100"]
     assert {line.split()[0] for line in lines[2:5]} == {"disc", "square", "triangle"}
     assert lines[5].startswith(" Average Precision  (AP) @[ IoU=0.50:0.95 | area=   all | maxDets=100 ] = ")
@@ -270,7 +272,7 @@ def test_eval_prints_and_writes_all_numbers(
         assert main([*words, *read]) == 0
         again = capsys.readouterr().out.splitlines()
         assert again[0] == f"{tmp_path / 'found.json'}: 120 detections, 4 images"
-        assert again[1:] == lines[5:17]
+        assert again[2:] == lines[5:17]
 
 
 def test_a_quick_look_says_so(run: Path, shapes: Path, capsys: pytest.CaptureFixture[str]) -> None:

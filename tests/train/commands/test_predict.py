@@ -46,6 +46,35 @@ def test_pictures_and_results_are_written(checkpoint: Path, shapes: Path, tmp_pa
     assert some == [result for result in everything if result["score"] >= threshold]
 
 
+def test_each_class_has_the_checkpoints_minimum_score_unless_one_is_given(
+    checkpoint: Path, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["predict", str(shapes / "val2017"), "--checkpoint", str(checkpoint), "--out", str(tmp_path / "out")]
+    words += ["--device", "cpu", "--no-progress"]
+
+    def scores(*more: str) -> dict[int, list[float]]:
+        assert cli.main([*words, *more]) == 0
+        found = json.loads((tmp_path / "out" / "predictions.json").read_text())
+        return {kind: [one["score"] for one in found if one["category_id"] == kind] for kind in (1, 2, 3)}
+
+    everything = scores("--confidence", "0")
+    thresholds = [float(np.median(everything[1])), 1.0, 0.0]
+    state = torch.load(checkpoint, weights_only=True)
+    assert state["thresholds"] is None  # of a run that was not evaluated
+    save_checkpoint(checkpoint, {**state, "thresholds": thresholds})
+    capsys.readouterr()
+    kept = scores()
+    assert kept == {1: [s for s in everything[1] if s >= thresholds[0]], 2: [], 3: everything[3]}
+    assert 0 < len(kept[1]) < len(everything[1])
+    assert "detections of at least the checkpoint's thresholds, 0.00 to 1.00: pictures," in capsys.readouterr().out
+    assert scores("--confidence", "0") == everything
+    save_checkpoint(checkpoint, {**state, "thresholds": [1.0, 1.0, 1.0]})
+    assert not any(scores().values())
+    said = capsys.readouterr().out
+    assert "0 detections of at least the checkpoint's thresholds, 1.00: pictures," in said
+    assert "nothing was detected with at least 1; the best is" in said
+
+
 def test_category_ids_are_the_data_sets_own(checkpoint: Path, shapes: Path, tmp_path: Path) -> None:
     state = torch.load(checkpoint, weights_only=True)
     for category, number in zip(state["categories"], (17, 4, 90), strict=True):

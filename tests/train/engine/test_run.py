@@ -19,11 +19,12 @@ import torch
 from msdeform.common.command_line import command
 from msdeform.common.files import in_use
 from msdeform.models.weights.formats import checkpoints_in, read_source
+from msdeform.models.zoo import load_model
 from msdeform.train.config.options import TrainOptions
 from msdeform.train.data.synthetic.options import SynthOptions
 from msdeform.train.data.synthetic.synth import make_dataset
 from msdeform.train.engine import checkpoint, run
-from msdeform.train.engine.checkpoint import checkpoint_path, load_checkpoint, load_trained
+from msdeform.train.engine.checkpoint import checkpoint_path, load_checkpoint, load_trained, save_checkpoint
 from msdeform.train.engine.distributed import process_group
 from msdeform.train.engine.run import run_steps, train
 from msdeform.train.engine.state import Training
@@ -69,6 +70,26 @@ def test_the_best_remains_when_older_checkpoints_go(
     assert [file.name for file in checkpoints_in(out)] == ["checkpoint-00000003.pt", "checkpoint-00000004.pt"]
     assert best_step(out) == 1  # the first of equals
     assert load_checkpoint(out)["best"] == {"AP": 0.3, "step": 1}
+
+
+def test_checkpoints_hold_the_thresholds_of_their_evaluation(
+    quick: TrainOptions, changed: Change, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = [{"AP": ap, "AP50": ap, "thresholds": [ap, 0.5, 0.6]} for ap in (0.1, 0.3)]
+    monkeypatch.setattr(run, "evaluate", lambda *_: found.pop(0))
+    out = train(changed(quick, epochs=2))
+    assert load_checkpoint(checkpoint_path(out, 1))["thresholds"] == [0.1, 0.5, 0.6]
+    for path in (out, out / "best.pt"):
+        trained = load_trained(path, torch.device("cpu"), "reference")
+        assert trained.model.thresholds == load_model(path).thresholds == [0.3, 0.5, 0.6]
+    assert not any("thresholds" in event for event in events(out, "epoch"))  # nothing for a curve
+    resumed = Training(changed(quick, epochs=3, resume=out), load_checkpoint(out))
+    assert resumed.thresholds == [0.3, 0.5, 0.6]
+    old = load_checkpoint(out)
+    del old["thresholds"]  # as they were before there were any
+    assert Training(changed(quick, epochs=3, resume=out), old).thresholds is None
+    save_checkpoint(out / "best.pt", old)
+    assert load_model(out).thresholds is None
 
 
 def test_a_runs_folder_stands_for_its_best(

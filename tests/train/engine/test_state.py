@@ -1,6 +1,7 @@
 """Runs: resumed, interrupted, split into micro-batches, gone wrong."""
 
 import errno
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -270,6 +271,17 @@ def test_an_occupied_run_folder_is_refused(changed: Change, tmp_path: Path) -> N
     out = train(changed(out=tmp_path / "run", max_steps=1))
     with pytest.raises(ValueError, match="holds a run already; resume it with --resume"):
         train(changed(out=out))
+
+
+@pytest.mark.parametrize(("name", "content"), [("config.yaml", "mine: 1\n"), ("log.jsonl", "mine\n")])
+def test_files_of_others_stay(changed: Change, tmp_path: Path, name: str, content: str) -> None:
+    file = tmp_path / "mine" / name
+    file.parent.mkdir()
+    file.write_text(content)
+    sentence = f"out: {file} would be written over, and was not written by msdeform train; name another --out"
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        train(changed(out=file.parent, max_steps=1))
+    assert file.read_text() == content
 
 
 def test_a_full_disk_is_told_in_a_sentence(changed: Change, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
