@@ -34,9 +34,12 @@ from .visual.charts import save_figure
 
 @dataclass(frozen=True)
 class Run:
-    """What a training run left in its folder; ``Run(Path("runs/mine"))`` is one made earlier."""
+    """What a training run left in its folder; ``Run("runs/mine")`` is one made earlier."""
 
     folder: Path
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "folder", Path(self.folder))  # frozen; text will do
 
     @cached_property
     def model(self) -> AnyDetector:
@@ -62,7 +65,7 @@ class Run:
     @cached_property
     def settings(self) -> TrainOptions:
         """The settings of its newest checkpoint, which `finetune` takes as `options`. Raises as `load_checkpoint`."""
-        return checkpoint_options(self.folder)
+        return merged(checkpoint_options(self.folder), {"out": None, "resume": None})
 
     def plot(self, path: str | Path | None = None, curves: Sequence[str] | None = None) -> Any:
         """Draws the run's curves, those named, as ``loss`` or ``AP/cat``, or the usual ones.
@@ -142,6 +145,8 @@ def finetune(
         options, recipe = TrainOptions() if preset is None else preset_of(preset), Recipe(preset)
     else:
         recipe = options.recipe
+        if "model" in given and str(options.model.init_from) not in ("None", "none", "published"):
+            options = merged(options, {"init_from": None})  # weights of another model's name
     options = dataclasses.replace(merged(options, given), recipe=recipe)
     if "model" not in given:
         options = with_model_of_start(options)

@@ -192,6 +192,10 @@ class CocoDetection(Dataset[Sample]):
                 f"but {self.annotations.path} says {entry.width} and {entry.height}{exchanged} (image {entry.id})"
             )
 
+    def check_size(self, row: int) -> None:
+        """Raises BadImageError where the file's header cannot be read, or says another size than the annotations."""
+        self._refuse_size(row, *self._header_size(row))
+
     def _header_size(self, row: int) -> tuple[int, int]:
         return image_size(self.folder / self.annotations.images[row].name, oriented=self.annotations.yolo)
 
@@ -232,19 +236,27 @@ class CocoDetection(Dataset[Sample]):
             self._refuse_size(row, *size)
 
 
-def data_line(where: Path | None, training: CocoDetection | None, validation: CocoDetection | None) -> str:
-    """What was recognised and counted, in a line; ``where`` is what the user named, if that was one place."""
+def data_line(
+    where: Path | None,
+    training: CocoDetection | None,
+    validation: CocoDetection | None = None,
+    whole: CocoDetection | None = None,
+) -> str:
+    """What was recognised and counted, in a line.
+
+    ``where`` is what the user named, if that was one place; ``whole`` is one set of images that is not divided.
+    """
     parts: list[str] = []
-    whole = [data for data in (training, validation) if data is not None]
-    annotations = whole[0].annotations
-    for data, name in ((training, "training"), (validation, "validation")):
+    given = [data.annotations for data in (training, validation, whole) if data is not None]
+    annotations = given[0]
+    for data, name in ((training, "training "), (validation, "validation "), (whole, "")):
         if data is not None:
             rows = np.unique(data.rows)
             boxes = int(np.diff(data.annotations.first)[rows].sum())
             images = "image" if len(rows) == 1 else "images"
-            parts.append(f"{len(rows):,} {name} {images} with {boxes:,} {'box' if boxes == 1 else 'boxes'}")
+            parts.append(f"{len(rows):,} {name}{images} with {boxes:,} {'box' if boxes == 1 else 'boxes'}")
     names = [category.name for category in annotations.categories]
-    with_boxes = {int(label) for label in np.unique(annotations.labels)}
+    with_boxes = {label for one in given for label in np.unique(one.labels).tolist()}
     classes = counted(len(names), "class")
     if len(names) == 1:
         classes += f" ({names[0]})"

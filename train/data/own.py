@@ -39,7 +39,7 @@ class OwnData:
 
     def __post_init__(self) -> None:
         for name, dataset in (("training", self.train), ("validation", self.val)):
-            if not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")):
+            if isinstance(dataset, str | Path) or not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")):
                 raise TypeError(f"data: expected a Dataset with a length, got {type(dataset).__name__} for {name}")
 
     def annotations(
@@ -55,14 +55,14 @@ class OwnData:
         with progress_bar(f"reading {name}", len(dataset), shown=progress) as advance:
             for index in range(len(dataset)):
                 where = f"data: item {index} of the {name}"
-                image, boxes, labels = _item(dataset, index, where)
+                image, boxes, labels, own = _item(dataset, index, where)
                 height, width = image.shape[-2:]
                 images.append({"id": index, "file_name": f"item {index}", "height": height, "width": width})
-                for (x0, y0, x1, y1), label in zip(boxes, labels, strict=True):
+                for (x0, y0, x1, y1), label, more in zip(boxes, labels, own, strict=True):
                     if x1 < x0 or y1 < y0:
                         raise ValueError(f"{where}: expected boxes xyxy, x1 <= x2 and y1 <= y2, got {[x0, y0, x1, y1]}")
                     box = [x0, y0, x1 - x0, y1 - y0]
-                    annotations.append({"image_id": index, "category_id": label, "bbox": box})
+                    annotations.append({**more, "image_id": index, "category_id": label, "bbox": box})
                 advance()
         if not images:
             raise ValueError(f"data: expected at least one item in the {name}, got none")
@@ -130,17 +130,18 @@ def _image(image: Any, where: str) -> Tensor:
         raise ValueError(str(error)) from None
 
 
-def _item(dataset: Any, index: int, where: str) -> tuple[Tensor, list[list[float]], list[int]]:
+def _item(dataset: Any, index: int, where: str) -> tuple[Tensor, list[list[float]], list[int], list[dict[str, Any]]]:
+    """Image, boxes xyxy, labels, and of each box what COCO's evaluation knows beside them."""
     item = dataset[index]
     if not isinstance(item, tuple | list) or len(item) != 2:
         raise ValueError(f"{where}: expected an image and its target, got {type(item).__name__}")
     image, target = _image(item[0], where), item[1]
     if isinstance(target, list | tuple) and all(isinstance(one, Mapping) and "bbox" in one for one in target):
-        kept = [one for one in target if not one.get("iscrowd")]
-        boxes = [[x, y, x + width, y + height] for x, y, width, height in (one["bbox"] for one in kept)]
-        return image, boxes, [int(one["category_id"]) for one in kept]
+        boxes = [[x, y, x + width, y + height] for x, y, width, height in (one["bbox"] for one in target)]
+        own = [{name: one[name] for name in ("iscrowd", "area") if name in one} for one in target]
+        return image, boxes, [int(one["category_id"]) for one in target], own
     if isinstance(target, Mapping) and target.keys() <= {"image_id"}:  # torchvision's of an image without boxes
-        return image, [], []
+        return image, [], [], []
     if not isinstance(target, Mapping) or not {"boxes", "labels"} <= target.keys():
         got = ", ".join(map(str, target)) if isinstance(target, Mapping) else type(target).__name__
         raise ValueError(f"{where}: expected a target with boxes and labels, got {got or 'an empty one'}")
@@ -159,4 +160,4 @@ def _item(dataset: Any, index: int, where: str) -> tuple[Tensor, list[list[float
         )
     if not np.isfinite(corners).all():
         raise ValueError(f"{where}: expected finite numbers in boxes, got {corners[~np.isfinite(corners).all(1)][0]}")
-    return image, corners.tolist(), labels.tolist()
+    return image, corners.tolist(), labels.tolist(), [{} for _ in labels]

@@ -7,11 +7,12 @@
 or a folder of XML files, with the images among them or in a folder beside it, as annotation tools leave it.
 
 Corners count from 1 and are inclusive, so (1, 1, 2, 1) is the first two pixels. They may have decimals. Objects
-marked difficult become COCO's iscrowd, which training leaves out and evaluation ignores. Categories are the sorted
-names of all files, numbered from 1, and images are numbered in the order of all files, so that every split has the
-same.
+marked difficult become COCO's iscrowd, which training leaves out and evaluation ignores. Categories are those of
+labelmap.txt, if there is one, then the sorted names of all files, numbered from 1. Images are numbered in the order of
+all files, so that every split has the same.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +20,9 @@ from xml.etree import ElementTree
 
 from .layouts import images_of_xml
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".mpo")
+
+LABEL_MAP = "labelmap.txt"
 
 # decimals of a pixel that are kept, so that sums such as 256.61 - 218.62 + 1 give back 38.99
 DIGITS = 9
@@ -68,6 +71,18 @@ def voc_annotation(file_name: str, size: tuple[int, int], objects: Iterable[VocO
     return ElementTree.tostring(root, encoding="utf-8") + b"\n"
 
 
+def write_classes(folder: Path, names: Sequence[str]) -> None:
+    """Keeps the order of the classes, and those without objects: `labelmap.txt`, as CVAT writes it."""
+    text = "".join(f"{name}:::\n" for name in ("# label:color_rgb:parts:actions", *names))
+    (folder / LABEL_MAP).write_text(text.replace(":actions:::", ":actions"), encoding="utf-8")
+
+
+def _read_classes(file: Path) -> list[str]:
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    names = [line.rsplit(":", 3)[0].strip() for line in lines if line.strip() and not line.startswith("#")]
+    return [name for name in dict.fromkeys(names) if name and name != "background"]
+
+
 def read_voc(path: Path, *, skip: bool = False) -> tuple[dict[str, Any], list[str], list[str]]:
     """A split's images, annotations and categories, and a sentence for each object and each image that was left out.
 
@@ -85,9 +100,14 @@ def read_voc(path: Path, *, skip: bool = False) -> tuple[dict[str, Any], list[st
     names = list(files)
     if not path.is_dir():
         # the second word of a line, in lists of one class, says whether the class is there
-        names = [line.split()[0] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        names = [line if line in files else line.split()[0] for line in lines]
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice and not skip:
+        raise ValueError(f"{path} lists {twice[0]} more than once")
+    names = list(dict.fromkeys(names))
     image_files = _images_by_stem(pictures)
-    wrong: list[str] = []
+    wrong: list[str] = [f"{path} lists {name} more than once" for name in twice]
     left_out: list[str] = []
     trees: dict[str, ElementTree.Element] = {}
     classes: set[str] = set()
@@ -101,9 +121,9 @@ def read_voc(path: Path, *, skip: bool = False) -> tuple[dict[str, Any], list[st
                 left_out.append(str(error))
         else:
             classes |= {one.findtext("name", "").strip() for one in trees[name].iter("object")} - {""}
-    image_ids, category_ids = (
-        {name: number for number, name in enumerate(all_, 1)} for all_ in (files, sorted(classes))
-    )
+    ordered = _read_classes(folder.parent / LABEL_MAP)
+    ordered += sorted(classes - {*ordered})
+    image_ids, category_ids = ({name: number for number, name in enumerate(all_, 1)} for all_ in (files, ordered))
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for name in names:

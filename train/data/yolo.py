@@ -137,7 +137,7 @@ def _undescribed(path: Path) -> tuple[dict[str, Any], Path]:
     root = root_of_classes(path)
     names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     whole = "images" if (root / "images").is_dir() else "."
-    folders = {
+    folders: dict[str, str | None] = {
         split: next((f"images/{one}" for one in subsets if (root / "images" / one).is_dir()), None)
         for split, subsets in SUBSETS.items()
     }

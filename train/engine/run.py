@@ -324,11 +324,11 @@ class _Run:
 
     def _stop(self) -> NoReturn:
         """Saves all, and ends with a status by which whoever started the run can tell that it is to be resumed."""
-        callbacks = self.report.callbacks
+        self._save()
+        callbacks = self.report.callbacks  # which may fail on hearing of the checkpoint
         wishes = self.group.gather((self.signals.caught, callbacks.end, callbacks.error is not None))
         caught = next((name for name, _, _ in wishes if name is not None), None)
         end, failed = next(((end, failed) for _, end, failed in wishes if end is not None), (None, False))
-        self._save()
         if end is not None:
             self.report.write("stopped", step=self.training.steps_done, callback=end)
             raise _EndedByCallbackError(end) from (callbacks.error or RuntimeError(end)) if failed else None

@@ -76,7 +76,8 @@ class Callback:
     """A base with all the methods, which do nothing. Any object with some of them will do.
 
     All are called in the main process alone. A method that returns True ends the run when the step is done, with a
-    checkpoint. One that raises an exception ends it so, too, and `train` then raises a RuntimeError that names it.
+    checkpoint. One that raises an exception ends it so, too: of that callback only `on_end` is called then, and `train`
+    raises a RuntimeError that names it.
     """
 
     def on_step(self, event: StepEvent) -> bool | None:
@@ -103,24 +104,25 @@ class Callbacks:
         self._callbacks = [*callbacks]
         self.end: str | None = None
         """Why the run is to end, in a sentence; None as long as none wishes it."""
-        self.error: Exception | None = None
-        """What one of them raised."""
+        self.error: BaseException | None = None
+        """What one of them raised, the first."""
+        self._failed = set[int]()
         for callback in callbacks:
             _check(callback)
 
     def __call__(self, method: str, event: Event) -> None:
-        for callback in [*self._callbacks]:
+        for callback in self._callbacks:
             act = getattr(callback, method, None)
-            if act is None:
+            if act is None or (id(callback) in self._failed and method != "on_end"):
                 continue
             where = f"callback {type(callback).__name__}, {method}"
             try:
                 wish = act(event)
-            except Exception as error:
-                self._callbacks.remove(callback)
-                reason = str(error).strip().partition("\n")[0]
-                self.end = self.end or f"{where}: {type(error).__name__}{reason and f': {reason}'}"
-                self.error = self.error or error
+            except (Exception, SystemExit) as error:
+                self._failed.add(id(callback))
+                if self.error is None:
+                    reason = str(error).strip().partition("\n")[0]
+                    self.end, self.error = f"{where}: {type(error).__name__}{reason and f': {reason}'}", error
             else:
                 if wish is True:
                     self.end = self.end or f"{where} wished it"

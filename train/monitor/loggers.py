@@ -32,7 +32,7 @@ _TAGS = {
         (r"(.+)_error(_\d+|_enc)", r"error_auxiliary/\1\2"),
         (r"(.+)_error", r"error/\1"),
         (r"(loss|lr)_(.+)", r"\1/\2"),
-        (r"(images_per_s|data_s|step_s|memory_mb)", r"speed/\1"),
+        (r"(images_per_s|data_s|step_s|left_s|memory_mb)", r"speed/\1"),
         (r"(?:grad_)?(norm|finite|scale)", r"gradient/\1"),
         (r"(.+)", r"step/\1"),
     ),
@@ -166,11 +166,15 @@ class MLflow(Logger):
             known = self._client.get_experiment_by_name(experiment)
             number = self._client.create_experiment(experiment) if known is None else known.experiment_id
             self._id = self._client.create_run(number, run_name=folder.resolve().name).info.run_id
-            for name, value in flatten(settings):
-                self._client.log_param(self._id, name, str(value)[:_MLFLOW_TEXT])
+            entity = self._mlflow.entities.Param
+            params = [entity(name, str(value)[:_MLFLOW_TEXT]) for name, value in flatten(settings)]
+            self._client.log_batch(self._id, params=params)
         except Exception as error:  # its errors, and those of its transport, have no common base
             reason = str(error).strip().partition("\n")[0] or type(error).__name__
-            raise RuntimeError(f"mlflow: no run of experiment {experiment!r} could be started: {reason}") from error
+            raise RuntimeError(
+                f"mlflow: no run of experiment {experiment!r} could be started: {reason} (MLFLOW_TRACKING_URI names a "
+                "server, or sqlite:///FILE, which mlflow-skinny alone cannot write)"
+            ) from error
         with atomic_file(path) as file:
             file.write(self._id.encode())
 

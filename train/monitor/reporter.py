@@ -44,7 +44,7 @@ class Reporter:
         options, is_main = training.options, training.group.is_main
         self._log: RunLog | None = None
         if is_main:
-            save_settings(options, out / "config.yaml")
+            save_settings(options, out / "config.yaml", training.given.describe())
             self._log = stack.enter_context(RunLog(out))
         loggers = loggers_of(options.logging, out, to_plain(options), training.steps_done) if is_main else []
         self.callbacks = Callbacks([*loggers, *callbacks] if is_main else [])
@@ -102,9 +102,9 @@ class Reporter:
                 "step_s": round(self._seconds["step"] / self._steps, 4),
                 "memory_mb": peak_memory_mb(),
             }
-            left = self._display.seconds_left(training.steps_done)
-            left_s = None if left is None else round(left, 1)
-            self.write("step", step=training.steps_done, epoch=epoch, **numbers, steps=self._steps, left_s=left_s)
+            if (left := self._display.seconds_left(training.steps_done)) is not None:
+                numbers["left_s"] = round(left, 1)
+            self.write("step", step=training.steps_done, epoch=epoch, **numbers, steps=self._steps)
             self._forget()
         self.callbacks(
             "on_step", StepEvent(self.out, training.steps_done, epoch, training.total_steps, numbers, logged)

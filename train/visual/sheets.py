@@ -6,9 +6,9 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional as F
 
-from ...models.families.detector import Detector
 from ...models.inference.detections import Detections
 from ...models.inference.image_size import Size
+from ...models.inference.predictor import Predictor
 from ...models.layers.boxes import match_boxes
 from ..data.dataset import CocoDetection
 from .boxes import Box, Colour, draw_boxes, side_by_side
@@ -27,7 +27,7 @@ _FALSE: Colour = (255, 70, 200)
 
 @torch.no_grad()
 def predictions_beside_truth(
-    model: Detector,
+    model: Predictor,
     categories: Sequence[str],
     data: CocoDetection,
     rows: Sequence[int],

@@ -76,7 +76,7 @@ def test_targets_of_every_form(tmp_path: Path) -> None:
     items = [
         (file, {"boxes": tensor, "labels": torch.tensor([3])}),
         (Image.fromarray(IMAGE), {"boxes": np.array([[8, 4, 12, 6]]), "labels": np.array([3.0])}),
-        (torch.zeros(3, 20, 30), [{"bbox": [8, 4, 4, 2], "category_id": 3}, crowd]),
+        (torch.zeros(3, 20, 30), [{"bbox": [8, 4, 4, 2], "category_id": 3, "area": 5}, crowd]),
         (tv_tensors.Image(torch.zeros(3, 20, 30, dtype=torch.uint8)), {"boxes": [], "labels": []}),
     ]
     data = OwnData(Listed(items), Listed(items), {3: "cat", 5: "dog"})
@@ -84,6 +84,8 @@ def test_targets_of_every_form(tmp_path: Path) -> None:
     assert [category.name for category in found.categories] == ["cat", "dog"]
     assert found.boxes.tolist() == [[8, 4, 12, 6]] * 3
     assert np.diff(found.first).tolist() == [1, 1, 1, 0]
+    # a crowd is not trained on, and evaluation knows of it and of areas
+    assert found.truth[:, 6:].tolist() == [[8, 0], [8, 0], [5, 0], [81, 1]]
     assert data.images("train", found, None).pixels(2).shape == (3, 20, 30)
     # without names
     unnamed = OwnData(Listed(items[:2]), Listed(items[:2])).annotations("val", progress=False)
@@ -132,6 +134,7 @@ def test_an_image_that_changes_is_told() -> None:
     [
         ((Listed([]),), ValueError, "data: expected two Datasets, for training and validation, got 1"),
         ((Listed([]), 7), TypeError, "data: expected a Dataset with a length, got int for validation"),
+        (("train", "val"), TypeError, "data: expected a Dataset with a length, got str for training"),
         ((Listed([]), Listed([])), ValueError, "data: expected at least one item in the training data, got none"),
     ],
 )

@@ -98,7 +98,9 @@ def test_a_callback_that_raises_ends_the_run_with_a_whole_checkpoint(
     end = other.events[-1]
     assert isinstance(end, EndEvent)
     assert (end.why, end.error) == ("failed", caught.value)
-    assert not isinstance(failing.events[-1], EndEvent)  # never called again
+    at = failing.events.index(next(event for event in failing.events if event.step == 2))
+    assert [type(event) for event in failing.events[at + 1 :]][-1:] == [EndEvent]
+    assert len(failing.events) - at <= 3  # nothing else is called again
 
     train(changed(out=None, resume=out, max_steps=4, checkpoint_every=2))
     whole = train(changed(out=tmp_path / "whole", max_steps=4, checkpoint_every=2))
@@ -121,6 +123,22 @@ def test_a_callback_ends_a_run(changed: Change, tmp_path: Path, capsys: pytest.C
     end = stopping.events[-1]
     assert isinstance(end, EndEvent)
     assert end.why == "stopped"
+
+
+def leave() -> None:
+    raise SystemExit(3)
+
+
+def test_leaving_by_a_callback_loses_nothing(changed: Change, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="^callback At, on_step: SystemExit: 3; all is saved at step 1; resume"):
+        train(changed(out=tmp_path / "run", max_steps=9), Given([At("on_step", 1, leave)]))
+    assert load_checkpoint(tmp_path / "run")["step"] == 1
+
+
+def test_who_raises_is_named_before_who_wishes(changed: Change, tmp_path: Path) -> None:
+    wishing, failing = At("on_step", 1, lambda: True), At("on_checkpoint", 1, fail)
+    with pytest.raises(RuntimeError, match="^callback At, on_checkpoint: KeyError"):
+        train(changed(out=tmp_path / "run", max_steps=9), Given([wishing, failing]))
 
 
 def test_signals_are_told_as_a_stop(changed: Change, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -157,11 +157,9 @@ class FakeClient:
         self.told.append(("run", (experiment, run_name)))
         return types.SimpleNamespace(info=types.SimpleNamespace(run_id=f"run {len(self.told)}"))
 
-    def log_param(self, run: str, name: str, value: str) -> None:
-        self.told.append((f"{run} {name}", value))
-
-    def log_batch(self, run: str, metrics: list[Any]) -> None:
+    def log_batch(self, run: str, metrics: list[Any] = (), params: list[Any] = ()) -> None:  # type: ignore[assignment]
         self.told += [(f"{run} {name}", (value, step)) for name, value, _, step in metrics]
+        self.told += [(f"{run} {name}", value) for name, value in params]
 
     def log_image(self, run: str, image: Image.Image, artifact_file: str) -> None:
         self.told.append((f"{run} {artifact_file}", image.size))
@@ -178,7 +176,7 @@ def mlflow(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
     FakeClient.told, FakeClient.experiments = [], {}
     module = types.ModuleType("mlflow")
     module.MlflowClient = FakeClient  # type: ignore[attr-defined]
-    module.entities = types.SimpleNamespace(Metric=lambda *values: values)  # type: ignore[attr-defined]
+    module.entities = types.SimpleNamespace(Metric=lambda *values: values, Param=lambda *values: values)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "mlflow", module)
     return FakeClient.told
 

@@ -1,14 +1,22 @@
 """One set of images divided: with its share of every class, and the same whenever it is asked for."""
 
 import copy
+import json
 import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from msdeform.cli import main
+from msdeform.train.config.options import Source, TrainOptions
 from msdeform.train.data.layouts import HeldOut
+from msdeform.train.data.loader import validation_data
 from msdeform.train.data.preparation.split import keep_part, validation_rows
+from msdeform.train.engine.run import train
 
 
 @pytest.fixture
@@ -75,3 +83,25 @@ def test_what_is_wrong_stays_to_be_told(content: dict[str, Any]) -> None:
     content["annotations"] += wrong
     for split in ("train", "val"):
         assert wrong[-1] in keep_part(content, split, HeldOut(0.2))["annotations"]
+
+
+def test_an_evaluation_of_a_run_takes_its_split(
+    options: TrainOptions,
+    changed: Callable[..., TrainOptions],
+    shapes: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shutil.copytree(shapes / "train2017", tmp_path / "photos")
+    shutil.copy(shapes / "annotations" / "instances_train2017.json", tmp_path / "photos" / "annotations.json")
+    run = train(changed(data=tmp_path / "photos", val_share=0.4, split_seed=5, max_steps=1))
+    assert "val_share: 0.4" in (run / "config.yaml").read_text()
+    words = ["--checkpoint", str(run), "--device", "cpu", "--workers", "0", "--no-progress"]
+    sets = {}
+    for name, more in (("same", []), ("other", ["--val-share", "0.4", "--split-seed", "6"])):
+        out = tmp_path / f"{name}.json"
+        assert main(["eval", "--data", str(tmp_path / "photos"), *words, *more, "--out", str(out)]) == 0
+        sets[name] = {one["image_id"] for one in json.loads(out.read_text())}
+    assert f"data: COCO in {tmp_path / 'photos'}: 3 validation images with " in capsys.readouterr().out
+    source = Source(data=tmp_path / "photos", val_share=0.4, split_seed=5)
+    assert sets["same"] == set(validation_data(source, options.input, None).image_ids) != sets["other"]
