@@ -171,10 +171,9 @@ class Reporter:
         if isinstance(size, ExactSize):
             return f"images are stretched to {size.width} x {size.height} pixels, as this model's were (--square)"
         alike = " of like shape (--bucket)" if bucket else ""
-        return (
-            f"images keep their shape: to {size.short} pixels on the shorter side, at most {size.longest} on the "
-            f"longer, padded only to the largest of a batch{alike}"
-        )
+        longer = f"at most {size.longest} pixels on the longer side"
+        sides = longer if size.short == size.longest else f"{size.short} pixels on the shorter side, {longer}"
+        return f"images keep their shape: {sides}; padded only to the largest of a batch{alike}"
 
     def start(self) -> None:
         """Says and logs what is about to be trained, on what, and how."""
