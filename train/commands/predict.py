@@ -65,12 +65,15 @@ def predict(options: PredictOptions) -> Predictions:
     tag are in the pixels of its picture; COCO's own annotations ignore that tag.
 
     Raises:
-        FileNotFoundError, ValueError: a path that was named does not exist, or the checkpoint cannot be read.
+        FileNotFoundError, ValueError: a path that was named does not exist, the checkpoint cannot be read, or tracks
+            are asked for without a video.
         ImportError: videos without PyAV, tracks without ByteTrack.
     """
     files = named_files(options.images) if options.images else {}
     if any(source.moving for source in sources_of(files, options.webcam)):
         video_package()  # before the work, not after it
+    elif options.track:
+        raise ValueError("track: expected a video or a webcam, got images only")
     trained = load_trained(options.checkpoint, choose_device(options.device), options.attn_backend, options.model)
     if trained.step is None and trained.model.categories is not None:  # converted: a run knows its data's ids
         print(

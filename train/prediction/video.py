@@ -178,7 +178,6 @@ class VideoWriter:
 
     def __init__(self, path: Path, rate: Fraction) -> None:
         self._path, self._rate = path, rate
-        self._files = ExitStack()
         self._container: Any = None
         self._last = -1
 
@@ -205,9 +204,10 @@ class VideoWriter:
 
     def _open(self, av: Any, height: int, width: int) -> None:
         name = next(name for name in _ENCODERS if name in av.codecs_available)
-        file = self._files.enter_context(atomic_file(self._path))
-        self._container = av.open(file, "w", format="mp4")
-        self._stream = self._container.add_stream(name, rate=self._rate, options=_ENCODERS[name])
-        self._stream.width, self._stream.height, self._stream.pix_fmt = width, height, "yuv420p"
-        self._base = _MPEG4_TIME if name == "mpeg4" else Fraction(1, 90000)
-        self._stream.codec_context.time_base = self._base
+        with ExitStack() as files:  # nothing stays behind where it cannot be opened
+            container = av.open(files.enter_context(atomic_file(self._path)), "w", format="mp4")
+            self._stream = container.add_stream(name, rate=self._rate, options=_ENCODERS[name])
+            self._stream.width, self._stream.height, self._stream.pix_fmt = width, height, "yuv420p"
+            self._base = _MPEG4_TIME if name == "mpeg4" else Fraction(1, 90000)
+            self._stream.codec_context.time_base = self._base
+            self._container, self._files = container, files.pop_all()

@@ -201,6 +201,16 @@ def test_nothing_is_written_without_a_frame_and_a_file_that_plays_whatever_ends_
     assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
 
 
+def test_a_video_that_cannot_be_written_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_ENCODERS", {"libx264": {"preset": "no such"}})
+    writer = VideoWriter(tmp_path / "a.mp4", Fraction(25))
+    with pytest.raises(av.error.FFmpegError):
+        writer.write(picture(0), Fraction(0))
+    with pytest.raises(av.error.FFmpegError):
+        writer.close()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_without_pyav_a_sentence_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(

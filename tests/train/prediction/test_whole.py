@@ -170,6 +170,33 @@ def test_a_damaged_video_is_read_as_far_as_it_goes(
     assert "videos, predictions.csv and images.json in" in said.out
 
 
+def test_tracks_are_of_videos(checkpoint: Path, shapes: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^track: expected a video or a webcam, got images only$"):
+        predict(PredictOptions((shapes / "val2017",), **settings(checkpoint, tmp_path / "out", track=True)))
+    assert not (tmp_path / "out").exists()
+
+
+def test_numbers_of_tracks_are_in_all_results(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip, out = make_video(tmp_path / "clip.mp4", 3), tmp_path / "out"
+
+    class Numbers:
+        def __init__(self, confidence: float) -> None:
+            assert confidence == 0.0
+
+        def __call__(self, frame: Any, everything: Any) -> list[int | None]:
+            return [frame.number, None]
+
+    monkeypatch.setattr(command, "Tracks", Numbers)
+    more = {"track": True, "top_k": 2, "format": ("coco", "csv")}
+    predict(PredictOptions((clip,), 0.0, **settings(checkpoint, out, **more)))
+    numbers = [number for frame in range(3) for number in (frame, None)]
+    assert [one["track_id"] for one in read(out / "predictions.json")] == numbers
+    rows = csv.DictReader((out / "predictions.csv").open())
+    assert [row["track_id"] for row in rows] == ["" if number is None else str(number) for number in numbers]
+
+
 def test_no_video_and_no_pictures(checkpoint: Path, shapes: Path, tmp_path: Path) -> None:
     clip, out = make_video(tmp_path / "clip.mp4", 3), tmp_path / "out"
     more = {"pictures": False, "video": False, "confidence": 0.0}
