@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from ...common.options import (
     Above,
     AtLeast,
+    Between,
     DeviceOption,
     NotNegative,
     Options,
@@ -28,16 +29,45 @@ from ..config.options import PLOT_SUFFIXES, Input, Source
 
 @dataclass(frozen=True)
 class PredictOptions(ProgressOption, DetectorOptions):
-    """Detect objects in images."""
+    """Detect objects in images, videos and webcams."""
 
-    images: Annotated[tuple[Path, ...], Positional("IMAGE"), Reads("path", patterns=True)]
-    """Image files, folders of them with their subfolders, and quoted patterns such as "photos/*.jpg"."""
+    images: Annotated[tuple[Path, ...], Positional("IMAGE"), Reads("path", patterns=True)] = ()
+    """Image and video files, folders of them with their subfolders, and quoted patterns such as "photos/*.jpg"."""
     confidence: Share | None = None
     """Minimum score of a detection that is kept; when not given, that of its class in the checkpoint, where training or
     msdeform eval --save-thresholds wrote it, or 0.5."""
     out: WriteFolder | None = None
-    """Folder for the pictures, predictions.json and images.json; predictions/ in the run's folder by default, or here
-    for weights of no run."""
+    """Folder for the pictures and results; predictions/ in the run's folder by default, or here for weights of no
+    run."""
+    format: tuple[Literal["coco", "yolo", "voc", "csv"], ...] = ("coco",)
+    """Of the results, one or several: predictions.json, labels/, annotations/ and predictions.csv. images.json, which
+    lists all images, is always written."""
+    tiles: Positive | None = None
+    """Also look into overlapping squares of this many pixels, for small objects in large images."""
+    overlap: Annotated[float, Between(0, 0.9, "a share")] = 0.2
+    """Share of a tile's side that it has in common with the next, at least."""
+    flip: bool = False
+    """Also look at mirror images, and merge what is found."""
+    batch_size: Positive = 1
+    """Images, tiles or frames at once, from as many files as it takes; those of different sizes are padded, which moves
+    scores a little."""
+    top_k: Positive = 100
+    """Most detections of an image."""
+    pictures: bool = True
+    """Write each image with its detections."""
+    video: bool = True
+    """Write each video with its detections, as NAME.mp4 without sound."""
+    every: Positive = 1
+    """Of videos, only each N-th frame."""
+    webcam: NotNegative | None = None
+    """The webcam of this number, 0 for the first, until Ctrl-C."""
+    track: bool = False
+    """Number each object through a video, by ByteTrack; needs the packages supervision and trackers."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.images and self.webcam is None:
+            raise ValueError("images: expected at least one image, video or folder, or --webcam N, got none")
 
 
 @dataclass(frozen=True)
