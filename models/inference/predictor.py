@@ -1,9 +1,9 @@
 """``model.predict(images)``: from whatever holds images to detections in their pixels, for any detector."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from itertools import islice
+from itertools import count, islice
 from typing import Any, Literal, TypedDict, Unpack, overload
 
 import numpy as np
@@ -16,6 +16,7 @@ from ..layers.evaluation_mode import evaluation_mode
 from .detections import Confidence, Detections, minimum_scores, supervision_package
 from .image_size import ExactSize, Size
 from .images import ImageLike, normalise, read_image
+from .tiles import Tiling, View, merge, views
 
 
 class _Settings(TypedDict, total=False):
@@ -23,6 +24,9 @@ class _Settings(TypedDict, total=False):
     size: int | tuple[int, int] | Size | None
     batch_size: int
     top_k: int
+    tiles: int | None
+    overlap: float
+    flip: bool
 
 
 class Predictor(nn.Module):
@@ -92,12 +96,16 @@ class Predictor(nn.Module):
         size: int | tuple[int, int] | Size | None = None,
         batch_size: int = 1,
         top_k: int = 100,
+        tiles: int | None = None,
+        overlap: float = 0.2,
+        flip: bool = False,
         as_supervision: bool = False,
     ) -> Any:
         """Detects objects in an image, or in many of any sizes; returns one result, or a list of them in order.
 
         Runs in evaluation mode without gradients, on the model's device and in its dtype, and leaves the model's mode
-        as it was. Images are read as they are needed, so the results of a generator of files take little memory.
+        as it was. Images are read as they are needed, so the results of a generator of files take little memory;
+        `predict_each` gives each result as it comes.
 
         Args:
             images: a path, PIL image, array (H, W[, 1, 3 or 4]) or tensor (1, 3 or 4, H, W); or a list, or any other
@@ -110,6 +118,11 @@ class Predictor(nn.Module):
                 moves the results of these architectures a little (AP in its third digit): with the default of 1 a
                 result depends on its own image alone.
             top_k: most detections of an image.
+            tiles: side in pixels of overlapping squares, for small objects in large images. Each is resized and
+                detected as an image would be, beside the whole image, and fills batches as one; `tiles` says how
+                boxes are merged. No tile may be larger than both sides of an image.
+            overlap: least share of a tile's side that it has in common with the next.
+            flip: detect the mirror image of every image or tile, too, and merge the boxes in the same way.
             as_supervision: return ``supervision.Detections``.
 
         Returns:
@@ -123,26 +136,42 @@ class Predictor(nn.Module):
             RuntimeError: the model's scores are not numbers.
             ImportError: `as_supervision` without that package.
         """
-        if confidence is None:
-            confidence = 0.5 if self.thresholds is None else self.thresholds
-        minimum_scores(confidence, torch.empty(0, dtype=torch.int64))  # before the work, not after it
-        for argument, value in (("batch_size", batch_size), ("top_k", top_k)):
-            if value < 1:
-                raise ValueError(f"{argument}: expected at least 1, got {value}")
-        resize_to = self.resized_to(size)
-        if as_supervision:
-            supervision_package()  # before the work, not after it
-        single = isinstance(images, str | os.PathLike | Image.Image | np.ndarray | Tensor)
+        single = _is_one(images)
         if not single and not isinstance(images, Iterable):
             raise TypeError(
                 f"images: expected an image (path, PIL image, array, tensor) or a list, got {type(images).__name__}"
             )
-        several: Iterable[Any] = [images] if single else images  # type: ignore[assignment]
-        named = (("image" if single else f"images[{i}]", image) for i, image in enumerate(several))
-        results: list[Any] = []
-        for found in self._detections(named, confidence, resize_to, batch_size, top_k):
-            results.append(found.to_supervision() if as_supervision else found)
+        if as_supervision:
+            supervision_package()  # before the work, not after it
+        found = self._results(
+            [images] if single else images,  # type: ignore[list-item, arg-type]
+            "image" if single else "images[{}]",
+            confidence=confidence,
+            size=size,
+            batch_size=batch_size,
+            top_k=top_k,
+            tiles=tiles,
+            overlap=overlap,
+            flip=flip,
+        )
+        results: list[Any] = [one.to_supervision() if as_supervision else one for one in found]
         return results[0] if single else results
+
+    def predict_each(self, images: Iterable[ImageLike], **settings: Unpack[_Settings]) -> Iterator[Detections]:
+        """The result of each image, as it comes; holds no more images or results than a batch has.
+
+        An image is read when its batch is filled, and let go before the next batch is read. To have images beside
+        their results: ``kept, given = itertools.tee(images)``, and ``zip(model.predict_each(given), kept)``.
+
+        Args:
+            images: several, from a list or anything else that can be iterated.
+            settings: those of `predict`.
+
+        Raises what `predict` raises: at once for wrong settings, and for an image when it is read.
+        """
+        if _is_one(images) or not isinstance(images, Iterable):
+            raise TypeError(f"images: expected several, in a list or an iterator, got one {type(images).__name__}")
+        return self._results(images, "images[{}]", **settings)
 
     def resized_to(self, size: int | tuple[int, int] | Size | None) -> Size:
         """What `predict` resizes images to, by its argument; a number is the side of a square for a model of squares.
@@ -158,34 +187,71 @@ class Predictor(nn.Module):
             return ExactSize(size, size)
         return Size(short, longest)
 
-    def _detections(
-        self, named: Iterator[tuple[str, Any]], confidence: Confidence, size: Size, batch_size: int, top_k: int
+    def _results(
+        self,
+        images: Iterable[ImageLike],
+        naming: str,
+        *,
+        confidence: Confidence | None = None,
+        size: int | tuple[int, int] | Size | None = None,
+        batch_size: int = 1,
+        top_k: int = 100,
+        tiles: int | None = None,
+        overlap: float = 0.2,
+        flip: bool = False,
     ) -> Iterator[Detections]:
-        like = next((p for p in self.parameters() if p.is_floating_point()), torch.empty(0))
-        while chunk := list(islice(named, batch_size)):
-            pixels = [read_image(image, name=name) for name, image in chunk]
-            sizes = [(image.shape[1], image.shape[2]) for image in pixels]
-            with evaluation_mode(self), torch.inference_mode():
-                inputs = [
-                    normalise(F.resize(image, list(size.fit(*image.shape[1:])), antialias=True).to(like.device))
-                    for image in pixels
-                ]
-                outputs = self([image.to(like.dtype) for image in inputs])
-                found = self.post_process(outputs, torch.tensor(sizes, device=like.device), top_k)
-            for (name, _), image_size, detections in zip(chunk, sizes, found, strict=True):
-                yield self._kept(name, detections, image_size, confidence, top_k)
+        if confidence is None:
+            confidence = 0.5 if self.thresholds is None else self.thresholds
+        minimum_scores(confidence, torch.empty(0, dtype=torch.int64))  # before the work, not after it
+        for argument, value in (("batch_size", batch_size), ("top_k", top_k)):
+            if value < 1:
+                raise ValueError(f"{argument}: expected at least 1, got {value}")
+        every_view = _every_view(iter(images), naming, None if tiles is None else Tiling(tiles, overlap), flip)
+        return self._merged(every_view, confidence, self.resized_to(size), batch_size, top_k)
 
-    def _kept(
-        self, name: str, found: Detections, image_size: tuple[int, int], confidence: Confidence, top_k: int
-    ) -> Detections:
+    def _merged(
+        self, every_view: Iterator[View], confidence: Confidence, size: Size, batch_size: int, top_k: int
+    ) -> Iterator[Detections]:
+        """One result for each image, out of those of its views; holds no view but a batch's that is not yet merged."""
+        pending: list[tuple[Detections, Tensor]] = []
+        while batch := list(islice(every_view, batch_size)):
+            found = self._forward(batch, size, top_k)
+            batch.reverse()
+            found.reverse()
+            while batch:
+                view, one = batch.pop(), found.pop()
+                pending.append((one, view.cut(one.boxes)))
+                last = view.last
+                del view, one
+                if last:
+                    whole = merge(pending, top_k) if len(pending) > 1 else pending[0][0]
+                    pending.clear()
+                    yield self._kept(whole, confidence, top_k)
+                    del whole
+
+    def _forward(self, batch: Sequence[View], size: Size, top_k: int) -> list[Detections]:
+        """What is found in each view, in pixels of its image, on the CPU."""
+        like = next((p for p in self.parameters() if p.is_floating_point()), torch.empty(0))
+        sizes = [(view.pixels.shape[1], view.pixels.shape[2]) for view in batch]
+        with evaluation_mode(self), torch.inference_mode():
+            inputs = [
+                normalise(F.resize(view.pixels, list(size.fit(*shape)), antialias=True).to(like.device)).to(like.dtype)
+                for view, shape in zip(batch, sizes, strict=True)
+            ]
+            inputs = [image.flip(2) if view.mirrored else image for view, image in zip(batch, inputs, strict=True)]
+            found = self.post_process(self(inputs), torch.tensor(sizes, device=like.device), top_k)
         # copied here, outside inference mode: a tensor made inside could not be changed in place later
-        scores, labels, boxes = (found[key].cpu().clone() for key in ("scores", "labels", "boxes"))
-        if scores.isnan().any():
-            raise RuntimeError(f"{name}: the model's scores are not numbers (NaN), in {scores.dtype}")
-        best = scores.argsort(descending=True, stable=True)[:top_k]
-        best = best[scores[best] >= minimum_scores(confidence, labels[best])]
-        labels = labels[best]
-        return Detections(boxes[best], labels, scores[best], image_size, self._names(labels.tolist()))
+        on_cpu = [{key: one[key].cpu().clone() for key in ("boxes", "labels", "scores")} for one in found]
+        for view, one in zip(batch, on_cpu, strict=True):
+            if one["scores"].isnan().any():
+                raise RuntimeError(f"{view.name}: the model's scores are not numbers (NaN), in {one['scores'].dtype}")
+        return [view.in_image(**one) for view, one in zip(batch, on_cpu, strict=True)]
+
+    def _kept(self, found: Detections, confidence: Confidence, top_k: int) -> Detections:
+        best = found.scores.argsort(descending=True, stable=True)[:top_k]
+        best = best[found.scores[best] >= minimum_scores(confidence, found.labels[best])]
+        names = self._names(found.labels[best].tolist())
+        return Detections(found.boxes[best], found.labels[best], found.scores[best], found.image_size, names)
 
     def _names(self, labels: list[int]) -> list[str]:
         if self.categories is None:
@@ -196,3 +262,21 @@ class Predictor(nn.Module):
                 f"and a detection of class {max(labels)}"
             )
         return [self.categories[label] for label in labels]
+
+
+def _is_one(images: Any) -> bool:
+    return isinstance(images, str | os.PathLike | Image.Image | np.ndarray | Tensor)
+
+
+def _every_view(images: Iterator[ImageLike], naming: str, tiling: Tiling | None, flip: bool) -> Iterator[View]:
+    """The views of all images, in order; holds none that was taken."""
+    for number in count():
+        try:
+            image = next(images)
+        except StopIteration:
+            return
+        name = naming.format(number)
+        several = views(read_image(image, name=name), name, tiling, flip)[::-1]
+        del image
+        while several:
+            yield several.pop()

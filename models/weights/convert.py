@@ -6,9 +6,10 @@ Nothing is computed: names are changed, and tensors that another format joins or
 from pathlib import Path
 
 from ...common.files import atomic_folder
+from ..catalog import TRANSFORMERS
 from ..options import FORMATS, ConvertOptions
 from ..zoo import build_model
-from .formats import Source, check_fit, read_source, save_huggingface, save_msdeform, save_official
+from .formats import Source, check_fit, read_source, save_huggingface, save_msdeform, save_official, save_transformers
 from .load import WITHOUT_SIZE, settle_config
 
 
@@ -17,7 +18,7 @@ def run(options: ConvertOptions) -> int:
     source = convert(options.src, options.dst, options.to, options.model)
     print(f"{len(source.weights)} tensors from {source.path} ({source.format}) to {options.dst} ({options.to})")
     counts = sum(name.endswith("num_batches_tracked") for name in source.weights)
-    if options.to == "huggingface" and counts:
+    if options.to == "huggingface" and counts and source.config["family"] != TRANSFORMERS:
         print(f"left out {counts} counts of batches: there, batch norms are constants")
     if source.ignored:
         print(f"left out {len(source.ignored)} that are no weights: {', '.join(source.ignored)}")
@@ -45,6 +46,14 @@ def convert(src: Path, dst: Path, to: str, model: str | None = None) -> Source:
     if dst.exists() and not (to != "official" and dst.is_dir() and not any(dst.iterdir())):
         raise FileExistsError(f"{dst} exists; name a place where nothing is yet")
     source = read_source(src)
+    if (source.config or {}).get("family") == TRANSFORMERS:
+        if to != "huggingface" or model is not None:
+            raise ValueError(
+                f"to: {src} holds a detector of transformers, which can be written as huggingface, without --model"
+            )
+        with atomic_folder(dst) as unfinished:
+            save_transformers(unfinished, source)
+        return source
     settled = settle_config(source, model)
     config = settled.to_dict()
     # weights that don't make the detector would only be found out by those who load the result

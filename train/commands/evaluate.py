@@ -17,7 +17,7 @@ from ...common.progress import progress_bar
 from ...common.text import counted
 from ...models.weights.formats import check_takes_thresholds, read_source, save_thresholds
 from ..config.options import Input
-from ..data.dataset import CocoDetection
+from ..data.dataset import CocoDetection, data_line
 from ..data.loader import validation_data
 from ..engine.checkpoint import load_trained
 from ..evaluation.analysis import Analysis, analyse, plain, resampled_precisions, sentences, threshold_table
@@ -146,6 +146,7 @@ def _detect(options: EvalOptions, checkpoint: Path) -> _Found:
     data, images = _first(whole, options.limit)
     step = "" if trained.step is None else f" at step {trained.step}"
     print(f"{trained.name}{step}, {trained.attn_backend} on {trained.device}, {_images(images)}")
+    print(data_line(options.source.data, None, whole))
     with progress_bar("detecting", len(data), shown=options.progress) as advance:
         found = detect(
             trained.model,
@@ -176,6 +177,7 @@ def _read(options: EvalOptions, results: Path) -> _Found:
     rows = read_results(results, whole.annotations)
     data, images = _first(whole, options.limit)
     print(f"{results}: {counted(len(rows), 'detection')}, {_images(images)}")
+    print(data_line(options.source.data, None, whole))
     return rows, data, {"results": str(results), **images}, ()
 
 

@@ -27,6 +27,8 @@ from ...common.command_line import check, parse
 from ...common.fields import Option, options_of
 from ...common.files import atomic_file, checkpoints_in
 from ...common.text import suggest
+from ...models.catalog import TRANSFORMERS
+from ..data.augmentation.options import in_one_line
 from .official_flags import counterpart
 from .options import SETTINGS_HEAD, Recipe, TrainOptions, flatten, from_plain, merged, to_plain
 from .presets import list_presets, preset
@@ -100,13 +102,14 @@ def resolve(
     if asked == "auto":  # which the flag itself says
         options = merged(options, {"out": out, "resume": resume})
     model_named = model_named or any(word.split("=")[0] == "--model" for word in words)
-    if resume is not None or model_named or options.model.init_from is None:
+    ours = model_named and options.model.model != TRANSFORMERS
+    if resume is not None or ours or options.model.init_from is None:
         return options
     from ..engine.build import (
         with_model_of_start,  # brings PyTorch, which a run that starts from no file does not wait for
     )
 
-    return dataclasses.replace(options, model=with_model_of_start(options.model))
+    return with_model_of_start(options)
 
 
 def _starting_point(named: str | None, file: Path | None) -> tuple[TrainOptions, bool]:
@@ -206,6 +209,8 @@ def _name(key: Any) -> str:
 
 def _value(option: Option, value: Any, where: str) -> Any:
     """A file's value as its option's type. Raises ValueError."""
+    if option.name == "augment" and isinstance(value, list):  # as in a file of its own
+        value = in_one_line(value)
     if option.several and isinstance(value, list):
         one = dataclasses.replace(option, hint=option.kinds[0])
         return tuple(_value(one, each, where) for each in value)

@@ -2,6 +2,9 @@
 
 import re
 import sys
+import weakref
+from collections.abc import Callable, Iterator
+from itertools import tee
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -185,6 +188,53 @@ def test_batches_are_as_large_as_asked_and_read_when_needed() -> None:
     model.calls.clear()
     model.predict(list(images()))
     assert [len(call.shapes) for call in model.calls] == [1] * 5
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize("views", [{}, {"tiles": 24, "flip": True}], ids=["whole", "tiles"])
+def test_no_more_than_a_batch_is_held(batch_size: int, views: dict[str, Any]) -> None:
+    held: list[Callable[[], Any]] = []
+    most = [0, 0]
+
+    def alive() -> int:
+        return sum(one() is not None for one in held)
+
+    def images() -> Iterator[Tensor]:
+        for _ in range(10):
+            most[0] = max(most[0], alive() + 1)
+            array = painted(20, 30, (2, 2, 10, 10))
+            held.append(weakref.ref(array))
+            yield torch.from_numpy(array).permute(2, 0, 1)  # which holds the array as long as its pixels are used
+            del array
+
+    results: list[Callable[[], Any]] = []
+    for found in Finder().predict_each(images(), size=30, batch_size=batch_size, **views):
+        results.append(weakref.ref(found))
+        most[1] = max(most[1], sum(one() is not None for one in results))
+    assert len(held) == len(results) == 10
+    assert most[0] == batch_size if not views else most[0] <= batch_size
+    assert most[1] <= max(2, batch_size)
+    assert alive() == 0
+
+
+def test_results_come_one_by_one_and_are_those_of_predict() -> None:
+    model = Finder()
+    images = [painted(20 + number, 30, (2, 2, 10, 10)) for number in range(5)]
+    kept, given = tee(iter(images))
+    for found, image, whole in zip(
+        model.predict_each(given, size=30, batch_size=2), kept, model.predict(images, size=30), strict=True
+    ):
+        assert found.image_size == whole.image_size == image.shape[:2]
+        assert torch.equal(found.boxes, whole.boxes)
+    model.calls.clear()
+    each = model.predict_each(iter(images), size=30)
+    assert not model.calls
+    next(each)
+    assert len(model.calls) == 1
+    with pytest.raises(TypeError, match=r"^images: expected several, in a list or an iterator, got one ndarray$"):
+        model.predict_each(images[0])
+    with pytest.raises(ValueError, match=r"^confidence: expected a number from 0 to 1, got 2$"):
+        model.predict_each(iter(images), confidence=2)  # before anything is asked for
 
 
 def test_every_module_is_in_evaluation_mode_and_then_as_it_was() -> None:

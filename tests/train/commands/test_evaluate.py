@@ -258,6 +258,7 @@ def test_eval_prints_and_writes_all_numbers(
     assert main([*words, "--checkpoint", str(run), "--per-class", "--precision", "fp16", *files, *QUIET]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "deformable_detr_tiny at step 0, reference on cpu, 4 images"
+    assert lines.pop(1) == f"data: COCO in {shapes}: 4 validation images with 29 boxes, 3 classes"
     assert lines[1].split() == ["class", "boxes", "AP", "AP50", "AR100"]
     assert {line.split()[0] for line in lines[2:5]} == {"disc", "square", "triangle"}
     assert lines[5].startswith(" Average Precision  (AP) @[ IoU=0.50:0.95 | area=   all | maxDets=100 ] = ")
@@ -274,7 +275,7 @@ def test_eval_prints_and_writes_all_numbers(
         assert main([*words, *read]) == 0
         again = capsys.readouterr().out.splitlines()
         assert again[0] == f"{tmp_path / 'found.json'}: 120 detections, 4 images"
-        assert again[1:] == lines[5:19]
+        assert again[2:] == lines[5:19]
 
 
 def test_a_quick_look_says_so(run: Path, shapes: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -335,7 +336,7 @@ def test_two_are_compared_on_the_same_images(
     words = ["eval", "--data", str(shapes), "--compare"]
     assert main([*words, str(run), str(found), "--json", str(tmp_path / "both.json"), *QUIET]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[2:4] == [f"A: {run}", f"B: {found}"]
+    assert lines[4:6] == [f"A: {run}", f"B: {found}"]
     assert lines[-2].startswith("B is better by 0.")
     whole = json.loads((tmp_path / "both.json").read_text())
     assert whole["verdict"] == lines[-2]

@@ -14,7 +14,7 @@ from msdeform.models.inference.images import BadImageError
 from msdeform.train.config.options import Input, Loading, Source
 from msdeform.train.data.annotations import Annotations, Category
 from msdeform.train.data.loader import training_data, validation_data
-from msdeform.train.data.yolo import label_file
+from msdeform.train.data.yolo import label_file, read_yolo, yolo_line
 
 Make = Callable[..., Path]
 
@@ -249,3 +249,14 @@ def test_corners_are_refused_or_told(make: Make) -> None:
     assert sentence in read(path, bad_data="skip").dropped.sentences()[-1]
     # sizes over the edge alone are no sign of corners
     read(make({"a": "0 0.9 0.9 0.5 0.5\n0 0.1 0.1 0.5 0.5\n"}))
+
+
+def test_lines_are_read_back_as_the_boxes_were(make: Make) -> None:
+    corners = np.round(np.random.default_rng(0).uniform(0, 10, (200, 4)), 2)
+    corners[:, 2:] = np.round(corners[:, :2] + corners[:, 2:] + 0.01, 2)
+    path = make({"a": "\n".join(yolo_line(1, box, (20, 40)) for box in [*corners.tolist(), [0, 0, 40, 20]])})
+    content, _, _ = read_yolo(path, "train")
+    read = np.array([one["bbox"] for one in content["annotations"]])
+    wanted = np.round(np.column_stack([corners[:, :2], corners[:, 2:] - corners[:, :2]]), 2)
+    assert read.tolist() == [*wanted.tolist(), [0, 0, 40, 20]]
+    assert yolo_line(0, (10, 5, 30, 15), (20, 40), score=0.875) == "0 0.5 0.5 0.5 0.5 0.875"
