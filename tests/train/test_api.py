@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 import msdeform
 from msdeform.models.weights.formats import read_source
@@ -91,5 +92,28 @@ def test_mistakes_are_told_in_a_sentence(
     assert not any(tmp_path.iterdir())
 
 
-def test_its_own_arguments_have_the_names_of_settings() -> None:
-    assert list(inspect.signature(msdeform.finetune).parameters) == ["model", "data", "out", "preset", "settings"]
+def test_its_own_arguments_have_the_names_of_settings_or_of_objects() -> None:
+    names = ["model", "data", "out", "preset", "options", "callbacks", "transform", "categories", "settings"]
+    assert list(inspect.signature(msdeform.finetune).parameters) == names
+
+
+def test_the_settings_of_a_run_start_another(shapes: Path, tmp_path: Path) -> None:
+    first = msdeform.finetune("deformable_detr_tiny", shapes, out=tmp_path / "first", preset=None, **QUICK)
+    again = msdeform.Run(str(first.folder)).resume(max_steps=4)
+    other = msdeform.finetune(
+        "deformable_detr_tiny", shapes, out=tmp_path / "other", options=again.settings, max_steps=3
+    )
+    one, two = load_checkpoint(first.folder / "checkpoint-00000003.pt"), load_checkpoint(other.folder)
+    assert two["step"] == 3
+    assert all(one["model"][name].equal(two["model"][name]) for name in one["model"])
+
+
+def test_a_run_draws_its_curves(shapes: Path, tmp_path: Path) -> None:
+    run = msdeform.finetune("deformable_detr_tiny", shapes, out=tmp_path / "run", preset=None, **QUICK)
+    figure = run.plot(tmp_path / "curves.png", ["loss", "AP"])
+    assert [axes.get_title() for axes in figure.axes if axes.get_visible()] == ["loss", "AP"]
+    assert Image.open(tmp_path / "curves.png").width > 300
+    with pytest.raises(ValueError, match=r"path: expected a name that ends in .png, .svg, .pdf, got curves.gif"):
+        run.plot("curves.gif")
+    with pytest.raises(ValueError, match="no run has logged 'los'; did you mean loss"):
+        run.plot(curves=["los"])

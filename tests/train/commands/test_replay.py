@@ -155,8 +155,8 @@ def test_a_gradient_that_overflows_is_found_where_the_backward_pass_meets_it_fir
         return model
 
     # in the run and, as no file holds a hook, when it is done again
-    build = module.build_model
-    monkeypatch.setattr(module, "build_model", lambda *arguments, **named: plant(build(*arguments, **named)))
+    build = module.build_any_model
+    monkeypatch.setattr(module, "build_any_model", lambda *arguments, **named: plant(build(*arguments, **named)))
     lines = told(short, monkeypatch, lambda training, samples: plant(training.model))
     assert "gradients are not finite, the first in the backward pass that of" in lines[-1]
     assert lines[-1].endswith((f"{name}.weight", f"{name}.bias"))
