@@ -27,6 +27,7 @@ from ...models.weights.formats import CONFIG_FILE, Source, check_fit, read_sourc
 from ...models.weights.huggingface_config import MODEL_TYPES
 from ..accelerate import accelerate
 from ..places import find_places
+from .deimv2 import FIELD, follow_authors
 from .image_settings import ImageSettings
 from .predictions import every_layer, layer_predictions
 from .training import TransformersConfig, labels_of
@@ -53,7 +54,8 @@ class TransformersDetector(Predictor):
 
         Raises:
             TypeError: `settings` are something else, as an image processor.
-            ValueError: `model` has no deformable attention, needs text, or its boxes are no boxes.
+            ValueError: `model` has no deformable attention, needs text, or its boxes are no boxes; or as
+                `deimv2.follow_authors`.
             BackendUnavailable: as `accelerate`.
         """
         super().__init__()
@@ -72,6 +74,7 @@ class TransformersDetector(Predictor):
         self._kin = hasattr(model.get_submodule("model"), "enc_score_head")
         self.two_stage = self._kin or (config.model_type == "deformable_detr" and config.two_stage)
         """Does the model say of which pixels it makes its queries?"""
+        follow_authors(model)
         self.replaced = accelerate(model, attn_backend)
         """What our operator stands in the place of."""
 
@@ -120,6 +123,7 @@ class TransformersDetector(Predictor):
         model.load_state_dict(source.weights)
         if source.categories is not None:
             model.categories = list(source.categories)
+        model.thresholds = source.thresholds
         return model.eval()
 
     @classmethod
@@ -144,7 +148,7 @@ class TransformersDetector(Predictor):
         Raises RuntimeError without transformers, ValueError for fields that it does not have, or values that
         transformers refuses.
         """
-        kind = described.config.get("model_type")
+        kind = str(described.config.get("model_type"))
         _check_installed(f"the model, a {kind},")
         from transformers import CONFIG_MAPPING, AutoModelForObjectDetection
 
@@ -152,7 +156,7 @@ class TransformersDetector(Predictor):
             raise ValueError(f"model_type: the installed transformers has no {kind!r}")
         config = CONFIG_MAPPING[kind].from_dict(described.config)
         for name, value in (overrides or {}).items():
-            if not hasattr(config, name):
+            if not hasattr(config, name) and name != FIELD:
                 known = sorted(config.to_dict())
                 raise ValueError(
                     suggest(f"override: {name} is not a field of the configuration of {kind}", name, known)

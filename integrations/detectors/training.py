@@ -71,6 +71,8 @@ class TransformersCriterion(nn.Module):
         self._of_model: Any = model.loss_function
         self._groups: int = getattr(config, "group_detr", 1)
         """How often LW-DETR and RF-DETR match every box in training."""
+        self._float32 = config.model_type in ("d_fine", "deimv2")
+        """Are the losses of boxes written for float32 alone?"""
 
     def forward(
         self,
@@ -81,8 +83,8 @@ class TransformersCriterion(nn.Module):
     ) -> dict[str, Tensor]:
         """Losses against B targets, which the model has met already; `box_counts` as `SetCriterion` takes them.
 
-        Computed in at least float32. Raises ValueError for outputs without targets and for targets that don't fit, and
-        `matcher.NonFiniteCostError`.
+        Computed in at least float32, those of D-FINE and DEIMv2 in float32. Raises ValueError for outputs without
+        targets and for targets that don't fit, and `matcher.NonFiniteCostError`.
         """
         if "for_losses" not in outputs:
             raise ValueError("outputs: expected those of model(images, targets), got those of images alone")
@@ -90,8 +92,8 @@ class TransformersCriterion(nn.Module):
         logits: Tensor = arguments[0]
         check_shapes(targets, len(logits))
         check_values(pack_values(*pad_targets(targets, torch.float32)).cpu(), targets, self.num_classes)
-        arguments = [_precise(one) for one in arguments]
-        named = {name: _precise(one) for name, one in named.items()}
+        arguments = [self._precise(one) for one in arguments]
+        named = {name: self._precise(one) for name, one in named.items()}
         counts = [len(target["labels"]) for target in targets]
         share = self._divisor(counts) / self._divisor(counts if box_counts is None else box_counts)
         with torch.autocast(logits.device.type, enabled=False):
@@ -106,6 +108,9 @@ class TransformersCriterion(nn.Module):
     def _divisor(self, box_counts: Sequence[int]) -> int:
         return max(1, sum(box_counts) * self._groups)
 
-
-def _precise(value: Any) -> Any:
-    return at_least_float32(value) if isinstance(value, Tensor) and value.is_floating_point() else value
+    def _precise(self, value: Any) -> Any:
+        if isinstance(value, list):  # the labels, each a dictionary
+            return [{name: self._precise(one) for name, one in each.items()} for each in value]
+        if not (isinstance(value, Tensor) and value.is_floating_point()):
+            return value
+        return value.float() if self._float32 else at_least_float32(value)

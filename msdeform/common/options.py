@@ -37,8 +37,8 @@ class Repeated:
     """A tuple whose option takes one value and may be given several times."""
 
 
-HUB_NAME = r"[\w-][\w.-]*/[\w-][\w.-]*"
-"""A regular expression of OWNER/NAME."""
+HUB_NAME = r"[\w-][\w.-]*/[\w-][\w.-]*(?<!\.pt)(?<!\.pth)(?<!\.safetensors)"
+"""A regular expression of OWNER/NAME of the Hugging Face Hub, which is no file of weights."""
 
 
 @dataclass(frozen=True)

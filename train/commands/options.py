@@ -23,9 +23,7 @@ from ...common.options import (
 from ...kernels.diagnostics.options import AttnBackend
 from ...models.catalog import ModelName
 from ...models.options import DetectorOptions, LoadOptions
-from ..config.options import Input, Source
-
-PLOT_SUFFIXES = (".png", ".svg", ".pdf")
+from ..config.options import PLOT_SUFFIXES, Input, Source
 
 
 @dataclass(frozen=True)

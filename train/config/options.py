@@ -36,6 +36,7 @@ from ...models.inference.image_size import Size, size_of
 from ..data.augmentation import options as augmentation
 from ..data.layouts import YAML, HeldOut, SplitName, find_split
 
+PLOT_SUFFIXES = (".png", ".svg", ".pdf")
 # how a run's config.yaml begins
 SETTINGS_HEAD = "# Every setting of this run"
 
@@ -211,6 +212,11 @@ def parse_overrides(words: tuple[str, ...]) -> dict[str, Any]:
     return overrides
 
 
+def _check_batch_size(name: str, value: int) -> None:
+    if value < AUTO:
+        raise ValueError(f"{name}: expected at least 1, or auto, got {value}")
+
+
 @dataclass(frozen=True)
 class Batch(Options):
     """How long, and how many images at a time."""
@@ -221,9 +227,9 @@ class Batch(Options):
     """Stop after so many optimizer steps, even within an epoch."""
     total_batch_size: Positive = 32
     """Images to an optimizer step, over all processes; the published total."""
-    batch_size: Annotated[int, AtLeast(0), Word("auto", AUTO), Metavar("N|auto")] = 2
+    batch_size: Annotated[int, Checked(_check_batch_size), Word("auto", AUTO), Metavar("N|auto")] = 2
     """Images on a device at once, 2 as published; gradients of several such batches add up to the total's, exactly.
-    auto, or 0 in Python: the most that fit into memory, found by trying before the run, and stored."""
+    auto, or 0: the most that fit into memory, found by trying before the run, and stored."""
     seed: NotNegative = 42
     """Of weights, order, augmentation and dropout."""
 
@@ -323,6 +329,8 @@ class Logging(Options):
     """Write TensorBoard files beside log.jsonl."""
     wandb: str | None = None
     """Also log to this project of Weights & Biases, if the package wandb is installed."""
+    mlflow: str | None = None
+    """Also log to this experiment of MLflow, if the package mlflow is installed."""
     pictures: NotNegative = 4
     """Validation images drawn at every evaluation, predictions beside ground truth."""
     progress: bool = True

@@ -19,6 +19,7 @@ import tomllib
 import types
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -230,8 +231,11 @@ def _value(option: Option, value: Any, where: str) -> Any:
         raise ValueError(f"{where}: {told}") from None
 
 
-def save_settings(options: TrainOptions, path: Path) -> None:
-    """Writes all settings by group, so that `read_settings` gives them back, but for those that say which run it is."""
+def save_settings(options: TrainOptions, path: Path, given: Mapping[str, str] = MappingProxyType({})) -> None:
+    """Writes all settings by group, so that `read_settings` gives them back, but for those that say which run it is.
+
+    ``given``: objects of a script, which no file can hold, by name and type; a comment names them.
+    """
     groups, recipe = to_plain(options), options.recipe
     del groups["recipe"]  # its settings are all here
     groups["run"] = {name: value for name, value in groups["run"].items() if name not in ("out", *NOT_IN_FILES)}
@@ -240,6 +244,8 @@ def save_settings(options: TrainOptions, path: Path) -> None:
     named = [f"{kind} {value}" for kind, value in (("preset", recipe.preset), ("file", recipe.config)) if value]
     if named:
         head += f"# From {', '.join([*named, 'and flags'])}.\n"
+    if given:
+        head += f"# Not here: {', '.join(f'{name} ({kind})' for name, kind in given.items())} of a Python script.\n"
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as file:
         file.write((head + yaml.safe_dump(groups, sort_keys=False, allow_unicode=True, width=120)).encode())

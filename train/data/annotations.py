@@ -169,9 +169,27 @@ class Annotations:
         if not path.exists():
             raise FileNotFoundError(f"annotation file {path} does not exist")
         content, kind, dropped = _read(path, "train" if held_out else split, bad_data, progress)
-        yolo = kind == "yolo"
         if held_out is not None:
             content = keep_part(content, split, held_out)
+        return cls.of(content, path, kind, dropped, categories=categories, bad_data=bad_data, split=split)
+
+    @classmethod
+    def of(
+        cls,
+        content: dict[str, Any],
+        path: Path,
+        kind: Format = "coco",
+        dropped: Dropped | None = None,
+        *,
+        categories: list[Category] | None = None,
+        bad_data: BadData = "fatal",
+        split: SplitName = "train",
+    ) -> "Annotations":
+        """Checks and packs the content of a file of COCO's; arguments and errors as of `load`.
+
+        `path` is its name in messages, `kind` what it was read from, and `dropped` what was left out in reading.
+        """
+        yolo, dropped = kind == "yolo", dropped or Dropped()
         categories = _categories(path, content["categories"], categories)
         images = ImageList(_image_entry(path, entry) for entry in content["images"])
         refuse_repeats(path, "image id", images.ids.tolist())

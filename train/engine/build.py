@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ...integrations.detectors.deimv2 import departs
 from ...integrations.detectors.detector import TransformersDetector, is_of_transformers
 from ...integrations.detectors.training import TransformersConfig, TransformersCriterion
 from ...kernels import registry
@@ -27,8 +28,8 @@ AnyDetector = Detector | TransformersDetector
 """What can be trained."""
 
 _DEPARTS = (
-    "transformers computes DEIMv2 otherwise than its authors' code, so published weights find little at first: "
-    "docs/integrations.md, What differs"
+    "transformers computes DEIMv2 otherwise than its authors' code, so that published weights of Atto and Femto find "
+    "little at first; --model transformers --override authors_code=true computes as they do (docs/training.md)"
 )
 
 
@@ -103,7 +104,7 @@ def _new_of_transformers(options: Model, source: Source, num_classes: int, devic
         start = start_from(model, source)
     except ValueError as error:
         raise ValueError(f"{error}; --override has changed its structure") from None
-    note = _DEPARTS if described.config["model_type"] == "deimv2" else None
+    note = _DEPARTS if departs(model.model.config) else None
     return Built(model.to(device), backend, backbone_trained=True, start=replace(start, note=note))
 
 

@@ -11,19 +11,20 @@ import sys
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 
 from ...common.files import BEST, atomic_file
 from ...integrations.detectors.detector import TransformersDetector, is_of_transformers
+from ...models.families.detector import Detector
 from ...models.weights.files import read_file
 from ...models.weights.formats import TRAINING_FORMAT, checkpoints_in, newest_whole, read_source
 from ...models.weights.load import WITHOUT_SIZE
 from ..config.options import SETTINGS_HEAD, TrainOptions, from_plain
 from ..data.annotations import Category
-from .build import AnyDetector, load_any_model, settle_backend
+from .build import load_any_model, settle_backend
 
 
 def random_state() -> dict[str, Any]:
@@ -134,7 +135,8 @@ def keep_best(checkpoint: Path) -> None:
 class Trained:
     """A model out of a checkpoint, ready to detect."""
 
-    model: AnyDetector
+    model: Detector
+    """Or a `TransformersDetector`, which has all that evaluation and prediction ask for."""
     name: str
     categories: list[Category]
     """By label: of a run, its data set's; else numbered as the labels, with the names that are known."""
@@ -168,7 +170,7 @@ def load_trained(path: Path, device: torch.device, attn_backend: str = "auto", n
     if source.input_size is None:
         print(f"{path} does not say to what size images were resized in training: {WITHOUT_SIZE}", file=sys.stderr)
     backend = settle_backend(device, attn_backend)
-    model = load_any_model(source, attn_backend=backend, name=name).to(device)
+    model = cast(Detector, load_any_model(source, attn_backend=backend, name=name).to(device))
     state = source.training
     if state is None:
         names = model.categories or [str(label) for label in range(model.require_config().num_classes)]
@@ -185,6 +187,6 @@ def _of_transformers(path: Path, device: torch.device, attn_backend: str, name: 
     if name is not None:
         raise ValueError(f"model: {path} says itself what it is, a model of transformers; leave --model out")
     backend = settle_backend(device, attn_backend)
-    model = TransformersDetector.from_pretrained(path, attn_backend=backend).to(device)
+    model = cast(Detector, TransformersDetector.from_pretrained(path, attn_backend=backend).to(device))
     categories = [Category(label, own) for label, own in enumerate(model.categories or [])]
     return Trained(model, path.name, categories, TrainOptions(), backend, device, None)

@@ -26,6 +26,7 @@ from .acceleration import autocast, prepare
 from .build import AnyDetector, inputs_of, model_of_checkpoint, new_criterion, new_model
 from .checkpoint import random_state, set_random_state
 from .distributed import ProcessGroup
+from .given import NOTHING, Given
 from .optim import ema_state, make_ema, make_optimizer, rate_at, restore_ema
 from .step_timer import StepTimer
 
@@ -47,14 +48,22 @@ class Training:
         options: of the run; ``options.run`` matters only for messages here.
         resume: a checkpoint's content to go on from, instead of fresh weights.
         group: the processes that train together; this one alone when None.
+        given: by a script, beside the settings.
 
     Raises:
         ValueError, FileNotFoundError, BackendUnavailable: as the parts it is made of; each message is one sentence.
     """
 
     def __init__(
-        self, options: TrainOptions, resume: dict[str, Any] | None = None, group: ProcessGroup | None = None
+        self,
+        options: TrainOptions,
+        resume: dict[str, Any] | None = None,
+        group: ProcessGroup | None = None,
+        given: Given = NOTHING,
     ) -> None:
+        if resume is not None:
+            given.refuse_what_differs(resume.get("given", {}), options.run.resume or Path("the checkpoint"))
+        self.given = given
         if options.batch.batch_size == AUTO and resume is not None:  # as it was found
             options = with_batch_size(options, from_plain(TrainOptions, resume["options"]).batch.batch_size)
         self.options = options
@@ -69,10 +78,11 @@ class Training:
         cached = options.loading.cache_images != "none" and not options.input.overfit
         share = (self.group.local_rank, self.group.local_size) if cached else (0, 1)
         self.data = training_data(
-            options.source,
+            given.data or options.source,
             options.input,
             options.loading,
             batch.seed,
+            pipeline=given.transform,
             share=share,
             progress=options.logging.progress and self.group.is_main,
         )
@@ -316,6 +326,7 @@ class Training:
             **{name: getattr(self, name) for name in _KEPT},
             "random_states": self.group.gather(random_state()),
             "options": to_plain(self.options),
+            "given": self.given.describe(),
         }
 
     def _restore(self, state: dict[str, Any]) -> None:

@@ -151,7 +151,7 @@ def test_a_misspelt_flag_is_answered_with_the_nearest(
             ["--attn-backend", "tritn"],
             "--attn-backend: expected auto, reference, cpu, triton or cuda, got 'tritn'; did you",
         ),
-        (["--batch-size", "0"], "--batch-size: expected at least 1, got 0"),
+        (["--batch-size", "-1"], "--batch-size: expected at least 1, or auto, got -1"),
         (["--eval"], "--eval: expected --resume CHECKPOINT beside it, to say what to evaluate"),
         (["--data", "nowhere"], "--data: expected a file or folder; nowhere does not exist"),
         (["--model", "deformable_detr_r5"], "--model: no model is called 'deformable_detr_r5'; did you mean deform"),

@@ -14,9 +14,9 @@ from torchvision.transforms.v2 import functional as F
 from ....common.text import suggest
 from ....models.inference.image_size import Size
 from ..dataset import Sample, Target
-from ..pipelines import Pipeline, adapt
 from ..transforms import resize, to_model, training_transform
 from .options import Step, steps_of
+from .pipelines import Pipeline, adapt
 
 # near the mean of photographs, which normalisation makes zero
 GREY = 114
@@ -131,6 +131,11 @@ def augmentation(value: str, size: Size) -> tuple[Mosaic | None, v2.Compose]:
         mosaic, steps = _made(steps[0], size, first=True), steps[1:]
     ready = [partial(_at_most, size=size), *([_joined(steps, size)] if steps else [])]
     return mosaic, v2.Compose([*ready, partial(resize, size=size), to_model])
+
+
+def own_augmentation(pipeline: Any, size: Size) -> v2.Compose:
+    """The same of a pipeline that `adapt` takes, instead of a setting. Raises TypeError as it does."""
+    return v2.Compose([partial(_at_most, size=size), adapt(pipeline), partial(resize, size=size), to_model])
 
 
 def _joined(steps: list[Step], size: Size) -> Pipeline:

@@ -1,12 +1,15 @@
 """``--augment FILE``: read once, stored whole, and mistakes in it told in a sentence."""
 
+import re
 from pathlib import Path
 
 import pytest
 
+from msdeform.models.inference.image_size import Size
 from msdeform.train.config.options import Input, TrainOptions, from_plain, to_plain
 from msdeform.train.config.resolve import read_settings, resolve, save_settings
-from msdeform.train.data.augmentation.options import steps_of
+from msdeform.train.data.augmentation.options import PRESETS, steps_of
+from msdeform.train.data.augmentation.steps import augmentation
 
 TEXT = """
 # my photographs
@@ -66,3 +69,10 @@ def test_other_values_are_told(tmp_path: Path) -> None:
         Input(augment=str(tmp_path / "nowhere.yaml"))
     with pytest.raises(ValueError, match="^augment: not YAML: line 1"):
         Input(augment="[{a: 1")
+
+
+def test_the_files_in_the_documentation_are_files() -> None:
+    page = (Path(__file__).parents[4] / "docs" / "augmentation.md").read_text()
+    strong, other = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    assert steps_of(strong) == steps_of(PRESETS["strong"])
+    augmentation(other, Size())

@@ -167,6 +167,17 @@ def test_workers_change_nothing(shapes: Path) -> None:
         assert torch.equal(target["boxes"], boxes["boxes"])
 
 
+def test_resuming_changes_nothing(changed: Callable[..., TrainOptions]) -> None:
+    options = changed(augment="strong", epochs=3)
+    whole = list(Training(options).batches())
+    resumed = Training(options)
+    resumed.steps_done = 5  # within the second epoch
+    for batch, again in zip(whole[5:], resumed.batches(), strict=True):
+        for (image, target), (other, boxes) in zip(batch, again, strict=True):
+            assert torch.equal(image, other)
+            assert torch.equal(target["boxes"], boxes["boxes"])
+
+
 def test_a_bad_image_in_a_mosaic_is_replaced(shapes: Path, tmp_path: Path) -> None:
     annotations = Annotations.load(shapes / "annotations" / "instances_train2017.json")
     for image in sorted((shapes / "train2017").iterdir()):

@@ -10,8 +10,8 @@ import torch
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
+from msdeform.train.data.augmentation.pipelines import adapt
 from msdeform.train.data.dataset import Sample, Target
-from msdeform.train.data.pipelines import adapt
 
 albumentations = pytest.importorskip("albumentations")
 

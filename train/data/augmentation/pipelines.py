@@ -15,7 +15,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
-from .dataset import Sample, Target
+from ..dataset import Sample, Target
 
 Pipeline = Callable[[Tensor, Target], Sample]
 
