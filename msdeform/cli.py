@@ -107,7 +107,7 @@ COMMANDS = {
     "predict": Command(
         "train.commands.options:PredictOptions",
         "train.commands.predict:run",
-        "detect objects in images: pictures with boxes, and COCO-results JSON",
+        "detect objects in images, videos and webcams: pictures with boxes, and files of results",
     ),
     "explain": Command(
         "explain.options:ExplainOptions",

@@ -20,12 +20,12 @@ from typing import Any
 from ..common.options import HUB_NAME
 from ..models.catalog import MODELS, check_model
 from ..models.weights.formats import read_source
+from .config.given import Given
 from .config.options import PLOT_SUFFIXES, Recipe, TrainOptions, merged
 from .config.presets import preset as preset_of
 from .config.resolve import NOT_IN_FILES, checkpoint_options, take_settings
 from .data.own import OwnData
 from .engine.build import AnyDetector, load_any_model, with_model_of_start
-from .engine.given import Given
 from .engine.run import train
 from .monitor.curves import figure_of
 from .monitor.history import History

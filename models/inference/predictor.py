@@ -160,8 +160,8 @@ class Predictor(nn.Module):
     def predict_each(self, images: Iterable[ImageLike], **settings: Unpack[_Settings]) -> Iterator[Detections]:
         """The result of each image, as it comes; holds no more images or results than a batch has.
 
-        An image is read when its batch is filled, and let go before the next batch is read. To have images beside
-        their results: ``kept, given = itertools.tee(images)``, and ``zip(model.predict_each(given), kept)``.
+        An image is read when its batch is filled, and let go before the next batch is read. (``itertools.tee`` is no
+        way to have images beside their results: it holds up to 57.)
 
         Args:
             images: several, from a list or anything else that can be iterated.

@@ -27,6 +27,8 @@ BESIDE = {
     ("explain", ""): ["--model", "owner/name"],
     ("explain", "checkpoint"): [],
     ("explain", "model"): [],
+    ("predict", ""): ["--webcam", "0"],
+    ("predict", "webcam"): [],
     ("table", ""): ["--flops"],
 }
 

@@ -13,7 +13,7 @@ import msdeform
 from msdeform.cli import COMMANDS
 from tests.house.project import FOLDERS, ROOT
 
-WITH_PYTHON = ("README.md", "docs/operator.md", "docs/integrations.md", "docs/models.md")
+WITH_PYTHON = ("README.md", "docs/operator.md", "docs/integrations.md", "docs/models.md", "docs/prediction.md")
 PAGES = {name: (ROOT / name).read_text() for name in WITH_PYTHON}
 SHELL = "\n".join(block for page in PAGES.values() for block in re.findall(r"```sh\n(.*?)```", page, re.DOTALL))
 
@@ -38,6 +38,7 @@ def run(*arguments: str, where: Path = ROOT) -> str:
         ("docs/operator.md", 3, ""),
         ("docs/integrations.md", 3, "\n".join(EXAMPLE)),
         ("docs/models.md", 4, "torch.Size([1, 300, 3]) torch.Size([1, 300, 4])"),
+        ("docs/prediction.md", 3, "100 torch.Size([100, 4])"),
     ],
 )
 def test_the_python_blocks_run_in_order(tmp_path: Path, page: str, blocks: int, printed: str) -> None:
@@ -105,7 +106,7 @@ def test_commands_are_found() -> None:
 
 def test_each_command_takes_its_flags() -> None:
     for name, flags in uses():
-        known = {option.flag for option in COMMANDS[name].known_options()}
+        known = {flag for option in COMMANDS[name].known_options() for flag in option.flags}
         assert {flag.partition("=")[0] for flag in flags} <= known, (name, flags)
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from ...common.options import (
     Above,
     AtLeast,
+    Between,
     DeviceOption,
     NotNegative,
     Options,
@@ -28,26 +29,58 @@ from ..config.options import PLOT_SUFFIXES, Input, Source
 
 @dataclass(frozen=True)
 class PredictOptions(ProgressOption, DetectorOptions):
-    """Detect objects in images."""
+    """Detect objects in images, videos and webcams."""
 
-    images: Annotated[tuple[Path, ...], Positional("IMAGE"), Reads("path", patterns=True)]
-    """Image files, folders of them with their subfolders, and quoted patterns such as "photos/*.jpg"."""
+    images: Annotated[tuple[Path, ...], Positional("IMAGE"), Reads("path", patterns=True)] = ()
+    """Image and video files, folders of them with their subfolders, and quoted patterns such as "photos/*.jpg"."""
     confidence: Share | None = None
     """Minimum score of a detection that is kept; when not given, that of its class in the checkpoint, where training or
     msdeform eval --save-thresholds wrote it, or 0.5."""
     out: WriteFolder | None = None
-    """Folder for the pictures, predictions.json and images.json; predictions/ in the run's folder by default, or here
-    for weights of no run."""
+    """Folder for the pictures and results; predictions/ in the run's folder by default, or here for weights of no
+    run."""
+    format: tuple[Literal["coco", "yolo", "voc", "csv"], ...] = ("coco",)
+    """Of the results, one or several: predictions.json, labels/, annotations/ and predictions.csv. images.json, which
+    lists all images, is always written."""
+    tiles: Positive | None = None
+    """Also look into overlapping squares of this many pixels, for small objects in large images."""
+    overlap: Annotated[float, Between(0, 0.9, "a share")] = 0.2
+    """Share of a tile's side that it has in common with the next, at least."""
+    flip: bool = False
+    """Also look at mirror images, and merge what is found."""
+    batch_size: Positive = 1
+    """Images, tiles or frames at once, from as many files as it takes; those of different sizes are padded, which moves
+    scores a little."""
+    top_k: Positive = 100
+    """Most detections of an image."""
+    pictures: bool = True
+    """Write each image with its detections."""
+    video: bool = True
+    """Write each video with its detections, as NAME.mp4 without sound."""
+    every: Positive = 1
+    """Of videos, only each N-th frame."""
+    webcam: NotNegative | None = None
+    """The webcam of this number, 0 for the first, until Ctrl-C."""
+    track: bool = False
+    """Number each object through a video, by ByteTrack; needs the packages supervision and trackers."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.images and self.webcam is None:
+            raise ValueError("images: expected at least one image, video or folder, or --webcam N, got none")
 
 
 @dataclass(frozen=True)
 class EvalOptions(ProgressOption, LoadOptions):
-    """COCO metrics of a checkpoint, or of detections in a file."""
+    """COCO metrics of a checkpoint, or of detections in a file: thresholds, errors, intervals, and a comparison."""
 
     checkpoint: ReadPath | None = None
     """A run's checkpoint, or its folder for its best; or official, Hugging Face's or converted weights."""
     results: ReadFile | None = None
     """Instead of a checkpoint: detections in COCO's results format, such as --out or predict wrote."""
+    compare: Annotated[tuple[Path, ...], Reads()] = ()
+    """Instead of both: A and B, each a checkpoint, a run's folder or detections in a .json file; which one is better,
+    if any."""
     source: Source = field(default_factory=Source)
     batch_size: Positive = 1
     """1 is the published protocol; larger is faster, and padding then moves AP in the third digit."""
@@ -60,7 +93,15 @@ class EvalOptions(ProgressOption, LoadOptions):
     workers: NotNegative = 2
     """Processes that decode images."""
     per_class: bool = False
-    """Also print AP, AP50 and AR100 of every class."""
+    """Also print AP, AP50 and AR100 of every class, its threshold, and the errors at that."""
+    intervals: bool = False
+    """Also 95% intervals, from 1000 resamples of the images; --report and --compare always have them."""
+    report: WriteFile | None = None
+    """Also write one HTML page: thresholds, curves, confusion matrix, calibration, and the worst images with why."""
+    worst: NotNegative = 20
+    """Of the images with most errors, how many --report and --json have."""
+    save_thresholds: bool = False
+    """Write the best threshold of every class into the checkpoint, for msdeform predict."""
     out: WriteFile | None = None
     """Also write the detections to this JSON file, in COCO's results format."""
     json: WriteFile | None = None
@@ -68,8 +109,21 @@ class EvalOptions(ProgressOption, LoadOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if (self.checkpoint is None) == (self.results is None):
-            raise ValueError("checkpoint: expected --checkpoint PATH, or --results FILE, and not both")
+        given = [self.checkpoint is not None, self.results is not None, bool(self.compare)]
+        if given.count(True) != 1:
+            raise ValueError(
+                "checkpoint: expected --checkpoint PATH, or --results FILE, or --compare A B, and only one"
+            )
+        if self.compare:
+            if len(self.compare) != 2:
+                raise ValueError(f"compare: expected two, A and B, got {len(self.compare)}")
+            for name in ("out", "report", "save_thresholds"):
+                if getattr(self, name):
+                    raise ValueError(f"{name}: expected --checkpoint with it, got --compare")
+        if self.save_thresholds and self.checkpoint is None:
+            raise ValueError("save_thresholds: expected a --checkpoint to write them to, got --results")
+        if self.save_thresholds and self.limit is not None:
+            raise ValueError(f"save_thresholds: expected all images, got --limit {self.limit}")
 
 
 @dataclass(frozen=True)

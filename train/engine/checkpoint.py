@@ -179,6 +179,7 @@ def load_trained(path: Path, device: torch.device, attn_backend: str = "auto", n
     categories = [Category(**category) for category in state["categories"]]
     options = from_plain(TrainOptions, state["options"])
     model.categories, model.input_size = [category.name for category in categories], options.input.size
+    model.thresholds = source.thresholds
     return Trained(model, state["model_name"], categories, options, backend, device, state["step"])
 
 

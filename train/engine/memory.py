@@ -224,7 +224,7 @@ def _largest(training: Training, count: int) -> list[Sample]:
     options, annotations = training.options.input, training.data.annotations
     size, images, rows = options.size, annotations.images, np.unique(training.data.rows)
     sides = np.unique(np.stack([images.heights[rows], images.widths[rows]], 1), axis=0)
-    if not options.overfit and options.augment not in _KEEP_SHAPE:
+    if not options.overfit and (training.given.transform is not None or options.augment not in _KEEP_SHAPE):
         sides = np.concatenate([sides, _CROPS])
     fitted = [size.fit(height, width) for height, width in sides.tolist()]
     extremes = [max(fitted), max(fitted, key=lambda side: side[::-1])]

@@ -18,6 +18,7 @@ import torch
 from ...common.command_line import command
 from ...common.files import atomic_file, in_use, remove_leftovers
 from ...models.weights.formats import checkpoints_in
+from ..config.given import NOTHING, Given
 from ..config.options import TrainOptions, to_plain
 from ..data.dataset import CocoDetection, Sample
 from ..data.loader import validation_data
@@ -40,7 +41,6 @@ from .checkpoint import (
     save_checkpoint,
 )
 from .distributed import LateError, process_group
-from .given import NOTHING, Given
 from .memory import dry_run, out_of_memory, settle_batch_size, what_to_lower
 from .profile import profile
 from .signals import StopSignals

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ...common.device import choose_device
 from ...models.losses.matcher import NonFiniteCostError
 from ...models.weights.formats import check_fit
+from ..config.given import NOTHING, Given
 from ..config.options import AUTO, TrainOptions, from_plain, to_plain, with_batch_size
 from ..data.dataset import Sample
 from ..data.loader import Order, to_device, training_data, training_loader
@@ -26,7 +27,6 @@ from .acceleration import autocast, prepare
 from .build import AnyDetector, inputs_of, model_of_checkpoint, new_criterion, new_model
 from .checkpoint import random_state, set_random_state
 from .distributed import ProcessGroup
-from .given import NOTHING, Given
 from .optim import ema_state, make_ema, make_optimizer, rate_at, restore_ema
 from .step_timer import StepTimer
 

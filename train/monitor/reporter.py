@@ -15,6 +15,7 @@ from PIL import Image
 
 from ...common.text import counted
 from ...models.catalog import TRANSFORMERS
+from ...models.inference.image_size import ExactSize
 from ...models.layers.evaluation_mode import evaluating
 from ..config.options import to_plain
 from ..config.resolve import save_settings, settings_lines
@@ -167,11 +168,12 @@ class Reporter:
     def _shapes(self) -> str:
         """What becomes of rectangular images."""
         size, bucket = self.training.options.input.size, self.training.options.loading.bucket
+        if isinstance(size, ExactSize):
+            return f"images are stretched to {size.width} x {size.height} pixels, as this model's were (--square)"
         alike = " of like shape (--bucket)" if bucket else ""
-        return (
-            f"images keep their shape: to {size.short} pixels on the shorter side, at most {size.longest} on the "
-            f"longer, padded only to the largest of a batch{alike}"
-        )
+        longer = f"at most {size.longest} pixels on the longer side"
+        sides = longer if size.short == size.longest else f"{size.short} pixels on the shorter side, {longer}"
+        return f"images keep their shape: {sides}; padded only to the largest of a batch{alike}"
 
     def start(self) -> None:
         """Says and logs what is about to be trained, on what, and how."""

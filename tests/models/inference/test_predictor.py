@@ -4,7 +4,6 @@ import re
 import sys
 import weakref
 from collections.abc import Callable, Iterator
-from itertools import tee
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -220,10 +219,8 @@ def test_no_more_than_a_batch_is_held(batch_size: int, views: dict[str, Any]) ->
 def test_results_come_one_by_one_and_are_those_of_predict() -> None:
     model = Finder()
     images = [painted(20 + number, 30, (2, 2, 10, 10)) for number in range(5)]
-    kept, given = tee(iter(images))
-    for found, image, whole in zip(
-        model.predict_each(given, size=30, batch_size=2), kept, model.predict(images, size=30), strict=True
-    ):
+    each = model.predict_each(iter(images), size=30, batch_size=2)
+    for found, image, whole in zip(each, images, model.predict(images, size=30), strict=True):
         assert found.image_size == whole.image_size == image.shape[:2]
         assert torch.equal(found.boxes, whole.boxes)
     model.calls.clear()

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,13 +12,15 @@ from PIL import Image
 
 from msdeform import cli
 from msdeform.models.inference.images import read_image
-from msdeform.train.commands.predict import PredictOptions, named_images, predict
+from msdeform.train.commands.options import PredictOptions
+from msdeform.train.commands.predict import predict
 from msdeform.train.config.options import TrainOptions
 from msdeform.train.data.annotations import Annotations
 from msdeform.train.data.yolo import image_ids
 from msdeform.train.engine.checkpoint import save_checkpoint
 from msdeform.train.engine.state import Training
 from msdeform.train.evaluation.results import read_results
+from msdeform.train.prediction.sources import named_files
 from msdeform.train.visual.boxes import Box, class_colour, draw_boxes, side_by_side
 
 
@@ -28,21 +31,24 @@ def checkpoint(options: TrainOptions, tmp_path: Path) -> Path:
     return path
 
 
+def results(options: PredictOptions) -> list[dict[str, Any]]:
+    """What predict writes to predictions.json."""
+    done = predict(options)
+    found = json.loads((done.out / "predictions.json").read_text())
+    assert done.detections == len(found)
+    return found
+
+
 def test_pictures_and_results_are_written(checkpoint: Path, shapes: Path, tmp_path: Path) -> None:
     out = tmp_path / "predictions"
     settings = {"out": out, "device": "cpu", "progress": False}
-    everything = predict(
-        PredictOptions((shapes / "val2017",), checkpoint=checkpoint, confidence=0.0, **settings)
-    ).results
-    assert json.loads((out / "predictions.json").read_text()) == everything
+    everything = results(PredictOptions((shapes / "val2017",), checkpoint=checkpoint, confidence=0.0, **settings))
     names = sorted(file.name for file in (shapes / "val2017").iterdir())
     assert sorted(file.name for file in out.glob("*.jpg")) == names
     assert {result["image_id"] for result in everything} == {int(name.removesuffix(".jpg")) for name in names}
     assert {result["category_id"] for result in everything} == {1, 2, 3}
     threshold = float(np.median([result["score"] for result in everything]))
-    some = predict(
-        PredictOptions((shapes / "val2017",), checkpoint=checkpoint, confidence=threshold, **settings)
-    ).results
+    some = results(PredictOptions((shapes / "val2017",), checkpoint=checkpoint, confidence=threshold, **settings))
     assert some == [result for result in everything if result["score"] >= threshold]
 
 
@@ -80,25 +86,23 @@ def test_category_ids_are_the_data_sets_own(checkpoint: Path, shapes: Path, tmp_
     for category, number in zip(state["categories"], (17, 4, 90), strict=True):
         category["id"] = number
     save_checkpoint(checkpoint, state)
-    results = predict(
-        PredictOptions(
-            (shapes / "val2017",), 0.0, tmp_path / "out", checkpoint=checkpoint, device="cpu", progress=False
-        )
-    ).results
-    assert {result["category_id"] for result in results} == {17, 4, 90}
+    options = PredictOptions(
+        (shapes / "val2017",), 0.0, tmp_path / "out", checkpoint=checkpoint, device="cpu", progress=False
+    )
+    assert {result["category_id"] for result in results(options)} == {17, 4, 90}
 
 
 def test_files_and_folders_are_found_once(tmp_path: Path) -> None:
     for name in ("b.jpg", "a.PNG", "notes.txt"):
         (tmp_path / name).touch()
-    assert list(named_images((tmp_path, tmp_path / "b.jpg"))) == [tmp_path / "a.PNG", tmp_path / "b.jpg"]
+    assert list(named_files((tmp_path, tmp_path / "b.jpg"))) == [tmp_path / "a.PNG", tmp_path / "b.jpg"]
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="holds no image"):
-        named_images((tmp_path / "empty",))
+        named_files((tmp_path / "empty",))
     with pytest.raises(FileNotFoundError, match=r"image .*c\.jpg does not exist"):
-        named_images((tmp_path / "c.jpg",))
+        named_files((tmp_path / "c.jpg",))
     with pytest.raises(ValueError, match="at least one image"):
-        named_images(())
+        named_files(())
 
 
 def test_ids_are_cocos_where_names_are() -> None:
@@ -120,14 +124,15 @@ def test_a_broken_image_is_left_out_and_listed(
     assert cli.main([*words, "--no-progress", "--confidence", "1"]) == 1
     said = capsys.readouterr()
     assert "the best is " in said.out
-    assert said.err.startswith("1 image could not be read:\n  image ")
+    assert said.err.startswith("1 file could not be read, or not all of it:\n  image ")
     assert json.loads((out / "predictions.json").read_text()) == []
     images = json.loads((out / "images.json").read_text())
     assert [image["file_name"] for image in images["images"]] == ["a/one.jpg", "b/one.jpg"]
     assert [image["file_name"] for image in images["unreadable"]] == ["x.jpg"]
+    assert images["complete"] is True
     assert (out / "a" / "one.jpg").is_file()
     assert (out / "b" / "one.jpg").is_file()
-    assert list(named_images((photos / "*" / "*.jpg",))) == [photos / "a" / "one.jpg", photos / "b" / "one.jpg"]
+    assert list(named_files((photos / "*" / "*.jpg",))) == [photos / "a" / "one.jpg", photos / "b" / "one.jpg"]
 
 
 def test_what_it_wrote_is_measured_by_file_name(
@@ -176,12 +181,14 @@ def test_what_was_done_is_written_when_interrupted(
             raise KeyboardInterrupt
         return read_image(path)
 
-    monkeypatch.setattr("msdeform.train.commands.predict.read_image", read_two)
+    monkeypatch.setattr("msdeform.train.prediction.sources.read_image", read_two)
     with pytest.raises(KeyboardInterrupt):
         predict(PredictOptions((shapes / "val2017",), 0.0, checkpoint=checkpoint, device="cpu", progress=False))
     out = checkpoint.parent / "predictions"  # of the run, where --out does not say
     assert len({one["image_id"] for one in json.loads((out / "predictions.json").read_text())}) == 2
-    assert len(json.loads((out / "images.json").read_text())["images"]) == 2
+    images = json.loads((out / "images.json").read_text())
+    assert (len(images["images"]), images["complete"]) == (2, False)
+    assert len(list(out.glob("*.jpg"))) == 2
 
 
 def test_photographs_are_neither_passed_over_nor_written_over(
@@ -198,15 +205,17 @@ def test_photographs_are_neither_passed_over_nor_written_over(
             predict(PredictOptions((images,), out=Path("photos"), **settings))
     # a folder above the photographs is no place of predictions; one among them is, and is passed over
     for out in (Path(), Path("photos/found"), Path("photos/found")):
-        assert predict(PredictOptions((Path("photos"),), out=out, **settings)).results
+        assert predict(PredictOptions((Path("photos"),), out=out, **settings)).detections
     assert len(json.loads(Path("photos/found/images.json").read_text())["images"]) == 1
     assert photo.read_bytes() == before
 
 
-@pytest.mark.parametrize(("field", "value"), [("confidence", 1.5), ("image_size", 8)])
+@pytest.mark.parametrize(
+    ("field", "value"), [("confidence", 1.5), ("image_size", 8), ("tiles", 0), ("overlap", 1.0), ("every", 0)]
+)
 def test_wrong_settings_are_named(field: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"{field}: expected"):
-        PredictOptions((), checkpoint=Path("x"), **{field: value})
+        PredictOptions((Path("x"),), checkpoint=Path("x"), **{field: value})
 
 
 def test_boxes_are_drawn_where_they_are() -> None:

@@ -12,11 +12,11 @@ from PIL import Image
 from torchvision import datasets, tv_tensors
 
 import msdeform
+from msdeform.train.config.given import Given
 from msdeform.train.config.options import TrainOptions
 from msdeform.train.data.loader import validation_data
 from msdeform.train.data.own import OwnData
 from msdeform.train.engine.checkpoint import load_checkpoint
-from msdeform.train.engine.given import Given
 from msdeform.train.engine.run import train
 
 Change = Callable[..., TrainOptions]

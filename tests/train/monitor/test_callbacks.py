@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 import msdeform
+from msdeform.train.config.given import Given
 from msdeform.train.config.options import TrainOptions
 from msdeform.train.engine.checkpoint import load_checkpoint
-from msdeform.train.engine.given import Given
 from msdeform.train.engine.run import train
 from msdeform.train.monitor.callbacks import Callbacks, CheckpointEvent, EndEvent, EvaluationEvent, Event, StepEvent
 from msdeform.train.monitor.run_log import read_log

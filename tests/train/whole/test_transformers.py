@@ -225,3 +225,26 @@ def test_deimv2_is_told_to_depart_from_its_authors(started: Change) -> None:
     assert start is not None
     assert "transformers computes DEIMv2 otherwise than its authors' code" in start.sentences()[-1]
     assert any(line.startswith("new: class_embed") for line in start.sentences())
+
+
+@pytest.mark.slow
+def test_deimv2_atto_learns_blood_cells(tmp_path: Path) -> None:
+    """Published weights, on photographs; how well whole runs do is measured elsewhere."""
+    shared = Path(__file__).parents[4] / "shared" / "data"
+    onnx, data = shared / "deimv2" / "deimv2_hgnetv2_atto_coco.onnx", shared / "bccd"
+    if not (onnx.is_file() and data.is_dir()):
+        pytest.skip("the trained weights ../shared/data/deimv2 and the photographs ../shared/data/bccd are not here")
+    pytest.importorskip("onnx", reason="needs onnx, which reads the published weights")
+    from tests.integrations.deimv2.convert import write_folder
+
+    write_folder(onnx, tmp_path / "atto")
+    given = ["--init-from", tmp_path / "atto", "--data", data, "--overfit", "4", "--batch-size", "4", "--epochs", "2"]
+    given += ["--lr", "1e-3", "--lr-backbone", "5e-4", "--schedule", "constant", "--bad-data", "skip"]
+    usual = ["--device", "cpu", "--workers", "0", "--no-progress", "--no-tensorboard", "--dry-steps", "0"]
+    out = tmp_path / "run"
+    assert main(["train", *map(str, given), *usual, "--pictures", "0", "--log-every", "1", "--out", str(out)]) == 0
+    state = load_checkpoint(out)
+    assert state["options"]["input"]["image_size"] == 320
+    assert [category["name"] for category in state["categories"]] == ["Platelets", "RBC", "WBC"]
+    losses = losses_of(out)
+    assert losses[-1] < 0.8 * losses[0]
