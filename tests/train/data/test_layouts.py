@@ -15,6 +15,7 @@ from msdeform.train.config.options import Input, Loading, Source
 from msdeform.train.data.annotations import Annotations, Category
 from msdeform.train.data.dataset import data_line
 from msdeform.train.data.loader import training_data, validation_data
+from msdeform.train.data.own import OwnData
 from msdeform.train.data.voc import VocObject, read_voc, voc_annotation
 from msdeform.train.data.yolo import yolo_line
 
@@ -358,3 +359,19 @@ def test_numbers_are_written_as_people_write_them(tmp_path: Path) -> None:
         "<xmax>10</xmax>",
         "<ymax>20</ymax>",
     ]
+
+
+def test_data_sets_of_a_script_are_counted_too() -> None:
+    items = [(np.zeros((20, 30, 3), np.uint8), {"boxes": [[1, 2, 20, 10]], "labels": [0]})] * 3
+
+    class Three(list[Any]):
+        classes = ("cat",)
+
+    own = OwnData(Three(items), Three(items[:1]))
+    train, val = (
+        own.images(split, own.annotations(split, progress=False), None, progress=False) for split in ("train", "val")
+    )
+    assert data_line(None, train, val) == (
+        "data: data sets given from Python: 3 training images with 3 boxes, 1 validation image with 1 box, "
+        "1 class (cat)"
+    )
