@@ -237,6 +237,8 @@ class Annotations:
 
     def described(self, where: Path | None = None) -> str:
         """What it was read from: "Pascal VOC in FOLDER"."""
+        if not self.path.exists():
+            return "data sets given from Python"
         return f"{FORMATS[self.format]} in {where or self.path}"
 
     def ground_truth(self) -> dict[str, Any]:

@@ -1,10 +1,11 @@
-"""Which files --data stands for, and Pascal VOC read as COCO."""
+"""Which files --data stands for, and Pascal VOC read as COCO and written."""
 
 import json
 import re
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,8 @@ from msdeform.train.config.options import Input, Loading, Source
 from msdeform.train.data.annotations import Annotations, Category
 from msdeform.train.data.dataset import data_line
 from msdeform.train.data.loader import training_data, validation_data
-from msdeform.train.data.voc import VocObject, voc_annotation
+from msdeform.train.data.own import OwnData
+from msdeform.train.data.voc import VocObject, read_voc, voc_annotation
 from msdeform.train.data.yolo import yolo_line
 
 OBJECT = (
@@ -312,3 +314,64 @@ def test_bccd_is_trained_on_without_its_two_boxes_that_are_points(bccd: Path) ->
         "train.txt: left out 1 box with no area inside the image (in BloodImage_00343.jpg)",
         "val.txt: left out 1 box with no area inside the image (in BloodImage_00338.jpg)",
     ]
+
+
+SIZE = (480, 651)
+
+
+def read_back(folder: Path, *objects: VocObject) -> tuple[Any, list[str], list[str]]:
+    for name in ("Annotations", "ImageSets/Main"):
+        (folder / name).mkdir(parents=True)
+    (folder / "Annotations" / "a.xml").write_bytes(voc_annotation("a.jpg", SIZE, objects))
+    (folder / "ImageSets" / "Main" / "train.txt").write_text("a\n")
+    return read_voc(folder / "ImageSets" / "Main" / "train.txt")
+
+
+def test_boxes_are_read_back_as_they_were(tmp_path: Path) -> None:
+    boxes = np.round(np.random.default_rng(0).uniform(0, 400, (200, 4)), 2)
+    boxes[:, 2:] = np.round(boxes[:, :2] + boxes[:, 2:] / 2 + 2, 2)
+    given = [VocObject("a & b <c>", box) for box in boxes.tolist()]
+    found, _, _ = read_back(tmp_path, *given, VocObject("ö", (0, 0, 651, 480), difficult=True, score=0.25))
+    read = np.array([one["bbox"] for one in found["annotations"]])
+    wanted = np.round(np.column_stack([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]]), 2)
+    assert read[:-1].tolist() == wanted.tolist()
+    assert found["annotations"][-1]["bbox"] == [0, 0, 651, 480]
+    assert [one["iscrowd"] for one in found["annotations"]] == [0] * 200 + [1]
+    assert [one["name"] for one in found["categories"]] == ["a & b <c>", "ö"]
+    assert (found["images"][0]["height"], found["images"][0]["width"]) == SIZE
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_a_detectors_boxes_are_read_back_in_its_precision(tmp_path: Path, kind: type[np.floating]) -> None:
+    boxes = np.random.default_rng(1).uniform(1, 300, (100, 4)).astype(kind)
+    boxes[:, 2:] += boxes[:, :2]
+    found, _, _ = read_back(tmp_path, *(VocObject("a", box) for box in boxes))
+    read = np.array([one["bbox"] for one in found["annotations"]])
+    assert read[:, :2] + read[:, 2:] == pytest.approx(boxes[:, 2:], abs=3e-9)
+    assert (read[:, :2].astype(np.float32) == boxes[:, :2].astype(np.float32)).all()
+
+
+def test_numbers_are_written_as_people_write_them(tmp_path: Path) -> None:
+    text = voc_annotation("a.jpg", (20, 40), [VocObject("cat", (0, 2.5, 10, 20))]).decode()
+    assert [line.strip() for line in text.splitlines() if "<x" in line or "<y" in line] == [
+        "<xmin>1</xmin>",
+        "<ymin>3.5</ymin>",
+        "<xmax>10</xmax>",
+        "<ymax>20</ymax>",
+    ]
+
+
+def test_data_sets_of_a_script_are_counted_too() -> None:
+    items = [(np.zeros((20, 30, 3), np.uint8), {"boxes": [[1, 2, 20, 10]], "labels": [0]})] * 3
+
+    class Three(list[Any]):
+        classes = ("cat",)
+
+    own = OwnData(Three(items), Three(items[:1]))
+    train, val = (
+        own.images(split, own.annotations(split, progress=False), None, progress=False) for split in ("train", "val")
+    )
+    assert data_line(None, train, val) == (
+        "data: data sets given from Python: 3 training images with 3 boxes, 1 validation image with 1 box, "
+        "1 class (cat)"
+    )

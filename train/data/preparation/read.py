@@ -15,12 +15,18 @@ def _no_transform(image: object, target: object) -> Sample:
     raise NotImplementedError  # items are not asked for
 
 
+def _source(options: DataOptions, part: PartName) -> Source:
+    share = 1.0 if part == "all" else options.val_share
+    return Source(data=options.data, val_share=share, split_seed=options.split_seed, data_format=options.data_format)
+
+
 def parts_of(options: DataOptions) -> list[PartName]:
     """The splits that there are, or that are made; of one set that is not divided, "all".
 
-    Raises FileNotFoundError and ValueError as `layouts.recognise`.
+    Raises FileNotFoundError and ValueError as `layouts.find_split`.
     """
     if options.val_share is not None:
+        _source(options, "train").split("train")
         return ["train", "val"]
     splits = recognise(options.data, None if options.data_format == "auto" else options.data_format).splits
     return list(splits) or ["all"]
@@ -40,8 +46,7 @@ def read_part(
 
     Raises FileNotFoundError and ValueError as `Annotations.load` and `CocoDetection`.
     """
-    share = 1.0 if part == "all" else options.val_share
-    source = Source(data=options.data, val_share=share, split_seed=options.split_seed, data_format=options.data_format)
+    source = _source(options, part)
     split: SplitName = "train" if part == "train" else "val"
     folder, file = source.split(split)
     categories = None if like is None else like.annotations.categories

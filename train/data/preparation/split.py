@@ -13,6 +13,8 @@ def keep_part(content: dict[str, Any], split: SplitName, held_out: HeldOut) -> d
 
     Which images those are depends on the names and classes of all, the share and the seed, and not on their order.
     Annotations of images that the content does not list stay, to be found wrong.
+
+    Raises ValueError: there are images, and none is in this part.
     """
     images = sorted(content["images"], key=lambda image: str(image.get("file_name")))
     row_of = {image.get("id"): row for row, image in enumerate(images)}
@@ -25,6 +27,9 @@ def keep_part(content: dict[str, Any], split: SplitName, held_out: HeldOut) -> d
             classes.append(annotation.get("category_id"))
     of_val = validation_rows(len(images), rows, classes, held_out)
     kept = {image.get("id") for image, of in zip(images, of_val, strict=True) if of == (split == "val")}
+    if images and not kept:
+        use = {"train": "train on", "val": "validate with"}[split]
+        raise ValueError(f"val_share: {held_out.share:g} of {len(images)} images leaves none to {use}")
     others = row_of.keys() - kept
     return {
         **content,

@@ -174,6 +174,9 @@ def test_a_split_that_cannot_be_read_does_not_end_it(write: Write) -> None:
     assert "is not JSON" in one.sentence
     (data / "annotations" / "instances_train2017.json").write_text("[]")
     assert kinds(data) == ["unreadable"] * 2
+    # what was asked for cannot be, which is no finding
+    with pytest.raises(ValueError, match="val_share: expected none, as .* is divided already"):
+        found(data, val_share=0.2)
 
 
 def test_ten_of_each_are_printed_and_all_written(

@@ -69,9 +69,12 @@ def test_the_order_of_a_file_and_the_ids_of_its_images_change_nothing(content: d
     assert names[0] != others
 
 
-@pytest.mark.parametrize(("share", "count"), [(0.0, 0), (1.0, 100)])
-def test_all_or_none_can_be_held_out(content: dict[str, Any], share: float, count: int) -> None:
-    assert len(keep_part(content, "val", HeldOut(share))["images"]) == count
+def test_all_can_be_held_out_but_not_be_trained_on_as_well(content: dict[str, Any]) -> None:
+    assert keep_part(content, "val", HeldOut(1.0)) == content
+    assert keep_part(content, "train", HeldOut(0.0)) == content
+    for split, share, use in (("train", 1, "train on"), ("val", 0, "validate with"), ("val", 0.001, "validate with")):
+        with pytest.raises(ValueError, match=rf"^val_share: {share} of 100 images leaves none to {use}$"):
+            keep_part(content, split, HeldOut(share))
 
 
 def test_images_without_boxes_are_divided_too() -> None:
