@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from ..common.options import (
+    HUB_NAME,
     AtLeast,
     Between,
     Form,
@@ -85,7 +86,7 @@ def of_transformers(name: str | Path) -> bool:
     path = Path(name)
     if path.exists():
         return (path / "config.json").is_file()
-    return re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(name)) is not None
+    return re.fullmatch(HUB_NAME, str(name)) is not None
 
 
 @dataclass(frozen=True)

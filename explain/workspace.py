@@ -12,11 +12,10 @@ from typing import Any, cast
 
 from ..common.device import choose_device
 from ..common.files import check_writable
-from ..integrations.detectors.detector import TransformersDetector
+from ..integrations.detectors.detector import TransformersDetector, is_of_transformers
 from ..models.families.detector import Detector
 from ..models.inference.image_size import Size
 from ..models.options import DetectorOptions
-from ..models.weights.huggingface_config import MODEL_TYPES
 from ..train.config.options import TrainOptions
 from ..train.data.annotations import Category
 from ..train.data.dataset import CocoDetection
@@ -27,8 +26,15 @@ from .options import AnyDetectorOptions, DataOptions, of_transformers
 
 
 def trained_model(options: DetectorOptions) -> Trained:
-    """The checkpoint's model, on its device. Errors are those of `load_trained`."""
-    return load_trained(options.checkpoint, choose_device(options.device), options.attn_backend, options.model)
+    """The checkpoint's model, one of ours, on its device. Errors are those of `load_trained`, and for others."""
+    trained = load_trained(options.checkpoint, choose_device(options.device), options.attn_backend, options.model)
+    model: object = trained.model
+    if isinstance(model, TransformersDetector):
+        raise ValueError(
+            f"checkpoint: {options.checkpoint} is a detector of transformers, which msdeform explain takes, and this "
+            "command does not"
+        )
+    return trained
 
 
 def any_trained_model(options: AnyDetectorOptions) -> Trained:
@@ -37,33 +43,20 @@ def any_trained_model(options: AnyDetectorOptions) -> Trained:
     Errors are those of `load_trained` and of `TransformersDetector.from_pretrained`.
     """
     device, checkpoint = choose_device(options.device), options.checkpoint
-    if checkpoint is not None and not _of_another_architecture(checkpoint):
+    if checkpoint is not None:
         try:
             return load_trained(checkpoint, device, options.attn_backend, options.model)
         except ValueError as error:
-            if of_transformers(checkpoint) and checkpoint.is_dir():
+            # of an architecture of ours, with something that ours does not have
+            if of_transformers(checkpoint) and checkpoint.is_dir() and not is_of_transformers(checkpoint):
                 raise ValueError(f"{error}; --model {checkpoint} takes it as transformers has it") from None
             raise
-    if checkpoint is not None and options.model is not None:
-        raise ValueError(f"model: {checkpoint} says itself what it is, a model of transformers; leave --model out")
-    source = checkpoint or options.model
-    assert source is not None
+    assert options.model is not None
     backend = settle_backend(device, options.attn_backend)
-    model = TransformersDetector.from_pretrained(source, attn_backend=backend).to(device)
+    model = TransformersDetector.from_pretrained(options.model, attn_backend=backend).to(device)
     categories = [Category(label, name) for label, name in enumerate(model.categories or [])]
     # of a detector, explanations ask what `Predictor` has
-    return Trained(cast(Detector, model), Path(source).name, categories, TrainOptions(), backend, device, None)
-
-
-def _of_another_architecture(checkpoint: Path) -> bool:
-    """Is it a folder of transformers that `load_trained` does not read?"""
-    if not of_transformers(checkpoint):
-        return False
-    try:
-        config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # told by what reads it
-        return False
-    return isinstance(config, dict) and config.get("model_type", "detr") not in MODEL_TYPES
+    return Trained(cast(Detector, model), Path(options.model).name, categories, TrainOptions(), backend, device, None)
 
 
 @dataclass(frozen=True, eq=False)

@@ -75,8 +75,14 @@ def list_models() -> list[str]:
     return sorted(MODELS)
 
 
+TRANSFORMERS = "transformers"
+"""Stands for the name of a model in training: a detector of transformers, whichever the weights are of."""
+
 ModelName = Annotated[str, Known("model", tuple(list_models())), Metavar("NAME")]
 """a name as an option"""
+
+TrainedName = Annotated[str, Known("model", (*list_models(), TRANSFORMERS)), Metavar("NAME")]
+"""a name, or `TRANSFORMERS`, as an option"""
 
 
 def config_of(name: str) -> Config:

@@ -60,7 +60,8 @@ class ConvertOptions(Options):
 
 what DST will be, and hold:
   official      one file: weights, the model's settings, names of classes and the size of images
-  huggingface   a folder that transformers' from_pretrained reads; only of DETR and Deformable DETR
+  huggingface   a folder that transformers' from_pretrained reads; of DETR and Deformable DETR, and of a run of a model
+                of transformers
   msdeform      a folder that msdeform.load_model reads, and msdeform eval, predict and train --init-from
 
 examples:

@@ -23,10 +23,13 @@ if _TYPE_CHECKING:
     from .models.attention import MSDeformAttn
     from .models.catalog import list_models
     from .models.zoo import create_criterion, create_model, from_pretrained, load_model
-    from .train.api import finetune
+    from .train.api import Run, finetune
+    from .train.monitor.callbacks import Callback
 
 _public = {
+    "Callback": "train.monitor.callbacks",
     "MSDeformAttn": "models.attention",
+    "Run": "train.api",
     "accelerate": "integrations.accelerate",
     "create_criterion": "models.zoo",
     "create_model": "models.zoo",
@@ -40,7 +43,9 @@ _public = {
 }
 
 __all__ = [
+    "Callback",
     "MSDeformAttn",
+    "Run",
     "accelerate",
     "create_criterion",
     "create_model",

@@ -18,7 +18,7 @@ from typing import Any
 from . import __version__
 from .common.command_line import parse
 from .common.fields import Option, named, options_of
-from .common.text import suggest
+from .common.text import either, suggest
 
 
 @dataclass(frozen=True)
@@ -144,6 +144,16 @@ COMMANDS = {
         "train.commands.show:run",
         "draw images of a data set as training sees them; classes and sizes in numbers",
     ),
+    "data check": Command(
+        "train.data.preparation.options:CheckOptions",
+        "train.commands.check_data:run",
+        "list what looks like a mistake in a data set: boxes, labels, images, the split",
+    ),
+    "data convert": Command(
+        "train.data.preparation.options:ConvertDataOptions",
+        "train.commands.convert_data:run",
+        "write a data set anew in the format of COCO, YOLO or Pascal VOC",
+    ),
     "data synth": Command(
         "train.data.synthetic.options:SynthOptions", "train.commands.synth:run", "make a synthetic COCO-format data set"
     ),
@@ -190,7 +200,7 @@ def print_version(options: VersionOptions) -> int:
 
 
 GROUPS = {
-    "start": ("demo", "data show", "data synth"),
+    "start": ("demo", "data show", "data check", "data convert", "data synth"),
     "detectors": ("train", "eval", "predict", "plot", "replay", "convert", "export"),
     "explanations": ("explain", "explore", "ablate", "explain-eval"),
     "the operator": ("info", "verify", "verify --compiled"),
@@ -237,7 +247,7 @@ def _unknown_command(words: list[str]) -> str:
     group = [name for name in COMMANDS if name.startswith(f"{typed} ")]
     if group:  # `msdeform data`, or `msdeform data syth`
         after = f"got '{' '.join(words[:2])}'" if len(words) > 1 else "got nothing after it"
-        return f"'{typed}' is followed by {' or '.join(name.split()[1] for name in group)}; {after}"
+        return f"'{typed}' is followed by {either([name.split()[1] for name in group])}; {after}"
     return suggest(f"unknown command '{typed}'", typed, COMMANDS, "msdeform --help lists the commands", most=3)
 
 

@@ -44,3 +44,12 @@ def coco_mini() -> Path:
     if not folder.is_dir():
         pytest.skip("the COCO sample ../shared/data/coco-mini is not on this machine")
     return folder
+
+
+@pytest.fixture(scope="session")
+def bccd() -> Path:
+    """Photographs of blood cells in Pascal VOC's format; beside the checkout where they are to be had at all."""
+    folder = Path(__file__).parents[2] / "shared" / "data" / "bccd"
+    if not folder.is_dir():
+        pytest.skip("the photographs ../shared/data/bccd are not on this machine")
+    return folder

@@ -16,11 +16,11 @@ from ...common.files import write_json
 from ...common.progress import progress_bar
 from ...common.text import counted
 from ...models.families.detector import Detector
+from ...train.evaluation.resampling import changes, resample, weighted_metrics
 from ..core.masks import Mask, Masks, Mode
 from ..core.sites import find_sites
 from ..options import AblateOptions
 from .effects import QueryPredictions, effects
-from .resampling import changes, resample, weighted_metrics
 from .runs import AblationRuns, check
 from .screening import head_gradients, logits_of, loss_of
 

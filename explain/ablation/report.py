@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from ...common.files import atomic_file, write_json
+from ...train.evaluation.resampling import METRICS, Change
 from ...train.visual.charts import COLOURS, dress, new_figure, save_figure
 from ..figures.drawing import in_words
 from ..workspace import aligned
 from .ablation import Measured
-from .resampling import METRICS, Change
 
 _WHAT = {"loss": "training loss of an image", "logit": "sum of the logits of what is detected"}
 _RANDOM = "#8a8a8a"

@@ -4,7 +4,8 @@ detector = TransformersDetector.from_pretrained("PekingU/rtdetr_v2_r18vd")
 detector.predict("street.jpg")
 """
 
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,16 +14,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...common.text import counted
+from ...common.files import BEST, checkpoints_in
+from ...common.text import counted, suggest
+from ...models.catalog import TRANSFORMERS
 from ...models.inference.detections import Detections
 from ...models.inference.image_size import Size
 from ...models.inference.post_processing import post_process
 from ...models.inference.predictor import Predictor
 from ...models.layers.batch import Images, as_batch
+from ...models.losses.targets import Target
+from ...models.weights.formats import CONFIG_FILE, Source, check_fit, read_source
+from ...models.weights.huggingface_config import MODEL_TYPES
 from ..accelerate import accelerate
 from ..places import find_places
+from .deimv2 import FIELD, follow_authors
 from .image_settings import ImageSettings
 from .predictions import every_layer, layer_predictions
+from .training import TransformersConfig, labels_of
 
 PROCESSOR_FILE = "preprocessor_config.json"
 
@@ -32,6 +40,9 @@ class TransformersDetector(Predictor):
 
     Deformable DETR, RT-DETR, RT-DETRv2, D-FINE, DEIMv2, LW-DETR, RF-DETR and PP-DocLayout v2 and v3 are tested.
     """
+
+    leaves_unused = True
+    """May losses leave parameters without a gradient? Those of denoising, for images without boxes."""
 
     def __init__(self, model: nn.Module, settings: ImageSettings, *, attn_backend: str = "auto") -> None:
         """Puts our operator into `model`, in place.
@@ -43,7 +54,8 @@ class TransformersDetector(Predictor):
 
         Raises:
             TypeError: `settings` are something else, as an image processor.
-            ValueError: `model` has no deformable attention, needs text, or its boxes are no boxes.
+            ValueError: `model` has no deformable attention, needs text, or its boxes are no boxes; or as
+                `deimv2.follow_authors`.
             BackendUnavailable: as `accelerate`.
         """
         super().__init__()
@@ -62,12 +74,15 @@ class TransformersDetector(Predictor):
         self._kin = hasattr(model.get_submodule("model"), "enc_score_head")
         self.two_stage = self._kin or (config.model_type == "deformable_detr" and config.two_stage)
         """Does the model say of which pixels it makes its queries?"""
+        follow_authors(model)
         self.replaced = accelerate(model, attn_backend)
         """What our operator stands in the place of."""
 
     @classmethod
     def from_pretrained(cls, name_or_folder: str | Path, *, attn_backend: str = "auto") -> "TransformersDetector":
         """A detector out of a folder that transformers wrote, or OWNER/NAME of the Hub, in evaluation mode.
+
+        Checkpoints and folders of runs of ``msdeform train`` are read, too.
 
         Raises:
             RuntimeError: transformers is not installed.
@@ -76,8 +91,10 @@ class TransformersDetector(Predictor):
             ValueError: it is no detector, has no deformable attention, needs text, or does not say how to bring
                 images to its size.
         """
-        if find_spec("transformers") is None:
-            raise RuntimeError(f"{name_or_folder} needs the package transformers, which is not installed")
+        path = Path(name_or_folder)
+        if path.is_file() or checkpoints_in(path) or (path / BEST).is_file():
+            return cls.from_source(read_source(path), attn_backend=attn_backend)
+        _check_installed(name_or_folder)
         from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
         _check_kind(name_or_folder, _read(name_or_folder, _config_of))
@@ -93,22 +110,111 @@ class TransformersDetector(Predictor):
             ) from error
         return cls(model.eval(), ImageSettings.of(processor), attn_backend=attn_backend).eval()
 
-    def forward(self, images: Images) -> dict[str, Any]:
+    @classmethod
+    def from_source(cls, source: Source, *, attn_backend: str = "auto") -> "TransformersDetector":
+        """The detector of a checkpoint of ``msdeform train``, with its weights and classes, in evaluation mode.
+
+        Raises as `from_config`, and ValueError for weights of another detector.
+        """
+        if source.config is None or source.config.get("family") != TRANSFORMERS:
+            raise ValueError(f"{source.path} is no detector of transformers; msdeform.load_model loads it")
+        model = cls.from_config(TransformersConfig.from_dict(source.config), source.input_size, attn_backend)
+        check_fit(model.state_dict(), source.weights, source.path)
+        model.load_state_dict(source.weights)
+        if source.categories is not None:
+            model.categories = list(source.categories)
+        model.thresholds = source.thresholds
+        return model.eval()
+
+    @classmethod
+    def from_config(
+        cls,
+        described: TransformersConfig,
+        size: Size | None,
+        attn_backend: str = "auto",
+        *,
+        num_classes: int | None = None,
+        overrides: Mapping[str, Any] | None = None,
+    ) -> "TransformersDetector":
+        """The randomly initialised detector that `require_config` described, for images of `size`.
+
+        Args:
+            described: what to rebuild.
+            size: to what images are brought.
+            attn_backend: the operator's backend.
+            num_classes: another number of classes.
+            overrides: other values of fields of its configuration.
+
+        Raises RuntimeError without transformers, ValueError for fields that it does not have, or values that
+        transformers refuses.
+        """
+        kind = str(described.config.get("model_type"))
+        _check_installed(f"the model, a {kind},")
+        from transformers import CONFIG_MAPPING, AutoModelForObjectDetection
+
+        if kind not in CONFIG_MAPPING:
+            raise ValueError(f"model_type: the installed transformers has no {kind!r}")
+        config = CONFIG_MAPPING[kind].from_dict(described.config)
+        for name, value in (overrides or {}).items():
+            if not hasattr(config, name) and name != FIELD:
+                known = sorted(config.to_dict())
+                raise ValueError(
+                    suggest(f"override: {name} is not a field of the configuration of {kind}", name, known)
+                )
+            setattr(config, name, value)
+        if num_classes is not None and num_classes != config.num_labels:
+            config.num_labels = num_classes
+        config.use_pretrained_backbone = False  # or timm would download it, only to be written over
+        try:
+            model = AutoModelForObjectDetection.from_config(config)
+        except Exception as error:  # its own kinds
+            raise ValueError(f"{kind} cannot be made by transformers: {_first_line(error)}") from error
+        settings = ImageSettings(size, described.mean, described.std, described.processor)
+        return cls(model, settings, attn_backend=attn_backend)
+
+    def require_config(self) -> TransformersConfig:
+        """What `from_config` rebuilds this detector from."""
+        config: Any = self.model.config
+        plain = json.loads(config.to_json_string())
+        images = self.settings
+        return TransformersConfig(plain, images.mean, images.std, images.processor, config.num_labels)
+
+    def forward(self, images: Images, targets: Sequence[Target] | None = None) -> dict[str, Any]:
         """Of images as our detectors take them, normalised with ImageNet's colours.
 
-        Returns the last layer's ``pred_logits`` (B, Q, classes) and ``pred_boxes`` (B, Q, 4), cxcywh, normalised, and
-        of the layers before them the same in ``aux_outputs``, where they predict something. Where queries are made of
-        pixels of the maps, ``proposals`` (B, Q) says of which, of all levels; of LW-DETR and RF-DETR it is not known.
+        With `targets`, of our losses' form, returns what `TransformersCriterion` takes. Without, returns the last
+        layer's ``pred_logits`` (B, Q, classes) and ``pred_boxes`` (B, Q, 4), cxcywh, normalised, and of the layers
+        before them the same in ``aux_outputs``, where they predict something. Where queries are made of pixels of the
+        maps, ``proposals`` (B, Q) says of which, of all levels; of LW-DETR and RF-DETR it is not known.
         """
         batch, mask = as_batch(images, self.dtype)
         self._check_size(*batch.shape[-2:])
+        inputs = {"pixel_values": self.settings.convert(batch, mask), "pixel_mask": (~mask).long()}
+        if targets is not None:
+            return {"for_losses": self._for_losses(inputs, labels_of(targets, self.dtype))}
         with every_layer(self.model):
-            outputs = self.model(pixel_values=self.settings.convert(batch, mask), pixel_mask=(~mask).long())
+            outputs = self.model(**inputs)
         layers = [{"pred_logits": a, "pred_boxes": b} for a, b in layer_predictions(self.model, outputs)]
         found: dict[str, Any] = {**layers[-1], "aux_outputs": layers[:-1]}
         if self.two_stage:
             found["proposals"] = self.choose_proposals(outputs.enc_outputs_class)
         return found
+
+    def _for_losses(self, inputs: dict[str, Tensor], labels: list[dict[str, Tensor]]) -> Any:
+        """What the model calls its loss function with, for the losses to be computed later, in another precision."""
+        model: Any = self.model
+        kept: list[Any] = []
+
+        def keep(*arguments: Any, **named: Any) -> tuple[None, dict[str, Tensor], None]:
+            kept.append((arguments, named))
+            return None, {}, None
+
+        model.loss_function = keep
+        try:
+            model(**inputs, labels=labels)
+        finally:
+            del model._loss_function
+        return kept[0]
 
     def _check_size(self, height: int, width: int) -> None:
         """Raises ValueError for images of which a hybrid encoder's maps do not fit onto each other."""
@@ -126,6 +232,17 @@ class TransformersDetector(Predictor):
     def post_process(self, outputs: dict[str, Any], target_sizes: Tensor, top_k: int = 100) -> list[Detections]:
         """Detections of each image in pixels: see `post_processing.post_process`."""
         return post_process(outputs, target_sizes, top_k, focal=self.focal)
+
+    @property
+    def transformer(self) -> nn.Module:
+        """What has the encoder and the decoder."""
+        return self.model.get_submodule("model")
+
+    @property
+    def body(self) -> nn.Module:
+        """The backbone."""
+        name = "conv_encoder" if hasattr(self.transformer, "conv_encoder") else "backbone"
+        return self.transformer.get_submodule(name)
 
     @property
     def kind(self) -> str:
@@ -153,6 +270,23 @@ class TransformersDetector(Predictor):
             yield shapes
         finally:
             handle.remove()
+
+
+def is_of_transformers(path: Path) -> bool:
+    """Is it a folder of transformers with another architecture than those that `read_source` reads?"""
+    file = path / CONFIG_FILE
+    if not file.is_file():
+        return False
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # told by what reads it
+        return False
+    return isinstance(config, dict) and config.get("model_type", "detr") not in MODEL_TYPES and "format" not in config
+
+
+def _check_installed(what: str | Path) -> None:
+    if find_spec("transformers") is None:
+        raise RuntimeError(f"{what} needs the package transformers, which is not installed")
 
 
 def _check_detector(model: nn.Module, config: Any) -> None:

@@ -18,6 +18,8 @@ class ImageSettings:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     """Of colours from 0 to 1."""
+    processor: str = "RTDetrImageProcessor"
+    """The class of transformers that does the same."""
 
     @classmethod
     def of(cls, processor: Any) -> "ImageSettings":
@@ -26,7 +28,9 @@ class ImageSettings:
         mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else ((0.0,) * 3, (1.0,) * 3)
         size = _size(dict(processor.size)) if processor.do_resize else None
         # (to_unit * x - mean) / std
-        return cls(size, tuple(one / to_unit for one in mean), tuple(one / to_unit for one in std))
+        return cls(
+            size, tuple(one / to_unit for one in mean), tuple(one / to_unit for one in std), type(processor).__name__
+        )
 
     def convert(self, batch: Tensor, mask: Tensor) -> Tensor:
         """Images (B, 3, H, W) of ImageNet's mean and deviation, in these; zero where the mask (B, H, W) is True."""

@@ -47,3 +47,10 @@ class ExactSize(Size):
     def fit(self, height: int, width: int) -> tuple[int, int]:
         """This size, whatever the image's."""
         return self.height, self.width
+
+
+def size_of(longest: int | None, *, square: bool) -> Size:
+    """The size by a longest side in pixels, or the side of a `square`; the published one for None."""
+    if longest is None:
+        return Size()
+    return ExactSize(longest, longest) if square else Size(longest, longest)

@@ -129,6 +129,17 @@ def image_size(path: Path, *, oriented: bool) -> tuple[int, int]:
     return (width, height) if sideways else (height, width)
 
 
+def orientation(path: Path) -> int:
+    """EXIF's orientation of an image file, 1 to 8; 1 where it has none, or is turned by being opened, as a TIFF is."""
+    try:
+        with Image.open(path) as image:
+            return 1 if image.format == "TIFF" else _orientation(image)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"image {path} does not exist") from None
+    except Exception as error:  # as below
+        raise _undecodable(f"image {path}", error) from error
+
+
 def _undecodable(name: str, error: Exception) -> BadImageError:
     # pillow's own sentence already names the file when it knows no format for it
     first_line = str(error).strip().split("\n")[0]

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from ...common.files import BEST, atomic_file, checkpoints_in
-from ..inference.image_size import Size
+from ..inference.image_size import ExactSize, Size, size_of
 from .files import is_state_dict, read_file
 from .huggingface import family_of, from_huggingface, is_huggingface, to_huggingface
 from .huggingface_config import (
@@ -144,8 +144,8 @@ def source_of(state: Any, path: Path) -> Source:
         categories = [str(category["name"]) for category in state.get("categories", [])]
         config = {"family": "deformable_detr", **state["model_config"]}  # the first versions had one family
         options = state.get("options", {})
-        longest = options.get("input", options).get("image_size")  # the first versions had no groups
-        size = Size() if longest is None else Size(longest, longest)
+        images = options.get("input", options)  # the first versions had no groups
+        size = size_of(images.get("image_size"), square=images.get("square", False))
         average = state.get("ema")  # what the run evaluated, if it kept one
         weights = state["model"] if average is None else average["weights"]
         thresholds = _thresholds(state, path)
@@ -223,6 +223,32 @@ def save_huggingface(
     theirs = config_to_huggingface(config, categories)
     renamed = to_huggingface(weights, backbone=hf_backbone(config["backbone"]))
     _save_folder(folder, renamed, theirs, None if input_size is None else preprocessor_of(config["family"], input_size))
+
+
+def save_transformers(folder: Path, source: Source) -> None:
+    """Writes a run's detector of transformers as transformers' ``from_pretrained`` and image processors read it."""
+    described = source.config or {}
+    config = dict(described["config"])
+    if source.categories is not None:
+        config["id2label"] = {str(label): name for label, name in enumerate(source.categories)}
+        config["label2id"] = {name: label for label, name in enumerate(source.categories)}
+    size = source.input_size or Size()
+    exact = isinstance(size, ExactSize)
+    preprocessor = {
+        "image_processor_type": described["processor"],
+        "do_resize": True,
+        "size": {"height": size.height, "width": size.width}
+        if isinstance(size, ExactSize)
+        else {"shortest_edge": size.short, "longest_edge": size.longest},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": described["mean"],
+        "image_std": described["std"],
+        "do_pad": not exact,
+    }
+    weights = {name.removeprefix("model."): tensor for name, tensor in source.weights.items()}
+    _save_folder(folder, weights, config, preprocessor)
 
 
 def save_msdeform(

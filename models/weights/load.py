@@ -1,6 +1,7 @@
 """What detector weights in any format are of, and a model started from those of them that fit."""
 
 import dataclasses
+import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from ..catalog import MODELS, config_of
+from ..catalog import MODELS, TRANSFORMERS, config_of
 from ..configs import Config
 from ..inference.image_size import Size
 from .formats import Source, config_of_source
@@ -20,6 +21,10 @@ HEADS = {
     "linear_class": "classes",
     "query_pos": "numbers of queries",
     "box_predictor": "classes",
+    "enc_score_head": "classes",
+    # of transformers, for denoising and for LW-DETR's queries
+    "denoising_class_embed": "classes",
+    "enc_out_class_embed": "classes",
 }
 
 # what happens to images where nothing beside the weights tells their size
@@ -50,10 +55,13 @@ class Start:
     input_size: Size | None = None
     """What images were resized to when the weights were trained, where the file says so."""
 
+    note: str | None = None
+    """What is worth knowing of the weights."""
+
     def sentences(self) -> list[str]:
         lines = [f"{len(self.loaded)} tensors loaded from {self.source} ({self.format} format)"]
         for head, differing in HEADS.items():
-            count = sum(head in name for name in self.fresh)
+            count = sum(re.search(rf"\b{head}\b", name) is not None for name in self.fresh)
             if count:
                 lines.append(f"new: {head} ({count} tensors), because the {differing} differ")
         unused = Counter(name.split(".")[0] for name in set(self.ignored) - set(self.fresh))
@@ -61,11 +69,16 @@ class Start:
             lines.append(
                 f"not used: {', '.join(f'{part} ({count} tensors)' for part, count in sorted(unused.items()))}"
             )
-        return lines
+        return lines if self.note is None else [*lines, self.note]
 
 
 def settle_config(source: Source, name: str | None = None) -> Config:
     """The configuration of a source's detector, of its own or by `name`; raises ValueError as `zoo.load_model`."""
+    if (source.config or {}).get("family") == TRANSFORMERS:
+        raise ValueError(
+            f"{source.path} is a detector of transformers; "
+            "msdeform.integrations.detectors.detector.TransformersDetector.from_pretrained loads it"
+        )
     named = None if name is None else config_of(name)
     if named is not None:
         _check_family(source, named.family, f"{name} is")

@@ -106,7 +106,7 @@ def fetch(name: str, argument: str = "pretrained", by: str = "pretrained=PATH") 
         reason = str(error).split("\n")[0] or type(error).__name__
         raise ConnectionError(
             f"{argument}: the weights of {name} could not be downloaded from {published.address} ({reason}); "
-            f"fetch that file elsewhere and name it: {by}"
+            f"fetch that file elsewhere, and put it at {_place(published)}, or name it: {by}"
         ) from error
     found = _sha256(file)
     if not found.startswith(published.sha256):
@@ -123,18 +123,24 @@ def _from_hub(published: Published) -> Path:
     if isinstance(cached, str):
         return Path(cached)
     # not by the Hub's client: without a network it retries for half a minute, with a line for each
-    url = hf_hub_url(repository, WEIGHTS_FILE, revision=published.revision)
-    return _from_url(published, url, f"{repository.split('/')[1]}-{published.sha256[:8]}.safetensors")
+    return _from_url(published, hf_hub_url(repository, WEIGHTS_FILE, revision=published.revision))
 
 
-def _from_url(published: Published, url: str, name: str | None = None) -> Path:
-    """The file of this `name`, or else of the address's, in the folder that torchvision's downloads go to."""
-    folder = Path(torch.hub.get_dir()) / "checkpoints"
-    file = folder / (name or os.path.basename(urlparse(url).path))
+def _place(published: Published) -> Path:
+    """Where the file is kept, in the folder that torchvision's downloads go to."""
+    if published.url is None:
+        name = f"{str(published.repository).split('/')[1]}-{published.sha256[:8]}.safetensors"
+    else:
+        name = os.path.basename(urlparse(published.url).path)
+    return Path(torch.hub.get_dir()) / "checkpoints" / name
+
+
+def _from_url(published: Published, url: str) -> Path:
+    file = _place(published)
     if not file.exists():
         if constants.HF_HUB_OFFLINE:
             raise ConnectionError("HF_HUB_OFFLINE is set")
-        folder.mkdir(parents=True, exist_ok=True)
+        file.parent.mkdir(parents=True, exist_ok=True)
         # whole and right, or not at all
         torch.hub.download_url_to_file(url, str(file), hash_prefix=published.sha256, progress=False)
     return file

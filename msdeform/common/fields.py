@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from .files import check_readable, check_writable
-from .options import Form, Metavar, Positional, Reads, Repeated, Writes, marks_of
+from .options import HUB_NAME, Form, Metavar, Positional, Reads, Repeated, Word, Writes, marks_of
 from .text import either, suggest
 
 T = TypeVar("T")
@@ -83,6 +83,9 @@ class Option:
         for kind in self.kinds:
             if kind is types.NoneType and word == "None":
                 return None
+        named = self.mark(Word)
+        if named is not None and word == named.word:
+            return named.value
         kind = next(kind for kind in self.kinds if kind is not types.NoneType)
         if typing.get_origin(kind) is Literal:
             choices = typing.get_args(kind)
@@ -96,6 +99,7 @@ class Option:
                 return kind(word)
             except ValueError:
                 what = "a whole number" if kind is int else "a number"
+                what += f" or {named.word}" if named is not None else ""
                 raise ValueError(f"expected {what}, got {word!r}") from None
         if kind is Path:
             if not word:  # the current folder to pathlib
@@ -112,6 +116,7 @@ class Option:
         reads, writes = self.mark(Reads), self.mark(Writes)
         try:
             matched = reads is not None and reads.patterns and any(glob.iglob(word, recursive=True))
+            matched = matched or (reads is not None and reads.hub and re.fullmatch(HUB_NAME, word) is not None)
             if reads is not None and word not in (*reads.words, "None") and not matched:
                 check_readable(path, reads.kind)
             if writes is not None and word != "None":

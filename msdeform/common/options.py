@@ -37,6 +37,10 @@ class Repeated:
     """A tuple whose option takes one value and may be given several times."""
 
 
+HUB_NAME = r"[\w-][\w.-]*/[\w-][\w.-]*(?<!\.pt)(?<!\.pth)(?<!\.safetensors)"
+"""A regular expression of OWNER/NAME of the Hugging Face Hub, which is no file of weights."""
+
+
 @dataclass(frozen=True)
 class Reads:
     """A path that must be there."""
@@ -46,6 +50,8 @@ class Reads:
     """Words that may stand instead of a path."""
     patterns: bool = False
     """May it be a pattern, such as ``photos/**/*.jpg``, that matches something?"""
+    hub: bool = False
+    """May it be OWNER/NAME of the Hugging Face Hub, where there is nothing of that name here?"""
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,14 @@ class Writes:
 class Bare:
     """An option that may stand without a value, and has this one then."""
 
+    value: Any
+
+
+@dataclass(frozen=True)
+class Word:
+    """A word that may stand for a value."""
+
+    word: str
     value: Any
 
 

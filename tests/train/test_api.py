@@ -61,7 +61,11 @@ def test_a_run_is_made_looked_at_and_resumed(shapes: Path, tmp_path: Path) -> No
         ({"epoch": 3}, ValueError, "finetune: unknown setting epoch; did you mean epochs?"),
         ({"epochs": "many"}, ValueError, "finetune: epochs: expected a whole number, got 'many'"),
         ({"epochs": 0}, ValueError, "epochs: expected at least 1, got 0"),
-        ({"augment": "much"}, ValueError, "augment: expected official, flip or none, got 'much'"),
+        (
+            {"augment": "much"},
+            ValueError,
+            "augment: expected official, light, turns, strong, flip, none or a .yaml file, got 'much'",
+        ),
         ({"resume": "x"}, ValueError, r"resume is for the command line; Run\(FOLDER\).resume\(\) resumes a run"),
         ({"preset": "finetun"}, ValueError, "preset: none is called 'finetun'; did you mean finetune?"),
         ({"model": "deformable_detr_tny"}, ValueError, "did you mean deformable_detr_tiny"),

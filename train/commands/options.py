@@ -24,9 +24,7 @@ from ...common.options import (
 from ...kernels.diagnostics.options import AttnBackend
 from ...models.catalog import ModelName
 from ...models.options import DetectorOptions, LoadOptions
-from ..config.options import Input, Source
-
-PLOT_SUFFIXES = (".png", ".svg", ".pdf")
+from ..config.options import PLOT_SUFFIXES, Input, Source
 
 
 @dataclass(frozen=True)
@@ -74,12 +72,15 @@ class PredictOptions(ProgressOption, DetectorOptions):
 
 @dataclass(frozen=True)
 class EvalOptions(ProgressOption, LoadOptions):
-    """COCO metrics of a checkpoint, or of detections in a file."""
+    """COCO metrics of a checkpoint, or of detections in a file: thresholds, errors, intervals, and a comparison."""
 
     checkpoint: ReadPath | None = None
     """A run's checkpoint, or its folder for its best; or official, Hugging Face's or converted weights."""
     results: ReadFile | None = None
     """Instead of a checkpoint: detections in COCO's results format, such as --out or predict wrote."""
+    compare: Annotated[tuple[Path, ...], Reads()] = ()
+    """Instead of both: A and B, each a checkpoint, a run's folder or detections in a .json file; which one is better,
+    if any."""
     source: Source = field(default_factory=Source)
     batch_size: Positive = 1
     """1 is the published protocol; larger is faster, and padding then moves AP in the third digit."""
@@ -92,7 +93,15 @@ class EvalOptions(ProgressOption, LoadOptions):
     workers: NotNegative = 2
     """Processes that decode images."""
     per_class: bool = False
-    """Also print AP, AP50 and AR100 of every class."""
+    """Also print AP, AP50 and AR100 of every class, its threshold, and the errors at that."""
+    intervals: bool = False
+    """Also 95% intervals, from 1000 resamples of the images; --report and --compare always have them."""
+    report: WriteFile | None = None
+    """Also write one HTML page: thresholds, curves, confusion matrix, calibration, and the worst images with why."""
+    worst: NotNegative = 20
+    """Of the images with most errors, how many --report and --json have."""
+    save_thresholds: bool = False
+    """Write the best threshold of every class into the checkpoint, for msdeform predict."""
     out: WriteFile | None = None
     """Also write the detections to this JSON file, in COCO's results format."""
     json: WriteFile | None = None
@@ -100,8 +109,21 @@ class EvalOptions(ProgressOption, LoadOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if (self.checkpoint is None) == (self.results is None):
-            raise ValueError("checkpoint: expected --checkpoint PATH, or --results FILE, and not both")
+        given = [self.checkpoint is not None, self.results is not None, bool(self.compare)]
+        if given.count(True) != 1:
+            raise ValueError(
+                "checkpoint: expected --checkpoint PATH, or --results FILE, or --compare A B, and only one"
+            )
+        if self.compare:
+            if len(self.compare) != 2:
+                raise ValueError(f"compare: expected two, A and B, got {len(self.compare)}")
+            for name in ("out", "report", "save_thresholds"):
+                if getattr(self, name):
+                    raise ValueError(f"{name}: expected --checkpoint with it, got --compare")
+        if self.save_thresholds and self.checkpoint is None:
+            raise ValueError("save_thresholds: expected a --checkpoint to write them to, got --results")
+        if self.save_thresholds and self.limit is not None:
+            raise ValueError(f"save_thresholds: expected all images, got --limit {self.limit}")
 
 
 @dataclass(frozen=True)

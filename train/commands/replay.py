@@ -13,15 +13,13 @@ from torch.nn.modules.module import register_module_forward_hook
 
 from ...common.device import choose_device
 from ...kernels.registry import BackendUnavailable
-from ...models.families.detector import Detector
 from ...models.layers.boxes import cxcywh_to_xyxy
 from ...models.losses.matcher import NonFiniteCostError
 from ...models.weights.formats import check_fit
-from ...models.zoo import build_model, create_criterion
 from ..data.dataset import Sample
 from ..data.loader import to_device
 from ..engine.acceleration import autocast
-from ..engine.build import settle_backend
+from ..engine.build import AnyDetector, build_any_model, inputs_of, new_criterion, settle_backend
 from ..engine.checkpoint import read_saved
 from ..engine.state import REPLAY_FORMAT
 from ..visual.boxes import Box, draw_boxes, save_picture
@@ -43,7 +41,7 @@ def replay(options: ReplayOptions) -> list[str]:
     device = choose_device(options.device)
     precision = state["precision"] if options.precision == "same" else options.precision
     usable = _backend(options.attn_backend, state["attn_backend"], device)
-    model = build_model(state["model_config"], attn_backend=usable).to(device)
+    model = build_any_model(state["model_config"], None, attn_backend=usable).to(device)
     check_fit(model.state_dict(), state["model"], options.batch)
     model.load_state_dict(state["model"])
     if precision == "fp64":
@@ -68,7 +66,7 @@ def replay(options: ReplayOptions) -> list[str]:
     torch.set_rng_state(state["random"]["torch"])
     if state["random"]["cuda"] is not None and device.type == "cuda":
         torch.cuda.set_rng_state(state["random"]["cuda"], device)
-    criterion = create_criterion(model)
+    criterion = new_criterion(model)
     box_counts = [len(target["labels"]) for _, target in samples]
     model.train()
     for start in range(0, len(samples), state["batch_size"]):
@@ -92,7 +90,7 @@ def _backend(asked: str, recorded: str, device: torch.device) -> str:
 
 
 def _do_again(
-    model: Detector,
+    model: AnyDetector,
     criterion: Any,
     samples: list[Sample],
     box_counts: list[int],
@@ -116,7 +114,7 @@ def _do_again(
             bad.extend(_not_finite({name: parameter.grad}))
 
     with register_module_forward_hook(look), autocast(device, precision):
-        outputs = model(images)
+        outputs = model(*inputs_of(model, images, targets))
     if first:
         return f"the first that is not finite in the forward pass is the output of {first[0]}"
     try:

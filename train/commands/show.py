@@ -15,7 +15,7 @@ from ...common.files import write_json
 from ...common.text import counted
 from ...models.layers.boxes import cxcywh_to_xyxy
 from ..config.options import Loading
-from ..data.dataset import CocoDetection, Sample
+from ..data.dataset import CocoDetection, Sample, data_line
 from ..data.loader import training_data, validation_data
 from ..visual.boxes import Box, draw_on, save_picture
 from ..visual.gaussians import draw_scale, gaussian_maps, paint, save_maps
@@ -105,6 +105,7 @@ def run(options: ShowOptions) -> int:
         if options.split == "train"
         else validation_data(options.source, options.input, None, progress=options.progress)
     )
+    print(data_line(options.source.data, *((data, None) if options.split == "train" else (None, data))))
     found = statistics(data)
     names = [category.name for category in data.annotations.categories]
     samples = draw_samples(data, options.count, options.repeat, options.seed)

@@ -15,7 +15,9 @@ from ...common.options import (
     Above,
     AtLeast,
     Between,
+    Checked,
     Device,
+    Metavar,
     NotNegative,
     Options,
     Positive,
@@ -23,27 +25,33 @@ from ...common.options import (
     ReadFolder,
     ReadPath,
     Reads,
+    Share,
+    Word,
     WriteFolder,
 )
 from ...kernels.diagnostics.options import AttnBackend
-from ...models.catalog import ModelName, config_of
+from ...models.catalog import TRANSFORMERS, TrainedName, config_of
 from ...models.configs import check_fields
-from ...models.inference.image_size import Size
-from ..data.layouts import SplitName, find_split
+from ...models.inference.image_size import Size, size_of
+from ..data.augmentation import options as augmentation
+from ..data.layouts import YAML, HeldOut, SplitName, find_split
 
+PLOT_SUFFIXES = (".png", ".svg", ".pdf")
 # how a run's config.yaml begins
 SETTINGS_HEAD = "# Every setting of this run"
 
 T = TypeVar("T")
+# the batch size that is to be found
+AUTO = 0
 Rate = Annotated[float, AtLeast(0)]
 
 
 @dataclass(frozen=True)
-class Source:
-    """Where the images are. --data DIR stands for DIR/train2017, DIR/val2017 and DIR/annotations/instances_*.json."""
+class Source(Options):
+    """Where the images are. --data DIR is in the format of COCO, YOLO or Pascal VOC; which one is found by looking."""
 
     data: ReadPath | None = None
-    """A folder in COCO's, Roboflow's, CVAT's COCO or Pascal VOC's layout, or with a YOLO data.yaml, or that file."""
+    """A folder of images with boxes, in any layout of docs/data.md; or a YOLO data.yaml, or a COCO file, in it."""
     train_images: ReadFolder | None = None
     """Folder of the training images, instead of --data's."""
     train_annotations: ReadFile | None = None
@@ -52,14 +60,26 @@ class Source:
     """Folder of the validation images, instead of --data's."""
     val_annotations: ReadFile | None = None
     """Annotation file of the validation images, instead of --data's."""
+    val_share: Share | None = None
+    """Where there is one set of images: hold out this share (0.2) for validation, with its share of every class."""
+    split_seed: NotNegative = 0
+    """Which images --val-share holds out; the same seed, the same images."""
+    data_format: Literal["auto", "coco", "voc", "yolo"] = "auto"
+    """The format that counts, in a folder that holds several."""
 
     def split(self, name: SplitName) -> tuple[Path, Path]:
-        """A split's files, which exist: the folder that names of images are relative to, and the annotation file.
+        """A split's files, which exist: the folder that names of images are relative to, and the annotations.
+
+        With ``val_share`` those of the one set that is divided.
 
         Raises:
-            ValueError: not named, or the split is not in --data.
+            ValueError: not named, or the split is not in --data, or it is and val_share is given.
             FileNotFoundError: named, and not there.
         """
+        whole = self.val_share is not None
+        if whole and (self.val_images or self.val_annotations):
+            raise ValueError("val_share: expected none beside --val-images and --val-annotations")
+        name = "train" if whole else name
         images, annotations = getattr(self, f"{name}_images"), getattr(self, f"{name}_annotations")
         both = f"both --{name}-images DIR and --{name}-annotations FILE"
         if images is None or annotations is None:
@@ -68,15 +88,30 @@ class Source:
                     f"no {name} data: name a COCO-format folder with --data DIR, a YOLO data set with --data "
                     f"data.yaml, or {both}"
                 )
-            found = find_split(self.data, name, annotations)
-            if found[1].suffix in (".yaml", ".yml") and (images or annotations):
+            kind = None if self.data_format == "auto" else self.data_format
+            found = find_split(self.data, name, annotations, data_format=kind, whole=whole and annotations is None)
+            if found[1].suffix in YAML and (images or annotations):
                 raise ValueError(f"{found[1]} is a YOLO data set: name {both} beside it, or neither")
             images, annotations = images or found[0], annotations or found[1]
-        if not annotations.is_file():
+        if not annotations.exists():
             raise FileNotFoundError(f"annotation file {annotations} does not exist")
         if not images.is_dir():
             raise FileNotFoundError(f"image folder {images} does not exist")
         return images, annotations
+
+    def held_out(self) -> HeldOut | None:
+        """How the one set of images is divided; None where its files say that."""
+        return None if self.val_share is None else HeldOut(self.val_share, self.split_seed)
+
+    def divided_as(self, trained: "Source") -> "Source":
+        """The same with the share and seed of ``trained`` where none are given here and both name the same data."""
+        mine, theirs = ([None if path is None else path.resolve() for path in one._paths()] for one in (self, trained))
+        if self.val_share is not None or mine != theirs:
+            return self
+        return dataclasses.replace(self, val_share=trained.val_share, split_seed=trained.split_seed)
+
+    def _paths(self) -> list[Path | None]:
+        return [self.data, self.train_images, self.train_annotations, self.val_images, self.val_annotations]
 
 
 @dataclass(frozen=True)
@@ -85,17 +120,29 @@ class Input(Options):
 
     image_size: Annotated[int, AtLeast(32)] | None = None
     """Longest side in pixels, for small images or quick runs; published sizes (800, at most 1333) when not given."""
-    augment: Literal["official", "flip", "none"] = "official"
-    """official: flip, random sizes, random crops; flip: flip alone; none: every image as it is."""
+    augment: Annotated[str, Checked(augmentation.check), Metavar("NAME|FILE")] = "official"
+    """official: flip, random sizes, random crops, as published; light: flip, small changes of scale, place and colour;
+    turns: light, and turns by 90 degrees; strong: mosaics, crops, strong colours; flip; none; or a .yaml file that
+    lists transforms, as docs/augmentation.md explains."""
+    square: bool = False
+    """Stretch every image to a square of --image-size; models of transformers that are trained on squares ask for it by
+    themselves."""
     bad_data: Literal["fatal", "skip"] = "fatal"
     """What an unreadable image or a wrong annotation does: end the run, or be left out and listed once by its id."""
     overfit: NotNegative = 0
     """Train and evaluate on the first N training images, not augmented, 20 passes an epoch: does it learn at all?"""
 
+    def __post_init__(self) -> None:
+        # frozen; what a file says is kept, not where it was
+        object.__setattr__(self, "augment", augmentation.written_out(self.augment))
+        super().__post_init__()
+        if self.square and self.image_size is None:
+            raise ValueError("square: expected --image-size beside it, the side of the squares, got none")
+
     @property
     def size(self) -> Size:
         """What evaluation resizes to, and training's sizes derive from."""
-        return Size() if self.image_size is None else Size(self.image_size, self.image_size)
+        return size_of(self.image_size, square=self.square)
 
 
 @dataclass(frozen=True)
@@ -116,21 +163,30 @@ class Loading(Options):
 class Model(Options):
     """What is trained."""
 
-    model: ModelName = "deformable_detr_r50"
-    """A name of msdeform.list_models()."""
+    model: TrainedName = "deformable_detr_r50"
+    """A name of msdeform.list_models(); or transformers, for the detector of that library that --init-from names."""
     override: tuple[str, ...] = ()
     """Changes to the model's own settings, such as num_queries=100 dec_layers=3."""
     attn_backend: AttnBackend = "auto"
     """Implementation of the deformable attention; chosen once, printed and recorded."""
     backbone_weights: Annotated[str, Reads("file", ("auto", "imagenet", "none"))] = "auto"
     """imagenet (downloads), none, or a state dict file; auto: imagenet for published models, else none."""
-    init_from: Annotated[Path, Reads("path", ("published", "none"))] | None = None
-    """Start from weights of any format, or a run's best, and from their model without --model; heads for other classes
-    are made anew; published: the authors' weights, downloaded; none: random weights."""
+    init_from: Annotated[Path, Reads("path", ("published", "none"), hub=True)] | None = None
+    """Start from weights of any format, a run's best, or OWNER/NAME of the Hugging Face Hub, and from their model
+    without --model; heads for other classes are made anew; published: the authors' weights, downloaded; none: random
+    weights."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        config, overrides = config_of(self.model), parse_overrides(self.override)
+        overrides = parse_overrides(self.override)
+        if self.model == TRANSFORMERS:
+            if str(self.init_from) in ("None", "none", "published"):
+                raise ValueError(
+                    "model: transformers stands for the detector of some weights; name them: --init-from FOLDER, or "
+                    "OWNER/NAME of the Hugging Face Hub"
+                )
+            return
+        config = config_of(self.model)
         try:
             check_fields(type(config), overrides)
             dataclasses.replace(config, **overrides)
@@ -156,6 +212,11 @@ def parse_overrides(words: tuple[str, ...]) -> dict[str, Any]:
     return overrides
 
 
+def _check_batch_size(name: str, value: int) -> None:
+    if value < AUTO:
+        raise ValueError(f"{name}: expected at least 1, or auto, got {value}")
+
+
 @dataclass(frozen=True)
 class Batch(Options):
     """How long, and how many images at a time."""
@@ -166,8 +227,9 @@ class Batch(Options):
     """Stop after so many optimizer steps, even within an epoch."""
     total_batch_size: Positive = 32
     """Images to an optimizer step, over all processes; the published total."""
-    batch_size: Positive = 2
-    """Images on a device at once, as published; gradients of several such batches add up to the total's, exactly."""
+    batch_size: Annotated[int, Checked(_check_batch_size), Word("auto", AUTO), Metavar("N|auto")] = 2
+    """Images on a device at once, 2 as published; gradients of several such batches add up to the total's, exactly.
+    auto, or 0: the most that fit into memory, found by trying before the run, and stored."""
     seed: NotNegative = 42
     """Of weights, order, augmentation and dropout."""
 
@@ -267,6 +329,8 @@ class Logging(Options):
     """Write TensorBoard files beside log.jsonl."""
     wandb: str | None = None
     """Also log to this project of Weights & Biases, if the package wandb is installed."""
+    mlflow: str | None = None
+    """Also log to this experiment of MLflow, if the package mlflow is installed."""
     pictures: NotNegative = 4
     """Validation images drawn at every evaluation, predictions beside ground truth."""
     progress: bool = True
@@ -339,6 +403,11 @@ def from_plain(kind: type[T], plain: dict[str, Any]) -> T:
 def merged(options: TrainOptions, settings: dict[str, Any]) -> TrainOptions:
     """``options`` with some settings replaced, by name, whatever their group."""
     return from_plain(TrainOptions, {**dict(flatten(to_plain(options))), **settings})
+
+
+def with_batch_size(options: TrainOptions, number: int) -> TrainOptions:
+    """``options`` with so many images on a device at once."""
+    return dataclasses.replace(options, batch=dataclasses.replace(options.batch, batch_size=number))
 
 
 def flatten(plain: dict[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -19,6 +19,7 @@ import tomllib
 import types
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -27,6 +28,8 @@ from ...common.command_line import check, parse
 from ...common.fields import Option, options_of
 from ...common.files import atomic_file, checkpoints_in
 from ...common.text import suggest
+from ...models.catalog import TRANSFORMERS
+from ..data.augmentation.options import in_one_line
 from .official_flags import counterpart
 from .options import SETTINGS_HEAD, Recipe, TrainOptions, flatten, from_plain, merged, to_plain
 from .presets import list_presets, preset
@@ -100,13 +103,14 @@ def resolve(
     if asked == "auto":  # which the flag itself says
         options = merged(options, {"out": out, "resume": resume})
     model_named = model_named or any(word.split("=")[0] == "--model" for word in words)
-    if resume is not None or model_named or options.model.init_from is None:
+    ours = model_named and options.model.model != TRANSFORMERS
+    if resume is not None or ours or options.model.init_from is None:
         return options
     from ..engine.build import (
         with_model_of_start,  # brings PyTorch, which a run that starts from no file does not wait for
     )
 
-    return dataclasses.replace(options, model=with_model_of_start(options.model))
+    return with_model_of_start(options)
 
 
 def _starting_point(named: str | None, file: Path | None) -> tuple[TrainOptions, bool]:
@@ -206,6 +210,8 @@ def _name(key: Any) -> str:
 
 def _value(option: Option, value: Any, where: str) -> Any:
     """A file's value as its option's type. Raises ValueError."""
+    if option.name == "augment" and isinstance(value, list):  # as in a file of its own
+        value = in_one_line(value)
     if option.several and isinstance(value, list):
         one = dataclasses.replace(option, hint=option.kinds[0])
         return tuple(_value(one, each, where) for each in value)
@@ -225,8 +231,11 @@ def _value(option: Option, value: Any, where: str) -> Any:
         raise ValueError(f"{where}: {told}") from None
 
 
-def save_settings(options: TrainOptions, path: Path) -> None:
-    """Writes all settings by group, so that `read_settings` gives them back, but for those that say which run it is."""
+def save_settings(options: TrainOptions, path: Path, given: Mapping[str, str] = MappingProxyType({})) -> None:
+    """Writes all settings by group, so that `read_settings` gives them back, but for those that say which run it is.
+
+    ``given``: objects of a script, which no file can hold, by name and type; a comment names them.
+    """
     groups, recipe = to_plain(options), options.recipe
     del groups["recipe"]  # its settings are all here
     groups["run"] = {name: value for name, value in groups["run"].items() if name not in ("out", *NOT_IN_FILES)}
@@ -235,6 +244,8 @@ def save_settings(options: TrainOptions, path: Path) -> None:
     named = [f"{kind} {value}" for kind, value in (("preset", recipe.preset), ("file", recipe.config)) if value]
     if named:
         head += f"# From {', '.join([*named, 'and flags'])}.\n"
+    if given:
+        head += f"# Not here: {', '.join(f'{name} ({kind})' for name, kind in given.items())} of a Python script.\n"
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as file:
         file.write((head + yaml.safe_dump(groups, sort_keys=False, allow_unicode=True, width=120)).encode())

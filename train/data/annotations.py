@@ -12,6 +12,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from ...common.text import counted
+from .layouts import FORMATS, YAML, Format, HeldOut, SplitName
+from .preparation.split import keep_part
 from .voc import read_voc
 from .yolo import read_yolo
 
@@ -77,11 +79,13 @@ class Dropped:
 
     warnings: list[str] = field(default_factory=list)
     """With bad data skipped, what looks like a mistake in all annotations, which are kept."""
+    names: dict[int, str] = field(default_factory=dict)
+    """Files of images above, by id, where ids are numbers that their files do not tell."""
 
     def sentences(self) -> list[str]:
         """Warnings, a line for each reason that left something out, and the first few of what was wrong."""
         lines = [
-            f"left out {counted(len(ids), noun)}{reason} (image ids {_shown(sorted(set(ids)))})"
+            f"left out {counted(len(ids), noun)}{reason} ({self._images(sorted(set(ids)))})"
             for noun, reason, ids in (
                 ("region", " marked as crowd or difficult, which evaluation ignores", self.crowd),
                 ("box", " with no area inside the image", self.degenerate),
@@ -94,6 +98,10 @@ class Dropped:
             if len(sentences) > LISTED:
                 lines.append(f"  and {len(sentences) - LISTED} more")
         return [*(f"warning: {line}" for line in self.warnings), *lines]
+
+    def _images(self, ids: list[int]) -> str:
+        known = [self.names[one] for one in ids if one in self.names]
+        return f"in {_shown(known)}" if known else f"image ids {_shown(ids)}"
 
 
 @dataclass
@@ -118,9 +126,16 @@ class Annotations:
     truth: np.ndarray = field(default_factory=lambda: np.empty((0, 8)))
     """(M, 8) float64, what evaluation compares with: image's row, label, x, y, width, height, area, and 1 for a crowd.
     As the file has them, crowds among them; of a YOLO data set the packed boxes."""
-    yolo: bool = False
-    """Read from a YOLO data set, whose boxes are those of the image as viewers show it, turned as its tag says; COCO's
-    are of the pixels as they are stored."""
+    format: Format = "coco"
+    """What it was read from."""
+    given: np.ndarray = field(default_factory=lambda: np.empty((0, 8)))
+    """(K, 8) float64, columns as those of ``truth``: all boxes as they were read, also those without area."""
+
+    @property
+    def yolo(self) -> bool:
+        """Are boxes those of the image as viewers show it, turned as its tag says? COCO's and Pascal VOC's are of the
+        pixels as they are stored."""
+        return self.format == "yolo"
 
     @classmethod
     def load(
@@ -129,18 +144,21 @@ class Annotations:
         categories: list[Category] | None = None,
         bad_data: BadData = "fatal",
         *,
-        split: str = "train",
+        split: SplitName = "train",
+        held_out: HeldOut | None = None,
         progress: bool = True,
     ) -> "Annotations":
-        """Reads and checks COCO's ``instances_*.json``, Pascal VOC's ``ImageSets/Main/*.txt`` or YOLO's ``data.yaml``.
+        """Reads and checks annotations in any of `layouts`' formats.
 
         Args:
-            path: the file.
+            path: COCO's JSON; Pascal VOC's ``ImageSets/Main/*.txt``, or a folder of its XML files; YOLO's data.yaml or
+                classes.txt.
             categories: those a model is trained with; its labels then stand for them, and the file must name them.
                 The file's own when None.
             bad_data: "skip" leaves wrong annotations out, and of a YOLO data set images that cannot be read, and lists
                 them in ``dropped``.
-            split: "train" or "val", of a YOLO data set.
+            split: of a YOLO data set, or of what ``held_out`` divides.
+            held_out: how to divide one set into both splits, where it is not divided in the files.
             progress: show a bar where label files are many.
 
         Raises:
@@ -148,13 +166,30 @@ class Annotations:
             ValueError: anything in it that training would stumble over, with the annotation's and the image's id, or
                 the label file and the line.
         """
-        if not path.is_file():
+        if not path.exists():
             raise FileNotFoundError(f"annotation file {path} does not exist")
-        yolo, dropped = path.suffix in (".yaml", ".yml"), Dropped()
-        if yolo:
-            content, dropped.wrong, dropped.images = read_yolo(path, split, skip=bad_data == "skip", progress=progress)
-        else:
-            content = read_voc(path) if path.suffix == ".txt" else _read_json(path)
+        content, kind, dropped = _read(path, "train" if held_out else split, bad_data, progress)
+        if held_out is not None:
+            content = keep_part(content, split, held_out)
+        return cls.of(content, path, kind, dropped, categories=categories, bad_data=bad_data, split=split)
+
+    @classmethod
+    def of(
+        cls,
+        content: dict[str, Any],
+        path: Path,
+        kind: Format = "coco",
+        dropped: Dropped | None = None,
+        *,
+        categories: list[Category] | None = None,
+        bad_data: BadData = "fatal",
+        split: SplitName = "train",
+    ) -> "Annotations":
+        """Checks and packs the content of a file of COCO's; arguments and errors as of `load`.
+
+        `path` is its name in messages, `kind` what it was read from, and `dropped` what was left out in reading.
+        """
+        yolo, dropped = kind == "yolo", dropped or Dropped()
         categories = _categories(path, content["categories"], categories)
         images = ImageList(_image_entry(path, entry) for entry in content["images"])
         refuse_repeats(path, "image id", images.ids.tolist())
@@ -188,11 +223,21 @@ class Annotations:
         dropped.degenerate += images.ids[row[~whole]].tolist()
         order = np.flatnonzero(whole)[np.argsort(row[whole], kind="stable")]
         boxes, labels = boxes[order], mine[order, 1].astype(np.int64)
+        given = truth
+        if kind != "coco":
+            name_of = {image.id: image.name for image in images}
+            dropped.names = {one: name_of[one] for one in (*dropped.crowd, *dropped.degenerate)}
+        if kind == "voc":  # COCO's own metrics, which count what has no area, are of COCO's files alone
+            truth = truth[(truth[:, 4:6] > 0).all(1)]
         if yolo:
             size = boxes[:, 2:] - boxes[:, :2]
             truth = np.column_stack([mine[order, :2], boxes[:, :2], size, size.prod(1), np.zeros(len(size))])
         first = np.cumsum([0, *np.bincount(row[order], minlength=len(images))], dtype=np.int64)
-        return cls(path, images, categories, boxes, labels, first, dropped, truth, yolo)
+        return cls(path, images, categories, boxes, labels, first, dropped, truth, kind, given)
+
+    def described(self, where: Path | None = None) -> str:
+        """What it was read from: "Pascal VOC in FOLDER"."""
+        return f"{FORMATS[self.format]} in {where or self.path}"
 
     def ground_truth(self) -> dict[str, Any]:
         """What COCO's metrics compare detections with: ``images``, ``annotations`` and ``categories`` in COCO's format.
@@ -273,9 +318,19 @@ def _finite(value: Any) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
-def _shown(ids: Sequence[float]) -> str:
+def _shown(ids: Sequence[float | str]) -> str:
     """The first few of a list."""
     return ", ".join(map(str, ids[:LISTED])) + (", ..." if len(ids) > LISTED else "")
+
+
+def _read(path: Path, split: SplitName, bad_data: BadData, progress: bool) -> tuple[dict[str, Any], Format, Dropped]:
+    """The content of a COCO file, whatever it was read from, and what was left out of it."""
+    skip = bad_data == "skip"
+    voc = path.is_dir() or (path.suffix == ".txt" and path.parent.parent.name == "ImageSets")
+    if not voc and path.suffix not in (*YAML, ".txt", ".names"):
+        return _read_json(path), "coco", Dropped()
+    content, wrong, images = read_voc(path, skip=skip) if voc else read_yolo(path, split, skip=skip, progress=progress)
+    return content, "voc" if voc else "yolo", Dropped(wrong=wrong, images=images)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -24,6 +24,9 @@ Target = dict[str, Any]
 Sample = tuple[Tensor, Target]
 # epoch and item: the augmentation of an item depends on both
 Key = tuple[int, int]
+# makes one sample of an image and of others, which its second argument draws at random; the third is the part of the
+# run's epochs that is done
+Mix = Callable[[Sample, Callable[[], Sample], float], Sample]
 
 
 class CocoDetection(Dataset[Sample]):
@@ -38,6 +41,7 @@ class CocoDetection(Dataset[Sample]):
         images: folder of the images.
         annotations: their boxes.
         transform: called with (image, target); torch's generator is then seeded for this item.
+        mix: done before it, such as mosaics.
         seed: augmentation of an item depends on (seed, epoch, item) alone, so that neither the number of worker
             processes nor stopping and resuming changes it.
         subset: rows of ``annotations.images`` to offer; all when None.
@@ -62,6 +66,7 @@ class CocoDetection(Dataset[Sample]):
         annotations: Annotations,
         transform: Callable[[Tensor, Target], Sample],
         *,
+        mix: Mix | None = None,
         seed: int = 0,
         subset: Sequence[int] | np.ndarray | None = None,
         bad_data: BadData = "fatal",
@@ -72,7 +77,9 @@ class CocoDetection(Dataset[Sample]):
     ) -> None:
         self.folder = images
         self.annotations = annotations
-        self.transform = transform
+        self.transform, self.mix = transform, mix
+        self.epochs: int | None = None
+        """Those of the run, by which ``mix`` knows how much of it is done; at its beginning when None."""
         self.seed = seed
         self.bad_data = bad_data
         # an array: a list's numbers would be copied into every worker
@@ -109,21 +116,29 @@ class CocoDetection(Dataset[Sample]):
         """The item, and, where another image replaces one that cannot be read, a sentence with the file and its id."""
         epoch, index = key if isinstance(key, tuple) else (0, key)
         index = range(len(self))[index]  # an IndexError past the end
-        row, image, replaced = int(self.rows[index]), None, None
+        sample, replaced = self._untransformed(index)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(_mix(self.seed, epoch, index))
+            if self.mix is not None:
+                sample = self.mix(sample, self._another, epoch / self.epochs if self.epochs else 0.0)
+            return self.transform(*sample), replaced
+
+    def _untransformed(self, index: int) -> tuple[Sample, str | None]:
+        """The item before its transform, and, where another image replaces it, why."""
+        replaced = None
         for onward in range(len(self)):
             row = int(self.rows[(index + onward) % len(self)])
             try:
-                image = self.pixels(row)
-                break
+                return (tv_tensors.Image(self.pixels(row)), self._target(row)), replaced
             except (BadImageError, FileNotFoundError) as error:
                 if self.bad_data == "fatal":
                     raise
                 replaced = replaced or _with_id(error, int(self.annotations.images.ids[row]))
-        if image is None:
-            raise BadImageError(f"none of {len(self)} images can be read; the first: {replaced}")
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(_mix(self.seed, epoch, index))
-            return self.transform(tv_tensors.Image(image), self._target(row)), replaced
+        raise BadImageError(f"none of {len(self)} images can be read; the first: {replaced}")
+
+    def _another(self) -> Sample:
+        """An item drawn at random from torch's generator, before its transform."""
+        return self._untransformed(int(torch.randint(len(self), ())))[0]
 
     @property
     def image_ids(self) -> list[int]:
@@ -177,6 +192,10 @@ class CocoDetection(Dataset[Sample]):
                 f"but {self.annotations.path} says {entry.width} and {entry.height}{exchanged} (image {entry.id})"
             )
 
+    def check_size(self, row: int) -> None:
+        """Raises BadImageError where the file's header cannot be read, or says another size than the annotations."""
+        self._refuse_size(row, *self._header_size(row))
+
     def _header_size(self, row: int) -> tuple[int, int]:
         return image_size(self.folder / self.annotations.images[row].name, oriented=self.annotations.yolo)
 
@@ -215,6 +234,37 @@ class CocoDetection(Dataset[Sample]):
             except BadImageError:  # told when it comes to it
                 continue
             self._refuse_size(row, *size)
+
+
+def data_line(
+    where: Path | None,
+    training: CocoDetection | None,
+    validation: CocoDetection | None = None,
+    whole: CocoDetection | None = None,
+) -> str:
+    """What was recognised and counted, in a line.
+
+    ``where`` is what the user named, if that was one place; ``whole`` is one set of images that is not divided.
+    """
+    parts: list[str] = []
+    given = [data.annotations for data in (training, validation, whole) if data is not None]
+    annotations = given[0]
+    for data, name in ((training, "training "), (validation, "validation "), (whole, "")):
+        if data is not None:
+            rows = np.unique(data.rows)
+            boxes = int(np.diff(data.annotations.first)[rows].sum())
+            images = "image" if len(rows) == 1 else "images"
+            parts.append(f"{len(rows):,} {name}{images} with {boxes:,} {'box' if boxes == 1 else 'boxes'}")
+    names = [category.name for category in annotations.categories]
+    with_boxes = {label for one in given for label in np.unique(one.labels).tolist()}
+    classes = counted(len(names), "class")
+    if len(names) == 1:
+        classes += f" ({names[0]})"
+    elif len(with_boxes) == 1:
+        classes += f", of which only {names[with_boxes.pop()]} has boxes"
+    elif len(with_boxes) < len(names):
+        classes += f", {len(names) - len(with_boxes)} of them without a box"
+    return f"data: {annotations.described(where)}: {', '.join(parts)}, {classes}"
 
 
 def _with_id(error: Exception, image_id: int) -> str:

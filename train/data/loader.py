@@ -15,9 +15,11 @@ from ...models.inference.images import normalise
 from ..config.options import Input, Loading, Source
 from ..engine.signals import leave_to_parent
 from .annotations import Annotations, Category
+from .augmentation.steps import augmentation, own_augmentation
 from .dataset import CocoDetection, Key, Sample, Target
 from .layouts import SplitName
-from .transforms import evaluation_transform, training_transform
+from .own import OwnData
+from .transforms import evaluation_transform
 
 # an epoch of so few images is over in a step; evaluation and checkpoints come once an epoch
 OVERFIT_PASSES = 20
@@ -100,29 +102,34 @@ class _BatchesByKeys(Dataset[LoadedBatch]):
 
 
 def training_data(
-    source: Source,
+    source: Source | OwnData,
     options: Input,
     loading: Loading,
     seed: int,
     *,
+    pipeline: Any = None,
     share: tuple[int, int] = (0, 1),
     progress: bool = True,
 ) -> CocoDetection:
     """The training images; with ``overfit``, the first so many that have boxes, OVERFIT_PASSES times an epoch.
 
-    ``share`` is this process's of those on the machine, for what it keeps in memory.
+    ``pipeline`` stands in place of ``augment``, as `adapt` takes it. ``share`` is this process's of those on the
+    machine, for what it keeps in memory.
 
     Raises:
         FileNotFoundError: a file that was named, or that the annotations list, does not exist.
         ValueError: wrong annotations, no image with a box, or images that do not fit into memory.
     """
-    transform = training_transform("none" if options.overfit else options.augment, options.size)
-    kept = {"seed": seed, "cache": loading.cache_images, "share": share}
+    if pipeline is None or options.overfit:
+        mix, transform = augmentation("none" if options.overfit else options.augment, options.size)
+    else:
+        mix, transform = None, own_augmentation(pipeline, options.size)
+    kept = {"mix": mix, "seed": seed, "cache": loading.cache_images, "share": share}
     return _data(source, "train", options, None, transform, OVERFIT_PASSES, progress=progress, **kept)
 
 
 def validation_data(
-    source: Source,
+    source: Source | OwnData,
     options: Input,
     categories: list[Category] | None,
     size: Size | None = None,
@@ -143,7 +150,7 @@ def validation_data(
 
 
 def _data(
-    source: Source,
+    source: Source | OwnData,
     split: SplitName,
     options: Input,
     categories: list[Category] | None,
@@ -151,16 +158,25 @@ def _data(
     passes: int = 1,
     **more: Any,
 ) -> CocoDetection:
-    folder, file = source.split(split)
-    annotations = Annotations.load(file, categories, options.bad_data, split=split, progress=more["progress"])
-    boxes = np.diff(annotations.first)
+    if isinstance(source, OwnData):
+        annotations = source.annotations(split, categories, progress=more["progress"])
+    else:
+        folder, file = source.split(split)
+        annotations = Annotations.load(
+            file, categories, options.bad_data, split=split, held_out=source.held_out(), progress=more["progress"]
+        )
+    file, boxes = annotations.path, np.diff(annotations.first)
     subset = None
     if options.overfit:
         with_boxes = np.flatnonzero(boxes)[: options.overfit]
         if len(with_boxes) < options.overfit:
             raise ValueError(f"overfit: expected {options.overfit} images with boxes, {file} has {len(with_boxes)}")
         subset = np.tile(with_boxes, passes)
-    data = CocoDetection(folder, annotations, transform, subset=subset, bad_data=options.bad_data, **more)
+    more |= {"subset": subset, "bad_data": options.bad_data}
+    if isinstance(source, OwnData):
+        data: CocoDetection = source.images(split, annotations, transform, **more)
+    else:
+        data = CocoDetection(folder, annotations, transform, **more)
     if len(data) == 0:
         raise ValueError(f"{file}: {split} has no images; {len(boxes)} are listed")
     if not boxes[data.rows].any():

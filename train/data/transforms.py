@@ -18,7 +18,7 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import Compose
 from torchvision.transforms.v2 import functional as F
 
-from ...models.inference.image_size import Size
+from ...models.inference.image_size import ExactSize, Size
 from ...models.layers.boxes import xyxy_to_cxcywh
 from .dataset import Sample, Target
 
@@ -37,6 +37,8 @@ class RandomSizes:
 
     def __init__(self, size: Size) -> None:
         self.direct = [Size(size.scaled(short), size.longest) for short in range(480, 801, 32)]
+        if isinstance(size, ExactSize):  # whatever was cropped ends at the size that the model takes
+            self.direct = [size]
         # the resize before the crop has no limit on the longer side
         self.before_crop = [Size(size.scaled(short), 10**9) for short in (400, 500, 600)]
         self.crop = (size.scaled(384), size.scaled(600))

@@ -4,18 +4,25 @@
     Annotations/NAME.xml       objects with a name, a bndbox and perhaps difficult
     JPEGImages/NAME.jpg
 
+or a folder of XML files, with the images among them or in a folder beside it, as annotation tools leave it.
+
 Corners count from 1 and are inclusive, so (1, 1, 2, 1) is the first two pixels. They may have decimals. Objects
-marked difficult become COCO's iscrowd, which training leaves out and evaluation ignores. Categories are the sorted
-names of all files, numbered from 1, and images are numbered in the order of all files, so that every split has the
-same.
+marked difficult become COCO's iscrowd, which training leaves out and evaluation ignores. Categories are those of
+labelmap.txt, if there is one, then the sorted names of all files, numbered from 1. Images are numbered in the order of
+all files, so that every split has the same.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".JPG", ".JPEG", ".PNG")
+from .layouts import images_of_xml
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".mpo")
+
+LABEL_MAP = "labelmap.txt"
 
 # decimals of a pixel that are kept, so that sums such as 256.61 - 218.62 + 1 give back 38.99
 DIGITS = 9
@@ -64,52 +71,117 @@ def voc_annotation(file_name: str, size: tuple[int, int], objects: Iterable[VocO
     return ElementTree.tostring(root, encoding="utf-8") + b"\n"
 
 
-def read_voc(path: Path) -> dict[str, Any]:
-    """The images, annotations and categories of a split, ``ImageSets/Main/*.txt``; names are within JPEGImages.
+def write_classes(folder: Path, names: Sequence[str]) -> None:
+    """Keeps the order of the classes, and those without objects: `labelmap.txt`, as CVAT writes it."""
+    text = "".join(f"{name}:::\n" for name in ("# label:color_rgb:parts:actions", *names))
+    (folder / LABEL_MAP).write_text(text.replace(":actions:::", ":actions"), encoding="utf-8")
 
-    Raises:
-        FileNotFoundError: the list, or an annotation, is not there.
-        ValueError: a wrong annotation, with its file.
+
+def _read_classes(file: Path) -> list[str]:
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    names = [line.rsplit(":", 3)[0].strip() for line in lines if line.strip() and not line.startswith("#")]
+    return [name for name in dict.fromkeys(names) if name and name != "background"]
+
+
+def read_voc(path: Path, *, skip: bool = False) -> tuple[dict[str, Any], list[str], list[str]]:
+    """A split's images, annotations and categories, and a sentence for each object and each image that was left out.
+
+    ``path`` is a list, ``ImageSets/Main/*.txt``, or a folder of XML files, each of which stands for an image then.
+    Names are within the folder of images: JPEGImages, or what `layouts.images_of_xml` finds.
+
+    ``skip`` leaves out wrong objects, and images whose annotation is missing or cannot be read. Otherwise raises
+    FileNotFoundError or ValueError, with the file.
     """
-    root = path.parents[2]
-    # the second word of a line, in lists of one class, says whether the class is there
-    names = [line.split()[0] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    files = {file.stem: file for file in sorted((root / "Annotations").glob("*.xml"))}
-    for name in names:
-        if name not in files:
-            raise FileNotFoundError(f"{root / 'Annotations' / name}.xml does not exist, but {path} lists it")
-    trees = {name: _parse(file) for name, file in files.items()}
-    classes = sorted({_text(files[name], one, "name") for name, tree in trees.items() for one in tree.iter("object")})
-    image_ids, category_ids = ({name: number for number, name in enumerate(all_, 1)} for all_ in (files, classes))
+    if path.is_dir():
+        folder, pictures = path, images_of_xml(path)
+    else:
+        folder, pictures = path.parents[2] / "Annotations", path.parents[2] / "JPEGImages"
+    files = {file.stem: file for file in sorted(folder.glob("*.xml"))}
+    names = list(files)
+    if not path.is_dir():
+        # the second word of a line, in lists of one class, says whether the class is there
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        names = [line if line in files else line.split()[0] for line in lines]
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice and not skip:
+        raise ValueError(f"{path} lists {twice[0]} more than once")
+    names = list(dict.fromkeys(names))
+    image_files = _images_by_stem(pictures)
+    wrong: list[str] = [f"{path} lists {name} more than once" for name in twice]
+    left_out: list[str] = []
+    trees: dict[str, ElementTree.Element] = {}
+    classes: set[str] = set()
+    for name, file in files.items():
+        try:
+            trees[name] = _parse(file)
+        except ValueError as error:
+            if not skip:
+                raise
+            if name in names:
+                left_out.append(str(error))
+        else:
+            classes |= {one.findtext("name", "").strip() for one in trees[name].iter("object")} - {""}
+    ordered = _read_classes(folder.parent / LABEL_MAP)
+    ordered += sorted(classes - {*ordered})
+    image_ids, category_ids = ({name: number for number, name in enumerate(all_, 1)} for all_ in (files, ordered))
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for name in names:
-        file = files[name]
-        width, height = (int(_number(file, trees[name], f"size/{side}")) for side in ("width", "height"))
-        candidates = (f"{name}{suffix}" for suffix in SUFFIXES if (root / "JPEGImages" / f"{name}{suffix}").is_file())
-        image = next(candidates, f"{name}.jpg")  # the data set tells that it is missing
+        if name not in files:
+            sentence = f"{folder / name}.xml does not exist, but {path} lists it"
+            if not skip:
+                raise FileNotFoundError(sentence)
+            left_out.append(sentence)
+        if name not in trees:
+            continue
+        file, tree = files[name], trees[name]
+        try:
+            width, height = (int(_number(file, tree, f"size/{side}")) for side in ("width", "height"))
+        except ValueError as error:
+            if not skip:
+                raise
+            left_out.append(str(error))
+            continue
+        own = (tree.findtext("filename") or "").strip()
+        # the data set tells where none is there
+        image = image_files.get(name) or (own if own in image_files.values() else f"{name}.jpg")
         images.append({"id": image_ids[name], "file_name": image, "width": width, "height": height})
-        for one in trees[name].iter("object"):
-            left, top, right, bottom = (
-                _number(file, one, f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax")
-            )
-            if right < left or bottom < top:
-                raise ValueError(
-                    f"{file}: expected xmin <= xmax and ymin <= ymax, got {left:g}, {top:g}, {right:g}, {bottom:g}"
-                )
+        for one in tree.iter("object"):
+            try:
+                box, label = _box(file, one), category_ids[_text(file, one, "name")]
+            except ValueError as error:
+                if not skip:
+                    raise
+                wrong.append(f"{error} (image {image_ids[name]})")
+                continue
             annotations.append(
                 {
                     "id": len(annotations) + 1,
                     "image_id": image_ids[name],
-                    "category_id": category_ids[_text(file, one, "name")],
-                    "bbox": [
-                        round(number, DIGITS) for number in (left - 1, top - 1, right - left + 1, bottom - top + 1)
-                    ],
+                    "category_id": label,
+                    "bbox": box,
                     "iscrowd": int((one.findtext("difficult") or "0").strip() == "1"),
                 }
             )
     categories = [{"id": number, "name": name} for name, number in category_ids.items()]
-    return {"images": images, "annotations": annotations, "categories": categories}
+    return {"images": images, "annotations": annotations, "categories": categories}, wrong, left_out
+
+
+def _images_by_stem(folder: Path) -> dict[str, str]:
+    """The name of each image of a folder, by its name without its suffix."""
+    files = sorted(folder.iterdir()) if folder.is_dir() else []
+    return {file.stem: file.name for file in reversed(files) if file.suffix.lower() in SUFFIXES}
+
+
+def _box(file: Path, one: ElementTree.Element) -> list[float]:
+    """xywh in pixels. Corners that are one and the same point, as of a click, have no area."""
+    left, top, right, bottom = (_number(file, one, f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax"))
+    if right < left or bottom < top:
+        raise ValueError(
+            f"{file}: expected xmin <= xmax and ymin <= ymax, got {left:g}, {top:g}, {right:g}, {bottom:g}"
+        )
+    size = (0, 0) if (left, top) == (right, bottom) else (right - left + 1, bottom - top + 1)
+    return [round(number, DIGITS) for number in (left - 1, top - 1, *size)]
 
 
 def _parse(file: Path) -> ElementTree.Element:

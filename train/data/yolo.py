@@ -1,6 +1,6 @@
 """A YOLO-format data set, as Ultralytics lays it out, as the content of a COCO annotation file.
 
-    data.yaml                 path: ., train: images/train, val: images/val, names: [cat, dog]
+    data.yaml                 path: ., train: images/train, val: images/val, names: [cat, dog]; or classes.txt
     images/train/one.jpg      a split names folders of images, or .txt files that list images, or several of either
     labels/train/one.txt      `class cx cy w h` a line, in parts of the image's width and height
 
@@ -20,6 +20,7 @@ import yaml
 
 from ...common.parallel import in_threads
 from ...models.inference.images import SUFFIXES, BadImageError, image_size
+from .layouts import SUBSETS, YAML, is_yolo_label, root_of_classes
 
 # how far outside the image a coordinate may be rounded
 EXCESS = 1e-3
@@ -55,12 +56,7 @@ def read_yolo(
     ``skip`` leaves out wrong lines and images that cannot be read. Otherwise, and for a wrong description, raises
     ValueError with the file and the line, or FileNotFoundError.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected train, val and names, as in a YOLO data set's data.yaml")
+    content, root = (_described(path), path.parent) if path.suffix in YAML else _undescribed(path)
     names = _class_names(path, content)
     files = _images_of(path, content, split)
     keypoints = content.get("kpt_shape")
@@ -94,7 +90,7 @@ def read_yolo(
                 wrong.append(f"{labels}, line {number}: {error}")
         if wrong and not skip:
             raise ValueError(wrong[0])
-        name = os.path.relpath(file, path.parent)
+        name = os.path.relpath(file, root)
         image = {"id": image_id, "file_name": name, "height": height, "width": width}
         return image, annotations, [f"{sentence} (image {image_id})" for sentence in wrong]
 
@@ -106,7 +102,50 @@ def read_yolo(
         "categories": [{"id": label, "name": name} for label, name in enumerate(names)],
     }
     wrong = [sentence for image, _, sentences in read if image for sentence in sentences]
-    return whole, wrong, [sentence for image, _, sentences in read if not image for sentence in sentences]
+    left_out = [sentence for image, _, sentences in read if not image for sentence in sentences]
+    return whole, [*wrong, *_of_absent_images(files, skip)], left_out
+
+
+def _of_absent_images(files: Sequence[Path], skip: bool) -> list[str]:
+    """A sentence for each label file, among those of the images, that no image belongs to."""
+    labels = {label_file(file) for file in files}
+    absent = [
+        file
+        for folder in sorted({file.parent for file in labels})
+        for file in sorted({*folder.glob("*.txt")} - labels)
+        if is_yolo_label(file)
+    ]
+    sentences = [f"{file} labels an image that does not exist" for file in absent]
+    if absent and not skip:
+        raise ValueError(f"{sentences[0]}; so do {len(absent) - 1} others (--bad-data skip leaves them out)")
+    return sentences
+
+
+def _described(path: Path) -> dict[str, Any]:
+    """What a data.yaml says."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected train, val and names, as in a YOLO data set's data.yaml")
+    return content
+
+
+def _undescribed(path: Path) -> tuple[dict[str, Any], Path]:
+    """What a data.yaml would say beside a file of classes, a name a line; and the data set's folder."""
+    root = root_of_classes(path)
+    names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    whole = "images" if (root / "images").is_dir() else "."
+    folders: dict[str, str | None] = {
+        split: next((f"images/{one}" for one in subsets if (root / "images" / one).is_dir()), None)
+        for split, subsets in SUBSETS.items()
+    }
+    return {
+        "path": str(root.absolute()),
+        "names": names,
+        **(folders if all(folders.values()) else {"train": whole}),
+    }, root
 
 
 def _class_names(path: Path, content: dict[str, Any]) -> list[str]:
@@ -172,9 +211,11 @@ def image_ids(files: Sequence[Path]) -> list[int]:
 
 
 def label_file(image: Path) -> Path:
-    """Where an image's labels are: the last folder called images in its path becomes labels."""
+    """Where an image's labels are: the last folder called images in its path becomes labels; or they are beside it."""
     folders, images, below = (image.parent / "_").as_posix().rpartition("/images/")
-    return Path(f"{folders}/labels/{below}" if images else image).with_name(f"{image.stem}.txt")
+    beside = image.with_name(f"{image.stem}.txt")
+    elsewhere = Path(f"{folders}/labels/{below}" if images else image).with_name(beside.name)
+    return elsewhere if elsewhere.is_file() or not beside.is_file() else beside
 
 
 def _read_line(words: list[str], n_classes: int, keypoint_numbers: int | None) -> tuple[int, list[float]]:

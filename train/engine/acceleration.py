@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from ...models.families.detector import Detector
 from ..config.options import Compute
+from .build import AnyDetector
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -22,14 +22,16 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any
     return nullcontext()
 
 
-def prepare(model: Detector, compute: Compute) -> None:
+def prepare(model: AnyDetector, compute: Compute) -> None:
     """Applies what the settings ask for, in place; names of parameters stay.
 
     Raises:
-        ValueError: the model has no transformer whose activations could be computed again.
+        ValueError: the model has no transformer whose activations could be computed again, or another backbone.
     """
     if compute.channels_last:
         model.body.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if not hasattr(model.body, "conv1"):
+            raise ValueError(f"channels_last: expected a model with a ResNet of ours, got {model.kind}")
         first = model.body.get_submodule("conv1")
         first.register_forward_pre_hook(lambda _, inputs: inputs[0].contiguous(memory_format=torch.channels_last))
     sides = [getattr(getattr(model, "transformer", None), side, None) for side in ("encoder", "decoder")]
@@ -37,7 +39,7 @@ def prepare(model: Detector, compute: Compute) -> None:
     if compute.checkpointing != "none":
         again = encoder + (decoder if compute.checkpointing == "all" else [])
         if not again:
-            raise ValueError(f"checkpointing: expected a model with a transformer, got {type(model).__name__}")
+            raise ValueError(f"checkpointing: expected a model with a transformer, got {model.kind}")
         for layer in again:
             layer.forward = partial(_recomputed, layer, layer.forward)
     if compute.compile:

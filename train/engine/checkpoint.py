@@ -11,20 +11,20 @@ import sys
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 
 from ...common.files import BEST, atomic_file
+from ...integrations.detectors.detector import TransformersDetector, is_of_transformers
 from ...models.families.detector import Detector
 from ...models.weights.files import read_file
 from ...models.weights.formats import TRAINING_FORMAT, checkpoints_in, newest_whole, read_source
 from ...models.weights.load import WITHOUT_SIZE
-from ...models.zoo import load_model
 from ..config.options import SETTINGS_HEAD, TrainOptions, from_plain
 from ..data.annotations import Category
-from .build import settle_backend
+from .build import load_any_model, settle_backend
 
 
 def random_state() -> dict[str, Any]:
@@ -136,6 +136,7 @@ class Trained:
     """A model out of a checkpoint, ready to detect."""
 
     model: Detector
+    """Or a `TransformersDetector`, which has all that evaluation and prediction ask for."""
     name: str
     categories: list[Category]
     """By label: of a run, its data set's; else numbered as the labels, with the names that are known."""
@@ -157,16 +158,19 @@ def load_trained(path: Path, device: torch.device, attn_backend: str = "auto", n
         name: of `list_models`, for weights without a description beside them.
 
     Raises:
-        FileNotFoundError, ValueError: as models.zoo.load_model.
+        FileNotFoundError, ValueError: as models.zoo.load_model; a name beside a model of transformers.
+        RuntimeError: for a model of transformers, which is not installed.
         BackendUnavailable: the named backend cannot run on ``device``.
     """
+    if is_of_transformers(path):
+        return _of_transformers(path, device, attn_backend, name)
     source = read_source(path)
     if source.path != path:
         print(f"checkpoint: {source.path}", file=sys.stderr)
     if source.input_size is None:
         print(f"{path} does not say to what size images were resized in training: {WITHOUT_SIZE}", file=sys.stderr)
     backend = settle_backend(device, attn_backend)
-    model = load_model(source, attn_backend=backend, name=name).to(device)
+    model = cast(Detector, load_any_model(source, attn_backend=backend, name=name).to(device))
     state = source.training
     if state is None:
         names = model.categories or [str(label) for label in range(model.require_config().num_classes)]
@@ -175,4 +179,15 @@ def load_trained(path: Path, device: torch.device, attn_backend: str = "auto", n
     categories = [Category(**category) for category in state["categories"]]
     options = from_plain(TrainOptions, state["options"])
     model.categories, model.input_size = [category.name for category in categories], options.input.size
+    model.thresholds = source.thresholds
     return Trained(model, state["model_name"], categories, options, backend, device, state["step"])
+
+
+def _of_transformers(path: Path, device: torch.device, attn_backend: str, name: str | None) -> Trained:
+    """The detector of a folder that transformers wrote."""
+    if name is not None:
+        raise ValueError(f"model: {path} says itself what it is, a model of transformers; leave --model out")
+    backend = settle_backend(device, attn_backend)
+    model = cast(Detector, TransformersDetector.from_pretrained(path, attn_backend=backend).to(device))
+    categories = [Category(label, own) for label, own in enumerate(model.categories or [])]
+    return Trained(model, path.name, categories, TrainOptions(), backend, device, None)

@@ -176,7 +176,7 @@ class _DistributedGroup(ProcessGroup):
             model,
             device_ids=[self.device.index] if self.device.type == "cuda" else None,
             # without losses at every layer, the heads before the last see no gradient
-            find_unused_parameters=not getattr(config, "aux_loss", True),
+            find_unused_parameters=not getattr(config, "aux_loss", True) or getattr(model, "leaves_unused", False),
             gradient_as_bucket_view=True,
         )
 

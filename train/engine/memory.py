@@ -1,6 +1,8 @@
 """What a run will take, from a few steps that change nothing: memory on its largest images, time on its first."""
 
+import bisect
 import contextlib
+import ctypes
 import itertools
 import math
 import time
@@ -13,6 +15,7 @@ import numpy as np
 import torch
 
 from ...common.text import counted
+from ..config.options import AUTO, with_batch_size
 from ..data.cache import process_memory
 from ..data.dataset import Sample
 from .checkpoint import random_state, set_random_state
@@ -20,7 +23,12 @@ from .state import Training, running_statistics
 
 # of the memory there is, what a run may fill: allocators need some room to move
 _FULL = 0.95
+# of the host's, what a batch size that is found may fill: other programs come and go, and swapping stops them all
+_FULL_HOST = 0.7
 _GIB = 2**30
+# augmentations that change no image's height over width; the others may turn it, or crop to as much as one to two
+_KEEP_SHAPE = ("none", "flip", "light")
+_CROPS = np.array([[2000, 1000], [1000, 2000]])
 
 
 @dataclass(frozen=True)
@@ -82,8 +90,7 @@ def dry_run(training: Training, steps: int) -> Estimate:
     mine = math.ceil(images / order.size)
     count = min(options.batch.batch_size, mine)
     samples = _largest(training, count)
-    heights, widths = zip(*(image.shape[-2:] for image, _ in samples), strict=True)
-    largest = (max(heights), max(widths))
+    largest = _padded(samples)
     _forget_peak(device)
     with _unchanged(training):
         try:
@@ -101,12 +108,10 @@ def dry_run(training: Training, steps: int) -> Estimate:
         first = [training.data[index] for index in range(count)]
         load_s = (time.perf_counter() - begun) / count
         pass_s = min(_pass(training, first) for _ in range(steps))
-    parameters = sum(p.numel() * p.element_size() for p in training.model.parameters() if p.requires_grad)
-    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _status("VmHWM")
     return Estimate(
         largest=largest,
         batch=count,
-        peak=peak + 2 * parameters,  # AdamW's two moments
+        peak=_peak(training),
         room=_room(device),
         device=device,
         step_s=pass_s * math.ceil(mine / count),
@@ -117,6 +122,81 @@ def dry_run(training: Training, steps: int) -> Estimate:
         steps_per_epoch=order.steps_per_epoch,
         steps=training.total_steps,
     )
+
+
+def settle_batch_size(training: Training) -> str | None:
+    """Where ``batch-size`` is auto, sets it to the largest that fits, the same in all processes; says it in a line.
+
+    Of a process's images of a step, those sizes are tried that make as many equal passes as possible: 16, 8, 6, 4, 3, 2
+    and 1 of 16. On CUDA passes are done for real. Elsewhere memory that runs out would be taken from other programs:
+    there one and two images are tried, and more are estimated from them.
+
+    Raises:
+        ValueError: one image does not fit, naming what to lower; or the system does not tell how much memory there is.
+    """
+    order, group, device = training.order, training.group, training.device
+    if training.options.batch.batch_size != AUTO:
+        return None
+    images = min(order.total, order.n_images)
+    mine = math.ceil(images / order.size)
+    sizes = sorted({math.ceil(mine / passes) for passes in range(1, mine + 1)})
+    room = _room(device)
+    if not room:
+        raise ValueError(
+            f"batch-size: auto needs to know the memory of {device}, which is not told here; give a number"
+        )
+    taken: dict[int, float]
+    if device.type == "cuda":
+        taken, limit = {}, _FULL * room
+
+        def too_much(count: int) -> bool:
+            taken[count] = _taken(training, count)
+            return taken[count] > limit
+
+        fitting = sizes[: bisect.bisect_left(sizes, True, key=too_much)]
+    else:
+        limit = _FULL_HOST * room / group.local_size
+        one, two = (_taken(training, min(count, mine)) for count in (1, 2))
+        taken = {count: one + (count - 1) * (two - one) for count in sizes}
+        # whether one fits is for the dry run to say
+        fitting = [count for count in sizes if count == 1 or taken[count] <= limit] if one < math.inf else []
+    # one that does not fit makes all processes end together
+    number = min(group.gather(max(fitting, default=0)))
+    if number == 0:
+        height, width = _padded(_largest(training, 1))
+        raise ValueError(
+            f"batch-size: one image of {height}x{width} does not fit on {device}, of whose memory this process may "
+            f"fill {limit / _GIB:.1f} GiB; {what_to_lower(1)}"
+        )
+    training.options = with_batch_size(training.options, number)
+    passes = counted(math.ceil(mine / number), "pass")
+    about = f", about {taken[number] / _GIB:.1f} of {room / _GIB:.1f} GiB" if number in taken else ""
+    return f"batch-size: {counted(number, 'image')} at a time on {device}{about}; {passes} to a step of {images}"
+
+
+def _taken(training: Training, count: int) -> float:
+    """Bytes in use at most in a pass of so many of the largest images; infinite if they do not fit."""
+    device = training.device
+    samples = _largest(training, count)
+    _forget_peak(device)
+    try:
+        with _unchanged(training):
+            _pass(training, samples)
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        return math.inf
+    finally:
+        if device.type == "cuda":
+            torch.cuda.empty_cache()  # what a larger batch leaves would count
+    return _peak(training)
+
+
+def _peak(training: Training) -> int:
+    """Bytes in use at once at most since they were forgotten, and those that AdamW's two moments will take."""
+    parameters = sum(p.numel() * p.element_size() for p in training.model.parameters() if p.requires_grad)
+    device = training.device
+    return 2 * parameters + (torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _status("VmHWM"))
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -141,9 +221,11 @@ def _pass(training: Training, samples: list[Sample]) -> float:
 
 def _largest(training: Training, count: int) -> list[Sample]:
     """Grey images of the largest sizes that the data gives: the tallest and the widest, which pad each other."""
-    size, annotations = training.options.input.size, training.data.annotations
-    images, rows = annotations.images, np.unique(training.data.rows)
+    options, annotations = training.options.input, training.data.annotations
+    size, images, rows = options.size, annotations.images, np.unique(training.data.rows)
     sides = np.unique(np.stack([images.heights[rows], images.widths[rows]], 1), axis=0)
+    if not options.overfit and (training.given.transform is not None or options.augment not in _KEEP_SHAPE):
+        sides = np.concatenate([sides, _CROPS])
     fitted = [size.fit(height, width) for height, width in sides.tolist()]
     extremes = [max(fitted), max(fitted, key=lambda side: side[::-1])]
     if count == 1:
@@ -153,6 +235,12 @@ def _largest(training: Training, count: int) -> list[Sample]:
     target = {"labels": torch.zeros(boxes, dtype=torch.int64), "boxes": box.repeat(boxes, 1), "image_id": -1}
     sizes = itertools.islice(itertools.cycle(extremes), count)
     return [(torch.full((3, *size), 128, dtype=torch.uint8), target) for size in sizes]
+
+
+def _padded(samples: list[Sample]) -> tuple[int, int]:
+    """Height and width of the images as a batch."""
+    heights, widths = zip(*(image.shape[-2:] for image, _ in samples), strict=True)
+    return max(heights), max(widths)
 
 
 @contextmanager
@@ -172,7 +260,8 @@ def _forget_peak(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, AttributeError):  # neither Linux, nor glibc
+        ctypes.CDLL(None).malloc_trim(0)  # or what earlier passes left would be filled before memory is asked for
         Path("/proc/self/clear_refs").write_text("5")
 
 

@@ -10,6 +10,9 @@ from torch.optim.swa_utils import AveragedModel
 
 from ..config.options import Optim, Schedule
 
+# ours, beside which learned positions stand, and those of transformers
+_BACKBONES = ("backbone.0", "model.model.backbone.", "model.model.conv_encoder.")
+
 
 def make_optimizer(model: nn.Module, options: Optim, *, backbone_trained: bool) -> torch.optim.AdamW:
     """AdamW over the official groups, by name: the backbone; sampling offsets and reference points; everything else.
@@ -23,7 +26,7 @@ def make_optimizer(model: nn.Module, options: Optim, *, backbone_trained: bool) 
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        if "backbone.0" in name:
+        if any(part in name for part in _BACKBONES):
             groups["backbone"].append(parameter)
         elif "reference_points" in name or "sampling_offsets" in name:
             groups["offsets"].append(parameter)

@@ -18,6 +18,7 @@ import torch
 from ...common.command_line import command
 from ...common.files import atomic_file, in_use, remove_leftovers
 from ...models.weights.formats import checkpoints_in
+from ..config.given import NOTHING, Given
 from ..config.options import TrainOptions, to_plain
 from ..data.dataset import CocoDetection, Sample
 from ..data.loader import validation_data
@@ -26,7 +27,8 @@ from ..evaluation.detect import detect
 from ..evaluation.matching import match_detections
 from ..evaluation.results import merge
 from ..evaluation.thresholds import best_thresholds
-from ..monitor.loggers import import_wandb
+from ..monitor.callbacks import Callbacks
+from ..monitor.loggers import import_logger
 from ..monitor.reporter import Reporter
 from .acceleration import uncompiled
 from .checkpoint import (
@@ -39,7 +41,7 @@ from .checkpoint import (
     save_checkpoint,
 )
 from .distributed import LateError, process_group
-from .memory import dry_run, out_of_memory, what_to_lower
+from .memory import dry_run, out_of_memory, settle_batch_size, what_to_lower
 from .profile import profile
 from .signals import StopSignals
 from .state import Training
@@ -50,6 +52,7 @@ _KEPT_BATCHES = 3
 def run_steps(options: TrainOptions, n: int) -> list[float]:
     """The losses of the first ``n`` steps of a run, without writing anything."""
     training = Training(options)
+    settle_batch_size(training)
     results = [training.step(samples) for samples in itertools.islice(training.batches(), n)]
     return [result["loss"] for result in results if result is not None]
 
@@ -91,14 +94,14 @@ def evaluate(training: Training, data: CocoDetection) -> dict[str, Any]:
     return group.broadcast(metrics)
 
 
-def train(options: TrainOptions) -> Path:
-    """Trains to the end of the run.
+def train(options: TrainOptions, given: Given = NOTHING) -> Path:
+    """Trains to the end of the run, with what a script gives beside the settings.
 
     Returns:
         The run's folder: ``checkpoint-*.pt``, ``best.pt``, ``config.yaml``, ``log.jsonl``, ``tensorboard/``.
 
     Raises:
-        RuntimeError: too many steps in a row were not finite; memory, disk or another process failed.
+        RuntimeError: too many steps in a row were not finite; memory, disk, a callback or another process failed.
         ValueError, FileNotFoundError: wrong settings or data; each message is one sentence.
         SystemExit: a signal stopped it; all is saved.
     """
@@ -109,23 +112,34 @@ def train(options: TrainOptions) -> Path:
     with process_group(options.compute) as group, StopSignals() as signals, contextlib.ExitStack() as stack:
         out = group.broadcast(run_folder(options))
         with group.all_or_none("setting up"):
-            if options.logging.wandb is not None:
-                import_wandb(options.logging.wandb)  # before there is a folder
+            Callbacks(given.callbacks)  # before there is a folder, as all that may be wrong
+            for package in ("wandb", "mlflow"):
+                if (name := getattr(options.logging, package)) is not None:
+                    import_logger(package, name)
             there = out.is_dir()
             if group.is_main and there:  # before its checkpoint is read: another process might save meanwhile
                 stack.enter_context(in_use(out))
             state = None if options.run.resume is None else load_checkpoint(options.run.resume)
-            training = Training(options, state, group)
+            training = Training(options, state, group, given)
             validation = _validation(training)
         _agree(training)
+        with group.all_or_none("finding the batch size"):
+            found = settle_batch_size(training)
         with group.all_or_none("setting up"):
             if group.is_main:
                 if not there:
                     stack.enter_context(in_use(out))
                 refuse_another_run(options, out, training.steps_done)
                 remove_leftovers(out)
-        _Run(training, validation, out, Reporter(training, validation, out, stack), signals).go()
+        report = Reporter(training, validation, out, stack, given.callbacks)
+        if found:
+            report.say(found)
+        _Run(training, validation, out, report, signals).go()
     return out
+
+
+class _EndedByCallbackError(Exception):
+    """A callback wished the end of the run, all is saved; its message says which. Its cause is what that raised."""
 
 
 class _Run:
@@ -139,7 +153,21 @@ class _Run:
         self.options, self.group = training.options, training.group
 
     def go(self) -> None:
-        """To the end, or to a sentence."""
+        """To the end, or to a sentence, of which callbacks are told."""
+        try:
+            stopped = self._go()
+        except SystemExit:
+            self.report.end("stopped")
+            raise
+        except BaseException as error:
+            self.report.end("failed", error)
+            raise
+        self.report.end("stopped" if stopped else "finished")
+        if self.report.callbacks.error is not None:  # at the very end
+            raise RuntimeError(str(self.report.callbacks.end)) from self.report.callbacks.error
+
+    def _go(self) -> bool:
+        """Returns whether a callback ended it."""
         training, run, report = self.training, self.options.run, self.report
         report.start()
         if run.dry_steps and training.steps_done == 0:
@@ -147,12 +175,20 @@ class _Run:
                 estimate = dry_run(training, run.dry_steps)
                 estimate.refuse_what_cannot_fit()
             report.say(estimate.sentence())
+            report.expect(estimate.step_s)
         if self.options.logging.profile:
             report.say(profile(training, self.options.logging.profile, self.out if self.group.is_main else None))
-            return
+            return False
+        ended = False
         try:
             self._catch_up()
             self._train()
+        except _EndedByCallbackError as end:
+            sentence = f"{end}; all is saved at step {training.steps_done}; {how_to_resume(self.out)}"
+            if end.__cause__ is not None:
+                raise RuntimeError(sentence) from end.__cause__
+            report.say(sentence)
+            ended = True
         except KeyboardInterrupt:
             report.say(f"stopped at step {training.steps_done}; {how_to_resume(self.out)}")
             raise SystemExit(StopSignals.status("SIGINT")) from None
@@ -167,6 +203,7 @@ class _Run:
         if training.best["step"] >= 0 and (self.out / BEST).is_file():
             report.say(f"best AP {training.best['AP']:.3f}, at step {training.best['step']:.0f}: {self.out / BEST}")
         report.say(f"done: {self.out}")
+        return ended
 
     def _catch_up(self) -> None:
         """Does what the run was stopped before: an evaluation, or keeping the best checkpoint."""
@@ -209,7 +246,8 @@ class _Run:
     def _step(self, samples: list[Sample], epoch: int) -> None:
         training = self.training
         with self.report.measure("step"):
-            result = training.step(samples, stop=self.signals.caught is not None)
+            wish = self.signals.caught is not None or self.report.callbacks.end is not None
+            result = training.step(samples, stop=wish)
         if result is None:
             self._stop()
         if result["searching"]:
@@ -282,11 +320,19 @@ class _Run:
             keep_best(path)
         for old in checkpoints_in(self.out)[: -self.options.run.keep]:
             old.unlink(missing_ok=True)
+        self.report.checkpoint(path)
 
     def _stop(self) -> NoReturn:
         """Saves all, and ends with a status by which whoever started the run can tell that it is to be resumed."""
-        caught = next((name for name in self.group.gather(self.signals.caught) if name is not None), "SIGTERM")
         self._save()
+        callbacks = self.report.callbacks  # which may fail on hearing of the checkpoint
+        wishes = self.group.gather((self.signals.caught, callbacks.end, callbacks.error is not None))
+        caught = next((name for name, _, _ in wishes if name is not None), None)
+        end, failed = next(((end, failed) for _, end, failed in wishes if end is not None), (None, False))
+        if end is not None:
+            self.report.write("stopped", step=self.training.steps_done, callback=end)
+            raise _EndedByCallbackError(end) from (callbacks.error or RuntimeError(end)) if failed else None
+        caught = caught or "SIGTERM"
         self.report.write("stopped", step=self.training.steps_done, signal=caught)
         self.report.say(f"stopped by {caught} at step {self.training.steps_done}, all saved; {how_to_resume(self.out)}")
         raise SystemExit(StopSignals.status(caught))
@@ -295,7 +341,7 @@ class _Run:
 def _validation(training: Training) -> CocoDetection:
     options, shown = training.options, training.options.logging.progress and training.group.is_main
     categories = training.data.annotations.categories
-    return validation_data(options.source, options.input, categories, progress=shown)
+    return validation_data(training.given.data or options.source, options.input, categories, progress=shown)
 
 
 def _agree(training: Training) -> None:

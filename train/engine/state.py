@@ -5,6 +5,7 @@ loss is divided by what belongs to the whole, and the parts add up.
 """
 
 import contextlib
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -16,15 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from ...common.device import choose_device
-from ...models.families.detector import Detector
 from ...models.losses.matcher import NonFiniteCostError
 from ...models.weights.formats import check_fit
-from ...models.zoo import create_criterion
-from ..config.options import TrainOptions, from_plain, to_plain
+from ..config.given import NOTHING, Given
+from ..config.options import AUTO, TrainOptions, from_plain, to_plain, with_batch_size
 from ..data.dataset import Sample
 from ..data.loader import Order, to_device, training_data, training_loader
 from .acceleration import autocast, prepare
-from .build import model_of_checkpoint, new_model
+from .build import AnyDetector, inputs_of, model_of_checkpoint, new_criterion, new_model
 from .checkpoint import random_state, set_random_state
 from .distributed import ProcessGroup
 from .optim import ema_state, make_ema, make_optimizer, rate_at, restore_ema
@@ -48,14 +48,24 @@ class Training:
         options: of the run; ``options.run`` matters only for messages here.
         resume: a checkpoint's content to go on from, instead of fresh weights.
         group: the processes that train together; this one alone when None.
+        given: by a script, beside the settings.
 
     Raises:
         ValueError, FileNotFoundError, BackendUnavailable: as the parts it is made of; each message is one sentence.
     """
 
     def __init__(
-        self, options: TrainOptions, resume: dict[str, Any] | None = None, group: ProcessGroup | None = None
+        self,
+        options: TrainOptions,
+        resume: dict[str, Any] | None = None,
+        group: ProcessGroup | None = None,
+        given: Given = NOTHING,
     ) -> None:
+        if resume is not None:
+            given.refuse_what_differs(resume.get("given", {}), options.run.resume or Path("the checkpoint"))
+        self.given = given
+        if options.batch.batch_size == AUTO and resume is not None:  # as it was found
+            options = with_batch_size(options, from_plain(TrainOptions, resume["options"]).batch.batch_size)
         self.options = options
         self.group = group or ProcessGroup(choose_device(options.compute.device))
         self.device = self.group.device
@@ -68,10 +78,11 @@ class Training:
         cached = options.loading.cache_images != "none" and not options.input.overfit
         share = (self.group.local_rank, self.group.local_size) if cached else (0, 1)
         self.data = training_data(
-            options.source,
+            given.data or options.source,
             options.input,
             options.loading,
             batch.seed,
+            pipeline=given.transform,
             share=share,
             progress=options.logging.progress and self.group.is_main,
         )
@@ -86,6 +97,7 @@ class Training:
             shapes=(images.heights / images.widths)[self.data.rows] if options.loading.bucket else None,
         )
         self.total_steps = min(batch.epochs * self.steps_per_epoch, batch.max_steps or sys.maxsize)
+        self.data.epochs = math.ceil(self.total_steps / self.steps_per_epoch)
 
         torch.manual_seed(batch.seed)
         self._categories = [asdict(category) for category in self.data.annotations.categories]
@@ -97,7 +109,7 @@ class Training:
         self.backbone_trained = built.backbone_trained
         if compute.precision == "fp64":
             self.model.double()
-        self.criterion = create_criterion(self.model)
+        self.criterion = new_criterion(self.model, self.group.size)
         self.ema = None if options.optim.ema is None else make_ema(self.model, options.optim.ema)
         prepare(self.model, compute)
         if compute.sync_bn and self.device.type == "cuda" and self.group.size > 1:
@@ -145,9 +157,9 @@ class Training:
         return self.steps_done >= self.total_steps
 
     @property
-    def detector(self) -> Detector:
+    def detector(self) -> AnyDetector:
         """What is evaluated: the average of the weights, if one is kept."""
-        return self.model if self.ema is None else cast(Detector, self.ema.module)
+        return self.model if self.ema is None else cast(AnyDetector, self.ema.module)
 
     def batches(self, replaced: Callable[[str], None] = lambda sentence: None) -> Iterator[list[Sample]]:
         """This process's part of every batch that is left of the run, in the order of its passes.
@@ -243,7 +255,7 @@ class Training:
         with self.step_timer.stage("data"):
             images, targets = to_device(samples, self.device, next(self.model.parameters()).dtype)
         with self.step_timer.stage("model, other"), autocast(self.device, self.options.compute.precision):
-            outputs = self._wrapped(images)
+            outputs = self._wrapped(*inputs_of(self.model, images, targets))
         with self.step_timer.stage("loss"):
             weights = self.criterion.weight_dict
             try:
@@ -314,6 +326,7 @@ class Training:
             **{name: getattr(self, name) for name in _KEPT},
             "random_states": self.group.gather(random_state()),
             "options": to_plain(self.options),
+            "given": self.given.describe(),
         }
 
     def _restore(self, state: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from ...models.families.detector import Detector
+from .build import AnyDetector
 
 STAGES = (
     "data",
@@ -75,7 +75,7 @@ class StepTimer:
         finally:
             self.leave()
 
-    def watch(self, model: Detector, criterion: nn.Module) -> None:
+    def watch(self, model: AnyDetector, criterion: nn.Module) -> None:
         """Tells backbone, encoder, decoder and matching by hooks on their modules."""
         children, transformer = list(model.body.children()), getattr(model, "transformer", None)
         parts = [("backbone", children[0], children[-1])]

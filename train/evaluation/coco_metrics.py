@@ -54,6 +54,9 @@ class ClassMetrics:
     AP: float | None
     AP50: float | None
     AR100: float | None
+    AP_S: float | None = None
+    AP_M: float | None = None
+    AP_L: float | None = None
 
 
 @dataclass(frozen=True)
@@ -190,6 +193,7 @@ def _indexed(coco: Any, dataset: dict[str, Any]) -> Any:
 
 def _classes(dataset: dict[str, Any], precision: np.ndarray, recall: np.ndarray) -> list[ClassMetrics]:
     counts = Counter(one["category_id"] for one in dataset["annotations"] if not one["iscrowd"])
+    by_size = [precision[..., area, _MOST_DETECTIONS] for area in range(1, 4)]
     precision, recall = (array[..., _ALL_AREAS, _MOST_DETECTIONS] for array in (precision, recall))
     return [
         ClassMetrics(
@@ -199,6 +203,7 @@ def _classes(dataset: dict[str, Any], precision: np.ndarray, recall: np.ndarray)
             AP=_mean(precision[..., place]),
             AP50=_mean(precision[_IOU_50, :, place]),
             AR100=_mean(recall[:, place]),
+            **{f"AP_{size}": _mean(of_size[..., place]) for size, of_size in zip("SML", by_size, strict=True)},
         )
         for place, category in enumerate(sorted(dataset["categories"], key=lambda category: category["id"]))
     ]

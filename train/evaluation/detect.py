@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...models.families.detector import Detector
 from ...models.inference.image_size import Size
 from ...models.layers.evaluation_mode import evaluating
 from ...models.losses.criterion import SetCriterion
@@ -16,12 +15,13 @@ from ..data.annotations import Category
 from ..data.dataset import CocoDetection
 from ..data.loader import evaluation_loader, to_device, validation_data
 from ..engine.acceleration import autocast
+from ..engine.build import AnyDetector
 from ..engine.checkpoint import Trained
 from .results import DetectionResults, result_rows
 
 
 def detect(
-    model: Detector,
+    model: AnyDetector,
     data: CocoDetection,
     device: torch.device,
     *,
@@ -46,7 +46,7 @@ def detect(
             category at this place.
         criterion: of create_criterion, for ``DetectionResults.losses``: each of its values and their weighted sum
             ``loss``, of all images as if they were one batch, so neither ``batch_size`` nor the number of processes
-            changes them. Faster R-CNN has losses in training mode alone, and so none here.
+            changes them. Faster R-CNN and detectors of transformers have losses in training alone, and so none here.
         shard: (rank, world): of several processes, each looks at every world-th image from its rank on, no image
             twice; `results.merge` makes one of what they found.
         advance: called after every image.
@@ -97,6 +97,7 @@ def data_of(
     if image_size is None:
         size = trained.model.input_size or size
     known = None if trained.step is None else trained.categories
+    source = source.divided_as(trained.options.source)
     data = validation_data(source, Input(), known, size, progress=progress)
     categories = data.annotations.categories
     ids = match_categories(trained, categories) if known is None else [category.id for category in categories]

@@ -206,7 +206,7 @@ def errors_of_images(matches: Matches, found: Outcomes) -> dict[str, np.ndarray]
 
 
 def worst_images(matches: Matches, found: Outcomes, count: int) -> list[dict[str, Any]]:
-    """The images with most errors, at most ``count``, each with its numbers: ``errors``, ``found`` and those of ERRORS.
+    """The images with most errors, at most ``count``: ``errors``, ``found`` and each of ERRORS, numbers; and ``why``.
 
     An error is an object missed, or a detection false or duplicate, or a pair of both that is confused or badly
     placed, which counts once. Of as many, the image with fewer objects found comes first, and then the lower id.
@@ -222,10 +222,44 @@ def worst_images(matches: Matches, found: Outcomes, count: int) -> list[dict[str
             "file_name": names[int(matches.image_ids[place])],
             "errors": int(total[place]),
             **{kind: int(values[place]) for kind, values in per_image.items()},
+            "why": _why(matches, found, place),
         }
         for place in order[:count].tolist()
         if total[place]
     ]
+
+
+def _why(matches: Matches, found: Outcomes, place: int) -> list[str]:
+    """The errors in an image, a phrase for those of one kind and class."""
+    names = [category.name for category in matches.annotations.categories]
+    missed = (matches.object_images == place) & (found.objects == OBJECTS.index("missed"))
+    phrases = [
+        f"{count} {names[label]} missed"
+        for label, count in enumerate(np.bincount(matches.object_labels[missed], minlength=len(names)).tolist())
+        if count
+    ]
+    groups: dict[tuple[str, str], list[float]] = {}
+    for row in np.flatnonzero(matches.images[found.kept] == place).tolist():
+        kind, partner, one = DETECTIONS[found.detections[row]], int(found.partners[row]), int(found.kept[row])
+        name, measure = names[matches.labels[one]], float(matches.scores[one])
+        if kind == "confused":
+            name = f"{names[matches.object_labels[partner]]} detected as {name}"
+        if kind == "badly placed":
+            measure = float(_overlaps(matches.boxes[[one]], matches.object_boxes[[partner]])[0, 0])
+        groups.setdefault((kind, name), []).append(measure)
+    told = {
+        "false": "{count} false {name} (score {range})",
+        "confused": "{count} {name} (score {range})",
+        "badly placed": "{count} {name} badly placed (IoU {range})",
+        "duplicate": "{count} {name} detected again (score {range})",
+    }
+    for kind, words in told.items():
+        for (of, name), values in sorted(groups.items()):
+            if of == kind:
+                low, high = f"{min(values):.2f}", f"{max(values):.2f}"
+                between = low if low == high else f"{low} to {high}"
+                phrases.append(words.format(count=len(values), name=name, range=between))
+    return phrases
 
 
 def _matched(

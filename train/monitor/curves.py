@@ -56,7 +56,19 @@ def save_curves(
     smooth: int | None = None,
     group: Literal["seed"] | None = None,
 ) -> None:
-    """Draws the curves of runs, those named ``terms`` or the usual ones, to a png, svg or pdf.
+    """Draws the curves of runs to a png, svg or pdf; arguments and errors are those of `figure_of`."""
+    save_figure(figure_of(histories, terms, axis=axis, smooth=smooth, group=group), out)
+
+
+def figure_of(
+    histories: Sequence[History],
+    terms: Sequence[str] | None = None,
+    *,
+    axis: Axis = "step",
+    smooth: int | None = None,
+    group: Literal["seed"] | None = None,
+) -> Any:
+    """A figure of matplotlib with the curves of runs, those named ``terms`` or the usual ones.
 
     Raises:
         ValueError: no run has a curve of that name.
@@ -69,8 +81,7 @@ def save_curves(
             alone.get((name,), Panel(name, (name,), scale="log" if name.startswith("lr_") else "linear"))
             for name in terms
         ]
-    figure = draw(grouped(histories, group), panels, axis, smooth)
-    save_figure(figure, out)
+    return draw(grouped(histories, group), panels, axis, smooth)
 
 
 def draw(groups: Sequence[Sequence[History]], panels: Sequence[Panel], axis: Axis, smooth: int | None) -> Any:

@@ -38,15 +38,25 @@ class Display(Progress):
     """A run of ``total`` steps, of which ``start`` are done, on stderr: a bar and, below it, the numbers of a step.
 
     Where stderr is no terminal, lines instead: of the first step, of the last, and between them at most one a minute.
-    Nothing at all unless ``shown``.
+    Nothing at all unless ``shown``. ``evaluations`` is how many are still to come after a step.
     """
 
-    def __init__(self, start: int, total: int, *, shown: bool = True, clock: Callable[[], float] = time.monotonic):
+    def __init__(
+        self,
+        start: int,
+        total: int,
+        *,
+        shown: bool = True,
+        clock: Callable[[], float] = time.monotonic,
+        evaluations: Callable[[int], int] = lambda step: 0,
+    ):
         console = Console(stderr=True, quiet=not shown, emoji=False)
         # rich calls a file a terminal where FORCE_COLOR is set
         self.moves = shown and sys.stderr.isatty() and console.is_terminal and not console.is_dumb_terminal
         self._numbers, self._total, self._clock = "", total, clock
         self._first: tuple[int, float] | None = None
+        self._expected: float | None = None
+        self._evaluations, self._evaluation_s, self._paused = evaluations, list[float](), 0.0
         self._pause, self._due = FIRST_PAUSE, -float("inf")
         super().__init__(
             TextColumn("{task.description}"),
@@ -77,7 +87,10 @@ class Display(Progress):
             images_per_s: of late.
             data_share: part of the step's time, 0 to 1, spent waiting for data; said if it is much.
         """
-        left, memory = self._left(step), peak_memory_mb()
+        seconds, memory = self.seconds_left(step), peak_memory_mb()
+        left = "-" if seconds is None else str(timedelta(seconds=round(seconds)))
+        if seconds is not None and not self._evaluation_s and self._evaluations(step):
+            left += " + evaluations"  # none of which was timed yet
         words = [*loss_words(losses), f"{images_per_s:.1f} images/s"]
         words += [] if memory is None else [f"{memory / 1024:.1f} GiB"]
         words += [f"data {data_share:.0%}"] if data_share > SLOW_DATA else []
@@ -94,15 +107,29 @@ class Display(Progress):
         lead = (f"{datetime.now():%Y-%m-%d %H:%M:%S}", f"epoch {epoch}", f"step {step}/{self._total}")
         self.say("  ".join((*lead, *words, f"ETA {left}")))
 
-    def _left(self, step: int) -> str:
-        """The time left, H:MM:SS, at the pace since the first step that was seen; - after that one alone.
+    def expect(self, step_s: float) -> None:
+        """Tells the seconds of a step, as estimated: the time left is told by it until two steps are done."""
+        self._expected = step_s
 
-        Evaluations and checkpoints count, as they will; the first step, which compiles kernels and starts workers,
-        does not.
+    def evaluated(self, seconds: float) -> None:
+        """Tells how long an evaluation took."""
+        self._evaluation_s.append(seconds)
+        self._paused += seconds if self._first else 0.0
+
+    def seconds_left(self, step: int) -> float | None:
+        """The seconds left after a step, at the pace since the first step that was seen; None while that is not known.
+
+        Checkpoints count, as do evaluations, by their number and the mean time of those that were done. The first
+        step, which compiles kernels and starts workers, does not.
         """
         first, begun = self._first = self._first or (step, self._clock())
-        seconds = self._clock() - begun
-        return str(timedelta(seconds=round((self._total - step) * seconds / (step - first)))) if step > first else "-"
+        pace = self._expected
+        if step > first:
+            pace = (self._clock() - begun - self._paused) / (step - first)
+        if pace is None:
+            return None
+        each = sum(self._evaluation_s) / max(1, len(self._evaluation_s))
+        return (self._total - step) * pace + self._evaluations(step) * each
 
     def say(self, line: str) -> None:
         """Prints a line, above the bar if there is one."""

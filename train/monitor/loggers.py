@@ -1,8 +1,10 @@
-"""Where a run's numbers and pictures can be looked at while it goes on: TensorBoard, and Weights & Biases."""
+"""Where a run's numbers and pictures can be looked at while it goes on: TensorBoard, Weights & Biases and MLflow."""
 
 import importlib
 import re
 import secrets
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,15 @@ import numpy as np
 from PIL import Image
 
 from ...common.files import atomic_file
+from ..config.options import Logging, flatten
+from .callbacks import Callback, EndEvent, EvaluationEvent, StepEvent
 
-# the file in a run's folder that holds the id of its run at Weights & Biases
+# the files in a run's folder that hold the id of its run there
 WANDB_ID = "wandb-id"
+MLFLOW_ID = "mlflow-id"
+# by package: a name that it has, and a folder of that name has not
+_NEEDED = {"wandb": "init", "mlflow": "MlflowClient"}
+_MLFLOW_TEXT = 6000  # characters of a parameter
 
 # where a point is, and of how many steps it is the mean
 _NOT_SHOWN = ("step", "epoch", "time", "steps")
@@ -24,7 +32,7 @@ _TAGS = {
         (r"(.+)_error(_\d+|_enc)", r"error_auxiliary/\1\2"),
         (r"(.+)_error", r"error/\1"),
         (r"(loss|lr)_(.+)", r"\1/\2"),
-        (r"(images_per_s|data_s|step_s|memory_mb)", r"speed/\1"),
+        (r"(images_per_s|data_s|step_s|left_s|memory_mb)", r"speed/\1"),
         (r"(?:grad_)?(norm|finite|scale)", r"gradient/\1"),
         (r"(.+)", r"step/\1"),
     ),
@@ -32,7 +40,7 @@ _TAGS = {
 }
 
 
-def tagged(event: str, values: dict[str, Any]) -> dict[str, float]:
+def tagged(event: str, values: Mapping[str, Any]) -> dict[str, float]:
     """The numbers of an event under the names that loggers group by: ``loss/ce``, ``lr/main``, ``val/AP``, ...
 
     The losses of the last layer are in ``loss``, those of the others, and of the encoder, in ``loss_auxiliary``. AP
@@ -48,7 +56,26 @@ def tagged(event: str, values: dict[str, Any]) -> dict[str, float]:
     return {tag: value for tag, value in found.items() if event != "epoch" or value != -1}
 
 
-class TensorBoard:
+class Logger(Callback):
+    """A callback that shows the numbers of logged steps and evaluations under their tags, and pictures."""
+
+    def numbers(self, values: dict[str, float], step: int) -> None:
+        raise NotImplementedError
+
+    def picture(self, name: str, image: Image.Image, step: int) -> None:
+        raise NotImplementedError
+
+    def on_step(self, event: StepEvent) -> None:
+        if event.logged:
+            self.numbers(tagged("step", event.numbers), event.step)
+
+    def on_evaluation(self, event: EvaluationEvent) -> None:
+        self.numbers(tagged("epoch", event.metrics), event.step)
+        for name, picture in event.pictures.items():
+            self.picture(name, picture, event.step)
+
+
+class TensorBoard(Logger):
     """TensorBoard's files in ``folder/tensorboard``. What earlier writers wrote after ``step`` is hidden."""
 
     def __init__(self, folder: Path, step: int) -> None:
@@ -56,7 +83,6 @@ class TensorBoard:
 
         # a thread writes; a longer queue than its default keeps the training from waiting for it
         self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1, max_queue=1000, flush_secs=30)
-        self.close = self._writer.close
 
     def numbers(self, values: dict[str, float], step: int) -> None:
         from tensorboard.compat.proto.summary_pb2 import Summary
@@ -68,8 +94,11 @@ class TensorBoard:
     def picture(self, name: str, image: Image.Image, step: int) -> None:
         self._writer.add_image(name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
 
+    def on_end(self, event: EndEvent) -> None:
+        self._writer.close()
 
-class WeightsAndBiases:
+
+class WeightsAndBiases(Logger):
     """A run at Weights & Biases, named after the folder; a run that goes on from a step above 0 is the same one there.
 
     Of steps that are done again after resuming, what came first stays: it takes no point earlier than the last.
@@ -80,7 +109,7 @@ class WeightsAndBiases:
     """
 
     def __init__(self, folder: Path, project: str, settings: dict[str, Any], step: int) -> None:
-        self._wandb = import_wandb(project)
+        self._wandb = import_logger("wandb", project)
         path = folder / WANDB_ID
         known = step > 0 and path.is_file()
         run_id = path.read_text(encoding="utf-8").strip() if known else secrets.token_hex(4)
@@ -109,19 +138,88 @@ class WeightsAndBiases:
     def picture(self, name: str, image: Image.Image, step: int) -> None:
         self._run.log({name: self._wandb.Image(image)}, step=step)
 
-    def close(self) -> None:
+    def on_end(self, event: EndEvent) -> None:
         self._run.finish()
 
 
-def import_wandb(project: str) -> Any:
-    """The package of Weights & Biases. Raises ValueError where it is not installed."""
+class MLflow(Logger):
+    """A run of an experiment at MLflow, where ``MLFLOW_TRACKING_URI`` says, named after the folder.
+
+    A run that resumes from a step above 0 is the same one there.
+
+    Raises:
+        ValueError: the package is not installed.
+        RuntimeError: it would not start a run.
+    """
+
+    def __init__(self, folder: Path, experiment: str, settings: dict[str, Any], step: int) -> None:
+        self._mlflow = import_logger("mlflow", experiment)
+        path = folder / MLFLOW_ID
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            # a client of its own: a script may have a run of MLflow under way, which stays what it is
+            self._client = self._mlflow.MlflowClient()
+            if step > 0 and path.is_file():
+                self._id = path.read_text(encoding="utf-8").strip()
+                self._client.update_run(self._id, status="RUNNING")
+                return
+            known = self._client.get_experiment_by_name(experiment)
+            number = self._client.create_experiment(experiment) if known is None else known.experiment_id
+            self._id = self._client.create_run(number, run_name=folder.resolve().name).info.run_id
+            entity = self._mlflow.entities.Param
+            params = [entity(name, str(value)[:_MLFLOW_TEXT]) for name, value in flatten(settings)]
+            self._client.log_batch(self._id, params=params)
+        except Exception as error:  # its errors, and those of its transport, have no common base
+            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+            raise RuntimeError(
+                f"mlflow: no run of experiment {experiment!r} could be started: {reason} (MLFLOW_TRACKING_URI names a "
+                "server, or sqlite:///FILE, which mlflow-skinny alone cannot write)"
+            ) from error
+        with atomic_file(path) as file:
+            file.write(self._id.encode())
+
+    def numbers(self, values: dict[str, float], step: int) -> None:
+        now = int(1000 * time.time())
+        metrics = [self._mlflow.entities.Metric(name, value, now, step) for name, value in values.items()]
+        self._client.log_batch(self._id, metrics=metrics)
+
+    def picture(self, name: str, image: Image.Image, step: int) -> None:
+        self._client.log_image(self._id, image, artifact_file=f"{name}-{step:08d}.png")
+
+    def on_end(self, event: EndEvent) -> None:
+        status = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}[event.why]
+        self._client.set_terminated(self._id, status)
+
+
+def import_logger(package: str, name: str) -> Any:
+    """The package of a logger, called as its setting. Raises ValueError where it is not installed."""
     try:
-        wandb = importlib.import_module("wandb")
+        found = importlib.import_module(package)
     except ModuleNotFoundError as error:
-        if error.name != "wandb":  # installed, but broken: its own error says how
+        if error.name != package:  # installed, but broken: its own error says how
             raise
-        wandb = None
-    # a folder called wandb, such as the package leaves behind, is imported as an empty one
-    if not hasattr(wandb, "init"):
-        raise ValueError(f"wandb: --wandb {project} needs the package wandb, which is not installed: pip install wandb")
-    return wandb
+        found = None
+    # a folder of that name, such as wandb leaves behind, is imported as an empty package
+    if not hasattr(found, _NEEDED[package]):
+        told = f"--{package} {name} needs the package {package}, which is not installed: pip install {package}"
+        raise ValueError(f"{package}: {told}")
+    return found
+
+
+def loggers_of(logging: Logging, folder: Path, settings: dict[str, Any], step: int) -> list[Logger]:
+    """The loggers that a run's settings ask for. Raises as they do.
+
+    Args:
+        logging: those settings.
+        folder: of the run; made if it is not there.
+        settings: all of the run, shown there.
+        step: of the checkpoint that the run resumes from; points after it, which are about to be made again, are hidden
+            in TensorBoard.
+    """
+    loggers: list[Logger] = []
+    if logging.wandb is not None:
+        loggers.append(WeightsAndBiases(folder, logging.wandb, settings, step))
+    if logging.mlflow is not None:
+        loggers.append(MLflow(folder, logging.mlflow, settings, step))
+    folder.mkdir(parents=True, exist_ok=True)
+    return [*loggers, *([TensorBoard(folder, step)] if logging.tensorboard else [])]

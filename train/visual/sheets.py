@@ -6,11 +6,11 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional as F
 
-from ...models.families.detector import Detector
 from ...models.inference.detections import Detections
 from ...models.inference.image_size import Size
+from ...models.inference.predictor import Predictor
 from ...models.layers.boxes import match_boxes
-from ..data.dataset import CocoDetection, read_image
+from ..data.dataset import CocoDetection
 from .boxes import Box, Colour, draw_boxes, side_by_side
 
 # boxes are right long before the focal loss is sure of them: of minutes of training, 0.5 would show nothing
@@ -27,7 +27,7 @@ _FALSE: Colour = (255, 70, 200)
 
 @torch.no_grad()
 def predictions_beside_truth(
-    model: Detector,
+    model: Predictor,
     categories: Sequence[str],
     data: CocoDetection,
     rows: Sequence[int],
@@ -57,7 +57,7 @@ def predictions_beside_truth(
     if len(rows) == 0:
         raise ValueError("rows: expected at least one image to draw, got none")
     annotations = data.annotations
-    images = [read_image(data.folder / annotations.images[row][1], oriented=annotations.yolo) for row in rows]
+    images = [data.pixels(row) for row in rows]
     spans = [slice(int(annotations.first[row]), int(annotations.first[row + 1])) for row in rows]
     truths = [(torch.from_numpy(annotations.boxes[span]), torch.from_numpy(annotations.labels[span])) for span in spans]
     found = [model.predict(image, confidence=0.0, size=size) for image in images]

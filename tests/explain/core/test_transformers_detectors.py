@@ -32,7 +32,7 @@ from msdeform.integrations.detectors.image_settings import ImageSettings  # noqa
 from msdeform.kernels.api import ms_deform_attn  # noqa: E402
 from msdeform.models.inference.image_size import ExactSize  # noqa: E402
 from tests.integrations.architectures import make  # noqa: E402
-from tests.integrations.test_detector import DETECTORS as installed  # noqa: E402
+from tests.integrations.detectors.test_detector import DETECTORS as installed  # noqa: E402
 
 WITH_ENCODER = ("deformable_detr", "deformable_detr two-stage")
 DETECTORS = [name for name in installed if name != "pp_doclayout_v2"] + ["rt_detr_v2 discrete"]

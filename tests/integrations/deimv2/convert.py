@@ -2,7 +2,8 @@
 
     python -m tests.integrations.deimv2.convert ONNX OUT_FOLDER
 
-The folder is one that ``AutoModelForObjectDetection`` and ``AutoImageProcessor`` read. It also holds the anchors, in
+The folder is one that ``AutoModelForObjectDetection`` and ``AutoImageProcessor`` read, and whose configuration has our
+commands compute as the authors' code does. It also holds the anchors, in
 ``anchors.safetensors``, which `read_folder` hands to the repairs.
 """
 
@@ -17,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from msdeform.common.files import atomic_folder
+from msdeform.integrations.detectors.deimv2 import FIELD
 from tests.integrations.deimv2.coco_names import COCO_NAMES
 from tests.integrations.deimv2.published import Published, Weights, read_published
 from tests.integrations.deimv2.renaming import exported_name, renamed
@@ -69,6 +71,7 @@ def write_folder(path: Path, out: Path) -> None:
     with atomic_folder(out) as folder:
         # not model.save_pretrained: of the box head, which all layers share, it keeps one under a name that
         # from_pretrained (5.23) does not take it from, and the head is then random without a word
+        setattr(model.config, FIELD, True)
         model.config.save_pretrained(folder)
         state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         save_file(state, folder / "model.safetensors", metadata={"format": "pt"})

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from msdeform.integrations.detectors.deimv2 import query_positions_once, silu_in_box_heads, without_norm
+
 
 def repaired(model: nn.Module, anchors: Tensor, *, without: Collection[str] = ()) -> nn.Module:
     """The same model, which from now on computes what the original code does.
@@ -29,44 +31,6 @@ def repaired(model: nn.Module, anchors: Tensor, *, without: Collection[str] = ()
         if name not in without:
             repair(model, anchors)
     return model
-
-
-def _no_norm_before_the_encoders_heads(model: Any, anchors: Tensor) -> None:
-    """transformers puts a Linear and a LayerNorm there. A LayerNorm is no identity, whatever its weights."""
-    model.model.enc_output = nn.Identity()
-
-
-def _silu_in_the_box_heads(model: Any, anchors: Tensor) -> None:
-    """transformers has ReLU in the heads for boxes and in the one for their quality, the original SiLU."""
-    core, decoder = model.model, model.model.decoder
-    quality = (layer.reg_conf for layer in decoder.lqe_layers)
-    for head in (core.enc_bbox_head, decoder.pre_bbox_head, *decoder.bbox_embed, *model.bbox_embed, *quality):
-        head.act = nn.SiLU()
-
-
-class _FirstOutput:
-    """Hooks that repeat a module's first output as long as another module's forward pass lasts.
-
-    Hooks, because names of parameters then stay as they are; an object and not a closure, because a copy of the model
-    then has its own.
-    """
-
-    def __init__(self) -> None:
-        self.first: Tensor | None = None
-
-    def forget(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        self.first = None
-
-    def repeat(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        self.first = output if self.first is None else self.first
-        return self.first
-
-
-def _query_positions_once(model: Any, anchors: Tensor) -> None:
-    """transformers computes the queries' position embeddings anew from each layer's boxes, the original once."""
-    decoder, positions = model.model.decoder, _FirstOutput()
-    decoder.register_forward_pre_hook(positions.forget)
-    decoder.query_pos_head.register_forward_hook(positions.repeat)
 
 
 def _stored_anchors(model: Any, anchors: Tensor) -> None:
@@ -91,8 +55,8 @@ def _anchors(
 
 
 REPAIRS: dict[str, Callable[[Any, Tensor], None]] = {
-    "no norm before the encoder's heads": _no_norm_before_the_encoders_heads,
-    "SiLU in the box heads": _silu_in_the_box_heads,
-    "query positions once": _query_positions_once,
+    "no norm before the encoder's heads": lambda model, _: without_norm(model),
+    "SiLU in the box heads": lambda model, _: silu_in_box_heads(model),
+    "query positions once": lambda model, _: query_positions_once(model),
     "stored anchors": _stored_anchors,
 }

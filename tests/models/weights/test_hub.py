@@ -105,6 +105,7 @@ def test_a_repository_is_fetched_at_its_revision(tmp_path: Path, monkeypatch: py
         return str(tmp_path / file)
 
     monkeypatch.setattr(hub, "hf_hub_download", download)
+    monkeypatch.setattr(hub, "_no_answer", lambda: None)
     assert_same(DeformableDetr.from_pretrained("me/mine", revision="v1", attn_backend="reference"), model)
     files = ("config.json", "preprocessor_config.json", "model.safetensors")
     assert asked == [("me/mine", file, "v1") for file in files]
@@ -115,11 +116,13 @@ def test_without_a_network_one_sentence_says_what_to_do(monkeypatch: pytest.Monk
         raise LocalEntryNotFoundError("no connection\nand more")
 
     monkeypatch.setattr(hub, "hf_hub_download", fail)
+    monkeypatch.setattr(hub, "_no_answer", lambda: None)
     with pytest.raises(ConnectionError) as caught:
         msdeform.from_pretrained("me/mine")
     assert str(caught.value) == (
-        "me/mine is no local folder, and could not be had from the Hugging Face Hub (no connection); "
-        "name a folder with config.json and model.safetensors"
+        "me/mine is no local folder, and could not be had from the Hugging Face Hub (no connection); fetch "
+        "config.json, preprocessor_config.json and model.safetensors from https://huggingface.co/me/mine elsewhere, "
+        "put them into a folder, and name that"
     )
     for wrong in ("mine", "./mine", "/a/b", "a/b/c", "../mine", "mine/"):
         with pytest.raises(FileNotFoundError, match="expected a folder, a file or OWNER/NAME on the Hugging Face Hub"):

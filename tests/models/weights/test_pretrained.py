@@ -69,7 +69,7 @@ def test_without_a_network_one_sentence_says_what_to_do(name: str, elsewhere: Pa
     sentence = str(caught.value)
     assert re.fullmatch(
         rf"pretrained: the weights of {name} could not be downloaded from https://\S+ \(.*no route to host.*\); "
-        r"fetch that file elsewhere and name it: pretrained=PATH",
+        rf"fetch that file elsewhere, and put it at {elsewhere}/\S+, or name it: pretrained=PATH",
         sentence,
     )
     assert PUBLISHED[name].address in sentence

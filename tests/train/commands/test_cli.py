@@ -36,6 +36,8 @@ def test_help_lists_every_command_in_a_line_each() -> None:
         "plot",
         "convert",
         "export",
+        "data check",
+        "data convert",
         "data show",
         "data synth",
         "bench",
@@ -91,14 +93,13 @@ def test_every_command_is_where_it_is_said_to_be(name: str) -> None:
     [
         (["trian"], "unknown command 'trian'; did you mean train?"),
         (["synth"], "unknown command 'synth'; did you mean data synth?"),
-        (["data"], "'data' is followed by show or synth; got nothing after it"),
-        (["data", "snyth"], "'data' is followed by show or synth; got 'data snyth'"),
+        (["data"], "'data' is followed by show, check, convert or synth; got nothing after it"),
+        (["data", "snyth"], "'data' is followed by show, check, convert or synth; got 'data snyth'"),
         (["qqq"], "unknown command 'qqq'; msdeform --help lists the commands"),
         (
             ["bench", "comapre", "a"],
-            "'bench' is followed by accelerate or compare or cpu or cpu-code or dispatch or explain or exports or "
-            "first-call or instructions or model or render or roofline or seeds or startup or training; "
-            "got 'bench comapre'",
+            "'bench' is followed by accelerate, compare, cpu, cpu-code, dispatch, explain, exports, first-call, "
+            "instructions, model, render, roofline, seeds, startup or training; got 'bench comapre'",
         ),
     ],
 )
@@ -150,7 +151,7 @@ def test_a_misspelt_flag_is_answered_with_the_nearest(
             ["--attn-backend", "tritn"],
             "--attn-backend: expected auto, reference, cpu, triton or cuda, got 'tritn'; did you",
         ),
-        (["--batch-size", "0"], "--batch-size: expected at least 1, got 0"),
+        (["--batch-size", "-1"], "--batch-size: expected at least 1, or auto, got -1"),
         (["--eval"], "--eval: expected --resume CHECKPOINT beside it, to say what to evaluate"),
         (["--data", "nowhere"], "--data: expected a file or folder; nowhere does not exist"),
         (["--model", "deformable_detr_r5"], "--model: no model is called 'deformable_detr_r5'; did you mean deform"),

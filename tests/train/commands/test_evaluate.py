@@ -1,5 +1,6 @@
 """What a model finds in a data set, alone or shared out over processes, its losses there, and ``msdeform eval``."""
 
+import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,12 +15,14 @@ from msdeform.cli import main
 from msdeform.models.families.detector import Detector
 from msdeform.models.inference.image_size import Size
 from msdeform.models.layers.evaluation_mode import evaluating
-from msdeform.models.zoo import create_criterion, create_model
+from msdeform.models.weights.convert import convert
+from msdeform.models.zoo import create_criterion, create_model, load_model
+from msdeform.train.commands.options import EvalOptions
 from msdeform.train.config.options import TrainOptions
 from msdeform.train.data.dataset import Annotations, CocoDetection
 from msdeform.train.data.loader import evaluation_loader, to_device
 from msdeform.train.data.transforms import evaluation_transform
-from msdeform.train.engine.checkpoint import save_checkpoint
+from msdeform.train.engine.checkpoint import load_trained, save_checkpoint
 from msdeform.train.engine.distributed import ProcessGroup
 from msdeform.train.engine.run import evaluate
 from msdeform.train.engine.state import Training
@@ -255,6 +258,7 @@ def test_eval_prints_and_writes_all_numbers(
     assert main([*words, "--checkpoint", str(run), "--per-class", "--precision", "fp16", *files, *QUIET]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "deformable_detr_tiny at step 0, reference on cpu, 4 images"
+    assert lines.pop(1) == f"data: COCO in {shapes}: 4 validation images with 29 boxes, 3 classes"
     assert lines[1].split() == ["class", "boxes", "AP", "AP50", "AR100"]
     assert {line.split()[0] for line in lines[2:5]} == {"disc", "square", "triangle"}
     assert lines[5].startswith(" Average Precision  (AP) @[ IoU=0.50:0.95 | area=   all | maxDets=100 ] = ")
@@ -271,7 +275,7 @@ def test_eval_prints_and_writes_all_numbers(
         assert main([*words, *read]) == 0
         again = capsys.readouterr().out.splitlines()
         assert again[0] == f"{tmp_path / 'found.json'}: 120 detections, 4 images"
-        assert again[1:] == lines[5:17]
+        assert again[2:] == lines[5:19]
 
 
 def test_a_quick_look_says_so(run: Path, shapes: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -307,3 +311,98 @@ def test_what_eval_cannot_measure_is_told_in_one_sentence(
     with pytest.raises(SystemExit):
         main(["eval", "--data", str(shapes), "--results", str(tmp_path / "none.json")])
     assert "none.json does not exist" in capsys.readouterr().err
+
+
+@pytest.fixture
+def found(shapes: Path, tmp_path: Path) -> Path:
+    """A results file of detections in the four images, a little beside the objects, with falling scores."""
+    content = json.loads((shapes / "annotations" / "instances_val2017.json").read_text())
+    results = [
+        {
+            "image_id": one["image_id"],
+            "category_id": one["category_id"],
+            "bbox": [one["bbox"][0] + 1, *one["bbox"][1:]],
+            "score": 0.9 - 0.01 * number,
+        }
+        for number, one in enumerate(content["annotations"])
+    ]
+    (tmp_path / "good.json").write_text(json.dumps(results))
+    return tmp_path / "good.json"
+
+
+def test_two_are_compared_on_the_same_images(
+    run: Path, found: Path, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["eval", "--data", str(shapes), "--compare"]
+    assert main([*words, str(run), str(found), "--json", str(tmp_path / "both.json"), *QUIET]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[4:6] == [f"A: {run}", f"B: {found}"]
+    assert lines[-2].startswith("B is better by 0.")
+    whole = json.loads((tmp_path / "both.json").read_text())
+    assert whole["verdict"] == lines[-2]
+    assert whole["metrics"]["AP"]["change"] > 0.5
+    assert [kind["name"] for kind in whole["classes"]] == ["disc", "square", "triangle"]
+    assert (whole["A"]["checkpoint"], whole["B"]["results"]) == (str(run), str(found))
+    assert main([*words, str(found), str(found)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("no difference can be told: B - A is +0.000 AP")
+
+
+def test_the_report_and_all_that_is_printed(
+    found: Path, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["eval", "--data", str(shapes), "--results", str(found), "--per-class", "--no-progress", "--worst", "2"]
+    assert main([*words, "--report", str(tmp_path / "report.html"), "--json", str(tmp_path / "all.json")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == f"report: {tmp_path / 'report.html'}"
+    assert sum(line.startswith("95% intervals over images: AP 0.") for line in lines) == 1
+    assert "confused  badly placed  duplicate" in "\n".join(lines)
+    whole = json.loads((tmp_path / "all.json").read_text())
+    assert whole["thresholds"]["overall"]["f1"] == 1
+    assert whole["worst_images"] == []
+    assert (tmp_path / "report.html").read_text().startswith("<!doctype html>")
+
+
+def test_thresholds_are_written_where_predict_finds_them(
+    run: Path, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run / "config.yaml").write_text("")
+    ours = tmp_path / "ours"
+    load_model(run).save_pretrained(ours)
+    assert load_model(run).thresholds is load_model(ours).thresholds is None
+    words = ["eval", "--data", str(shapes), "--image-size", "64", "--save-thresholds", *QUIET, "--json"]
+    for path in (run, ours):
+        before = load_model(path).state_dict()
+        assert main([*words, str(tmp_path / "all.json"), "--checkpoint", str(path)]) == 0
+        told = json.loads((tmp_path / "all.json").read_text())["thresholds"]["by_class"]
+        after = load_model(path)
+        assert after.thresholds == list(told.values())
+        assert all(torch.equal(tensor, before[name]) for name, tensor in after.state_dict().items())
+        assert after.categories == ["disc", "square", "triangle"]
+        assert f"thresholds: {path}" in capsys.readouterr().out
+    assert load_trained(run, CPU).step == 0
+    convert(ours, tmp_path / "official.pth", "official")
+    for path, more, sentence in (
+        (
+            tmp_path / "official.pth",
+            (),
+            "--save-thresholds: expected a run's checkpoint or a folder that msdeform convert",
+        ),
+        (ours, ("--limit", "1"), "--save-thresholds: expected all images, got --limit 1"),
+    ):
+        with contextlib.suppress(SystemExit):
+            main(["eval", "--data", str(shapes), "--checkpoint", str(path), "--save-thresholds", *more, *QUIET])
+        assert sentence in capsys.readouterr().err
+
+
+def test_what_compare_and_save_thresholds_go_with() -> None:
+    here = Path("x")
+    for given, sentence in (
+        ({}, "checkpoint: expected --checkpoint PATH, or --results FILE, or --compare A B, and only one"),
+        ({"checkpoint": here, "compare": (here, here)}, "checkpoint: expected"),
+        ({"compare": (here,)}, "compare: expected two, A and B, got 1"),
+        ({"compare": (here, here), "report": here}, "report: expected --checkpoint with it, got --compare"),
+        ({"results": here, "save_thresholds": True}, "save_thresholds: expected a --checkpoint"),
+        ({"results": here, "worst": -1}, "worst: expected at least 0, got -1"),
+    ):
+        with pytest.raises(ValueError, match=f"^{sentence}"):
+            EvalOptions(**given)

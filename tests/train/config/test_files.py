@@ -105,7 +105,7 @@ def test_the_home_folder_is_written_out(write: Write, monkeypatch: pytest.Monkey
         ("ema: often", "ema: expected a number, got 'often'"),
         ("epochs: 1.5", "epochs: expected a whole number, got 1.5"),
         ("epochs: .inf", "epochs: expected a whole number, got inf"),
-        ("augment: all", "augment: expected official, flip or none, got 'all'"),
+        ("augment: all", "augment: expected official, light, turns, strong, flip, none or a .yaml file, got 'all'"),
         ("compile: 1", "compile: expected true or false, got 1"),
         ("data: 3", "data: expected text, got 3"),
         ("model: 3", "model: expected text, got 3"),

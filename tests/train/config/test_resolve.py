@@ -226,8 +226,8 @@ def test_the_slurm_file_asks_for_a_signal_and_for_requeueing() -> None:
 def test_the_manual_names_every_flag_and_no_other() -> None:
     manual = (ROOT / "docs" / "training.md").read_text().split("| official | here |")[0]
     named = {flag.replace("-", "_") for flag in re.findall(r"(?<![\w-])--([a-z][a-z-]+)", manual)}
-    # of msdeform data show and eval, and of torchrun, srun and sbatch
-    others = {"gaussian", "sigma", "results"}
+    # of msdeform data show, eval and convert, and of torchrun, srun and sbatch
+    others = {"gaussian", "sigma", "results", "to"}
     others |= {"help", "nproc_per_node", "ntasks_per_node", "gpus_per_node", "nodes", "time"}
     assert named - others - OPTIONS.keys() == {"no_tensorboard", "no_progress"}
     assert OPTIONS.keys() - named == {"tensorboard", "progress"}

@@ -1,14 +1,21 @@
 """Which files --data stands for, and Pascal VOC read as COCO."""
 
+import json
+import re
 import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
-from msdeform.train.config.options import Input, Source
+from msdeform.train.config.options import Input, Loading, Source
 from msdeform.train.data.annotations import Annotations, Category
-from msdeform.train.data.loader import validation_data
+from msdeform.train.data.dataset import data_line
+from msdeform.train.data.loader import training_data, validation_data
+from msdeform.train.data.voc import VocObject, voc_annotation
+from msdeform.train.data.yolo import yolo_line
 
 OBJECT = (
     "<object><name>{name}</name><difficult>{difficult}</difficult><bndbox>"
@@ -82,3 +89,226 @@ def test_an_unknown_layout_is_told_with_what_was_found(tmp_path: Path) -> None:
     (tmp_path / "pictures").mkdir()
     with pytest.raises(FileNotFoundError, match="^data: expected the layout of COCO .* Pascal VOC.*.*holds pictures"):
         Source(data=tmp_path).split("train")
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Ten photographs in images/; number 3 has two boxes, the others one."""
+    (tmp_path / "images").mkdir()
+    for row in range(10):
+        Image.new("RGB", (40, 30), (row, 0, 0)).save(tmp_path / "images" / f"{row}.jpg")
+    return tmp_path
+
+
+BOXES = {row: [(0, (2.5, 3, 20, 10))] + [(1, (0, 0, 40, 30))] * (row == 3) for row in range(10)}
+NAMES = ["cat", "dog"]
+
+
+def add_voc(folder: Path, rows: Sequence[int] = range(10)) -> None:
+    folder.mkdir(exist_ok=True)
+    for row in rows:
+        objects = [VocObject(NAMES[label], box) for label, box in BOXES[row]]
+        (folder / f"{row}.xml").write_bytes(voc_annotation(f"{row}.jpg", (30, 40), objects))
+
+
+def add_yolo(folder: Path, classes: Path, rows: Sequence[int] = range(10)) -> None:
+    folder.mkdir(exist_ok=True)
+    classes.write_text("".join(f"{name}\n" for name in NAMES))
+    for row in rows:
+        (folder / f"{row}.txt").write_text("\n".join(yolo_line(label, box, (30, 40)) for label, box in BOXES[row]))
+
+
+def add_coco(file: Path, folder: str = "") -> None:
+    file.parent.mkdir(exist_ok=True)
+    boxes = [(row, label, box) for row in range(10) for label, box in BOXES[row]]
+    content = {
+        "images": [{"id": row, "file_name": f"{folder}{row}.jpg", "width": 40, "height": 30} for row in range(10)],
+        "categories": [{"id": label, "name": name} for label, name in enumerate(NAMES)],
+        "annotations": [
+            {
+                "id": number,
+                "image_id": row,
+                "category_id": label,
+                "bbox": [box[0], box[1], box[2] - box[0], box[3] - box[1]],
+            }
+            for number, (row, label, box) in enumerate(boxes, 1)
+        ],
+    }
+    file.write_text(json.dumps(content))
+
+
+def move_images_up(photos: Path) -> None:
+    for file in (photos / "images").iterdir():
+        file.rename(photos / file.name)
+    (photos / "images").rmdir()
+
+
+@pytest.mark.parametrize(
+    ("kind", "beside", "add"),
+    [
+        ("voc", False, lambda folder: add_voc(folder / "annotations")),
+        ("voc", False, lambda folder: add_voc(folder / "images")),
+        ("voc", True, add_voc),
+        ("voc", True, lambda folder: add_voc(folder / "Annotations")),
+        ("yolo", False, lambda folder: add_yolo(folder / "labels", folder / "classes.txt")),
+        ("yolo", False, lambda folder: add_yolo(folder / "labels", folder / "labels" / "classes.txt")),
+        ("yolo", False, lambda folder: add_yolo(folder / "images", folder / "images" / "classes.txt")),
+        ("yolo", True, lambda folder: add_yolo(folder, folder / "classes.txt")),
+        ("coco", False, lambda folder: add_coco(folder / "result.json", "images/")),
+        ("coco", False, lambda folder: add_coco(folder / "annotations.json")),
+        ("coco", False, lambda folder: add_coco(folder / "annotations" / "anything.json")),
+        ("coco", True, lambda folder: add_coco(folder / "annotations.json")),
+    ],
+)
+def test_one_set_of_images_is_recognised_and_divided(
+    photos: Path, kind: str, beside: bool, add: Callable[[Path], None]
+) -> None:
+    if beside:
+        move_images_up(photos)
+    add(photos)
+    if kind == "voc" and not beside and (photos / "images" / "1.xml").is_file():
+        photos = photos / "images"  # the folder that an annotation tool was pointed at
+    with pytest.raises(ValueError, match=r"one set of images .* not divided .*: --val-share 0\.2 holds out a fifth"):
+        Source(data=photos).split("train")
+    source = Source(data=photos, val_share=0.2)
+    train, val = training_data(source, Input(), Loading(), 0), validation_data(source, Input(), None)
+    assert (len(train), len(val)) == (8, 2)
+    assert train.annotations.format == val.annotations.format == kind
+    named = [Path(image.name).name for data in (train, val) for image in data.annotations.images]
+    assert sorted(named) == [f"{row}.jpg" for row in range(10)]
+    assert [category.name for category in val.annotations.categories] == NAMES
+    boxes = np.concatenate([train.annotations.boxes, val.annotations.boxes]).tolist()
+    assert sorted(boxes) == [[0, 0, 40, 30]] + [[2.5, 3, 20, 10]] * 10
+    # a class of one image is there to be trained on
+    assert train.annotations.labels.tolist().count(1) == 1
+    line = data_line(photos, train, val)
+    assert line.endswith(f"in {photos}: 8 training images with 9 boxes, 2 validation images with 2 boxes, 2 classes")
+    again = validation_data(Source(data=photos, val_share=0.2), Input(), None)
+    assert again.image_ids == val.image_ids
+
+
+def test_splits_in_folders_of_xml_files_are_recognised(photos: Path) -> None:
+    for split, rows in (("train", range(7)), ("valid", range(7, 10))):
+        add_voc(photos / split, rows)
+        for row in rows:
+            (photos / "images" / f"{row}.jpg").rename(photos / split / f"{row}.jpg")
+    assert len(training_data(Source(data=photos), Input(), Loading(), 0)) == 7
+    assert len(validation_data(Source(data=photos), Input(), None)) == 3
+
+
+def test_splits_in_folders_of_labels_need_no_description(photos: Path) -> None:
+    for split, rows in (("train", range(7)), ("val", range(7, 10))):
+        (photos / "labels").mkdir(exist_ok=True)
+        add_yolo(photos / "labels" / split, photos / "classes.txt", rows)
+        (photos / "images" / split).mkdir()
+        for row in rows:
+            (photos / "images" / f"{row}.jpg").rename(photos / "images" / split / f"{row}.jpg")
+    assert len(training_data(Source(data=photos), Input(), Loading(), 0)) == 7
+    assert len(validation_data(Source(data=photos), Input(), None)) == 3
+    with pytest.raises(ValueError, match=r"val_share: expected none, as .* is divided already \(classes\.txt\)"):
+        Source(data=photos, val_share=0.2).split("train")
+
+
+def test_one_split_alone_is_divided_on_request(shapes: Path, tmp_path: Path) -> None:
+    shutil.copytree(shapes / "train2017", tmp_path / "train")
+    truth = shapes / "annotations" / "instances_train2017.json"
+    shutil.copy(truth, tmp_path / "train" / "_annotations.coco.json")
+    with pytest.raises(ValueError, match=r"has no val images, .*; --val-share 0\.2 holds out a fifth"):
+        Source(data=tmp_path).split("val")
+    by_folder = Source(data=tmp_path, val_share=0.25)
+    named = Source(train_images=shapes / "train2017", train_annotations=truth, val_share=0.25)
+    assert len(validation_data(by_folder, Input(), None)) == 2
+    assert validation_data(named, Input(), None).image_ids == validation_data(by_folder, Input(), None).image_ids
+    with pytest.raises(ValueError, match="val_share: expected none beside --val-images"):
+        Source(data=tmp_path, val_images=shapes / "val2017", val_share=0.25).split("val")
+    # an evaluation takes the share of the run, of the same data alone
+    assert Source(data=tmp_path).divided_as(by_folder) == by_folder
+    assert Source(data=tmp_path, val_share=1.0).divided_as(by_folder).val_share == 1
+    assert Source(data=shapes).divided_as(by_folder).val_share is None
+
+
+def test_several_formats_are_told_and_one_can_be_named(photos: Path) -> None:
+    add_voc(photos / "annotations", range(9))
+    add_yolo(photos / "labels", photos / "classes.txt")
+    with pytest.raises(
+        ValueError,
+        match=r"holds Pascal VOC \(annotations/\*\.xml\) and YOLO \(classes\.txt\); name .* --data-format voc or yolo",
+    ):
+        Source(data=photos, val_share=0.2).split("train")
+    for name in ("voc", "yolo"):
+        source = Source(data=photos, val_share=0.2, data_format=name)
+        assert validation_data(source, Input(), None).annotations.format == name
+    with pytest.raises(ValueError, match=r"data_format: expected the format of .*, which is Pascal VOC .*, got coco"):
+        Source(data=photos, data_format="coco").split("train")
+    (photos / "one.json").write_text('{"images": [], "annotations": [], "categories": []}')
+    (photos / "two.json").write_text('{"images": [], "annotations": [], "categories": []}')
+    with pytest.raises(ValueError, match=r"expected one COCO file .*, found one\.json, two\.json"):
+        Source(data=photos).split("train")
+
+
+def test_labels_without_names_of_classes_and_of_absent_images_are_told(photos: Path) -> None:
+    add_yolo(photos / "labels", photos / "classes.txt")
+    (photos / "images" / "4.jpg").unlink()
+    source = Source(data=photos, val_share=0.2)
+    with pytest.raises(ValueError, match=r"labels/4\.txt labels an image that does not exist; so do 0 others"):
+        validation_data(source, Input(), None)
+    kept = validation_data(source, Input(bad_data="skip"), None)
+    assert kept.annotations.dropped.wrong == [f"{photos / 'labels' / '4.txt'} labels an image that does not exist"]
+    (photos / "classes.txt").unlink()
+    with pytest.raises(ValueError, match=r"holds YOLO labels, but not the names of their classes: expected classes"):
+        source.split("train")
+
+
+def test_a_photograph_without_its_xml_is_passed_over_and_an_xml_without_its_photograph_told(photos: Path) -> None:
+    add_voc(photos / "annotations", range(9))
+    source = Source(data=photos, val_share=0.2)
+    assert len(training_data(source, Input(), Loading(), 0)) == 7
+    (photos / "images" / "0.jpg").unlink()
+    every = Source(data=photos, val_share=1.0)
+    with pytest.raises(FileNotFoundError, match=r"images/0\.jpg does not exist, but .*annotations lists it"):
+        validation_data(every, Input(), None)
+
+
+def test_a_click_is_no_box(voc: Path) -> None:
+    file = voc / "Annotations" / "b.xml"
+    file.write_text(file.read_text().replace("<xmin>1<", "<xmin>9<", 2).replace("<xmax>20<", "<xmax>9<"))
+    file.write_text(file.read_text().replace("<ymin>3<", "<ymin>10<"))
+    add = OBJECT.format(name="dog", difficult=0, right=30)
+    file.write_text(file.read_text().replace("</annotation>", f"{add}</annotation>"))
+    data = validation_data(Source(data=voc), Input(), None)
+    assert data.annotations.boxes.tolist() == [[0, 2, 30, 10]]
+    assert "left out 1 box with no area inside the image (in b.jpg)" in data.annotations.dropped.sentences()[-1]
+    # nor is it counted as missed, nor called a crowd
+    assert [one["bbox"] for one in data.annotations.ground_truth()["annotations"]] == [[0, 2, 30, 8]]
+
+
+def test_bad_files_of_voc_are_left_out_on_request(voc: Path) -> None:
+    file = voc / "Annotations" / "a.xml"
+    whole = file.read_text()
+    file.write_text(whole.replace("<xmax>20</xmax>", "<xmax>0</xmax>"))
+    source, skip = Source(data=voc), Input(bad_data="skip")
+    read = Annotations.load(source.split("train")[1], bad_data="skip")
+    assert len(read.images) == 1
+    assert re.search(r"a\.xml: expected xmin <= xmax .* \(image 1\)$", read.dropped.wrong[0])
+    for wrong in (whole[:40], whole.replace("<width>40</width>", "")):
+        file.write_text(wrong)
+        with pytest.raises(ValueError, match=r"train has no images"):
+            training_data(source, skip, Loading(), 0)
+    file.unlink()
+    with pytest.raises(FileNotFoundError, match=r"a\.xml does not exist, but .*train\.txt lists it"):
+        training_data(source, Input(), Loading(), 0)
+    assert len(validation_data(source, skip, None)) == 1
+
+
+def test_bccd_is_trained_on_without_its_two_boxes_that_are_points(bccd: Path) -> None:
+    train = training_data(Source(data=bccd), Input(), Loading(), 0)
+    val = validation_data(Source(data=bccd), Input(), None)
+    assert data_line(bccd, train, val) == (
+        f"data: Pascal VOC in {bccd}: 205 training images with 2,804 boxes, 87 validation images with 1,137 boxes, "
+        "3 classes"
+    )
+    sentences = [*train.sentences(), *val.sentences()]
+    assert sentences == [
+        "train.txt: left out 1 box with no area inside the image (in BloodImage_00343.jpg)",
+        "val.txt: left out 1 box with no area inside the image (in BloodImage_00338.jpg)",
+    ]

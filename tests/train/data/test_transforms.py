@@ -4,7 +4,7 @@ import pytest
 import torch
 from torchvision import tv_tensors
 
-from msdeform.models.inference.image_size import Size
+from msdeform.models.inference.image_size import ExactSize, Size
 from msdeform.train.data.dataset import Sample
 from msdeform.train.data.transforms import RandomSizes, evaluation_transform, flip, resize, training_transform
 
@@ -77,3 +77,18 @@ def test_transforms_end_in_normalised_boxes_of_what_is_left() -> None:
         assert type(image) is torch.Tensor
         assert type(target["boxes"]) is torch.Tensor
         torch.testing.assert_close(target["boxes"], torch.tensor([[0.5, 0.5, 0.5, 0.5]]))
+
+
+@pytest.mark.parametrize("augment", ["official", "flip", "none"])
+def test_squares_are_stretched_to(augment: str) -> None:
+    transform, lost = training_transform(augment, ExactSize(48, 48)), 0
+    for seed in range(8):
+        torch.manual_seed(seed)
+        image, target = transform(*painted(60, 90, (40, 20, 70, 50)))
+        assert image.shape == (3, 48, 48)
+        lost += not len(target["boxes"])
+        for x, y, width, height in target["boxes"].tolist():
+            lit = (image[0] > 127).nonzero()
+            top, left = lit.amin(0).tolist()
+            assert (left / 48, top / 48) == pytest.approx((x - width / 2, y - height / 2), abs=0.05)
+    assert lost < 8

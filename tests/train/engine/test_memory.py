@@ -11,9 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from msdeform.train.config.options import Source, TrainOptions
+from msdeform.train.config.options import AUTO, Source, TrainOptions
+from msdeform.train.config.resolve import resolve, take_settings
 from msdeform.train.engine import memory
-from msdeform.train.engine.memory import Estimate, dry_run
+from msdeform.train.engine.memory import Estimate, dry_run, settle_batch_size
 from msdeform.train.engine.run import train
 from msdeform.train.engine.state import Training
 from msdeform.train.monitor.run_log import read_log
@@ -190,3 +191,96 @@ def test_a_container_has_the_room_that_it_may_have(monkeypatch: pytest.MonkeyPat
     assert memory._room(torch.device("cpu")) == 2**30 + 2**20
     monkeypatch.setattr(memory, "process_memory", dict)
     assert memory._room(torch.device("cpu")) == 0  # not told here: nothing is refused
+
+
+def test_augmentations_that_crop_or_turn_are_tried_at_any_shape(changed: Change, tmp_path: Path) -> None:
+    source = write_images(tmp_path / "data", [(60, 120), (64, 128)])
+    for augment, largest in (("light", (64, 128)), ("turns", (128, 128)), ("official", (128, 128))):
+        options = at(changed(image_size=128, augment=augment), source)
+        assert dry_run(Training(options), 1).largest == largest
+
+
+SIZES = [1, 2, 3, 4, 6, 8, 16]  # of 16 images, in 16, 8, 6, 4, 3, 2 and 1 passes
+
+
+@pytest.mark.parametrize("most", [*SIZES, 5, 7, 100])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_largest_batch_that_fits_is_found(
+    changed: Change, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, most: int
+) -> None:
+    source = write_images(tmp_path / "data", [(64, 48)] * 20)
+    training = Training(at(changed(total_batch_size=16, batch_size=AUTO), source))
+    training.device = torch.device(device)
+    tried: list[int] = []
+
+    def taken(_: Training, count: int) -> float:
+        tried.append(count)
+        return count * GIB
+
+    share = memory._FULL_HOST if device == "cpu" else memory._FULL
+    monkeypatch.setattr(memory, "_taken", taken)
+    monkeypatch.setattr(memory, "_room", lambda _: int((most + 0.5) * GIB / share))
+    line = settle_batch_size(training)
+    number = max(size for size in SIZES if size <= most)
+    assert training.options.batch.batch_size == number
+    assert line is not None
+    assert f"{number} image{'s' * (number > 1)} at a time on {device}, about {number}.0 of " in line
+    assert tried == [1, 2] if device == "cpu" else len(tried) <= 3
+    assert settle_batch_size(training) is None  # found already
+
+
+def test_processes_take_what_fits_in_all_of_them(changed: Change, monkeypatch: pytest.MonkeyPatch) -> None:
+    training = Training(changed(total_batch_size=8, batch_size=AUTO))
+    monkeypatch.setattr(memory, "_taken", lambda *_: 1.0)
+    for other, number in ((3, 3), (16, 8)):
+        training.options = changed(total_batch_size=8, batch_size=AUTO)
+        monkeypatch.setattr(training.group, "gather", lambda mine, other=other: [mine, other])
+        settle_batch_size(training)
+        assert training.options.batch.batch_size == number
+    # one where nothing fits ends all
+    training.options = changed(batch_size=AUTO)
+    monkeypatch.setattr(training.group, "gather", lambda mine: [mine, 0])
+    with pytest.raises(ValueError, match="^batch-size: one image of 64x64 does not fit on cpu"):
+        settle_batch_size(training)
+
+
+def test_an_image_that_does_not_fit_at_all_is_told(changed: Change, monkeypatch: pytest.MonkeyPatch) -> None:
+    training = Training(changed(batch_size=AUTO))
+    training.device = torch.device("cuda")
+    monkeypatch.setattr(memory, "_taken", lambda *_: float("inf"))
+    monkeypatch.setattr(memory, "_room", lambda _: GIB)
+    with pytest.raises(ValueError, match="^batch-size: one image of 64x64 does not fit on cuda, .* fill 0.9 GiB; try"):
+        settle_batch_size(training)
+    monkeypatch.setattr(memory, "_room", lambda _: 0)
+    with pytest.raises(ValueError, match="^batch-size: auto needs to know the memory of cuda, .* give a number"):
+        settle_batch_size(training)
+
+
+def test_what_more_images_take_on_a_cpu_is_estimated_well(changed: Change, tmp_path: Path) -> None:
+    source = write_images(tmp_path / "data", [(256, 256)] * 8)
+    training = Training(at(changed(image_size=256, augment="none", total_batch_size=8), source))
+    memory._taken(training, 8)  # what it leaves behind must not count
+    one, two, eight = (memory._taken(training, count) for count in (1, 2, 8))
+    assert one < two < eight
+    assert one + 7 * (two - one) == pytest.approx(eight, rel=0.25)
+
+
+def test_a_run_finds_its_batch_size_and_keeps_it(changed: Change, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = changed(batch_size=AUTO, total_batch_size=4, max_steps=1, tensorboard=False)
+    out = train(options)
+    assert "batch_size: 4" in (out / "config.yaml").read_text()
+    (start, *_) = read_log(out / "log.jsonl")
+    assert start["options"]["batch"]["batch_size"] == 4
+    # going on, also by the same command line, takes what was found, whatever there is room for by now
+    monkeypatch.setattr(memory, "_taken", lambda *_: pytest.fail("searched again"))
+    train(changed(options, max_steps=2, resume=out))
+    resumed = next(event for event in read_log(out / "log.jsonl") if event["event"] == "resume")
+    assert resumed["options"]["batch"]["batch_size"] == 4
+
+
+def test_the_word_auto_asks_for_it() -> None:
+    assert resolve(["--batch-size", "auto"]).batch.batch_size == AUTO
+    assert take_settings({"batch_size": "auto"}, "finetune") == {"batch_size": AUTO}
+    for word in ("most", "-1", "1.5"):
+        with pytest.raises(SystemExit):
+            resolve(["--batch-size", word])

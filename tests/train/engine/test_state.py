@@ -24,7 +24,7 @@ Change = Callable[..., TrainOptions]
 
 def losses_of(folder: Path) -> dict[int, dict[str, float]]:
     """Every loss term of every step; of a step that was done again after resuming, the last."""
-    ignored = ("event", "time", "images_per_s", "step_s", "data_s", "memory_mb")
+    ignored = ("event", "time", "images_per_s", "step_s", "data_s", "memory_mb", "left_s")
     events = [event for event in read_log(folder / "log.jsonl") if event["event"] == "step"]
     return {event["step"]: {k: v for k, v in event.items() if k not in ignored} for event in events}
 

@@ -82,9 +82,15 @@ def test_every_outcome_by_hand(by_hand: tuple[Annotations, np.ndarray]) -> None:
     }
     ones = dict.fromkeys(("found", "missed", "confused", "badly placed", "duplicate"), 1)
     none = dict.fromkeys(("found", *ERRORS), 0)
+    why = [
+        "1 cat missed",
+        "1 dog detected as cat (score 0.70)",
+        "1 cat badly placed (IoU 0.33)",
+        "1 cat detected again (score 0.80)",
+    ]
     assert worst_images(matches, found, 20) == [
-        {"image_id": 7, "file_name": "7.png", "errors": 4, **none, **ones},
-        {"image_id": 8, "file_name": "8.png", "errors": 1, **none, "false": 1},
+        {"image_id": 7, "file_name": "7.png", "errors": 4, **none, **ones, "why": why},
+        {"image_id": 8, "file_name": "8.png", "errors": 1, **none, "false": 1, "why": ["1 false dog (score 0.40)"]},
     ]
     assert len(worst_images(matches, found, 1)) == 1
     # the missed one is found at a lower score of its class alone

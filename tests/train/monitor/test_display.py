@@ -55,6 +55,30 @@ def test_the_time_left_counts_pauses_but_not_the_first_step(capsys: pytest.Captu
     assert capsys.readouterr().err.splitlines()[-1].endswith("ETA 0:08:54")
 
 
+def test_the_time_left_has_the_evaluations_as_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    clock = Clock()
+    lines = Display(0, 100, clock=clock, evaluations=lambda step: (100 - step) // 10 + 1)
+
+    def left(step: int) -> str:
+        lines._due = 0  # a line of every step
+        lines.step(step, "1/1", LOSSES, 1.0)
+        return capsys.readouterr().err.strip().partition("ETA ")[2]
+
+    assert left(1) == "-"
+    clock.now = 50.0
+    lines.expect(2.0)
+    assert left(1) == "0:03:18 + evaluations"  # as estimated
+    clock.now = 59.0
+    assert left(10) == "0:09:50 + evaluations"  # of 59 / 9 s a step
+    lines.evaluated(30.0)
+    clock.now += 31.0
+    # 60 s of 10 steps, and 9 evaluations
+    assert left(11) == "0:13:24"
+    lines.evaluated(10.0)
+    clock.now += 10.0
+    assert left(11) == "0:11:54"
+
+
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True

@@ -5,8 +5,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from msdeform.explain.ablation.resampling import METRICS, changes, resample, weighted_metrics
-from msdeform.train.evaluation.coco_metrics import Engine, coco_metrics
+from msdeform.train.evaluation.coco_metrics import Engine, coco_metrics, evaluate_boxes
+from msdeform.train.evaluation.resampling import (
+    METRICS,
+    changes,
+    interval,
+    mean_metrics,
+    resample,
+    weighted_metrics,
+    weighted_precisions,
+)
 
 IMAGES = 30
 IDS = [7 * number + 3 for number in range(IMAGES)]
@@ -135,3 +143,22 @@ def test_a_model_that_finds_nothing_has_an_ap_of_zero() -> None:
     truth, rows = made()
     found = weighted_metrics(truth, rows[:0], IDS, resample(IMAGES, 5))
     assert found["AP"][0] == found["AP_S"][0] == 0
+
+
+@pytest.mark.parametrize("engine", ["faster", "pycocotools"])
+def test_every_class_has_the_ap_that_coco_gives_it(engine: Engine) -> None:
+    truth, rows = made(seed=2)
+    precisions = weighted_precisions(truth, rows, IDS, np.ones((1, IMAGES)))
+    evaluation = evaluate_boxes(truth, rows, IDS, engine)
+    for kind, of_class in zip(evaluation.classes, precisions, strict=True):
+        found = mean_metrics(of_class[None])
+        for name in METRICS:
+            expected = getattr(kind, name)
+            assert found[name][0] == pytest.approx(np.nan if expected is None else expected, abs=1e-12, nan_ok=True)
+
+
+def test_an_interval_is_of_the_resamples_alone() -> None:
+    values = np.array([0.9, *np.linspace(0, 1, 201), np.nan])
+    assert interval(values) == pytest.approx({"value": 0.9, "low": 0.025, "high": 0.975})
+    assert interval(np.array([np.nan, 0.5])) == {"value": None, "low": None, "high": None}
+    assert interval(np.array([0.5, np.nan])) == {"value": 0.5, "low": None, "high": None}

@@ -19,12 +19,35 @@ METRICS = ("AP", "AP50", "AP_S", "AP_M", "AP_L")
 Change = dict[str, float | None]
 """A metric ``before`` and ``after``, the ``change``, and the ``low`` and ``high`` end of its 95% interval; None where
 nothing of that size is annotated."""
+Interval = dict[str, float | None]
+"""A metric's ``value``, and the ``low`` and ``high`` end of its 95% interval; None where nothing is annotated."""
+SAMPLES = 1000
 
 
 def weighted_metrics(
     truth: dict[str, Any], rows: np.ndarray, image_ids: Sequence[int], weights: np.ndarray
 ) -> dict[str, np.ndarray]:
     """AP, AP50, AP_S, AP_M and AP_L (B,), for B weightings of the images; NaN where nothing is annotated.
+
+    Arguments are those of `weighted_precisions`.
+    """
+    return mean_metrics(weighted_precisions(truth, rows, image_ids, weights))
+
+
+def mean_metrics(precisions: np.ndarray) -> dict[str, np.ndarray]:
+    """AP, AP50, AP_S, AP_M and AP_L (B,) of what `weighted_precisions` returned."""
+    means = np.ma.masked_invalid(precisions).mean((0, 2)).filled(np.nan)
+    at_half = np.ma.masked_invalid(precisions[:, 0, 0]).mean(0).filled(np.nan)
+    return {"AP": means[0], "AP50": at_half, "AP_S": means[1], "AP_M": means[2], "AP_L": means[3]}
+
+
+def weighted_precisions(
+    truth: dict[str, Any], rows: np.ndarray, image_ids: Sequence[int], weights: np.ndarray
+) -> np.ndarray:
+    """Precision averaged over 101 recalls, (K classes, 4 areas, T thresholds, B), for B weightings of the images.
+
+    Classes are in the order of their ids, areas all, small, medium and large. NaN where nothing is annotated; a class
+    without boxes in a resample has no AP there.
 
     Args:
         truth: COCO's content, with ids and areas, as `Annotations.ground_truth` makes it.
@@ -41,11 +64,7 @@ def weighted_metrics(
         evaluator.evaluate()
     sizes = len(evaluator.params.areaRng)
     matches = np.array(evaluator.evalImgs, dtype=object).reshape(-1, sizes, weights.shape[1])
-    # classes, areas, thresholds, weightings; a class without boxes in a resample has no AP there
-    found = np.array([[_precisions(one, evaluator.params, weights) for one in of_class] for of_class in matches])
-    means = np.ma.masked_invalid(found).mean((0, 2)).filled(np.nan)
-    at_half = np.ma.masked_invalid(found[:, 0, 0]).mean(0).filled(np.nan)
-    return {"AP": means[0], "AP50": at_half, "AP_S": means[1], "AP_M": means[2], "AP_L": means[3]}
+    return np.array([[_precisions(one, evaluator.params, weights) for one in of_class] for of_class in matches])
 
 
 def _precisions(matches: np.ndarray, params: Any, weights: np.ndarray) -> np.ndarray:
@@ -91,20 +110,27 @@ def resample(images: int, samples: int, seed: int = 0) -> np.ndarray:
     return np.concatenate([np.ones((1, images)), drawn])
 
 
+def interval(values: np.ndarray) -> Interval:
+    """Of a metric (B,) of the data set as it is, then of its resamples: percentiles 2.5 and 97.5 of those."""
+    if np.isnan(values[0]):
+        return {"value": None, "low": None, "high": None}
+    drawn = values[1:][~np.isnan(values[1:])]
+    low, high = np.percentile(drawn, [2.5, 97.5]).tolist() if len(drawn) else (None, None)
+    return {"value": float(values[0]), "low": low, "high": high}
+
+
 def changes(before: dict[str, np.ndarray], after: dict[str, np.ndarray]) -> dict[str, Change]:
     """The change of every metric with its paired bootstrap interval: both are measured on the same resamples.
 
     Arguments are of `weighted_metrics` for the data set as it is, then the resamples; the interval lies between the
     2.5th and the 97.5th percentile of theirs.
     """
-    found = {}
-    for metric in METRICS:
-        then, now = before[metric], after[metric]
-        drawn = (now - then)[1:]
-        drawn = drawn[~np.isnan(drawn)]
-        low, high = np.percentile(drawn, [2.5, 97.5]).tolist() if len(drawn) else (None, None)
-        numbers = [float(then[0]), float(now[0]), float(now[0] - then[0]), low, high]
-        known = not np.isnan(then[0])
-        parts = ("before", "after", "change", "low", "high")
-        found[metric] = dict(zip(parts, numbers if known else [None] * len(parts), strict=True))
-    return found
+    return {metric: change(before[metric], after[metric]) for metric in METRICS}
+
+
+def change(before: np.ndarray, after: np.ndarray) -> Change:
+    """The change of one metric (B,), as `changes` has it."""
+    found = interval(after - before)
+    known = found["value"] is not None
+    parts = {"before": float(before[0]) if known else None, "after": float(after[0]) if known else None}
+    return {**parts, "change": found["value"], "low": found["low"], "high": found["high"]}
