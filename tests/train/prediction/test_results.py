@@ -63,7 +63,8 @@ def test_annotations_of_voc_are_read_back_cut_to_the_image(tmp_path: Path) -> No
     (root / "ImageSets" / "Main").mkdir(parents=True)
     (root / "ImageSets" / "Main" / "train.txt").write_text("one\n")
     (root / "annotations").rename(root / "Annotations")
-    content = read_voc(root / "ImageSets" / "Main" / "train.txt")
+    content, wrong, left_out = read_voc(root / "ImageSets" / "Main" / "train.txt")
+    assert wrong == left_out == []
     assert boxes_of(content) == [pytest.approx(box) for box in ([1.25, 2.5, 30.75, 20], [0, 10, 40, 30])]
     assert [one["name"] for one in content["categories"]] == ["cat", "dog, small"]
     assert "<score>0.75</score>" in (root / "Annotations" / "one.xml").read_text()
