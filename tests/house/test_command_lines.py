@@ -23,6 +23,7 @@ BESIDE = {
     ("ablate", ""): ["--matrix"],
     ("eval", ""): ["--results", str(ROOT / "README.md")],
     ("eval", "results"): [],
+    ("eval", "compare"): [],
     ("eval", "checkpoint"): [],
     ("explain", ""): ["--model", "owner/name"],
     ("explain", "checkpoint"): [],

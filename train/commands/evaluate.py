@@ -91,6 +91,8 @@ def _measure(options: EvalOptions, path: Path, *, detect_it: bool) -> _Measured:
 
 def _compare(options: EvalOptions) -> int:
     """A and B on the same resamples of the same images."""
+    if len(options.compare) != 2:
+        raise ValueError(f"compare: expected two, A and B, got {len(options.compare)}")
     both = [_measure(options, path, detect_it=path.suffix.lower() != ".json") for path in options.compare]
     data, classes = both[0].data, both[0].evaluation.classes
     first, second = (resampled_precisions(one.rows, data.annotations, data.image_ids) for one in both)

@@ -115,8 +115,6 @@ class EvalOptions(ProgressOption, LoadOptions):
                 "checkpoint: expected --checkpoint PATH, or --results FILE, or --compare A B, and only one"
             )
         if self.compare:
-            if len(self.compare) != 2:
-                raise ValueError(f"compare: expected two, A and B, got {len(self.compare)}")
             for name in ("out", "report", "save_thresholds"):
                 if getattr(self, name):
                     raise ValueError(f"{name}: expected --checkpoint with it, got --compare")

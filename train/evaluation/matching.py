@@ -174,7 +174,7 @@ def confusion_matrix(matches: Matches, found: Outcomes) -> np.ndarray:
     truth = np.append(matches.object_labels, background)[np.where(on, found.partners, -1)]
     np.add.at(matrix, (truth, matches.labels[found.kept]), 1)
     alone = np.isin(found.objects, [OBJECTS.index("missed"), OBJECTS.index("badly placed")])
-    np.add.at(matrix, (matches.object_labels[alone], background), 1)
+    matrix[:-1, background] = np.bincount(matches.object_labels[alone], minlength=background)
     return matrix
 
 
@@ -266,8 +266,10 @@ def _matched(
     found_boxes: np.ndarray, found_labels: np.ndarray, boxes: np.ndarray, labels: np.ndarray, least: float
 ) -> np.ndarray:
     """The index of each detection's object, -1 for none."""
-    arrays = (found_boxes, found_labels, boxes, labels)
-    pairs = match_boxes(*map(torch.from_numpy, arrays), least)
+    found, there = (
+        (torch.from_numpy(a), torch.from_numpy(b)) for a, b in ((found_boxes, found_labels), (boxes, labels))
+    )
+    pairs = match_boxes(*found, *there, least)
     return np.array([-1 if pair is None else pair for pair in pairs], dtype=np.int64)
 
 

@@ -219,7 +219,8 @@ def _labelled(svg: str, name: str) -> str:
 def _confusion(analysis: Analysis) -> str:
     matrix, names = analysis.confusion, [*map(_text, analysis.names), "background"]
     told = "A row is the class of the objects, a column what they are detected as, at every class's threshold."
-    told += " Background as a row is a detection on no object or badly placed, as a column an object that is missed so."
+    told += " In the row background: detections that are false, badly placed or duplicates; in its column: objects that"
+    told += " are missed or badly placed."
     if len(analysis.names) > MOST_IN_MATRIX:
         pairs = [
             (int(matrix[row, column]), names[row], names[column])

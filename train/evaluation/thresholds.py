@@ -104,7 +104,7 @@ def best_thresholds(matches: Matches) -> Thresholds:
 class Calibration(NamedTuple):
     """Detections by their score, in bins of equal width from 0 to 1: is a share of 0.7 right where scores are 0.7?"""
 
-    count: np.ndarray
+    counts: np.ndarray
     """(BINS,) int64, detections of at least LEAST_SCORE."""
     score: np.ndarray
     """(BINS,) mean; NaN in an empty bin."""

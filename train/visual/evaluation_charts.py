@@ -16,7 +16,7 @@ MOST_COLOURS = len(COLOURS)
 
 # stands for the colour of the page's text until the figure is written
 _INK = "#010203"
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), _INK),
     "grid.color": _INK,
     "axes.titlecolor": _INK,
@@ -103,7 +103,7 @@ def _calibration(axes: Any, analysis: Analysis) -> None:
     centres = (np.arange(BINS) + 0.5) / BINS
     axes.plot([0, 1], [0, 1], color=_INK, linewidth=1, linestyle="--", label="as sure as right")
     axes.bar(centres, np.nan_to_num(found.precision), width=0.9 / BINS, color=COLOURS[0], alpha=0.75, label="right")
-    for centre, count in zip(centres, found.count.tolist(), strict=True):
+    for centre, count in zip(centres, found.counts.tolist(), strict=True):
         if count:
             axes.text(centre, 0.02, f"{count}", ha="center", fontsize=7)
     axes.set(xlim=(0, 1), ylim=(0, 1.02))

@@ -114,7 +114,7 @@ def test_a_misspelt_command_is_answered_with_the_nearest(
     ("words", "sentence"),
     [
         (["train", "--bath-size", "2"], "msdeform train: unknown option --bath-size; did you mean --batch-size"),
-        (["eval", "--checkpont", "x"], "msdeform eval: unknown option --checkpont; did you mean --checkpoint?"),
+        (["eval", "--checkpont", "x"], "msdeform eval: unknown option --checkpont; did you mean --checkpoint"),
         (["predict", "a.jpg", "--confidance=1"], "msdeform predict: unknown option --confidance; did you mean --conf"),
         (["data", "synth", "--sed", "1"], "msdeform data synth: unknown option --sed; did you mean --seed"),
         (

@@ -394,12 +394,13 @@ def test_thresholds_are_written_where_predict_finds_them(
         assert sentence in capsys.readouterr().err
 
 
-def test_what_compare_and_save_thresholds_go_with() -> None:
+def test_what_compare_and_save_thresholds_go_with(found: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["eval", "--compare", str(found)]) == 1
+    assert capsys.readouterr().err == "msdeform eval: --compare: expected two, A and B, got 1\n"
     here = Path("x")
     for given, sentence in (
         ({}, "checkpoint: expected --checkpoint PATH, or --results FILE, or --compare A B, and only one"),
         ({"checkpoint": here, "compare": (here, here)}, "checkpoint: expected"),
-        ({"compare": (here,)}, "compare: expected two, A and B, got 1"),
         ({"compare": (here, here), "report": here}, "report: expected --checkpoint with it, got --compare"),
         ({"results": here, "save_thresholds": True}, "save_thresholds: expected a --checkpoint"),
         ({"results": here, "worst": -1}, "worst: expected at least 0, got -1"),

@@ -99,7 +99,7 @@ def test_calibration_by_hand(matches: Matches) -> None:
     scores = np.array([0.04, 0.12, 0.18, 0.95, 1.0, 0.9])
     right = np.array([0, 0, 1, 1, 1, 0]) - 1  # an object, or -1
     found = calibration(dataclasses.replace(matches, scores=scores, objects=right))
-    assert found.count.tolist() == [0, 2, 0, 0, 0, 0, 0, 0, 0, 3]
+    assert found.counts.tolist() == [0, 2, 0, 0, 0, 0, 0, 0, 0, 3]
     assert found.score[1] == pytest.approx(0.15)
     assert found.precision[[1, 9]].tolist() == pytest.approx([1 / 2, 2 / 3])
     assert np.isnan(found.precision[0])
