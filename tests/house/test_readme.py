@@ -13,7 +13,10 @@ import msdeform
 from msdeform.cli import COMMANDS
 from tests.house.project import FOLDERS, ROOT
 
-WITH_PYTHON = ("README.md", "docs/operator.md", "docs/integrations.md", "docs/models.md", "docs/prediction.md")
+WITH_PYTHON = (
+    *("README.md", "docs/operator.md", "docs/integrations.md", "docs/models.md", "docs/prediction.md"),
+    "docs/python.md",
+)
 PAGES = {name: (ROOT / name).read_text() for name in WITH_PYTHON}
 SHELL = "\n".join(block for page in PAGES.values() for block in re.findall(r"```sh\n(.*?)```", page, re.DOTALL))
 
@@ -39,6 +42,7 @@ def run(*arguments: str, where: Path = ROOT) -> str:
         ("docs/integrations.md", 3, "\n".join(EXAMPLE)),
         ("docs/models.md", 4, "torch.Size([1, 300, 3]) torch.Size([1, 300, 4])"),
         ("docs/prediction.md", 3, "100 torch.Size([100, 4])"),
+        ("docs/python.md", 6, "['ball', 'box']"),
     ],
 )
 def test_the_python_blocks_run_in_order(tmp_path: Path, page: str, blocks: int, printed: str) -> None:
