@@ -320,8 +320,8 @@ def _run(words: list[str]) -> int:
         return 130
     except BrokenPipeError:
         raise
-    except (*USER_ERRORS, ModuleNotFoundError) as error:
-        ours = isinstance(error, ModuleNotFoundError) and (error.name or "").startswith("msdeform")
+    except (*USER_ERRORS, ImportError) as error:
+        ours = isinstance(error, ImportError) and (error.name or "").startswith("msdeform")
         if ours or os.environ.get("MSDEFORM_DEBUG") == "1":
             raise
         sentence = named(_explain(error), command.known_options())

@@ -222,6 +222,17 @@ def test_a_missing_package_names_the_extra(capsys: pytest.CaptureFixture[str], m
     assert "pip install 'msdeform[train]'" in capsys.readouterr().err
 
 
+def test_a_sentence_about_an_optional_package_is_told_without_a_traceback(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def absent(self: cli.Command) -> Callable[[object], int]:
+        raise ImportError("track: needs ByteTrack")
+
+    monkeypatch.setattr(cli.Command, "load", absent)
+    assert main(["predict", str(tmp_path), "--checkpoint", str(tmp_path)]) == 1
+    assert capsys.readouterr().err == "msdeform predict: --track: needs ByteTrack\n"
+
+
 def test_train_resume_eval_and_predict_from_the_command_line(
     small: Small, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
