@@ -104,6 +104,10 @@ class Dropped:
         return f"in {_shown(known)}" if known else f"image ids {_shown(ids)}"
 
 
+class OtherClassesError(ValueError):
+    """Annotations that name other classes than a model has, or the same by other ids."""
+
+
 @dataclass
 class Annotations:
     """Annotations, checked and packed: flat arrays, because worker processes share those without copying.
@@ -368,7 +372,7 @@ def _categories(path: Path, entries: list[dict[str, Any]], wanted: list[Category
     for category in wanted or ():
         if names.get(category.id) != category.name:
             here = f"'{names[category.id]}'" if category.id in names else "absent"
-            raise ValueError(
+            raise OtherClassesError(
                 f"{path}: category {category.id} is {here} here, but '{category.name}' in what the model is trained "
                 "on; both must name the same classes by the same ids"
             )

@@ -11,7 +11,7 @@ from ...models.inference.image_size import Size
 from ...models.layers.evaluation_mode import evaluating
 from ...models.losses.criterion import SetCriterion
 from ..config.options import Input, Source
-from ..data.annotations import Category
+from ..data.annotations import Category, OtherClassesError
 from ..data.dataset import CocoDetection
 from ..data.loader import evaluation_loader, to_device, validation_data
 from ..engine.acceleration import autocast
@@ -96,16 +96,19 @@ def data_of(
     size = Input(image_size=image_size).size
     if image_size is None:
         size = trained.model.input_size or size
-    known = None if trained.step is None else trained.categories
     source = source.divided_as(trained.options.source)
-    data = validation_data(source, Input(), known, size, progress=progress)
-    categories = data.annotations.categories
-    ids = match_categories(trained, categories) if known is None else [category.id for category in categories]
-    return data, size, ids
+    if trained.step is not None:
+        try:
+            data = validation_data(source, Input(), trained.categories, size, progress=progress)
+            return data, size, [category.id for category in trained.categories]
+        except OtherClassesError:  # such as YOLO's, which count from 0, of a run on Pascal VOC's, which count from 1
+            pass
+    data = validation_data(source, Input(), None, size, progress=progress)
+    return data, size, match_categories(trained, data.annotations.categories)
 
 
 def match_categories(trained: Trained, data: list[Category]) -> list[int | None]:
-    """The data's category id of each label of weights that ``msdeform train`` did not write; None where it has none.
+    """The data's category id of each of the model's labels; None where it has none.
 
     By name where the weights have names. Else a label is a place among the data's categories if there are as many,
     or, as the official code has it, a category id itself.

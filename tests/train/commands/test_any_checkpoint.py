@@ -77,6 +77,22 @@ def test_classes_are_matched_by_name_whatever_their_order(run: Path, shapes: Pat
     assert found == [{**result, "category_id": turned[result["category_id"]]} for result in expected]
 
 
+def test_a_run_is_evaluated_on_the_same_classes_by_other_ids(run: Path, shapes: Path, tmp_path: Path) -> None:
+    given = shapes / "annotations" / "instances_val2017.json"
+    content = json.loads(given.read_text())
+    ids = [category["id"] for category in content["categories"]]
+    other = dict(zip(ids, [one + 10 for one in reversed(ids)], strict=True))
+    for entry, key in [(one, "id") for one in content["categories"]] + [
+        (one, "category_id") for one in content["annotations"]
+    ]:
+        entry[key] = other[entry[key]]
+    (tmp_path / "other.json").write_text(json.dumps(content))
+    expected = evaluated(run, shapes, tmp_path / "a.json")
+    words = ("--val-images", str(shapes / "val2017"), "--val-annotations", str(tmp_path / "other.json"))
+    found = evaluated(run, shapes, tmp_path / "b.json", *words)
+    assert found == [{**result, "category_id": other[result["category_id"]]} for result in expected]
+
+
 def test_predict_takes_every_format(run: Path, shapes: Path, tmp_path: Path) -> None:
     found = {}
     for to in ("run", "msdeform", "huggingface", "official"):
