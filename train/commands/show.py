@@ -1,7 +1,7 @@
 """``msdeform data show``: the images as training sees them, with their boxes, and what is in the data set."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,7 @@ from .options import ShowOptions
 # pixels: the square that an image is brought to fit, and the strip below it that says which it is
 CELL, CAPTION, GAP = 440, 24, 8
 FONT_SIZE = 13
+LONGEST_NAME = 32
 
 
 def draw_samples(data: CocoDetection, count: int, repeat: int, seed: int) -> list[Sample]:
@@ -35,7 +36,11 @@ def draw_samples(data: CocoDetection, count: int, repeat: int, seed: int) -> lis
 
 
 def draw_sheet(
-    names: Sequence[str], samples: Sequence[Sample], repeat: int = 1, sigma: float | None = None
+    names: Sequence[str],
+    samples: Sequence[Sample],
+    repeat: int = 1,
+    sigma: float | None = None,
+    files: Mapping[int, str] | None = None,
 ) -> Image.Image:
     """The samples with their boxes in a grid; those of one image in a row where each is there several times.
 
@@ -44,8 +49,12 @@ def draw_sheet(
         samples: `repeat` of each image, one after the other.
         repeat: how many.
         sigma: of the Gaussian maps that are drawn beside the boxes; None for no maps.
+        files: names of the images, by their ids, for the captions.
     """
-    cells = [[draw_cell(names, one), *([] if sigma is None else [draw_gaussians(one, sigma)])] for one in samples]
+    called = {image: _shortened(Path(name).name) for image, name in (files or {}).items()}
+    cells = [
+        [draw_cell(names, one, called), *([] if sigma is None else [draw_gaussians(one, sigma)])] for one in samples
+    ]
     each = len(cells[0])
     columns = each * (repeat if repeat > 1 else max(1, round(math.sqrt(1.3 / each * len(samples)))))
     flat = torch.stack([F.pil_to_tensor(cell) for pair in cells for cell in pair])
@@ -59,8 +68,8 @@ def draw_sheet(
     return whole
 
 
-def draw_cell(names: Sequence[str], sample: Sample) -> Image.Image:
-    """One sample with its boxes, and below it the image's id, its size after augmentation and its number of boxes."""
+def draw_cell(names: Sequence[str], sample: Sample, files: Mapping[int, str]) -> Image.Image:
+    """One sample with its boxes, and below it the image's name (or id), its size as augmented, and how many boxes."""
     pixels, target = sample
     picture = _fitted(pixels)
     corners = (cxcywh_to_xyxy(target["boxes"]).numpy() * [*picture.size, *picture.size]).tolist()
@@ -69,7 +78,8 @@ def draw_cell(names: Sequence[str], sample: Sample) -> Image.Image:
     boxes.sort(key=lambda box: (box.xyxy[0] - box.xyxy[2]) * (box.xyxy[3] - box.xyxy[1]))
     nameless = draw_on(picture, boxes, font_size=FONT_SIZE, line=2)
     height, width = pixels.shape[-2:]
-    caption = f"image {target['image_id']}: {width} x {height}, {counted(len(boxes), 'box')}"
+    image = target["image_id"]
+    caption = f"{files.get(image, f'image {image}')}: {width} x {height}, {counted(len(boxes), 'box')}"
     if nameless:
         caption += f", {nameless} without room for a name"
     return _captioned(picture, caption)
@@ -89,6 +99,11 @@ def _fitted(pixels: Tensor) -> Image.Image:
     # enlarged, pixels stay squares that can be counted
     kernel = Image.Resampling.NEAREST if 2 * max(pixels.shape) < CELL else Image.Resampling.LANCZOS
     return ImageOps.contain(F.to_pil_image(pixels), (CELL, CELL), kernel)
+
+
+def _shortened(name: str) -> str:
+    """The end of a name for which a caption has no room."""
+    return name if len(name) <= LONGEST_NAME else f"...{name[-LONGEST_NAME:]}"
 
 
 def _captioned(picture: Image.Image, caption: str) -> Image.Image:
@@ -114,7 +129,9 @@ def run(options: ShowOptions) -> int:
     images, charts, numbers, maps = (
         out / name for name in ("images.png", "statistics.png", "statistics.json", "gaussians.npz")
     )
-    save_picture(draw_sheet(names, samples, options.repeat, options.sigma if options.gaussian else None), images)
+    files = {image.id: image.name for image in data.annotations.images}
+    sigma = options.sigma if options.gaussian else None
+    save_picture(draw_sheet(names, samples, options.repeat, sigma, files), images)
     if options.gaussian:
         save_maps(samples, options.sigma, maps)
     draw_charts(found, data, charts)

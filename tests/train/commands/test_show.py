@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from msdeform.cli import main
+from msdeform.train.commands import show
 from msdeform.train.commands.show import CAPTION, CELL, GAP, draw_samples, draw_sheet
 from msdeform.train.config.options import Input, Loading, Source
 from msdeform.train.data.annotations import Annotations
@@ -86,6 +87,20 @@ def test_a_sheet_has_each_image_as_often_as_asked(shapes: Path) -> None:
     assert len(set(cells)) > 3  # each augmented anew
     assert draw_sheet(names, draw_samples(data, 2, 3, seed=0), repeat=3).tobytes() == sheet.tobytes()
     assert draw_sheet(names, draw_samples(data, 2, 3, seed=1), repeat=3).tobytes() != sheet.tobytes()
+
+
+def test_captions_name_the_files(shapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    captions: list[str] = []
+    monkeypatch.setattr(show, "_captioned", lambda picture, caption: captions.append(caption) or picture)
+    data = training_data(Source(data=shapes), Input(image_size=64), Loading(), seed=0)
+    samples, names = draw_samples(data, count=2, repeat=1, seed=0), [c.name for c in data.annotations.categories]
+    first, second = (target["image_id"] for _, target in samples)
+    draw_sheet(names, samples, files={first: "sub/BloodImage_00001.jpg", second: f"{'long' * 10}.png"})
+    assert captions[0].startswith("BloodImage_00001.jpg: 56 x 56, 2 boxes")
+    assert captions[1].startswith("...")
+    assert "long.png: " in captions[1]
+    draw_sheet(names, samples)
+    assert captions[2].startswith(f"image {first}: ")
 
 
 def test_the_command_writes_pictures_and_numbers(
