@@ -25,5 +25,6 @@ def run(options: ConvertDataOptions) -> int:
     done = convert(parts, options.to, options.out, options.images, progress=options.progress)
     for line in done.sentences():
         print(line)
-    print(f"wrote {FORMATS[options.to]} with {done.images:,} images and {done.boxes:,} boxes: {options.out}")
+    crowds = f", {done.crowds:,} of them crowds or difficult" if done.crowds else ""
+    print(f"wrote {FORMATS[options.to]} with {done.images:,} images and {done.boxes:,} boxes{crowds}: {options.out}")
     return 0

@@ -66,6 +66,9 @@ class Converted:
 
     images: int = 0
     boxes: int = 0
+    """Crowds and difficult objects included, where the format has them."""
+    crowds: int = 0
+    """Those among them."""
     lost: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     """By kind, the image of each box that was left out."""
 
@@ -132,6 +135,7 @@ def convert(
             writers[to](folder, part, entries, categories)
             converted.images += len(entries)
             converted.boxes += sum(len(image.boxes) for image in entries)
+            converted.crowds += sum(map(sum, (image.crowd for image in entries)))
     return converted
 
 

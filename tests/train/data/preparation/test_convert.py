@@ -106,9 +106,11 @@ def test_what_a_format_cannot_hold_is_told(odd: Path, tmp_path: Path, capsys: py
         f"wrote YOLO with 6 images and 26 boxes: {tmp_path / 'yolo'}",
     ]
     convert(odd, "voc", tmp_path / "voc")
-    assert "left out 1 box of one pixel, which Pascal VOC's format does not tell from a point (in a/photo 1.png)\n" in (
-        capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert (
+        "left out 1 box of one pixel, which Pascal VOC's format does not tell from a point (in a/photo 1.png)\n" in said
     )
+    assert "wrote Pascal VOC with 6 images and 27 boxes, 2 of them crowds or difficult: " in said
     names = sorted(path.stem for path in (tmp_path / "voc" / "Annotations").iterdir())
     assert names == ["a_photo 1", "a_photo 1_2", "b_photo 1", "b_photo 1_2", "train2", "train3"]
 
