@@ -32,7 +32,7 @@ def _row(history: History) -> dict[str, str]:
     hours = max(event["hours"] for event in (*history.steps, *history.evaluations))
     return {
         "run": history.name,
-        "steps": str(history.steps[-1]["step"]),
+        "steps": str(max(events[-1]["step"] for events in (history.steps, history.evaluations) if events)),
         "best AP": f"{ap.max():.3f}" if len(ap) else "-",
         "at step": f"{at[ap.argmax()]:.0f}" if len(ap) else "-",
         "last AP": f"{ap[-1]:.3f}" if len(ap) else "-",

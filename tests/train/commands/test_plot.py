@@ -1,5 +1,6 @@
 """Runs compared: what is drawn, over what, and what is printed beside it."""
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -245,3 +246,9 @@ def test_seconds_are_those_of_one_step_in_old_logs_too(tmp_path: Path) -> None:
     assert history.curve("step_s")[1].tolist() == [3.0, 2.0, 2.0, 2.0, 2.0]
     assert history.curve("data_s")[1].tolist() == [1.5, 1.0, 1.0, 1.0, 1.0]
     assert "steps" not in history.curves()
+
+
+def test_a_run_got_to_the_step_of_its_last_evaluation_where_steps_are_logged_seldom(write: Write) -> None:
+    history = History.read(write("a"))
+    seldom = dataclasses.replace(history, steps=history.steps[:-3])
+    assert table([seldom])[1].split()[:2] == ["a", "20"]
