@@ -85,8 +85,7 @@ class Source(Options):
         if images is None or annotations is None:
             if self.data is None:
                 raise ValueError(
-                    f"no {name} data: name a COCO-format folder with --data DIR, a YOLO data set with --data "
-                    f"data.yaml, or {both}"
+                    f"no {name} data: name a folder in COCO's, YOLO's or Pascal VOC's format with --data, or {both}"
                 )
             kind = None if self.data_format == "auto" else self.data_format
             found = find_split(self.data, name, annotations, data_format=kind, whole=whole and annotations is None)

@@ -127,10 +127,16 @@ def _cards(analysis: Analysis) -> str:
     if best is not None:
         cards += [
             ("precision", f"{best.precision:.1%}", f"of detections of at least {best.confidence:.2f} are right"),
-            ("recall", f"{best.recall:.1%}", f"of {counted(len(analysis.matches.object_labels), 'object')} are found"),
+            ("recall", f"{best.recall:.1%}", f"of {len(analysis.matches.object_labels):,} objects are found"),
         ]
     if analysis.calibration.error is not None:
-        cards.append(("calibration error", f"{analysis.calibration.error:.3f}", "how far scores are from shares"))
+        cards.append(
+            (
+                "calibration error",
+                f"{analysis.calibration.error:.3f}",
+                "how far a score is from the share that is right",
+            )
+        )
     return "".join(
         f"<li><span>{name}</span><b>{value}</b><span>{_text(note)}</span></li>" for name, value, note in cards
     )
@@ -220,7 +226,7 @@ def _confusion(analysis: Analysis) -> str:
     matrix, names = analysis.confusion, [*map(_text, analysis.names), "background"]
     told = "A row is the class of the objects, a column what they are detected as, at every class's threshold."
     told += " In the row background: detections that are false, badly placed or duplicates; in its column: objects that"
-    told += " are missed or badly placed."
+    told += " are missed or badly placed. Percentages are of the row."
     if len(analysis.names) > MOST_IN_MATRIX:
         pairs = [
             (int(matrix[row, column]), names[row], names[column])

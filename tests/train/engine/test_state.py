@@ -247,7 +247,7 @@ def test_image_folders_and_annotation_files_can_be_named_one_by_one(changed: Cha
     named = Source(train_images=shapes / "val2017", train_annotations=shapes / "annotations" / "instances_val2017.json")
     training = Training(changed(train_images=named.train_images, train_annotations=named.train_annotations))
     assert len(training.data) == 4
-    with pytest.raises(ValueError, match="no val data: name a COCO-format folder with --data DIR"):
+    with pytest.raises(ValueError, match="no val data: name a folder in COCO"):
         named.split("val")
 
 
