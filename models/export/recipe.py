@@ -26,7 +26,8 @@ _USE = {
 
 
 def about(model: Detector, size: tuple[int, int], batch: int) -> dict[str, Any]:
-    """What is written into the file, each value as JSON: how to prepare images, and what comes out.
+    """What is written into the file, each value as JSON: how to prepare images, what comes out, and each class's
+    minimum score.
 
     ``short`` and ``longest`` are what the model's images were resized to, see `Size`; ``size`` is (height, width) of
     the file's, which a resized image has to fit into.
@@ -41,6 +42,7 @@ def about(model: Detector, size: tuple[int, int], batch: int) -> dict[str, Any]:
         "family": None if config is None else config.family,
         "model": _name(model),
         "classes": names,
+        "thresholds": [0.5] * len(names) if model.thresholds is None else model.thresholds,
         "size": list(size),
         "batch": batch,
         "short": resized.short,
@@ -93,10 +95,12 @@ def recipe(path: Path, kind: str) -> str:
         "images[0, :, : len(x), : len(x[0])] = ((x - about['mean']) / about['std']).transpose(2, 0, 1)",
     ]
     if kind == "faster_rcnn":
-        inputs, outputs = {"images": "images", "confidence": "np.array(0.5, np.float32)"}, "boxes, labels, scores"
+        least = "np.array(min(about['thresholds']), np.float32)"
+        inputs, outputs = {"images": "images", "confidence": least}, "boxes, labels, scores"
         decode = [
             "boxes = boxes * [W, H, W, H] / scale",
-            "found = [(about['classes'][c], score, box) for c, score, box in zip(labels, scores, boxes)]",
+            "kept = [one for one in zip(labels, scores, boxes) if one[1] >= about['thresholds'][one[0]]]",
+            "found = [(about['classes'][c], score, box) for c, score, box in kept]",
         ]
     else:
         inputs, outputs = {"images": "images", "mask": "mask"}, "logits, boxes"
@@ -110,7 +114,8 @@ def recipe(path: Path, kind: str) -> str:
             ]
         decode += [
             "xyxy = (boxes[0] @ [[1, 0, 1, 0], [0, 1, 0, 1], [-0.5, 0, 0.5, 0], [0, -0.5, 0, 0.5]]) * [w, h, w, h]",
-            "found = [(about['classes'][c], scores[q, c], xyxy[q]) for q, c in zip(*np.nonzero(scores >= 0.5))]",
+            "kept = zip(*np.nonzero(scores >= about['thresholds']))",
+            "found = [(about['classes'][c], scores[q, c], xyxy[q]) for q, c in kept]",
         ]
     if onnx:
         call = f"session.run(None, {{{', '.join(f'{name!r}: {value}' for name, value in inputs.items())}}})"
