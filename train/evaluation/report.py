@@ -50,6 +50,8 @@ def write_report(
     Raises FileNotFoundError or BadImageError for an image of the worst that cannot be read.
     """
     model = origin.get("model") or Path(str(origin.get("results", "detections"))).name
+    run = origin.get("checkpoint")  # tells apart the reports of two runs of one model
+    of = f"{run}, on {origin['data']}" if run else str(origin["data"])
     title = f"{model} on {counted(int(origin['images']), 'image')}"
     sections = {
         "classes": ("Classes", _classes(analysis)),
@@ -76,7 +78,7 @@ def write_report(
 <style>{style}</style>
 </head>
 <body>
-<header><h1>{_text(title)}</h1><p>{_text(origin["data"])}</p></header>
+<header><h1>{_text(title)}</h1><p>{_text(of)}</p></header>
 <ul class="cards">{_cards(analysis)}</ul>
 <nav aria-label="Sections">{links}</nav>
 <main>{body}</main>

@@ -102,6 +102,8 @@ def test_the_page_is_whole_and_needs_no_network(data: CocoDetection, tmp_path: P
     assert "prefers-color-scheme: dark" in text
     assert "<b>bold" not in text
     assert "some <data>" in page.text
+    write_report(tmp_path / "run.html", found, data, {**ORIGIN, "checkpoint": "runs/mine"}, progress=False)
+    assert "runs/mine, on some <data>" in Checked((tmp_path / "run.html").read_text()).text
     assert "a & b on 4 images" in page.text
     names = [cell.strip() for cell in re.findall(r'<th scope="row">(.*?)</th>', text)]
     assert html.escape("<b>bold</b> & co") in names
