@@ -29,6 +29,7 @@ from ..common.options import (
 from ..common.text import nearest
 from ..kernels.diagnostics.options import BACKENDS, Architecture, BackendName, DtypeName
 from ..models.catalog import ModelName
+from ..train.config.presets import PRESETS
 from .harness.records import RESULTS
 from .operator.cases import CASES, Locations
 from .static.counts import DECODER, ENCODER, CountedDtype
@@ -394,6 +395,43 @@ class SeedsOptions(RowsOption):
     """Minutes after which the run under way is stopped."""
     runs: WriteFolder = Path("runs/seeds")
     """Folder for data and runs."""
+
+
+RECIPES = {
+    "preset": "",
+    **{f"augment {name}": f"--augment {name}" for name in ("none", "flip", "official", "light", "turns", "strong")},
+    "constant rate": "--schedule constant",
+    "step schedule": "--schedule step",
+    "no EMA": "--ema None",
+}
+"""what each recipe changes of its preset, in words of msdeform train"""
+
+
+@dataclass(frozen=True)
+class RecipesOptions(RowsOption):
+    """Train on photographs with several recipes and seeds: which augmentation and schedule help?
+
+    Runs that were stopped resume when the same command is given again."""
+
+    data: ReadPath
+    """Data set, in any layout of docs/data.md."""
+    recipes: tuple[Annotated[str, Known("recipe", tuple(RECIPES)), Metavar("RECIPE")], ...] = ("preset",)
+    """What is changed of the preset: some of preset (nothing), augment NAME, constant rate, step schedule, no EMA."""
+    preset: Annotated[str, Known("preset", tuple(PRESETS)), Metavar("NAME")] = "scratch"
+    """Settings of every run, as those of msdeform train."""
+    init_from: ReadPath | None = None
+    """Weights to start from, instead of the preset's."""
+    seeds: tuple[NotNegative, ...] = (0, 1, 2)
+    """Seeds of weights, order and augmentation."""
+    val_share: Annotated[float | None, Between(0, 1, "a share of the images"), Metavar("NUMBER")] = None
+    """Hold out this share of the training images and measure on it, as recipes are to be compared; the data set's own
+    validation images are for the recipe that was chosen."""
+    epochs: Positive | None = None
+    """Epochs of a run, instead of the preset's."""
+    minutes: Minutes = 60.0
+    """Minutes after which the run under way is stopped."""
+    runs: WriteFolder = Path("runs/recipes")
+    """Folder for the runs."""
 
 
 @dataclass(frozen=True)

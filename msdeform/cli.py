@@ -67,6 +67,7 @@ _BENCH = {
     ),
     "instructions": ("static.instructions:run", "count what the compiled kernels execute, on a CPU"),
     "model": ("static.commands:model", "predict what bounds each kernel on an H200 from its counts"),
+    "recipes": ("models.commands:recipes", "train on photographs with several recipes and seeds: what helps?"),
     "render": ("report.render:run", "draw the documentation's tables and plots anew from the recorded rows"),
     "roofline": ("report.roofline:run", "draw recorded speeds under what the device could do"),
     "seeds": ("models.commands:seeds", "train on every backend with several seeds: do their APs agree?"),

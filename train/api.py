@@ -26,7 +26,7 @@ from .config.presets import preset as preset_of
 from .config.resolve import NOT_IN_FILES, checkpoint_options, take_settings
 from .data.own import OwnData
 from .engine.build import AnyDetector, load_any_model, with_model_of_start
-from .engine.run import train
+from .engine.run import train as run_training
 from .monitor.curves import figure_of
 from .monitor.history import History
 from .visual.charts import save_figure
@@ -98,7 +98,7 @@ class Run:
         places, own = _data(data, categories)
         given = _checked("resume", {**settings, **places})
         options = merged(self.settings, {**given, "out": None, "resume": str(self.folder)})
-        return Run(train(options, Given(callbacks, transform, own)))
+        return Run(run_training(options, Given(callbacks, transform, own)))
 
 
 def finetune(
@@ -150,7 +150,7 @@ def finetune(
     options = dataclasses.replace(merged(options, given), recipe=recipe)
     if "model" not in given:
         options = with_model_of_start(options)
-    return Run(train(options, Given(callbacks, transform, own)))
+    return Run(run_training(options, Given(callbacks, transform, own)))
 
 
 def _data(
@@ -163,7 +163,8 @@ def _data(
         return ({} if data is None else {"data": data}), None
     if len(data) != 2:
         raise ValueError(f"data: expected two Datasets, for training and validation, got {len(data)}")
-    return {}, OwnData(*data, categories)
+    train, val = data
+    return {}, OwnData(train, val, categories)
 
 
 def _named_or_weights(model: str | Path, settings: Mapping[str, Any]) -> dict[str, Any]:

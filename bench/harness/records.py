@@ -39,6 +39,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "loading-memory": ("workers", "entries"),
     "training-step": ("model", "backend", "dtype", "batch", "image", "option"),
     "seeds": ("model", "settings", "backend", "seed"),
+    "recipe": ("data", "validated", "preset", "recipe", "seed"),
     "startup": ("program", "way"),
     "export": ("model", "image", "format"),
     "explanation": ("model", "image", "backend"),

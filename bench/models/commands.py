@@ -1,4 +1,4 @@
-"""The commands ``msdeform table``, ``msdeform bench accelerate``, ``seeds``, ``explain``, ``exports`` and ``training``.
+"""The commands ``msdeform table`` and ``msdeform bench accelerate``, ``explain``, ``exports``, ``recipes``, ...
 
 Each measures and prints, and returns its exit status. A benchmark's modules are imported by its own command alone.
 """
@@ -14,7 +14,15 @@ from ..harness.provenance import usual_device
 from ..harness.results_file import open_results
 from ..operator import jobs
 from ..operator.runner import Settings, measure
-from ..options import AccelerateOptions, ExplainOptions, ExportsOptions, SeedsOptions, TableOptions, TrainingOptions
+from ..options import (
+    AccelerateOptions,
+    ExplainOptions,
+    ExportsOptions,
+    RecipesOptions,
+    SeedsOptions,
+    TableOptions,
+    TrainingOptions,
+)
 
 _LIMIT = 300.0  # seconds for a row: building a model and compiling it take most of them
 
@@ -65,6 +73,11 @@ def exports(options: ExportsOptions) -> int:
 def seeds(options: SeedsOptions) -> int:
     """``msdeform bench seeds``: a training run for every backend and seed."""
     return _measure("training.seeds", options)
+
+
+def recipes(options: RecipesOptions) -> int:
+    """``msdeform bench recipes``: a training run for every recipe and seed."""
+    return _measure("training.recipes", options)
 
 
 def training(options: TrainingOptions) -> int:

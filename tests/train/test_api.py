@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 import msdeform
+from msdeform.cli import main
 from msdeform.models.weights.formats import read_source
 from msdeform.train.api import Run
 from msdeform.train.engine.checkpoint import load_checkpoint
@@ -117,3 +118,29 @@ def test_a_run_draws_its_curves(shapes: Path, tmp_path: Path) -> None:
         run.plot("curves.gif")
     with pytest.raises(ValueError, match="no run has logged 'los'; did you mean loss"):
         run.plot(curves=["los"])
+
+
+def test_a_run_from_python_is_that_of_the_command_line(shapes: Path, tmp_path: Path) -> None:
+    settings = {**QUICK, "preset": "debug", "total_batch_size": 4, "workers": 1, "augment": "strong", "ema": 0.9}
+    python = msdeform.finetune("deformable_detr_tiny", shapes, out=tmp_path / "python", callbacks=[Idle()], **settings)
+    flags = [word for name, value in settings.items() for word in flag_of(name, value)]
+    words = ["--model", "deformable_detr_tiny", "--data", str(shapes), "--out", str(tmp_path / "line"), *flags]
+    assert main(["train", *words]) == 0
+    one, other = load_checkpoint(python.folder), load_checkpoint(tmp_path / "line")
+    assert one["step"] == other["step"] == 3
+    for part in ("model", "ema"):
+        assert all(tensor.equal(other[part][name]) for name, tensor in one[part].items() if torch.is_tensor(tensor))
+    assert one["best"] == other["best"]
+    curves = [msdeform.Run(run).history.curve("loss")[1].tolist() for run in (python.folder, tmp_path / "line")]
+    assert curves[0] == curves[1]
+
+
+class Idle(msdeform.Callback):
+    """Hears of everything and does nothing."""
+
+
+def flag_of(name: str, value: Any) -> list[str]:
+    flag = f"--{name.replace('_', '-')}"
+    if isinstance(value, bool):
+        return [flag if value else f"--no-{flag[2:]}"]
+    return [flag, *map(str, value)] if isinstance(value, tuple) else [flag, str(value)]

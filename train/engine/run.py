@@ -184,10 +184,10 @@ class _Run:
             self._catch_up()
             self._train()
         except _EndedByCallbackError as end:
-            sentence = f"{end}; all is saved at step {training.steps_done}; {how_to_resume(self.out)}"
+            told = f"{end}; all is saved at step {training.steps_done}; {how_to_resume(self.out)}"
             if end.__cause__ is not None:
-                raise RuntimeError(sentence) from end.__cause__
-            report.say(sentence)
+                raise RuntimeError(told) from end.__cause__
+            report.say(told)
             ended = True
         except KeyboardInterrupt:
             report.say(f"stopped at step {training.steps_done}; {how_to_resume(self.out)}")

@@ -10,15 +10,19 @@ from types import FrameType
 STOPPED = 75
 CTRL_C = 130
 
-# Slurm sends either before it takes a node away, as --signal asks; torchrun passes SIGTERM on
-_ASKED = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+# Slurm sends SIGTERM or SIGUSR1 before it takes a node away, as --signal asks; torchrun passes SIGTERM on; a terminal
+# that is closed sends SIGHUP
+_ASKED = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name)]
 
 # seconds in which another Ctrl-C is the same one: torchrun passes on what the terminal has sent to all
 _ECHO = 1.0
 
 
 class StopSignals:
-    """While the block runs, SIGTERM, SIGUSR1 and a first Ctrl-C are only remembered; a second Ctrl-C stops at once."""
+    """While the block runs, such signals and a first Ctrl-C are only remembered; a second Ctrl-C stops at once.
+
+    Except for a SIGHUP that is ignored, as nohup has it: the run then outlives its terminal.
+    """
 
     def __init__(self) -> None:
         self.caught: str | None = None
@@ -46,7 +50,8 @@ class StopSignals:
 
     def __enter__(self) -> "StopSignals":
         if threading.current_thread() is threading.main_thread():  # nobody else may set handlers
-            self._before = {number: signal.signal(number, self._remember) for number in _ASKED}
+            ours = [one for one in _ASKED if one.name != "SIGHUP" or signal.getsignal(one) != signal.SIG_IGN]
+            self._before = {number: signal.signal(number, self._remember) for number in ours}
         return self
 
     def __exit__(self, *_: object) -> None:

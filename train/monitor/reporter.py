@@ -100,10 +100,12 @@ class Reporter:
                 "images_per_s": round(speed, 2),
                 "data_s": round(self._seconds["data"] / self._steps, 4),
                 "step_s": round(self._seconds["step"] / self._steps, 4),
-                "memory_mb": peak_memory_mb(),
             }
-            if (left := self._display.seconds_left(training.steps_done)) is not None:
-                numbers["left_s"] = round(left, 1)
+            unknown_somewhere = {
+                "memory_mb": peak_memory_mb(),
+                "left_s": self._display.seconds_left(training.steps_done),
+            }
+            numbers |= {name: round(value, 1) for name, value in unknown_somewhere.items() if value is not None}
             self.write("step", step=training.steps_done, epoch=epoch, **numbers, steps=self._steps)
             self._forget()
         self.callbacks(

@@ -51,6 +51,7 @@ def test_help_lists_every_command_in_a_line_each() -> None:
         "bench first-call",
         "bench instructions",
         "bench model",
+        "bench recipes",
         "bench render",
         "bench roofline",
         "bench seeds",
@@ -99,7 +100,7 @@ def test_every_command_is_where_it_is_said_to_be(name: str) -> None:
         (
             ["bench", "comapre", "a"],
             "'bench' is followed by accelerate, compare, cpu, cpu-code, dispatch, explain, exports, first-call, "
-            "instructions, model, render, roofline, seeds, startup or training; got 'bench comapre'",
+            "instructions, model, recipes, render, roofline, seeds, startup or training; got 'bench comapre'",
         ),
     ],
 )

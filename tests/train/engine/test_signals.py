@@ -22,7 +22,7 @@ from tests.train.processes import start
 Change = Callable[..., TrainOptions]
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGHUP", "SIGINT"])
 def test_the_first_signal_is_remembered_and_handlers_come_back(name: str, capfd: pytest.CaptureFixture[str]) -> None:
     number = getattr(signal, name)
     before = signal.getsignal(number)
@@ -33,6 +33,17 @@ def test_the_first_signal_is_remembered_and_handlers_come_back(name: str, capfd:
         assert caught.caught == name
     assert signal.getsignal(number) is before
     assert ("Ctrl-C again stops at once" in capfd.readouterr().err) == (name == "SIGINT")
+
+
+def test_a_run_outlives_its_terminal_where_nohup_says_so() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignals() as caught:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert caught.caught is None
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_second_ctrl_c_stops_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
