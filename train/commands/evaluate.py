@@ -144,11 +144,12 @@ _Found = tuple[DetectionResults | np.ndarray, CocoDetection, dict[str, Any], Seq
 def _detect(options: EvalOptions, checkpoint: Path) -> _Found:
     """What a checkpoint finds, in which images, what it is, and the category ids of its labels."""
     trained = load_trained(checkpoint, choose_device(options.device), options.attn_backend, options.model)
-    whole, size, ids = data_of(trained, options.source, options.image_size)
+    source = options.source.divided_as(trained.options.source)
+    whole, size, ids = data_of(trained, source, options.image_size)
     data, images = _first(whole, options.limit)
     step = "" if trained.step is None else f" at step {trained.step}"
     print(f"{trained.name}{step}, {trained.attn_backend} on {trained.device}, {_images(images)}")
-    print(data_line(options.source.data, None, whole))
+    print(data_line(source.data, None, whole))
     with progress_bar("detecting", len(data), shown=options.progress) as advance:
         found = detect(
             trained.model,

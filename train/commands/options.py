@@ -72,7 +72,9 @@ class PredictOptions(ProgressOption, DetectorOptions):
 
 @dataclass(frozen=True)
 class EvalOptions(ProgressOption, LoadOptions):
-    """COCO metrics of a checkpoint, or of detections in a file: thresholds, errors, intervals, and a comparison."""
+    """COCO metrics of a checkpoint, or of detections in a file: thresholds, errors, intervals, and a comparison.
+
+    A run is evaluated on the validation images of its own data where no other are named."""
 
     checkpoint: ReadPath | None = None
     """A run's checkpoint, or its folder for its best; or official, Hugging Face's or converted weights."""

@@ -103,7 +103,12 @@ class Source(Options):
         return None if self.val_share is None else HeldOut(self.val_share, self.split_seed)
 
     def divided_as(self, trained: "Source") -> "Source":
-        """The same with the share and seed of ``trained`` where none are given here and both name the same data."""
+        """The same with the share and seed of ``trained`` where none are given here and both name the same data.
+
+        All of ``trained`` where no data are named here.
+        """
+        if not any(self._paths()):
+            return trained
         mine, theirs = ([None if path is None else path.resolve() for path in one._paths()] for one in (self, trained))
         if self.val_share is not None or mine != theirs:
             return self

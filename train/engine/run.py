@@ -203,6 +203,10 @@ class _Run:
         if training.best["step"] >= 0 and (self.out / BEST).is_file():
             report.say(f"best AP {training.best['AP']:.3f}, at step {training.best['step']:.0f}: {self.out / BEST}")
         report.say(f"done: {self.out}")
+        if self.options.source.data is not None and checkpoints_in(self.out):
+            page = self.out / "report.html"
+            report.say(f"its errors, as a page: {command('eval', '--checkpoint', self.out, '--report', page)}")
+            report.say(f"what it detects:       {command('predict', 'PHOTOGRAPHS', '--checkpoint', self.out)}")
         return ended
 
     def _catch_up(self) -> None:

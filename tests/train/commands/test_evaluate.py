@@ -278,6 +278,15 @@ def test_eval_prints_and_writes_all_numbers(
         assert again[2:] == lines[5:19]
 
 
+def test_a_run_is_measured_on_its_own_data_where_no_other_are_named(
+    run: Path, shapes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["eval", "--checkpoint", str(run), "--data", str(shapes), "--no-progress"]) == 0
+    named = capsys.readouterr().out
+    assert main(["eval", "--checkpoint", str(run), "--no-progress"]) == 0
+    assert capsys.readouterr().out == named
+
+
 def test_a_quick_look_says_so(run: Path, shapes: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["eval", "--data", str(shapes), "--checkpoint", str(run), "--limit", "3", *QUIET]) == 0
     lines = capsys.readouterr().out.splitlines()
