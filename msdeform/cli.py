@@ -320,8 +320,10 @@ def _run(words: list[str]) -> int:
         return 130
     except BrokenPipeError:
         raise
-    except (*USER_ERRORS, ModuleNotFoundError) as error:
-        ours = isinstance(error, ModuleNotFoundError) and (error.name or "").startswith("msdeform")
+    except (*USER_ERRORS, ImportError) as error:
+        # a sentence about an optional package carries no name; an import that Python itself refuses does
+        absent = error.name if isinstance(error, ImportError) else None
+        ours = absent is not None and (absent.startswith("msdeform") or not isinstance(error, ModuleNotFoundError))
         if ours or os.environ.get("MSDEFORM_DEBUG") == "1":
             raise
         sentence = named(_explain(error), command.known_options())

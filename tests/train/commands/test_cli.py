@@ -222,6 +222,22 @@ def test_a_missing_package_names_the_extra(capsys: pytest.CaptureFixture[str], m
     assert "pip install 'msdeform[train]'" in capsys.readouterr().err
 
 
+def test_the_sentence_on_an_optional_package_is_told_and_an_import_of_ours_keeps_its_traceback(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error = ImportError("videos need the package av, which is not installed")
+
+    def absent(self: cli.Command) -> Callable[[object], int]:
+        raise error
+
+    monkeypatch.setattr(cli.Command, "load", absent)
+    assert main(["train"]) == 1
+    assert capsys.readouterr().err == f"msdeform train: {error}\n"
+    error = ImportError("cannot import name 'draw'", name="msdeform.train")
+    with pytest.raises(ImportError, match="cannot import name"):
+        main(["train"])
+
+
 def test_train_resume_eval_and_predict_from_the_command_line(
     small: Small, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
