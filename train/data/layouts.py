@@ -171,7 +171,7 @@ def root_of_classes(file: Path) -> Path:
 def is_yolo_label(file: Path) -> bool:
     """Is its first line one of numbers, a class and at least four parts of an image?"""
     with open(file, "rb") as opened:
-        words = opened.readline(1000).split()
+        words = opened.readline(1000).removeprefix(b"\xef\xbb\xbf").split()
     try:
         numbers = [float(word) for word in words]
     except ValueError:

@@ -18,6 +18,7 @@ from typing import Any
 
 import yaml
 
+from ...common.files import read_text
 from ...common.parallel import in_threads
 from ...models.inference.images import SUFFIXES, BadImageError, image_size
 from .layouts import SUBSETS, YAML, is_yolo_label, root_of_classes
@@ -77,9 +78,9 @@ def read_yolo(
             return None, [], [f"{error} (image {image_id})"]
         labels = label_file(file)
         try:
-            lines = labels.read_text(encoding="utf-8").splitlines() if labels.is_file() else []
-        except UnicodeDecodeError as error:
-            wrong, lines = [f"{labels} is not text: {error}"], []
+            lines = read_text(labels).splitlines() if labels.is_file() else []
+        except ValueError as error:
+            wrong, lines = [str(error)], []
         for number, line in enumerate(lines, start=1):
             try:
                 if line.strip():
@@ -124,7 +125,7 @@ def _of_absent_images(files: Sequence[Path], skip: bool) -> list[str]:
 def _described(path: Path) -> dict[str, Any]:
     """What a data.yaml says."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.safe_load(read_text(path))
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
@@ -135,7 +136,7 @@ def _described(path: Path) -> dict[str, Any]:
 def _undescribed(path: Path) -> tuple[dict[str, Any], Path]:
     """What a data.yaml would say beside a file of classes, a name a line; and the data set's folder."""
     root = root_of_classes(path)
-    names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    names = [line.strip() for line in read_text(path).splitlines() if line.strip()]
     whole = "images" if (root / "images").is_dir() else "."
     folders: dict[str, str | None] = {
         split: next((f"images/{one}" for one in subsets if (root / "images" / one).is_dir()), None)
@@ -191,7 +192,7 @@ def _images_of(path: Path, content: dict[str, Any], split: str) -> list[Path]:
 
 def _listed(file: Path, root: Path) -> list[Path]:
     """The images of a list; a relative path counts from the list itself if it starts with ./, else from the root."""
-    lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+    lines = [line.strip() for line in read_text(file).splitlines()]
     return [Path(os.path.abspath((file.parent if line.startswith("./") else root) / line)) for line in lines if line]
 
 

@@ -115,6 +115,25 @@ def test_a_wrong_description_is_named(make: Make, replaced: dict[str, Any], sent
         read(path)
 
 
+def test_files_in_another_encoding_are_named(make: Make) -> None:
+    path = make({"a": "0 0.5 0.5 0.1 0.1"})
+    (path.parent / "a.txt").write_bytes(b"caf\xe9.jpg\n")
+    described = path.read_bytes()
+    for name, content in (("data.yaml", b"# caf\xe9"), ("a.txt", described.replace(b"images/train", b"a.txt"))):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=rf"{re.escape(str(path.parent / name))} is not text in UTF-8"):
+            read(path)
+    path.unlink()
+    classes = path.parent / "classes.txt"
+    classes.write_bytes(b"caf\xe9")
+    with pytest.raises(ValueError, match=r"classes\.txt is not text in UTF-8"):
+        read(classes)
+
+
+def test_the_mark_that_windows_editors_write_is_passed_over(make: Make) -> None:
+    assert len(read(make({"a": "\ufeff0 0.5 0.5 0.1 0.1"})).boxes) == 1
+
+
 def test_a_file_that_is_no_yaml_is_named(tmp_path: Path) -> None:
     (tmp_path / "data.yaml").write_text("names: [cat")
     with pytest.raises(ValueError, match=r"data\.yaml is not YAML"):
