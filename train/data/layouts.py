@@ -259,7 +259,7 @@ def _images_of_json(file: Path) -> Path:
     try:
         content = json.loads(file.read_bytes())
         names = [str(image["file_name"]) for image in content["images"][:20]]
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         names = []  # told where it is read
     above = file.parent
     roots = [root for root in (above, above.parent) if root.is_dir()]
