@@ -60,10 +60,7 @@ def read_yolo(
     content, root = (_described(path), path.parent) if path.suffix in YAML else _undescribed(path)
     names = _class_names(path, content)
     files = _images_of(path, content, split)
-    keypoints = content.get("kpt_shape")
-    read_line = partial(
-        _read_line, n_classes=len(names), keypoint_numbers=keypoints[0] * keypoints[1] if keypoints else None
-    )
+    read_line = partial(_read_line, n_classes=len(names), keypoint_numbers=_keypoint_numbers(path, content))
 
     def read_image(numbered: tuple[int, Path]) -> tuple[dict[str, Any] | None, list[dict[str, Any]], list[str]]:
         """Its entry, or None where it cannot be read; its annotations; what was wrong."""
@@ -161,7 +158,19 @@ def _class_names(path: Path, content: dict[str, Any]) -> list[str]:
         raise ValueError(f"{path}: names: expected a list of classes, got {names!r}")
     if count is not None and count != len(names):
         raise ValueError(f"{path}: nc is {count}, but names has {len(names)} classes")
+    if odd := [name for name in names if name is None or isinstance(name, list | dict)]:
+        raise ValueError(f"{path}: names: expected the name of each class, in quotes if it has a colon, got {odd[0]!r}")
     return list(map(str, names))
+
+
+def _keypoint_numbers(path: Path, content: dict[str, Any]) -> int | None:
+    """How many numbers follow the box in a pose data set; None in others."""
+    shape = content.get("kpt_shape")
+    if not shape:
+        return None
+    if not (isinstance(shape, list) and len(shape) == 2 and all(isinstance(one, int) for one in shape)):
+        raise ValueError(f"{path}: kpt_shape: expected keypoints and numbers of each, [17, 3], got {shape!r}")
+    return int(shape[0] * shape[1])
 
 
 def _images_of(path: Path, content: dict[str, Any], split: str) -> list[Path]:
