@@ -4,8 +4,10 @@ import importlib.util
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import pytest
 
 from msdeform import cli
 from msdeform.cli import COMMANDS, help_text, main
+from msdeform.common.files import atomic_file
 from msdeform.kernels import registry
 
 ROOT = Path(__file__).parents[3]
@@ -236,6 +239,28 @@ def test_the_sentence_on_an_optional_package_is_told_and_an_import_of_ours_keeps
     error = ImportError("cannot import name 'draw'", name="msdeform.train")
     with pytest.raises(ImportError, match="cannot import name"):
         main(["train"])
+
+
+def test_sigterm_leaves_nothing_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(self: cli.Command) -> Callable[[object], int]:
+        def work(options: object) -> int:
+            with atomic_file(tmp_path / "results.json"):
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(5)
+            return 0
+
+        return work
+
+    monkeypatch.setattr(cli.Command, "load", load)
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            main(["version"])
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert ended.value.code == 143
+    assert not list(tmp_path.iterdir())
 
 
 def test_train_resume_eval_and_predict_from_the_command_line(
