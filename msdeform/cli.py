@@ -4,15 +4,19 @@ A command is a dataclass of options and a function ``run(options) -> int`` that 
 the options imports no PyTorch, and that of the function is imported only after the command line was found right, so
 that ``--help`` and mistakes are answered at once. Exit status 2 means that the command line was wrong, or a file that
 it names; 1 that the work failed, told in one sentence (``MSDEFORM_DEBUG=1`` shows the traceback); 130 that Ctrl-C
-stopped it; 141 that whoever read the output went away.
+stopped it, 143 that SIGTERM did; 141 that whoever read the output went away.
 """
 
 import os
 import select
+import signal
 import sys
-from collections.abc import Callable, Collection
+import threading
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
+from types import FrameType
 from typing import Any
 
 from . import __version__
@@ -293,6 +297,24 @@ def _unread() -> bool:
     return any(event & select.POLLERR for _, event in waiting.poll(0))
 
 
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """While the block runs, SIGTERM ends it as an exception does, so that files are finished or removed."""
+    before = signal.getsignal(signal.SIGTERM)
+    if before is not signal.SIG_DFL or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _run(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
         print(help_text())
@@ -315,14 +337,17 @@ def _run(words: list[str]) -> int:
     command, program = COMMANDS[name], f"msdeform {name}"
     try:
         options = command.read(rest, program)
-        return command.load()(options)
+        with _ended_by_sigterm():
+            return command.load()(options)
     except KeyboardInterrupt:
         print(f"{program}: stopped by Ctrl-C", file=sys.stderr)
         return 130
     except BrokenPipeError:
         raise
     except (*USER_ERRORS, ImportError) as error:
-        ours = isinstance(error, ImportError) and (error.name or "").startswith("msdeform")
+        # a sentence about an optional package carries no name; an import that Python itself refuses does
+        absent = error.name if isinstance(error, ImportError) else None
+        ours = absent is not None and (absent.startswith("msdeform") or not isinstance(error, ModuleNotFoundError))
         if ours or os.environ.get("MSDEFORM_DEBUG") == "1":
             raise
         sentence = named(_explain(error), command.known_options())

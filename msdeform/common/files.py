@@ -1,4 +1,4 @@
-"""Writing files so that a reader, or a crash, never meets half of one; and folders that one process has to itself."""
+"""Writing files so that a reader, or a crash, never meets half of one; reading text; folders for one process alone."""
 
 import json
 import os
@@ -109,6 +109,14 @@ def write_json(path: Path, content: Any) -> None:
     """Writes ``content`` to ``path`` as JSON, whole or not at all."""
     with atomic_file(path) as file:
         file.write(json.dumps(content).encode())
+
+
+def read_text(path: Path) -> str:
+    """A file's text, without the mark that Windows' editors begin it with. Raises ValueError: it is not in UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not text in UTF-8: {error}") from error
 
 
 # beside a run's checkpoints: that of its highest AP

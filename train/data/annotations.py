@@ -1,7 +1,6 @@
 """The annotations of a data set, checked on reading and packed into flat arrays."""
 
 import json
-import math
 import reprlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,6 +18,8 @@ from .yolo import read_yolo
 
 BadData = Literal["fatal", "skip"]
 
+# of ids, sizes and coordinates, which float64 holds to the unit
+_MOST = 2**53
 # lines of a listing on the terminal; the log has all of them
 LISTED = 10
 
@@ -197,7 +198,9 @@ class Annotations:
         categories = _categories(path, content["categories"], categories)
         images = ImageList(_image_entry(path, entry) for entry in content["images"])
         refuse_repeats(path, "image id", images.ids.tolist())
-        refuse_repeats(path, "annotation id", [a["id"] for a in content["annotations"] if "id" in a])
+        annotations = [one for one in content["annotations"] if isinstance(one, dict)]
+        ids = [one["id"] for one in annotations if isinstance(one.get("id"), int | float | str)]
+        refuse_repeats(path, "annotation id", ids)
         row_of = {image_id: row for row, image_id in enumerate(images.ids.tolist())}
         label_of = {category.id: label for label, category in enumerate(categories)}
         rows = []
@@ -321,7 +324,8 @@ def _checked(path: Path, annotation: Any, row_of: Mapping[Any, int], label_of: M
 
 
 def _finite(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+    """Is it a number, and none that overflows when it is multiplied?"""
+    return isinstance(value, int | float) and abs(value) < _MOST
 
 
 def _shown(ids: Sequence[float | str]) -> str:
@@ -342,12 +346,18 @@ def _read(path: Path, split: SplitName, bad_data: BadData, progress: bool) -> tu
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (RecursionError, ValueError) as error:
         raise ValueError(f"annotation file {path} is not JSON: {error}") from error
     needed = ("images", "annotations", "categories")
     missing = [key for key in needed if not isinstance(content, dict) or key not in content]
     if missing:
         raise ValueError(f"annotation file {path}: expected images, annotations and categories, lacks {missing}")
+    for key in needed:
+        if not isinstance(content[key], list):
+            raise ValueError(f"annotation file {path}: {key}: expected a list, got {reprlib.repr(content[key])}")
+    for image in content["images"]:
+        if not isinstance(image, dict) or isinstance(image.get("id"), list | dict):
+            raise ValueError(f"annotation file {path}: an image is expected to have an id, got {reprlib.repr(image)}")
     return content
 
 
@@ -362,7 +372,7 @@ def _categories(path: Path, entries: list[dict[str, Any]], wanted: list[Category
     """The file's own in the order of their ids, or those wanted, which it must have."""
     try:
         own = sorted((Category(int(entry["id"]), str(entry["name"])) for entry in entries), key=lambda c: c.id)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, OverflowError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: a category is expected to have an id and a name; one has not: {error}") from error
     if not own:
         raise ValueError(f"{path}: expected at least one category, found none")
@@ -384,9 +394,11 @@ def _image_entry(path: Path, entry: Any) -> ImageEntry:
         image = ImageEntry(int(entry["id"]), str(entry["file_name"]), int(entry["height"]), int(entry["width"]))
     except KeyError as error:
         raise ValueError(f"{path}: image {entry.get('id', entry)} lacks {error.args[0]}") from error
-    except (TypeError, ValueError) as error:
+    except (OverflowError, TypeError, ValueError) as error:
         shown = reprlib.repr(entry)
         raise ValueError(f"{path}: image {shown}: id, height and width are expected to be numbers") from error
+    if max(abs(image.id), image.height, image.width) >= _MOST:
+        raise ValueError(f"{path}: image {image.id}: id, height and width are expected to be numbers below 2**53")
     if image.height < 1 or image.width < 1:
         raise ValueError(
             f"{path}: image {image.id}: expected at least one pixel, got {image.width} wide and {image.height} high"

@@ -171,7 +171,7 @@ def root_of_classes(file: Path) -> Path:
 def is_yolo_label(file: Path) -> bool:
     """Is its first line one of numbers, a class and at least four parts of an image?"""
     with open(file, "rb") as opened:
-        words = opened.readline(1000).split()
+        words = opened.readline(1000).removeprefix(b"\xef\xbb\xbf").split()
     try:
         numbers = [float(word) for word in words]
     except ValueError:
@@ -259,7 +259,7 @@ def _images_of_json(file: Path) -> Path:
     try:
         content = json.loads(file.read_bytes())
         names = [str(image["file_name"]) for image in content["images"][:20]]
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         names = []  # told where it is read
     above = file.parent
     roots = [root for root in (above, above.parent) if root.is_dir()]

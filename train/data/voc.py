@@ -12,12 +12,14 @@ labelmap.txt, if there is one, then the sorted names of all files, numbered from
 all files, so that every split has the same.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
+from ...common.files import read_text
 from .layouts import images_of_xml
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".mpo")
@@ -78,7 +80,7 @@ def write_classes(folder: Path, names: Sequence[str]) -> None:
 
 
 def _read_classes(file: Path) -> list[str]:
-    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    lines = read_text(file).splitlines() if file.is_file() else []
     names = [line.rsplit(":", 3)[0].strip() for line in lines if line.strip() and not line.startswith("#")]
     return [name for name in dict.fromkeys(names) if name and name != "background"]
 
@@ -100,7 +102,7 @@ def read_voc(path: Path, *, skip: bool = False) -> tuple[dict[str, Any], list[st
     names = list(files)
     if not path.is_dir():
         # the second word of a line, in lists of one class, says whether the class is there
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = [line.strip() for line in read_text(path).splitlines() if line.strip()]
         names = [line if line in files else line.split()[0] for line in lines]
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice and not skip:
@@ -186,12 +188,13 @@ def _box(file: Path, one: ElementTree.Element) -> list[float]:
 
 def _parse(file: Path) -> ElementTree.Element:
     content = file.read_bytes()
-    # entities can grow without bound, and no VOC file has any
-    if b"<!DOCTYPE" in content or b"<!ENTITY" in content:
+    # entities can grow without bound, and no VOC file has any; UTF-16 has zeros between letters
+    letters = content.replace(b"\0", b"")
+    if b"<!DOCTYPE" in letters or b"<!ENTITY" in letters:
         raise ValueError(f"{file}: expected no document type or entities in a VOC annotation")
     try:
         return ElementTree.fromstring(content)
-    except ElementTree.ParseError as error:
+    except (ElementTree.ParseError, LookupError, ValueError) as error:  # the last two of its encoding
         raise ValueError(f"{file} is not XML: {error}") from error
 
 
@@ -205,6 +208,9 @@ def _text(file: Path, element: ElementTree.Element, tag: str) -> str:
 def _number(file: Path, element: ElementTree.Element, tag: str) -> float:
     text = _text(file, element, tag)
     try:
-        return float(text)
+        number = float(text)
     except ValueError:
-        raise ValueError(f"{file}: {tag} is expected to be a number, got {text!r}") from None
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"{file}: {tag} is expected to be a number, got {text!r}")
+    return number

@@ -18,6 +18,7 @@ from typing import Any
 
 import yaml
 
+from ...common.files import read_text
 from ...common.parallel import in_threads
 from ...models.inference.images import SUFFIXES, BadImageError, image_size
 from .layouts import SUBSETS, YAML, is_yolo_label, root_of_classes
@@ -59,10 +60,7 @@ def read_yolo(
     content, root = (_described(path), path.parent) if path.suffix in YAML else _undescribed(path)
     names = _class_names(path, content)
     files = _images_of(path, content, split)
-    keypoints = content.get("kpt_shape")
-    read_line = partial(
-        _read_line, n_classes=len(names), keypoint_numbers=keypoints[0] * keypoints[1] if keypoints else None
-    )
+    read_line = partial(_read_line, n_classes=len(names), keypoint_numbers=_keypoint_numbers(path, content))
 
     def read_image(numbered: tuple[int, Path]) -> tuple[dict[str, Any] | None, list[dict[str, Any]], list[str]]:
         """Its entry, or None where it cannot be read; its annotations; what was wrong."""
@@ -77,9 +75,9 @@ def read_yolo(
             return None, [], [f"{error} (image {image_id})"]
         labels = label_file(file)
         try:
-            lines = labels.read_text(encoding="utf-8").splitlines() if labels.is_file() else []
-        except UnicodeDecodeError as error:
-            wrong, lines = [f"{labels} is not text: {error}"], []
+            lines = read_text(labels).splitlines() if labels.is_file() else []
+        except ValueError as error:
+            wrong, lines = [str(error)], []
         for number, line in enumerate(lines, start=1):
             try:
                 if line.strip():
@@ -124,7 +122,7 @@ def _of_absent_images(files: Sequence[Path], skip: bool) -> list[str]:
 def _described(path: Path) -> dict[str, Any]:
     """What a data.yaml says."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.safe_load(read_text(path))
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
@@ -135,7 +133,7 @@ def _described(path: Path) -> dict[str, Any]:
 def _undescribed(path: Path) -> tuple[dict[str, Any], Path]:
     """What a data.yaml would say beside a file of classes, a name a line; and the data set's folder."""
     root = root_of_classes(path)
-    names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    names = [line.strip() for line in read_text(path).splitlines() if line.strip()]
     whole = "images" if (root / "images").is_dir() else "."
     folders: dict[str, str | None] = {
         split: next((f"images/{one}" for one in subsets if (root / "images" / one).is_dir()), None)
@@ -160,7 +158,19 @@ def _class_names(path: Path, content: dict[str, Any]) -> list[str]:
         raise ValueError(f"{path}: names: expected a list of classes, got {names!r}")
     if count is not None and count != len(names):
         raise ValueError(f"{path}: nc is {count}, but names has {len(names)} classes")
+    if odd := [name for name in names if name is None or isinstance(name, list | dict)]:
+        raise ValueError(f"{path}: names: expected the name of each class, in quotes if it has a colon, got {odd[0]!r}")
     return list(map(str, names))
+
+
+def _keypoint_numbers(path: Path, content: dict[str, Any]) -> int | None:
+    """How many numbers follow the box in a pose data set; None in others."""
+    shape = content.get("kpt_shape")
+    if not shape:
+        return None
+    if not (isinstance(shape, list) and len(shape) == 2 and all(isinstance(one, int) for one in shape)):
+        raise ValueError(f"{path}: kpt_shape: expected keypoints and numbers of each, [17, 3], got {shape!r}")
+    return int(shape[0] * shape[1])
 
 
 def _images_of(path: Path, content: dict[str, Any], split: str) -> list[Path]:
@@ -191,7 +201,7 @@ def _images_of(path: Path, content: dict[str, Any], split: str) -> list[Path]:
 
 def _listed(file: Path, root: Path) -> list[Path]:
     """The images of a list; a relative path counts from the list itself if it starts with ./, else from the root."""
-    lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+    lines = [line.strip() for line in read_text(file).splitlines()]
     return [Path(os.path.abspath((file.parent if line.startswith("./") else root) / line)) for line in lines if line]
 
 

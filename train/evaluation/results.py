@@ -88,7 +88,7 @@ def pack_results(results: Sequence[dict[str, Any]]) -> np.ndarray:
         try:
             x, y, width, height = result["bbox"]
             row[:] = (result["image_id"], x, y, width, height, result["score"], result["category_id"])
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, OverflowError, TypeError, ValueError) as error:
             raise ValueError(
                 f"results: expected image_id, category_id, bbox [x, y, width, height] and score, "
                 f"got {result} in place {number}"
@@ -113,7 +113,7 @@ def read_results(path: Path, annotations: Annotations | None = None) -> np.ndarr
         raise FileNotFoundError(f"results file {path} does not exist")
     try:
         results = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (RecursionError, ValueError) as error:
         raise ValueError(f"results file {path} is not JSON: {error}") from error
     if not isinstance(results, list):
         raise ValueError(f"results file {path}: expected a list of detections, got a {type(results).__name__}")

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..visual.charts import COLOURS, dress, new_figure, save_figure
+from ..visual.charts import COLOURS, as_written, dress, new_figure, save_figure
 from .history import Array, Axis, History, check_curves, grouped
 
 _STYLES = ("-", "--", ":", "-.")
@@ -107,7 +107,10 @@ def draw(groups: Sequence[Sequence[History]], panels: Sequence[Panel], axis: Axi
         if place >= len(panels) - columns:  # the last of its column
             axes.set_xlabel(axis)
 
-    handles = [Line2D([], [], color=colour, label=_label(group)) for group, colour in zip(groups, colours, strict=True)]
+    handles = [
+        Line2D([], [], color=colour, label=as_written(_label(group)))
+        for group, colour in zip(groups, colours, strict=True)
+    ]
     if any(f"val_{name}" in known or name not in logged for panel in panels for name in panel.curves):
         if smooth != 1 and any(len(group) == 1 for group in groups):
             handles.append(Line2D([], [], color="0.4", alpha=0.35, linewidth=0.7, label="as logged"))
@@ -157,7 +160,7 @@ def _draw_group(
 def _finish(axes: Any, panel: Panel, known: set[str]) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-    title = panel.title
+    title = as_written(panel.title)
     if panel.labels:  # in the title, where a legend covers no line
         shown = zip(panel.curves, panel.labels, _STYLE_SIGNS, strict=False)
         title += "\n" + "   ".join(f"{sign} {label}" for name, label, sign in shown if name in known)

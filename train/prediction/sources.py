@@ -74,6 +74,7 @@ def named_files(paths: tuple[Path, ...]) -> dict[Path, str]:
     if not paths:
         raise ValueError("images: expected at least one image, video or folder, or --webcam N, got none")
     names: dict[Path, str] = {}
+    places: set[str] = set()
     for path in paths:
         if path.is_dir():
             suffixes = (*IMAGES, *VIDEOS)
@@ -86,7 +87,9 @@ def named_files(paths: tuple[Path, ...]) -> dict[Path, str]:
             if not found:
                 raise FileNotFoundError(f"image {path} does not exist")
         for file in found:
-            names.setdefault(file, file.relative_to(path).as_posix() if path.is_dir() else file.name)
+            if (place := os.path.abspath(file)) not in places:  # however it was spelled
+                places.add(place)
+                names[file] = file.relative_to(path).as_posix() if path.is_dir() else file.name
     if len(set(names.values())) < len(names):
         root = os.path.commonpath([file.absolute().parent for file in names])
         names = {file: Path(os.path.relpath(file.absolute(), root)).as_posix() for file in names}

@@ -16,6 +16,11 @@ def new_figure(width: float, height: float) -> Any:
     return matplotlib.figure.Figure(figsize=(width, height), layout="constrained")
 
 
+def as_written(text: str) -> str:
+    """Text that matplotlib shows as it is: no dollar begins a formula, and no underscore hides it in a legend."""
+    return text.replace("$", r"\$") if not text.startswith("_") else as_written(f" {text}")
+
+
 def dress(
     axes: Any,
     title: str,

@@ -2,6 +2,7 @@
 
 import io
 import re
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from ..evaluation.analysis import Analysis
 from ..evaluation.thresholds import BINS, Curve
-from .charts import COLOURS, dress, new_figure
+from .charts import COLOURS, as_written, dress, new_figure
 
 MOST_COLOURS = len(COLOURS)
 """More classes than this are drawn in grey."""
@@ -45,7 +46,8 @@ def _svg(name: str, draw: Callable[[Any], None]) -> str:
     """What draws on axes, as an SVG element without size or colours of its own for what is text or lines."""
     import matplotlib
 
-    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
+    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # the page's reader brings the letters, and not this font
         figure = new_figure(*_SIZE)
         draw(figure.add_subplot())
         written = io.StringIO()
@@ -64,7 +66,9 @@ def _lines(axes: Any, analysis: Analysis, draw: Callable[[Curve, dict[str, Any]]
     for label, (name, of) in enumerate(zip(analysis.names, analysis.curves, strict=True)):
         if counts[label]:
             colour = _INK if COLOURS[label % MOST_COLOURS] == "#000000" else COLOURS[label % MOST_COLOURS]
-            style = {"color": colour, "linewidth": 1.4, "label": name} if named else {"color": "0.6", "linewidth": 0.6}
+            style = {"color": "0.6", "linewidth": 0.6}
+            if named:
+                style = {"color": colour, "linewidth": 1.4, "label": as_written(name)}
             draw(of, style)
     several = int((counts > 0).sum()) > 1
     if several:

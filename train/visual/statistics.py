@@ -10,7 +10,7 @@ from rich.table import Table
 
 from ...common.text import counted
 from ..data.dataset import CocoDetection
-from .charts import new_figure, save_figure
+from .charts import as_written, new_figure, save_figure
 
 # COCO's limits of small and medium, in pixels of area
 SMALL, MEDIUM = 32**2, 96**2
@@ -167,7 +167,7 @@ def _draw_classes(axes: Any, found: dict[str, Any]) -> None:
     drawn = axes.barh(places, values - 0.5, left=0.5, color="tab:blue")
     axes.bar_label(drawn, labels=[f"{value:,}" for value in values], padding=2, fontsize=size)
     names = [entry["name"] if len(entry["name"]) <= 22 else f"{entry['name'][:21]}…" for entry in shown]
-    axes.set_yticks(places, names, fontsize=size)
+    axes.set_yticks(places, list(map(as_written, names)), fontsize=size)
     title, every = "boxes of each class", len(found["classes"])
     if len(shown) < every:
         empty = f"; {every - len(classes)} have none" if len(classes) < every else ""

@@ -60,7 +60,7 @@ def train(words: Sequence[str], log: Path, end: float) -> tuple[bool, str | None
     """
     status, said = _apart([sys.executable, "-m", "msdeform", "train", *words], log, end)
     # one that was told to stop before it had anything to save has not failed
-    killed = time.monotonic() >= end and status in (-signal.SIGTERM, -signal.SIGKILL)
+    killed = time.monotonic() >= end and status in (-signal.SIGTERM, 128 + signal.SIGTERM, -signal.SIGKILL)
     if status == STOPPED or killed:
         return False, None
     return status == 0, None if status == 0 else said or f"ended with status {status}"

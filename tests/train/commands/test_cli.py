@@ -4,8 +4,10 @@ import importlib.util
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import pytest
 
 from msdeform import cli
 from msdeform.cli import COMMANDS, help_text, main
+from msdeform.common.files import atomic_file
 from msdeform.kernels import registry
 
 ROOT = Path(__file__).parents[3]
@@ -223,15 +226,42 @@ def test_a_missing_package_names_the_extra(capsys: pytest.CaptureFixture[str], m
     assert "pip install 'msdeform[train]'" in capsys.readouterr().err
 
 
-def test_a_sentence_about_an_optional_package_is_told_without_a_traceback(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_the_sentence_on_an_optional_package_is_told_and_an_import_of_ours_keeps_its_traceback(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    error = ImportError("videos need the package av, which is not installed")
+
     def absent(self: cli.Command) -> Callable[[object], int]:
-        raise ImportError("track: needs ByteTrack")
+        raise error
 
     monkeypatch.setattr(cli.Command, "load", absent)
-    assert main(["predict", str(tmp_path), "--checkpoint", str(tmp_path)]) == 1
-    assert capsys.readouterr().err == "msdeform predict: --track: needs ByteTrack\n"
+    assert main(["train"]) == 1
+    assert capsys.readouterr().err == f"msdeform train: {error}\n"
+    error = ImportError("cannot import name 'draw'", name="msdeform.train")
+    with pytest.raises(ImportError, match="cannot import name"):
+        main(["train"])
+
+
+def test_sigterm_leaves_nothing_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(self: cli.Command) -> Callable[[object], int]:
+        def work(options: object) -> int:
+            with atomic_file(tmp_path / "results.json"):
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(5)
+            return 0
+
+        return work
+
+    monkeypatch.setattr(cli.Command, "load", load)
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            main(["version"])
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert ended.value.code == 143
+    assert not list(tmp_path.iterdir())
 
 
 def test_train_resume_eval_and_predict_from_the_command_line(

@@ -92,10 +92,14 @@ def test_category_ids_are_the_data_sets_own(checkpoint: Path, shapes: Path, tmp_
     assert {result["category_id"] for result in results(options)} == {17, 4, 90}
 
 
-def test_files_and_folders_are_found_once(tmp_path: Path) -> None:
+def test_files_and_folders_are_found_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("b.jpg", "a.PNG", "notes.txt"):
         (tmp_path / name).touch()
     assert list(named_files((tmp_path, tmp_path / "b.jpg"))) == [tmp_path / "a.PNG", tmp_path / "b.jpg"]
+    monkeypatch.chdir(tmp_path)
+    assert named_files((Path("b.jpg"), tmp_path / "b.jpg", tmp_path / ".." / tmp_path.name / "b.jpg")) == {
+        Path("b.jpg"): "b.jpg"
+    }
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="holds no image"):
         named_files((tmp_path / "empty",))

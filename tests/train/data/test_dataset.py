@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from msdeform.models.inference.image_size import Size as ImageSize
 from msdeform.train.data.annotations import Annotations, Category
 from msdeform.train.data.dataset import BadImageError, CocoDetection, read_image
+from msdeform.train.data.layouts import HeldOut
 from msdeform.train.data.transforms import to_model, training_transform
 
 Write = Callable[..., Path]
@@ -52,6 +53,7 @@ def test_boxes_are_clipped_and_crowds_and_degenerate_ones_dropped_by_name(annota
         ),
         ({"bbox": [1, 2, 3]}, "annotation 1 of image 7: bbox is expected to be four finite numbers"),
         ({"bbox": [1, 2, float("nan"), 4]}, "four finite numbers"),
+        ({"bbox": [1, 2, 1e300, 10**400]}, "four finite numbers"),
         ({"category_id": 4}, "annotation 1 of image 7 has category 4, expected one of 3, 5"),
         ({"image_id": 8}, "annotation 1 is of image 8, which the file does not list"),
     ],
@@ -72,13 +74,33 @@ def test_a_wrong_annotation_is_named(annotation_file: Write, annotation: dict[st
             '{"images": [], "categories": [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}], "annotations": []}',
             "category id 1 is given 2 times, expected once",
         ),
+        ('{"images": null, "categories": [], "annotations": []}', "images: expected a list, got None"),
+        ('{"images": [], "categories": [], "annotations": {}}', "annotations: expected a list, got {}"),
+        ('{"images": [null], "categories": [], "annotations": []}', "an image is expected to have an id, got None"),
+        ('{"images": [{"id": [1]}], "categories": [], "annotations": []}', "an image is expected to have an id, got {"),
+        (
+            '{"images": [{"id": 1, "file_name": "a", "height": 1e999, "width": 1}], "annotations": [], '
+            '"categories": [{"id": 1, "name": "a"}]}',
+            "id, height and width are expected to be numbers",
+        ),
+        (
+            '{"images": [{"id": 1e30, "file_name": "a", "height": 1, "width": 1}], "annotations": [], '
+            '"categories": [{"id": 1, "name": "a"}]}',
+            "id, height and width are expected to be numbers",
+        ),
+        (
+            '{"images": [], "annotations": [5], "categories": [{"id": 1, "name": "a"}]}',
+            "an annotation is expected to be an object, got 5",
+        ),
+        ('{"images":' + "[" * 200_000, "is not JSON"),
     ],
 )
 def test_a_wrong_file_is_named(tmp_path: Path, content: str, sentence: str) -> None:
     path = tmp_path / "instances.json"
     path.write_text(content)
-    with pytest.raises(ValueError, match=re.escape(str(path)) + ".*" + re.escape(sentence)):
-        Annotations.load(path)
+    for held_out in (None, HeldOut(0.2)):
+        with pytest.raises(ValueError, match=re.escape(str(path)) + ".*" + re.escape(sentence)):
+            Annotations.load(path, held_out=held_out)
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,10 @@ def test_voc_is_read(voc: Path) -> None:
         ("<name>cat</name>", "", "expected name in object, found none"),
         ("</annotation>", "", "is not XML"),
         ("<annotation>", "<!DOCTYPE x><annotation>", "expected no document type"),
+        ("<annotation>", '<?xml version="1.0" encoding="klingon"?><annotation>', "is not XML: unknown encoding"),
+        ("<width>40", "<width>inf", "size/width is expected to be a number, got 'inf'"),
+        ("<height>30", "<height>nan", "size/height is expected to be a number, got 'nan'"),
+        ("<xmax>20", "<xmax>nan", "bndbox/xmax is expected to be a number, got 'nan'"),
     ],
 )
 def test_a_wrong_voc_file_is_named(voc: Path, old: str, new: str, sentence: str) -> None:
@@ -70,6 +74,20 @@ def test_a_wrong_voc_file_is_named(voc: Path, old: str, new: str, sentence: str)
     file.write_text(file.read_text().replace(old, new))
     with pytest.raises(ValueError, match=rf"a\.xml.*{sentence}"):
         Annotations.load(voc / "ImageSets" / "Main" / "train.txt")
+
+
+def test_a_voc_file_in_another_encoding_is_read_and_its_entities_are_not(voc: Path) -> None:
+    file, names = voc / "Annotations" / "a.xml", voc / "ImageSets" / "Main" / "train.txt"
+    text = file.read_text()
+    file.write_text(text, encoding="utf-16")
+    assert len(Annotations.load(names).boxes) == 1
+    file.write_text(f'<!DOCTYPE x [<!ENTITY a "aa">]>{text}', encoding="utf-16")
+    with pytest.raises(ValueError, match=r"a\.xml: expected no document type"):
+        Annotations.load(names)
+    file.write_text(text)
+    names.write_bytes(b"\xe9\n")
+    with pytest.raises(ValueError, match=r"train\.txt is not text in UTF-8"):
+        Annotations.load(names)
 
 
 def test_exports_of_roboflow_and_cvat_are_recognised(shapes: Path, tmp_path: Path) -> None:

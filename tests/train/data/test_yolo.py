@@ -103,6 +103,13 @@ def test_a_wrong_line_is_named_or_left_out(make: Make, labels: str, sentence: st
         ({"names": ["cat", "cat"]}, "category name 'cat' is given 2 times, expected once"),
         ({"names": None}, "expected the classes under names"),
         ({"names": []}, "names: expected a list of classes, got []"),
+        ({"names": [{"sign": "stop"}, "dog"]}, "names: expected the name of each class, in quotes if it has a colon"),
+        (
+            {"names": {0: "cat", 1: None}},
+            "names: expected the name of each class, in quotes if it has a colon, got None",
+        ),
+        ({"kpt_shape": [17]}, "kpt_shape: expected keypoints and numbers of each, [17, 3], got [17]"),
+        ({"kpt_shape": "17"}, "kpt_shape: expected keypoints and numbers of each, [17, 3], got '17'"),
         ({"train": None}, "no train: expected a folder of images"),
         ({"train": "images/nowhere"}, "train: expected a folder or a .txt file, and"),
         ({"path": "elsewhere"}, "path: folder elsewhere does not exist"),
@@ -113,6 +120,25 @@ def test_a_wrong_description_is_named(make: Make, replaced: dict[str, Any], sent
     path = make({"a": "0 0.5 0.5 0.1 0.1"}, **replaced)
     with pytest.raises((ValueError, FileNotFoundError), match=re.escape(str(path)) + ".*" + re.escape(sentence)):
         read(path)
+
+
+def test_files_in_another_encoding_are_named(make: Make) -> None:
+    path = make({"a": "0 0.5 0.5 0.1 0.1"})
+    (path.parent / "a.txt").write_bytes(b"caf\xe9.jpg\n")
+    described = path.read_bytes()
+    for name, content in (("data.yaml", b"# caf\xe9"), ("a.txt", described.replace(b"images/train", b"a.txt"))):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=rf"{re.escape(str(path.parent / name))} is not text in UTF-8"):
+            read(path)
+    path.unlink()
+    classes = path.parent / "classes.txt"
+    classes.write_bytes(b"caf\xe9")
+    with pytest.raises(ValueError, match=r"classes\.txt is not text in UTF-8"):
+        read(classes)
+
+
+def test_the_mark_that_windows_editors_write_is_passed_over(make: Make) -> None:
+    assert len(read(make({"a": "\ufeff0 0.5 0.5 0.1 0.1"})).boxes) == 1
 
 
 def test_a_file_that_is_no_yaml_is_named(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from msdeform.train.config.options import Input, Source
+from msdeform.train.data.annotations import Category
 from msdeform.train.data.dataset import CocoDetection
 from msdeform.train.data.loader import validation_data
 from msdeform.train.evaluation.analysis import Analysis, analyse
@@ -143,6 +144,20 @@ def test_pages_of_odd_evaluations(data: CocoDetection, tmp_path: Path) -> None:
     assert not page.of("img")
     assert "The commonest confusions of classes" in page.text
     assert "matrix" not in [attributes.get("class") for attributes in page.of("table")]
+
+
+@pytest.mark.filterwarnings("error")
+def test_charts_show_names_as_they_are(data: CocoDetection, tmp_path: Path) -> None:
+    categories = data.annotations.categories
+    names = ["$x_{$ <script>", "_hidden", "日本 🙂"]
+    data.annotations.categories = [Category(one.id, name) for one, name in zip(categories, names, strict=True)]
+    found = analysed(data, worst=0)
+    write_report(tmp_path / "report.html", found, data, ORIGIN, progress=False)
+    text = (tmp_path / "report.html").read_text()
+    page = Checked(text)
+    assert not page.of("script")
+    charts = "".join(re.findall(r"<svg.*?</svg>", text, re.DOTALL))
+    assert all(f"{html.escape(name)}</text>" in charts for name in names)
 
 
 def test_pictures_have_the_colours_of_what_became_of_their_boxes(data: CocoDetection) -> None:

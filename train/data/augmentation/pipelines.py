@@ -23,7 +23,7 @@ Pipeline = Callable[[Tensor, Target], Sample]
 _GIVEN = ("image_id", "boxes", "labels")
 
 
-def adapt(pipeline: Any) -> Pipeline:
+def adapt(pipeline: Any, name: str = "transform") -> Pipeline:
     """A pipeline of torchvision's ``transforms.v2`` or of Albumentations, or a function, as a transform of a data set.
 
     What the transform is called with, and returns, is an image, tv_tensors.Image (3, H, W) uint8, and a target with
@@ -37,32 +37,41 @@ def adapt(pipeline: Any) -> Pipeline:
         pipeline: a transform or ``Compose`` of ``torchvision.transforms.v2``; one of Albumentations, whose
             ``bbox_params`` may be absent, and whose limits on boxes count if present; or any function of
             (image, target) that returns both. It is copied, and never changed.
+        name: what errors call it.
 
     Raises:
-        TypeError: it cannot be called. When called, the transform raises ValueError for a result that is not an image
-            with its boxes and labels, in one sentence.
+        TypeError: it cannot be called. When called, the transform raises ValueError where the pipeline fails, or its
+            result is not an image with its boxes and labels, in one sentence.
     """
     if not callable(pipeline):
         raise TypeError(
-            "transform: expected a transform of torchvision.transforms.v2 or Albumentations, or a function "
+            f"{name}: expected a transform of torchvision.transforms.v2 or Albumentations, or a function "
             f"(image, target) -> (image, target), got {type(pipeline).__name__}"
         )
     if _of_albumentations(pipeline):
-        return _Adapted(_Albumentations(pipeline))
+        return _Adapted(_Albumentations(pipeline), name)
     if isinstance(pipeline, torch.nn.Module):
         pipeline = copy.deepcopy(pipeline)
-    return _Adapted(pipeline)
+    return _Adapted(pipeline, name)
 
 
 class _Adapted:
     """A pipeline with its random numbers seeded and its result checked."""
 
-    def __init__(self, pipeline: Callable[[Tensor, Target], Any]) -> None:
-        self._pipeline = pipeline
+    def __init__(self, pipeline: Callable[[Tensor, Target], Any], name: str) -> None:
+        self._pipeline, self._name = pipeline, name
 
     def __call__(self, image: Tensor, target: Target) -> Sample:
-        with _seeded():
-            result = self._pipeline(image, {name: target[name] for name in _GIVEN if name in target})
+        try:
+            with _seeded():
+                result = self._pipeline(image, {name: target[name] for name in _GIVEN if name in target})
+            return self._checked(result, target)
+        except Exception as error:
+            of = f"image {target.get('image_id', '')}, {image.shape[-1]} wide and {image.shape[-2]} high"
+            reason = (str(error) or type(error).__name__).partition("\n")[0]
+            raise ValueError(f"{self._name}: {of}: {reason}") from error
+
+    def _checked(self, result: Any, target: Target) -> Sample:
         if not (isinstance(result, tuple | list) and len(result) == 2 and isinstance(result[1], dict)):
             raise _wrong("an image and its target (a dict with boxes and labels)", _described(result))
         if missing := {"boxes", "labels"} - {*result[1]}:
@@ -174,4 +183,4 @@ def _described(value: Any) -> str:
 
 
 def _wrong(expected: str, got: str) -> ValueError:
-    return ValueError(f"transform: expected {expected}, got {got}")
+    return ValueError(f"expected {expected}, got {got}")

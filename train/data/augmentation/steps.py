@@ -20,6 +20,8 @@ from .pipelines import Pipeline, adapt
 
 # near the mean of photographs, which normalisation makes zero
 GREY = 114
+# of a mosaic's tiles, of which larger ones would fill the memory
+MOST_SCALE = 10
 # of a box that an edge of a mosaic's tile cuts, what must be left of its area
 _LEAST_LEFT = 0.1
 # transforms of torchvision that move no boxes, need other images than the mosaic's, or a function
@@ -72,8 +74,11 @@ class Mosaic:
         for name, value in (("p", p), ("until", until)):
             if not (isinstance(value, int | float) and 0 <= value <= 1):
                 raise ValueError(f"{name}: expected a number from 0 to 1, got {value!r}")
-        if not (len(scale) == 2 and 0 < scale[0] <= scale[1]):
-            raise ValueError(f"scale: expected two numbers above 0, the smaller first, got {scale!r}")
+        numbers = isinstance(scale, list | tuple) and all(isinstance(one, int | float) for one in scale)
+        if not (numbers and len(scale) == 2 and 0 < scale[0] <= scale[1] <= MOST_SCALE):
+            raise ValueError(
+                f"scale: expected two numbers above 0 and up to {MOST_SCALE}, the smaller first, got {scale!r}"
+            )
         self.p, self.scale, self.until, self.otherwise, self.size = p, scale, until, otherwise, size
 
     def __call__(self, sample: Sample, another: Callable[[], Sample], progress: float) -> Sample:
@@ -139,7 +144,7 @@ def own_augmentation(pipeline: Any, size: Size) -> v2.Compose:
 
 
 def _joined(steps: list[Step], size: Size) -> Pipeline:
-    return adapt(v2.Compose([_made(step, size) for step in steps]))
+    return adapt(v2.Compose([_made(step, size) for step in steps]), "augment")
 
 
 def _at_most(image: Tensor, target: Target, size: Size) -> Sample:
@@ -150,7 +155,9 @@ def _at_most(image: Tensor, target: Target, size: Size) -> Sample:
 
 def _made(step: Step, size: Size, *, first: bool = False) -> Any:
     """A transform out of its name and arguments; the first of a list may be a mosaic."""
-    known = {name: kind for name, kind in vars(v2).items() if inspect.isclass(kind)}
+    known: dict[str, Any] = {
+        name: kind for name, kind in vars(v2).items() if inspect.isclass(kind) and issubclass(kind, v2.Transform)
+    }
     known |= {"Mosaic": Mosaic, "RandomQuarterTurn": RandomQuarterTurn}
     name = {each.lower(): each for each in known}.get(step[0].lower(), step[0])
     if name in _UNFIT:
@@ -163,7 +170,7 @@ def _made(step: Step, size: Size, *, first: bool = False) -> Any:
     if name == "Mosaic" and not first:
         raise ValueError("augment: expected Mosaic as the first transform of the list, as what follows is done with it")
     parameters = dict(inspect.signature(known[name]).parameters)
-    given = dict(step[1])
+    given = {str(argument): value for argument, value in step[1].items()}
     if name == "Mosaic":
         del parameters["size"]
     for argument in given:

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,13 +18,17 @@ from ....common.text import counted
 from ....models.inference.images import SUFFIXES, orientation
 from ..annotations import LISTED, Category
 from ..dataset import CocoDetection
-from ..layouts import Format
+from ..layouts import FORMATS, Format
 from ..voc import VocObject, voc_annotation, write_classes
 from ..yolo import yolo_line
 from .read import PartName
 
 # the turn that undoes one, as EXIF numbers them; the others undo themselves
 _BACK = {6: 8, 8: 6}
+
+
+# control characters and halves of others, as Unicode calls them
+CONTROL = {"Cc", "Cs"}
 
 
 def turn_boxes(boxes: np.ndarray, size: tuple[int, int], tag: int) -> np.ndarray:
@@ -105,11 +110,14 @@ def convert(
 
     Raises:
         FileExistsError: ``out`` holds something.
-        ValueError: an image that the format cannot have, or that is of another size than the annotations say.
+        ValueError: an image, or a class's name, that the format cannot have, or an image of another size than the
+            annotations say.
         OSError: an image cannot be copied or linked.
     """
     names = _new_names(parts, to)
     categories = next(iter(parts.values())).annotations.categories
+    if to != "coco":
+        _check_names(categories, to)
     converted = Converted()
     writers: dict[Format, Callable[[Path, PartName, list[_Image], list[Category]], None]] = {
         "coco": _write_coco,
@@ -137,6 +145,18 @@ def convert(
             converted.boxes += sum(len(image.boxes) for image in entries)
             converted.crowds += sum(map(sum, (image.crowd for image in entries)))
     return converted
+
+
+def _check_names(categories: Sequence[Category], to: Format) -> None:
+    """Raises ValueError for a name that would not be read back, as it has no line, or several."""
+    for one in categories:
+        if one.name.strip().splitlines() != [one.name.strip()] or not CONTROL.isdisjoint(
+            map(unicodedata.category, one.name)
+        ):
+            raise ValueError(
+                f"to: class {one.id} is named {one.name!r}, and {FORMATS[to]} has each name on a line of its own; "
+                "rename it"
+            )
 
 
 def _image(

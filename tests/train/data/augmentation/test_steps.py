@@ -204,8 +204,13 @@ def test_a_bad_image_in_a_mosaic_is_replaced(shapes: Path, tmp_path: Path) -> No
         ("[{Mosaic: {p: 2}}]", "Mosaic: p: expected a number from 0 to 1, got 2"),
         (
             "[{Mosaic: {scale: [2, 1]}}]",
-            r"Mosaic: scale: expected two numbers above 0, the smaller first, got \[2, 1\]",
+            r"Mosaic: scale: expected two numbers above 0 and up to 10, the smaller first, got \[2, 1\]",
         ),
+        ("[{Mosaic: {scale: 2}}]", "Mosaic: scale: expected two numbers above 0 and up to 10, .* got 2"),
+        ("[{Mosaic: {scale: [a, b]}}]", "Mosaic: scale: expected two numbers above 0 and up to 10, .* got"),
+        ("[{Mosaic: {scale: [1, .inf]}}]", "Mosaic: scale: expected two numbers above 0 and up to 10, .* got"),
+        ("[{RandomHorizontalFlip: {1: 2}}]", "RandomHorizontalFlip has no argument '1'; it has p"),
+        ("[{InterpolationMode: {value: bilinear}}]", "no transform is called 'InterpolationMode'"),
         ("[ColorJitter, Mosaic]", "expected Mosaic as the first transform of the list"),
         (
             "[{Mosaic: {otherwise: [RandomIoUCorp]}}]",
@@ -218,6 +223,15 @@ def test_a_bad_image_in_a_mosaic_is_replaced(shapes: Path, tmp_path: Path) -> No
 def test_slips_are_told_in_a_sentence(text: str, sentence: str) -> None:
     with pytest.raises(ValueError, match=f"^augment: {sentence}"):
         augmentation(text, Size(64, 64))
+
+
+def test_a_transform_that_an_image_does_not_suit_is_told_with_the_image() -> None:
+    for text, reason in (("[{RandomCrop: {size: 500}}]", "Required crop size"), ("[Grayscale]", "expected an image")):
+        _, transform = augmentation(text, Size(64, 64))
+        image, target = painted()
+        where = rf"^augment: image {target['image_id']}, {image.shape[2]} wide and {image.shape[1]} high: {reason}"
+        with pytest.raises(ValueError, match=where):
+            transform(image, target)
 
 
 @pytest.mark.parametrize("text", ["[]", "[{mosaic: {p: 1}}]", "[{RandomChoice: {transforms: [RandomVerticalFlip]}}]"])

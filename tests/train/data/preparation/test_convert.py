@@ -115,6 +115,21 @@ def test_what_a_format_cannot_hold_is_told(odd: Path, tmp_path: Path, capsys: py
     assert names == ["a_photo 1", "a_photo 1_2", "b_photo 1", "b_photo 1_2", "train2", "train3"]
 
 
+@pytest.mark.parametrize("name", ["", " ", "ca\nt", "c\0t", "cat\u2028dog", "\ud800"])
+def test_names_that_would_not_be_read_back_are_refused(
+    odd: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for file in (odd / "annotations").iterdir():
+        whole = json.loads(file.read_text())
+        whole["categories"][0]["name"] = name
+        file.write_text(json.dumps(whole))
+    for to in ("voc", "yolo"):
+        assert main(["data", "convert", str(odd), "--to", to, "--out", str(tmp_path / to)]) == 1
+        assert "has each name on a line of its own; rename it" in capsys.readouterr().err
+        assert not (tmp_path / to).exists()
+    convert(odd, "coco", tmp_path / "coco")
+
+
 @pytest.mark.parametrize("to", FORMATS)
 def test_one_set_stays_one_or_is_divided(odd: Path, tmp_path: Path, to: str) -> None:
     whole = odd / "annotations" / "instances_train2017.json"
