@@ -77,7 +77,7 @@ PRESETS = {
     ),
     "scratch": Preset(
         "a small detector of your own classes from random weights, on a CPU",
-        "chosen here, for a few hundred photographs and an hour; `msdeform bench recipes` compares others",
+        "chosen here, and not measured yet; `msdeform bench recipes` compares others",
         "--model deformable_detr_mini --backbone-weights none --image-size 320 --augment light --epochs 120 "
         "--total-batch-size 8 --batch-size 8 --lr 1e-3 --lr-factor-offsets 0.5 --schedule cosine --warmup-steps 100 "
         "--ema 0.998 --eval-every 10 --workers 1",

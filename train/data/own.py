@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,8 +15,7 @@ from ...common.progress import progress_bar
 from ...models.inference.images import BadImageError, read_image
 from .annotations import Annotations, Category
 from .dataset import CocoDetection
-
-SplitName = Literal["train", "val"]
+from .layouts import SplitName
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from ..evaluation.detect import detect
 from ..evaluation.matching import match_detections
 from ..evaluation.results import merge
 from ..evaluation.thresholds import best_thresholds
-from ..monitor.callbacks import Callbacks
+from ..monitor.callbacks import check_callbacks
 from ..monitor.loggers import import_logger
 from ..monitor.reporter import Reporter
 from .acceleration import uncompiled
@@ -112,7 +112,7 @@ def train(options: TrainOptions, given: Given = NOTHING) -> Path:
     with process_group(options.compute) as group, StopSignals() as signals, contextlib.ExitStack() as stack:
         out = group.broadcast(run_folder(options))
         with group.all_or_none("setting up"):
-            Callbacks(given.callbacks)  # before there is a folder, as all that may be wrong
+            check_callbacks(given.callbacks)  # before there is a folder, as all that may be wrong
             for package in ("wandb", "mlflow"):
                 if (name := getattr(options.logging, package)) is not None:
                     import_logger(package, name)

@@ -94,11 +94,7 @@ class Callback:
 
 
 class Callbacks:
-    """Calls each of some callbacks in turn, and keeps what they wish.
-
-    Raises:
-        ValueError: one has none of the methods, or one whose name begins as theirs and is none of them.
-    """
+    """Calls each of some callbacks in turn, and keeps what they wish."""
 
     def __init__(self, callbacks: Sequence[object]) -> None:
         self._callbacks = [*callbacks]
@@ -107,8 +103,6 @@ class Callbacks:
         self.error: BaseException | None = None
         """What one of them raised, the first."""
         self._failed = set[int]()
-        for callback in callbacks:
-            _check(callback)
 
     def __call__(self, method: str, event: Event) -> None:
         for callback in self._callbacks:
@@ -128,14 +122,16 @@ class Callbacks:
                     self.end = self.end or f"{where} wished it"
 
 
-def _check(callback: object) -> None:
-    kind = callback.__name__ if isinstance(callback, type) else type(callback).__name__
-    if isinstance(callback, type):
-        raise ValueError(f"callbacks: expected objects, got the class {kind} itself; call it: {kind}()")
-    named = [name for name in dir(callback) if name.startswith("on_") and callable(getattr(callback, name))]
-    every = f"expected {', '.join(METHODS)}"
-    for name in named:
-        if name not in METHODS:
-            raise ValueError(suggest(f"callbacks: {kind} has a method {name}", name, METHODS, every))
-    if not named:
-        raise ValueError(f"callbacks: {kind} has none of {', '.join(METHODS)}")
+def check_callbacks(callbacks: Sequence[object]) -> None:
+    """Raises ValueError for an object that has none of the methods, or another one whose name begins with on_."""
+    for callback in callbacks:
+        kind = callback.__name__ if isinstance(callback, type) else type(callback).__name__
+        if isinstance(callback, type):
+            raise ValueError(f"callbacks: expected objects, got the class {kind} itself; call it: {kind}()")
+        named = [name for name in dir(callback) if name.startswith("on_") and callable(getattr(callback, name))]
+        for name in named:
+            if name not in METHODS:
+                sentence, every = f"callbacks: {kind} has a method {name}", f"expected {', '.join(METHODS)}"
+                raise ValueError(suggest(sentence, name, METHODS, every))
+        if not named:
+            raise ValueError(f"callbacks: {kind} has none of {', '.join(METHODS)}")

@@ -15,43 +15,10 @@ from msdeform.train.evaluation.resampling import (
     weighted_metrics,
     weighted_precisions,
 )
+from tests.train.evaluation.made import noisy_data
 
 IMAGES = 30
 IDS = [7 * number + 3 for number in range(IMAGES)]
-
-
-def made(seed: int = 0) -> tuple[dict[str, Any], np.ndarray]:
-    """Boxes of all sizes in three classes, crowds among them, and detections near and far from them."""
-    draw = np.random.default_rng(seed)
-
-    def box() -> list[float]:
-        return [*draw.uniform(0, 200, 2), *np.exp(draw.uniform(np.log(8), np.log(200), 2))]
-
-    annotations: list[dict[str, Any]] = []
-    rows: list[list[float]] = []
-    for image in IDS:
-        for _ in range(draw.integers(0, 6)):
-            one, category = box(), int(draw.integers(1, 4))
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": image,
-                    "category_id": category,
-                    "bbox": one,
-                    "area": one[2] * one[3],
-                    "iscrowd": int(draw.random() < 0.15),
-                }
-            )
-            for _ in range(3):
-                near = np.clip(np.array(one) + draw.normal(size=4) * 3, 1, None)
-                rows.append([image, *near, draw.random(), category if draw.random() < 0.8 else 1])
-        rows += [[image, *box(), draw.random(), int(draw.integers(1, 4))] for _ in range(10)]
-    truth = {
-        "images": [{"id": image, "width": 400, "height": 400} for image in IDS],
-        "categories": [{"id": category, "name": str(category)} for category in (1, 2, 3)],
-        "annotations": annotations,
-    }
-    return truth, np.array(rows)
 
 
 def repeated(truth: dict[str, Any], rows: np.ndarray, times: np.ndarray) -> tuple[dict[str, Any], np.ndarray]:
@@ -72,7 +39,7 @@ def repeated(truth: dict[str, Any], rows: np.ndarray, times: np.ndarray) -> tupl
 
 @pytest.mark.parametrize("engine", ["faster", "pycocotools"])
 def test_weights_are_repetitions(engine: Engine) -> None:
-    truth, rows = made()
+    truth, rows = noisy_data(0)
     weights = resample(IMAGES, 3)
     got = weighted_metrics(truth, rows, IDS, weights)
     assert (weights[0] == 1).all()
@@ -87,7 +54,7 @@ def test_weights_are_repetitions(engine: Engine) -> None:
 
 
 def test_images_that_do_not_count_are_left_out() -> None:
-    truth, rows = made()
+    truth, rows = noisy_data(0)
     some = IDS[::2]
     got = weighted_metrics(truth, rows, some, np.ones((1, len(some))))
     expected = coco_metrics(truth, rows[np.isin(rows[:, 0], some)], some)
@@ -95,7 +62,7 @@ def test_images_that_do_not_count_are_left_out() -> None:
 
 
 def test_more_than_a_hundred_detections_of_a_class_are_cut_as_coco_cuts_them() -> None:
-    truth, rows = made()
+    truth, rows = noisy_data(0)
     draw = np.random.default_rng(1)
     many = np.concatenate([rows, rows[draw.integers(0, len(rows), 200)]])
     many[:, 5] = draw.random(len(many))
@@ -109,7 +76,7 @@ def test_more_than_a_hundred_detections_of_a_class_are_cut_as_coco_cuts_them() -
 
 def test_the_interval_is_of_the_difference() -> None:
     """Two models of which each AP varies more over images than their difference; and no change at all."""
-    truth, rows = made()
+    truth, rows = noisy_data(0)
     weights = resample(IMAGES, 200, seed=1)
     before = weighted_metrics(truth, rows, IDS, weights)
     same = changes(before, before)["AP"]
@@ -131,7 +98,7 @@ def test_the_interval_is_of_the_difference() -> None:
 
 
 def test_what_is_not_annotated_has_no_number() -> None:
-    truth, rows = made()
+    truth, rows = noisy_data(0)
     small = {**truth, "annotations": [one for one in truth["annotations"] if one["area"] < 32**2]}
     found = weighted_metrics(small, rows, IDS, resample(IMAGES, 5))
     assert np.isnan(found["AP_L"]).all()
@@ -140,14 +107,14 @@ def test_what_is_not_annotated_has_no_number() -> None:
 
 
 def test_a_model_that_finds_nothing_has_an_ap_of_zero() -> None:
-    truth, rows = made()
+    truth, rows = noisy_data(0)
     found = weighted_metrics(truth, rows[:0], IDS, resample(IMAGES, 5))
     assert found["AP"][0] == found["AP_S"][0] == 0
 
 
 @pytest.mark.parametrize("engine", ["faster", "pycocotools"])
 def test_every_class_has_the_ap_that_coco_gives_it(engine: Engine) -> None:
-    truth, rows = made(seed=2)
+    truth, rows = noisy_data(2)
     precisions = weighted_precisions(truth, rows, IDS, np.ones((1, IMAGES)))
     evaluation = evaluate_boxes(truth, rows, IDS, engine)
     for kind, of_class in zip(evaluation.classes, precisions, strict=True):
