@@ -403,6 +403,7 @@ RECIPES = {
     "constant rate": "--schedule constant",
     "step schedule": "--schedule step",
     "no EMA": "--ema None",
+    "float32": "--precision fp32 --no-channels-last",
 }
 """what each recipe changes of its preset, in words of msdeform train"""
 
@@ -416,7 +417,8 @@ class RecipesOptions(RowsOption):
     data: ReadPath
     """Data set, in any layout of docs/data.md."""
     recipes: tuple[Annotated[str, Known("recipe", tuple(RECIPES)), Metavar("RECIPE")], ...] = ("preset",)
-    """What is changed of the preset: some of preset (nothing), augment NAME, constant rate, step schedule, no EMA."""
+    """What is changed of the preset: some of preset (nothing), augment NAME, constant rate, step schedule, no EMA,
+    float32."""
     preset: Annotated[str, Known("preset", tuple(PRESETS)), Metavar("NAME")] = "scratch"
     """Settings of every run, as those of msdeform train."""
     init_from: ReadPath | None = None

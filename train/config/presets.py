@@ -80,7 +80,7 @@ PRESETS = {
         "chosen here, and not measured yet; `msdeform bench recipes` compares others",
         "--model deformable_detr_mini --backbone-weights none --image-size 320 --augment light --epochs 120 "
         "--total-batch-size 8 --batch-size 8 --lr 1e-3 --lr-factor-offsets 0.5 --schedule cosine --warmup-steps 100 "
-        "--ema 0.998 --eval-every 10 --workers 1",
+        "--ema 0.998 --eval-every 10 --workers 1 --precision bf16 --channels-last",
     ),
     "debug": Preset(
         "a tiny model, small images, at most 20 steps: does everything run?",
