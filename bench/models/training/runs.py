@@ -71,6 +71,7 @@ def _apart(command: list[str], log: Path, end: float) -> tuple[int, str]:
 
     Returns its status and the last line that it printed; all that it prints is appended to ``log``.
     """
+    log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "ab") as out:
         # a Ctrl-C is ours alone: the run is then told once, by the signal below
         child = subprocess.Popen(command, stdout=out, stderr=out, stdin=subprocess.DEVNULL, start_new_session=True)
