@@ -401,6 +401,7 @@ RECIPES = {
     "preset": "",
     **{f"augment {name}": f"--augment {name}" for name in ("none", "flip", "official", "light", "turns", "strong")},
     "constant rate": "--schedule constant",
+    "cosine schedule": "--schedule cosine",
     "step schedule": "--schedule step",
     "no EMA": "--ema None",
     "float32": "--precision fp32 --no-channels-last",
@@ -417,8 +418,8 @@ class RecipesOptions(RowsOption):
     data: ReadPath
     """Data set, in any layout of docs/data.md."""
     recipes: tuple[Annotated[str, Known("recipe", tuple(RECIPES)), Metavar("RECIPE")], ...] = ("preset",)
-    """What is changed of the preset: some of preset (nothing), augment NAME, constant rate, step schedule, no EMA,
-    float32."""
+    """What is changed of the preset: some of preset (nothing), augment NAME, constant rate, cosine schedule,
+    step schedule, no EMA, float32."""
     preset: Annotated[str, Known("preset", tuple(PRESETS)), Metavar("NAME")] = "scratch"
     """Settings of every run, as those of msdeform train."""
     init_from: ReadPath | None = None

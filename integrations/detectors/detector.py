@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -200,6 +200,18 @@ class TransformersDetector(Predictor):
             found["proposals"] = self.choose_proposals(outputs.enc_outputs_class)
         return found
 
+    def train(self, mode: bool = True) -> Self:
+        """As of any module, but norms whose statistics were folded into other weights stay constants.
+
+        Such weights come out of exports. Statistics of the batch would change what everything behind them was trained
+        on.
+        """
+        super().train(mode)
+        for each in self.modules():
+            if isinstance(each, nn.BatchNorm2d) and mode and _is_folded(each):
+                each.eval()
+        return self
+
     def _for_losses(self, inputs: dict[str, Tensor], labels: list[dict[str, Tensor]]) -> Any:
         """What the model calls its loss function with, for the losses to be computed later, in another precision."""
         model: Any = self.model
@@ -270,6 +282,14 @@ class TransformersDetector(Predictor):
             yield shapes
         finally:
             handle.remove()
+
+
+def _is_folded(norm: nn.BatchNorm2d) -> bool:
+    """Are its statistics exactly those that leave values as they are? A fresh norm's variance is 1, without eps."""
+    mean, variance = norm.running_mean, norm.running_var
+    if mean is None or variance is None:
+        return False
+    return bool((mean == 0).all()) and bool(((variance + norm.eps - 1).abs() < 0.1 * norm.eps).all())
 
 
 def is_of_transformers(path: Path) -> bool:

@@ -3,11 +3,12 @@
 import dataclasses
 import re
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..catalog import MODELS, TRANSFORMERS, config_of
 from ..configs import Config
@@ -145,9 +146,20 @@ def start_from(model: nn.Module, source: Source) -> Start:
             f"{source.path} is a checkpoint of another model: {len(wrong)} parameters beside the heads do not fit, "
             f"the first {name}: expected {tuple(own[name].shape)}, got {came}"
         )
-    model.load_state_dict(fitting, strict=False)
+    model.load_state_dict(fitting | _classifiers(weights, own, fresh), strict=False)
     ignored = sorted([*source.ignored, *(weights.keys() - fitting.keys())])
     return Start(source.path, source.format, sorted(fitting), fresh, ignored, source.input_size)
+
+
+def _classifiers(weights: Mapping[str, Tensor], own: Mapping[str, Tensor], fresh: list[str]) -> dict[str, Tensor]:
+    """Class heads for other classes: each begins as the mean of the old ones, which tells an object from none."""
+    found = {}
+    for name in fresh:
+        old, new = weights.get(name), own[name]
+        scores = re.search(r"(?<!denoising_)class_embed\b|enc_score_head", name) is not None
+        if scores and old is not None and old.shape[1:] == new.shape[1:]:
+            found[name] = old.float().mean(dim=0, keepdim=True).expand_as(new).to(new.dtype)
+    return found
 
 
 def _check_family(source: Source, family: Any, who: str) -> None:
