@@ -16,11 +16,11 @@ from ...common.text import nearest
 from ..cpu import tables as cpu_tables
 from ..harness import records
 from ..harness.records import Records, Row
-from ..harness.tables import Line, fields, lines_of, markdown, numbers
+from ..harness.tables import Line, fields, grouped, lines_of, markdown, numbers
 from ..models import accelerated, explain, exports
 from ..models.published import PUBLISHED
 from ..models.training import benchmark as training
-from ..models.training import spread
+from ..models.training import recipes, spread
 from ..operator import cases
 from ..options import RenderOptions
 from ..static import counts, model
@@ -292,6 +292,16 @@ def _trained(found: Records, *, with_table: bool) -> Iterator[str | Plot]:
         yield from _failures(whole, f"{machine}, ") if with_table else []
 
 
+def _recipe_curves(found: Records) -> Iterator[str | Plot]:
+    """Curves of the runs on the same images."""
+    for machine, rows in _machines(found, "recipe").items():
+        ended = [row for row in rows if row["failure"] is None]
+        for (data, validated), mine in grouped(ended, "data", "validated").items():
+            what = f"{data}, validated on {validated}, {machine}"
+            draw, shows = partial(recipes.curves, mine), f"loss and AP by recipe, {what}"
+            yield Plot(f"recipes {what}", plots.digest(mine, recipes.DRAWN), draw, shows)
+
+
 BLOCKS: dict[str, Block] = {
     "operator": _operator,
     "coverage": _coverage,
@@ -305,6 +315,9 @@ BLOCKS: dict[str, Block] = {
     "loading": _by_machine("loading", training.loading_table, 2),
     "seeds": partial(_trained, with_table=True),
     "curves": partial(_trained, with_table=False),
+    "recipes": _by_machine("recipe", recipes.recipe_table, 4),
+    "recipe-intervals": _by_machine("recipe", recipes.interval_table, 4),
+    "recipe-curves": _recipe_curves,
     "loading-memory": _by_machine("loading-memory", training.memory_table, 0),
     "training-steps": _by_machine("training-step", training.step_table, len(records.KEYS["training-step"])),
     "explanations": _by_machine("explanation", explain.explanation_table, 3),

@@ -131,6 +131,9 @@ def nearest_model(source: Source) -> tuple[str, dict[str, Any]] | None:
 def start_from(model: nn.Module, source: Source) -> Start:
     """Loads weights as a start for other data; leaves heads that do not fit as they are.
 
+    But where every class has a score of its own (``model.focal``), each new class begins as the mean of the old ones,
+    which tells objects from what is none.
+
     Raises ValueError if anything but heads differs.
     """
     weights, own = source.weights, model.state_dict()
@@ -146,20 +149,21 @@ def start_from(model: nn.Module, source: Source) -> Start:
             f"{source.path} is a checkpoint of another model: {len(wrong)} parameters beside the heads do not fit, "
             f"the first {name}: expected {tuple(own[name].shape)}, got {came}"
         )
-    model.load_state_dict(fitting | _classifiers(weights, own, fresh), strict=False)
+    begun = _mean_classes(weights, own, fresh) if getattr(model, "focal", False) else {}
+    model.load_state_dict(fitting | begun, strict=False)
     ignored = sorted([*source.ignored, *(weights.keys() - fitting.keys())])
     return Start(source.path, source.format, sorted(fitting), fresh, ignored, source.input_size)
 
 
-def _classifiers(weights: Mapping[str, Tensor], own: Mapping[str, Tensor], fresh: list[str]) -> dict[str, Tensor]:
-    """Class heads for other classes: each begins as the mean of the old ones, which tells an object from none."""
-    found = {}
-    for name in fresh:
-        old, new = weights.get(name), own[name]
-        scores = re.search(r"(?<!denoising_)class_embed\b|enc_score_head", name) is not None
-        if scores and old is not None and old.shape[1:] == new.shape[1:]:
-            found[name] = old.float().mean(dim=0, keepdim=True).expand_as(new).to(new.dtype)
-    return found
+def _mean_classes(weights: Mapping[str, Tensor], own: Mapping[str, Tensor], fresh: list[str]) -> dict[str, Tensor]:
+    """Heads that score other classes than the weights': a row for each, the mean of the weights' rows."""
+    scoring = [name for name in fresh if re.search(r"(?<!denoising_)class_embed\b|enc_score_head", name)]
+    pairs = {name: (weights[name], own[name]) for name in scoring if name in weights}
+    return {
+        name: old.float().mean(dim=0, keepdim=True).expand_as(new).to(new.dtype)
+        for name, (old, new) in pairs.items()
+        if old.shape[1:] == new.shape[1:]
+    }
 
 
 def _check_family(source: Source, family: Any, who: str) -> None:

@@ -26,6 +26,8 @@ from ..evaluation.comparison import compare, comparison_table, verdict
 from ..evaluation.detect import data_of, detect
 from ..evaluation.report import write_report
 from ..evaluation.results import DetectionResults, read_results, unpack_results
+from ..visual.boxes import save_picture
+from ..visual.error_pictures import error_sheet
 from .options import EvalOptions
 
 
@@ -65,6 +67,9 @@ def run(options: EvalOptions) -> int:
     if options.report is not None:
         write_report(options.report, found, data, _origin(options, one), progress=options.progress)
         print(f"report: {options.report}")
+    if options.pictures is not None:
+        save_picture(error_sheet(found, data), options.pictures)
+        print(f"pictures: {options.pictures}")
     if options.save_thresholds:
         _save_thresholds(options, found, one.category_ids)
     return 0

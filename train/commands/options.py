@@ -100,6 +100,8 @@ class EvalOptions(ProgressOption, LoadOptions):
     """Also 95% intervals, from 1000 resamples of the images; --report and --compare always have them."""
     report: WriteFile | None = None
     """Also write one HTML page: thresholds, curves, confusion matrix, calibration, and the worst images with why."""
+    pictures: WriteFile | None = None
+    """Also draw four images, evenly spaced in the data, with ground truth beside detections; a name in .png or .jpg."""
     worst: NotNegative = 20
     """Of the images with most errors, how many --report and --json have."""
     save_thresholds: bool = False
@@ -117,9 +119,11 @@ class EvalOptions(ProgressOption, LoadOptions):
                 "checkpoint: expected --checkpoint PATH, or --results FILE, or --compare A B, and only one"
             )
         if self.compare:
-            for name in ("out", "report", "save_thresholds"):
+            for name in ("out", "report", "pictures", "save_thresholds"):
                 if getattr(self, name):
                     raise ValueError(f"{name}: expected --checkpoint with it, got --compare")
+        if self.pictures is not None and self.pictures.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+            raise ValueError(f"pictures: expected a name that ends in .png or .jpg, got {self.pictures}")
         if self.save_thresholds and self.checkpoint is None:
             raise ValueError("save_thresholds: expected a --checkpoint to write them to, got --results")
         if self.save_thresholds and self.limit is not None:

@@ -1,4 +1,4 @@
-"""An image twice, with what became of its objects and of its detections: for the report of an evaluation."""
+"""An image twice, with what became of its objects and of its detections: for an evaluation and its report."""
 
 import numpy as np
 from PIL import Image
@@ -7,7 +7,7 @@ from torchvision.transforms.v2 import functional as F
 from ..data.dataset import CocoDetection
 from ..evaluation.analysis import Analysis
 from ..evaluation.matching import DETECTIONS, OBJECTS
-from .boxes import Box, Colour, draw_boxes
+from .boxes import Box, Colour, draw_boxes, side_by_side
 
 COLOURS: dict[str, Colour] = {
     "found": (60, 230, 90),
@@ -20,10 +20,28 @@ COLOURS: dict[str, Colour] = {
 }
 # pixels: of a picture's longer side, its texts and its lines
 SIDE, FONT, LINE = 560, 13, 2
+ON_SHEET = 4
+"""Images of `error_sheet`."""
+_SHEET_SIDE = 360
 
 
-def error_pictures(analysis: Analysis, data: CocoDetection, image_id: int) -> tuple[Image.Image, Image.Image]:
+def error_sheet(analysis: Analysis, data: CocoDetection) -> Image.Image:
+    """`error_pictures` of some images that nobody chose: `ON_SHEET`, from the first on, as far apart as can be.
+
+    Raises FileNotFoundError or BadImageError for an image that cannot be read.
+    """
+    ids = data.image_ids[:: -(-len(data) // ON_SHEET)]
+    pairs = [error_pictures(analysis, data, image_id, side=_SHEET_SIDE) for image_id in ids]
+    key = [(Box((), 0, "", colour, name != "found"), name) for name, colour in COLOURS.items() if name != "right"]
+    return side_by_side(pairs, ("ground truth", "detections"), 2, key)
+
+
+def error_pictures(
+    analysis: Analysis, data: CocoDetection, image_id: int, *, side: int = SIDE
+) -> tuple[Image.Image, Image.Image]:
     """The image with its objects, and with the detections that are kept; what is wrong is dashed and named.
+
+    ``side``: pixels of a picture's longer side.
 
     Raises FileNotFoundError or BadImageError for an image that cannot be read.
     """
@@ -47,7 +65,7 @@ def error_pictures(analysis: Analysis, data: CocoDetection, image_id: int) -> tu
         for number, one in enumerate(found.kept)
         if matches.images[one] == place
     ]
-    style = (SIDE / max(picture.size), FONT, LINE)
+    style = (side / max(picture.size), FONT, LINE)
     # what is wrong on top
     first, second = (
         draw_boxes(picture, sorted(boxes, key=lambda box: box.dashed), *style) for boxes in (objects, detections)

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 from ....common.device import choose_device
 from ....common.files import checkpoints_in
@@ -28,8 +29,11 @@ from ...harness.results_file import open_results
 from ...harness.tables import Line, aligned, grouped, number
 from ...options import RECIPES, RecipesOptions
 from ..resumable import measure_missing
-from . import runs
+from . import runs, spread
 
+_OF_RECIPE = ("data", "validated", "preset", "recipe", "flags")
+DRAWN = (*_OF_RECIPE, "seed", "loss_curve", "ap_curve")
+"""What `curves` shows of a row."""
 _SOURCES = ("train/**/*.py", "bench/models/training/recipes.py", "bench/models/training/runs.py")
 
 
@@ -104,33 +108,46 @@ def _judged(run: Path) -> Row:
 
 def recipe_table(rows: Sequence[Row]) -> list[Line]:
     """A line for each recipe: means over seeds, from the least to the most, and AP50 of each class."""
-    names = list(dict.fromkeys(one["name"] for row in rows for one in row["classes"]))
-    head = ("data", "validated on", "recipe", "seeds", "AP", "least to most", "AP50", "least to most")
+    names = _classes(rows)
+    head = ("data", "validated on", "preset", "recipe", "seeds", "AP", "least to most", "AP50", "least to most")
     lines: list[Line] = [(*head, *(f"AP50 {name}" for name in names), "minutes")]
-    for (data, validated, recipe), mine in grouped(rows, "data", "validated", "recipe").items():
+    for (*lead, _), mine in grouped(rows, *_OF_RECIPE).items():
         cells = []
         for name in ("AP", "AP50"):
             values = [row["intervals"][name]["value"] for row in mine]
             cells += [f"{statistics.mean(values):.3f}", f"{min(values):.3f} to {max(values):.3f}"]
-        classes = [{one["name"]: one["AP50"]["value"] for one in row["classes"]} for row in mine]
-        by_class = [f"{statistics.mean(one[name] for one in classes):.3f}" for name in names]
+        classes = [_by_class(row) for row in mine]
+        by_class = [f"{statistics.mean(one[name]['value'] for one in classes):.3f}" for name in names]
         minutes = statistics.mean(row["seconds"] for row in mine) / 60
-        lines.append((data, validated, recipe, str(len(mine)), *cells, *by_class, number(minutes)))
+        lines.append((*lead, str(len(mine)), *cells, *by_class, number(minutes)))
     return lines
 
 
 def interval_table(rows: Sequence[Row]) -> list[Line]:
-    """A line for each run and class: AP and AP50 with their 95% intervals over images."""
-    lines: list[Line] = [("recipe", "seed", "class", "boxes", "AP", "95% interval", "AP50", "95% interval")]
+    """A line for each run: AP, AP50, and AP50 of each class, with their 95% intervals over images."""
+    names = _classes(rows)
+    head = ("data", "validated on", "preset", "recipe", "seed")
+    lines: list[Line] = [(*head, "AP (95% interval)", "AP50 (95% interval)", *(f"AP50 {name}" for name in names))]
     for row in rows:
-        every = {"name": "all", "boxes": sum(one["boxes"] for one in row["classes"]), **row["intervals"]}
-        for one in (every, *row["classes"]):
-            cells = [cell for name in ("AP", "AP50") for cell in _ranged(one[name])]
-            lines.append((row["recipe"], str(row["seed"]), one["name"], str(one["boxes"]), *cells))
+        of = _by_class(row)
+        measured = [row["intervals"]["AP"], row["intervals"]["AP50"], *(of[name] for name in names)]
+        lines.append((*(str(row[name]) for name in (*_OF_RECIPE[:-1], "seed")), *map(_ranged, measured)))
     return lines
 
 
-def _ranged(one: dict[str, float | None]) -> tuple[str, str]:
-    if one["value"] is None:
-        return "-", "-"
-    return f"{one['value']:.3f}", f"{one['low']:.3f} to {one['high']:.3f}"
+def curves(rows: Sequence[Row]) -> Any:
+    """A figure of runs on the same images: loss and AP, for each recipe the mean of its seeds in their range."""
+    groups = grouped(rows, *_OF_RECIPE).values()
+    return spread.drawn([[spread.history(f"{row['preset']}: {row['recipe']}", row) for row in mine] for mine in groups])
+
+
+def _classes(rows: Sequence[Row]) -> list[str]:
+    return list(dict.fromkeys(one["name"] for row in rows for one in row["classes"]))
+
+
+def _by_class(row: Row) -> dict[str, dict[str, float | None]]:
+    return {one["name"]: one["AP50"] for one in row["classes"]}
+
+
+def _ranged(one: dict[str, float | None]) -> str:
+    return "-" if one["value"] is None else f"{one['value']:.3f} ({one['low']:.3f} to {one['high']:.3f})"

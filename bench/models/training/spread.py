@@ -74,14 +74,19 @@ def drawn_digest(rows: Sequence[Row]) -> str:
 
 def curves(rows: Sequence[Row]) -> Any:
     """A figure of the rows of one experiment: loss and AP, for each backend the mean of its seeds in their range."""
-    groups = [[_history(row) for row in mine] for mine in grouped(rows, "backend").values()]
+    return drawn([[history(row["backend"], row) for row in mine] for mine in grouped(rows, "backend").values()])
+
+
+def drawn(groups: Sequence[Sequence[History]]) -> Any:
+    """A figure of loss and AP: a line for each group, the mean of its runs in their range."""
     return draw(groups, (Panel("loss", ("loss",)), Panel("AP", ("AP",), from_zero=True)), "step", smooth=1)
 
 
-def _history(row: Row) -> History:
+def history(name: str, row: Row) -> History:
+    """The curves of a row, as those of a run of this name."""
     steps = [{"step": step, "loss": loss} for step, loss in row["loss_curve"]]
     evaluations = [{"step": step, "AP": ap} for step, ap in row["ap_curve"]]
-    return History(row["backend"], {"seed": row["seed"]}, {}, steps, evaluations)
+    return History(name, {"seed": row["seed"]}, {}, steps, evaluations)
 
 
 def _mean(rows: Sequence[Row], name: str) -> float | None:

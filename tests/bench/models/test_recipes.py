@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.text import Text
 
 from msdeform.bench.harness import records
 from msdeform.bench.models.training import recipes, runs
@@ -73,27 +74,29 @@ def test_the_table_tells_means_and_ranges() -> None:
     def row(recipe: str, seed: int, ap: float) -> dict[str, Any]:
         classes = [{"name": "cat", "boxes": 3, "AP": of(ap), "AP50": of(ap + 0.2)}]
         intervals = {"AP": of(ap), "AP50": of(ap + 0.2)}
-        lead = {"data": "mine", "validated": "own", "recipe": recipe, "seed": seed}
-        return {**lead, "classes": classes, "intervals": intervals, "seconds": 90.0}
+        lead = {
+            "data": "mine",
+            "validated": "own",
+            "preset": "scratch",
+            "recipe": recipe,
+            "flags": recipe,
+            "seed": seed,
+        }
+        curves = {"loss_curve": [[1, 2.0], [2, 1.0]], "ap_curve": [[2, ap]]}
+        return {**lead, "classes": classes, "intervals": intervals, "seconds": 90.0, **curves}
 
     rows = [row("preset", 0, 0.4), row("no EMA", 0, 0.3), row("preset", 1, 0.5)]
     _, first, second = recipes.recipe_table(rows)
-    assert first == (
-        "mine",
-        "own",
-        "preset",
-        "2",
-        "0.450",
-        "0.400 to 0.500",
-        "0.650",
-        "0.600 to 0.700",
-        "0.650",
-        "1.50",
-    )
-    assert second[2:5] == ("no EMA", "1", "0.300")
-    lines = recipes.interval_table(rows[:1])
-    assert lines[1] == ("preset", "0", "all", "3", "0.400", "0.300 to 0.500", "0.600", "0.500 to 0.700")
-    assert lines[2][2] == "cat"
+    ap, ap50 = ("0.450", "0.400 to 0.500"), ("0.650", "0.600 to 0.700")
+    assert first == ("mine", "own", "scratch", "preset", "2", *ap, *ap50, "0.650", "1.50")
+    assert second[3:6] == ("no EMA", "1", "0.300")
+    head, line, *_ = recipes.interval_table(rows)
+    assert head[5:] == ("AP (95% interval)", "AP50 (95% interval)", "AP50 cat")
+    told = ("0.400 (0.300 to 0.500)", "0.600 (0.500 to 0.700)", "0.600 (0.500 to 0.700)")
+    assert line == ("mine", "own", "scratch", "preset", "0", *told)
+    drawn = [text.get_text() for text in recipes.curves(rows).findobj(Text)]
+    assert any(text.startswith("scratch: preset") for text in drawn)
+    assert any(text.startswith("scratch: no EMA") for text in drawn)
 
 
 @pytest.mark.parametrize(

@@ -112,7 +112,7 @@ def test_a_process_is_asked_to_stop_when_the_time_is_over(tmp_path: Path) -> Non
     begun = time.monotonic()
     assert runs._apart([sys.executable, "-c", code], tmp_path / "log", begun + 2) == (75, "saved")
     assert 2 <= time.monotonic() - begun < 30
-    status = runs._apart([sys.executable, "-c", "print('x'); sys.exit('wrong')"], tmp_path / "log", begun + 60)
+    status = runs._apart([sys.executable, "-c", "print('x'); sys.exit('wrong')"], tmp_path / "new" / "log", begun + 60)
     assert status[0] == 1
     assert "NameError" in status[1]
 

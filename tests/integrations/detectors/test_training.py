@@ -157,6 +157,24 @@ def test_a_description_rebuilds_the_model() -> None:
         TransformersDetector.from_config(described, None, "reference", overrides={"num_querys": 3})
 
 
+def test_norms_that_were_folded_into_other_weights_stay_constants() -> None:
+    detector = detector_of("rt_detr_v2")
+    norms = [module for module in detector.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert len(norms) > 2
+    fresh, *others = norms
+    fresh.reset_running_stats()  # of no weights yet: it learns its statistics
+    for norm in others:
+        norm.running_mean.zero_()
+        norm.running_var.fill_(1 - norm.eps)
+    assert detector.train() is detector
+    assert fresh.training
+    assert not any(norm.training for norm in others)
+    images, targets = batch_of()
+    detector(images, targets)
+    assert all(bool((norm.running_mean == 0).all()) for norm in others)
+    assert bool((fresh.running_mean != 0).any())
+
+
 def test_a_configuration_asks_for_the_authors_code_of_deimv2() -> None:
     described = detector_of("deimv2").require_config()
     own, authors = (

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from msdeform.cli import main
@@ -371,6 +372,19 @@ def test_the_report_and_all_that_is_printed(
     assert (tmp_path / "report.html").read_text().startswith("<!doctype html>")
 
 
+def test_pictures_of_what_is_found_and_missed(found: Path, shapes: Path, tmp_path: Path) -> None:
+    path = tmp_path / "few.json"
+    path.write_text(json.dumps(json.loads(found.read_text())[1:]))  # one object of the first image is missed
+    sheets = []
+    for results in (found, path):
+        words = ["--results", str(results), "--data", str(shapes), "--pictures", str(tmp_path / "sheet.png"), *QUIET]
+        assert main(["eval", *words]) == 0
+        sheets.append(np.asarray(Image.open(tmp_path / "sheet.png").convert("RGB"))[26:-24].astype(int))
+    counts = [(np.abs(sheet - (255, 150, 30)).sum(2) < 30).sum() for sheet in sheets]
+    assert counts[0] == 0
+    assert counts[1] > 100
+
+
 def test_thresholds_are_written_where_predict_finds_them(
     run: Path, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -412,6 +426,10 @@ def test_what_compare_and_save_thresholds_go_with(found: Path, capsys: pytest.Ca
         ({"checkpoint": here, "compare": (here, here)}, "checkpoint: expected"),
         ({"compare": (here, here), "report": here}, "report: expected --checkpoint with it, got --compare"),
         ({"results": here, "save_thresholds": True}, "save_thresholds: expected a --checkpoint"),
+        (
+            {"results": here, "pictures": Path("x.gif")},
+            "pictures: expected a name that ends in .png or .jpg, got x.gif",
+        ),
         ({"results": here, "worst": -1}, "worst: expected at least 0, got -1"),
     ):
         with pytest.raises(ValueError, match=f"^{sentence}"):
