@@ -158,8 +158,9 @@ def _class_names(path: Path, content: dict[str, Any]) -> list[str]:
         raise ValueError(f"{path}: names: expected a list of classes, got {names!r}")
     if count is not None and count != len(names):
         raise ValueError(f"{path}: nc is {count}, but names has {len(names)} classes")
-    if odd := [name for name in names if name is None or isinstance(name, list | dict)]:
-        raise ValueError(f"{path}: names: expected the name of each class, in quotes if it has a colon, got {odd[0]!r}")
+    if odd := [name for name in names if name is None or isinstance(name, list | dict | bool)]:  # YAML's no is False
+        expected = "the name of each class, in quotes if it has a colon or is a word such as yes or no"
+        raise ValueError(f"{path}: names: expected {expected}, got {odd[0]!r}")
     return list(map(str, names))
 
 

@@ -103,10 +103,12 @@ def test_a_wrong_line_is_named_or_left_out(make: Make, labels: str, sentence: st
         ({"names": ["cat", "cat"]}, "category name 'cat' is given 2 times, expected once"),
         ({"names": None}, "expected the classes under names"),
         ({"names": []}, "names: expected a list of classes, got []"),
+        ({"names": ["cat", False]}, "in quotes if it has a colon or is a word such as yes or no, got False"),
         ({"names": [{"sign": "stop"}, "dog"]}, "names: expected the name of each class, in quotes if it has a colon"),
         (
             {"names": {0: "cat", 1: None}},
-            "names: expected the name of each class, in quotes if it has a colon, got None",
+            "names: expected the name of each class, in quotes if it has a colon or is a word such as yes or no, "
+            "got None",
         ),
         ({"kpt_shape": [17]}, "kpt_shape: expected keypoints and numbers of each, [17, 3], got [17]"),
         ({"kpt_shape": "17"}, "kpt_shape: expected keypoints and numbers of each, [17, 3], got '17'"),
