@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torchvision.ops import batched_nms
 
 Confidence = float | Sequence[float]
 """A minimum score of detections, from 0 to 1; or one for each class, by label."""
@@ -51,6 +52,12 @@ class Detections:
     def at_least(self, confidence: "Confidence") -> "Detections":
         """Those of at least this score, or of at least that of their class."""
         kept = (self.scores >= minimum_scores(confidence, self.labels)).nonzero()[:, 0]
+        names = [self.names[place] for place in kept.tolist()] if self.names else []
+        return Detections(self.boxes[kept], self.labels[kept], self.scores[kept], self.image_size, names)
+
+    def without_duplicates(self, overlap: float) -> "Detections":
+        """Those that no surer one of their class overlaps by an IoU above ``overlap``: non-maximum suppression."""
+        kept = batched_nms(self.boxes.float(), self.scores.float(), self.labels, overlap)
         names = [self.names[place] for place in kept.tolist()] if self.names else []
         return Detections(self.boxes[kept], self.labels[kept], self.scores[kept], self.image_size, names)
 

@@ -27,6 +27,7 @@ class _Settings(TypedDict, total=False):
     tiles: int | None
     overlap: float
     flip: bool
+    nms: float | None
 
 
 class Predictor(nn.Module):
@@ -99,6 +100,7 @@ class Predictor(nn.Module):
         tiles: int | None = None,
         overlap: float = 0.2,
         flip: bool = False,
+        nms: float | None = None,
         as_supervision: bool = False,
     ) -> Any:
         """Detects objects in an image, or in many of any sizes; returns one result, or a list of them in order.
@@ -123,6 +125,8 @@ class Predictor(nn.Module):
                 boxes are merged. No tile may be larger than both sides of an image.
             overlap: least share of a tile's side that it has in common with the next.
             flip: detect the mirror image of every image or tile, too, and merge the boxes in the same way.
+            nms: of two detections of a class that overlap by a higher IoU, keep the surer alone. Detection transformers
+                learn to need none, but small ones that learnt from little find some objects twice.
             as_supervision: return ``supervision.Detections``.
 
         Returns:
@@ -153,6 +157,7 @@ class Predictor(nn.Module):
             tiles=tiles,
             overlap=overlap,
             flip=flip,
+            nms=nms,
         )
         results: list[Any] = [one.to_supervision() if as_supervision else one for one in found]
         return results[0] if single else results
@@ -199,6 +204,7 @@ class Predictor(nn.Module):
         tiles: int | None = None,
         overlap: float = 0.2,
         flip: bool = False,
+        nms: float | None = None,
     ) -> Iterator[Detections]:
         if confidence is None:
             confidence = 0.5 if self.thresholds is None else self.thresholds
@@ -206,11 +212,19 @@ class Predictor(nn.Module):
         for argument, value in (("batch_size", batch_size), ("top_k", top_k)):
             if value < 1:
                 raise ValueError(f"{argument}: expected at least 1, got {value}")
+        if nms is not None and not 0 <= nms <= 1:
+            raise ValueError(f"nms: expected an IoU from 0 to 1, got {nms}")
         every_view = _every_view(iter(images), naming, None if tiles is None else Tiling(tiles, overlap), flip)
-        return self._merged(every_view, confidence, self.resized_to(size), batch_size, top_k)
+        return self._merged(every_view, confidence, self.resized_to(size), batch_size, top_k, nms)
 
     def _merged(
-        self, every_view: Iterator[View], confidence: Confidence, size: Size, batch_size: int, top_k: int
+        self,
+        every_view: Iterator[View],
+        confidence: Confidence,
+        size: Size,
+        batch_size: int,
+        top_k: int,
+        nms: float | None,
     ) -> Iterator[Detections]:
         """One result for each image, out of those of its views; holds no view but a batch's that is not yet merged."""
         pending: list[tuple[Detections, Tensor]] = []
@@ -226,6 +240,7 @@ class Predictor(nn.Module):
                 if last:
                     whole = merge(pending, top_k) if len(pending) > 1 else pending[0][0]
                     pending.clear()
+                    whole = whole if nms is None else whole.without_duplicates(nms)
                     yield self._kept(whole, confidence, top_k)
                     del whole
 

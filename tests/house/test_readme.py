@@ -41,7 +41,7 @@ def run(*arguments: str, where: Path = ROOT) -> str:
         ("docs/operator.md", 3, ""),
         ("docs/integrations.md", 3, "\n".join(EXAMPLE)),
         ("docs/models.md", 4, "torch.Size([1, 300, 3]) torch.Size([1, 300, 4])"),
-        ("docs/prediction.md", 3, "100 torch.Size([100, 4])"),
+        ("docs/prediction.md", 4, "100 torch.Size([100, 4])"),
         ("docs/python.md", 6, "['ball', 'box']"),
     ],
 )

@@ -4,7 +4,7 @@ import importlib.metadata
 import os
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from ..evaluation.coco_metrics import Evaluation, class_table, evaluate_boxes, s
 from ..evaluation.comparison import compare, comparison_table, verdict
 from ..evaluation.detect import data_of, detect
 from ..evaluation.report import write_report
-from ..evaluation.results import DetectionResults, read_results, unpack_results
+from ..evaluation.results import DetectionResults, read_results, unpack_results, without_duplicates
 from ..visual.boxes import save_picture
 from ..visual.error_pictures import error_sheet
 from .options import EvalOptions
@@ -89,8 +89,11 @@ class _Measured:
 
 def _measure(options: EvalOptions, path: Path, *, detect_it: bool) -> _Measured:
     found, data, about, ids = (_detect if detect_it else _read)(options, path)
-    evaluation = evaluate_boxes(data.annotations.ground_truth(), found, data.image_ids, options.coco_eval)
     rows = found if isinstance(found, np.ndarray) else found.results
+    if options.nms is not None:
+        rows = without_duplicates(rows, options.nms)
+        found = rows if isinstance(found, np.ndarray) else replace(found, results=rows)
+    evaluation = evaluate_boxes(data.annotations.ground_truth(), found, data.image_ids, options.coco_eval)
     return _Measured(rows, data, evaluation, about, ids)
 
 
@@ -124,7 +127,7 @@ def _origin(options: EvalOptions, one: _Measured) -> dict[str, Any]:
     engine = "faster-coco-eval" if options.coco_eval == "faster" else "pycocotools"
     versions = {name: importlib.metadata.version(name) for name in (engine, "torch", "torchvision", "numpy")}
     data = {"data": str(one.data.annotations.path), **one.about, "engine": engine}
-    return {**data, "versions": {"msdeform": __version__, **versions}}
+    return {**data, "nms": options.nms, "versions": {"msdeform": __version__, **versions}}
 
 
 def _save_thresholds(options: EvalOptions, found: Analysis, category_ids: Sequence[int | None]) -> None:

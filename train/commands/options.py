@@ -48,6 +48,8 @@ class PredictOptions(ProgressOption, DetectorOptions):
     """Share of a tile's side that it has in common with the next, at least."""
     flip: bool = False
     """Also look at mirror images, and merge what is found."""
+    nms: Share | None = None
+    """Of two detections of a class that overlap by more than this, keep the surer alone; 0.7 is customary."""
     batch_size: Positive = 1
     """Images, tiles or frames at once, from as many files as it takes; those of different sizes are padded, which moves
     scores a little."""
@@ -88,6 +90,8 @@ class EvalOptions(ProgressOption, LoadOptions):
     """1 is the published protocol; larger is faster, and padding then moves AP in the third digit."""
     limit: Positive | None = None
     """Only the first N images, for a quick look; the numbers are then not the data set's."""
+    nms: Share | None = None
+    """Of two detections of a class that overlap by more than this, count the surer alone; 0.7 is customary."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """bf16 and fp16 run the model under autocast."""
     coco_eval: Literal["faster", "pycocotools"] = "faster"

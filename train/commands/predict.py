@@ -123,6 +123,7 @@ def predict(options: PredictOptions) -> Predictions:
             tiles=options.tiles,
             overlap=options.overlap,
             flip=options.flip,
+            nms=options.nms,
         )
         done.unreadable = images.unreadable
         try:

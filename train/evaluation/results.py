@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torchvision.ops import batched_nms
 
 from ...common.text import counted
 from ...models.inference.detections import Detections
@@ -70,6 +71,17 @@ def result_rows(
     categories = np.array([np.nan if known is None else known for known in category_ids])[labels.astype(int)]
     rows = np.column_stack([ids, boxes[:, :2], boxes[:, 2:] - boxes[:, :2], scores, categories])
     return rows[~np.isnan(categories)]
+
+
+def without_duplicates(rows: np.ndarray, overlap: float) -> np.ndarray:
+    """The rows (N, 7) that no surer one of their image and category overlaps by an IoU above ``overlap``."""
+    values = torch.from_numpy(rows)
+    boxes = torch.cat([values[:, 1:3], values[:, 1:3] + values[:, 3:5]], 1)
+    kept = [np.empty(0, dtype=np.int64)]
+    for image_id in np.unique(rows[:, 0]):
+        (mine,) = np.nonzero(rows[:, 0] == image_id)
+        kept.append(mine[batched_nms(boxes[mine], values[mine, 5], values[mine, 6], overlap).numpy()])
+    return rows[np.sort(np.concatenate(kept))]
 
 
 def coco_results(image_id: int, found: Detections, category_ids: Sequence[int | None]) -> list[dict[str, Any]]:

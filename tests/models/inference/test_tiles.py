@@ -96,6 +96,29 @@ def test_boxes_of_the_mirror_image_are_mirrored_back() -> None:
     assert len(model.shapes) == 2 * (1 + 3)
 
 
+def test_of_two_detections_of_an_object_the_surer_stays() -> None:
+    class Twice(Spots):
+        """Finds each spot a second time, a pixel to the left and less surely."""
+
+        def post_process(self, outputs: dict[str, Any], target_sizes: Tensor, top_k: int = 100) -> list[Detections]:
+            (one,) = super().post_process(outputs, target_sizes, top_k)
+            boxes = torch.cat([one.boxes, one.boxes - torch.tensor([1.0, 0.0, 1.0, 0.0])])
+            return [Detections(boxes, one.labels.repeat(2), torch.cat([one.scores, one.scores - 0.1]), one.image_size)]
+
+    boxes = [(2, 4, 12, 12), (20, 20, 28, 30)]
+    image, model = spotted(32, 32, *boxes), Twice()
+    assert len(model.predict(image)) == 4
+    assert len(model.predict(image, nms=0.9)) == 4  # they overlap by 9/11 and 7/9
+    assert len(model.predict(image, nms=0.8)) == 3
+    assert by_place(model.predict(image, nms=0.5)) == sorted(map(list, boxes))
+    with pytest.raises(ValueError, match="^nms: expected an IoU from 0 to 1, got 7$"):
+        model.predict(image, nms=7)
+    (one,) = model.predict_each([image], nms=0.5)
+    assert len(one.without_duplicates(0.0)) == 2
+    other = Detections(one.boxes[[0, 0]], torch.tensor([0, 1]), one.scores, (32, 32), ["a", "b"])
+    assert other.without_duplicates(0.5).names == ["a", "b"]  # of two classes
+
+
 def by(found: Detections, box: tuple[int, ...]) -> int:
     return int((found.boxes - torch.tensor(box)).abs().sum(1).argmin())
 

@@ -36,6 +36,7 @@ from msdeform.train.evaluation.results import (
     pack_results,
     read_results,
     unpack_results,
+    without_duplicates,
 )
 from tests.models.huggingface import randomise
 
@@ -383,6 +384,28 @@ def test_pictures_of_what_is_found_and_missed(found: Path, shapes: Path, tmp_pat
     counts = [(np.abs(sheet - (255, 150, 30)).sum(2) < 30).sum() for sheet in sheets]
     assert counts[0] == 0
     assert counts[1] > 100
+
+
+def test_nms_counts_an_object_that_is_found_twice_once(found: Path, shapes: Path, tmp_path: Path) -> None:
+    results = json.loads(found.read_text())
+    twice = tmp_path / "twice.json"
+    twice.write_text(json.dumps([{**one, "score": one["score"] * 0.9} for one in results] + results))
+    told = []
+    for path, nms in ((found, []), (twice, []), (twice, ["--nms", "0.7"])):
+        words = ["--results", str(path), "--data", str(shapes), "--json", str(tmp_path / "all.json"), *nms, *QUIET]
+        assert main(["eval", *words]) == 0
+        whole = json.loads((tmp_path / "all.json").read_text())
+        told.append((whole["metrics"]["AP"], whole["detections"]["duplicate"], whole["nms"]))
+    (once, *_), (before, duplicates, _), after = told
+    assert before < once
+    assert duplicates > 0
+    assert after == (once, 0, 0.7)
+    box = (0, 0, 9, 9)
+    rows = np.array([[1, *box, 0.5, 1], [2, *box, 0.4, 1], [1, *box, 0.3, 2], [1, 0, 1, 9, 9, 0.6, 1]])
+    # of one image and category alone, and in the order that they came in
+    assert without_duplicates(rows, 0.7)[:, 5].tolist() == [0.4, 0.3, 0.6]
+    assert len(without_duplicates(rows, 0.9)) == 4
+    assert len(without_duplicates(rows[:0], 0.7)) == 0
 
 
 def test_thresholds_are_written_where_predict_finds_them(
