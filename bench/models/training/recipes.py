@@ -117,7 +117,7 @@ def recipe_table(rows: Sequence[Row]) -> list[Line]:
             values = [row["intervals"][name]["value"] for row in mine]
             cells += [f"{statistics.mean(values):.3f}", f"{min(values):.3f} to {max(values):.3f}"]
         classes = [_by_class(row) for row in mine]
-        by_class = [f"{statistics.mean(one[name]['value'] for one in classes):.3f}" for name in names]
+        by_class = [_mean([one[name]["value"] for one in classes]) for name in names]
         minutes = statistics.mean(row["seconds"] for row in mine) / 60
         lines.append((*lead, str(len(mine)), *cells, *by_class, number(minutes)))
     return lines
@@ -147,6 +147,11 @@ def _classes(rows: Sequence[Row]) -> list[str]:
 
 def _by_class(row: Row) -> dict[str, dict[str, float | None]]:
     return {one["name"]: one["AP50"] for one in row["classes"]}
+
+
+def _mean(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]  # none of a class without boxes
+    return f"{statistics.mean(known):.3f}" if known else "-"
 
 
 def _ranged(one: dict[str, float | None]) -> str:
