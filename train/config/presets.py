@@ -19,6 +19,8 @@ class Preset:
     """Where the numbers are from, and which are chosen here."""
     flags: str
     """As on the command line; the rest are the defaults."""
+    needs_weights: bool = False
+    """Is it for weights that the user has to name?"""
 
 
 # the rest are the defaults, which are the published ones
@@ -87,6 +89,7 @@ PRESETS = {
         "chosen here by one run of ten epochs (docs/photographs.md)",
         "--epochs 25 --total-batch-size 8 --batch-size 8 --lr 1e-3 --lr-backbone 5e-4 --augment light "
         "--schedule cosine --warmup-steps 50 --ema 0.99 --eval-every 5 --workers 1",
+        needs_weights=True,
     ),
     "debug": Preset(
         "a tiny model, small images, at most 20 steps: does everything run?",

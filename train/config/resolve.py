@@ -32,7 +32,7 @@ from ...models.catalog import TRANSFORMERS
 from ..data.augmentation.options import in_one_line
 from .official_flags import counterpart
 from .options import SETTINGS_HEAD, Recipe, TrainOptions, flatten, from_plain, merged, to_plain
-from .presets import list_presets, preset
+from .presets import PRESETS, list_presets, preset
 
 # what a run is, rather than what it does: for the command line alone
 NOT_IN_FILES = ("config", "resume", "eval")
@@ -103,6 +103,11 @@ def resolve(
     if asked == "auto":  # which the flag itself says
         options = merged(options, {"out": out, "resume": resume})
     model_named = model_named or any(word.split("=")[0] == "--model" for word in words)
+    if given.preset and PRESETS[given.preset].needs_weights and options.model.init_from is None and not model_named:
+        raise ValueError(
+            f"init-from: preset {given.preset} starts from weights; name them: --init-from FOLDER, or OWNER/NAME "
+            "of the Hugging Face Hub"
+        )
     ours = model_named and options.model.model != TRANSFORMERS
     if resume is not None or ours or options.model.init_from is None:
         return options
