@@ -39,13 +39,15 @@ FUNCTIONS: tuple[FunctionName, ...] = get_args(FunctionName)
 AloneName = Literal["fused_ms_deform_attn", "ms_deform_attn"]
 """functions without a module around them"""
 IMPLEMENTATIONS = (
-    *("reference", "triton", "triton-deterministic", "triton-sorted", "cuda", "cpu", "deformops", "deformops-fp32acc"),
-    *("official", "mmcv", "dcnv4", "transformers", "core", "embedding-bag", "onnxruntime", "openvino"),
+    *("reference", "gather", "triton", "triton-deterministic", "triton-sorted", "cuda", "cpu"),
+    *("deformops", "deformops-fp32acc", "official", "mmcv", "dcnv4", "transformers", "core", "embedding-bag"),
+    *("onnxruntime", "openvino"),
     *("reference-compiled", "core-compiled"),
 )
 """implementations of the operator, in the order of the tables; the first is the usual baseline"""
 CPU_IMPLEMENTATIONS = (
-    *("cpu", "reference", "core", "transformers", "deformops", "mmcv", "embedding-bag", "onnxruntime", "openvino"),
+    *("cpu", "reference", "gather", "core", "transformers", "deformops", "mmcv", "embedding-bag"),
+    *("onnxruntime", "openvino"),
 )
 """those that run on a CPU, ours first"""
 CPU_ONLY_IMPLEMENTATIONS = ("cpu", "embedding-bag", "onnxruntime", "openvino")

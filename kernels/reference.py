@@ -35,7 +35,7 @@ def ms_deform_attn(
     # (B, S, H, D) -> (B*H, D, S): one image per head. Channels stay side by side in memory: a batch of several has
     # to be copied, and is in rows of D
     maps = value.to(compute).transpose(1, 2).flatten(0, 1).transpose(1, 2)
-    grid, weights = _settle(_by_level(sampling_locations.to(compute)), _by_level(attention_weights.to(compute)))
+    grid, weights = settle(_by_level(sampling_locations.to(compute)), _by_level(attention_weights.to(compute)))
     output = maps.new_zeros(B * H, D, Q)
     # split and unbind, not slices, whose gradients are as large as the whole
     levels = zip(sizes, maps.split([h * w for h, w in sizes], -1), grid.unbind(), weights.unbind(), strict=True)
@@ -59,11 +59,18 @@ def fused_ms_deform_attn(
     """Locations and softmax, then :func:`ms_deform_attn`."""
     if shapes is not None:
         sizes = host_sizes(shapes, inputs.S)
+    points = weighted_locations(inputs, sizes, reference_points, sampling_offsets, attention_logits)
+    return ms_deform_attn(inputs, value, None, sizes, *points)
+
+
+def weighted_locations(
+    inputs: Inputs, sizes: Sizes, reference_points: Tensor, sampling_offsets: Tensor, attention_logits: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Locations (B, Q, H, L, P, 2) and weights (B, Q, H, L, P) of the fused function's arguments."""
     compute = inputs.compute_dtype
-    extent = extents(sizes, value.device, compute)
+    extent = extents(sizes, sampling_offsets.device, compute)
     locations = locate(reference_points.to(compute), sampling_offsets.to(compute), extent)
-    weights = attention_logits.to(compute).flatten(3).softmax(-1).view(attention_logits.shape)
-    return ms_deform_attn(inputs, value, None, sizes, locations, weights)
+    return locations, attention_logits.to(compute).flatten(3).softmax(-1).view(attention_logits.shape)
 
 
 def locate(reference_points: Tensor, sampling_offsets: Tensor, extent: Tensor) -> Tensor:
@@ -95,7 +102,7 @@ def _by_level(tensor: Tensor) -> Tensor:
     return tensor.movedim((3, 0, 2, 4, 1), (0, 1, 2, 3, 4)).flatten(1, 2).contiguous()
 
 
-def _settle(locations: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+def settle(locations: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """grid_sample's grid (..., 2) for locations (..., 2), and the weights (...), NaN where a location is.
 
     grid_sample's own answers at coordinates that are not finite differ by device and code path, so it never sees any:

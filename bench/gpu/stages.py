@@ -44,7 +44,7 @@ from ..options import (
 )
 from . import counters, kernels, search
 
-_BACKENDS = tuple(name for name in BACKENDS if name != "cpu")  # those that take a GPU's tensors
+_BACKENDS = tuple(name for name in BACKENDS if name not in ("cpu", "gather"))  # those for a GPU
 ROOT = Path(__file__).resolve().parents[2]
 MAIN = ("encoder-800x1066-b2", "decoder-800x1066")
 ODD = ("odd", "odd-wide-head")

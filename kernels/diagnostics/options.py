@@ -6,7 +6,7 @@ from typing import Annotated, Literal, get_args
 
 from ...common.options import Between, Device, Form, Metavar, Options, Positive, Repeated
 
-BackendName = Literal["reference", "cpu", "triton", "cuda"]
+BackendName = Literal["reference", "gather", "cpu", "triton", "cuda"]
 BACKENDS: tuple[BackendName, ...] = get_args(BackendName)
 """in the order of messages and tables"""
 AttnBackend = Literal["auto", BackendName]

@@ -240,7 +240,7 @@ class DeformableTransformer(nn.Module):
         else:
             if query_embed is None:
                 raise ValueError("query_embed: expected (Q, 2C) for a detector of one stage, got None")
-            query_position, content = (half.expand(len(x), -1, -1) for half in query_embed.chunk(2, dim=-1))
+            query_position, content = (half.expand(x.shape[0], -1, -1) for half in query_embed.chunk(2, dim=-1))
             reference = at_least_float32(self.reference_points(query_position)).sigmoid()
             first = {}
         hidden, boxes = self.decoder(content, query_position, reference, memory, levels, box_heads=box_heads)

@@ -71,7 +71,7 @@ class DetrDemo(Detector, config=DetrDemoConfig):
         x = position + PIXEL_SCALE * features.flatten(2).transpose(1, 2)
         hidden = self.transformer(
             x,
-            self.query_pos.expand(len(batch), -1, -1),
+            self.query_pos.expand(batch.shape[0], -1, -1),
             src_key_padding_mask=mask,
             memory_key_padding_mask=mask,
         )

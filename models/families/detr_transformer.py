@@ -170,5 +170,5 @@ class DetrTransformer(nn.Module):
         """
         pixels, padded = x.flatten(2).transpose(1, 2), mask.flatten(1)
         memory = self.encoder(pixels, position, padded, keep)
-        query_position = query_embed.expand(len(x), -1, -1)
+        query_position = query_embed.expand(x.shape[0], -1, -1)
         return self.decoder(torch.zeros_like(query_position), query_position, memory, position, padded, keep)

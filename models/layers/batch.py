@@ -66,12 +66,12 @@ def as_batch(images: Images, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     if isinstance(images, Tensor):
         if images.dim() != 4:
             raise ValueError(f"images: expected (B, 3, H, W) or a list of (3, h, w), got {tuple(images.shape)}")
-        batch, mask = images, images.new_zeros((len(images), *images.shape[2:]), dtype=torch.bool)
+        batch, mask = images, images.new_zeros((images.shape[0], *images.shape[2:]), dtype=torch.bool)
     elif isinstance(images, tuple) and len(images) == 2 and images[0].dim() == 4:
         batch, mask = images
-        if mask.dtype != torch.bool or mask.shape != (len(batch), *batch.shape[2:]):
+        if mask.dtype != torch.bool or mask.shape != (batch.shape[0], *batch.shape[2:]):
             raise ValueError(
-                f"mask: expected bool {(len(batch), *batch.shape[2:])} like images, got {mask.dtype} "
+                f"mask: expected bool {(batch.shape[0], *batch.shape[2:])} like images, got {mask.dtype} "
                 f"{tuple(mask.shape)}"
             )
     else:

@@ -71,7 +71,7 @@ def proposals(levels: Levels) -> tuple[Tensor, Tensor]:
     """
     centres = pixel_centres(levels)
     sides = torch.cat([centres.new_full((h * w,), 0.05 * 2.0**level) for level, (h, w) in enumerate(levels.shapes)])
-    boxes = torch.cat([centres, sides[None, :, None].expand(len(centres), -1, 2)], dim=-1)
+    boxes = torch.cat([centres, sides[None, :, None].expand(centres.shape[0], -1, 2)], dim=-1)
     usable = ((boxes > 0.01) & (boxes < 0.99)).all(-1) & ~levels.mask
     # a coordinate beyond 1 has no logit: 0.5 stands in before the infinity is written
     logits = torch.logit(torch.where(usable[..., None], boxes, 0.5))

@@ -33,7 +33,7 @@ class LearnedPosition(nn.Module):
     def forward(self, mask: Tensor, dtype: torch.dtype) -> Tensor:
         """mask (B, h, w); positions (B, h*w, width)."""
         positions = learned_positions(self.row_embed.weight, self.col_embed.weight, *mask.shape[1:])
-        return positions.expand(len(mask), -1, -1).to(dtype)
+        return positions.expand(mask.shape[0], -1, -1).to(dtype)
 
 
 def learned_positions(rows: Tensor, columns: Tensor, height: int, width: int) -> Tensor:

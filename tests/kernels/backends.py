@@ -10,6 +10,7 @@ import pytest
 
 HERE = [
     pytest.param(("reference", "cpu"), id="reference-cpu"),
+    pytest.param(("gather", "cpu"), id="gather-cpu"),
     pytest.param(("reference", "cuda"), id="reference-cuda", marks=pytest.mark.gpu),
 ]
 CPU = [

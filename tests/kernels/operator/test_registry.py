@@ -95,7 +95,7 @@ def test_not_installed_and_broken_are_different_reasons(caplog: pytest.LogCaptur
 
 
 def test_every_backend_describes_itself_under_its_name() -> None:
-    assert list(BACKENDS) == ["reference", "cpu", "triton", "cuda"]
+    assert list(BACKENDS) == ["reference", "gather", "cpu", "triton", "cuda"]
     assert all(backend.name == name and backend.summary for name, backend in BACKENDS.items())
     assert min(BACKENDS["cuda"].rank, BACKENDS["cpu"].rank) > BACKENDS["reference"].rank >= 0
 
