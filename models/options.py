@@ -18,13 +18,13 @@ from ..common.options import (
     WriteFile,
     Writes,
 )
-from ..common.text import suggest
+from ..common.text import either, suggest
 from ..kernels.diagnostics.options import AttnBackend
 from .catalog import MODELS, ModelName
 from .inference.image_size import Size
 
 FORMATS = ("official", "huggingface", "msdeform")
-SUFFIXES = (".onnx", ".pt2")
+SUFFIXES = (".onnx", ".xml", ".pt2")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,45 +81,69 @@ examples:
 
 @dataclass(frozen=True)
 class ExportOptions(ProgressOption):
-    """Write a detector as a torch.export program or in ONNX, and check its numbers."""
+    """Write a detector as a file for another engine, and check its numbers there."""
 
-    epilog: ClassVar[str] = """what OUT will be, and take and give:
-  .onnx   an ONNX file, opset 18, of standard operators; run it with onnxruntime and others
-  .pt2    a torch.export program: torch.export.load(OUT).module()(images, mask)
+    epilog: ClassVar[str] = """what OUT will be:
+  .onnx   an ONNX file, opset 18, of standard operators; for onnxruntime, OpenVINO, TensorRT and others
+  .xml    OpenVINO's own format, with a .bin beside it
+  .pt2    a torch.export program, for PyTorch; with --to aoti an AOTInductor package: machine code for CPUs like this
+          one, which PyTorch loads (writing it takes a C++ compiler and minutes)
 
-  images  (B, 3, H, W) float32, normalised, of the one size given; mask (B, H, W) bool, True where padded
+what it takes and gives (B images of H x W, both any number unless --dynamic says otherwise):
+  images  (B, 3, H, W) float32, normalised, 0 where padded; mask (B, H, W) bool, True where padded
   logits  (B, Q, classes), boxes (B, Q, 4), cxcywh, shares of the unpadded image: what model.post_process takes
-  Faster R-CNN takes one image, all of it picture, and confidence () float32, the minimum score of a detection; it gives
-  boxes (n, 4), xyxy, shares of the image, labels (n,) int64 and scores (n,), best first, of the n that it finds.
+with --top-k K, also sizes (B, 2) int64, height and width that boxes should refer to, and instead of logits
+  boxes   (B, K, 4), xyxy in pixels, labels (B, K) int64, scores (B, K), best first
+with --pixels, instead of images and mask
+  pixels  (B, 3, H, W) uint8, RGB of any size, resized to fit into --size, and normalised, inside
+Faster R-CNN takes one image of --size, all of it picture, and confidence () float32, the minimum score of a detection;
+it gives boxes (n, 4), xyxy, shares of the image, labels (n,) int64 and scores (n,), best first, of the n that it finds.
 
-The file carries its classes, size and normalisation, and the Python that runs it is printed. Before it is written, what
-it computes is compared with the model: without padding, with masks that tell every row and column apart, and with
-padding that ends where the mask of some level changes.
+The file carries its classes, sizes and normalisation, and the Python that runs it is printed. Before it is kept, it is
+run beside the model: at five sizes with three batches each, without padding, with masks that tell every row and column
+apart, and with padding that ends where the mask of some level changes. A file that differs is removed.
 
 examples:
-  msdeform export runs/mine mine.onnx --size 800x1216 --images photographs
-  msdeform export detr-r50-e632da11.pth detr.pt2 --model detr_r50
+  msdeform export runs/mine mine.onnx --images photographs
+  msdeform export runs/mine mine.xml --top-k 100 --pixels --size 640x640
+  msdeform export detr-r50-e632da11.pth detr.pt2 --model detr_r50 --to aoti
 """
 
     source: Annotated[str, Positional("SOURCE")]
     """A name of msdeform.list_models(), or weights in any format."""
     out: Annotated[WriteFile, Positional("OUT")]
-    """OUT.onnx or OUT.pt2."""
+    """OUT.onnx, OUT.xml or OUT.pt2."""
+    to: Literal["onnx", "openvino", "program", "aoti"] | None = None
+    """The kind of file; what the name of OUT says when not given."""
     size: Annotated[str, Form(r"\d+x\d+", "HxW in pixels, such as 800x1216"), Metavar("HxW")] | None = None
-    """Height and width of the images; when not given, those that the model was trained with, or 800x1216."""
+    """Height and width of the images, or with --dynamic size of those that it is traced with; when not given, those
+    that the model was trained with, or 800x1216."""
     batch: Positive = 1
-    """Images at once."""
+    """Images at once, where --dynamic is without batch."""
+    dynamic: Literal["none", "batch", "size", "batch,size"] | None = None
+    """What every call may choose anew; batch,size when not given, and none for Faster R-CNN."""
+    sampling: Literal["gather", "gridsample"] = "gather"
+    """How the deformable attention samples. TensorRT 10.14 to 11.1 computes GridSample wrong here, and says nothing;
+    gather takes rows by number, which is right everywhere, and somewhat slower in onnxruntime and OpenVINO."""
+    dtype: Literal["float32", "float16"] = "float32"
+    """Of weights and layers; beside float16, norms, locations, sampling, boxes, inputs and outputs stay float32."""
+    top_k: Positive | None = None
+    """Detections of an image that come out, in the place of the logits and boxes of all queries."""
+    pixels: bool = False
+    """Take images as they are, and resize and normalise them inside."""
+    weights_beside: bool = False
+    """Write an ONNX file's weights into OUT.onnx.data; weights of more than 1.9 GB are there in any case."""
     model: ModelName | None = None
     """A name of msdeform.list_models(): what the weights are of, where SOURCE does not say so."""
     images: Annotated[ReadPath | None, Metavar("FILE_OR_FOLDER")] = None
-    """Photographs to compare file and model on; a picture with the statistics of one when not given."""
+    """Photographs to compare file and model on; pictures with the statistics of one when not given."""
     checks: NotNegative = 32
     """Most boundaries of padding to compare at, coarsest level first."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.out.suffix not in SUFFIXES:
-            raise ValueError(f"out: expected a name that ends in {' or '.join(SUFFIXES)}, got {self.out}")
+            raise ValueError(f"out: expected a name that ends in {either(SUFFIXES)}, got {self.out}")
         if self.source not in MODELS and not Path(self.source).exists():
             sentence = (
                 f"source: expected a model's name or weights; {self.source} does not exist, no model is called so"

@@ -1,110 +1,30 @@
-"""A detector as a `torch.export` program or in ONNX, its numbers compared with the model's.
+"""A detector as a file that runs without this package, and that is run beside the model before it is kept."""
 
-Images (B, 3, H, W) and a padding mask (B, H, W) in, class logits and boxes out, at one fixed size. The deformable
-attention is the reference's, `grid_sample` and sums: ONNX has it as the standard operator GridSample, so that nothing
-of ours is needed to run the file.
-
-Faster R-CNN takes one image and the minimum score of a detection; how many it finds is known when the graph runs.
-"""
-
-import copy
-import io
-import json
-import logging
+import os
+import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Any
 
 import torch
-from scipy.optimize import linear_sum_assignment
-from torch import Tensor, nn
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
 
-from ...common.files import atomic_file
 from ...common.progress import progress_bar
-from ..attention import MSDeformAttn
 from ..families.detector import Detector
 from ..families.faster_rcnn import STRIDE, FasterRcnn
-from ..options import SUFFIXES
 from .check import Padding, like_a_photograph, map_sizes, paddings, photographs
 from .faster_rcnn import ExportableFasterRcnn
-from .recipe import FILE, about
+from .form import Form
+from .formats import FORMATS
+from .program import Call, Program, exportable
+from .recipe import about
 
-# of the largest number: another order of the sums in a network of fifty layers
-TOLERANCE = 1e-3
-_OPSET = 18
-
-
-class Exportable(nn.Module):
-    """A DETR from tensors to tensors: (images, mask) to (logits, boxes)."""
-
-    inputs = ("images", "mask")
-    outputs = ("logits", "boxes")
-
-    def __init__(self, model: Detector) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        found = self.model((images, mask))
-        return found["pred_logits"], found["pred_boxes"]
-
-    def example(self, images: Tensor) -> tuple[Tensor, ...]:
-        """`images`, the last quarter of every one's rows and columns padded."""
-        height, width = images.shape[2:]
-        rows, columns = torch.arange(height)[:, None], torch.arange(width)
-        return self.padded(images, [(rows >= height - height // 4, columns >= width - width // 4)] * len(images))
-
-    def padded(self, images: Tensor, paddings: Sequence[Padding]) -> tuple[Tensor, ...]:
-        """`images` (B, 3, H, W), each padded as the padding of its place says."""
-        mask = torch.stack([rows | columns for rows, columns in paddings])
-        return images.masked_fill(mask[:, None], 0.0), mask
-
-    def expected(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """What the exported program is compared with."""
-        outputs: tuple[Tensor, ...] = self(*inputs)
-        return outputs
-
-    def paired(self, wanted: Sequence[Tensor], came: Sequence[Tensor]) -> list[Tensor]:
-        """`came`, in the order of `wanted`: queries keep theirs, but in two stages.
-
-        There a query is a proposal, and they are in the order of their scores: rounding decides which of two almost
-        equal ones is first. Its place in the order decides nothing of what comes of it, and the output is a set. Each
-        is compared with the one that it is nearest to, one to one.
-        """
-        if not getattr(getattr(self.model, "transformer", None), "two_stage", False):
-            return list(came)
-        pairs = zip(torch.cat(list(wanted), -1), torch.cat(list(came), -1), strict=True)
-        order = [linear_sum_assignment(torch.cdist(one.double(), other.double(), p=1))[1] for one, other in pairs]
-        return [torch.stack([one[rows] for one, rows in zip(tensor, order, strict=True)]) for tensor in came]
-
-
-Program = Exportable | ExportableFasterRcnn
-"""What is exported."""
-Call = Callable[..., list[Tensor]]
-"""What a file computes of a program's inputs."""
-
-
-def exportable(model: Detector) -> Program:
-    """A detector as it can be exported, in evaluation mode.
-
-    Raises ValueError for a deformable attention on another backend than the reference, whose kernels no file can hold.
-    """
-    for name, module in model.named_modules():
-        if isinstance(module, MSDeformAttn) and module.backend != "reference":
-            raise ValueError(
-                f"model: expected attn_backend='reference', which is made of standard operators, "
-                f"got {module.backend!r} at {name}"
-            )
-    return (ExportableFasterRcnn(model) if isinstance(model, FasterRcnn) else Exportable(model)).eval()
-
-
-def example(model: Program, batch: int, size: tuple[int, int]) -> tuple[Tensor, ...]:
-    """Inputs to trace with."""
-    return model.example(torch.stack([like_a_photograph(size, seed) for seed in range(batch)]))
+TOLERANCE = {torch.float32: 1e-3, torch.float16: 5e-2}
+"""Of the largest number of an output, by dtype: another order of the sums in a network of fifty layers; and float16
+beside the model in float32."""
 
 
 @dataclass(frozen=True)
@@ -117,58 +37,113 @@ class Comparison:
     """Pictures, each with its padding, that it is the largest of."""
     boundaries: tuple[int, int]
     """Boundaries of padding among them, and all that there are."""
+    shapes: int
+    """Batches and sizes among them, those that no tracing saw included."""
 
 
 def export(
     model: Detector,
     path: Path,
+    form: Form,
     *,
-    size: tuple[int, int],
-    batch: int = 1,
+    to: str | None = None,
     images: Path | None = None,
     checks: int | None = 32,
+    weights_beside: bool = False,
     progress: bool = False,
 ) -> Comparison:
-    """Writes a detector to `path`, ``.onnx`` or ``.pt2`` by its name, whole or not at all.
+    """Writes a detector to `path`, whole or not at all.
 
-    What will be in the file is read and run first, on `images`, a file or a folder (else on a picture made to be like a
-    photograph), without padding, with stripes, and at most `checks` boundaries of padding (all if None): see
-    `export_check`.
+    The files are written to a folder beside it, read from there and compared with the model, and take their names
+    after that: on `images`, a file or a folder (else on a picture made to be like a photograph), at every batch and
+    size of `Form.tried`, without padding, with stripes, and at most `checks` boundaries of padding (all if None): see
+    `check`.
+
+    Args:
+        to: of `FORMATS`; when None, what the suffix of `path` says.
+        weights_beside: keep an ONNX file's weights in a file ``.data`` beside it, as it is where they exceed 1.9 GB.
 
     Raises:
-        ValueError: another suffix, size or backend than can be exported, or a difference over `TOLERANCE`.
-        ModuleNotFoundError: onnx, onnxscript or onnxruntime is missing, for ``.onnx``.
+        ValueError: another suffix, size or form than can be exported, or a difference over `TOLERANCE`.
+        ModuleNotFoundError: a package that the format needs is missing.
     """
-    if path.suffix not in SUFFIXES:
-        raise ValueError(f"{path}: expected a name that ends in {' or '.join(SUFFIXES)}")
-    step = STRIDE if isinstance(model, FasterRcnn) else 1
-    if isinstance(model, FasterRcnn) and batch > 1:
-        raise ValueError(f"batch: expected 1 for Faster R-CNN, which finds as many as there are, got {batch}")
-    if batch < 1 or min(size) < STRIDE or any(side % step for side in size):
-        kind = f"multiples of {STRIDE}" if step > 1 else f"at least {STRIDE} pixels"
-        raise ValueError(
-            f"size: expected a batch of at least 1 and sides of {kind}, got {batch} of {size[0]}x{size[1]}"
+    to = format_of(path, to)
+    check_form(model, form)
+    pictures = [like_a_photograph(form.size, seed) for seed in range(max(form.batch, 3 if form.dynamic else 1))]
+    if images is not None:
+        pictures = photographs(images, form.size)
+    program = exportable(model, form)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent) as folder:
+        file = Path(folder) / path.name
+        write(model, program, file, to, weights_beside=weights_beside)
+        call = FORMATS[to].open(file, None).call
+        expected = program if form.dtype == torch.float32 else exportable(model, replace(form, dtype=torch.float32))
+        found = compare(
+            program,
+            call,
+            pictures,
+            expected=expected,
+            checks=checks,
+            tolerance=TOLERANCE[form.dtype],
+            progress=progress,
         )
-    pictures = [like_a_photograph(size, seed) for seed in range(batch)] if images is None else photographs(images, size)
-    program, call, content = exported_program(model, path.suffix, size=size, batch=batch)
-    found = compare(program, call, pictures, batch=batch, checks=checks, progress=progress)
-    with atomic_file(path) as file:
-        file.write(content)
+        for part in sorted(Path(folder).iterdir(), key=lambda part: part == file):  # the graph last
+            os.replace(part, path.with_name(part.name))
     return found
 
 
-def exported_program(
-    model: Detector, suffix: str, *, size: tuple[int, int], batch: int = 1
-) -> tuple[Program, Call, bytes]:
-    """What is exported, what computes it from a file's content, and that content."""
-    program = exportable(copy.deepcopy(model).float().cpu())  # the caller's keeps its mode, dtype and device
-    with torch.no_grad():
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # PyTorch's about itself
-            exported = torch.export.export(program, example(program, batch, size))
-        serialise = _onnx if suffix == ".onnx" else _program
-        content, call = serialise(program, exported, about(model, size, batch))
-    return program, call, content
+def format_of(path: Path, to: str | None) -> str:
+    """The name of a format of `FORMATS`: `to`, which has to fit the suffix of `path`, or what that says.
+
+    Raises ValueError for a suffix that is not the format's.
+    """
+    by_suffix = {form.suffix: name for name, form in reversed(FORMATS.items())}
+    wanted = (FORMATS[to].suffix,) if to is not None else tuple(dict.fromkeys(form.suffix for form in FORMATS.values()))
+    if path.suffix not in wanted:
+        raise ValueError(f"{path}: expected a name that ends in {' or '.join(wanted)}")
+    return to or by_suffix[path.suffix]
+
+
+def check_form(model: Detector, form: Form) -> None:
+    """Raises ValueError for what this detector cannot be exported as."""
+    step = 1
+    if isinstance(model, FasterRcnn):
+        step = STRIDE
+        if form.batch > 1:
+            raise ValueError(
+                f"batch: expected 1 for Faster R-CNN, which finds as many as there are, another number in each image; "
+                f"got {form.batch}"
+            )
+        if form.dynamic:
+            raise ValueError(
+                "dynamic: expected none for Faster R-CNN, whose anchors and proposals are counted for one size, "
+                f"got {','.join(form.dynamic)}"
+            )
+        if form.top_k is not None or form.pixels or form.dtype != torch.float32:
+            raise ValueError(
+                "Faster R-CNN is exported in float32, from normalised images to what it finds: --dtype, --top-k and "
+                "--pixels are the other detectors'"
+            )
+    height, width = form.size
+    if form.batch < 1 or min(form.size) < STRIDE or any(side % step for side in form.size):
+        kind = f"multiples of {STRIDE}" if step > 1 else f"at least {STRIDE} pixels"
+        raise ValueError(
+            f"size: expected a batch of at least 1 and sides of {kind}, got {form.batch} of {height}x{width}"
+        )
+    if form.pixels and "size" not in form.dynamic:
+        raise ValueError("pixels: expected --dynamic with size, since images come in any; got a file of one size")
+
+
+def write(model: Detector, program: Program, file: Path, to: str, *, weights_beside: bool = False) -> None:
+    """Traces a program and writes it to `file`, unchecked."""
+    form = program.form
+    pictures = [like_a_photograph(form.size, seed) for seed in range(2 if "batch" in form.dynamic else form.batch)]
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # PyTorch's about itself
+        inputs = program.example(torch.stack(pictures))
+        exported = torch.export.export(program, inputs, dynamic_shapes=form.dynamic_shapes() if form.dynamic else None)
+        FORMATS[to].write(program, exported, about(model, program, to), file, weights_beside)
 
 
 def compare(
@@ -176,86 +151,71 @@ def compare(
     call: Call,
     pictures: Sequence[Tensor],
     *,
-    batch: int = 1,
+    expected: Program | None = None,
     checks: int | None = None,
-    tolerance: float = TOLERANCE,
+    tolerance: float = TOLERANCE[torch.float32],
     progress: bool = False,
 ) -> Comparison:
     """Compares what `call` computes with what the model does, on normalised `pictures` (3, H, W) of one size.
 
-    Raises ValueError for a difference over `tolerance`, or another shape.
+    `expected` is asked in the place of `program` for what is right. Raises ValueError for a difference over
+    `tolerance`, or another shape.
     """
-    worst, total, tried = 0.0, 0, 0
-    if isinstance(program, ExportableFasterRcnn):
-        number = compared = len(pictures)
-        runs: Iterator[tuple[Tensor, ...]] = (program.example(picture[None]) for picture in pictures)
-    else:
-        size = (pictures[0].shape[1], pictures[0].shape[2])
-        first, cuts = paddings(size, map_sizes(program.model, size))
-        total, tried = len(cuts), len(cuts) if checks is None else min(checks, len(cuts))
-        # every picture without padding, then all of them in turn
-        todo = [first[0]] * len(pictures) + first[1:] + cuts[:tried]
-        compared = len(todo)
-        todo += [first[0]] * (-compared % batch)
-        turns = zip(cycle(pictures), todo, strict=False)
-        number = len(todo) // batch
-        chunks = (zip(*islice(turns, batch), strict=True) for _ in range(number))
-        runs = (program.padded(torch.stack(images), masks) for images, masks in chunks)
-    with progress_bar("comparing", number, shown=progress) as advance, torch.no_grad():
-        for inputs in runs:
-            wanted = program.expected(*inputs)
+    expected = program if expected is None else expected
+    worst = 0.0
+    plan = _plan(program, pictures, checks)
+    with progress_bar("comparing", len(plan.runs), shown=progress) as advance, torch.no_grad():
+        for inputs in plan.inputs(program):
+            wanted = expected.expected(*inputs)
             worst = max(worst, _difference(program, wanted, program.paired(wanted, call(*inputs)), tolerance))
             advance()
-    return Comparison(worst, compared, (tried, total))
+    return Comparison(worst, sum(len(run) for run in plan.runs), plan.boundaries, plan.shapes)
 
 
-def _program(program: Program, exported: torch.export.ExportedProgram, notes: dict[str, Any]) -> tuple[bytes, Call]:
-    """A ``.pt2`` file's content, and what it computes once read again."""
-    buffer = io.BytesIO()
-    torch.export.save(exported, buffer, extra_files={FILE: json.dumps(notes)})
-    content = buffer.getvalue()
-    module = torch.export.load(io.BytesIO(content)).module()
-    return content, lambda *inputs: list(module(*inputs))
+@dataclass(frozen=True)
+class _Plan:
+    """What is compared: batches of padded pictures."""
+
+    runs: list[list[tuple[int, tuple[int, int], Padding]]]
+    """Of each batch: the picture's number, the size that it is resized to, and its padding."""
+    pictures: Sequence[Tensor]
+    boundaries: tuple[int, int] = (0, 0)
+    shapes: int = 1
+
+    def inputs(self, program: Program) -> Iterator[tuple[Tensor, ...]]:
+        for run in self.runs:
+            images = torch.stack([_at(self.pictures[number], size) for number, size, _ in run])
+            if isinstance(program, ExportableFasterRcnn):
+                yield program.example(images)
+            else:
+                yield program.padded(images, [padding for _, _, padding in run])
 
 
-def _onnx(program: Program, exported: torch.export.ExportedProgram, notes: dict[str, Any]) -> tuple[bytes, Call]:
-    """An ``.onnx`` file's content, and what onnxruntime computes with it."""
-    import onnxruntime
-
-    with _quiet("onnxscript", "onnx_ir", "torch.onnx"):
-        made = torch.onnx.export(
-            exported,
-            dynamo=True,
-            opset_version=_OPSET,
-            verbose=False,
-            input_names=list(program.inputs),
-            output_names=list(program.outputs),
-        )
-    assert made is not None
-    proto = made.model_proto
-    for name, value in notes.items():
-        proto.metadata_props.add(key=name, value=json.dumps(value))
-    content = proto.SerializeToString()
-    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-
-    def call(*inputs: Tensor) -> list[Tensor]:
-        feed = {name: tensor.numpy() for name, tensor in zip(program.inputs, inputs, strict=True)}
-        return [torch.from_numpy(answer) for answer in session.run(None, feed)]
-
-    return content, call
+def _at(picture: Tensor, size: tuple[int, int]) -> Tensor:
+    return picture if picture.shape[1:] == size else F.resize(picture, list(size), antialias=True)
 
 
-@contextmanager
-def _quiet(*loggers: str) -> Iterator[None]:
-    """The exporter warns of each operator that it did not fold."""
-    before = {name: logging.getLogger(name).level for name in loggers}
-    for name in loggers:
-        logging.getLogger(name).setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        for name, level in before.items():
-            logging.getLogger(name).setLevel(level)
+def _plan(program: Program, pictures: Sequence[Tensor], checks: int | None) -> _Plan:
+    """Every picture without padding, then all of them in turn: striped, at boundaries; then other sizes and batches."""
+    size, turns = (pictures[0].shape[1], pictures[0].shape[2]), cycle(range(len(pictures)))
+    whole = paddings(size, [])[0][0]
+    if isinstance(program, ExportableFasterRcnn):
+        return _Plan([[(number, size, whole)] for number in range(len(pictures))], pictures)
+    form = program.form
+    if form.pixels:
+        todo, total, tried = [whole] * len(pictures), 0, 0
+    else:
+        first, cuts = paddings(size, map_sizes(program.model, size))
+        total, tried = len(cuts), len(cuts) if checks is None else min(checks, len(cuts))
+        todo = [whole] * len(pictures) + first[1:] + cuts[:tried]
+    todo += [whole] * (-len(todo) % form.batch)
+    each = iter([(next(turns), size, padding) for padding in todo])
+    runs = [list(islice(each, form.batch)) for _ in range(len(todo) // form.batch)]
+    others = form.tried()[1:] if form.dynamic else []
+    for batch, other in others:
+        stripes = paddings(other, [])[0]
+        runs.append([(next(turns), other, stripes[place % len(stripes)]) for place in range(batch)])
+    return _Plan(runs, pictures, (tried, total), 1 + len(others))
 
 
 def _difference(program: Program, wanted: Sequence[Tensor], came: Sequence[Tensor], tolerance: float) -> float:
@@ -267,7 +227,7 @@ def _difference(program: Program, wanted: Sequence[Tensor], came: Sequence[Tenso
         if not share <= tolerance:
             raise ValueError(
                 f"{name}: the exported program differs from the model by {share:.1e} of the largest number, more than "
-                f"{tolerance:.0e}"
+                f"{tolerance:.0e}, in a batch of {tuple(one.shape)}; no file was written"
             )
         worst = max(worst, share)
     return worst

@@ -17,6 +17,7 @@ from torchvision.ops.poolers import _setup_scales
 
 from ..families.faster_rcnn import FasterRcnn
 from ..layers.geometry import at_least_float32
+from .form import Form
 
 # torchvision's, in both of its stages: a box of no area is none
 _LEAST_SIDE = {"proposals": 1e-3, "detections": 1e-2}
@@ -33,9 +34,9 @@ class ExportableFasterRcnn(nn.Module):
     inputs = ("images", "confidence")
     outputs = ("boxes", "labels", "scores")
 
-    def __init__(self, model: FasterRcnn) -> None:
+    def __init__(self, model: FasterRcnn, form: Form) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.form = model, form
 
     def forward(self, images: Tensor, confidence: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """images (1, 3, H, W), sides multiples of 32, confidence () float; n detections, as many as there are.

@@ -11,40 +11,56 @@ from ..families.detector import Detector
 from ..families.faster_rcnn import FasterRcnn
 from ..inference.image_size import Size
 from ..inference.images import IMAGENET_MEAN, IMAGENET_STD
-
-FILE = "about.json"
-"""the extra file of a ``.pt2`` that holds it all"""
+from .form import FILE, OPSET
+from .program import Program
 
 _TAKES = "images (B, 3, H, W) float32, normalised, 0 where padded; mask (B, H, W) bool, True where padded"
+_PIXELS = "pixels (B, 3, H, W) uint8, RGB"
+_SIZES = "sizes (B, 2) int64, height and width of what boxes should refer to"
 _BOXES = "boxes (B, Q, 4) cxcywh, shares of the unpadded image"
-_USE = {
-    "faster_rcnn": "images (1, 3, H, W) float32, normalised; confidence () float32, the minimum score. "
-    "boxes (n, 4) xyxy, shares of the image; labels (n,); scores (n,), best first",
-    "sigmoid": f"{_TAKES}. logits (B, Q, classes): the sigmoid is a class's score; {_BOXES}",
-    "softmax": f"{_TAKES}. logits (B, Q, classes + 1): softmax, the last is no object; {_BOXES}",
+_FOUND = "boxes (B, K, 4) xyxy in pixels, labels (B, K) int64, scores (B, K), best first"
+_SCORES = {
+    "sigmoid": "logits (B, Q, classes): the sigmoid is a class's score",
+    "softmax": "logits (B, Q, classes + 1): softmax, the last is no object",
 }
+_FASTER_RCNN = (
+    "images (1, 3, H, W) float32, normalised; confidence () float32, the minimum score. "
+    "boxes (n, 4) xyxy, shares of the image; labels (n,); scores (n,), best first"
+)
 
 
-def about(model: Detector, size: tuple[int, int], batch: int) -> dict[str, Any]:
+def about(model: Detector, program: Program, to: str) -> dict[str, Any]:
     """What is written into the file, each value as JSON: how to prepare images, what comes out, and each class's
     minimum score.
 
     ``short`` and ``longest`` are what the model's images were resized to, see `Size`; ``size`` is (height, width) of
-    the file's, which a resized image has to fit into.
+    what the file was traced with, which a resized image has to fit into unless ``dynamic`` has ``size``.
     """
-    config, resized = model.config, model.input_size or Size()
+    config, resized, form = model.config, model.input_size or Size(), program.form
     names = model.categories
     if names is None:
         names = [] if config is None else [str(label) for label in range(config.num_classes)]
     kind = "faster_rcnn" if isinstance(model, FasterRcnn) else "sigmoid" if model.focal else "softmax"
+    if kind == "faster_rcnn":
+        use = _FASTER_RCNN
+    else:
+        takes = _PIXELS if form.pixels else _TAKES if form.top_k is None else f"{_TAKES}; {_SIZES}"
+        use = f"{takes}. {_FOUND if form.top_k is not None else f'{_SCORES[kind]}; {_BOXES}'}"
     return {
         "msdeform": __version__,
+        "format": to,
         "family": None if config is None else config.family,
         "model": _name(model),
         "classes": names,
         "thresholds": [0.5] * len(names) if model.thresholds is None else model.thresholds,
-        "size": list(size),
-        "batch": batch,
+        "inputs": list(program.inputs),
+        "outputs": list(program.outputs),
+        "size": list(form.size),
+        "batch": form.batch,
+        "dynamic": list(form.dynamic),
+        "sampling": form.sampling,
+        "dtype": str(form.dtype).removeprefix("torch."),
+        "opset": OPSET if to in ("onnx", "openvino") else None,
         "short": resized.short,
         "longest": resized.longest,
         "resize": "bilinear, antialiased; padded with 0 after normalising, at the right and at the bottom",
@@ -53,7 +69,7 @@ def about(model: Detector, size: tuple[int, int], batch: int) -> dict[str, Any]:
         "mean": list(IMAGENET_MEAN),
         "std": list(IMAGENET_STD),
         "kind": kind,
-        "use": _USE[kind],
+        "use": use,
     }
 
 
@@ -71,55 +87,91 @@ def _name(model: Detector) -> str | None:
     return None
 
 
-def recipe(path: Path, kind: str) -> str:
-    """Python that runs the file at `path` on image.jpg with numpy and Pillow: `found` holds (class, score, xyxy)."""
-    onnx = path.suffix == ".onnx"
-    if onnx:
-        lines = [
-            "import json, onnxruntime, numpy as np; from PIL import Image, ImageOps",
-            f"session = onnxruntime.InferenceSession({str(path)!r})",
-            "about = {key: json.loads(text) for key, text in session.get_modelmeta().custom_metadata_map.items()}",
-        ]
+_OPEN = {
+    "onnx": [
+        "import json, onnxruntime, numpy as np; from PIL import Image, ImageOps",
+        "session = onnxruntime.InferenceSession({path!r})",
+        "about = {{key: json.loads(text) for key, text in session.get_modelmeta().custom_metadata_map.items()}}",
+        "run = lambda **inputs: session.run(None, inputs)",
+    ],
+    "openvino": [
+        "import json, openvino, numpy as np; from PIL import Image, ImageOps",
+        "model = openvino.Core().read_model({path!r})",
+        "about = json.loads(model.get_rt_info(['msdeform', {file!r}]).astype(str))",
+        "compiled = openvino.compile_model(model, 'CPU', {{'INFERENCE_PRECISION_HINT': 'f32'}})",
+        "run = lambda **inputs: list(compiled(inputs).values())",
+    ],
+    "program": [
+        "import json, torch, numpy as np; from PIL import Image, ImageOps",
+        "program = torch.export.load({path!r}, extra_files=(extra := {{{file!r}: ''}})).module(check_guards=False)",
+        "about = json.loads(extra[{file!r}])",
+        "run = lambda **inputs: [x.detach().numpy() for x in program(*map(torch.as_tensor, inputs.values()))]",
+    ],
+    "aoti": [
+        "import json, torch, numpy as np; from PIL import Image, ImageOps",
+        "program = torch._inductor.aoti_load_package({path!r})",
+        "about = json.loads(program.get_metadata()[{file!r}])",
+        "run = lambda **inputs: [x.numpy() for x in program(*map(torch.as_tensor, inputs.values()))]",
+    ],
+}
+_READ = ['image = ImageOps.exif_transpose(Image.open("image.jpg")).convert("RGB"); w, h = image.size']
+_RESIZE = [
+    "scale = min(about['short'] / min(w, h), about['longest'] / max(w, h){fits})",
+    "x = np.asarray(image.resize((round(w * scale), round(h * scale)), Image.Resampling.BILINEAR)) / 255",
+    "x = ((x - about['mean']) / about['std']).transpose(2, 0, 1).astype(np.float32)",
+]
+_AS_IT_IS = ["images = np.repeat(x[None], {batch}, 0)"]
+_ON_CANVAS = ["images = np.zeros(({batch}, 3, H, W), np.float32)", "images[0, :, : x.shape[1], : x.shape[2]] = x"]
+_NO_MASK = "mask = np.zeros((len(images), *x.shape[1:]), bool)"
+_MASK = "mask = np.zeros((len(images), H, W), bool); mask[0, x.shape[1] :] = mask[0, :, x.shape[2] :] = True"
+_KEEP = [
+    "kept = [one for one in zip(labels, scores, boxes) if one[1] >= about['thresholds'][one[0]]]",
+    "found = [(about['classes'][c], score, box) for c, score, box in kept]",
+]
+
+
+def recipe(path: Path, said: dict[str, Any]) -> str:
+    """Python that runs the file at `path`, which says this `about` itself, on image.jpg with numpy and Pillow.
+
+    ``found`` holds (class, score, xyxy in pixels).
+    """
+    lines = [line.format(path=str(path), file=FILE) for line in _OPEN[said["format"]]] + _READ
+    batch = "1" if "batch" in said["dynamic"] else "about['batch']"
+    if "pixels" in said["inputs"]:
+        lines.append(f"pixels = np.repeat(np.asarray(image).transpose(2, 0, 1)[None], {batch}, 0)")
     else:
-        lines = [
-            "import json, torch, numpy as np; from PIL import Image, ImageOps",
-            f"program = torch.export.load({str(path)!r}, extra_files=(extra := {{{FILE!r}: ''}})).module()",
-            f"about = json.loads(extra[{FILE!r}])",
-        ]
-    lines += [
-        'image = ImageOps.exif_transpose(Image.open("image.jpg")).convert("RGB")',
-        "(H, W), (w, h) = about['size'], image.size",
-        "scale = min(about['short'] / min(w, h), about['longest'] / max(w, h), H / h, W / w)",
-        "x = np.asarray(image.resize((round(w * scale), round(h * scale)), Image.Resampling.BILINEAR)) / 255",
-        "images = np.zeros((about['batch'], 3, H, W), np.float32)",
-        "images[0, :, : len(x), : len(x[0])] = ((x - about['mean']) / about['std']).transpose(2, 0, 1)",
-    ]
-    if kind == "faster_rcnn":
-        least = "np.array(min(about['thresholds']), np.float32)"
-        inputs, outputs = {"images": "images", "confidence": least}, "boxes, labels, scores"
-        decode = [
-            "boxes = boxes * [W, H, W, H] / scale",
-            "kept = [one for one in zip(labels, scores, boxes) if one[1] >= about['thresholds'][one[0]]]",
-            "found = [(about['classes'][c], score, box) for c, score, box in kept]",
-        ]
+        dynamic = "size" in said["dynamic"]
+        lines += [] if dynamic else ["H, W = about['size']"]
+        lines += [line.format(fits="" if dynamic else ", H / h, W / w") for line in _RESIZE]
+        lines += [line.format(batch=batch) for line in (_AS_IT_IS if dynamic else _ON_CANVAS)]
+        if "mask" in said["inputs"]:
+            lines.append(_NO_MASK if dynamic else _MASK)
+    if "sizes" in said["inputs"]:
+        lines.append("sizes = np.array([[h, w]] * len(images))")
+    if "confidence" in said["inputs"]:
+        lines.append("confidence = np.array(min(about['thresholds']), np.float32)")
+    call = f"run({', '.join(f'{name}={name}' for name in said['inputs'])})"
+    lines.append(f"{', '.join(said['outputs'])} = {call}")
+    if said["kind"] == "faster_rcnn":
+        lines += ["boxes = boxes * [W, H, W, H] / scale", *_KEEP]
+    elif "scores" in said["outputs"]:
+        lines += ["boxes, labels, scores = boxes[0], labels[0], scores[0]", *_KEEP]
     else:
-        inputs, outputs = {"images": "images", "mask": "mask"}, "logits, boxes"
-        lines += ["mask = np.zeros((about['batch'], H, W), bool); mask[0, len(x) :] = mask[0, :, len(x[0]) :] = True"]
-        decode = ["scores = 1 / (1 + np.exp(-logits[0]))"]
-        if kind == "softmax":
-            decode = [
-                "scores = np.exp(logits[0] - logits[0].max(-1, keepdims=True))",
-                "scores = (scores / scores.sum(-1, keepdims=True))[:, :-1]",
-                "scores *= scores == scores.max(-1, keepdims=True)",
-            ]
-        decode += [
-            "xyxy = (boxes[0] @ [[1, 0, 1, 0], [0, 1, 0, 1], [-0.5, 0, 0.5, 0], [0, -0.5, 0, 0.5]]) * [w, h, w, h]",
+        lines += _DECODE[said["kind"]]
+        scaled = "[w, h, w, h]"
+        lines += [
+            f"xyxy = (boxes[0] @ [[1, 0, 1, 0], [0, 1, 0, 1], [-0.5, 0, 0.5, 0], [0, -0.5, 0, 0.5]]) * {scaled}",
             "kept = zip(*np.nonzero(scores >= about['thresholds']))",
             "found = [(about['classes'][c], scores[q, c], xyxy[q]) for q, c in kept]",
         ]
-    if onnx:
-        call = f"session.run(None, {{{', '.join(f'{name!r}: {value}' for name, value in inputs.items())}}})"
-    else:
-        tensors = ", ".join(f"torch.as_tensor({value})" for value in inputs.values())
-        call = f"(out.detach().numpy() for out in program({tensors}))"
-    return "\n".join([*lines, f"{outputs} = {call}", *decode, "print(*found, sep='\\n')"])
+    return "\n".join([*lines, "print(*found, sep='\\n')"])
+
+
+_DECODE = {
+    "sigmoid": ["scores = 1 / (1 + np.exp(-logits[0]))"],
+    "softmax": [
+        "scores = np.exp(logits[0] - logits[0].max(-1, keepdims=True))",
+        "scores = (scores / scores.sum(-1, keepdims=True))[:, :-1]",
+        "scores *= scores == scores.max(-1, keepdims=True)",
+    ],
+}

@@ -25,20 +25,25 @@ def post_process(
     of the outputs, without names.
     """
     logits, boxes = at_least_float32(outputs["pred_logits"]), at_least_float32(outputs["pred_boxes"])
-    B, Q, C = logits.shape
+    B = logits.shape[0]
     if target_sizes.shape != (B, 2):
         raise ValueError(f"target_sizes: expected (B={B}, 2), height and width, got {tuple(target_sizes.shape)}")
     if top_k < 1:
         raise ValueError(f"top_k: expected at least 1, got {top_k}")
-    if focal:
-        scores, pair = logits.sigmoid().flatten(1).topk(min(top_k, Q * C), dim=1)
-        query, labels = pair // C, pair % C
-    else:
-        best, label = logits.softmax(-1)[..., :-1].max(-1)
-        scores, query = best.topk(min(top_k, Q), dim=1)
-        labels = label.gather(1, query)
+    scores, labels, query = best_of_queries(logits, top_k, focal=focal)
     height, width = target_sizes.to(boxes).unbind(1)
     scale = torch.stack([width, height, width, height], dim=1)
     found = cxcywh_to_xyxy(boxes.gather(1, query[..., None].expand(-1, -1, 4))) * scale[:, None]
     sizes = [(int(height), int(width)) for height, width in target_sizes.tolist()]
     return [Detections(*one) for one in zip(found, labels, scores, sizes, strict=True)]
+
+
+def best_of_queries(logits: Tensor, top_k: int, *, focal: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores, labels and queries (B, k) of the best `top_k`, best first, of logits (B, Q, C): see `post_process`."""
+    _, Q, C = logits.shape
+    if focal:
+        scores, pair = logits.sigmoid().flatten(1).topk(min(top_k, Q * C), dim=1)
+        return scores, pair % C, pair // C
+    best, label = logits.softmax(-1)[..., :-1].max(-1)
+    scores, query = best.topk(min(top_k, Q), dim=1)
+    return scores, label.gather(1, query), query

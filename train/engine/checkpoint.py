@@ -18,6 +18,7 @@ import torch
 
 from ...common.files import BEST, atomic_file
 from ...integrations.detectors.detector import TransformersDetector, is_of_transformers
+from ...models.export.runtime import ExportedDetector, is_exported
 from ...models.families.detector import Detector
 from ...models.weights.files import read_file
 from ...models.weights.formats import TRAINING_FORMAT, checkpoints_in, newest_whole, read_source
@@ -136,13 +137,13 @@ class Trained:
     """A model out of a checkpoint, ready to detect."""
 
     model: Detector
-    """Or a `TransformersDetector`, which has all that evaluation and prediction ask for."""
+    """Or a `TransformersDetector` or an `ExportedDetector`, which have all that evaluation and prediction ask for."""
     name: str
     categories: list[Category]
     """By label: of a run, its data set's; else numbered as the labels, with the names that are known."""
     options: TrainOptions
     attn_backend: str
-    """Resolved for ``device``."""
+    """Resolved for ``device``; of an exported file, the engine that runs it."""
     device: torch.device
     step: int | None
     """Of the run; None for weights that ``msdeform train`` did not write."""
@@ -152,7 +153,8 @@ def load_trained(path: Path, device: torch.device, attn_backend: str = "auto", n
     """Rebuilds the model of a checkpoint in any format (`models.formats`), in evaluation mode.
 
     Args:
-        path: the checkpoint, or a run's folder for its best; stderr then tells which file that is.
+        path: the checkpoint, or a run's folder for its best; stderr then tells which file that is. Of a file of
+            ``msdeform export`` (.onnx, .xml), what its engine runs on the CPU, whatever the other arguments say.
         device: where the model will be.
         attn_backend: implementation of the deformable attention.
         name: of `list_models`, for weights without a description beside them.
@@ -164,6 +166,8 @@ def load_trained(path: Path, device: torch.device, attn_backend: str = "auto", n
     """
     if is_of_transformers(path):
         return _of_transformers(path, device, attn_backend, name)
+    if is_exported(path):
+        return _of_file(path)
     source = read_source(path)
     if source.path != path:
         print(f"checkpoint: {source.path}", file=sys.stderr)
@@ -181,6 +185,14 @@ def load_trained(path: Path, device: torch.device, attn_backend: str = "auto", n
     model.categories, model.input_size = [category.name for category in categories], options.input.size
     model.thresholds = source.thresholds
     return Trained(model, state["model_name"], categories, options, backend, device, state["step"])
+
+
+def _of_file(path: Path) -> Trained:
+    """The detector of a file of ``msdeform export``, which an engine of its own runs on the CPU."""
+    model = ExportedDetector(path)
+    categories = [Category(label, own) for label, own in enumerate(model.categories or [])]
+    detector = cast(Detector, model)
+    return Trained(detector, model.kind, categories, TrainOptions(), model.engine, torch.device("cpu"), None)
 
 
 def _of_transformers(path: Path, device: torch.device, attn_backend: str, name: str | None) -> Trained:

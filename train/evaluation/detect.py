@@ -116,7 +116,7 @@ def match_categories(trained: Trained, data: list[Category]) -> list[int | None]
     Raises:
         ValueError: the data has a class that the model lacks.
     """
-    names, count = trained.model.categories, trained.model.require_config().num_classes
+    names = trained.model.categories
     if names is not None:
         missing = [category.name for category in data if category.name not in names]
         if missing:
@@ -125,6 +125,7 @@ def match_categories(trained: Trained, data: list[Category]) -> list[int | None]
             )
         ids = {category.name: category.id for category in data}
         return [ids.get(name) for name in names]
+    count = trained.model.require_config().num_classes
     if count == len(data):
         return [category.id for category in data]
     if count > max(category.id for category in data):

@@ -1,0 +1,127 @@
+"""An exported file as a detector: it predicts, is evaluated and served as the model that it was made of."""
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from ..inference.detections import Detections
+from ..inference.image_size import Size
+from ..inference.post_processing import post_process
+from ..inference.predictor import Predictor
+from ..layers.batch import Images, as_batch
+from .formats import FORMATS, Opened, open_openvino
+
+Engine = Literal["onnxruntime", "openvino"]
+ENGINES: dict[str, tuple[str, ...]] = {"onnxruntime": (".onnx",), "openvino": (".xml", ".onnx")}
+"""and the suffixes of the files that each takes, its own first"""
+
+
+class FittingSize(Size):
+    """As `Size`, but smaller where an image would not fit into what a file was made for, (height, width)."""
+
+    canvas: tuple[int, int]
+
+    def __init__(self, trained: Size, canvas: tuple[int, int]) -> None:
+        super().__init__(trained.short, trained.longest)
+        object.__setattr__(self, "canvas", canvas)  # frozen
+
+    def fit(self, height: int, width: int) -> tuple[int, int]:
+        fitted = super().fit(height, width)
+        share = min(1.0, *(most / side for most, side in zip(self.canvas, fitted, strict=True)))
+        if share == 1.0:
+            return fitted
+        rows, columns = (max(1, int(side * share)) for side in fitted)
+        return rows, columns
+
+
+def is_exported(path: Path) -> bool:
+    """Does the name say that it is a file of `msdeform export` for another engine than PyTorch?"""
+    return path.suffix in (".onnx", ".xml") and not path.is_dir()
+
+
+class ExportedDetector(Predictor):
+    """The detector of a file of ``msdeform export``, run on the CPU by an engine of its own.
+
+    It has ``predict`` and what else evaluation asks of a model. Images are batched only as the file allows: one of a
+    fixed size pads them to it, and predicts of one at a time what its batch cannot hold.
+
+    Raises:
+        ValueError: no file of ours, of detections instead of logits, or of a suffix that the engine does not take.
+        ModuleNotFoundError: the engine is not installed.
+    """
+
+    def __init__(self, path: Path | str, *, engine: Engine | None = None, threads: int | None = None) -> None:
+        super().__init__()
+        path = Path(path)
+        if engine is None:
+            engine = "openvino" if path.suffix == ".xml" else "onnxruntime"
+        if path.suffix not in ENGINES[engine]:
+            raise ValueError(f"{path}: expected a file {' or '.join(ENGINES[engine])} for {engine}")
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} does not exist")
+        self.path, self.engine = path, engine
+        opened = _open(path, engine, threads)
+        self.about: dict[str, Any] = opened.about
+        self._call = opened.call
+        if self.about["inputs"] != ["images", "mask"] or self.about["outputs"] != ["logits", "boxes"]:
+            raise ValueError(
+                f"{path}: expected a file of logits and boxes, got {', '.join(self.about['outputs'])} of "
+                f"{', '.join(self.about['inputs'])}; export it without --pixels and --top-k"
+            )
+        self.categories, self.thresholds = self.about["classes"], self.about["thresholds"]
+        self.focal = self.about["kind"] == "sigmoid"
+        self.canvas = None if "size" in self.about["dynamic"] else (self.about["size"][0], self.about["size"][1])
+        trained = Size(self.about["short"], self.about["longest"])
+        self.input_size = trained if self.canvas is None else FittingSize(trained, self.canvas)
+
+    @property
+    def kind(self) -> str:
+        return self.about["model"] or self.about["family"] or self.path.name
+
+    def forward(self, images: Images) -> dict[str, Tensor]:
+        """``pred_logits`` (B, Q, classes) and ``pred_boxes`` (B, Q, 4) cxcywh, of what every detector takes.
+
+        Raises ValueError for an image larger than a file of a fixed size takes.
+        """
+        batch, mask = as_batch(images, torch.float32)
+        if self.canvas is not None:
+            rows, columns = (most - side for most, side in zip(self.canvas, batch.shape[2:], strict=True))
+            if min(rows, columns) < 0:
+                raise ValueError(
+                    f"images: expected at most {self.canvas[0]}x{self.canvas[1]}, the one size of {self.path}, "
+                    f"got {batch.shape[2]}x{batch.shape[3]}"
+                )
+            batch, mask = pad(batch, (0, columns, 0, rows)), pad(mask, (0, columns, 0, rows), value=True)
+        if "batch" in self.about["dynamic"]:
+            logits, boxes = self._call(batch, mask)
+            return {"pred_logits": logits, "pred_boxes": boxes}
+        each = self.about["batch"]
+        answers = []
+        for some, padded in zip(batch.split(each), mask.split(each), strict=True):
+            missing = each - len(some)
+            answers.append([one[: len(some)] for one in self._call(_more(some, missing), _more(padded, missing))])
+        logits, boxes = (torch.cat(several) for several in zip(*answers, strict=True))
+        return {"pred_logits": logits, "pred_boxes": boxes}
+
+    def post_process(self, outputs: dict[str, Any], target_sizes: Tensor, top_k: int = 100) -> list[Detections]:
+        return post_process(outputs, target_sizes, top_k, focal=self.focal)
+
+
+def _more(batch: Tensor, count: int) -> Tensor:
+    """A batch and `count` times its last element."""
+    return torch.cat([batch, batch[-1:].expand(count, *batch.shape[1:])]) if count else batch
+
+
+def _open(path: Path, engine: str, threads: int | None) -> Opened:
+    try:
+        opened = open_openvino(path, threads) if engine == "openvino" else FORMATS["onnx"].open(path, threads)
+    except ModuleNotFoundError:
+        raise
+    except (KeyError, RuntimeError, json.JSONDecodeError) as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise ValueError(f"{path} is no file of msdeform export: {reason}") from error
+    return opened
