@@ -76,6 +76,11 @@ EXPORTED_MODELS = (
     *("deformable_detr_r50_single_scale", "deformable_detr_r50_single_scale_dc5"),
     *("detr_r50", "detr_r50_dc5", "detr_r50_dc5_plus"),
 )
+DEPLOYED_ENGINES = (
+    *("pytorch", "pytorch reference", "program", "aoti"),
+    *("onnxruntime gather", "onnxruntime gridsample", "openvino gather", "openvino gridsample"),
+)
+"""what runs a detector, PyTorch on the backend `cpu` first"""
 SEARCHED_CASES = ("encoder-800x1066-b2", "decoder-800x1066")
 
 Results = tuple[ReadPath, ...]
@@ -115,7 +120,6 @@ CaseName = Annotated[Name, Known("case", tuple(CASES))]
 Implementation = Annotated[Name, Checked(_check_implementation)]
 Image = Annotated[str, Checked(_check_image), Metavar("HxW")]
 ExplainedModel = Annotated[ModelName, Checked(partial(_check_detr, "has attention to explain"))]
-ExportedModel = Annotated[ModelName, Checked(partial(_check_detr, "takes a padding mask"))]
 Package = Annotated[ReadFolder, Checked(partial(_check_holds, "deformops", "a folder with the package in it"))]
 Checkout = Annotated[ReadFolder, Checked(partial(_check_holds, "README.md", "a checkout, with README.md and docs/"))]
 Seconds = Annotated[float, AtLeast(0)]
@@ -288,14 +292,36 @@ class ExplainOptions(AgainOption):
 
 @dataclass(frozen=True)
 class ExportsOptions(AgainOption):
-    """Run exported detectors at every boundary of padding: how far do they differ from the models?"""
+    """Run exported detectors in onnxruntime and OpenVINO: how far do they differ from the models?"""
 
-    models: tuple[ExportedModel, ...] = EXPORTED_MODELS
-    """Detectors that take a padding mask, of msdeform.list_models()."""
-    images: tuple[Image, ...] = ("96x128", "160x224", "250x333")
-    """Height and width of the images, in pixels."""
+    models: tuple[ModelName, ...] = EXPORTED_MODELS
+    """Detectors, of msdeform.list_models()."""
+    image: Image = "224x320"
+    """Height and width of the images, in pixels; files of any size are compared at four more."""
+    photographs: ReadFolder | None = None
+    """Compare on the first four images of this folder; on a picture with the statistics of one when not given."""
+    sampling: tuple[Literal["gather", "gridsample"], ...] = ("gather", "gridsample")
+    """How the deformable attention samples."""
     minutes: Minutes = 9.0
     """Minutes after which nothing begins."""
+
+
+@dataclass(frozen=True)
+class DeployOptions(AgainOption):
+    """Latency, throughput and file size of one detector in every engine, in one run."""
+
+    checkpoint: Annotated[str, Metavar("SOURCE")] = "deformable_detr_r50"
+    """A name of msdeform.list_models(), with random weights, or weights in any format."""
+    image: Image = "480x640"
+    """Height and width of the images, in pixels."""
+    batches: tuple[Positive, ...] = (1, 4)
+    """Images at once."""
+    engines: tuple[Literal[DEPLOYED_ENGINES], ...] = ()
+    """Of them; all that are installed here when not given."""
+    threads: Positive = 1
+    """Of every engine."""
+    seconds: Seconds = 60.0
+    """For each batch, about, all engines together; each is called ten times at least."""
 
 
 @dataclass(frozen=True)

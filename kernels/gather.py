@@ -30,23 +30,30 @@ def ms_deform_attn(
     compute, device = inputs.compute_dtype, value.device
     # a row for each head of each pixel, and last a row of zeros, which is what lies outside
     rows = F.pad(value.to(compute).reshape(B * S * H, D), (0, 0, 0, 1))
+    extent = extents(sizes, device, torch.int64).view(-1, 1, 1, 1, 1, 2)
+    w, h = extent.unbind(-1)  # (L, 1, 1, 1, 1)
+    area = w * h
     batch, head = torch.arange(B, device=device), torch.arange(H, device=device)
-    row = (batch[:, None] * S * H + head)[:, None, :, None]  # (B, 1, H, 1): of pixel 0, then of each level's first
-    grid, weights = settle(sampling_locations.to(compute), attention_weights.to(compute))
+    # of the first pixel of each level, (L, B, 1, H, 1)
+    first = ((batch * S).view(-1, 1, 1, 1) + (area.cumsum(0) - area)) * H + head[:, None]
+
+    grid, weights = settle(sampling_locations.to(compute).movedim(3, 0), attention_weights.to(compute).movedim(3, 0))
     # a pixel's centre is a whole number
-    pixels = ((grid + 1) * extents(sizes, device, compute)[:, None] - 1) / 2
+    x, y = (((grid + 1) * extent - 1) / 2).unbind(-1)  # (L, B, Q, H, P)
+    left, top = x.floor(), y.floor()
+    row = (top * w + left).long() * H + first
+    columns = [((left + i >= 0) & (left + i < w), share, i * H) for i, share in enumerate((left + 1 - x, x - left))]
+    lines = [((top + i >= 0) & (top + i < h), share, i * H * w) for i, share in enumerate((top + 1 - y, y - top))]
+    found, shares = [], []
+    for inside_y, share_y, down in lines:
+        for inside_x, share_x, right in columns:
+            found.append(torch.where(inside_x & inside_y, row + (down + right), B * S * H))
+            shares.append(share_x * share_y * weights)
+    # (L, B, Q, H, 4 * P), level by level: the rows of all would be L times the memory
+    levels = zip(torch.cat(found, -1).unbind(), torch.cat(shares, -1).unbind(), strict=True)
     output = rows.new_zeros(B, Q, H, 1, D)
-    for level, (h, w) in enumerate(sizes):
-        x, y = pixels[:, :, :, level].unbind(-1)  # (B, Q, H, P)
-        left, top = x.floor(), y.floor()
-        found, shares = [], []
-        for row_y, share_y in ((top, top + 1 - y), (top + 1, y - top)):
-            for column_x, share_x in ((left, left + 1 - x), (left + 1, x - left)):
-                inside = (column_x >= 0) & (column_x < w) & (row_y >= 0) & (row_y < h)
-                found.append(torch.where(inside, (row_y * w + column_x).long() * H + row, B * S * H))
-                shares.append(share_x * share_y * weights[:, :, :, level])
-        output = output + torch.cat(shares, -1)[..., None, :] @ rows[torch.cat(found, -1)]
-        row = row + h * w * H
+    for row, share in levels:
+        output = output + share[..., None, :] @ rows[row]
     return output.reshape(B, Q, H * D).to(value.dtype)
 
 

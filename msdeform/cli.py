@@ -64,7 +64,8 @@ _BENCH = {
     "cpu-code": ("cpu.code:run", "count the instructions that the kernels for CPUs spend on a point"),
     "dispatch": ("cpu.dispatch:run", "time what a call costs the host, in stages; no GPU needed"),
     "explain": ("models.commands:explain", "time relevance beside the model's own passes, and the memory it adds"),
-    "exports": ("models.commands:exports", "run exported detectors at every boundary of padding, beside their models"),
+    "deploy": ("models.commands:deploy", "time a detector in PyTorch, onnxruntime and OpenVINO, beside each other"),
+    "exports": ("models.commands:exports", "run exported detectors in onnxruntime and OpenVINO, beside their models"),
     "first-call": (
         "cpu.first_call:run",
         "time the operator's first call in a new process, beside its second, on a CPU",

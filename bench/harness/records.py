@@ -42,6 +42,8 @@ KEYS: dict[str, tuple[str, ...]] = {
     "recipe": ("data", "validated", "preset", "recipe", "seed"),
     "startup": ("program", "way"),
     "export": ("model", "image", "format"),
+    "exported": ("model", "image", "pictures", "sampling", "sizes", "engine"),
+    "deployed": ("model", "image", "batch", "threads", "engine"),
     "explanation": ("model", "image", "backend"),
     "accelerated": ("model", "pass"),
 }

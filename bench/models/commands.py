@@ -16,6 +16,7 @@ from ..operator import jobs
 from ..operator.runner import Settings, measure
 from ..options import (
     AccelerateOptions,
+    DeployOptions,
     ExplainOptions,
     ExportsOptions,
     RecipesOptions,
@@ -68,6 +69,11 @@ def explain(options: ExplainOptions) -> int:
 def exports(options: ExportsOptions) -> int:
     """``msdeform bench exports``: exported detectors beside their models."""
     return _measure("exports", options)
+
+
+def deploy(options: DeployOptions) -> int:
+    """``msdeform bench deploy``: one detector in every engine."""
+    return _measure("deploy", options)
 
 
 def seeds(options: SeedsOptions) -> int:

@@ -17,7 +17,7 @@ from ..cpu import tables as cpu_tables
 from ..harness import records
 from ..harness.records import Records, Row
 from ..harness.tables import Line, fields, grouped, lines_of, markdown, numbers
-from ..models import accelerated, explain, exports
+from ..models import accelerated, deploy, explain, exports
 from ..models.published import PUBLISHED
 from ..models.training import benchmark as training
 from ..models.training import recipes, spread
@@ -327,5 +327,6 @@ BLOCKS: dict[str, Block] = {
     "cpu-short": _by_machine("cpu", cpu_tables.short_table, 2, _main, failures=False),
     "cpu-areas": _by_machine("cpu", cpu_tables.area_table, 1, _main, failures=False),
     "first-call": _by_machine("first-call", cpu_tables.first_call_table, 4),
-    "exports": _by_machine("export", exports.export_table, 1),
+    "exports": _by_machine("exported", exports.export_table, 1),
+    "deployed": _by_machine("deployed", deploy.deploy_table, 1),
 }

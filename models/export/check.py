@@ -24,8 +24,8 @@ Padding = tuple[Tensor, Tensor]
 """Rows (H, 1) and columns (W,) that are padded, bool; one or the other pads a pixel."""
 
 
-def photographs(path: Path, size: tuple[int, int]) -> list[Tensor]:
-    """The image at `path`, or those in that folder, normalised and resized to (3, *size).
+def photographs(path: Path, size: tuple[int, int], most: int | None = None) -> list[Tensor]:
+    """The image at `path`, or those in that folder, the first `most` by name, normalised and resized to (3, *size).
 
     Raises FileNotFoundError for a folder without images, and what `read_image` raises.
     """
@@ -34,7 +34,7 @@ def photographs(path: Path, size: tuple[int, int]) -> list[Tensor]:
         files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
         if not files:
             raise FileNotFoundError(f"images: folder {path} holds no image ({', '.join(SUFFIXES)})")
-    return [normalise(F.resize(read_image(file), list(size), antialias=True)) for file in files]
+    return [normalise(F.resize(read_image(file), list(size), antialias=True)) for file in files[:most]]
 
 
 def like_a_photograph(size: tuple[int, int], seed: int = 0) -> Tensor:

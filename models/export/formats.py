@@ -58,6 +58,10 @@ def _onnx_model(program: Program, exported: torch.export.ExportedProgram, about:
     assert made is not None
     proto = made.model_proto
     _name_dimensions(proto.graph)
+    for node in (*proto.graph.node, *(node for function in proto.functions for node in function.node)):
+        del node.metadata_props[:]  # stack traces of the exporter, with the paths of whoever ran it
+    for known in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info, *proto.graph.initializer):
+        del known.metadata_props[:]
     for name, value in about.items():
         proto.metadata_props.add(key=name, value=json.dumps(value))
     return proto
