@@ -1,0 +1,86 @@
+"""uvicorn, as this server needs it: silent clients are let go, and a shutdown is told before it begins."""
+
+import asyncio
+import socket
+from types import FrameType
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from .options import ServeOptions
+from .service import Service
+
+_IDLE = 5  # seconds that a connection is kept for another request
+_CONNECTIONS = 8  # times as many as requests that may wait
+
+
+def configuration(app: FastAPI, options: ServeOptions) -> uvicorn.Config:
+    """Of a server of one process; log lines are warnings alone."""
+
+    class Protocol(H11Protocol):
+        """Lets go a client that has sent no whole head of a request after the time of a whole request.
+
+        uvicorn itself waits for it without end, and each such client costs an open file.
+        """
+
+        _silent: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            self._wait_for_request()
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            self._wait_for_request()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._heard()
+            super().connection_lost(exc)
+
+        def _wait_for_request(self) -> None:
+            answering = self.cycle is not None and not self.cycle.response_complete
+            if answering:
+                self._heard()
+            elif self._silent is None:
+                self._silent = self.loop.call_later(options.timeout, self.transport.close)
+
+        def _heard(self) -> None:
+            if self._silent is not None:
+                self._silent.cancel()
+                self._silent = None
+
+    return uvicorn.Config(
+        app,
+        http=Protocol,
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=_IDLE,
+        timeout_graceful_shutdown=max(1, round(options.grace)),
+        limit_concurrency=_CONNECTIONS * (options.max_queue + options.max_batch),
+    )
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server of a `Service`."""
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self._service = service
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """A signal: from now on /ready says no, and nothing new is taken."""
+        self._service.closing = True
+        super().handle_exit(sig, frame)
+
+    def tell(self, listening: socket.socket, failed: BaseException | None) -> None:
+        """Prints the address when the model is loaded, and ends the server where it could not be."""
+        if failed is not None:
+            self.should_exit = True
+            return
+        address: Any = listening.getsockname()
+        host = f"[{address[0]}]" if ":" in address[0] else address[0]
+        print(f"{self._service.name} is served at http://{host}:{address[1]}; Ctrl-C ends it", flush=True)
