@@ -1,5 +1,6 @@
 """The HTTP interface: /detect, /health, /ready, /model, /metrics, /docs and /openapi.json."""
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -76,7 +77,7 @@ def create_app(service: Service) -> FastAPI:
     app = FastAPI(
         title="MSDeform",
         version=__version__,
-        description="Detects objects in images. Every error is a JSON object with one sentence: {\"error\": \"...\"}.",
+        description='Detects objects in images. Every error is a JSON object with one sentence: {"error": "..."}.',
         docs_url=None,  # FastAPI's own page loads scripts from a server of others
         redoc_url=None,
         lifespan=lifespan,
@@ -98,6 +99,9 @@ def create_app(service: Service) -> FastAPI:
         except ClientDisconnect:
             status = GONE
             return _error(status, "the client went away", close=True)
+        except asyncio.CancelledError:  # by uvicorn, after the time that a shutdown leaves
+            status = 503
+            return _error(status, "the server ended before the answer was found", close=True)
         finally:
             service.metrics.answered(status, time.perf_counter() - begun)
         if kind != "json":

@@ -87,6 +87,12 @@ class Batcher:
             self._changed.notify()
         return job.found
 
+    def hurry(self) -> None:
+        """From now on no image waits for others."""
+        with self._changed:
+            self._max_wait = 0.0
+            self._changed.notify()
+
     def close(self, limit: float | None = None) -> None:
         """Computes what waits, and ends the thread, for which it waits at most ``limit`` seconds."""
         with self._changed:

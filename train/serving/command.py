@@ -57,4 +57,6 @@ def listen(host: str, port: int) -> socket.socket:
             raise ValueError(f"port {port} is in use; name another with --port") from error
         if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
             raise ValueError(f"host: expected an address of this machine, got {host}") from error
-        raise ValueError(f"port {port} at {host} cannot be listened at: {(error.strerror or str(error)).lower()}") from error
+        raise ValueError(
+            f"port {port} at {host} cannot be listened at: {(error.strerror or str(error)).lower()}"
+        ) from error

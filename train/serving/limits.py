@@ -9,6 +9,7 @@ from fastapi import Request
 from PIL import Image, UnidentifiedImageError
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect
 from torch import Tensor
 
 from ...models.inference.images import BadImageError, read_image
@@ -41,16 +42,23 @@ def check_type(content_type: str) -> bool:
 
 
 async def read_body(request: Request, most: int) -> bytes:
-    """The body of at most ``most`` bytes. Raises Refused when it is longer, as soon as that is known, or empty."""
+    """The body of at most ``most`` bytes.
+
+    Raises Refused when it is longer, as soon as that is known, or empty; ClientDisconnect when the client goes away.
+    """
     announced = request.headers.get("content-length", "0")
     sentence = f"the body is longer than {most} bytes"
     if announced.isdecimal() and int(announced) > most:
         raise Refused(413, sentence, close=True)
-    body = bytearray()
-    async for part in request.stream():
-        body += part
+    body, more = bytearray(), True
+    while more:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        more = message.get("more_body", False)
+        body += message.get("body", b"")
         if len(body) > most:
-            raise Refused(413, sentence, close=True)
+            raise Refused(413, sentence, close=more)
     if not body:
         raise Refused(400, "the body is empty; expected the bytes of an image")
     return bytes(body)

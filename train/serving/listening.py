@@ -59,7 +59,7 @@ def configuration(app: FastAPI, options: ServeOptions) -> uvicorn.Config:
         access_log=False,
         server_header=False,
         timeout_keep_alive=_IDLE,
-        timeout_graceful_shutdown=max(1, round(options.grace)),
+        timeout_graceful_shutdown=options.grace,
         limit_concurrency=_CONNECTIONS * (options.max_queue + options.max_batch),
     )
 
@@ -75,6 +75,11 @@ class Server(uvicorn.Server):
         """A signal: from now on /ready says no, and nothing new is taken."""
         self._service.closing = True
         super().handle_exit(sig, frame)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Answers what was taken; no image waits for others that will not come."""
+        self._service.batcher.hurry()
+        await super().shutdown(sockets)
 
     def tell(self, listening: socket.socket, failed: BaseException | None) -> None:
         """Prints the address when the model is loaded, and ends the server where it could not be."""

@@ -19,8 +19,8 @@ _SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 class Metrics:
     """Of one server: a registry of its own, so that two in a process do not mix."""
 
-    def __init__(self, waiting: Callable[[], float]) -> None:
-        """``waiting`` tells how many images wait for the model."""
+    def __init__(self, waiting: Callable[[], float], under_way: Callable[[], float]) -> None:
+        """``waiting`` tells how many images wait for the model, ``under_way`` how many requests are not answered."""
         self._registry = CollectorRegistry()
         where = {"registry": self._registry}
         ProcessCollector(**where)
@@ -36,6 +36,8 @@ class Metrics:
         )
         queue = Gauge("msdeform_queue_images", "Decoded images that wait for the model.", **where)
         queue.set_function(waiting)
+        inside = Gauge("msdeform_requests_under_way", "Requests that were taken and are not yet answered.", **where)
+        inside.set_function(under_way)
 
     def answered(self, status: int, seconds: float) -> None:
         self.requests.labels(str(status)).inc()

@@ -42,7 +42,8 @@ class Wanted(BaseModel):
         None, ge=0, le=1, description="Of two detections of a class that overlap by a higher IoU, keep the surer alone."
     )
     format: Literal["json", "jpeg", "png"] | None = Field(
-        None, description="Of the answer; jpeg and png are pictures with boxes. When not given what Accept says, or json."
+        None,
+        description="Of the answer; jpeg and png are pictures with boxes. When not given what Accept says, or json.",
     )
 
 
@@ -53,7 +54,7 @@ class Service:
         """``load`` gives the detector, of ``options`` when None; it is called by `Batcher.start`."""
         self.options = options
         self.name = options.source.name or options.source.resolve().name
-        self.metrics = Metrics(lambda: self.batcher.waiting)
+        self.metrics = Metrics(lambda: self.batcher.waiting, lambda: self._inside)
         self.batcher = Batcher(
             load or (lambda: open_detector(options)),
             max_batch=options.max_batch,
