@@ -75,7 +75,10 @@ _BENCH = {
     "render": ("report.render:run", "draw the documentation's tables and plots anew from the recorded rows"),
     "roofline": ("report.roofline:run", "draw recorded speeds under what the device could do"),
     "seeds": ("models.commands:seeds", "train on every backend with several seeds: do their APs agree?"),
-    "serve": ("serving.benchmark:run", "requests a second and latency of the HTTP server, and answers to broken requests"),
+    "serve": (
+        "serving.benchmark:run",
+        "requests a second and latency of the HTTP server, and answers to broken requests",
+    ),
     "startup": ("cpu.startup:run", "CPU time of each command's --help and of its answers to mistakes"),
     "training": ("models.commands:training", "time the loading of images, and the stages of a training step"),
 }

@@ -1,8 +1,11 @@
 """What the server answers: detections, pictures, what it is, what it counts."""
 
+import http.client
 import io
 import re
 import threading
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -153,6 +156,19 @@ def test_images_of_one_size_that_wait_are_computed_together() -> None:
         until(port, 'msdeform_batch_images_bucket{le="2.0"} 1.0')
 
 
+def test_an_answer_is_sent_at_once(served: tuple[int, StandIn]) -> None:
+    """On a connection that is kept, where the system holds back what follows an unacknowledged part, for 40 ms."""
+    connection = http.client.HTTPConnection("127.0.0.1", served[0], timeout=LIMIT)
+    taken = []
+    for _ in range(10):
+        begun = time.monotonic()
+        connection.request("GET", "/health")
+        assert connection.getresponse().read()
+        taken.append(time.monotonic() - begun)
+    connection.close()
+    assert sorted(taken)[5] < 0.03
+
+
 def test_it_is_not_ready_before_its_model_is() -> None:
     model, loading = StandIn(), threading.Event()
 
@@ -175,8 +191,7 @@ def test_it_is_not_ready_before_its_model_is() -> None:
         assert ask(port, body=picture()).status == 200
 
 
-def test_the_engine_is_the_usual_one_of_a_source(tmp_path: object) -> None:
-    from pathlib import Path
+def test_the_engine_is_the_usual_one_of_a_source() -> None:
 
     assert ServeOptions(source=Path("run")).computed_by == "pytorch"
     assert ServeOptions(source=Path("a.onnx")).computed_by == "onnxruntime"
