@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ...common.device import choose_device
 from ...models.export.check import like_a_photograph
 from ...models.inference.detections import Detections
 from ...models.inference.images import IMAGENET_MEAN, IMAGENET_STD, SUFFIXES
@@ -68,7 +67,7 @@ def subject(options: ServeOptions) -> Iterator[Subject]:
             return
         torch.manual_seed(0)
         source = Path(folder) / options.model
-        create_model(options.model).save_pretrained(source)  # type: ignore[operator]
+        create_model(options.model).save_pretrained(source)
         yield Subject(options.model, source, options, bodies, image)
 
 
@@ -93,7 +92,6 @@ def open_model(what: Subject) -> Predictor:
     options = what.served()
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    choose_device(options.device)
     return open_detector(options)
 
 

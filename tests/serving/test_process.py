@@ -146,6 +146,12 @@ def test_an_engine_that_cannot_run_the_source_is_told(weights: Path, tmp_path: P
         engine.open_detector(ServeOptions(source=tmp_path / "a.onnx", engine="pytorch"))
 
 
+@pytest.mark.parametrize(("name", "value"), [("device", "cuda:1"), ("model", "detr_tiny"), ("attn_backend", "cpu")])
+def test_what_an_exported_file_cannot_be_told_is_refused(tmp_path: Path, name: str, value: str) -> None:
+    with pytest.raises(ValueError, match=f"^{name}: .*exported file.*got {value}$"):
+        engine.open_detector(ServeOptions(source=tmp_path / "a.onnx", **{name: value}))  # type: ignore[arg-type]
+
+
 def test_what_is_served_is_the_checkpoint(weights: Path) -> None:
     detector = engine.open_detector(ServeOptions(source=weights, device="cpu"))
     assert detector.kind == "Detr"

@@ -22,21 +22,33 @@ class Metrics:
     def __init__(self, waiting: Callable[[], float], under_way: Callable[[], float]) -> None:
         """``waiting`` tells how many images wait for the model, ``under_way`` how many requests are not answered."""
         self._registry = CollectorRegistry()
-        where = {"registry": self._registry}
-        ProcessCollector(**where)
-        self.requests = Counter("msdeform_requests", "Requests to /detect, by HTTP status.", ["status"], **where)
+        ProcessCollector(registry=self._registry)
+        self.requests = Counter(
+            "msdeform_requests", "Requests to /detect, by HTTP status.", ["status"], registry=self._registry
+        )
         self.seconds = Histogram(
-            "msdeform_request_seconds", "Seconds from a request's headers to its answer.", buckets=_SECONDS, **where
+            "msdeform_request_seconds",
+            "Seconds from a request's headers to its answer.",
+            buckets=_SECONDS,
+            registry=self._registry,
         )
         self.batches = Histogram(
-            "msdeform_batch_images", "Images of a forward pass.", buckets=(1, 2, 4, 8, 16, 32, 64), **where
+            "msdeform_batch_images",
+            "Images of a forward pass.",
+            buckets=(1, 2, 4, 8, 16, 32, 64),
+            registry=self._registry,
         )
         self.model = Histogram(
-            "msdeform_model_seconds", "Seconds of a forward pass, resizing included.", buckets=_SECONDS, **where
+            "msdeform_model_seconds",
+            "Seconds of a forward pass, resizing included.",
+            buckets=_SECONDS,
+            registry=self._registry,
         )
-        queue = Gauge("msdeform_queue_images", "Decoded images that wait for the model.", **where)
+        queue = Gauge("msdeform_queue_images", "Decoded images that wait for the model.", registry=self._registry)
         queue.set_function(waiting)
-        inside = Gauge("msdeform_requests_under_way", "Requests that were taken and are not yet answered.", **where)
+        inside = Gauge(
+            "msdeform_requests_under_way", "Requests that were taken and are not yet answered.", registry=self._registry
+        )
         inside.set_function(under_way)
 
     def answered(self, status: int, seconds: float) -> None:
