@@ -1,13 +1,18 @@
 """Every limit, every kind of broken request: one sentence, the right status, and the server goes on."""
 
+import http.client
+import select
 import socket
 import struct
 import threading
 import zlib
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
+from torch import Tensor
 
+from msdeform.models.inference.detections import Detections
 from msdeform.train.serving import service
 from msdeform.train.serving.limits import open_image
 from tests.serving.servers import LIMIT, Asking, StandIn, ask, connected, head, picture, serving, shut, until
@@ -181,6 +186,43 @@ def test_a_client_that_says_nothing_after_its_first_request_is_let_go() -> None:
         assert client.recv(4096).startswith(b"HTTP/1.1 200 ")
         client.sendall(b"GET")
         everything(client)
+
+
+def test_a_client_that_does_not_read_is_let_go() -> None:
+    body = picture(1200, 1200)
+    with serving(StandIn(), timeout=3.0) as port, socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(("127.0.0.1", port))
+        client.sendall(head(len(body), "/detect?format=png") + body)
+        gone = select.poll()
+        gone.register(client, 0)
+        assert [event & select.POLLERR for _, event in gone.poll(1000 * LIMIT)], "the connection is reset"
+
+
+def test_a_connection_is_used_again_after_a_refusal(port: int) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=LIMIT)
+    sockets = set()
+    for body, query in ((b"x" * 20_001, ""), (b"", ""), (picture(), "?top_k=0"), (b"no image", "")):
+        connection.request("POST", f"/detect{query}", body)
+        assert connection.getresponse().read().startswith(b'{"error":')
+        sockets.add(connection.sock)
+    connection.close()
+    assert len(sockets) == 1
+    assert None not in sockets
+
+
+def test_boxes_that_are_no_numbers_are_told() -> None:
+    class Lost(StandIn):
+        def post_process(self, outputs: dict[str, Any], target_sizes: Tensor, top_k: int = 100) -> list[Detections]:
+            found = super().post_process(outputs, target_sizes, top_k)
+            for one in found:
+                one.boxes[0, 0] = float("inf")
+            return found
+
+    with serving(Lost()) as port:
+        answer = ask(port, body=picture())
+        assert (answer.status, answer.json) == (500, {"error": "the model's boxes are not numbers"})
+        assert ask(port, "/detect?format=png", picture()).status == 500
 
 
 def test_what_the_client_left_is_not_computed() -> None:

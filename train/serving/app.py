@@ -14,7 +14,7 @@ from starlette.requests import ClientDisconnect
 
 from ... import __version__
 from ...models.inference.detections import Detections
-from .limits import Refused
+from .limits import Refused, drain
 from .metrics import CONTENT_TYPE
 from .page import page
 from .service import GONE, Service, Wanted
@@ -94,8 +94,9 @@ def create_app(service: Service) -> FastAPI:
             status = 200
         except Refused as refused:
             status = refused.status
-            await service.refuse(request, refused)
-            return _error(status, refused.sentence, close=refused.close)
+            # one whose body is late has been waited for
+            close = refused.unread and (status == 408 or not await drain(request))
+            return _error(status, refused.sentence, close=close)
         except ClientDisconnect:
             status = GONE
             return _error(status, "the client went away", close=True)
@@ -138,8 +139,7 @@ def create_app(service: Service) -> FastAPI:
     @app.exception_handler(RequestValidationError)
     async def wrong_query(request: Request, error: RequestValidationError) -> Response:
         service.metrics.answered(422, 0.0)
-        await service.refuse(request, Refused(422, "", close=True))
-        return _error(422, _sentence(error), close=True)
+        return _error(422, _sentence(error), close=not await drain(request))
 
     @app.exception_handler(HTTPException)
     async def wrong_path(request: Request, error: HTTPException) -> Response:

@@ -22,11 +22,11 @@ _DRAINED = 1.0  # seconds
 class Refused(Exception):
     """A request that gets no detections: the HTTP status, and why in one sentence."""
 
-    def __init__(self, status: int, sentence: str, *, close: bool = False) -> None:
+    def __init__(self, status: int, sentence: str, *, unread: bool = False) -> None:
         super().__init__(sentence)
         self.status, self.sentence = status, sentence
-        self.close = close
-        """Is a part of the body unread, so that the connection cannot be used again?"""
+        self.unread = unread
+        """May a part of the body not have been read?"""
 
 
 def check_type(content_type: str) -> bool:
@@ -37,7 +37,7 @@ def check_type(content_type: str) -> bool:
     if kind.startswith("image/") or kind in ("", "application/octet-stream"):
         return False
     raise Refused(
-        415, f"Content-Type: expected image/*, application/octet-stream or multipart/form-data, got {kind}", close=True
+        415, f"Content-Type: expected image/*, application/octet-stream or multipart/form-data, got {kind}", unread=True
     )
 
 
@@ -49,7 +49,7 @@ async def read_body(request: Request, most: int) -> bytes:
     announced = request.headers.get("content-length", "0")
     sentence = f"the body is longer than {most} bytes"
     if announced.isdecimal() and int(announced) > most:
-        raise Refused(413, sentence, close=True)
+        raise Refused(413, sentence, unread=True)
     body, more = bytearray(), True
     while more:
         message = await request.receive()
@@ -58,23 +58,25 @@ async def read_body(request: Request, most: int) -> bytes:
         more = message.get("more_body", False)
         body += message.get("body", b"")
         if len(body) > most:
-            raise Refused(413, sentence, close=more)
+            raise Refused(413, sentence, unread=more)
     if not body:
         raise Refused(400, "the body is empty; expected the bytes of an image")
     return bytes(body)
 
 
-async def drain(request: Request) -> None:
-    """Throws away what still comes of a refused body, for a second at most.
+async def drain(request: Request) -> bool:
+    """Throws away what still comes of a refused body, for a second at most; has all of it come?
 
     A client that only sends reads no answer, and one that is cut off while it sends never sees it.
     """
     if "expect" in request.headers:  # it asked before sending, and sends nothing
-        return
-    with suppress(Exception):  # of one that is gone, or is slow
+        return False
+    with suppress(TimeoutError):
         async with asyncio.timeout(_DRAINED):
             while (await request.receive()).get("more_body", False):
                 pass
+            return True
+    return False
 
 
 async def image_of_form(request: Request, body: bytes, most: int) -> bytes:

@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import struct
 from types import FrameType
 from typing import Any
 
@@ -20,12 +21,13 @@ def configuration(app: FastAPI, options: ServeOptions) -> uvicorn.Config:
     """Of a server of one process; log lines are warnings alone."""
 
     class Protocol(H11Protocol):
-        """Sends at once, and lets go a client that sends no whole head of a request in the time of a whole request.
+        """Sends at once, and lets go of clients that uvicorn itself would wait for without end.
 
-        uvicorn itself waits for it without end, and each such client costs an open file.
+        Such a client sends no whole head of a request, or reads nothing of its answer, in the time of a whole request.
         """
 
         _silent: asyncio.TimerHandle | None = None
+        _unread: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
@@ -38,8 +40,25 @@ def configuration(app: FastAPI, options: ServeOptions) -> uvicorn.Config:
             super().data_received(data)
             self._wait_for_request()
 
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self._unread = self.loop.call_later(options.timeout, self._reset)
+
+        def _reset(self) -> None:
+            # without this the system would go on to offer what is unread, and hold it in memory
+            at_once = struct.pack("ii", 1, 0)
+            self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
+            self.transport.abort()
+
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            if self._unread is not None:
+                self._unread.cancel()
+
         def connection_lost(self, exc: Exception | None) -> None:
             self._heard()
+            if self._unread is not None:
+                self._unread.cancel()
             super().connection_lost(exc)
 
         def _wait_for_request(self) -> None:

@@ -18,7 +18,7 @@ from ...models.inference.predictor import Predictor
 from ..prediction.pictures import with_boxes
 from .batching import Batcher, as_predicted
 from .engine import open_detector
-from .limits import PixelBudget, Refused, check_type, decode, drain, image_of_form, open_image, read_body
+from .limits import PixelBudget, Refused, check_type, decode, image_of_form, open_image, read_body
 from .metrics import Metrics
 from .options import ServeOptions
 
@@ -105,10 +105,10 @@ class Service:
         Raises Refused, also where the time is up or the client is gone. What then still waits is never computed.
         """
         if self.not_ready is not None:
-            raise Refused(503, self.not_ready, close=True)
+            raise Refused(503, self.not_ready, unread=True)
         most = self.options.max_queue + self.options.max_batch
         if self._inside >= most:
-            raise Refused(503, f"{most} requests are under way already; try again later", close=True)
+            raise Refused(503, f"{most} requests are under way already; try again later", unread=True)
         end = asyncio.get_running_loop().time() + self.options.timeout
         self._inside += 1
         try:
@@ -118,17 +118,12 @@ class Service:
                     body = await read_body(request, self.options.max_bytes)
             except TimeoutError:
                 sentence = f"the body did not come within {self.options.timeout:g} seconds"
-                raise Refused(408, sentence, close=True) from None
+                raise Refused(408, sentence, unread=True) from None
             if form:
                 body = await image_of_form(request, body, self.options.max_bytes)
             return await self._until(end, self._compute(body, wanted, kind), request)
         finally:
             self._inside -= 1
-
-    async def refuse(self, request: Request, refused: Refused) -> None:
-        """Lets a client that still sends come to reading the answer."""
-        if refused.close and refused.status != 408:
-            await drain(request)
 
     async def _until(self, end: float, work: Any, request: Request) -> Any:
         """The result of ``work``, which is given up when the time is up or the client is gone."""
@@ -158,6 +153,8 @@ class Service:
             except Exception as error:  # whatever a model may raise; its thread goes on
                 raise Refused(500, f"the model failed on this image: {type(error).__name__}") from error
             found = as_predicted(everything, wanted.confidence, wanted.nms, self.model)
+            if not bool(found.boxes.isfinite().all()):
+                raise Refused(500, "the model's boxes are not numbers")
             if kind == "json":
                 return found, b""
             return found, await self._in_pool(lambda: _picture(pixels, found, kind))
