@@ -127,6 +127,7 @@ def _send(what: Subject, wanted: Sequence[Detections], server: Running, counts: 
                     right = status != 200 or is_right(answer, wanted[picture])
                     came = str(status)
                 else:
+                    connection.close()  # the server would let go of it while this thread is a slow client
                     came = WAYS[way](server.port, what.bodies[picture])
             except (OSError, http.client.HTTPException, IndexError, ValueError) as error:
                 came = type(error).__name__
