@@ -1,5 +1,6 @@
 """Every limit, every kind of broken request: one sentence, the right status, and the server goes on."""
 
+import contextlib
 import http.client
 import select
 import socket
@@ -171,6 +172,19 @@ def test_a_body_that_does_not_come_ends_the_request() -> None:
         assert b'{"error":"the body did not come within 0.3 seconds"}' in answer
         until(port, 'msdeform_requests_total{status="408"} 1.0')
         until(port, "msdeform_requests_under_way 0.0")
+
+
+def test_what_is_not_done_in_time_is_told_when_the_server_ends() -> None:
+    with contextlib.ExitStack() as stack:
+        port = stack.enter_context(serving(StandIn(), grace=0.0))
+        half = connected(port)
+        half.sendall(head(1000) + b"\xff")
+        until(port, "msdeform_requests_under_way 1.0")
+        stack.close()  # the server ends
+        with half:
+            answer = everything(half)
+    assert answer.startswith(b"HTTP/1.1 503 ")
+    assert b'{"error":"the server ended before the answer was found"}' in answer
 
 
 @pytest.mark.parametrize("sent", [b"", b"POST /detect HTTP/1.1\r\nHost:"])

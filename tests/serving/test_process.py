@@ -78,16 +78,35 @@ def test_the_same_port_again_at_once_after_a_kill(weights: Path) -> None:
             assert ask(port, body=picture()).status == 200
 
 
-def test_what_is_not_done_in_time_is_told_when_it_ends(weights: Path) -> None:
-    with process(weights, "--port", "0", "--grace", "0") as (server, port), connected(port) as half:
-        half.sendall(head(1000) + b"\xff")
-        until(port, "msdeform_requests_under_way 1.0")
-        server.send_signal(signal.SIGTERM)
-        answer = b"".join(iter(lambda: half.recv(4096), b""))
-        assert answer.startswith(b"HTTP/1.1 503 ")
-        assert b'{"error":"the server ended before the answer was found"}' in answer
-        server.communicate(timeout=LIMIT)
+LOADING = """
+import sys
+from msdeform.cli import main
+from msdeform.train.serving import service
+
+load = service.open_detector
+service.open_detector = lambda options: sys.stdin.read() or load(options)
+sys.exit(main(["serve", *sys.argv[1:]]))
+"""
+
+
+def test_a_signal_ends_it_while_it_loads(weights: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    line = [sys.executable, "-c", LOADING, str(weights), "--port", str(port), "--image-size", "64"]
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen(line, **pipes, text=True) as server:  # type: ignore[call-overload]
+        try:
+            while server.poll() is None:
+                with contextlib.suppress(ConnectionRefusedError):
+                    assert ask(port, "/ready").status == 503
+                    break
+            server.send_signal(signal.SIGTERM)
+            told, errors = server.communicate("", timeout=LIMIT)  # and the model is loaded
+        finally:
+            server.kill()
     assert server.returncode == 143
+    assert "Traceback" not in errors
+    assert told == ""
 
 
 def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:

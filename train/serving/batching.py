@@ -36,7 +36,16 @@ class Job:
 
 
 class Batcher:
-    """Loads the model in a thread of its own, and runs it there for all that is submitted."""
+    """Loads the model in a thread of its own, and runs it there for all that is submitted.
+
+    Args:
+        load: gives the model.
+        max_batch: most images of a forward pass.
+        max_wait: seconds that an image waits for others.
+        image_size: as the argument ``size`` of `Predictor.predict`.
+        threads: of PyTorch on a CPU; its own number when None.
+        observe: called after each forward pass.
+    """
 
     def __init__(
         self,
@@ -48,14 +57,6 @@ class Batcher:
         threads: int | None = None,
         observe: Observe = lambda images, seconds: None,
     ) -> None:
-        """Args:
-        load: gives the model.
-        max_batch: most images of a forward pass.
-        max_wait: seconds that an image waits for others.
-        image_size: as the argument ``size`` of `Predictor.predict`.
-        threads: of PyTorch on a CPU; its own number when None.
-        observe: called after each forward pass.
-        """
         self.loaded: Future[Predictor] = Future()
         """The model, once it has computed a first image; or why there is none."""
         self._load, self._threads, self._observe = load, threads, observe

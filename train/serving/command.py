@@ -33,7 +33,9 @@ def run(options: ServeOptions) -> int:
     with listen(options.host, options.port) as listening:
         service = Service(options)
         server = Server(configuration(create_app(service), options), service)
-        service.batcher.loaded.add_done_callback(lambda loaded: server.tell(listening, loaded.exception()))
+        host, port = listening.getsockname()[:2]
+        address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        service.batcher.loaded.add_done_callback(lambda loaded: server.tell(address, loaded.exception()))
         try:
             server.run(sockets=[listening])
         finally:

@@ -4,7 +4,6 @@ import asyncio
 import socket
 import struct
 from types import FrameType
-from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -103,11 +102,9 @@ class Server(uvicorn.Server):
         self._service.batcher.hurry()
         await super().shutdown(sockets)
 
-    def tell(self, listening: socket.socket, failed: BaseException | None) -> None:
+    def tell(self, address: str, failed: BaseException | None) -> None:
         """Prints the address when the model is loaded, and ends the server where it could not be."""
         if failed is not None:
             self.should_exit = True
-            return
-        address: Any = listening.getsockname()
-        host = f"[{address[0]}]" if ":" in address[0] else address[0]
-        print(f"{self._service.name} is served at http://{host}:{address[1]}; Ctrl-C ends it", flush=True)
+        elif not self._service.closing:
+            print(f"{self._service.name} is served at {address}; Ctrl-C ends it", flush=True)
