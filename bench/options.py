@@ -13,6 +13,7 @@ from ..common.options import (
     Bare,
     Between,
     Checked,
+    DeviceOption,
     Known,
     Metavar,
     NotNegative,
@@ -463,6 +464,36 @@ class RecipesOptions(RowsOption):
     """Minutes after which the run under way is stopped."""
     runs: WriteFolder = Path("runs/recipes")
     """Folder for the runs."""
+
+
+@dataclass(frozen=True)
+class ServeOptions(AgainOption, DeviceOption):
+    """Requests a second and latency of msdeform serve on this machine, beside a plain loop; or broken requests."""
+
+    model: ModelName = "deformable_detr_mini"
+    """Detector with random weights, of msdeform.list_models()."""
+    checkpoint: ReadPath | None = None
+    """Serve this instead: what msdeform serve takes."""
+    clients: tuple[Positive, ...] = (1, 8, 64)
+    """Numbers of clients, each of which sends a request after the other."""
+    requests: Positive = 200
+    """Requests of each measurement."""
+    images: ReadFolder | None = None
+    """Photographs to send; pictures with the statistics of some when not given."""
+    image: Image = "480x640"
+    """Height and width of made pictures, in pixels."""
+    image_size: Annotated[int | None, AtLeast(32, "pixels"), Metavar("PIXELS")] = None
+    """Longest side of what the model computes; of random weights, when not given, that of the pictures."""
+    threads: Positive | None = None
+    """Threads that a forward pass computes with, in the loop, too; PyTorch's own number when not given."""
+    max_batch: Positive = 8
+    """Most images of one forward pass."""
+    max_wait: Annotated[float, AtLeast(0, "milliseconds")] = 5.0
+    """Milliseconds that an image waits for others."""
+    broken: Annotated[float, Between(0, 1, "a share")] = 0.0
+    """Share of the requests that are broken, each in one of seven ways: what is answered is then counted, not timed."""
+    minutes: Minutes = 9.0
+    """Minutes after which nothing begins."""
 
 
 @dataclass(frozen=True)

@@ -76,6 +76,10 @@ _BENCH = {
     "render": ("report.render:run", "draw the documentation's tables and plots anew from the recorded rows"),
     "roofline": ("report.roofline:run", "draw recorded speeds under what the device could do"),
     "seeds": ("models.commands:seeds", "train on every backend with several seeds: do their APs agree?"),
+    "serve": (
+        "serving.benchmark:run",
+        "requests a second and latency of the HTTP server, and answers to broken requests",
+    ),
     "startup": ("cpu.startup:run", "CPU time of each command's --help and of its answers to mistakes"),
     "training": ("models.commands:training", "time the loading of images, and the stages of a training step"),
 }
@@ -134,6 +138,11 @@ COMMANDS = {
         "train.commands.options:PlotOptions",
         "train.commands.plot:run",
         "draw the curves of training runs side by side, and print what came of them",
+    ),
+    "serve": Command(
+        "train.serving.options:ServeOptions",
+        "train.serving.command:run",
+        "serve a detector over HTTP: POST an image, read what is found in it",
     ),
     "convert": Command(
         "models.options:ConvertOptions",
@@ -207,7 +216,7 @@ def print_version(options: VersionOptions) -> int:
 
 GROUPS = {
     "start": ("demo", "data show", "data check", "data convert", "data synth"),
-    "detectors": ("train", "eval", "predict", "plot", "replay", "convert", "export"),
+    "detectors": ("train", "eval", "predict", "serve", "plot", "replay", "convert", "export"),
     "explanations": ("explain", "explore", "ablate", "explain-eval"),
     "the operator": ("info", "verify", "verify --compiled"),
     "measurements": ("table", *(name for name in COMMANDS if name.split()[0] == "bench")),

@@ -46,6 +46,8 @@ KEYS: dict[str, tuple[str, ...]] = {
     "deployed": ("model", "image", "batch", "threads", "engine"),
     "explanation": ("model", "image", "backend"),
     "accelerated": ("model", "pass"),
+    "serve": ("model", "image", "engine", "way", "clients"),
+    "serve-broken": ("model", "image", "engine", "requests", "broken"),
 }
 # and from where: the code is a digest of the sources that are measured, which a commit names where the tree is clean
 PLACE = ("code", "device", "host_cpu")

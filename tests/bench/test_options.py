@@ -30,7 +30,7 @@ def test_names_without_pytorch_are_those_of_the_tables() -> None:
 
 ROWS = (
     *("bench", "bench cpu", "bench explain", "bench exports", "bench first-call", "bench seeds", "bench startup"),
-    *("bench training", "table --flops"),
+    *("bench serve", "bench training", "table --flops"),
 )
 
 
@@ -77,6 +77,9 @@ ROWS = (
             ["--images", "16x64"],
             "--images: expected HEIGHTxWIDTH of at least 32 pixels, such as 800x1066",
         ),
+        ("bench serve", ["--broken", "2"], "--broken: expected a share from 0 to 1, got 2"),
+        ("bench serve", ["--image", "16x64"], "--image: expected HEIGHTxWIDTH of at least 32 pixels, such as 800x1066"),
+        ("bench serve", ["--clients", "0"], "--clients: expected at least 1, got 0"),
         ("bench instructions", ["--official", "."], "--official: expected a file, got the folder ."),
         ("bench render", ["--root", "file"], "--root: expected a folder, got the file file"),
         ("bench render", ["--root", "."], "--root: expected a checkout, with README.md and docs/, got ."),

@@ -9,6 +9,7 @@ from types import TracebackType
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
 from ...models.inference.detections import Detections
 from ..visual.boxes import Box, draw_boxes, save_picture
@@ -19,15 +20,15 @@ from .video import VideoWriter
 WAITING = 4
 
 
-def with_boxes(frame: Frame, found: Detections, tracks: Sequence[int | None] | None) -> Image.Image:
-    """The frame with its detections, each with its class, its score, and the number of its track."""
+def with_boxes(pixels: Tensor, found: Detections, tracks: Sequence[int | None] | None = None) -> Image.Image:
+    """An image (3, H, W) uint8 with its detections, each with its class, its score, and the number of its track."""
     texts = [f"{name} {score:.2f}" for name, score in zip(found.names, found.scores.tolist(), strict=True)]
     if tracks is not None:
         numbers = ["" if number is None else f"#{number} " for number in tracks]
         texts = [number + text for number, text in zip(numbers, texts, strict=True)]
     boxes = list(map(Box, map(tuple, found.boxes.tolist()), found.labels.tolist(), texts))
     # the most certain last, which lies on top
-    return draw_boxes(Image.fromarray(frame.pixels.permute(1, 2, 0).numpy()), boxes[::-1])
+    return draw_boxes(Image.fromarray(pixels.permute(1, 2, 0).numpy()), boxes[::-1])
 
 
 class Pictures(AbstractContextManager["Pictures"]):
@@ -64,7 +65,7 @@ class Pictures(AbstractContextManager["Pictures"]):
         self._waiting.append(self._thread.submit(work))
 
     def _draw(self, path: Path, frame: Frame, found: Detections, tracks: Sequence[int | None] | None) -> None:
-        picture = with_boxes(frame, found, tracks)
+        picture = with_boxes(frame.pixels, found, tracks)
         if not frame.source.moving:
             save_picture(picture, path)
             return

@@ -33,6 +33,7 @@ def test_help_lists_every_command_in_a_line_each() -> None:
         "replay",
         "eval",
         "predict",
+        "serve",
         "explain",
         "explain-eval",
         "explore",
@@ -58,6 +59,7 @@ def test_help_lists_every_command_in_a_line_each() -> None:
         "bench render",
         "bench roofline",
         "bench seeds",
+        "bench serve",
         "bench startup",
         "bench training",
         "ablate",
@@ -103,7 +105,7 @@ def test_every_command_is_where_it_is_said_to_be(name: str) -> None:
         (
             ["bench", "comapre", "a"],
             "'bench' is followed by accelerate, compare, cpu, cpu-code, dispatch, explain, exports, first-call, "
-            "instructions, model, recipes, render, roofline, seeds, startup or training; got 'bench comapre'",
+            "instructions, model, recipes, render, roofline, seeds, serve, startup or training; got 'bench comapre'",
         ),
     ],
 )
