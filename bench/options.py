@@ -491,7 +491,7 @@ class ServeOptions(AgainOption, DeviceOption):
     max_wait: Annotated[float, AtLeast(0, "milliseconds")] = 5.0
     """Milliseconds that an image waits for others."""
     broken: Annotated[float, Between(0, 1, "a share")] = 0.0
-    """Share of the requests that are broken, each in one of seven ways: what is answered is then counted, not timed."""
+    """Share of the requests that are broken, each in one of eight ways: what is answered is then counted, not timed."""
     minutes: Minutes = 9.0
     """Minutes after which nothing begins."""
 

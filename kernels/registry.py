@@ -35,7 +35,7 @@ class BackendUnavailable(RuntimeError):
 
 
 # where each backend describes itself, in the order of messages
-_MODULES = (".reference", ".gather", ".cpu.backend", ".triton.backend", ".cuda.backend")
+_MODULES = (".pytorch.reference", ".pytorch.gather", ".cpu.backend", ".triton.backend", ".cuda.backend")
 BACKENDS: dict[str, Backend] = {
     backend.name: backend for backend in (import_module(module, __package__).BACKEND for module in _MODULES)
 }

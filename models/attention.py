@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..kernels import registry
 from ..kernels.api import fused_ms_deform_attn, ms_deform_attn
-from ..kernels.reference import extents, locate
+from ..kernels.pytorch.reference import extents, locate
 from .layers.geometry import at_least_float32
 
 Shapes = tuple[tuple[int, int], ...]

@@ -89,7 +89,7 @@ class ExportOptions(ProgressOption):
   .pt2    a torch.export program, for PyTorch; with --to aoti an AOTInductor package: machine code for CPUs like this
           one, which PyTorch loads (writing it takes a C++ compiler and minutes)
 
-what it takes and gives (B images of H x W, both any number unless --dynamic says otherwise):
+what it takes and gives (B images of H x W: any, or what --batch and --size say, see --dynamic):
   images  (B, 3, H, W) float32, normalised, 0 where padded; mask (B, H, W) bool, True where padded
   logits  (B, Q, classes), boxes (B, Q, 4), cxcywh, shares of the unpadded image: what model.post_process takes
 with --top-k K, also sizes (B, 2) int64, height and width that boxes should refer to, and instead of logits
@@ -121,7 +121,8 @@ examples:
     batch: Positive = 1
     """Images at once, where --dynamic is without batch."""
     dynamic: Literal["none", "batch", "size", "batch,size"] | None = None
-    """What every call may choose anew; batch,size when not given, and none for Faster R-CNN."""
+    """What every call may choose anew; batch,size when not given, none for Faster R-CNN and with --to aoti, whose
+    compiler takes many times as long for sizes that it does not know."""
     sampling: Literal["gather", "gridsample"] = "gather"
     """How the deformable attention samples. TensorRT 10.14 to 11.1 computes GridSample wrong here, and says nothing;
     gather takes rows by number, which is right everywhere, and somewhat slower in onnxruntime and OpenVINO."""

@@ -62,9 +62,9 @@ _BENCH = {
     "compare": ("report.compare:run", "what became slower between two commits, machines or backends"),
     "cpu": ("cpu.cpu:run", "time the operator's backends and other implementations on a CPU, all in turn, by threads"),
     "cpu-code": ("cpu.code:run", "count the instructions that the kernels for CPUs spend on a point"),
+    "deploy": ("models.commands:deploy", "time a detector in PyTorch, onnxruntime and OpenVINO, beside each other"),
     "dispatch": ("cpu.dispatch:run", "time what a call costs the host, in stages; no GPU needed"),
     "explain": ("models.commands:explain", "time relevance beside the model's own passes, and the memory it adds"),
-    "deploy": ("models.commands:deploy", "time a detector in PyTorch, onnxruntime and OpenVINO, beside each other"),
     "exports": ("models.commands:exports", "run exported detectors in onnxruntime and OpenVINO, beside their models"),
     "first-call": (
         "cpu.first_call:run",

@@ -27,7 +27,7 @@ from ..harness.tables import Line, aligned, grouped
 from ..options import ExportsOptions
 from .resumable import measure_missing
 
-SOURCES = ("models/**/*.py", "kernels/gather.py", "kernels/reference.py", "bench/models/exports.py")
+SOURCES = ("models/**/*.py", "kernels/pytorch/*.py", "bench/models/exports.py")
 _OPEN = {"onnxruntime": FORMATS["onnx"].open, "openvino": open_openvino}
 _SIZES = {"any size": ("batch", "size"), "one size": ()}
 # photographs of a folder, and boundaries of padding, that each file is compared on

@@ -25,7 +25,7 @@ from ...kernels import registry
 from ...kernels.api import fused_ms_deform_attn, ms_deform_attn
 from ...kernels.contract import Sizes
 from ...kernels.diagnostics.options import BACKENDS
-from ...kernels.reference import extents, locate
+from ...kernels.pytorch.reference import extents, locate
 from ...kernels.triton import interpreter
 from ..options import COMPILED_IMPLEMENTATIONS, IMPLEMENTATIONS
 from . import graphs

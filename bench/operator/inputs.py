@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.contract import Sizes
-from ...kernels.reference import locate
+from ...kernels.pytorch.reference import locate
 from ..harness.measure import sets_past_cache
 from .cases import Case
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..autograd import Operator
 from ..contract import Inputs, Sizes
-from ..reference import locate
+from ..pytorch.reference import locate
 from .launch import backward, forward
 
 ms_deform_attn = Operator(

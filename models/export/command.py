@@ -24,7 +24,9 @@ def run(options: ExportOptions) -> int:
     if missing:
         raise ValueError(f"{FORMATS[to].what} needs {' and '.join(missing)}: pip install {' '.join(missing)}")
     model = _find(options.source, options.model)
-    form = form_of(options, model)
+    form = form_of(options, model, to)
+    if options.progress:
+        print("tracing and writing: seconds for a small detector, minutes for a deep one", file=sys.stderr)
     found = export(
         model,
         options.out,
@@ -57,10 +59,10 @@ def run(options: ExportOptions) -> int:
     return 0
 
 
-def form_of(options: ExportOptions, model: Detector) -> Form:
-    """What the options say, for this detector."""
+def form_of(options: ExportOptions, model: Detector, to: str) -> Form:
+    """What the options say, for this detector and format."""
     faster_rcnn = isinstance(model, FasterRcnn)
-    dynamic = options.dynamic or ("none" if faster_rcnn else "batch,size")
+    dynamic = options.dynamic or ("none" if faster_rcnn or to == "aoti" else "batch,size")
     return Form(
         size=options.height_and_width(model.input_size, STRIDE if faster_rcnn else 1),
         batch=options.batch,

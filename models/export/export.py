@@ -138,12 +138,21 @@ def check_form(model: Detector, form: Form) -> None:
 def write(model: Detector, program: Program, file: Path, to: str, *, weights_beside: bool = False) -> None:
     """Traces a program and writes it to `file`, unchecked."""
     form = program.form
-    pictures = [like_a_photograph(form.size, seed) for seed in range(2 if "batch" in form.dynamic else form.batch)]
+    size = _traced_size(program) if "size" in form.dynamic and not form.pixels else form.size
+    pictures = [like_a_photograph(size, seed) for seed in range(2 if "batch" in form.dynamic else form.batch)]
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # PyTorch's about itself
         inputs = program.example(torch.stack(pictures))
         exported = torch.export.export(program, inputs, dynamic_shapes=form.dynamic_shapes() if form.dynamic else None)
         FORMATS[to].write(program, exported, about(model, program, to), file, weights_beside)
+
+
+def _traced_size(program: Program) -> tuple[int, int]:
+    """That of the form, or larger: PyTorch takes a side of 1, of the coarsest map, for one that is 1 at every size."""
+    height, width = program.form.size
+    while min(map(min, map_sizes(program.model, (height, width)))) < 3:
+        height, width = 2 * height, 2 * width
+    return height, width
 
 
 def compare(

@@ -179,17 +179,13 @@ def _open_program(path: Path, threads: int | None) -> Opened:
 def _write_aoti(
     program: Program, exported: torch.export.ExportedProgram, about: dict[str, Any], path: Path, beside: bool
 ) -> None:
-    from torch._inductor import aoti_compile_and_package
-
     notes = {"aot_inductor.metadata": {FILE: json.dumps(about)}}
     with _quiet("torch._inductor", "torch.utils.cpp_extension"):
-        aoti_compile_and_package(exported, package_path=str(path), inductor_configs=notes)
+        torch._inductor.aoti_compile_and_package(exported, package_path=str(path), inductor_configs=notes)
 
 
 def _open_aoti(path: Path, threads: int | None) -> Opened:
-    from torch._inductor import aoti_load_package
-
-    package = aoti_load_package(str(path))
+    package = torch._inductor.aoti_load_package(str(path))
     return Opened(lambda *inputs: _listed(package(*inputs)), json.loads(package.get_metadata()[FILE]))
 
 

@@ -1,6 +1,5 @@
 """An exported file as a detector: it predicts, is evaluated and served as the model that it was made of."""
 
-import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -121,7 +120,7 @@ def _open(path: Path, engine: str, threads: int | None) -> Opened:
         opened = open_openvino(path, threads) if engine == "openvino" else FORMATS["onnx"].open(path, threads)
     except ModuleNotFoundError:
         raise
-    except (KeyError, RuntimeError, json.JSONDecodeError) as error:
+    except Exception as error:  # what an engine raises of a file that it cannot read is its own
         reason = str(error).strip().splitlines()[-1]
         raise ValueError(f"{path} is no file of msdeform export: {reason}") from error
     return opened

@@ -29,7 +29,16 @@ def test_names_without_pytorch_are_those_of_the_tables() -> None:
 
 
 ROWS = (
-    *("bench", "bench cpu", "bench explain", "bench exports", "bench first-call", "bench seeds", "bench startup"),
+    *(
+        "bench",
+        "bench cpu",
+        "bench deploy",
+        "bench explain",
+        "bench exports",
+        "bench first-call",
+        "bench seeds",
+        "bench startup",
+    ),
     *("bench serve", "bench training", "table --flops"),
 )
 
@@ -40,7 +49,7 @@ ROWS = (
         ("info", ["--B", "two"], "--B: expected a whole number, got 'two'"),
         ("info", ["--B", "0"], "--B: expected at least 1, got 0"),
         ("info", ["--device", "toaster"], "--device: expected auto, cpu, cuda or cuda:N, got 'toaster'"),
-        ("verify", ["--backend", "auto"], "--backend: expected reference, cpu, triton or cuda, got 'auto'"),
+        ("verify", ["--backend", "auto"], "--backend: expected reference, gather, cpu, triton or cuda, got 'auto'"),
         ("verify", ["--levels", "8x"], "--levels: expected sizes such as 8x10,4x5, got '8x'"),
         ("verify", ["--levels", "8x0"], "--levels: expected sizes of at least 1, got '8x0'"),
         ("verify", ["--seed", "-1"], "--seed: expected a number from 0 to "),
@@ -67,15 +76,11 @@ ROWS = (
         ("bench compare", ["a", "b", "--threshold", "-1"], "--threshold: expected at least 0, got -1"),
         ("bench compare", ["a", "b", "--results", "none"], "--results: expected a file or folder; none does not exist"),
         ("bench explain", ["--minutes", "-1"], "--minutes: expected at least 0, got -1"),
+        ("bench deploy", ["--engines", "tensorrt"], "--engines: expected pytorch, pytorch reference, program, aoti, "),
         (
             "bench exports",
-            ["--models", "fasterrcnn_tiny"],
-            "--models: expected a DETR, which takes a padding mask, got",
-        ),
-        (
-            "bench exports",
-            ["--images", "16x64"],
-            "--images: expected HEIGHTxWIDTH of at least 32 pixels, such as 800x1066",
+            ["--image", "16x64"],
+            "--image: expected HEIGHTxWIDTH of at least 32 pixels, such as 800x1066",
         ),
         ("bench serve", ["--broken", "2"], "--broken: expected a share from 0 to 1, got 2"),
         ("bench serve", ["--image", "16x64"], "--image: expected HEIGHTxWIDTH of at least 32 pixels, such as 800x1066"),

@@ -23,6 +23,7 @@ PRIVATE = {
     ("msdeform.bench.harness.measure", "torch.cuda._sleep"): "no public call makes a device wait",
     ("msdeform.bench.operator.implementations", "torch._functorch.config"): "a compiled reference needs its buffers",
     ("msdeform.models.export.faster_rcnn", "torch._check"): "documented: how an exported program is told a bound",
+    ("msdeform.models.export.formats", "torch._inductor"): "documented: AOTInductor has no other name",
 }
 
 # who puts something in the place of another module's names, and why

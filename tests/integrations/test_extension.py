@@ -310,7 +310,7 @@ def test_packages_import_it_as_their_own(tmp_path: Path) -> None:
             "names: expected names of modules such as MultiScaleDeformableAttention or mmcv._ext, got 'mmcv.'",
         ),
         ({"names": "cpu"}, "names: expected names of modules, got the backend 'cpu': pass backend='cpu'"),
-        ({"backend": "fast"}, "backend: expected one of auto, reference, cpu, triton, cuda, got 'fast'"),
+        ({"backend": "fast"}, "backend: expected one of auto, reference, gather, cpu, triton, cuda, got 'fast'"),
     ],
 )
 def test_wrong_arguments(arguments: dict[str, Any], sentence: str) -> None:

@@ -15,6 +15,7 @@ import torch
 
 import msdeform
 from msdeform.cli import main
+from msdeform.models.export import export, runtime
 from msdeform.train.serving import command, engine
 from msdeform.train.serving.options import ServeOptions
 from tests.serving.servers import LIMIT, Asking, StandIn, ask, connected, head, picture, until
@@ -154,16 +155,27 @@ def test_an_exported_file_is_run_by_its_engine(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_an_engine_that_cannot_run_the_source_is_told(weights: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="export it first: msdeform export .*tiny FILE.onnx"):
-        engine.open_detector(ServeOptions(source=weights, engine="onnxruntime"))
     with pytest.raises(ValueError, match="engine: expected onnxruntime or openvino for the exported file .*, got pyt"):
         engine.open_detector(ServeOptions(source=tmp_path / "a.onnx", engine="pytorch"))
 
 
 @pytest.mark.parametrize(("name", "value"), [("device", "cuda:1"), ("model", "detr_tiny"), ("attn_backend", "cpu")])
 def test_what_an_exported_file_cannot_be_told_is_refused(tmp_path: Path, name: str, value: str) -> None:
-    with pytest.raises(ValueError, match=f"^{name}: .*exported file.*got {value}$"):
+    with pytest.raises(ValueError, match=f"^{name}: .*got {value}$"):
         engine.open_detector(ServeOptions(source=tmp_path / "a.onnx", **{name: value}))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("name", "suffix"), [("onnxruntime", ".onnx"), ("openvino", ".xml")])
+def test_a_checkpoint_is_exported_for_another_engine(
+    weights: Path, name: Any, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[Any] = []
+    monkeypatch.setattr(export, "export", lambda model, file, form, checks: written.append((model, file, form.size)))
+    monkeypatch.setattr(runtime, "ExportedDetector", lambda path, **settings: StandIn())
+    assert isinstance(engine.open_detector(ServeOptions(source=weights, engine=name, threads=3)), StandIn)
+    ((model, file, size),) = written
+    assert (type(model).__name__, file.suffix, min(size) % 32) == ("Detr", suffix, 0)
+    assert not file.parent.exists()
 
 
 def test_what_is_served_is_the_checkpoint(weights: Path) -> None:

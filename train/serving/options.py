@@ -21,7 +21,8 @@ class ServeOptions(LoadOptions):
     """A run's checkpoint, or its folder for its best; official, Hugging Face's or converted weights; or an exported
     file, .onnx or .xml."""
     engine: Engine | None = None
-    """What computes: pytorch for a checkpoint; onnxruntime or openvino for an exported file, openvino for .xml."""
+    """What computes: for a checkpoint pytorch when not given, and otherwise it is exported first; for an exported file
+    what its name says, and openvino takes .onnx as well."""
     host: str = "127.0.0.1"
     """Address to listen at; 0.0.0.0 is every address of this machine."""
     port: Annotated[int, Between(0, 65535, "a port")] = 8000

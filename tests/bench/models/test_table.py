@@ -152,7 +152,8 @@ def test_measured_on_a_cpu_it_is_the_reduced_form_unless_refused(
         (["--speed", "--batch", "0"], "msdeform table: --batch: expected at least 1, got 0\n"),
         (
             ["--speed", "--backends", "tritn"],
-            "msdeform table: --backends: expected reference, cpu, triton or cuda, got 'tritn'; did you mean triton?",
+            "msdeform table: --backends: expected reference, gather, cpu, triton or cuda, got 'tritn'; "
+            "did you mean triton?",
         ),
     ],
 )

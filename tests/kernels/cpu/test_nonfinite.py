@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from msdeform.kernels.diagnostics.checks import Case, evaluate, make_inputs
-from msdeform.kernels.reference import extents, locate
+from msdeform.kernels.pytorch.reference import extents, locate
 from tests.kernels.oracle import literal
 
 NAN, INF = float("nan"), float("inf")

@@ -20,11 +20,12 @@ from msdeform.bench.static.ptx import nvrtc as executed
 from msdeform.bench.static.ptx.machine import Program, execute
 from msdeform.bench.static.ptx.memory import Allocation, Memory
 from msdeform.bench.static.ptx.parse import parse
-from msdeform.kernels import contract, reference
+from msdeform.kernels import contract
 from msdeform.kernels.autograd import Levels
 from msdeform.kernels.cuda import compile as nvrtc
 from msdeform.kernels.cuda import launch
 from msdeform.kernels.diagnostics.tolerances import compare
+from msdeform.kernels.pytorch import reference
 
 F64, F32, F16, BF16 = torch.float64, torch.float32, torch.float16, torch.bfloat16
 NAN, INF = math.nan, math.inf

@@ -106,7 +106,7 @@ def test_backends_refuse_what_they_cannot_read() -> None:
     assert BACKENDS["cpu"].refuses(example_inputs("cuda")) == "the tensors are on cuda, not on the CPU"
     assert "S=2147483648 pixels" in str(BACKENDS["cpu"].refuses(example_inputs("cpu", S=2**31)))
     taking = {name for name, backend in BACKENDS.items() if backend.refuses(example_inputs("cuda")) is None}
-    assert taking == {"reference", "triton", "cuda"}
+    assert taking == {"reference", "gather", "triton", "cuda"}
 
 
 def test_use_backend_refuses_unknown_names_and_leaves_the_setting() -> None:
@@ -132,7 +132,7 @@ def test_an_empty_or_misspelt_environment(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("MSDEFORM_BACKEND", "")
     assert registry._setting_from_environment() == AUTO
     monkeypatch.setenv("MSDEFORM_BACKEND", "cudda")
-    expected = "MSDEFORM_BACKEND: backend: expected one of auto, reference, cpu, triton, cuda, got 'cudda'"
+    expected = "MSDEFORM_BACKEND: backend: expected one of auto, reference, gather, cpu, triton, cuda, got 'cudda'"
     with pytest.raises(ValueError, match=expected):
         registry._setting_from_environment()
 

@@ -8,7 +8,9 @@ import torch.nn.functional as F
 from PIL import Image
 
 from msdeform.models.export.check import boundaries, like_a_photograph, map_sizes, paddings, photographs
-from msdeform.models.export.export import compare, export, exportable
+from msdeform.models.export.export import compare, export
+from msdeform.models.export.form import Form
+from msdeform.models.export.program import exportable
 from msdeform.models.families import deformable_detr
 from msdeform.models.layers.batch import shrink_mask
 from msdeform.models.zoo import create_model
@@ -64,7 +66,7 @@ def wrong(mask: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 def test_a_mask_of_other_pixels_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without padding both are the same, so that such a check lets the fault through."""
     model, picture = four_levels(), like_a_photograph(SIZE)
-    program = exportable(model)
+    program = exportable(model, Form(SIZE, dynamic=()))
 
     def call(*inputs: torch.Tensor) -> list[torch.Tensor]:
         with monkeypatch.context() as patch:
@@ -85,7 +87,7 @@ def test_queries_of_two_stages_are_compared_with_the_nearest() -> None:
     torch.manual_seed(0)
     slim = {"num_classes": 3, "enc_layers": 1, "dec_layers": 1, "attn_backend": "reference"}
     model = create_model("deformable_detr_mini", **slim).eval()
-    program = exportable(model)
+    program = exportable(model, Form((64, 64), dynamic=()))
 
     def swapped(*inputs: torch.Tensor) -> list[torch.Tensor]:
         order = torch.arange(60)
@@ -123,6 +125,7 @@ def test_photographs_come_from_a_file_or_a_folder(tmp_path: Path) -> None:
 def test_an_export_is_compared_on_the_photographs_named(tmp_path: Path) -> None:
     for number in range(3):
         Image.new("RGB", (50, 40), (80 * number, 0, 0)).save(tmp_path / f"{number}.png")
-    found = export(create_model("detr_tiny"), tmp_path / "out.pt2", size=(64, 96), batch=2, images=tmp_path, checks=1)
-    # three without padding, seven of stripes, one boundary
-    assert (found.compared, found.boundaries) == (3 + 7 + 1, (1, 4))
+    form = Form((64, 96), batch=2, dynamic=())
+    found = export(create_model("detr_tiny"), tmp_path / "out.pt2", form, images=tmp_path, checks=1)
+    # three without padding, seven of stripes, one boundary, and one that fills the last batch
+    assert (found.compared, found.boundaries) == (3 + 7 + 1 + 1, (1, 4))

@@ -49,6 +49,7 @@ def test_help_lists_every_command_in_a_line_each() -> None:
         "bench compare",
         "bench cpu",
         "bench cpu-code",
+        "bench deploy",
         "bench dispatch",
         "bench explain",
         "bench exports",
@@ -104,8 +105,9 @@ def test_every_command_is_where_it_is_said_to_be(name: str) -> None:
         (["qqq"], "unknown command 'qqq'; msdeform --help lists the commands"),
         (
             ["bench", "comapre", "a"],
-            "'bench' is followed by accelerate, compare, cpu, cpu-code, dispatch, explain, exports, first-call, "
-            "instructions, model, recipes, render, roofline, seeds, serve, startup or training; got 'bench comapre'",
+            "'bench' is followed by accelerate, compare, cpu, cpu-code, deploy, dispatch, explain, exports, "
+            "first-call, instructions, model, recipes, render, roofline, seeds, serve, startup or training; "
+            "got 'bench comapre'",
         ),
     ],
 )
@@ -155,7 +157,7 @@ def test_a_misspelt_flag_is_answered_with_the_nearest(
         (["--progress=no"], "--progress: expected no value, got 'no'"),
         (
             ["--attn-backend", "tritn"],
-            "--attn-backend: expected auto, reference, cpu, triton or cuda, got 'tritn'; did you",
+            "--attn-backend: expected auto, reference, gather, cpu, triton or cuda, got 'tritn'; did you",
         ),
         (["--batch-size", "-1"], "--batch-size: expected at least 1, or auto, got -1"),
         (["--eval"], "--eval: expected --resume CHECKPOINT beside it, to say what to evaluate"),

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .backend import Backend, Functions
-from .contract import Inputs, Sizes
+from ..backend import Backend, Functions
+from ..contract import Inputs, Sizes
 
 
 def ms_deform_attn(
@@ -23,7 +23,7 @@ def ms_deform_attn(
     sampling_locations: Tensor,
     attention_weights: Tensor,
 ) -> Tensor:
-    """Shapes as in :mod:`.contract`; returns (B, Q, H*D) in value's dtype."""
+    """Shapes as in :mod:`..contract`; returns (B, Q, H*D) in value's dtype."""
     if shapes is not None:
         sizes = host_sizes(shapes, inputs.S)
     B, Q, H, D = inputs.B, inputs.Q, inputs.H, inputs.D
