@@ -317,7 +317,7 @@ class DeployOptions(AgainOption):
     """Height and width of the images, in pixels."""
     batches: tuple[Positive, ...] = (1, 4)
     """Images at once."""
-    engines: tuple[Literal[DEPLOYED_ENGINES], ...] = ()
+    engines: tuple[Annotated[Name, Known("engine", DEPLOYED_ENGINES)], ...] = ()
     """Of them; all that are installed here when not given."""
     threads: Positive = 1
     """Of every engine."""

@@ -25,6 +25,7 @@ from .inference.image_size import Size
 
 FORMATS = ("official", "huggingface", "msdeform")
 SUFFIXES = (".onnx", ".xml", ".pt2")
+_DYNAMIC = "none, batch, size or batch,size"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,12 +121,12 @@ examples:
     that the model was trained with, or 800x1216."""
     batch: Positive = 1
     """Images at once, where --dynamic is without batch."""
-    dynamic: Literal["none", "batch", "size", "batch,size"] | None = None
-    """What every call may choose anew; batch,size when not given, none for Faster R-CNN and with --to aoti, whose
+    dynamic: Annotated[str, Form("none|batch|size|batch,size", _DYNAMIC), Metavar("WHAT")] | None = None
+    """What every call may choose anew: none, batch, size, or both as batch,size; both when not given, none for Faster R-CNN and with --to aoti, whose
     compiler takes many times as long for sizes that it does not know."""
     sampling: Literal["gather", "gridsample"] = "gather"
     """How the deformable attention samples. TensorRT 10.14 to 11.1 computes GridSample wrong here, and says nothing;
-    gather takes rows by number, which is right everywhere, and somewhat slower in onnxruntime and OpenVINO."""
+    gather takes rows by number instead, which is somewhat slower in onnxruntime and OpenVINO."""
     dtype: Literal["float32", "float16"] = "float32"
     """Of weights and layers; beside float16, norms, locations, sampling, boxes, inputs and outputs stay float32."""
     top_k: Positive | None = None

@@ -146,8 +146,8 @@ def fold_norms(body: nn.Module) -> None:
                 norm.running_mean,  # type: ignore[arg-type]
                 norm.running_var,  # type: ignore[arg-type]
                 norm.eps,
-                norm.weight,  # type: ignore[arg-type]
-                norm.bias,  # type: ignore[arg-type]
+                norm.weight,
+                norm.bias,
             )
             setattr(parent, name, nn.Identity())
 

@@ -70,6 +70,13 @@ def test_a_file_of_one_size_pads_and_splits(model: Detector, files: dict[str, Pa
     ):
         torch.testing.assert_close(came.scores, wanted.scores, rtol=1e-4, atol=1e-5)
     assert len(detector.predict(picture((300, 40)), confidence=0.0))  # 64 rows at most
+    # one that leaves room counts as the model counts it, with that room masked
+    small = like_a_photograph((30, 60))
+    padded, mask = torch.zeros(1, 3, 64, 96), torch.ones(1, 64, 96, dtype=torch.bool)
+    padded[0, :, :30, :60], mask[0, :30, :60] = small, False
+    with torch.no_grad():
+        outputs = model((padded, mask))
+    torch.testing.assert_close(detector([small])["pred_logits"], outputs["pred_logits"], rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match="images: expected at most 64x96, the one size of .*one.onnx, got 65x96"):
         detector([torch.zeros(3, 65, 96)])
 
