@@ -122,8 +122,8 @@ examples:
     batch: Positive = 1
     """Images at once, where --dynamic is without batch."""
     dynamic: Annotated[str, Form("none|batch|size|batch,size", _DYNAMIC), Metavar("WHAT")] | None = None
-    """What every call may choose anew: none, batch, size, or both as batch,size; both when not given, none for Faster R-CNN and with --to aoti, whose
-    compiler takes many times as long for sizes that it does not know."""
+    """What every call may choose anew: none, batch, size, or both as batch,size; both when not given, none for Faster
+    R-CNN and with --to aoti, whose compiler takes many times as long for sizes that it does not know."""
     sampling: Literal["gather", "gridsample"] = "gather"
     """How the deformable attention samples. TensorRT 10.14 to 11.1 computes GridSample wrong here, and says nothing;
     gather takes rows by number instead, which is somewhat slower in onnxruntime and OpenVINO."""

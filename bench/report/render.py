@@ -23,6 +23,8 @@ from ..models.training import benchmark as training
 from ..models.training import recipes, spread
 from ..operator import cases
 from ..options import RenderOptions
+from ..serving.benchmark import serve_table
+from ..serving.broken import broken_table, summary
 from ..static import counts, model
 from . import plots, tables
 
@@ -302,6 +304,16 @@ def _recipe_curves(found: Records) -> Iterator[str | Plot]:
             yield Plot(f"recipes {what}", plots.digest(mine, recipes.DRAWN), draw, shows)
 
 
+def _broken(found: Records) -> Iterator[str]:
+    for machine, rows in _machines(found, "serve-broken").items():
+        for row in rows:
+            what = f"{row['model']} in {row['engine']}, {row['requests']} requests, {row['broken']:.0%} of them broken"
+            yield f"**{what}, {machine}**"
+            yield markdown(broken_table(row), 2)
+            yield "\n".join(f"- {line}" for line in summary(row).splitlines())
+        yield _from(rows)
+
+
 BLOCKS: dict[str, Block] = {
     "operator": _operator,
     "coverage": _coverage,
@@ -329,4 +341,6 @@ BLOCKS: dict[str, Block] = {
     "first-call": _by_machine("first-call", cpu_tables.first_call_table, 4),
     "exports": _by_machine("exported", exports.export_table, 1),
     "deployed": _by_machine("deployed", deploy.deploy_table, 1),
+    "serving": _by_machine("serve", serve_table, 3),
+    "serving-broken": _broken,
 }

@@ -43,7 +43,7 @@ def run(options: ServeOptions) -> int:
         else:
             measure_missing(_planned(what, model, wanted), results, options.minutes)
     if rows := results.of("serve"):
-        print(aligned(serve_table(rows), 1))
+        print(aligned(serve_table(rows), 3))
     for row in results.of("serve-broken"):
         print(aligned(broken_table(row), 2) + "\n\n" + summary(row))
     return 1 if any(row["failure"] is not None for row in results.rows) else 0
@@ -131,9 +131,9 @@ def _row(
 
 
 def serve_table(rows: Sequence[Row]) -> list[Line]:
-    """A head, and a line for the loop and for each number of clients."""
+    """A head, and a line for the loop and for each number of clients, of each model and engine."""
     columns: dict[str, Column] = {
-        **fields("way", "clients", "requests"),
+        **fields("model", "engine", "way", "clients", "requests"),
         "a second": numbers("per_second"),
         "p50 ms": numbers("p50_ms"),
         "p95 ms": numbers("p95_ms"),
