@@ -23,8 +23,7 @@ from ..models.training import benchmark as training
 from ..models.training import recipes, spread
 from ..operator import cases
 from ..options import RenderOptions
-from ..serving.benchmark import serve_table
-from ..serving.broken import broken_table, summary
+from ..serving.tables import broken_table, serve_table, summary
 from ..static import counts, model
 from . import plots, tables
 

@@ -19,11 +19,12 @@ from ...models.inference.detections import Detections
 from ...models.inference.predictor import Predictor
 from ..harness.records import Row
 from ..harness.results_file import open_results
-from ..harness.tables import Column, Line, aligned, fields, lines_of, numbers
+from ..harness.tables import aligned
 from ..models.resumable import Planned, measure_missing
 from ..options import ServeOptions
-from .broken import broken_table, measured, summary
+from .broken import measured
 from .server import TOP_K, Subject, detect, expected, in_threads, is_right, open_model, running, subject
+from .tables import broken_table, serve_table, summary
 
 _LOOP = "predict, in a loop"
 _SERVER = "server"
@@ -128,17 +129,3 @@ def _row(
         "images_a_batch": batch,
         "failure": failure,
     }
-
-
-def serve_table(rows: Sequence[Row]) -> list[Line]:
-    """A head, and a line for the loop and for each number of clients, of each model and engine."""
-    columns: dict[str, Column] = {
-        **fields("model", "engine", "way", "clients", "requests"),
-        "a second": numbers("per_second"),
-        "p50 ms": numbers("p50_ms"),
-        "p95 ms": numbers("p95_ms"),
-        "p99 ms": numbers("p99_ms"),
-        "images a batch": numbers("images_a_batch"),
-        "": lambda row: row["failure"] or "",
-    }
-    return lines_of(rows, columns)

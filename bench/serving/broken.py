@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 
 from ...models.inference.detections import Detections
 from ..harness.records import Row
-from ..harness.tables import Line
 from .server import QUERY, Running, Subject, detect, in_threads, is_right, running
 
 _CLIENTS = 8
@@ -151,21 +150,3 @@ def _warm(server: Running, what: Subject) -> None:
     with contextlib.closing(connection):
         for body in what.bodies:
             detect(connection, body)
-
-
-def broken_table(row: Row) -> list[Line]:
-    """How many requests of each way got each answer."""
-    return [("request", "answer", "count"), *((way, answer, str(count)) for way, answer, count in row["answers"])]
-
-
-def summary(row: Row) -> str:
-    """What else is to be known, in a line each."""
-    memory = ", ".join(f"{value:.0f}" for value in row["memory_mb"])
-    return "\n".join(
-        [
-            f"wrong answers: {row['wrong']}",
-            f"tracebacks: {row['tracebacks']}",
-            f"the server's memory at the start, the middle and the end: {memory} MB",
-            f"crashes: {'none' if row['failure'] is None else row['failure']}",
-        ]
-    )

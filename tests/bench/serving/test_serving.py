@@ -8,7 +8,7 @@ import torch
 
 from msdeform.bench.harness.records import read
 from msdeform.bench.options import ServeOptions
-from msdeform.bench.serving import broken
+from msdeform.bench.serving import broken, tables
 from msdeform.bench.serving.benchmark import run
 from msdeform.bench.serving.server import TOP_K, is_right, subject
 from msdeform.models.inference.detections import Detections
@@ -59,7 +59,7 @@ def test_the_load_is_measured_and_recorded(tmp_path: Path, capsys: pytest.Captur
     assert 0 < server["p50_ms"] <= server["p95_ms"] <= server["p99_ms"]
     assert 1 <= server["images_a_batch"] <= 2
     head = capsys.readouterr().out.splitlines()[-3]
-    assert " ".join(head.split()) == "way clients requests a second p50 ms p95 ms p99 ms images a batch"
+    assert " ".join(head.split()) == "model engine way clients requests a second p50 ms p95 ms p99 ms images a batch"
 
 
 def test_broken_requests_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,4 +78,4 @@ def test_broken_requests_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     assert row["wrong"] == counts["good"], "they are compared with what is expected, here of no such picture"
     assert (row["tracebacks"], row["failure"], len(row["memory_mb"])) == (0, None, 3)
     assert json.dumps(row)
-    assert "crashes: none" in broken.summary(row)
+    assert "crashes: none" in tables.summary(row)
