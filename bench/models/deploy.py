@@ -1,7 +1,8 @@
 """``msdeform bench deploy``: one detector in every engine, in turn, in one process: latency, throughput, file size.
 
-Each file is written by ``msdeform export``'s own code and compared with the model on the images that are timed. What is
-timed takes a normalised batch and gives logits and boxes; reading and resizing images is the same work for all.
+Each file is written by ``msdeform export``'s own code; its scores on what is timed are compared with the model's. What is
+timed takes a normalised batch and gives logits and boxes; reading and resizing images is the same work for all. Files
+take any batch of images of the one size.
 """
 
 import importlib.util
@@ -79,7 +80,7 @@ def _made(engine: str, model: Detector, options: DeployOptions, folder: Path) ->
     if runtime in ("onnxruntime", "openvino") and importlib.util.find_spec(runtime) is None:
         return _Made(engine, None, None, f"{runtime} is not installed")
     to = {"onnxruntime": "onnx", "openvino": "openvino"}.get(runtime, runtime)
-    form = Form((height, width), sampling=sampling or "gather")
+    form = Form((height, width), dynamic=("batch",), sampling=sampling or "gather")
     file = folder / f"{runtime}-{form.sampling}{FORMATS[to].suffix}"
     try:
         write(model, exportable(model, form), file, to)
