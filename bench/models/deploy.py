@@ -1,8 +1,8 @@
 """``msdeform bench deploy``: one detector in every engine, in turn, in one process: latency, throughput, file size.
 
-Each file is written by ``msdeform export``'s own code; its scores on what is timed are compared with the model's. What is
-timed takes a normalised batch and gives logits and boxes; reading and resizing images is the same work for all. Files
-take any batch of images of the one size.
+Each file is written by ``msdeform export``'s own code; its scores on what is timed are compared with the model's. What
+is timed takes a normalised batch and gives logits and boxes; reading and resizing images is the same work for all.
+Files take any batch of images of the one size.
 """
 
 import importlib.util

@@ -80,7 +80,8 @@ def load(what: Subject, wanted: Sequence[Detections], clients: int) -> Row:
     def client(number: int) -> None:
         nonlocal wrong, refused
         connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=_REQUEST)
-        detect(connection, what.bodies[number % len(what.bodies)])  # connects and warms up
+        detect(connection, what.bodies[number % len(what.bodies)])  # warms up
+        connection.close()  # the server lets go of idle ones, and others may still warm up
         start.wait(_REQUEST)
         begun.append(time.perf_counter())
         while (place := next(todo)) < what.options.requests:
