@@ -24,7 +24,7 @@ from .catalog import MODELS, ModelName
 from .inference.image_size import Size
 
 FORMATS = ("official", "huggingface", "msdeform")
-SUFFIXES = (".onnx", ".xml", ".pt2")
+SUFFIXES = (".onnx", ".xml", ".pt2", ".tflite")
 _DYNAMIC = "none, batch, size or batch,size"
 
 
@@ -89,6 +89,7 @@ class ExportOptions(ProgressOption):
   .xml    OpenVINO's own format, with a .bin beside it
   .pt2    a torch.export program, for PyTorch; with --to aoti an AOTInductor package: machine code for CPUs like this
           one, which PyTorch loads (writing it takes a C++ compiler and minutes)
+  .tflite LiteRT's format, of one size, with what it says about itself in a .json beside it
 
 what it takes and gives (B images of H x W: any, or what --batch and --size say, see --dynamic):
   images  (B, 3, H, W) float32, normalised, 0 where padded; mask (B, H, W) bool, True where padded
@@ -113,8 +114,8 @@ examples:
     source: Annotated[str, Positional("SOURCE")]
     """A name of msdeform.list_models(), or weights in any format."""
     out: Annotated[WriteFile, Positional("OUT")]
-    """OUT.onnx, OUT.xml or OUT.pt2."""
-    to: Literal["onnx", "openvino", "program", "aoti"] | None = None
+    """OUT.onnx, OUT.xml, OUT.pt2 or OUT.tflite."""
+    to: Literal["onnx", "openvino", "program", "aoti", "litert"] | None = None
     """The kind of file; what the name of OUT says when not given."""
     size: Annotated[str, Form(r"\d+x\d+", "HxW in pixels, such as 800x1216"), Metavar("HxW")] | None = None
     """Height and width of the images, or with --dynamic size of those that it is traced with; when not given, those
@@ -123,7 +124,7 @@ examples:
     """Images at once, where --dynamic is without batch."""
     dynamic: Annotated[str, Form("none|batch|size|batch,size", _DYNAMIC), Metavar("WHAT")] | None = None
     """What every call may choose anew: none, batch, size, or both as batch,size; both when not given, none for Faster
-    R-CNN and with --to aoti, whose compiler takes many times as long for sizes that it does not know."""
+    R-CNN, .tflite, and --to aoti, whose compiler takes many times as long for sizes that it does not know."""
     sampling: Literal["gather", "gridsample"] = "gather"
     """How the deformable attention samples. TensorRT 10.14 to 11.1 computes GridSample wrong here, and says nothing;
     gather takes rows by number instead, which is somewhat slower in onnxruntime and OpenVINO."""

@@ -7,6 +7,7 @@ export`` does it (`models/export/check.py`), but without a limit on the differen
 import importlib.util
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache, partial
 from itertools import product
 from pathlib import Path
@@ -72,7 +73,7 @@ def compared(pictures: Sequence[Tensor], name: str, sampling: str, sizes: str) -
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.onnx"
         try:
-            program = exportable(model, form)
+            program, expected = exportable(model, form), exportable(model, replace(form, sampling="gridsample"))
             write(model, program, file, "onnx")
         except (ValueError, RuntimeError) as error:
             return dict.fromkeys(_OPEN, _nothing(str(error)))
@@ -82,7 +83,14 @@ def compared(pictures: Sequence[Tensor], name: str, sampling: str, sizes: str) -
                 found[engine] = _nothing(f"{engine} is not installed")
                 continue
             try:
-                one = compare(program, open_file(file, 1).call, pictures, checks=_CHECKS, tolerance=float("inf"))
+                one = compare(
+                    program,
+                    open_file(file, 1).call,
+                    pictures,
+                    expected=expected,
+                    checks=_CHECKS,
+                    tolerance=float("inf"),
+                )
             except (ValueError, RuntimeError) as error:
                 found[engine] = _nothing(str(error))
             else:

@@ -22,9 +22,12 @@ def run(options: ExportOptions) -> int:
     to = format_of(options.out, options.to)
     missing = [name for name in FORMATS[to].packages if importlib.util.find_spec(name) is None]
     if missing:
-        raise ValueError(f"{FORMATS[to].what} needs {' and '.join(missing)}: pip install {' '.join(missing)}")
+        names = " ".join(missing).replace("_", "-")
+        raise ValueError(f"{FORMATS[to].what} needs packages that are not installed: pip install {names}")
     model = _find(options.source, options.model)
     form = form_of(options, model, to)
+    if to == "litert" and form.dynamic:
+        raise ValueError(f"dynamic: expected none for LiteRT, got {options.dynamic}")
     if options.progress:
         print("tracing and writing: seconds for a small detector, minutes for a deep one", file=sys.stderr)
     found = export(
@@ -62,7 +65,7 @@ def run(options: ExportOptions) -> int:
 def form_of(options: ExportOptions, model: Detector, to: str) -> Form:
     """What the options say, for this detector and format."""
     faster_rcnn = isinstance(model, FasterRcnn)
-    dynamic = options.dynamic or ("none" if faster_rcnn or to == "aoti" else "batch,size")
+    dynamic = options.dynamic or ("none" if faster_rcnn or to in ("aoti", "litert") else "batch,size")
     return Form(
         size=options.height_and_width(model.input_size, STRIDE if faster_rcnn else 1),
         batch=options.batch,

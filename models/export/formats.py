@@ -193,11 +193,40 @@ def _listed(outputs: Sequence[Tensor]) -> list[Tensor]:
     return list(outputs)
 
 
+def _write_litert(
+    program: Program, exported: torch.export.ExportedProgram, about: dict[str, Any], path: Path, beside: bool
+) -> None:
+    import litert_torch
+
+    assert exported.example_inputs is not None
+    with _quiet("root", "litert_torch"):
+        litert_torch.convert(program, exported.example_inputs[0]).export(str(path))
+    _about_of_litert(path).write_text(json.dumps(about), encoding="utf-8")
+
+
+def _open_litert(path: Path, threads: int | None) -> Opened:
+    from ai_edge_litert.interpreter import Interpreter
+
+    runner = Interpreter(str(path), num_threads=threads).get_signature_runner()
+
+    def call(*inputs: Tensor) -> list[Tensor]:
+        answers = runner(**{f"args_{place}": tensor.numpy() for place, tensor in enumerate(inputs)})
+        return [torch.from_numpy(answers[f"output_{place}"]) for place in range(len(answers))]
+
+    return Opened(call, json.loads(_about_of_litert(path).read_text(encoding="utf-8")))
+
+
+def _about_of_litert(path: Path) -> Path:
+    """LiteRT's own metadata are of a schema that has no place for ours."""
+    return path.with_name(f"{path.name}.json")
+
+
 FORMATS = {
     "onnx": Format(".onnx", "ONNX", _write_onnx, _open_onnx, ("onnx", "onnxscript", "onnxruntime")),
     "openvino": Format(".xml", "OpenVINO", _write_openvino, open_openvino, ("onnx", "onnxscript", "openvino")),
     "program": Format(".pt2", "a torch.export program", _write_program, _open_program),
     "aoti": Format(".pt2", "an AOTInductor package", _write_aoti, _open_aoti),
+    "litert": Format(".tflite", "LiteRT", _write_litert, _open_litert, ("litert_torch", "ai_edge_litert")),
 }
 
 

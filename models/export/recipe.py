@@ -107,6 +107,13 @@ _OPEN = {
         "about = json.loads(extra[{file!r}])",
         "run = lambda **inputs: [x.detach().numpy() for x in program(*map(torch.as_tensor, inputs.values()))]",
     ],
+    "litert": [
+        "import json, numpy as np; from PIL import Image, ImageOps; from ai_edge_litert.interpreter import Interpreter",
+        "runner = Interpreter({path!r}).get_signature_runner()",
+        "about = json.load(open({path!r} + '.json'))",
+        "named = lambda inputs: {{f'args_{{i}}': value for i, value in enumerate(inputs.values())}}",
+        "run = lambda **inputs: [value for _, value in sorted(runner(**named(inputs)).items())]",
+    ],
     "aoti": [
         "import json, torch, numpy as np; from PIL import Image, ImageOps",
         "program = torch._inductor.aoti_load_package({path!r})",

@@ -1,7 +1,7 @@
 """Which backends the tests hold against the truth, each where it can run.
 
-The reference and the CPU backend run anywhere. Triton's kernels run in the interpreter on a CPU (marker `interpreter`)
-and on the device (marker `gpu`); the CUDA kernels on the device only.
+The reference, gather and the CPU backend run anywhere. Triton's kernels run in the interpreter on a CPU (marker
+`interpreter`) and on the device (marker `gpu`); the CUDA kernels on the device only.
 """
 
 from importlib.util import find_spec
@@ -12,6 +12,7 @@ HERE = [
     pytest.param(("reference", "cpu"), id="reference-cpu"),
     pytest.param(("gather", "cpu"), id="gather-cpu"),
     pytest.param(("reference", "cuda"), id="reference-cuda", marks=pytest.mark.gpu),
+    pytest.param(("gather", "cuda"), id="gather-cuda", marks=pytest.mark.gpu),
 ]
 CPU = [
     pytest.param(

@@ -184,6 +184,13 @@ def test_openvino_gives_the_models_numbers(name: str, tmp_path: Path) -> None:
     assert {file.name for file in tmp_path.iterdir()} == {"model.xml", "model.bin"}
 
 
+@pytest.mark.skipif(importlib.util.find_spec("litert_torch") is None, reason="needs litert-torch: pip install")
+@pytest.mark.parametrize("name", quick((*FAMILY, *DILATED), "deformable"))
+def test_litert_gives_the_models_numbers(name: str, tmp_path: Path) -> None:
+    assert export(detector(name), tmp_path / "model.tflite", FIXED, checks=2).difference < 1e-4
+    assert {file.name for file in tmp_path.iterdir()} == {"model.tflite", "model.tflite.json"}
+
+
 @pytest.mark.slow  # a C++ compiler works a minute
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler, g++")
 def test_a_package_of_machine_code_runs_where_this_package_is_not(tmp_path: Path) -> None:
@@ -286,7 +293,7 @@ def test_numbers_that_differ_are_told(monkeypatch: pytest.MonkeyPatch, tmp_path:
 @pytest.mark.parametrize(
     ("words", "status", "sentence"),
     [
-        (["detr_tiny", "out.bin"], 2, "OUT: expected a name that ends in .onnx, .xml or .pt2, got out.bin"),
+        (["detr_tiny", "out.bin"], 2, "OUT: expected a name that ends in .onnx, .xml, .pt2 or .tflite, got out.bin"),
         (["detr_tinny", "out.pt2"], 2, "detr_tinny does not exist, no model is called so; did you mean detr_tiny"),
         (["nowhere/model.pth", "out.pt2"], 2, "nowhere/model.pth does not exist"),
         (["detr_tiny", "out.onnx", "--to", "aoti"], 1, "out.onnx: expected a name that ends in .pt2"),
@@ -337,6 +344,12 @@ def printed(capsys: pytest.CaptureFixture[str]) -> str:
         pytest.param("detr", ".onnx", "", marks=[needs_onnx, pytest.mark.slow]),
         ("detr-focal", ".pt2", "--dynamic size --batch 2"),
         pytest.param("detr", ".xml", "--top-k 7 --pixels", marks=needs_openvino),
+        pytest.param(
+            "detr",
+            ".tflite",
+            "",
+            marks=pytest.mark.skipif(importlib.util.find_spec("litert_torch") is None, reason="needs litert-torch"),
+        ),
         pytest.param("detr-focal", ".onnx", "--top-k 7", marks=[needs_onnx, pytest.mark.slow]),
         pytest.param("detr-focal", ".pt2", "--top-k 7 --pixels", marks=pytest.mark.slow),
         pytest.param("two-stage", ".onnx", "", marks=[needs_onnx, pytest.mark.slow]),
