@@ -25,7 +25,7 @@ def jobs_of(*backends: str) -> list[Job]:
 
 def test_backends_are_measured_on_their_own_device() -> None:
     assert implementations.usual_backends(torch.device("cpu")) == (registry.resolve_for("cpu", backend=registry.AUTO),)
-    assert implementations.usual_backends(torch.device("cuda")) == ("reference", "triton", "cuda")
+    assert implementations.usual_backends(torch.device("cuda")) == ("reference", "gather", "triton", "cuda")
 
 
 def test_processes_share_a_backends_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
