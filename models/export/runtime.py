@@ -49,8 +49,8 @@ class ExportedDetector(Predictor):
     fixed size pads them to it, and predicts of one at a time what its batch cannot hold.
 
     Raises:
-        ValueError: no file of ours, of detections instead of logits, or of a suffix that the engine does not take.
-        ModuleNotFoundError: the engine is not installed.
+        ValueError: no file of ours, of detections instead of logits, or of a suffix that the engine does not take; or
+            the engine is not installed.
     """
 
     def __init__(self, path: Path | str, *, engine: Engine | None = None, threads: int | None = None) -> None:
@@ -118,8 +118,8 @@ def _more(batch: Tensor, count: int) -> Tensor:
 def _open(path: Path, engine: str, threads: int | None) -> Opened:
     try:
         opened = open_openvino(path, threads) if engine == "openvino" else FORMATS["onnx"].open(path, threads)
-    except ModuleNotFoundError:
-        raise
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{path} needs {error.name}, which is not installed: pip install {error.name}") from None
     except Exception as error:  # what an engine raises of a file that it cannot read is its own
         reason = str(error).strip().splitlines()[-1]
         raise ValueError(f"{path} is no file of msdeform export: {reason}") from error

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -88,11 +89,15 @@ def test_a_size_that_does_not_fit_is_made_smaller() -> None:
     assert size.fit(30, 30) == (64, 64)
 
 
-def test_what_is_no_such_file_is_told(files: dict[str, Path], tmp_path: Path, model: Detector) -> None:
+def test_what_is_no_such_file_is_told(tmp_path: Path, model: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(FileNotFoundError, match="nowhere.onnx does not exist"):
         ExportedDetector(tmp_path / "nowhere.onnx")
     with pytest.raises(ValueError, match="expected a file .onnx for onnxruntime"):
         ExportedDetector(tmp_path / "a.xml", engine="onnxruntime")
+    (tmp_path / "a.xml").touch()
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(ValueError, match="a.xml needs openvino, .* pip install openvino"):
+        ExportedDetector(tmp_path / "a.xml")
     (tmp_path / "text.onnx").write_text("no graph")
     with pytest.raises(ValueError, match="text.onnx is no file of msdeform export"):
         ExportedDetector(tmp_path / "text.onnx")
