@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.contract import Sizes
+from ...models.export.openvino_core import openvino_core
 
 OPSET = 20  # the first in which GridSample's mode is called linear
 
@@ -56,7 +57,7 @@ def openvino_engine(model: bytes, threads: int) -> Engine:
     """A request of OpenVINO's CPU plug-in, in float32: where the processor has bfloat16, it would compute in that."""
     import openvino
 
-    core = openvino.Core()
+    core = openvino_core()
     hints = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
     request = core.compile_model(core.read_model(model, b""), "CPU", hints).create_infer_request()
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from .form import FILE, OPSET
+from .openvino_core import openvino_core
 from .program import Call, Program
 
 # what a protobuf holds, less some for the graph
@@ -138,12 +139,10 @@ def _write_openvino(
 
 def open_openvino(path: Path, threads: int | None) -> Opened:
     """Of an ``.xml`` or ``.onnx``. In float32: where a processor has bfloat16, OpenVINO would compute in that."""
-    import openvino
-
     settings = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
     if threads is not None:
         settings["INFERENCE_NUM_THREADS"] = str(threads)
-    core = openvino.Core()
+    core = openvino_core()
     model = core.read_model(path)
     compiled = core.compile_model(model, "CPU", settings)
     if path.suffix == ".onnx":

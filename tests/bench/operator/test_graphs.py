@@ -1,6 +1,8 @@
 """The operator as a graph of GridSample nodes, in the engines that are installed."""
 
 import importlib.util
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -57,6 +59,26 @@ def test_an_engine_is_made_once_for_shapes_and_threads(name: str, monkeypatch: p
     expected = fused_ms_deform_attn(others.value, case.sizes, *others[1:4], backend="reference")
     torch.testing.assert_close(second, expected)
     assert made == [torch.get_num_threads()] * 2
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_a_process_outlives_its_engines(name: str) -> None:
+    """In whatever order they end: two cores of OpenVINO leave the next signal no stack."""
+    pytest.importorskip(name)
+    program = f"""
+import os, signal, torch
+from msdeform.bench.operator import graphs
+model = graphs.graph(lambda value, sizes: value + 1, ((1, 1),), [torch.zeros(2)])
+first, second = (graphs.{name}_engine(model, 1) for _ in range(2))
+output = torch.zeros(2)
+for engine in (first, second):
+    engine([output.clone()], output)
+del engine, first, second
+signal.signal(signal.SIGUSR1, lambda *_: print("told", output.tolist()))
+os.kill(os.getpid(), signal.SIGUSR1)
+"""
+    done = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "told [2.0, 2.0]\n"), done.stderr
 
 
 @pytest.mark.parametrize("name", ENGINES)

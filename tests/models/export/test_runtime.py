@@ -2,14 +2,15 @@
 
 import importlib.util
 import json
-import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
 from PIL import Image
 
 from msdeform.cli import main
+from msdeform.models.export import formats
 from msdeform.models.export.check import like_a_photograph
 from msdeform.models.export.export import export
 from msdeform.models.export.form import Form
@@ -95,7 +96,7 @@ def test_what_is_no_such_file_is_told(tmp_path: Path, model: Detector, monkeypat
     with pytest.raises(ValueError, match="expected a file .onnx for onnxruntime"):
         ExportedDetector(tmp_path / "a.xml", engine="onnxruntime")
     (tmp_path / "a.xml").touch()
-    monkeypatch.setitem(sys.modules, "openvino", None)
+    monkeypatch.setattr(formats, "openvino_core", Mock(side_effect=ModuleNotFoundError(name="openvino")))
     with pytest.raises(ValueError, match="a.xml needs openvino, .* pip install openvino"):
         ExportedDetector(tmp_path / "a.xml")
     (tmp_path / "text.onnx").write_text("no graph")
