@@ -78,7 +78,7 @@ EXPORTED_MODELS = (
     *("detr_r50", "detr_r50_dc5", "detr_r50_dc5_plus"),
 )
 DEPLOYED_ENGINES = (
-    *("pytorch", "pytorch reference", "program", "aoti"),
+    *("pytorch", "pytorch reference", "program", "aoti", "aoti cpu"),
     *("onnxruntime gather", "onnxruntime gridsample", "openvino gather", "openvino gridsample"),
 )
 """what runs a detector, PyTorch on the backend `cpu` first"""

@@ -166,6 +166,22 @@ def implementation(name: str, fused: bool) -> Implementation:
     return _loaded[name][1 if fused else 0]
 
 
+def load_operators(*backends: str) -> None:
+    """Defines the operators of these backends, ``torch.ops.msdeform``, in this process. The first call of a backend
+    does so, too; a program that `torch.export` or AOTInductor saved, and that calls them, needs it before it is opened.
+
+    Raises:
+        ValueError: a name is not known.
+        BackendUnavailable: a named backend cannot run here.
+    """
+    for name in backends:
+        if name not in BACKENDS:
+            raise ValueError(suggest(f"backend: expected one of {', '.join(BACKENDS)}, got {name!r}", name, BACKENDS))
+        if (reason := unavailable(name)) is not None:
+            raise BackendUnavailable(f"backend '{name}' cannot run here: {reason}")
+        _load(name)
+
+
 @settled_while_tracing
 def _load(name: str) -> None:
     if name not in _loaded:

@@ -125,9 +125,10 @@ examples:
     dynamic: Annotated[str, Form("none|batch|size|batch,size", _DYNAMIC), Metavar("WHAT")] | None = None
     """What every call may choose anew: none, batch, size, or both as batch,size; both when not given, none for Faster
     R-CNN, .tflite, and --to aoti, whose compiler takes many times as long for sizes that it does not know."""
-    sampling: Literal["gather", "gridsample"] = "gather"
+    sampling: Literal["gather", "gridsample", "cpu"] = "gather"
     """How the deformable attention samples. TensorRT 10.14 to 11.1 computes GridSample wrong here, and says nothing;
-    gather takes rows by number instead, which is somewhat slower in onnxruntime and OpenVINO."""
+    gather takes rows by number instead, which is somewhat slower in onnxruntime and OpenVINO. Of .pt2, cpu calls this
+    package's operator, the fastest on a CPU: the file then runs only where the package is installed."""
     dtype: Literal["float32", "float16"] = "float32"
     """Of weights and layers; beside float16, norms, locations, sampling, boxes, inputs and outputs stay float32."""
     top_k: Positive | None = None

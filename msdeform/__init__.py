@@ -19,7 +19,7 @@ if (_root / "kernels" / "api.py").is_file():
 
 if _TYPE_CHECKING:
     from .kernels.api import fused_ms_deform_attn, ms_deform_attn
-    from .kernels.registry import use_backend
+    from .kernels.registry import load_operators, use_backend
     from .models.attention import MSDeformAttn
     from .models.catalog import list_models
     from .models.zoo import create_criterion, create_model, from_pretrained, load_model
@@ -38,6 +38,7 @@ _public = {
     "fused_ms_deform_attn": "kernels.api",
     "list_models": "models.catalog",
     "load_model": "models.zoo",
+    "load_operators": "kernels.registry",
     "ms_deform_attn": "kernels.api",
     "use_backend": "kernels.registry",
 }
@@ -54,6 +55,7 @@ __all__ = [
     "fused_ms_deform_attn",
     "list_models",
     "load_model",
+    "load_operators",
     "ms_deform_attn",
     "use_backend",
 ]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..backend import Backend, Functions
 from ..contract import Inputs, Sizes
-from .reference import extents, host_sizes, settle, weighted_locations
+from .reference import extents, fused, host_sizes, settle
 
 
 def ms_deform_attn(
@@ -57,27 +57,11 @@ def ms_deform_attn(
     return output.reshape(B, Q, H * D).to(value.dtype)
 
 
-def fused_ms_deform_attn(
-    inputs: Inputs,
-    value: Tensor,
-    shapes: Tensor | None,
-    sizes: Sizes,
-    reference_points: Tensor,
-    sampling_offsets: Tensor,
-    attention_logits: Tensor,
-) -> Tensor:
-    """Locations and softmax, then :func:`ms_deform_attn`."""
-    if shapes is not None:
-        sizes = host_sizes(shapes, inputs.S)
-    points = weighted_locations(inputs, sizes, reference_points, sampling_offsets, attention_logits)
-    return ms_deform_attn(inputs, value, None, sizes, *points)
-
-
 BACKEND = Backend(
     "gather",
     -1,
     "rows by number in plain PyTorch, for exports",
     lambda: None,
     lambda inputs: None,
-    lambda: Functions(ms_deform_attn, fused_ms_deform_attn),
+    lambda: Functions(ms_deform_attn, fused(ms_deform_attn)),
 )

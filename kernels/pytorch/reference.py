@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..backend import Backend, Functions
+from ..backend import Backend, Functions, Implementation
 from ..contract import Inputs, Sizes
 
 
@@ -47,20 +47,24 @@ def ms_deform_attn(
     return output.reshape(B, H, D, Q).permute(0, 3, 1, 2).reshape(B, Q, H * D).to(value.dtype)
 
 
-def fused_ms_deform_attn(
-    inputs: Inputs,
-    value: Tensor,
-    shapes: Tensor | None,
-    sizes: Sizes,
-    reference_points: Tensor,
-    sampling_offsets: Tensor,
-    attention_logits: Tensor,
-) -> Tensor:
-    """Locations and softmax, then :func:`ms_deform_attn`."""
-    if shapes is not None:
-        sizes = host_sizes(shapes, inputs.S)
-    points = weighted_locations(inputs, sizes, reference_points, sampling_offsets, attention_logits)
-    return ms_deform_attn(inputs, value, None, sizes, *points)
+def fused(plain: Implementation) -> Implementation:
+    """Locations and softmax, then the function `plain` of them."""
+
+    def fused_ms_deform_attn(
+        inputs: Inputs,
+        value: Tensor,
+        shapes: Tensor | None,
+        sizes: Sizes,
+        reference_points: Tensor,
+        sampling_offsets: Tensor,
+        attention_logits: Tensor,
+    ) -> Tensor:
+        if shapes is not None:
+            sizes = host_sizes(shapes, inputs.S)
+        points = weighted_locations(inputs, sizes, reference_points, sampling_offsets, attention_logits)
+        return plain(inputs, value, None, sizes, *points)
+
+    return fused_ms_deform_attn
 
 
 def weighted_locations(
@@ -122,5 +126,5 @@ BACKEND = Backend(
     "grid_sample in plain PyTorch",
     lambda: None,
     lambda inputs: None,
-    lambda: Functions(ms_deform_attn, fused_ms_deform_attn),
+    lambda: Functions(ms_deform_attn, fused(ms_deform_attn)),
 )

@@ -57,7 +57,7 @@ def run(options: ExportOptions) -> int:
             f"an image that does not fill {height}x{width} is padded, and found in it is not quite what predict finds "
             "(models/layers/batch.py says why): give --size the shape of your images"
         )
-    print("\nit runs without this package:\n")
+    print(f"\nit runs {'with' if said['sampling'] == 'cpu' else 'without'} this package:\n")
     print(recipe(options.out, said))
     return 0
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from ...common.progress import progress_bar
+from ...kernels.registry import load_operators
 from ..families.detector import Detector
 from ..families.faster_rcnn import STRIDE, FasterRcnn
 from .check import Padding, like_a_photograph, map_sizes, paddings, photographs
@@ -68,7 +69,7 @@ def export(
         ModuleNotFoundError: a package that the format needs is missing.
     """
     to = format_of(path, to)
-    check_form(model, form)
+    check_form(model, form, to)
     pictures = [like_a_photograph(form.size, seed) for seed in range(max(form.batch, 3 if form.dynamic else 1))]
     if images is not None:
         pictures = photographs(images, form.size)
@@ -106,9 +107,13 @@ def format_of(path: Path, to: str | None) -> str:
     return to or by_suffix[path.suffix]
 
 
-def check_form(model: Detector, form: Form) -> None:
+def check_form(model: Detector, form: Form, to: str) -> None:
     """Raises ValueError for what this detector cannot be exported as."""
     step = 1
+    if form.sampling == "cpu":
+        if to not in ("program", "aoti"):
+            raise ValueError(f"sampling: expected gather or gridsample for {FORMATS[to].what}, which cannot call ours")
+        load_operators("cpu")
     if isinstance(model, FasterRcnn):
         step = STRIDE
         if form.batch > 1:

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 import torch
 
-SAMPLING = {"gather": "gather", "gridsample": "reference"}
-"""How the deformable attention samples, and the operator's backend that does."""
+SAMPLING = {"gather": "gather", "gridsample": "reference", "cpu": "cpu"}
+"""How the deformable attention samples, and the operator's backend that does: by operators that every runtime has, or
+(cpu) by our own, which are called."""
 OPSET = 18
 """of ONNX files"""
 FILE = "about.json"
@@ -24,7 +25,7 @@ class Form:
     dynamic: tuple[str, ...] = ("batch", "size")
     """What a caller may choose anew in every call."""
     sampling: str = "gather"
-    """``gather`` or ``gridsample``."""
+    """``gather``, ``gridsample`` or ``cpu``, see `SAMPLING`."""
     dtype: torch.dtype = torch.float32
     """Of weights and layers, float32 or float16; inputs and outputs are float32."""
     top_k: int | None = None

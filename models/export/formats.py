@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ...kernels.registry import load_operators, unavailable
 from .form import FILE, OPSET
 from .openvino_core import openvino_core
 from .program import Call, Program
@@ -162,14 +163,26 @@ def open_openvino(path: Path, threads: int | None) -> Opened:
     return Opened(call, about)
 
 
+def _load_operators() -> None:
+    """That a ``.pt2`` may call: what it says of itself can be read only when they are there."""
+    if unavailable("cpu") is None:
+        load_operators("cpu")
+
+
 def _write_program(
     program: Program, exported: torch.export.ExportedProgram, about: dict[str, Any], path: Path, beside: bool
 ) -> None:
+    for node in exported.graph.nodes:
+        node.meta.pop("stack_trace", None)  # with the paths of whoever exported it
+    for symbol, bounds in exported.range_constraints.items():
+        # a tracer notes that each map of its example had more than one row and column, and nothing needs it
+        exported.range_constraints[symbol] = type(bounds)(1, bounds.upper)
     torch.export.save(exported, path, extra_files={FILE: json.dumps(about)})
 
 
 def _open_program(path: Path, threads: int | None) -> Opened:
     extra = {FILE: ""}
+    _load_operators()
     # guards are what a tracer noted of its example, such as that half a side is odd: nothing in the program needs it
     module = torch.export.load(path, extra_files=extra).module(check_guards=False)
     return Opened(lambda *inputs: list(module(*inputs)), json.loads(extra[FILE]))
@@ -184,6 +197,7 @@ def _write_aoti(
 
 
 def _open_aoti(path: Path, threads: int | None) -> Opened:
+    _load_operators()
     package = torch._inductor.aoti_load_package(str(path))
     return Opened(lambda *inputs: _listed(package(*inputs)), json.loads(package.get_metadata()[FILE]))
 

@@ -117,7 +117,7 @@ Program = Exportable | ExportableFasterRcnn
 def exportable(model: Detector, form: Form) -> Program:
     """A copy of a detector as it can be exported: in evaluation mode, on the CPU, its batch norms within convolutions.
 
-    The deformable attention samples as `form` says, by operators that every runtime has.
+    The deformable attention samples as `form` says.
     """
     model = copy.deepcopy(model).float().cpu().eval()  # the caller's keeps its mode, dtype and device
     for module in model.modules():

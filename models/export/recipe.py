@@ -96,9 +96,9 @@ _OPEN = {
     ],
     "openvino": [
         "import json, openvino, numpy as np; from PIL import Image, ImageOps",
-        "model = openvino.Core().read_model({path!r})",
+        "model = (core := openvino.Core()).read_model({path!r})",
         "about = json.loads(model.get_rt_info(['msdeform', {file!r}]).astype(str))",
-        "compiled = openvino.compile_model(model, 'CPU', {{'INFERENCE_PRECISION_HINT': 'f32'}})",
+        "compiled = core.compile_model(model, 'CPU', {{'INFERENCE_PRECISION_HINT': 'f32'}})",
         "run = lambda **inputs: list(compiled(inputs).values())",
     ],
     "program": [
@@ -138,11 +138,14 @@ _KEEP = [
 
 
 def recipe(path: Path, said: dict[str, Any]) -> str:
-    """Python that runs the file at `path`, which says this `about` itself, on image.jpg with numpy and Pillow.
+    """Python that runs the file at `path`, which says this `about` itself, on image.jpg with numpy and Pillow, and with
+    this package if it calls its operators.
 
     ``found`` holds (class, score, xyxy in pixels).
     """
     lines = [line.format(path=str(path), file=FILE) for line in _OPEN[said["format"]]] + _READ
+    if said["sampling"] == "cpu":
+        lines.insert(0, "import msdeform; msdeform.load_operators('cpu')")
     batch = "1" if "batch" in said["dynamic"] else "about['batch']"
     if "pixels" in said["inputs"]:
         lines.append(f"pixels = np.repeat(np.asarray(image).transpose(2, 0, 1)[None], {batch}, 0)")

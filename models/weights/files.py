@@ -7,6 +7,8 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor
 
+_EXPORTED = (".onnx", ".xml", ".pt2", ".tflite")
+
 
 def read_file(path: Path, kind: str = "checkpoint") -> Any:
     """What a ``.safetensors`` file, or a file that `torch.save` wrote, holds; tensors are on the CPU.
@@ -15,6 +17,8 @@ def read_file(path: Path, kind: str = "checkpoint") -> Any:
     """
     if not path.is_file():
         raise FileNotFoundError(f"{kind} {path} does not exist")
+    if path.suffix in _EXPORTED:
+        raise ValueError(f"{path} is an exported file, whose weights cannot be loaded: name what it was exported from")
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file

@@ -125,12 +125,15 @@ def test_a_file_of_any_size_is_right_at_sizes_that_no_tracing_saw(sampling: str,
             torch.testing.assert_close(torch.from_numpy(one), outputs[name], rtol=1e-4, atol=1e-5)
 
 
-@needs_onnx
-def test_a_file_names_no_place_of_the_machine_that_wrote_it(tmp_path: Path) -> None:
-    path = tmp_path / "model.onnx"
-    export(detector("detr"), path, Form(SIZE, dynamic=()), checks=0)
-    assert b"site-packages" not in path.read_bytes()
-    assert str(Path(__file__).parents[3]).encode() not in path.read_bytes()
+@pytest.mark.parametrize(
+    "name", [pytest.param("m.onnx", marks=needs_onnx), pytest.param("m.xml", marks=needs_openvino), "m.pt2"]
+)
+def test_a_file_names_no_place_of_the_machine_that_wrote_it(name: str, tmp_path: Path) -> None:
+    export(detector("detr"), tmp_path / name, Form(SIZE, dynamic=()), checks=0)
+    written = b"".join(file.read_bytes() for file in tmp_path.iterdir())
+    assert b"site-packages" not in written
+    assert str(tmp_path).encode() not in written
+    assert str(Path(__file__).parents[3]).encode() not in written
 
 
 @needs_onnx
@@ -207,6 +210,28 @@ def test_a_package_of_machine_code_runs_where_this_package_is_not(tmp_path: Path
         "images = torch.load('images.pt')\n"
         "package = torch._inductor.aoti_load_package('model.pt2')\n"
         "logits, boxes = package(images, torch.zeros(1, 57, 131, dtype=torch.bool))\n"
+        "torch.save(logits, 'logits.pt')\n"
+    )
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True, timeout=120)
+    torch.testing.assert_close(torch.load(tmp_path / "logits.pt"), outputs["pred_logits"], rtol=1e-4, atol=1e-5)
+
+
+def test_a_program_calls_our_operator_where_it_is_asked_to(tmp_path: Path) -> None:
+    pytest.importorskip("llvmlite")
+    model, path = detector("deformable"), tmp_path / "model.pt2"
+    assert export(model, path, Form(SIZE, sampling="cpu"), checks=2).difference < 1e-4
+    images = like_a_photograph((57, 131))[None]
+    with torch.no_grad():
+        outputs = model((images, torch.zeros(1, 57, 131, dtype=torch.bool)))
+    torch.save(images, tmp_path / "images.pt")
+    script = (
+        "import torch, msdeform\n"
+        "try: torch.export.load('model.pt2')\n"
+        "except RuntimeError: pass\n"
+        "else: raise SystemExit('it needs no operator of ours')\n"
+        "msdeform.load_operators('cpu')\n"
+        "program = torch.export.load('model.pt2').module(check_guards=False)\n"
+        "logits, boxes = program(torch.load('images.pt'), torch.zeros(1, 57, 131, dtype=torch.bool))\n"
         "torch.save(logits, 'logits.pt')\n"
     )
     subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True, timeout=120)
@@ -299,6 +324,7 @@ def test_numbers_that_differ_are_told(monkeypatch: pytest.MonkeyPatch, tmp_path:
         (["detr_tiny", "out.onnx", "--to", "aoti"], 1, "out.onnx: expected a name that ends in .pt2"),
         (["detr_tiny", "out.pt2", "--size", "16x64"], 1, "sides of at least 32 pixels, got 1 of 16x64"),
         (["fasterrcnn_tiny", "out.pt2", "--size", "64x100"], 1, "sides of multiples of 32, got 1 of 64x100"),
+        (["detr_tiny", "out.onnx", "--sampling", "cpu"], 1, "sampling: expected gather or gridsample for ONNX"),
         (["detr_tiny", "out.pt2", "--batch", "0"], 2, "--batch: expected at least 1, got 0"),
         (["fasterrcnn_tiny", "out.pt2", "--batch", "2"], 1, "batch: expected 1 for Faster R-CNN"),
         (["fasterrcnn_tiny", "out.pt2", "--dynamic", "size"], 1, "dynamic: expected none for Faster R-CNN"),

@@ -167,6 +167,12 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path: Path) -> None:
         load_model(tmp_path / "x.pth")
 
 
+def test_an_exported_file_is_told_from_weights(tmp_path: Path) -> None:
+    (tmp_path / "x.onnx").touch()
+    with pytest.raises(ValueError, match=r"x\.onnx is an exported file, .*: name what it was exported from"):
+        load_model(tmp_path / "x.onnx")
+
+
 def test_counts_of_batches_in_published_files_thaw_no_norm(tmp_path: Path) -> None:
     """Those of some norms, under the names that transformers itself passes over in its published files."""
     model = detector("multi-scale")
