@@ -8,6 +8,7 @@ import json
 import logging
 import re
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -183,17 +184,23 @@ def _write_program(
 def _open_program(path: Path, threads: int | None) -> Opened:
     extra = {FILE: ""}
     _load_operators()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given buffer is not writable")  # PyTorch's about itself
+        program = torch.export.load(path, extra_files=extra)
     # guards are what a tracer noted of its example, such as that half a side is odd: nothing in the program needs it
-    module = torch.export.load(path, extra_files=extra).module(check_guards=False)
+    module = program.module(check_guards=False)
     return Opened(lambda *inputs: list(module(*inputs)), json.loads(extra[FILE]))
 
 
 def _write_aoti(
     program: Program, exported: torch.export.ExportedProgram, about: dict[str, Any], path: Path, beside: bool
 ) -> None:
-    notes = {"aot_inductor.metadata": {FILE: json.dumps(about)}}
+    settings = {
+        "aot_inductor.metadata": {FILE: json.dumps(about)},
+        "cpp.dynamic_threads": True,  # as many as whoever runs it has, not as many as here
+    }
     with _quiet("torch._inductor", "torch.utils.cpp_extension"):
-        torch._inductor.aoti_compile_and_package(exported, package_path=str(path), inductor_configs=notes)
+        torch._inductor.aoti_compile_and_package(exported, package_path=str(path), inductor_configs=settings)
 
 
 def _open_aoti(path: Path, threads: int | None) -> Opened:
@@ -204,6 +211,13 @@ def _open_aoti(path: Path, threads: int | None) -> Opened:
 
 def _listed(outputs: Sequence[Tensor]) -> list[Tensor]:
     return list(outputs)
+
+
+def open_pt2(path: Path, threads: int | None) -> Opened:
+    """A program or a package, by what is in it. Threads are PyTorch's."""
+    with zipfile.ZipFile(path) as archive:
+        compiled = any("/aotinductor/" in name for name in archive.namelist())
+    return (_open_aoti if compiled else _open_program)(path, threads)
 
 
 def _write_litert(

@@ -12,11 +12,16 @@ from ..inference.image_size import Size
 from ..inference.post_processing import post_process
 from ..inference.predictor import Predictor
 from ..layers.batch import Images, as_batch
-from .formats import FORMATS, Opened, open_openvino
+from .formats import FORMATS, Opened, open_openvino, open_pt2
 
-Engine = Literal["onnxruntime", "openvino"]
-ENGINES: dict[str, tuple[str, ...]] = {"onnxruntime": (".onnx",), "openvino": (".xml", ".onnx")}
+Engine = Literal["onnxruntime", "openvino", "pytorch"]
+ENGINES: dict[Engine, tuple[str, ...]] = {
+    "onnxruntime": (".onnx",),
+    "openvino": (".xml", ".onnx"),
+    "pytorch": (".pt2",),
+}
 """and the suffixes of the files that each takes, its own first"""
+_USUAL: dict[str, Engine] = {suffixes[0]: engine for engine, suffixes in ENGINES.items()}
 
 
 class FittingSize(Size):
@@ -38,8 +43,8 @@ class FittingSize(Size):
 
 
 def is_exported(path: Path) -> bool:
-    """Does the name say that it is a file of `msdeform export` for another engine than PyTorch?"""
-    return path.suffix in (".onnx", ".xml") and not path.is_dir()
+    """Does the name say that it is a file of `msdeform export` that `ExportedDetector` runs?"""
+    return any(path.suffix in suffixes for suffixes in ENGINES.values()) and not path.is_dir()
 
 
 class ExportedDetector(Predictor):
@@ -56,8 +61,7 @@ class ExportedDetector(Predictor):
     def __init__(self, path: Path | str, *, engine: Engine | None = None, threads: int | None = None) -> None:
         super().__init__()
         path = Path(path)
-        if engine is None:
-            engine = "openvino" if path.suffix == ".xml" else "onnxruntime"
+        engine = engine or _USUAL.get(path.suffix, "onnxruntime")
         if path.suffix not in ENGINES[engine]:
             raise ValueError(f"{path}: expected a file {' or '.join(ENGINES[engine])} for {engine}")
         if not path.is_file():
@@ -115,9 +119,12 @@ def _more(batch: Tensor, count: int) -> Tensor:
     return torch.cat([batch, batch[-1:].expand(count, *batch.shape[1:])]) if count else batch
 
 
+_OPEN = {"onnxruntime": FORMATS["onnx"].open, "openvino": open_openvino, "pytorch": open_pt2}
+
+
 def _open(path: Path, engine: str, threads: int | None) -> Opened:
     try:
-        opened = open_openvino(path, threads) if engine == "openvino" else FORMATS["onnx"].open(path, threads)
+        opened = _OPEN[engine](path, threads)
     except ModuleNotFoundError as error:
         raise ValueError(f"{path} needs {error.name}, which is not installed: pip install {error.name}") from None
     except Exception as error:  # what an engine raises of a file that it cannot read is its own

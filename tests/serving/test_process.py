@@ -151,11 +151,13 @@ def test_an_exported_file_is_run_by_its_engine(monkeypatch: pytest.MonkeyPatch, 
     assert isinstance(engine.open_detector(ServeOptions(source=file, threads=3)), StandIn)
     engine.open_detector(ServeOptions(source=file, engine="openvino"))
     engine.open_detector(ServeOptions(source=tmp_path / "a.xml"))
-    assert made == [(file, "onnxruntime", 3), (file, "openvino", None), (tmp_path / "a.xml", "openvino", None)]
+    engine.open_detector(ServeOptions(source=tmp_path / "a.pt2"))
+    assert made[:2] == [(file, "onnxruntime", 3), (file, "openvino", None)]
+    assert made[2:] == [(tmp_path / "a.xml", "openvino", None), (tmp_path / "a.pt2", "pytorch", None)]
 
 
 def test_an_engine_that_cannot_run_the_source_is_told(weights: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="engine: expected onnxruntime or openvino for the exported file .*, got pyt"):
+    with pytest.raises(ValueError, match=r"a\.onnx: expected a file \.pt2 for pytorch"):
         engine.open_detector(ServeOptions(source=tmp_path / "a.onnx", engine="pytorch"))
 
 

@@ -154,7 +154,7 @@ def load_trained(path: Path, device: torch.device, attn_backend: str = "auto", n
 
     Args:
         path: the checkpoint, or a run's folder for its best; stderr then tells which file that is. Of a file of
-            ``msdeform export`` (.onnx, .xml), what its engine runs on the CPU, whatever the other arguments say.
+            ``msdeform export`` (.onnx, .xml, .pt2), what its engine runs on the CPU, whatever the other arguments say.
         device: where the model will be.
         attn_backend: implementation of the deformable attention.
         name: of `list_models`, for weights without a description beside them.

@@ -25,14 +25,13 @@ def open_detector(options: ServeOptions) -> Predictor:
     """
     source, engine = options.source, options.computed_by
     exported = source.suffix in EXPORTED
-    if engine == "pytorch":
-        if exported:
-            raise ValueError(f"engine: expected onnxruntime or openvino for the exported file {source}, got pytorch")
+    if engine == "pytorch" and not exported:
         return load_trained(source, choose_device(options.device), options.attn_backend, options.model).model
     if options.device not in ("auto", "cpu"):
-        raise ValueError(f"device: expected cpu for {engine}, got {options.device}")
+        raise ValueError(f"device: expected cpu for {source if exported else engine}, got {options.device}")
     if options.attn_backend != "auto":
-        raise ValueError(f"attn_backend: {engine} has its own operators; expected none, got {options.attn_backend}")
+        owner = source if exported else engine
+        raise ValueError(f"attn_backend: {owner} has its own operators; expected none, got {options.attn_backend}")
     if not exported:
         return _exported(options, engine)
     if options.model is not None:

@@ -7,8 +7,8 @@ from ...common.options import Above, AtLeast, Between, Positional, Positive, Rea
 from ...models.options import LoadOptions
 
 Engine = Literal["pytorch", "onnxruntime", "openvino"]
-EXPORTED = (".onnx", ".xml")
-"""Suffixes of exported detectors: ONNX, and OpenVINO's own."""
+EXPORTED: dict[str, Engine] = {".onnx": "onnxruntime", ".xml": "openvino", ".pt2": "pytorch"}
+"""Suffixes of exported detectors, and what runs them."""
 MOST_PIXELS = 178_956_970
 """Of an image that Pillow opens at all."""
 
@@ -19,7 +19,7 @@ class ServeOptions(LoadOptions):
 
     source: Annotated[ReadPath, Positional("SOURCE")]
     """A run's checkpoint, or its folder for its best; official, Hugging Face's or converted weights; or an exported
-    file, .onnx or .xml."""
+    file, .onnx, .xml or .pt2."""
     engine: Engine | None = None
     """What computes: for a checkpoint pytorch when not given, and otherwise it is exported first; for an exported file
     what its name says, and openvino takes .onnx as well."""
@@ -49,4 +49,4 @@ class ServeOptions(LoadOptions):
         """``engine``, or the usual one of such a source."""
         if self.engine is not None:
             return self.engine
-        return {".onnx": "onnxruntime", ".xml": "openvino"}.get(self.source.suffix, "pytorch")  # type: ignore[return-value]
+        return EXPORTED.get(self.source.suffix, "pytorch")

@@ -4,6 +4,8 @@ import importlib.util
 import shutil
 import subprocess
 import sys
+import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from msdeform.models.export.export import export, write
 from msdeform.models.export.form import Form
 from msdeform.models.export.formats import FORMATS, Opened
 from msdeform.models.export.program import exportable
+from msdeform.models.export.runtime import ExportedDetector
 from msdeform.models.families.detector import Detector
 from msdeform.models.inference.image_size import Size
 from msdeform.models.layers.batch import shrink_mask
@@ -194,12 +197,17 @@ def test_litert_gives_the_models_numbers(name: str, tmp_path: Path) -> None:
     assert {file.name for file in tmp_path.iterdir()} == {"model.tflite", "model.tflite.json"}
 
 
-@pytest.mark.slow  # a C++ compiler works a minute
+@pytest.mark.slow  # a C++ compiler works many minutes on loops over sizes that it does not know
+@pytest.mark.timeout(3000)
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler, g++")
 def test_a_package_of_machine_code_runs_where_this_package_is_not(tmp_path: Path) -> None:
     """At a size that no tracing saw, in a process that cannot import msdeform."""
     model, path = detector("deformable"), tmp_path / "model.pt2"
     assert export(model, path, Form(SIZE), to="aoti", checks=2).difference < 1e-4
+    with zipfile.ZipFile(path) as archive:
+        sources = b"".join(archive.read(name) for name in archive.namelist() if name.endswith(".cpp"))
+    assert b"omp parallel" in sources
+    assert b"num_threads(" not in sources  # as many as there are where it runs
     images = like_a_photograph((57, 131))[None]
     with torch.no_grad():
         outputs = model((images, torch.zeros(1, 57, 131, dtype=torch.bool)))
@@ -214,6 +222,21 @@ def test_a_package_of_machine_code_runs_where_this_package_is_not(tmp_path: Path
     )
     subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True, timeout=120)
     torch.testing.assert_close(torch.load(tmp_path / "logits.pt"), outputs["pred_logits"], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow  # a C++ compiler works half a minute
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler, g++")
+def test_a_package_of_machine_code_calls_our_operator_where_it_is_asked_to(tmp_path: Path) -> None:
+    pytest.importorskip("llvmlite")
+    model, path = detector("deformable"), tmp_path / "model.pt2"
+    assert export(model, path, replace(FIXED, sampling="cpu"), to="aoti", checks=2).difference < 1e-4
+    found = ExportedDetector(path)
+    assert (found.engine, found.about["sampling"]) == ("pytorch", "cpu")
+    images = like_a_photograph(SIZE)[None]
+    with torch.no_grad():
+        wanted = model((images, torch.zeros(1, *SIZE, dtype=torch.bool)))
+        came = found((images, torch.zeros(1, *SIZE, dtype=torch.bool)))
+    torch.testing.assert_close(came["pred_logits"], wanted["pred_logits"], rtol=1e-4, atol=1e-5)
 
 
 def test_a_program_calls_our_operator_where_it_is_asked_to(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from msdeform.models.export import formats
 from msdeform.models.export.check import like_a_photograph
 from msdeform.models.export.export import export
 from msdeform.models.export.form import Form
-from msdeform.models.export.runtime import ExportedDetector, FittingSize
+from msdeform.models.export.runtime import Engine, ExportedDetector, FittingSize
 from msdeform.models.families.detector import Detector
 from msdeform.models.inference.image_size import Size
 from msdeform.models.zoo import create_model
@@ -38,17 +38,21 @@ def files(model: Detector, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     forms = {"any": Form((64, 96)), "one": Form((64, 96), batch=2, dynamic=())}
     for name, form in forms.items():
         export(model, folder / f"{name}.onnx", form, checks=0)
-    return {name: folder / f"{name}.onnx" for name in forms}
+    export(model, folder / "any.pt2", forms["any"], checks=0)
+    return {"program": folder / "any.pt2", **{name: folder / f"{name}.onnx" for name in forms}}
 
 
 def picture(size: tuple[int, int], seed: int = 0) -> torch.Tensor:
     return (like_a_photograph(size, seed) * 50 + 120).clamp(0, 255).byte()
 
 
-@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
-def test_a_file_of_any_size_predicts_what_the_model_does(engine: str, model: Detector, files: dict[str, Path]) -> None:
-    pytest.importorskip(engine)
-    detector = ExportedDetector(files["any"], engine=engine, threads=1)  # type: ignore[arg-type]
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino", "pytorch"])
+def test_a_file_of_any_size_predicts_what_the_model_does(
+    engine: Engine, model: Detector, files: dict[str, Path]
+) -> None:
+    if engine != "pytorch":
+        pytest.importorskip(engine)
+    detector = ExportedDetector(files["program" if engine == "pytorch" else "any"], engine=engine, threads=1)
     assert (detector.kind, detector.engine, detector.focal) == ("detr_tiny", engine, False)
     images = [picture(size, seed) for seed, size in enumerate([(90, 135), (100, 60), (64, 64)])]
     for batch_size in (1, 3):
@@ -99,6 +103,9 @@ def test_what_is_no_such_file_is_told(tmp_path: Path, model: Detector, monkeypat
     monkeypatch.setattr(formats, "openvino_core", Mock(side_effect=ModuleNotFoundError(name="openvino")))
     with pytest.raises(ValueError, match="a.xml needs openvino, .* pip install openvino"):
         ExportedDetector(tmp_path / "a.xml")
+    (tmp_path / "text.pt2").write_text("no archive")
+    with pytest.raises(ValueError, match="text.pt2 is no file of msdeform export: File is not a zip file"):
+        ExportedDetector(tmp_path / "text.pt2")
     (tmp_path / "text.onnx").write_text("no graph")
     with pytest.raises(ValueError, match="text.onnx is no file of msdeform export"):
         ExportedDetector(tmp_path / "text.onnx")
