@@ -205,7 +205,8 @@ def _write_aoti(
 
 def _open_aoti(path: Path, threads: int | None) -> Opened:
     _load_operators()
-    package = torch._inductor.aoti_load_package(str(path))
+    with _quiet("torch.utils.cpp_extension"):
+        package = torch._inductor.aoti_load_package(str(path))
     return Opened(lambda *inputs: _listed(package(*inputs)), json.loads(package.get_metadata()[FILE]))
 
 
