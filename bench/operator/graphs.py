@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from ...kernels.contract import Sizes
+from ...models.export.form import OPSET
 from ...models.export.openvino_core import openvino_core
-
-OPSET = 20  # the first in which GridSample's mode is called linear
 
 Engine = Callable[[Sequence[Tensor], Tensor], None]
 """(inputs, output): fills the output"""

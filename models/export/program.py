@@ -86,8 +86,10 @@ class Exportable(nn.Module):
         """
         two_stage = getattr(getattr(self.model, "transformer", None), "two_stage", False)
         top_k = self.form.top_k is not None
-        fits = all(one.shape == other.shape for one, other in zip(wanted, came, strict=True))
-        if not (top_k or two_stage) or not fits:
+        comparable = all(
+            one.shape == other.shape and bool(other.isfinite().all()) for one, other in zip(wanted, came, strict=True)
+        )
+        if not (top_k or two_stage) or not comparable:
             return list(came)
         both = [torch.cat([(x if x.dim() > 2 else x[..., None]).double() for x in of], -1) for of in (wanted, came)]
         order = [linear_sum_assignment(torch.cdist(one, other, p=1))[1] for one, other in zip(*both, strict=True)]

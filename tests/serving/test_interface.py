@@ -13,7 +13,7 @@ from PIL import Image
 
 import msdeform
 from msdeform.models.inference.predictor import Predictor
-from msdeform.train.serving.options import EXPORTED, ServeOptions
+from msdeform.train.serving.options import ServeOptions
 from tests.serving.servers import LIMIT, StandIn, ask, picture, serving, until
 
 
@@ -197,4 +197,4 @@ def test_the_engine_is_the_usual_one_of_a_source() -> None:
     assert ServeOptions(source=Path("a.onnx")).computed_by == "onnxruntime"
     assert ServeOptions(source=Path("a.xml")).computed_by == "openvino"
     assert ServeOptions(source=Path("a.onnx"), engine="openvino").computed_by == "openvino"
-    assert EXPORTED == (".onnx", ".xml")
+    assert ServeOptions(source=Path("a.pt2")).computed_by == "pytorch"

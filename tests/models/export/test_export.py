@@ -338,6 +338,16 @@ def test_numbers_that_differ_are_told(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert not list(tmp_path.iterdir())
 
 
+def test_numbers_that_are_not_finite_are_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """OpenVINO 2025.4 gave such, and what pairs the best queries takes none."""
+    nothing = torch.full((1, 3), float("nan"))
+    wrong = Opened(lambda *inputs: [nothing[..., None].expand(-1, -1, 4), torch.zeros(1, 3).long(), nothing], {})
+    monkeypatch.setitem(FORMATS, "program", FORMATS["program"]._replace(open=lambda path, threads: wrong))
+    with pytest.raises(ValueError, match="boxes: the exported program differs from the model by nan"):
+        export(detector("detr"), tmp_path / "model.pt2", replace(FIXED, top_k=3))
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("words", "status", "sentence"),
     [
