@@ -34,6 +34,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @contextlib.contextmanager
 def process(weights: Path, *words: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
     """A server that is ready, and its port."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs ignore it, and so would the server
     line = [sys.executable, "-m", "msdeform", "serve", str(weights), "--image-size", "64", "--threads", "1", *words]
     with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
         try:
