@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from ...kernels.registry import unavailable
 from ..inference.detections import Detections
 from ..inference.image_size import Size
 from ..inference.post_processing import post_process
@@ -129,5 +130,7 @@ def _open(path: Path, engine: str, threads: int | None) -> Opened:
         raise ValueError(f"{path} needs {error.name}, which is not installed: pip install {error.name}") from None
     except Exception as error:  # what an engine raises of a file that it cannot read is its own
         reason = str(error).strip().splitlines()[-1]
-        raise ValueError(f"{path} is no file of msdeform export: {reason}") from error
+        missing = unavailable("cpu") if path.suffix == ".pt2" else None
+        needed = "" if missing is None else f"; one with --sampling cpu needs the backend cpu: {missing}"
+        raise ValueError(f"{path} is no file of msdeform export: {reason}{needed}") from error
     return opened
