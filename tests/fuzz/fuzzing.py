@@ -1,0 +1,106 @@
+"""Fuzzing: inputs drawn by Hypothesis, or found by a coverage-guided fuzzer, into one check of each kind.
+
+A kind of input is a file ``kind_*.py`` beside this one with a `Kind` named ``KIND``. Its check gives an input to the code
+and returns ``"answered"`` or ``"refused"``; it raises where an answer is wrong, or a refusal is not one sentence. What it
+lets through is a fault: any other exception, a crash, a hang, memory that grows.
+"""
+
+import gc
+import importlib
+import signal
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal
+
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis.strategies import SearchStrategy
+
+Outcome = Literal["answered", "refused"]
+
+SAMPLE = 300  # inputs of a kind in `make test`
+FULL = 100_000  # in `make test-full`
+ROUND = 2_000  # Hypothesis remembers what it drew; a new round forgets it
+HANG_S = 60  # no input may take as long
+GROWTH_MIB = 100  # of the process, after the first rounds
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of input: its name, how it is drawn, and the check that an input is given to."""
+
+    name: str
+    inputs: SearchStrategy[Any]
+    check: Callable[[Any], Outcome]
+
+
+def kinds() -> dict[str, Kind]:
+    """Every kind, by the name of its file: ``kind_images.py`` is ``images``."""
+    files = sorted(Path(__file__).parent.glob("kind_*.py"))
+    return {file.stem.removeprefix("kind_"): load(file.stem.removeprefix("kind_")) for file in files}
+
+
+def load(name: str) -> Kind:
+    return importlib.import_module(f"tests.fuzz.kind_{name}").KIND
+
+
+def is_a_sentence(error: BaseException) -> bool:
+    """Whether an error says what was wrong in one sentence a user can read."""
+    text = str(error)
+    return 10 < len(text) < 2000 and "\n" not in text and text.isprintable() and "Traceback" not in text
+
+
+def fuzz(kind: Kind, inputs: int) -> Counter[Outcome]:
+    """Give that many inputs to a kind's check, count its outcomes, and see that memory does not grow."""
+    counts: Counter[Outcome] = Counter()
+    sizes: list[float] = []
+    for start in range(0, inputs, ROUND):
+        budget = min(ROUND, inputs - start)
+
+        def check(one: Any) -> None:
+            with no_hang(one):
+                counts[kind.check(one)] += 1
+
+        configured = settings(
+            max_examples=budget,
+            deadline=None,
+            database=None,
+            phases=(Phase.generate, Phase.shrink),
+            suppress_health_check=list(HealthCheck),
+        )
+        configured(seed(start)(given(kind.inputs)(check)))()
+        gc.collect()
+        sizes.append(resident_mib())
+    settled = sizes[min(4, len(sizes) // 2) :]
+    growth = settled[-1] - settled[0]
+    assert growth < GROWTH_MIB, f"{kind.name}: the process grew by {growth:.0f} MiB over {inputs:,} inputs"
+    return counts
+
+
+@contextmanager
+def no_hang(one: Any) -> Iterator[None]:
+    """Fail where one input takes more than `HANG_S` seconds."""
+
+    def late(signum: int, frame: FrameType | None) -> None:
+        raise AssertionError(f"no answer in {HANG_S} seconds to {one!r:.500}")
+
+    if sys.platform == "win32":
+        yield
+        return
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(HANG_S)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def resident_mib() -> float:
+    """Memory that the process holds now; 0 where the system does not say."""
+    status = Path("/proc/self/statm")
+    return int(status.read_text().split()[1]) * 4096 / 2**20 if status.exists() else 0.0
