@@ -15,7 +15,7 @@ WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-full check bench gpu mutants clean
+.PHONY: help demo test test-full check docs bench gpu mutants fuzz clean
 
 help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ check: $(READY)  ## lint, formatting and types
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --target build/types .
 	cd build/types && $(abspath $(BIN))/python -m mypy --config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/.mypy_cache -p msdeform
 
+docs: $(READY)  ## build the manual as a site, in site/: files for any web server, or to open
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
+
 bench: $(READY)  ## time operator and module on every backend that runs here
 	$(BIN)/python -m msdeform.bench
 
@@ -52,8 +55,12 @@ gpu: $(READY)  ## on a GPU machine: correctness first, then a quick benchmark (r
 mutants: $(READY)  ## break the code in each listed way and see the tests go red
 	$(BIN)/python tests/mutants/run.py
 
+# guided by coverage; the names of kinds are those of tests/fuzz/kind_*.py
+fuzz: $(READY)  ## make fuzz KIND=images SECONDS=600: inputs that reach new code (needs atheris)
+	$(BIN)/python -m tests.fuzz.guided $(or $(KIND),--help) --seconds $(or $(SECONDS),600)
+
 clean:  ## remove the environment and everything built; keeps data and runs
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .fuzz site
 
 # uv installs in a fraction of pip's time; the environment holds pip in any case, which `make check` and tests call
 $(READY): pyproject.toml $(CONSTRAINTS)

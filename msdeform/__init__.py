@@ -18,6 +18,7 @@ if (_root / "kernels" / "api.py").is_file():
     __path__.append(str(_root))  # a checkout: msdeform.kernels is the folder kernels/
 
 if _TYPE_CHECKING:
+    from .integrations.accelerate import accelerate
     from .kernels.api import fused_ms_deform_attn, ms_deform_attn
     from .kernels.registry import load_operators, use_backend
     from .models.attention import MSDeformAttn

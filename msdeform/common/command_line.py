@@ -207,14 +207,18 @@ def _help(options: type[Any], known: Sequence[Option], program: str) -> str:
 
 def _help_line(option: Option) -> tuple[str, str]:
     """An option as ``--help`` shows how it is typed, and what it says of it."""
-    shown = _shown(option.default)
-    text = f"{option.help} ({shown})" if shown else option.help
+    shown = default_text(option)
+    return typed(option), f"{option.help} ({shown})" if shown else option.help
+
+
+def typed(option: Option) -> str:
+    """How an option is typed: ``--size N``, ``--names TEXT [TEXT ...]``, ``--x, --no-x``."""
     head = ", ".join(option.flags) or option.flag
     if option.flags and not option.switch:
         name = option.metavar
         many = f"{name} [{name} ...]" if option.several and not option.mark(Repeated) else name
         head += f" [{name}]" if option.mark(Bare) else f" {many}"
-    return head, text
+    return head
 
 
 def _title(group: type[Any]) -> str:
@@ -223,8 +227,9 @@ def _title(group: type[Any]) -> str:
     return " ".join(sentence.split())
 
 
-def _shown(default: Any) -> str:
-    """A default as ``--help`` shows it; nothing for one that says nothing."""
+def default_text(option: Option) -> str:
+    """The default of an option in words, such as ``default: 8``, or ``required``; nothing for one that says nothing."""
+    default = option.default
     if default is dataclasses.MISSING:
         return "required"
     if default is None or default is False or default == ():
