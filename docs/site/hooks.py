@@ -59,7 +59,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for name, text in texts.items():
         for _, link, _ in LINK.findall(FENCE.sub("", text)):
             target = _target(name, link)
-            if target is not None and not target.startswith("docs/"):
+            if target is not None and _place(target).startswith("source/"):
                 made.setdefault(*_source(target))
     for name, text in made.items():
         if files.get_file_from_path(name) is None:
@@ -77,9 +77,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         target = _target(name, match[2])
         if target is None:
             return match[0]
-        place = AT_THE_ROOT.get(target) or (target.removeprefix("docs/") if target.startswith("docs/") else None)
-        place = place or _source(target)[0]
-        return match[1] + posixpath.relpath(place, posixpath.dirname(name) or ".") + match[3]
+        return match[1] + posixpath.relpath(_place(target), posixpath.dirname(name) or ".") + match[3]
 
     # code is left as it is
     return "".join(part if part.startswith("```") else LINK.sub(turned, part) for part in FENCE.split(markdown))
@@ -102,25 +100,33 @@ def _target(page: str, link: str) -> str | None:
     target = posixpath.normpath(
         posixpath.join("" if at_root else posixpath.join("docs", posixpath.dirname(page)), link)
     )
-    if target.startswith("docs/") and not at_root:
-        return None
-    return target if (ROOT / target).exists() else None
+    on_the_site = target.startswith("docs/") and not target.endswith(".py")
+    return None if (on_the_site and not at_root) or not (ROOT / target).exists() else target
+
+
+def _place(target: str) -> str:
+    """Where the site has a file or folder of the project."""
+    if target in AT_THE_ROOT:
+        return AT_THE_ROOT[target]
+    if target.startswith("docs/") and not target.endswith(".py"):
+        return target.removeprefix("docs/")
+    return f"source/{target}/index.md" if (ROOT / target).is_dir() else f"source/{target}.md"
 
 
 def _source(target: str) -> tuple[str, str]:
     """Place and text of the page of a source file or folder."""
-    path = ROOT / target
+    path, place = ROOT / target, _place(target)
     head = "---\nsearch:\n  exclude: true\n---\n"
     if path.is_dir():
         listed = subprocess.run(["git", "ls-files", "."], cwd=path, capture_output=True, text=True, check=False).stdout
         names = "\n".join(f"- `{name}`" for name in listed.splitlines())
-        return f"source/{target}/index.md", f"{head}# {target}/\n\n{names}\n"
+        return place, f"{head}# {target}/\n\n{names}\n"
     language = LANGUAGES.get(path.suffix, "text")
     text = path.read_text()
     if len(text) > 400_000:
         text = text[:100_000] + "\n... (shortened here)"
     fence = "`" * (max(map(len, re.findall(r"`{3,}", text)), default=2) + 1)
-    return f"source/{target}.md", f'{head}# {target}\n\n{fence}{{ .{language} linenums="1" }}\n{text}\n{fence}\n'
+    return place, f'{head}# {target}\n\n{fence}{{ .{language} linenums="1" }}\n{text}\n{fence}\n'
 
 
 def commands() -> str:
