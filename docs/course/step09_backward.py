@@ -47,7 +47,7 @@ def sorted_kernel(
     tl.store(result_ptr + row * D + d, total)
 
 
-Q, H, D, L, P = 40, 2, 4, 2, 4
+Q, H, D, L, P = 20, 2, 4, 2, 4
 value, locations, weights = random_inputs(seed=0, Q=Q, H=H, D=D, P=P)
 pixels, shares, _, _ = corners(locations)  # each (Q, H, L, P, 4)
 rows = (pixels * H + torch.arange(H).view(H, 1, 1, 1)).flatten().int()
