@@ -78,10 +78,15 @@ if __name__ == "__main__":
 
     print("\nthree instructions of step 8:")
     for begin in ("shfl.sync", "ld.global.v4", "fma.rn"):
-        print("  " + next(line.strip() for line in results["step 8"][1].ptx.splitlines() if begin in line))
+        print("  " + next(" ".join(line.split()) for line in results["step 8"][1].ptx.splitlines() if begin in line))
 
     print("\ncycles of a multiprocessor for a query and head, each part alone:")
     for name, (_, launched) in results.items():
         parts = cycles(launched)
         listed = ", ".join(f"{part} {n:.0f}" for part, n in parts.items())
         print(f"{name:<10}{listed}: {max(parts, key=parts.__getitem__)} bounds it")
+
+    print("\nof these, the L1 cache's:")
+    for name, (_, launched) in results.items():
+        kinds = launched.counters.wavefronts_by
+        print(f"{name:<10}loads {kinds['global load'] / PAIRS:.0f}, shuffles {kinds['shuffle'] / PAIRS:.0f}")
