@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import re
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -22,12 +23,17 @@ COUNTED = STEPS[9]
 each_step = pytest.mark.parametrize("step", STEPS, ids=lambda step: step.stem)
 
 
-def run(file: Path, *arguments: str, where: Path) -> str:
-    """What a file prints, run as a reader runs it: on its own, from any folder."""
+def answer_of(file: Path, *arguments: str, where: Path) -> subprocess.CompletedProcess[str]:
+    """A file run as a reader runs it: on its own, from any folder."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(file), *arguments]
-    answer = subprocess.run(command, cwd=where, env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run(command, cwd=where, env=environment, capture_output=True, text=True, check=False)
+
+
+def run(file: Path, *arguments: str, where: Path) -> str:
+    """What a file prints."""
+    answer = answer_of(file, *arguments, where=where)
     assert answer.returncode == 0, answer.stderr
     return answer.stdout
 
@@ -135,6 +141,23 @@ def test_the_picture_of_counts_shows_those_of_step_10(tmp_path: Path) -> None:
     if version("triton") != pinned("triton"):
         pytest.skip(f"another compiler than Triton {pinned('triton')} makes other instructions")
     redrawn([PICTURES[9].stem], tmp_path)
+
+
+@pytest.mark.slow
+def test_step_10_stops_at_a_load_outside_as_its_page_says(tmp_path: Path) -> None:
+    need_triton(COUNTED)
+    change = re.findall(r"Delete `(.+?)` in \[(.+?)\]", PAGES[COUNTED].read_text())
+    assert len(change) == 1
+    mask, name = change[0]
+    shutil.copytree(COURSE, tmp_path, dirs_exist_ok=True)
+    text = (tmp_path / name).read_text()
+    assert text.count(mask) == 1
+    (tmp_path / name).write_text(text.replace(mask, ""))
+    answer = answer_of(tmp_path / COUNTED.name, where=tmp_path)
+    assert answer.returncode != 0
+    sentence = answer.stderr.splitlines()[-1]
+    assert "reads 4 bytes out of bounds" in sentence
+    assert re.search(rf"program \(.+\) thread \d+, instruction .+{name}:\d+", sentence), sentence
 
 
 def test_a_changed_line_is_found() -> None:
