@@ -1,4 +1,4 @@
-"""The folder of a reader's data, made once for all test processes, and a copy of this project for commands in it."""
+"""The folder of a reader's data, made once for all test processes."""
 
 import os
 import shutil
@@ -8,7 +8,6 @@ import pytest
 from filelock import FileLock
 
 from tests.docs.prepared import prepare
-from tests.house.project import ROOT
 
 
 @pytest.fixture(scope="session")
@@ -29,10 +28,3 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def data(prepared: Path, tmp_path: Path) -> Path:
     """A copy of the prepared folder."""
     return shutil.copytree(prepared, tmp_path / "data")
-
-
-@pytest.fixture
-def checkout(tmp_path: Path) -> Path:
-    """A copy of this project, in which a command may leave what it builds."""
-    skipped = shutil.ignore_patterns(".*", "__pycache__", "build", "dist", "runs", "*.egg-info")
-    return shutil.copytree(ROOT, tmp_path / "checkout", ignore=skipped)

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 from tests.house.project import ROOT
 
-FENCE = re.compile(r"^(?P<indent>[ \t]*)```(?P<words>[^\n`]*)\n(?P<text>.*?)^(?P=indent)```[ \t]*$", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(
+    r"^(?P<indent>[ \t]*)```(?P<words>[^\n`]*)\n(?P<text>.*?)^(?P=indent)```[ \t]*$", re.MULTILINE | re.DOTALL
+)
 
 
 def pages() -> list[str]:

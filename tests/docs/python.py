@@ -36,6 +36,8 @@ class Rule:
     """names that the reader has"""
     replace: Mapping[str, str] = field(default_factory=dict)
     """words that stand for the reader's own, or would take long or a network"""
+    check: str = ""
+    """Python that looks at what the blocks left"""
     prints: Sequence[str] = ()
     shows_output: bool = False
     """the page's text blocks are what its Python prints"""
@@ -77,6 +79,7 @@ def printed_by(page: str, folder: Path, port: int = 0) -> str:
             replaced |= {old} if old in text else set()
             text = text.replace(old, new)
         given.append((page, block.line, text.replace("127.0.0.1:8000", f"127.0.0.1:{port}") if port else text))
+    given.append(("python.toml", 1, rule.check))
     assert replaced == rule.replace.keys(), f"python.toml replaces what is not in {page}"
     done = subprocess.run(
         [sys.executable, "-c", _RUN],

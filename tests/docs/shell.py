@@ -110,12 +110,12 @@ class Reader:
     """One who types the commands of a page, one after the other, in a folder with data."""
 
     def __init__(self, data: Path, checkout: Path) -> None:
-        self.folders = {"data": data, "checkout": checkout}
+        """Reads in the folder ``data``; ``checkout`` is made when a command first needs it."""
+        self.data, self.checkout = data, checkout
         self.variables: dict[str, str] = {}
         self.servers: list[subprocess.Popen[bytes]] = []
         self.port = 0
-        for folder in self.folders.values():
-            _write_programs(folder / ".venv" / "bin")
+        _write_programs(data / ".venv" / "bin")
 
     def __enter__(self) -> "Reader":
         return self
@@ -139,7 +139,7 @@ class Reader:
                 raise Failed(f"commands.toml replaces {old!r}, which is not in the line")
             text = text.replace(old, new)
         text = f"{text} {rule.add}".strip()
-        folder = self.folders[rule.where]
+        folder = self._checkout() if rule.where == "checkout" else self.data
         if assigned := ASSIGNMENT.fullmatch(text):
             self.variables[assigned[1]] = self._expanded(assigned[2])
             return ""
@@ -150,6 +150,14 @@ class Reader:
             if not list(folder.glob(name)):
                 raise Failed(f"{text}\ndid not write {name}; it printed\n{said}")
         return said
+
+    def _checkout(self) -> Path:
+        """A copy of this project, in which a command may leave what it builds."""
+        if not self.checkout.exists():
+            skipped = shutil.ignore_patterns(".*", "__pycache__", "build", "dist", "runs", "*.egg-info")
+            shutil.copytree(ROOT, self.checkout, ignore=skipped)
+            _write_programs(self.checkout / ".venv" / "bin")
+        return self.checkout
 
     def _expanded(self, text: str) -> str:
         return re.sub(r"\$(\w+)", lambda found: self.variables.get(found[1], found[0]), text)

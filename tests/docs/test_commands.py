@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.docs.pages import blocks, pages
-from tests.docs.shell import ASSIGNMENT, BEGINNINGS, LINES, LISTED, Failed, Line, Reader, every_line, lines
+from tests.docs.shell import ASSIGNMENT, BEGINNINGS, LINES, LISTED, Failed, Reader, every_line, lines
+from tests.house.project import ROOT
 
 # what a fence may say; commands are in sh, so that they are found
 LANGUAGES = {"", "html", "json", "mermaid", "py", "python", "sh", "text", "toml", "yaml"}
@@ -37,16 +38,17 @@ def with_lines(*, slow: bool) -> list[str]:
     return [page for page, rules in wanted.items() if any(not rule.reason and rule.slow == slow for rule in rules)]
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("page", with_lines(slow=False))
-def test_the_commands_of_a_page_run(page: str, data: Path, checkout: Path) -> None:
-    read_page(page, data, checkout, slow=False)
+def test_the_commands_of_a_page_run(page: str, data: Path, tmp_path: Path) -> None:
+    read_page(page, data, tmp_path / "checkout", slow=False)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("page", with_lines(slow=True))
-def test_the_slow_commands_of_a_page_run(page: str, data: Path, checkout: Path) -> None:
-    read_page(page, data, checkout, slow=True)
+def test_the_slow_commands_of_a_page_run(page: str, data: Path, tmp_path: Path) -> None:
+    read_page(page, data, tmp_path / "checkout", slow=True)
 
 
 def test_what_is_said_of_a_line_is_of_a_line_that_is_there() -> None:
@@ -59,6 +61,8 @@ def test_what_is_said_of_a_line_is_of_a_line_that_is_there() -> None:
 def test_a_line_that_is_not_run_has_a_reason() -> None:
     assert [rule.line for rule in LISTED.values() if len(rule.reason.split()) < 4] == []
     assert LINES.keys() & LISTED.keys() == set()
+    named = {name for rule in LISTED.values() for name in re.findall(r"tests/[\w/]+\.py", rule.reason)}
+    assert {name for name in named if not (ROOT / name).is_file()} == set()
 
 
 def test_blocks_say_what_they_hold() -> None:

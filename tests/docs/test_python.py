@@ -10,11 +10,12 @@ from tests.docs.python import PAGE_RULES, UNRUN, printed_by, rule_of, with_pytho
 from tests.docs.shell import Reader, lines
 
 
-def run_page(page: str, folder: Path, prepared: Path, checkout: Path) -> None:
-    rule = rule_of(page)
+def run_page(page: str, tmp_path: Path, prepared: Path) -> None:
+    rule, folder = rule_of(page), tmp_path / "here"
+    folder.mkdir()
     for name in rule.files:
         copy(prepared / name, folder / name)
-    with Reader(folder, checkout) as reader:
+    with Reader(folder, tmp_path / "checkout") as reader:
         commands = {line.text: line for line in lines(page)}
         for text in rule.first:
             reader.type(commands[text])
@@ -27,17 +28,15 @@ def run_page(page: str, folder: Path, prepared: Path, checkout: Path) -> None:
 
 
 @pytest.mark.parametrize("page", with_python(slow=False))
-def test_the_python_of_a_page_runs(page: str, tmp_path: Path, prepared: Path, checkout: Path) -> None:
-    (tmp_path / "here").mkdir()
-    run_page(page, tmp_path / "here", prepared, checkout)
+def test_the_python_of_a_page_runs(page: str, tmp_path: Path, prepared: Path) -> None:
+    run_page(page, tmp_path, prepared)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("page", with_python(slow=True))
-def test_the_slow_python_of_a_page_runs(page: str, tmp_path: Path, prepared: Path, checkout: Path) -> None:
-    (tmp_path / "here").mkdir()
-    run_page(page, tmp_path / "here", prepared, checkout)
+def test_the_slow_python_of_a_page_runs(page: str, tmp_path: Path, prepared: Path) -> None:
+    run_page(page, tmp_path, prepared)
 
 
 def test_a_block_that_is_not_run_has_a_reason() -> None:
