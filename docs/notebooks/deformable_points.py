@@ -59,11 +59,11 @@ if not SHAPES.exists():
 if RUN:
     model = msdeform.load_model(RUN)
 else:
-    recipe = dict(preset=None, image_size=96, augment="flip", workers=0, cache_images="pixels", backbone_weights="none")
-    recipe |= dict(batch_size=8, total_batch_size=8, lr=2e-3, lr_factor_offsets=0.5, schedule="cosine", eval_every=10)
-    length = dict(max_steps=2) if SMALL else dict(epochs=10, warmup_steps=50)
-    quiet = dict(progress=False, tensorboard=False)
-    model = msdeform.finetune("deformable_detr_mini", SHAPES, **recipe, **length, **quiet, out="made/points").model
+    settings = {"preset": None, "image_size": 96, "augment": "flip", "backbone_weights": "none"}
+    settings |= {"batch_size": 8, "total_batch_size": 8, "lr": 2e-3, "lr_factor_offsets": 0.5, "schedule": "cosine"}
+    settings |= {"max_steps": 2} if SMALL else {"epochs": 10, "warmup_steps": 50, "eval_every": 10}
+    settings |= {"workers": 0, "cache_images": "pixels", "progress": False, "tensorboard": False}
+    model = msdeform.finetune("deformable_detr_mini", SHAPES, out="made/points", **settings).model
 
 image = sorted((SHAPES / "val2017").iterdir())[4]  # or the path of a photograph
 trace = AttentionTrace(model, image)
@@ -181,8 +181,8 @@ for layer, site in enumerate(trace.cross_sites):
     print(f"{layer:5}  {trace.layer_scores[layer, changed.query, changed.label]:5.2f}  {box}  {inside:>6}")
 
 # %% [markdown]
-# Here most of the way is gone in the first layer, and the later ones correct little and raise the score. A detector that
-# does not refine boxes keeps one reference point through all layers.
+# In the committed picture the first layer does most of the correction, and the later ones change little: the proposal
+# was good already. A detector that does not refine boxes keeps one reference point through all layers.
 #
 # ## Which way would a point have to move?
 #

@@ -55,11 +55,11 @@ if not SHAPES.exists():
 if RUN:
     model = msdeform.load_model(RUN)
 else:
-    recipe = dict(preset=None, image_size=96, augment="flip", workers=0, cache_images="pixels", backbone_weights="none")
-    recipe |= dict(batch_size=8, total_batch_size=8, lr=2e-3, lr_factor_offsets=0.5, schedule="cosine", eval_every=10)
-    length = dict(max_steps=2) if SMALL else dict(epochs=10, warmup_steps=50)
-    quiet = dict(progress=False, tensorboard=False)
-    model = msdeform.finetune("deformable_detr_mini", SHAPES, **recipe, **length, **quiet, out="made/heads").model
+    settings = {"preset": None, "image_size": 96, "augment": "flip", "backbone_weights": "none"}
+    settings |= {"batch_size": 8, "total_batch_size": 8, "lr": 2e-3, "lr_factor_offsets": 0.5, "schedule": "cosine"}
+    settings |= {"max_steps": 2} if SMALL else {"epochs": 10, "warmup_steps": 50, "eval_every": 10}
+    settings |= {"workers": 0, "cache_images": "pixels", "progress": False, "tensorboard": False}
+    model = msdeform.finetune("deformable_detr_mini", SHAPES, out="made/heads", **settings).model
 
 image = sorted((SHAPES / "val2017").iterdir())[8]  # or the path of a photograph
 
@@ -81,13 +81,12 @@ display(draw_remaining(made, CONFIDENCE).figure)
 
 # %% [markdown]
 # The first picture is the detector as it is. With all heads off the decoder sees no image at all: its queries know only
-# where they started and what the other queries are. What it still finds comes from the proposals of the encoder, which
-# the decoder can then no longer improve.
+# where they started and what the other queries are.
 #
 # ## 2. Relevance as heads go
 #
-# Relevance (Chefer et al. 2021) multiplies each layer's attention with the derivative of the score. In the picture, rows
-# are masks and columns are decoder layers; the last column is the sum. Beside each row stands what became of the
+# Relevance (Chefer et al. 2021) multiplies each layer's attention with the derivative of the score. In the picture,
+# rows are masks and columns are decoder layers; the last column is the sum. Beside each row stands what became of the
 # detection.
 
 # %%
@@ -139,6 +138,9 @@ plt.close(figure)
 # The band is what other choices of the same number of heads would have given. Where it is wide, one curve alone says
 # little about "how many heads the detector needs".
 #
+# In the committed picture the score falls to almost nothing, and the box stays where it is. In a two-stage detector the
+# box comes from the encoder's proposal, which no mask on the decoder touches; the decoder decides what the object is.
+#
 # ## 4. Each head alone
 #
 # Now one head of one layer at a time, and the change of the score:
@@ -153,7 +155,8 @@ figure, axes = plt.subplots(figsize=(1.1 * heads + 2.5, 0.7 * len(change) + 1.2)
 drawn = axes.imshow(change, cmap="RdBu", vmin=-end, vmax=end)
 for layer, row in enumerate(change.tolist()):
     for head, value in enumerate(row):
-        axes.text(head, layer, f"{value:+.3f}", ha="center", va="center", color="white" if abs(value) > 0.6 * end else "k")
+        ink = "white" if abs(value) > 0.6 * end else "black"
+        axes.text(head, layer, f"{value:+.3f}", ha="center", va="center", color=ink)
 axes.set(xticks=range(heads), xticklabels=[f"head {n}" for n in range(heads)], yticks=range(len(change)))
 axes.set(yticklabels=[f"layer {n}" for n in range(len(change))], title=f"{detection.text}: score, with one head off")
 figure.colorbar(drawn, label="change of the score")
@@ -161,8 +164,9 @@ display(figure)
 plt.close(figure)
 
 # %% [markdown]
-# Red heads supported this detection; without a blue one its score would be higher. Changes of single heads are small
-# next to all heads off together: heads do part of each other's work, so single changes do not add up.
+# Red heads supported this detection; without a blue one its score would be higher. In the committed picture one head of
+# the first layer counts more than all others. The changes of single heads do not add up to that of all heads: heads do
+# part of each other's work, and later layers depend on earlier ones.
 #
 # ## What to keep in mind
 #
@@ -170,7 +174,7 @@ plt.close(figure)
 #   the change of AP over a data set, with intervals. See
 #   [heads off, over a data set](../explain.md#heads-off-over-a-data-set).
 # - **A detector with heads off is another detector.** It was never trained so, and later layers get inputs that they
-#   have not met. A large change may come from that alone. `mode="mean"`, which puts the head's mean output in its place,
-#   is the milder test; it needs a data set.
+#   have not met. A large change may come from that alone. `mode="mean"`, which puts the head's mean output in its
+#   place, is the milder test; it needs a data set.
 # - **In a two-stage detector, queries are followed by the encoder's pixel that they came from.** Masks on the decoder
 #   leave that choice as it is.
