@@ -12,20 +12,32 @@ The lines:
     model deformable_detr_r50                  what `create_model` makes
     backend cpu                                what `backend=` takes
     format msdeform-checkpoint-1               the mark in a file that later versions read
+    export images -> boxes labels scores       what exported files take and give, by name
+    result predictions.csv x0                  what `msdeform predict` writes of a detection
 """
 
 import inspect
+import itertools
+import json
 import re
 import sys
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from operator import attrgetter
 from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
 
 import msdeform
 from msdeform.cli import COMMANDS
 from msdeform.kernels.registry import AUTO, BACKENDS
+from msdeform.models.export.form import Form
+from msdeform.models.inference.detections import Detections
 from msdeform.models.weights.formats import FORMAT, TRAINING_FORMAT
+from msdeform.train.data.annotations import Category
+from msdeform.train.prediction.results import COLUMNS, CocoWriter
+from msdeform.train.prediction.sources import Frame, Source
 
 RECORD = Path(__file__).with_name("recorded.txt")
 # instruments of the project: their options may change in any version
@@ -77,10 +89,26 @@ def _commands() -> Iterator[str]:
         yield from (f"command {name} {option.flag}" for option in command.known_options())
 
 
+def _files() -> Iterator[str]:
+    yield from (f"format {FORMAT}", f"format {TRAINING_FORMAT}")
+    for pixels, top_k in itertools.product((False, True), (None, 100)):
+        form = Form((640, 640), top_k=top_k, pixels=pixels)
+        yield f"export {' '.join(form.inputs)} -> {' '.join(form.outputs)}"
+    yield from (f"result predictions.csv {column}" for column in COLUMNS)
+    found = Detections(torch.zeros(1, 4), torch.zeros(1, dtype=torch.long), torch.zeros(1), (8, 8), ["name"])
+    with TemporaryDirectory() as folder:
+        with CocoWriter(Path(folder), [Category(1, "name")]) as writer:
+            writer.add(
+                Frame(Source(Path("image.jpg"), "image.jpg", "image"), torch.zeros(3, 8, 8), image_id=1), found, None
+            )
+        [result] = json.loads((Path(folder) / writer.written).read_text())
+    yield from (f"result predictions.json {key}" for key in result)
+
+
 def surface() -> set[str]:
     """The lines that hold now."""
     rest = [f"model {name}" for name in msdeform.list_models()] + [f"backend {name}" for name in (AUTO, *BACKENDS)]
-    return {*_names(), *_commands(), *rest, f"format {FORMAT}", f"format {TRAINING_FORMAT}"}
+    return {*_names(), *_commands(), *_files(), *rest}
 
 
 def recorded() -> tuple[str, dict[str, str]]:

@@ -1,10 +1,13 @@
 """What docs/versions.md promises to keep stands in recorded.txt, and nothing of it goes away unnoticed."""
 
+import re
+
 import pytest
 
 import msdeform
 from tests.house.project import ROOT
-from tests.house.public.surface import broken, recorded, surface, unannounced
+from tests.house.public.surface import NOT_COVERED, broken, recorded, surface, unannounced
+from tests.house.test_dependencies import NEWEST, OLDEST, PYTHONS, pinned
 
 
 def test_nothing_public_was_removed_against_the_rules() -> None:
@@ -28,6 +31,17 @@ def test_what_is_deprecated_is_in_the_changelog() -> None:
     changelog = "## [1.1]\n\n### Deprecated\n\n- `--old`: use `--new`.\n\n### Fixed\n\n- `x` was wrong.\n"
     assert unannounced(then, changelog) == ["argument f x= at 1"]
     assert unannounced(then, changelog.replace("use", "and `x` of `f`: use")) == []
+
+
+def test_the_page_names_the_versions_that_are_tested() -> None:
+    page = (ROOT / "docs" / "versions.md").read_text(encoding="utf-8")
+    rows = {
+        name: (old, new) for name, old, new in re.findall(r"^\| (Python|PyTorch) \| (\S+) \| (\S+) \|$", page, re.M)
+    }
+    torches = [".".join(map(str, pinned(pins["torch"]).release[:2])) for pins in (OLDEST, NEWEST)]
+    assert rows == {"Python": (PYTHONS[0], PYTHONS[-1]), "PyTorch": tuple(torches)}
+    for command in NOT_COVERED:
+        assert f"`msdeform {command}`" in page
 
 
 F, X, Y = "name f", "argument f x at 1", "argument f y= at 2"
