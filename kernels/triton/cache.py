@@ -6,7 +6,6 @@ compiled again, unless its checksum is right and no other account could have wri
 at all, the kernels of this process are kept in a temporary folder of its own.
 """
 
-import atexit
 import hashlib
 import json
 import logging
@@ -16,6 +15,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing.util import Finalize
 from pathlib import Path
 
 from triton import knobs
@@ -106,16 +106,12 @@ class CheckedCache(CacheManager):
         own = _own.get(pid)
         if own is None:
             own = _own[pid] = Path(tempfile.mkdtemp(prefix="msdeform-triton-"))
-            atexit.register(_remove, pid)
+            # also at the end of a worker process, which runs nothing of atexit
+            Finalize(None, shutil.rmtree, args=(own,), kwargs={"ignore_errors": True}, exitpriority=0)
             _log.warning("compiled Triton kernels cannot be kept in %s, only until exit: %s", knobs.cache.dir, error)
         elif own in self.folder.parents:
             raise error
         self.folder = own / self.key
-
-
-def _remove(pid: int) -> None:
-    if pid == os.getpid():
-        shutil.rmtree(_own[pid], ignore_errors=True)
 
 
 def _beside(path: Path) -> Path:

@@ -33,9 +33,10 @@ def check_folder(folder: Path) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Makes the folder, which no other account may write to, unless it is there. Raises OSError as `check_folder`."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    folder.mkdir(mode=0o755, exist_ok=True)
+    """Makes the folder, and those above it, which no other account may write to. Raises OSError as `check_folder`."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    for path in reversed(missing):
+        path.mkdir(mode=0o755, exist_ok=True)
     check_folder(folder)
 
 
