@@ -26,6 +26,7 @@ from ..common.text import suggest
 from ..models.catalog import check_model
 from ..models.options import DetectorOptions, LoadOptions
 from ..train.config.options import Source
+from ..train.serving.options import Token
 from .core.masks import Masks, Mode, parse_masks
 
 Pairing = Literal["iou", "query"]
@@ -302,6 +303,11 @@ class ExploreOptions(AnyDetectorOptions):
     relevance: NotNegative = 3
     """Detections whose relevance is computed, which takes a backward pass of the detector each; 0 for none."""
     host: str = "127.0.0.1"
-    """Address to listen on; 0.0.0.0 lets other machines in, who are asked for no password."""
+    """Address to listen on; 0.0.0.0 lets other machines in, by the address with a token that is then printed."""
     port: Annotated[int, Between(0, 65535)] = 7860
     """Port to listen on; 0 takes a free one."""
+    token: Token | None = None
+    """What the address must bring; where other machines reach it and none is given, one is made. The environment
+    variable MSDEFORM_TOKEN gives one unseen by others."""
+    allowed_host: Annotated[tuple[str, ...], Repeated()] = ()
+    """A name that a proxy on this machine calls this server by; may be repeated."""

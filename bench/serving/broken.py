@@ -55,7 +55,9 @@ def _post(port: int, body: bytes, kind: str = "image/jpeg") -> str:
 
 def _begun(port: int, body: bytes, wait: bool) -> str:
     """Sends half of a body, and waits for an answer or goes away."""
-    head = f"POST {QUERY} HTTP/1.1\r\nHost: a\r\nContent-Type: image/jpeg\r\nContent-Length: {len(body)}\r\n\r\n"
+    head = (
+        f"POST {QUERY} HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/jpeg\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
     with socket.create_connection(("127.0.0.1", port), 6 * _TIMEOUT) as client:
         client.sendall(head.encode() + body[: len(body) // 2])
         return client.recv(4096).partition(b"\r\n")[0].decode().split(" ")[1] if wait else "left"

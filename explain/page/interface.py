@@ -1,6 +1,7 @@
 """The page of `page` for uploaded images, in an interface of gradio in which heads and levels are switched off.
 
-Nothing leaves the machine: no fonts, no analytics, no look for a newer version; uploads are removed at the end.
+Nothing leaves the machine: no fonts, no analytics, no look for a newer version. Uploads are bounded, and removed after
+an hour and at the end. `Guard` says who is answered.
 """
 
 import base64
@@ -20,6 +21,8 @@ from torch import Tensor
 from ...common.text import counted
 from ...models.inference.images import read_image
 from ...models.inference.predictor import Predictor
+from ...train.serving.guard import Guard, is_loopback, token_for
+from ...train.serving.limits import Refused, open_image
 from ...train.visual.boxes import Box, draw_boxes
 from ..ablation.effects import SAME_OBJECT, pair_detections
 from ..core.masks import Mask
@@ -34,6 +37,16 @@ HEADINGS = {
     "encoder.*.self": "Encoder, self-attention",
 }
 PICTURE = 640
+MOST_BYTES, MOST_PIXELS = 20_000_000, 50_000_000
+"""Of an uploaded image."""
+_KEPT = 3600
+"""Seconds."""
+# gradio's own scripts and styles are inline, and it makes functions of text; nothing is loaded from or sent elsewhere
+_POLICY = (
+    "default-src 'none'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; frame-src 'self'; manifest-src 'self'; "
+    "worker-src 'self'; base-uri 'self'; form-action 'none'; frame-ancestors 'none'"
+)
 
 
 Change = tuple[str, QueryPrediction | None, QueryPrediction | None]
@@ -126,7 +139,8 @@ def report(image: Tensor, found: Sequence[Change], confidence: float) -> str:
     return (
         f"<p>Of detections of at least {confidence:g}: {counts}. A pair overlaps by an IoU of {SAME_OBJECT:g} or more."
         f'</p><div style="display:flex;flex-wrap:wrap;gap:12px">{pictures}</div>'
-        '<table style="width:100%"><thead><tr><th>all on</th><th>as switched</th><th></th></tr></thead>'
+        '<table style="width:100%;table-layout:fixed;overflow-wrap:anywhere"><thead>'
+        "<tr><th>all on</th><th>as switched</th><th></th></tr></thead>"
         f"<tbody>{lines}</tbody></table>"
     )
 
@@ -143,9 +157,14 @@ def interface(model: Predictor, options: ExploreOptions) -> Any:
             return None, "Choose an image.", "", "", ""
         name = Path(path).name
         try:
-            image = read_image(path)
-        except ValueError as error:  # the sentence names the server's own copy of the file
-            return None, html.escape(str(error).replace(path, name)), "", "", ""
+            image = read_image(open_image(Path(path).read_bytes(), MOST_PIXELS), name=f"image {name}")
+        except Refused as error:
+            said = f"image {name} cannot be decoded: {error.sentence.replace('the body', 'it')}"
+            return None, html.escape(said), "", "", ""
+        except ValueError as error:
+            return None, html.escape(str(error)), "", "", ""
+        except FileNotFoundError:
+            return None, "This image was removed here; choose it again.", "", "", ""
         found, text = look(model, options, image, least, (), name)
         said = f"{name}: {counted(len(found), 'detection')} of at least {least:g}."
         return (image, name, found), html.escape(said), _frame(text), "", ""
@@ -161,9 +180,12 @@ def interface(model: Predictor, options: ExploreOptions) -> Any:
         off = html.escape(" ".join(map(str, masks)))
         return f"Off: {off}", report(image, changes(found, after), least), _frame(text)
 
-    with gr.Blocks(title="msdeform explore", analytics_enabled=False, fill_width=True) as blocks:
-        gr.Markdown(f"# What the detector attends to\n{model.kind}, on this machine alone.")
-        visit = gr.State(None, time_to_live=3600)
+    with gr.Blocks(
+        title="msdeform explore", analytics_enabled=False, fill_width=True, delete_cache=(_KEPT // 60, _KEPT)
+    ) as blocks:
+        reached = "on this machine alone" if is_loopback(options.host) else "for all who have its token"
+        gr.Markdown(f"# What the detector attends to\n{model.kind}, {reached}.")
+        visit = gr.State(None, time_to_live=_KEPT)
         with gr.Row():
             with gr.Column(scale=1, min_width=300):
                 file = gr.File(label="Image", type="filepath", height=140, elem_id="image")
@@ -205,16 +227,27 @@ def interface(model: Predictor, options: ExploreOptions) -> Any:
 
 @contextmanager
 def serving(model: Predictor, options: ExploreOptions) -> Iterator[str]:
-    """Serves the interface while the block runs; yields its address.
+    """Serves the interface while the block runs; yields its address, with the token where one is needed.
 
     Raises:
         ValueError: the port is taken, or the address is not one of this machine.
     """
+    token, _ = token_for(options.host, options.token)
     with tempfile.TemporaryDirectory(prefix="msdeform-explore-") as uploads:
         # read when gradio is imported, and later
         os.environ.update(GRADIO_ANALYTICS_ENABLED="False", GRADIO_TEMP_DIR=uploads)
         import gradio as gr
+        from starlette.middleware import Middleware
 
+        # gradio asks itself for the one path when it starts
+        guard = Middleware(
+            Guard,  # type: ignore[arg-type]
+            host=options.host,
+            token=token,
+            names=options.allowed_host,
+            free=("/gradio_api/startup-events",),
+            policy=_POLICY,
+        )
         blocks = interface(model, options)
         try:
             _, address, _ = blocks.launch(
@@ -223,6 +256,9 @@ def serving(model: Predictor, options: ExploreOptions) -> Iterator[str]:
                 prevent_thread_lock=True,
                 share=False,
                 quiet=True,
+                max_file_size=MOST_BYTES,
+                enable_monitoring=False,
+                app_kwargs={"middleware": [guard]},
                 ssr_mode=False,
                 footer_links=[],
                 theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
@@ -234,6 +270,6 @@ def serving(model: Predictor, options: ExploreOptions) -> Iterator[str]:
                 f"cannot listen on {where}; choose another with --port (0 takes a free one) or --host"
             ) from None
         try:
-            yield address
+            yield address if token is None else f"{address}?token={token}"
         finally:
             blocks.close(verbose=False)

@@ -2,7 +2,8 @@
 
 NVRTC and the CUDA headers arrive with PyTorch's own dependencies, so nothing is built at installation and nothing
 depends on PyTorch's version. Compilation needs no GPU. A cubin takes about half a second, and is kept in
-``$MSDEFORM_CACHE``, or ``$XDG_CACHE_HOME/msdeform``, or ``~/.cache/msdeform``.
+``$MSDEFORM_CACHE``, or ``$XDG_CACHE_HOME/msdeform``, or ``~/.cache/msdeform``. A kept one is loaded only where no other
+account could have written it, and its checksum, over its name too, is right; otherwise it is compiled again.
 
 Importing this module costs neither torch nor cuda.core.
 """
@@ -15,7 +16,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ...common.files import atomic_file
+from ...common.trusted import read_trusted, write_trusted
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +28,7 @@ _OLDEST = (0, 5)  # cuda.core; before, what is used here stood in cuda.core.expe
 _C_TYPES = {"float64": "double", "float32": "float", "float16": "__half", "bfloat16": "__nv_bfloat16"}
 _log = logging.getLogger("msdeform")
 _broken: dict[str, str] = {}  # why cuda.core failed to import, once it has
+_told: set[str] = set()  # warnings, each once
 _loaded: dict[tuple[int, "Dtypes"], "Kernels"] = {}
 
 
@@ -125,12 +127,15 @@ def cubin(arch: str, dtypes: Dtypes) -> bytes:
     return code
 
 
-def cache_dir() -> Path:
-    """Where cubins are kept."""
+def cache_dir() -> Path | None:
+    """Where cubins are kept; None where no folder is named and this account has none."""
     if override := os.environ.get("MSDEFORM_CACHE"):
         return Path(override)
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "msdeform"
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    if os.path.isabs(base):  # its specification has relative ones ignored
+        return Path(base) / "msdeform"
+    home = os.path.expanduser("~")
+    return Path(home) / ".cache" / "msdeform" if os.path.isabs(home) else None
 
 
 def _options(arch: str, dtypes: Dtypes) -> dict[str, Any]:
@@ -166,32 +171,50 @@ def _compile(arch: str, options: dict[str, Any]) -> bytes:
         raise RuntimeError(f"cuda backend: NVRTC failed for {arch}: {log}") from error
 
 
-def _cache_path(arch: str, dtypes: Dtypes, options: dict[str, Any]) -> Path:
+def _cache_path(arch: str, dtypes: Dtypes, options: dict[str, Any]) -> Path | None:
     """The file of one compilation: its name changes with all that could change its content."""
+    folder = cache_dir()
+    if folder is None:
+        return None
     import cuda.core
     from cuda.bindings import nvrtc
 
     status, *version = nvrtc.nvrtcVersion()
     identity = repr((SOURCE.read_text(), options, cuda.core.__version__, int(status), version))
     key = hashlib.sha256(identity.encode()).hexdigest()[:24]
-    return cache_dir() / "cuda" / f"msda-{arch}-{'-'.join(dtypes)}-{key}.cubin"
+    return folder / "cuda" / f"msda-{arch}-{'-'.join(dtypes)}-{key}.cubin"
 
 
-def _read(path: Path) -> bytes | None:
-    """A cached cubin, or None where there is none or it is not what was written."""
+def _digest(path: Path, code: bytes) -> bytes:
+    """SHA-256 of a cubin and of its file's name: a file that was renamed is not what it is called."""
+    return hashlib.sha256(path.name.encode() + b"\0" + code).digest()
+
+
+def _read(path: Path | None) -> bytes | None:
+    """A cached cubin, or None where there is none, it is not what was written, or another account could have."""
+    if path is None:
+        return None
     try:
-        content = path.read_bytes()
+        content = read_trusted(path)
     except OSError:
         return None
     digest, code = content[:32], content[32:]
-    return code if hashlib.sha256(code).digest() == digest else None
+    return code if _digest(path, code) == digest else None
 
 
-def _write(path: Path, code: bytes) -> None:
-    """Keep a cubin behind its SHA-256. Another process sees the whole file or none; a cache that cannot be written
+def _write(path: Path | None, code: bytes) -> None:
+    """Keep a cubin behind its digest. Another process sees the whole file or none; a cache that cannot be written
     costs the next process a compilation, and no more."""
+    if path is None:
+        _warn("the cuda backend keeps no compiled kernels: this account has no home folder; MSDEFORM_CACHE names one")
+        return
     try:
-        with atomic_file(path) as file:
-            file.write(hashlib.sha256(code).digest() + code)
+        write_trusted(path, _digest(path, code) + code)
     except OSError as error:
-        _log.warning("the cuda backend cannot keep its compiled kernels in %s: %s", path.parent, error)
+        _warn(f"the cuda backend cannot keep its compiled kernels in {path.parent}: {error}")
+
+
+def _warn(sentence: str) -> None:
+    if sentence not in _told:
+        _told.add(sentence)
+        _log.warning("%s", sentence)

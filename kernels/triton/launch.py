@@ -26,6 +26,7 @@ from ..autograd import Levels
 from ..backend import Call, Tensors, call_of
 from .backward_atomic import backward_kernel
 from .backward_sorted import SHARES, cells_kernel, keys_kernel, pixels_kernel, points_kernel, shares_kernel
+from .cache import checked_cache
 from .forward import forward_kernel
 from .interpreter import interpreting
 
@@ -104,7 +105,8 @@ class Launch:
                 start |= tensor.data_ptr()
         kept = self.compiled
         if kept is None or start & 15:
-            compiled = self.kernel[self.grid](levels, *tensors, *self.numbers, **self.keywords)
+            with checked_cache():
+                compiled = self.kernel[self.grid](levels, *tensors, *self.numbers, **self.keywords)
             if compiled is not None and not start & 15:
                 names = self.kernel.arg_names
                 # all parameters in their order, those that are compiled in too

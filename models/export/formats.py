@@ -199,7 +199,10 @@ def _write_aoti(
         "aot_inductor.metadata": {FILE: json.dumps(about)},
         "cpp.dynamic_threads": True,  # as many as whoever runs it has, not as many as here
     }
-    with _quiet("torch._inductor", "torch.utils.cpp_extension"):
+    from torch._inductor.utils import fresh_cache
+
+    # the usual cache is a folder of a known name for temporary files: whoever makes it first decides what is compiled
+    with fresh_cache(), _quiet("torch._inductor", "torch.utils.cpp_extension"):
         torch._inductor.aoti_compile_and_package(exported, package_path=str(path), inductor_configs=settings)
 
 

@@ -102,9 +102,8 @@ def ask(
 
 def head(length: int, path: str = "/detect") -> bytes:
     """Of a request whose body the test sends by itself, or never."""
-    return (
-        f"POST {path} HTTP/1.1\r\nHost: test\r\nContent-Type: image/jpeg\r\nContent-Length: {length}\r\n\r\n".encode()
-    )
+    lines = (f"POST {path} HTTP/1.1", "Host: localhost", "Content-Type: image/jpeg", f"Content-Length: {length}")
+    return "\r\n".join((*lines, "", "")).encode()
 
 
 @dataclass

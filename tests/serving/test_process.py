@@ -1,6 +1,7 @@
 """The command as a process: its address, its end by signals, the same port again, mistakes in a sentence."""
 
 import contextlib
+import re
 import signal
 import socket
 import subprocess
@@ -187,3 +188,20 @@ def test_what_is_served_is_the_checkpoint(weights: Path) -> None:
     assert not detector.training
     saved = msdeform.load_model(weights).state_dict()
     assert all(torch.equal(value, saved[name]) for name, value in detector.state_dict().items())
+
+
+def test_the_command_prints_a_new_token_and_no_given_one(weights: Path) -> None:
+    line = [sys.executable, "-m", "msdeform", "serve", str(weights), "--image-size", "64", "--threads", "1"]
+    line += ["--host", "0.0.0.0", "--port", "0"]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            first, second = server.stdout.readline(), server.stdout.readline()
+            token = re.fullmatch(r"requests need the header Authorization: Bearer (\S{43})\n", first)
+            port = re.fullmatch(r"tiny is served at http://0\.0\.0\.0:(\d+); Ctrl-C ends it\n", second)
+            assert token is not None
+            assert port is not None
+            assert ask(int(port[1]), "/model").status == 401
+            assert ask(int(port[1]), "/model", headers={"Authorization": f"Bearer {token[1]}"}).status == 200
+        finally:
+            server.kill()

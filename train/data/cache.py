@@ -61,7 +61,13 @@ class ImageCache:
                 f"has {free[place] / MEGABYTE:,.0f} MB free; take --cache-images "
                 f"{'files or none' if kind == 'pixels' else 'none'}"
             )
-        self._bytes = torch.empty(self.nbytes, dtype=torch.uint8).share_memory_()
+        try:
+            self._bytes = torch.empty(self.nbytes, dtype=torch.uint8).share_memory_()
+        except RuntimeError as error:  # the system gives all of it or none
+            raise ValueError(
+                f"cache-images {kind}: the system gives no {self.nbytes / MEGABYTE:,.0f} MB of shared memory "
+                f"({str(error).splitlines()[0]}); take --cache-images none"
+            ) from error
         there = in_threads("caching images", self._keep, list(enumerate(paths)), shown=progress)
         self._there = np.array(there, dtype=bool)
 

@@ -14,9 +14,10 @@ from starlette.requests import ClientDisconnect
 
 from ... import __version__
 from ...models.inference.detections import Detections
+from .guard import Guard
 from .limits import Refused, drain
 from .metrics import CONTENT_TYPE
-from .page import page
+from .page import POLICY, page
 from .service import GONE, Service, Wanted
 
 _ANSWERS: dict[int | str, dict[str, Any]] = {
@@ -36,9 +37,12 @@ _ANSWERS: dict[int | str, dict[str, Any]] = {
         },
     },
     400: {"description": "The body is empty, or the form has no image."},
+    401: {"description": "The token is missing or wrong."},
+    403: {"description": "The request comes from a page of another server."},
     408: {"description": "The body did not come in time."},
     413: {"description": "Too many bytes, or too many pixels."},
     415: {"description": "The body is no image of a known format."},
+    421: {"description": "The header Host names another machine."},
     422: {"description": "The image is damaged, or the query is wrong."},
     500: {"description": "The model failed."},
     503: {"description": "Too many requests wait, or the server starts or ends; Retry-After says when to come again."},
@@ -81,6 +85,14 @@ def create_app(service: Service) -> FastAPI:
         docs_url=None,  # FastAPI's own page loads scripts from a server of others
         redoc_url=None,
         lifespan=lifespan,
+    )
+    app.add_middleware(
+        Guard,
+        host=service.options.host,
+        token=service.options.token,
+        names=service.options.allowed_host,
+        free=("/health", "/ready"),  # for those who start and stop servers, whom nobody tells a token
+        policy=f"{POLICY}; frame-ancestors 'none'",
     )
 
     @app.post("/detect", responses=_ANSWERS, openapi_extra=_BODY, response_class=Response)

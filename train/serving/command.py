@@ -3,6 +3,7 @@
 import errno
 import socket
 import warnings
+from dataclasses import replace
 from importlib.util import find_spec
 
 from .options import ServeOptions
@@ -25,17 +26,22 @@ def run(options: ServeOptions) -> int:
     from PIL import Image
 
     from .app import create_app
+    from .guard import token_for
     from .listening import Server, configuration
     from .service import Service
 
     # our own limit is checked right after an image's header is read
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+    token, new = token_for(options.host, options.token)
+    options = replace(options, token=token)
     with listen(options.host, options.port) as listening:
         service = Service(options)
         server = Server(configuration(create_app(service), options), service)
         host, port = listening.getsockname()[:2]
         address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         service.batcher.loaded.add_done_callback(lambda loaded: server.tell(address, loaded.exception()))
+        if new:
+            print(f"requests need the header Authorization: Bearer {token}", flush=True)
         try:
             server.run(sockets=[listening])
         finally:

@@ -3,12 +3,24 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from ...common.options import Above, AtLeast, Between, Positional, Positive, ReadPath
+from ...common.options import (
+    Above,
+    AtLeast,
+    Between,
+    Form,
+    Metavar,
+    Positional,
+    Positive,
+    ReadPath,
+    Repeated,
+)
 from ...models.options import LoadOptions
 
 Engine = Literal["pytorch", "onnxruntime", "openvino"]
 EXPORTED: dict[str, Engine] = {".onnx": "onnxruntime", ".xml": "openvino", ".pt2": "pytorch"}
 """Suffixes of exported detectors, and what runs them."""
+TOKEN, TOKEN_IN_WORDS = r"[A-Za-z0-9._~+/=-]{16,}", "16 or more of letters, digits and - . _ ~ + / ="
+Token = Annotated[str, Form(TOKEN, TOKEN_IN_WORDS), Metavar("TOKEN")]
 MOST_PIXELS = 178_956_970
 """Of an image that Pillow opens at all."""
 
@@ -24,7 +36,12 @@ class ServeOptions(LoadOptions):
     """What computes: for a checkpoint pytorch when not given, and otherwise it is exported first; for an exported file
     what its name says, and openvino takes .onnx as well."""
     host: str = "127.0.0.1"
-    """Address to listen at; 0.0.0.0 is every address of this machine."""
+    """Address to listen at; 0.0.0.0 is every address of this machine, which then needs a token."""
+    token: Token | None = None
+    """What requests must bring, in the header Authorization: Bearer TOKEN. Where other machines reach the address and
+    none is given, one is made and printed. The environment variable MSDEFORM_TOKEN gives one unseen by others."""
+    allowed_host: Annotated[tuple[str, ...], Repeated()] = ()
+    """A name that a proxy on this machine calls this server by; may be repeated."""
     port: Annotated[int, Between(0, 65535, "a port")] = 8000
     """Port to listen at; 0 for any that is free."""
     threads: Positive | None = None

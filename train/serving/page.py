@@ -1,14 +1,22 @@
 """The page /docs, made from the description of the interface: one page, without scripts, that needs no network."""
 
+import base64
+import hashlib
 import html
 import json
 from typing import Any
 
 _STYLE = (
-    "body{font:16px/1.5 system-ui,sans-serif;max-width:52rem;margin:2rem auto;padding:0 1rem}"
-    "pre{background:#f4f4f4;padding:.8rem;overflow:auto}td,th{text-align:left;padding:.2rem .8rem .2rem 0;"
-    "vertical-align:top}h2 code{font-size:1.1rem}"
+    ":root{color-scheme:light dark}"
+    "body{font:16px/1.5 system-ui,sans-serif;max-width:52rem;margin:2rem auto;padding:0 1rem;overflow-wrap:anywhere}"
+    "table{display:block;overflow-x:auto}td,th{text-align:left;padding:.2rem .8rem .2rem 0;vertical-align:top;"
+    "overflow-wrap:break-word}h2 code{font-size:1.1rem}"
 )
+POLICY = (
+    f"default-src 'none'; style-src 'sha256-{base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()}'; "
+    "base-uri 'none'; form-action 'none'"
+)
+"""What the page may load, as browsers hold it to: nothing but its own style."""
 
 
 def page(schema: dict[str, Any]) -> str:
@@ -32,7 +40,10 @@ def page(schema: dict[str, Any]) -> str:
     parts.append('<p>The same for programs: <a href="openapi.json">openapi.json</a></p>')
     title = _text(about["title"])
     return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>'
+        f'<!doctype html><html lang="en"><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{title}</title><style>{_STYLE}</style>"
         f"{''.join(parts)}</html>"
     )
 

@@ -9,6 +9,10 @@ from urllib.parse import urlsplit
 
 import pytest
 
+HOSTILE = """</script></td></style><img src=x onerror="document.title='owned'">${document.title='owned'}{{7*7}}<!--"""
+"""A name of a class or a file that runs where it is taken for more than text."""
+NARROW: dict[str, Any] = {"viewport": {"width": 360, "height": 740}, "color_scheme": "dark"}
+"""A telephone in the dark."""
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 
@@ -25,6 +29,32 @@ class Watched:
     def hosts(self) -> set[str]:
         """Of the requests; a file has none."""
         return {urlsplit(url).hostname or "" for url in self.requests}
+
+
+def wider_than_the_window(page: Any) -> list[str]:
+    """What reaches beyond the window's right edge, but for what lies in an element that scrolls by itself."""
+    found: list[str] = page.evaluate(
+        """() => [...document.querySelectorAll("body *")].filter((element) => {
+            if (element.getBoundingClientRect().right <= innerWidth + 1) return false;
+            for (let above = element; above; above = above.parentElement)
+                if (["auto", "scroll"].includes(getComputedStyle(above).overflowX)) return false;
+            return element.getBoundingClientRect().width > 0;
+        }).map((element) => element.outerHTML.slice(0, 100))"""
+    )
+    width = page.evaluate("() => document.documentElement.scrollWidth - innerWidth")
+    return found + ([f"the page, by {width}"] if width > 0 else [])
+
+
+def dark(page: Any) -> bool:
+    """Is its text light on a dark ground?"""
+    colours = """() => ["backgroundColor", "color"].map((name) => {
+        const canvas = document.createElement("canvas").getContext("2d");
+        canvas.fillStyle = "Canvas"; canvas.fillRect(0, 0, 1, 1);
+        canvas.fillStyle = getComputedStyle(document.body)[name]; canvas.fillRect(0, 0, 1, 1);
+        return canvas.getImageData(0, 0, 1, 1).data.slice(0, 3).reduce((a, b) => a + b) / 765;
+    })"""
+    ground, text = page.evaluate(colours)
+    return ground < 0.2 and text > 0.8
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """``msdeform explore``: what became of detections, which masks the switches mean, and what a wrong flag is told."""
 
 import socket
+import tempfile
 from importlib import util
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from msdeform.explain import commands
 from msdeform.explain.core.masks import Mask
 from msdeform.explain.core.trace import AttentionTrace, QueryPrediction
 from msdeform.explain.options import ExploreOptions
+from msdeform.explain.page import interface as page_interface
 from msdeform.explain.page.interface import changes, interface, look, masks_of, report, serving, switches
 from tests.models.tiny import tiny
 
@@ -143,3 +145,62 @@ def test_a_taken_port_is_told() -> None:
         sentence = f"cannot listen on 127.0.0.1, port {port}; choose another with --port"
         with pytest.raises(ValueError, match=sentence), serving(tiny("deformable"), options(port=port)):
             pass
+
+
+def test_uploads_are_bounded_and_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("gradio", reason="gradio, the interface of msdeform explore, is not installed")
+    import httpx
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(page_interface, "MOST_BYTES", 1000)
+    with serving(tiny("deformable"), options(port=0)) as address:
+
+        def upload(length: int) -> httpx.Response:
+            return httpx.post(f"{address}gradio_api/upload", files={"files": ("a.png", b"0" * length)})
+
+        assert upload(1001).status_code == 413
+        (place,) = upload(1000).json()
+        assert Path(place).is_relative_to(tmp_path)
+        assert Path(place).stat().st_size == 1000
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_large_or_strange_image_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("gradio", reason="gradio, the interface of msdeform explore, is not installed")
+    monkeypatch.setattr(page_interface, "MOST_PIXELS", 1000)
+    asked = {function.name: function.fn for function in interface(tiny("deformable"), options()).fns.values()}
+    path = tmp_path / "large.png"
+    Image.new("RGB", (40, 26)).save(path)
+    sentence = "image large.png cannot be decoded: the image has 40 x 26 pixels, more than 1000"
+    assert asked["upload"](str(path), 0.0)[1] == sentence
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.gif")  # a decoder that nobody needs here
+    assert "it is no image in JPEG, PNG" in asked["upload"](str(tmp_path / "a.gif"), 0.0)[1]
+    path.unlink()
+    assert asked["upload"](str(path), 0.0)[1] == "This image was removed here; choose it again."
+
+
+def test_who_is_answered() -> None:
+    """Of the machine's own names and pages, and, where others reach it, by the token alone."""
+    pytest.importorskip("gradio", reason="gradio, the interface of msdeform explore, is not installed")
+    import httpx
+
+    upload = {"files": {"files": ("a.png", b"0")}}
+    with serving(tiny("deformable"), options(port=0)) as address:
+        assert httpx.get(address).status_code == 200
+        assert "connect-src 'self'" in httpx.get(address).headers["content-security-policy"]
+        assert httpx.get(address, headers={"Host": "evil.example"}).status_code == 421
+        for origin, status in (("http://evil.example", 403), ("null", 403), (address.rstrip("/"), 200)):
+            answer = httpx.post(f"{address}gradio_api/upload", headers={"Origin": origin}, **upload)
+            assert answer.status_code == status
+        for path in ("gradio_api/file=/etc/hostname", f"gradio_api/file={__file__}"):
+            assert httpx.get(address + path).status_code == 403
+    with serving(tiny("deformable"), options(port=0, host="0.0.0.0")) as address:
+        plain, _, token = address.partition("?token=")
+        assert len(token) >= 43
+        for path in ("", "config", "gradio_api/info", "theme.css"):
+            assert httpx.get(plain + path).status_code == 401
+            assert httpx.get(plain + path, headers={"Authorization": f"Bearer {token}"}).status_code == 200
+        assert httpx.post(f"{plain}gradio_api/upload", **upload).status_code == 401
+        with httpx.Client(follow_redirects=True) as client:
+            assert client.get(address).url == plain
+            assert client.get(f"{plain}config").status_code == 200

@@ -14,7 +14,7 @@ from PIL import Image
 from msdeform.explain.options import ExploreOptions
 from msdeform.explain.page.interface import serving
 from msdeform.models.inference.image_size import Size
-from tests.explain.page.browser import Watched, browser
+from tests.explain.page.browser import HOSTILE, NARROW, Watched, browser, dark, wider_than_the_window
 from tests.models.tiny import tiny
 
 pytestmark = pytest.mark.slow
@@ -72,6 +72,35 @@ def test_a_bad_upload_is_one_sentence(explorer: Watched, tmp_path: Path) -> None
     explorer.page.set_input_files("#image input[type=file]", tmp_path / "notes.png")
     explorer.page.get_by_text("image notes.png cannot be decoded").wait_for()
     assert explorer.page.locator("#page iframe").count() == 0
+
+
+def test_names_that_are_code_do_nothing_in_a_narrow_window_in_the_dark(tmp_path: Path) -> None:
+    """Of classes and of the uploaded file, reached by the address with the token."""
+    pytest.importorskip("gradio", reason="gradio, the interface of msdeform explore, is not installed")
+    model = tiny("two-stage")
+    model.categories = [f"{HOSTILE}{number}" for number in range(len(model.categories or range(3)))]
+    name = "<img src=x onerror=alert(1)>${alert(2)}.png"
+    Image.new("RGB", (56, 40), (90, 120, 30)).save(tmp_path / name)
+    options = ExploreOptions(checkpoint=Path("none"), image_size=48, confidence=0.0, port=0, host="0.0.0.0")
+    with browser(**NARROW) as watched, serving(model, options) as address:
+        page = watched.page
+        page.on("dialog", lambda dialog: watched.complaints.append(dialog.message))
+        page.goto(address)
+        page.set_input_files("#image input[type=file]", tmp_path / name)
+        frame = page.frame_locator("#page iframe")
+        frame.locator("#list li").first.click()
+        assert HOSTILE in frame.locator(".what").inner_text()
+        page.locator("#decoder-1-cross-heads input").first.uncheck()
+        page.locator("#again").click()
+        page.locator("#became table").wait_for()
+        assert f"{HOSTILE}0" in page.locator("#became table").inner_text()
+        assert page.title() == "msdeform explore"
+        assert page.locator("#became img").count() == 2
+        assert [line for line in wider_than_the_window(page) if "became" in line or "the page" in line] == []
+        assert dark(page)
+        assert watched.hosts == {"localhost"}
+        assert "token" not in page.url
+        assert set(watched.complaints) <= {"Method not implemented."}
 
 
 def test_ctrl_c_ends_it(tmp_path: Path) -> None:

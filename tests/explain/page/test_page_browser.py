@@ -18,7 +18,8 @@ from msdeform.explain.page import page as page_module
 from msdeform.explain.page.page import write_page
 from msdeform.train.visual.boxes import class_colour
 from msdeform.train.visual.label_placement import place_labels
-from tests.explain.page.browser import Watched, browser
+from tests.explain.page.browser import HOSTILE as HOSTILE_NAME
+from tests.explain.page.browser import NARROW, Watched, browser, dark, wider_than_the_window
 from tests.explain.page.test_page import HOSTILE
 from tests.explain.stand_in import StandInTrace, stand_in_maps
 from tests.models.tiny import tiny
@@ -347,6 +348,23 @@ def test_nothing_is_wider_than_the_window(open_page: Open, width: int) -> None:
     watched.page.locator("#help summary").click()
     watched.page.evaluate(DRAWN)
     assert watched.page.evaluate("() => document.documentElement.scrollWidth") <= width
+
+
+def test_a_narrow_window_in_the_dark(tmp_path: Path) -> None:
+    """Nothing is cut off, text is light on a dark ground, and names that are code do nothing."""
+    with browser(**NARROW) as watched:
+        trace = StandInTrace(names=(HOSTILE_NAME,) * 3)
+        write_page(trace, tmp_path / "page.html", title=HOSTILE_NAME)
+        watched.page.goto((tmp_path / "page.html").as_uri())
+        watched.page.wait_for_function("() => window.msdeform?.drawn > 0")
+        watched.page.locator("#list li").first.click()
+        watched.page.evaluate(DRAWN)
+        assert watched.page.locator("h1").inner_text() == HOSTILE_NAME
+        assert "owned" not in watched.page.title().replace(HOSTILE_NAME, "")
+        assert watched.page.locator("img").count() == 0
+        assert wider_than_the_window(watched.page) == []
+        assert dark(watched.page)
+        assert watched.complaints == []
 
 
 def test_300_queries_in_6_layers_stay_responsive(open_page: Open, tmp_path: Path) -> None:

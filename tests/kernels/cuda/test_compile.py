@@ -3,6 +3,8 @@
 import contextlib
 import importlib.machinery
 import logging
+import multiprocessing
+import os
 import re
 import subprocess
 import sys
@@ -160,6 +162,23 @@ def test_a_damaged_cache_file_is_replaced(cache: Path, keep: int) -> None:
     file.write_bytes(whole[:keep])
     assert nvrtc.cubin("sm_90", FLOAT32) == first
     assert file.read_bytes()[32:] == first
+
+
+@needs_compiler
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks processes")
+def test_processes_that_compile_at_once_agree(cache: Path) -> None:
+    """None of them finds anything; all write the same file."""
+    fork = multiprocessing.get_context("fork")
+    answers = fork.SimpleQueue()
+    processes = [fork.Process(target=lambda: answers.put(nvrtc.cubin("sm_90", FLOAT32))) for _ in range(4)]
+    for process in processes:
+        process.start()
+    found = {answers.get() for _ in processes}
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    assert found == {nvrtc.cubin("sm_90", FLOAT32)}
+    assert [file.suffix for file in cache.rglob("*.*")] == [".cubin"]
 
 
 @needs_compiler

@@ -1,6 +1,7 @@
 """Exported and compiled detectors give the model's numbers, whatever file they went through."""
 
 import importlib.util
+import os
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import torch
 from PIL import Image
 
 from msdeform.cli import main
+from msdeform.models.export import formats
 from msdeform.models.export.check import like_a_photograph
 from msdeform.models.export.export import export, write
 from msdeform.models.export.form import Form
@@ -490,3 +492,19 @@ def test_the_model_that_is_exported_stays_as_it_was(tmp_path: Path) -> None:
     export(model, tmp_path / "model.pt2", FIXED)
     assert model.training
     assert next(model.parameters()).dtype == torch.float64
+
+
+def test_a_package_is_compiled_in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch's usual one has a known name below the folder for temporary files, where others may have made it."""
+    seen: list[Path] = []
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "known"))
+    monkeypatch.setattr(
+        torch._inductor,
+        "aoti_compile_and_package",
+        lambda *_, **__: seen.append(Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])),
+    )
+    formats._write_aoti(None, None, {}, tmp_path / "model.pt2", False)  # type: ignore[arg-type]
+    (folder,) = seen
+    assert folder != tmp_path / "known"
+    assert not folder.exists()
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "known")

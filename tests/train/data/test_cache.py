@@ -1,5 +1,8 @@
 """Images kept in memory: the same pixels, one copy for all workers, refused where there is no room."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -106,3 +109,36 @@ def test_a_cache_without_room_is_refused(shapes: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(module, "free_memory", lambda: {"/dev/shm": room})
     with pytest.raises(ValueError, match="take --cache-images files or none"):
         training_data(Source(data=shapes), OPTIONS, Loading(cache_images="pixels"), 3, share=(0, 2))
+
+
+def test_a_cache_whose_room_was_taken_meanwhile_is_refused(shapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the look at the free memory and the allocation, or where no limit is told."""
+
+    def refuse(self: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("unable to allocate shared memory(shm): No space left on device (28)\nwhere it came from")
+
+    monkeypatch.setattr(module, "free_memory", dict)
+    monkeypatch.setattr(torch.Tensor, "share_memory_", refuse)
+    with pytest.raises(
+        ValueError, match=r"^cache-images files: the system gives no 0 MB .*device \(28\)\); take --cache"
+    ):
+        training_data(Source(data=shapes), OPTIONS, Loading(cache_images="files"), seed=3)
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="this system's shared memory is not seen as files")
+def test_a_killed_process_leaves_nothing_in_shared_memory(shapes: Path) -> None:
+    script = (
+        "import os, sys\n"
+        "from pathlib import Path\n"
+        "from msdeform.train.data.cache import ImageCache\n"
+        "paths = sorted(Path(sys.argv[1]).iterdir())\n"
+        "cache = ImageCache('files', paths, [[64, 64]] * len(paths))\n"
+        "assert cache._bytes.is_shared()\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    before = set(Path("/dev/shm").iterdir())
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    command = [sys.executable, "-c", script, str(shapes / "train2017")]
+    answer = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert answer.returncode == -9, answer.stderr
+    assert [path for path in set(Path("/dev/shm").iterdir()) - before if path.name.startswith("torch_")] == []
