@@ -22,7 +22,7 @@ from typing import Any
 from . import __version__
 from .common.command_line import parse
 from .common.fields import Option, named, options_of
-from .common.text import either, suggest
+from .common.text import either, printable, suggest
 
 
 @dataclass(frozen=True)
@@ -360,6 +360,6 @@ def _run(words: list[str]) -> int:
         ours = absent is not None and (absent.startswith("msdeform") or not isinstance(error, ModuleNotFoundError))
         if ours or os.environ.get("MSDEFORM_DEBUG") == "1":
             raise
-        sentence = named(_explain(error), command.known_options())
+        sentence = printable(named(_explain(error), command.known_options()))
         print(f"{program}: {sentence}", file=sys.stderr)
         return 1
