@@ -384,7 +384,7 @@ def _source(
             raise ValueError(f"{CONFIG_FILE} is of transformers, but the weights' names are not")
         family = family_of(weights)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise ValueError(f"{path}: {printable(str(error)[:500])}") from None
     if args is None:
         return Source(path, "official", weights, ignored=ignored)
     categories = _names(args.get("categories"))
