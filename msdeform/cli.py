@@ -200,7 +200,7 @@ COMMANDS = {
 }
 
 # what a user can get wrong, told in one sentence; anything else is a defect of ours and keeps its traceback
-USER_ERRORS = (ValueError, TypeError, OSError, NotImplementedError, RuntimeError)
+USER_ERRORS = (ValueError, TypeError, OSError, NotImplementedError, RuntimeError, MemoryError)
 
 
 @dataclass(frozen=True)
@@ -275,6 +275,8 @@ def _explain(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror is not None:  # the system's: "[Errno 28] No space ..."
         where = f"{error.filename}: " if error.filename is not None else ""
         return f"{where}{error.strerror[:1].lower()}{error.strerror[1:]}"
+    if isinstance(error, MemoryError):
+        return f"there is not enough memory for this{f': {error}' if str(error) else ''}"
     return str(error) or type(error).__name__
 
 

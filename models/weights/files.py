@@ -56,7 +56,7 @@ def _check_not_compressed(path: Path) -> None:
 def _check_tensors(content: Any, file_size: int) -> None:
     """Raises ValueError for tensors that a few bytes describe, or that operators trust instead of checking."""
     total = 0
-    for tensor in _tensors(content):
+    for tensor in tensors_in(content):
         if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized or tensor.is_nested:
             raise ValueError("expected tensors with all of their numbers, got a sparse, quantised or empty one")
         total += tensor.nbytes
@@ -64,7 +64,7 @@ def _check_tensors(content: Any, file_size: int) -> None:
         raise ValueError(f"its tensors take {total} bytes, and it has {file_size}")
 
 
-def _tensors(content: Any) -> Iterator[Tensor]:
+def tensors_in(content: Any) -> Iterator[Tensor]:
     """Every tensor in dictionaries and lists, at any depth; of one object that stands in several places, once."""
     waiting, seen = [content], set()
     while waiting:

@@ -162,6 +162,8 @@ def check_readable(path: Path, kind: str) -> None:
     if not path.exists():
         what = {"file": "a file", "folder": "a folder", "path": "a file or folder"}[kind]
         raise ValueError(f"expected {what}; {path} does not exist")
+    if not path.is_file() and not path.is_dir():  # reading a pipe would wait, and a device may have no end
+        raise ValueError(f"expected a file, got the pipe or device {path}")
     if kind == "file" and path.is_dir():
         raise ValueError(f"expected a file, got the folder {path}")
     if kind == "folder" and not path.is_dir():

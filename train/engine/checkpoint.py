@@ -20,7 +20,7 @@ from ...common.files import BEST, atomic_file, told_of
 from ...integrations.detectors.detector import TransformersDetector, is_of_transformers
 from ...models.export.runtime import ExportedDetector, is_exported
 from ...models.families.detector import Detector
-from ...models.weights.files import is_state_dict, read_file
+from ...models.weights.files import is_state_dict, read_file, tensors_in
 from ...models.weights.formats import TRAINING_FORMAT, checkpoints_in, newest_whole, read_source
 from ...models.weights.load import WITHOUT_SIZE
 from ..config.options import SETTINGS_HEAD, TrainOptions, from_plain
@@ -64,6 +64,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     state = read_saved(path, "checkpoint", TRAINING_FORMAT)
     kinds = {"model_config": dict, "options": dict, "categories": list, "model_name": str, "step": int}
     odd = [name for name, kind in kinds.items() if not isinstance(state.get(name, kind()), kind)]
+    odd += ["options"] if any(True for _ in tensors_in(state.get("options", {}))) else []
     if odd or not is_state_dict(state.get("model", {})):
         raise ValueError(f"checkpoint {path} is damaged: {(*odd, 'model')[0]} is not of the type that a run writes")
     return state
