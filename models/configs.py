@@ -40,6 +40,11 @@ class Config:
         if self.backbone not in BACKBONES:
             raise ValueError(f"backbone: expected one of {', '.join(BACKBONES)}, got {self.backbone!r}")
 
+    @property
+    def least_parameters(self) -> int:
+        """A number of parameters that no detector of this configuration is below."""
+        return 0
+
     def to_dict(self) -> dict[str, Any]:
         """The configuration as JSON's values, with its ``family``."""
         return {"family": self.family, **dataclasses.asdict(self)}
@@ -98,6 +103,13 @@ class TransformerConfig(Config):
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout: expected a probability in [0, 1), got {self.dropout}")
 
+    @property
+    def least_parameters(self) -> int:
+        layer = self.hidden_dim * (self.hidden_dim + 2 * self.dim_feedforward)
+        two_stage = getattr(self, "two_stage", False)  # its queries are made of pixels
+        queries = 0 if two_stage else self.num_queries * self.hidden_dim
+        return (self.enc_layers + self.dec_layers) * layer + queries
+
 
 @dataclass(frozen=True, kw_only=True)
 class DeformableDetrConfig(TransformerConfig):
@@ -120,6 +132,12 @@ class DeformableDetrConfig(TransformerConfig):
     with_box_refine: bool = False
     two_stage: bool = False
     aux_loss: bool = True  # type: ignore[misc]  # a field here, a constant of the demo
+
+    @property
+    def least_parameters(self) -> int:
+        points = self.enc_layers * self.enc_n_points + self.dec_layers * self.dec_n_points
+        offsets = 3 * points * self.nheads * self.num_feature_levels * self.hidden_dim
+        return super().least_parameters + offsets + self.num_feature_levels * self.hidden_dim**2
 
     def __post_init__(self) -> None:
         for name in ("num_feature_levels", "enc_n_points", "dec_n_points"):

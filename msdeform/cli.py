@@ -22,7 +22,7 @@ from typing import Any
 from . import __version__
 from .common.command_line import parse
 from .common.fields import Option, named, options_of
-from .common.text import either, suggest
+from .common.text import either, printable, suggest
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,7 @@ COMMANDS = {
 }
 
 # what a user can get wrong, told in one sentence; anything else is a defect of ours and keeps its traceback
-USER_ERRORS = (ValueError, TypeError, OSError, NotImplementedError, RuntimeError)
+USER_ERRORS = (ValueError, TypeError, OSError, NotImplementedError, RuntimeError, MemoryError)
 
 
 @dataclass(frozen=True)
@@ -275,6 +275,8 @@ def _explain(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror is not None:  # the system's: "[Errno 28] No space ..."
         where = f"{error.filename}: " if error.filename is not None else ""
         return f"{where}{error.strerror[:1].lower()}{error.strerror[1:]}"
+    if isinstance(error, MemoryError):
+        return f"there is not enough memory for this{f': {error}' if str(error) else ''}"
     return str(error) or type(error).__name__
 
 
@@ -360,6 +362,6 @@ def _run(words: list[str]) -> int:
         ours = absent is not None and (absent.startswith("msdeform") or not isinstance(error, ModuleNotFoundError))
         if ours or os.environ.get("MSDEFORM_DEBUG") == "1":
             raise
-        sentence = named(_explain(error), command.known_options())
+        sentence = printable(named(_explain(error), command.known_options()))
         print(f"{program}: {sentence}", file=sys.stderr)
         return 1

@@ -14,8 +14,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from ...common.files import BEST, checkpoints_in
-from ...common.text import counted, suggest
+from ...common.files import BEST, checkpoints_in, read_json, told_of
+from ...common.text import counted, printable, suggest
 from ...models.catalog import TRANSFORMERS
 from ...models.inference.detections import Detections
 from ...models.inference.image_size import Size
@@ -97,7 +97,10 @@ class TransformersDetector(Predictor):
         _check_installed(name_or_folder)
         from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
-        _check_kind(name_or_folder, _read(name_or_folder, _config_of))
+        config = _read(name_or_folder, _config_of)
+        _check_kind(name_or_folder, config)
+        _check_runs_no_code(name_or_folder, config)
+        _check_shards(Path(name_or_folder))
         with _no_progress_bar():
             model = _read(name_or_folder, AutoModelForObjectDetection.from_pretrained)
         try:
@@ -118,7 +121,9 @@ class TransformersDetector(Predictor):
         """
         if source.config is None or source.config.get("family") != TRANSFORMERS:
             raise ValueError(f"{source.path} is no detector of transformers; msdeform.load_model loads it")
-        model = cls.from_config(TransformersConfig.from_dict(source.config), source.input_size, attn_backend)
+        with told_of(source.path, "checkpoint"):
+            described = TransformersConfig.from_dict(source.config)
+        model = cls.from_config(described, source.input_size, attn_backend)
         check_fit(model.state_dict(), source.weights, source.path)
         model.load_state_dict(source.weights)
         if source.categories is not None:
@@ -154,7 +159,11 @@ class TransformersDetector(Predictor):
 
         if kind not in CONFIG_MAPPING:
             raise ValueError(f"model_type: the installed transformers has no {kind!r}")
-        config = CONFIG_MAPPING[kind].from_dict(described.config)
+        try:
+            config = CONFIG_MAPPING[kind].from_dict(described.config)
+        except Exception as error:  # its own kinds
+            raise ValueError(f"{kind} has no such configuration: {_first_line(error)}") from error
+        _check_runs_no_code(f"the configuration of {kind}", config)
         for name, value in (overrides or {}).items():
             if not hasattr(config, name) and name != FIELD:
                 known = sorted(config.to_dict())
@@ -298,8 +307,8 @@ def is_of_transformers(path: Path) -> bool:
     if not file.is_file():
         return False
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # told by what reads it
+        config = read_json(file)
+    except ValueError:  # told by what reads it
         return False
     return isinstance(config, dict) and config.get("model_type", "detr") not in MODEL_TYPES and "format" not in config
 
@@ -337,10 +346,34 @@ def _no_progress_bar() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _config_of(name_or_folder: str | Path) -> Any:
+def _config_of(name_or_folder: str | Path, **kept: Any) -> Any:
     from transformers import AutoConfig
 
-    return AutoConfig.from_pretrained(name_or_folder)
+    return AutoConfig.from_pretrained(name_or_folder, **kept)
+
+
+def _check_runs_no_code(where: str | Path, config: Any) -> None:
+    """Raises ValueError for a configuration that has transformers fetch kernels, or packages decode the weights."""
+    waiting = [config]
+    while waiting:
+        one = waiting.pop()
+        waiting += [inner for inner in vars(one).values() if hasattr(inner, "model_type")]
+        for name in ("_attn_implementation", "_experts_implementation"):
+            if "/" in str(getattr(one, name, None)):
+                raise ValueError(
+                    f"{where} names code to be fetched and run, {getattr(one, name)!r:.100}; that is not supported"
+                )
+        if getattr(one, "quantization_config", None) is not None:
+            raise ValueError(f"{where} is of quantised weights, which other packages decode; that is not supported")
+
+
+def _check_shards(folder: Path) -> None:
+    """Raises ValueError for an index of weights that names files outside of its folder."""
+    for index in sorted(folder.glob("*.index.json")):
+        with told_of(index, "index"):
+            for name in read_json(index)["weight_map"].values():
+                if Path(name).name != name:
+                    raise ValueError(f"{index}: expected files beside it, got {name!r:.100}")
 
 
 def _check_kind(name_or_folder: str | Path, config: Any) -> None:
@@ -353,13 +386,13 @@ def _check_kind(name_or_folder: str | Path, config: Any) -> None:
         raise ValueError(f"{name_or_folder} is {config.model_type}; expected a detector with deformable attention")
 
 
-def _read(name_or_folder: str | Path, read: Callable[[str | Path], Any]) -> Any:
-    """What transformers reads there; its errors in one sentence."""
+def _read(name_or_folder: str | Path, read: Callable[..., Any]) -> Any:
+    """What transformers reads there, without running code that lies there; its errors in one sentence."""
     path = Path(name_or_folder)
     if not path.exists() and (path.is_absolute() or str(name_or_folder).count("/") != 1):
         raise FileNotFoundError(f"{name_or_folder}: expected a folder of transformers or OWNER/NAME on its Hub")
     try:
-        return read(name_or_folder)
+        return read(name_or_folder, trust_remote_code=False)  # when not given, it asks at the terminal
     except Exception as error:  # its own kinds, the HTTP library's, safetensors'
         if path.exists():
             raise ValueError(f"{name_or_folder} cannot be read by transformers: {_first_line(error)}") from error
@@ -370,4 +403,4 @@ def _read(name_or_folder: str | Path, read: Callable[[str | Path], Any]) -> Any:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0] or type(error).__name__
+    return printable(str(error).strip().split("\n")[0]) or type(error).__name__

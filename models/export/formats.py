@@ -145,14 +145,15 @@ def open_openvino(path: Path, threads: int | None) -> Opened:
     if threads is not None:
         settings["INFERENCE_NUM_THREADS"] = str(threads)
     core = openvino_core()
-    model = core.read_model(path)
-    compiled = core.compile_model(model, "CPU", settings)
     if path.suffix == ".onnx":
         import onnx
 
-        props = onnx.load_model(path, load_external_data=False).metadata_props
-        about = {prop.key: json.loads(prop.value) for prop in props}
-    else:
+        graph = onnx.load_model(path, load_external_data=False)
+        _check_external(graph, path)
+        about = {prop.key: json.loads(prop.value) for prop in graph.metadata_props}
+    model = core.read_model(path)
+    compiled = core.compile_model(model, "CPU", settings)
+    if path.suffix != ".onnx":
         about = json.loads(model.get_rt_info(["msdeform", FILE]).astype(str))
     # an input that is converted first also has the converted one's name
     places = [next(place for place, name in enumerate(about["inputs"]) if name in one.names) for one in compiled.inputs]
@@ -162,6 +163,16 @@ def open_openvino(path: Path, threads: int | None) -> Opened:
         return [torch.from_numpy(answers[place].copy()) for place in range(len(compiled.outputs))]
 
     return Opened(call, about)
+
+
+def _check_external(graph: Any, path: Path) -> None:
+    """Raises ValueError for weights that lie elsewhere than beside the file."""
+    from onnx.external_data_helper import _get_all_tensors, uses_external_data
+
+    for tensor in filter(uses_external_data, _get_all_tensors(graph)):
+        name = next((one.value for one in tensor.external_data if one.key == "location"), "")
+        if Path(name).name != name or not (path.parent / name).is_file():
+            raise ValueError(f"its weights are in {name!r:.100}, expected a file beside it")
 
 
 def _load_operators() -> None:

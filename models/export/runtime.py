@@ -1,5 +1,6 @@
 """An exported file as a detector: it predicts, is evaluated and served as the model that it was made of."""
 
+import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -7,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from ...common.files import told_of
+from ...common.text import printable
 from ...kernels.registry import unavailable
 from ..inference.detections import Detections
 from ..inference.image_size import Size
@@ -23,6 +26,11 @@ ENGINES: dict[Engine, tuple[str, ...]] = {
 }
 """and the suffixes of the files that each takes, its own first"""
 _USUAL: dict[str, Engine] = {suffixes[0]: engine for engine, suffixes in ENGINES.items()}
+
+
+TRUST = "MSDEFORM_TRUST_PT2"
+"""The environment variable that, as ``1``, has every command open ``.pt2`` files, and so run what is in them."""
+_MOST_PIXELS, _MOST_IMAGES = 100_000_000, 4096  # of a canvas and of a batch that are made for one call
 
 
 class FittingSize(Size):
@@ -59,24 +67,35 @@ class ExportedDetector(Predictor):
             the engine is not installed.
     """
 
-    def __init__(self, path: Path | str, *, engine: Engine | None = None, threads: int | None = None) -> None:
+    def __init__(
+        self, path: Path | str, *, engine: Engine | None = None, threads: int | None = None, trust_code: bool = False
+    ) -> None:
+        """Opens the file; of a ``.pt2``, whose code runs then, only where `trust_code` says that it may."""
         super().__init__()
         path = Path(path)
         engine = engine or _USUAL.get(path.suffix, "onnxruntime")
         if path.suffix not in ENGINES[engine]:
             raise ValueError(f"{path}: expected a file {' or '.join(ENGINES[engine])} for {engine}")
         if not path.is_file():
-            raise FileNotFoundError(f"{path} does not exist")
+            raise FileNotFoundError(f"{path} {'is no file' if path.exists() else 'does not exist'}")
+        if path.suffix == ".pt2" and not (trust_code or os.environ.get(TRUST) == "1"):
+            raise ValueError(
+                f"{path} can run any code as soon as it is opened, as every .pt2 can; if you made it or trust who did, "
+                f"set {TRUST}=1, or trust_code=True in Python"
+            )
         self.path, self.engine = path, engine
         opened = _open(path, engine, threads)
         self.about: dict[str, Any] = opened.about
         self._call = opened.call
+        with told_of(path, "exported file"):
+            _check_about(path, self.about)
         if self.about["inputs"] != ["images", "mask"] or self.about["outputs"] != ["logits", "boxes"]:
             raise ValueError(
                 f"{path}: expected a file of logits and boxes, got {', '.join(self.about['outputs'])} of "
                 f"{', '.join(self.about['inputs'])}; export it without --pixels and --top-k"
             )
-        self.categories, self.thresholds = self.about["classes"], self.about["thresholds"]
+        self.categories = [printable(name) for name in self.about["classes"]]
+        self.thresholds = self.about["thresholds"]
         self.focal = self.about["kind"] == "sigmoid"
         self.canvas = None if "size" in self.about["dynamic"] else (self.about["size"][0], self.about["size"][1])
         trained = Size(self.about["short"], self.about["longest"])
@@ -115,6 +134,34 @@ class ExportedDetector(Predictor):
         return post_process(outputs, target_sizes, top_k, focal=self.focal)
 
 
+def _check_about(path: Path, about: dict[str, Any]) -> None:
+    """Raises ValueError for what no export says of itself, nearly anything where a part is missing."""
+
+    def whole(*numbers: Any) -> bool:
+        return all(type(one) is int and 1 <= one <= _MOST_PIXELS for one in numbers)
+
+    def words(*several: Any) -> bool:
+        return all(isinstance(some, list) and all(isinstance(one, str) for one in some) for some in several)
+
+    size = about["size"]
+    scores = about["thresholds"]
+    right = {
+        "classes": words(about["classes"]),
+        "inputs and outputs": words(about["inputs"], about["outputs"], about["dynamic"]),
+        "size": isinstance(size, list) and len(size) == 2 and whole(*size) and size[0] * size[1] <= _MOST_PIXELS,
+        "short and longest": whole(about["short"], about["longest"]) and about["short"] <= about["longest"],
+        "batch": whole(about["batch"]) and about["batch"] <= _MOST_IMAGES,
+        "kind": about["kind"] in ("sigmoid", "softmax", "faster_rcnn"),
+        "model and family": all(isinstance(about[name], str | None) for name in ("model", "family")),
+        "thresholds": isinstance(scores, list)
+        and len(scores) == len(about["classes"])
+        and all(isinstance(one, int | float) and 0 <= one <= 1 for one in scores),
+    }
+    wrong = [name for name, is_right in right.items() if not is_right]
+    if wrong:
+        raise ValueError(f"{path} is no file of msdeform export: its {wrong[0]} cannot be those of a detector")
+
+
 def _more(batch: Tensor, count: int) -> Tensor:
     """A batch and `count` times its last element."""
     return torch.cat([batch, batch[-1:].expand(count, *batch.shape[1:])]) if count else batch
@@ -129,7 +176,7 @@ def _open(path: Path, engine: str, threads: int | None) -> Opened:
     except ModuleNotFoundError as error:
         raise ValueError(f"{path} needs {error.name}, which is not installed: pip install {error.name}") from None
     except Exception as error:  # what an engine raises of a file that it cannot read is its own
-        reason = str(error).strip().splitlines()[-1]
+        reason = printable((str(error).strip().splitlines() or [type(error).__name__])[-1][:500])
         missing = unavailable("cpu") if path.suffix == ".pt2" else None
         needed = "" if missing is None else f"; one with --sampling cpu needs the backend cpu: {missing}"
         raise ValueError(f"{path} is no file of msdeform export: {reason}{needed}") from error

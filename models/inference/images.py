@@ -12,6 +12,8 @@ from PIL import ExifTags, Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
+from ...common.text import printable
+
 ImageLike = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
@@ -89,6 +91,8 @@ def _from_file(path: Path, oriented: bool) -> Tensor:
 
 
 def _from_pillow(image: Image.Image, name: str, oriented: bool) -> Tensor:
+    if image.format == "EPS":  # a program, which Pillow has Ghostscript run
+        raise BadImageError(f"{name} cannot be decoded: it is PostScript; expected pixels, as of a PNG or a JPEG")
     if 0 in image.size:
         raise BadImageError(f"{name}: expected at least one pixel, got {image.width} wide and {image.height} high")
     try:
@@ -143,7 +147,7 @@ def orientation(path: Path) -> int:
 def _undecodable(name: str, error: Exception) -> BadImageError:
     # pillow's own sentence already names the file when it knows no format for it
     first_line = str(error).strip().split("\n")[0]
-    return BadImageError(f"{name} cannot be decoded: {first_line or type(error).__name__}")
+    return BadImageError(printable(f"{name} cannot be decoded: {first_line or type(error).__name__}"))
 
 
 def _orientation(image: Image.Image) -> int:

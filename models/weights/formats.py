@@ -26,7 +26,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from ...common.files import BEST, atomic_file, checkpoints_in
+from ...common.files import BEST, atomic_file, checkpoints_in, read_json, told_of
+from ...common.text import printable
 from ..inference.image_size import ExactSize, Size, size_of
 from .files import is_state_dict, read_file
 from .huggingface import family_of, from_huggingface, is_huggingface, to_huggingface
@@ -56,6 +57,9 @@ PREPROCESSOR_FILE = "preprocessor_config.json"
 _COUNTERS = ("total_params", "total_ops")
 # transformers' norms are constants, but the published files keep some of the counts of those they were made from
 _HF_COUNTERS = (*_COUNTERS, "num_batches_tracked")
+
+
+_MOST_CLASSES = 1_000_000  # of which names are kept
 
 
 @dataclass(frozen=True)
@@ -141,20 +145,32 @@ def newest_whole(folder: Path, read: Callable[[Path], T]) -> T:
 def source_of(state: Any, path: Path) -> Source:
     """What `torch.load` gave, as a source; ``path`` is where it came from. Raises ValueError as `read_source`."""
     if isinstance(state, dict) and state.get("format") == TRAINING_FORMAT:
-        categories = [str(category["name"]) for category in state.get("categories", [])]
-        config = {"family": "deformable_detr", **state["model_config"]}  # the first versions had one family
-        options = state.get("options", {})
-        images = options.get("input", options)  # the first versions had no groups
-        size = size_of(images.get("image_size"), square=images.get("square", False))
-        average = state.get("ema")  # what the run evaluated, if it kept one
-        weights = state["model"] if average is None else average["weights"]
-        thresholds = _thresholds(state, path)
-        return Source(path, "training", weights, config, categories or None, size, [], state, thresholds)
+        with told_of(path, "checkpoint"):
+            return _of_run(state, path)
     content = state.get("model", state) if isinstance(state, dict) else None
     if not is_state_dict(content):
         raise ValueError(f"checkpoint {path}: expected a state dict, bare or under the key 'model'")
     args = state.get("args")
-    return _source(content, path, None, vars(args) if isinstance(args, argparse.Namespace) else None)
+    with told_of(path, "checkpoint"):
+        return _source(content, path, None, vars(args) if isinstance(args, argparse.Namespace) else None)
+
+
+def _of_run(state: dict[str, Any], path: Path) -> Source:
+    """Raises ValueError, or nearly anything where it is damaged."""
+    categories = [printable(str(category["name"])) for category in state.get("categories", [])]
+    config = {"family": "deformable_detr", **state["model_config"]}  # the first versions had one family
+    options = state.get("options", {})
+    images = options.get("input", options)  # the first versions had no groups
+    longest = images.get("image_size")
+    if longest is not None and not (isinstance(longest, int) and longest >= 1):
+        raise ValueError(f"{path}: image_size: expected a number of pixels, got {longest!r:.100}")
+    size = size_of(longest, square=images.get("square", False))
+    average = state.get("ema")  # what the run evaluated, if it kept one
+    weights = state["model"] if average is None else average["weights"]
+    if not is_state_dict(weights):
+        raise ValueError(f"checkpoint {path}: expected a state dict under the key 'model'")
+    thresholds = _thresholds(state, path)
+    return Source(path, "training", weights, config, categories or None, size, [], state, thresholds)
 
 
 def config_of_source(source: Source, config: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -176,7 +192,7 @@ def check_fit(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], path: Pa
         name = odd[0]
         expected, came = (tuple(side[name].shape) if name in side else "nothing" for side in (own, weights))
         raise ValueError(
-            f"{path} is a checkpoint of another model: {len(odd)} parameters differ, the first {name}: "
+            f"{path} is a checkpoint of another model: {len(odd)} parameters differ, the first {printable(name)}: "
             f"expected {expected}, got {came}"
         )
 
@@ -277,7 +293,7 @@ def save_thresholds(source: Source, thresholds: list[float]) -> None:
         return
     path = source.path / CONFIG_FILE if source.path.is_dir() else source.path.with_name(CONFIG_FILE)
     with atomic_file(path) as file:
-        file.write((json.dumps({**_read_json(path), "thresholds": thresholds}, indent=2) + "\n").encode())
+        file.write((json.dumps({**read_json(path), "thresholds": thresholds}, indent=2) + "\n").encode())
 
 
 def check_takes_thresholds(source: Source) -> None:
@@ -315,11 +331,12 @@ def _read_safetensors(file: Path, path: Path) -> Source:
     # of a lone file, its neighbour counts only where both have the names that belong together
     beside = file.with_name(CONFIG_FILE)
     config = _read_config(beside) if file.name == WEIGHTS_FILE and beside.is_file() else None
-    source = _source(weights, path, config, None)
+    with told_of(file, "checkpoint"):
+        source = _source(weights, path, config, None)
     described = file.with_name(PREPROCESSOR_FILE)
     if source.format != "huggingface" or config is None or not described.is_file():
         return source
-    preprocessor = _read_json(described)
+    preprocessor = read_json(described)
     if preprocesses_otherwise(preprocessor):
         print(f"{described}: images are normalised otherwise than with ImageNet's mean and deviation", file=sys.stderr)
     try:
@@ -332,15 +349,8 @@ def _read_safetensors(file: Path, path: Path) -> Source:
     return replace(source, input_size=size)
 
 
-def _read_json(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{file} cannot be read as JSON: {error}") from error
-
-
 def _read_config(file: Path) -> dict[str, Any]:
-    config = _read_json(file)
+    config = read_json(file)
     ours = isinstance(config, dict) and config.get("format") == FORMAT and isinstance(config.get("model"), dict)
     if not ours and not (isinstance(config, dict) and "model_type" in config):
         raise ValueError(
@@ -361,10 +371,8 @@ def _source(
             fitted = read_size(config.get("input_size"))
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
-        thresholds = _thresholds(config, path)
-        return Source(
-            path, "msdeform", weights, config["model"], config.get("categories"), fitted, ignored, thresholds=thresholds
-        )
+        thresholds, names = _thresholds(config, path), _names(config.get("categories"))
+        return Source(path, "msdeform", weights, config["model"], names, fitted, ignored, thresholds=thresholds)
     try:
         # before the names, by which no other architecture's weights are told
         ours = None if config is None else config_from_huggingface(config)
@@ -376,11 +384,10 @@ def _source(
             raise ValueError(f"{CONFIG_FILE} is of transformers, but the weights' names are not")
         family = family_of(weights)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise ValueError(f"{path}: {printable(str(error)[:500])}") from None
     if args is None:
         return Source(path, "official", weights, ignored=ignored)
-    names = args.get("categories")
-    categories = [str(name) for name in names] if isinstance(names, list) else None
+    categories = _names(args.get("categories"))
     known, size = config_from_args(args, family), size_from_args(args)
     try:
         thresholds = _thresholds(args, path)
@@ -389,11 +396,18 @@ def _source(
     return Source(path, "official", weights, known, categories, size, ignored, thresholds=thresholds)
 
 
+def _names(names: Any) -> list[str] | None:
+    """Names of classes beside weights, in one line each; None for what is no list of them."""
+    return [printable(str(name)) for name in names] if isinstance(names, list) else None
+
+
 def _labels(config: dict[str, Any] | None) -> list[str] | None:
     """Names of the classes out of a config.json of transformers, by label, unless they are its placeholders."""
-    labels = {int(key): str(name) for key, name in ((config or {}).get("id2label") or {}).items()}
+    labels = {int(key): printable(str(name)) for key, name in ((config or {}).get("id2label") or {}).items()}
     if not labels or all(name == f"LABEL_{label}" for label, name in labels.items()):
         return None
+    if not 0 <= min(labels) <= max(labels) < _MOST_CLASSES:
+        raise ValueError(f"id2label: expected labels from 0 to {_MOST_CLASSES - 1}, got {min(labels)} to {max(labels)}")
     # a label without a name has its number's
     return [labels.get(label, str(label)) for label in range(max(labels) + 1)]
 
@@ -404,19 +418,22 @@ def _thresholds(described: Mapping[str, Any], path: Path) -> list[float] | None:
     if found is None:
         return None
     if not isinstance(found, list) or not all(isinstance(one, int | float) and 0 <= one <= 1 for one in found):
-        raise ValueError(f"{path}: thresholds: expected a number from 0 to 1 for each class, got {found}")
+        raise ValueError(f"{path}: thresholds: expected a number from 0 to 1 for each class, got {found!r:.100}")
     return [float(one) for one in found]
 
 
 def _classes(weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> int:
     """How many classes the head has; one more row of a softmax stands for no object."""
+    family = str(config.get("family"))
     rows = {
         "deformable_detr": "class_embed.0.weight",
         "detr": "class_embed.weight",
         "detr_demo": "linear_class.weight",
         "faster_rcnn": "detector.roi_heads.box_predictor.cls_score.weight",
-    }[config["family"]]
-    if rows not in weights:
-        raise ValueError(f"weights: expected {rows} of {config['family']}, not found")
-    own = config["family"] == "deformable_detr" or bool(config.get("focal"))
+    }.get(family)
+    if rows is None:
+        raise ValueError(f"family: expected one that is known here, got {family!r:.100}")
+    if rows not in weights or not weights[rows].dim():
+        raise ValueError(f"weights: expected {rows} of {family}, not found")
+    own = family == "deformable_detr" or config.get("focal") is True
     return len(weights[rows]) - (0 if own else 1)

@@ -16,6 +16,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from ...common.text import printable
+
 # official prefix, Hugging Face's prefix; # is a number. the first row that fits counts
 _BACKBONE = "backbone.0.body."
 _HF_BACKBONE = "model.backbone.conv_encoder.model."
@@ -106,7 +108,7 @@ def family_of(names: Mapping[str, object]) -> str:
         return "detr_demo"
     if any("roi_heads." in name for name in names):
         return "faster_rcnn"
-    some = ", ".join(sorted(names)[:3]) or "nothing"
+    some = printable(", ".join(sorted(names)[:3])[:300]) or "nothing"
     raise ValueError(f"weights: expected the names of DETR, Deformable DETR or Faster R-CNN, found {some}")
 
 

@@ -174,7 +174,7 @@ def size_of_preprocessor(theirs: Any) -> Size | None:
         return None
     if isinstance(size, int):  # the first versions of transformers, and the published files
         return _size("size", size, theirs.get("max_size", _UNBOUNDED))
-    raise ValueError(f"size: expected shortest_edge and longest_edge in pixels, got {size!r}")
+    raise ValueError(f"size: expected shortest_edge and longest_edge in pixels, got {size!r:.200}")
 
 
 def read_size(size: Any) -> Size | None:
@@ -182,7 +182,7 @@ def read_size(size: Any) -> Size | None:
     if size is None:
         return None
     if not isinstance(size, list | tuple) or len(size) != 2:
-        raise ValueError(f"input_size: expected [shortest, longest] in pixels, got {size!r}")
+        raise ValueError(f"input_size: expected [shortest, longest] in pixels, got {size!r:.200}")
     return _size("input_size", *size)
 
 
@@ -196,7 +196,8 @@ def size_from_args(args: Mapping[str, Any]) -> Size | None:
 
 def _size(name: str, short: Any, longest: Any) -> Size:
     if not (isinstance(short, int) and isinstance(longest, int) and 1 <= short <= longest):
-        raise ValueError(f"{name}: expected pixels, the shortest side and then the longest, got {short!r}, {longest!r}")
+        got = f"{short!r:.100}, {longest!r:.100}"
+        raise ValueError(f"{name}: expected pixels, the shortest side and then the longest, got {got}")
     return Size(short, longest)
 
 

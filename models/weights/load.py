@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ...common.text import printable
 from ..catalog import MODELS, TRANSFORMERS, config_of
 from ..configs import Config
 from ..inference.image_size import Size
@@ -91,11 +92,8 @@ def settle_config(source: Source, name: str | None = None) -> Config:
             f"{source.path} says nothing of its {source.family}'s structure; name the model it is of: {fitting}"
         )
     config = config_of_source(source, None if named is None else named.to_dict())
-    # values that no detector can have are the source's mistake, and named with it
-    try:
-        own = Config.from_dict(config)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{source.path}: {error}") from None
+    # the size of one that was named is no claim of the file's
+    own = config_that_fits(config, source.weights if source.config is not None else None, source.path)
     if named is not None:
         for field in dataclasses.fields(named):
             expected, came = getattr(named, field.name), getattr(own, field.name)
@@ -107,6 +105,27 @@ def settle_config(source: Source, name: str | None = None) -> Config:
     return own
 
 
+def config_that_fits(described: Mapping[str, Any], weights: Mapping[str, Tensor] | None, path: Path) -> Config:
+    """The configuration of a detector that is not larger than its weights.
+
+    The detector is made before its parameters are held against the weights, and may take any memory otherwise. Raises
+    ValueError for one that is larger, and as `Config.from_dict`, whose mistakes are the file's.
+    """
+    try:
+        config = Config.from_dict(described)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {printable(str(error)[:500])}") from None
+    if weights is None:
+        return config
+    least, held = config.least_parameters, sum(tensor.numel() for tensor in weights.values())
+    if least > held:
+        raise ValueError(
+            f"{path} is not what its configuration says: that is of a detector of {least} parameters or more, "
+            f"and the weights are {held}"
+        )
+    return config
+
+
 def nearest_model(source: Source) -> tuple[str, dict[str, Any]] | None:
     """The name of `list_models` whose detector a source's differs least from, and its settings that differ.
 
@@ -115,7 +134,7 @@ def nearest_model(source: Source) -> tuple[str, dict[str, Any]] | None:
     """
     if source.config is None or source.config.keys() == {"family"}:  # a command line of other things
         return None
-    own = Config.from_dict(config_of_source(source))
+    own = config_that_fits(config_of_source(source), source.weights, source.path)
     named = None if source.training is None else source.training.get("model_name")
     fields = [field.name for field in dataclasses.fields(own) if field.name not in _OF_THE_DATA]
     found = {

@@ -13,6 +13,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
+from .text import printable
+
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
@@ -119,6 +121,34 @@ def read_text(path: Path) -> str:
         raise ValueError(f"{path} is not text in UTF-8: {error}") from error
 
 
+_MOST_JSON = 64_000_000  # bytes of a configuration; the largest published ones have some ten thousand
+
+
+def read_json(path: Path) -> Any:
+    """What a configuration in JSON holds. Raises ValueError where it cannot be read, or is no configuration's size."""
+    try:
+        if not path.is_file():  # reading a pipe would wait, and a device may have no end
+            raise ValueError("expected a file")
+        if path.stat().st_size > _MOST_JSON:
+            raise ValueError(f"expected at most {_MOST_JSON} bytes, got {path.stat().st_size}")
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError(f"{path} cannot be read as JSON: it is nested too deep") from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read as JSON: {error}") from error
+
+
+@contextmanager
+def told_of(path: Path, kind: str) -> Iterator[None]:
+    """Raises ValueError, naming the file, where what the block does with a file's content finds another form of it."""
+    try:
+        yield
+    except (LookupError, AttributeError, TypeError, ArithmeticError, RecursionError) as error:
+        what = str(error).split("\n")[0][:200]
+        what = f"it lacks {what}" if isinstance(error, KeyError) else what or type(error).__name__
+        raise ValueError(printable(f"{kind} {path} is damaged: {what}")) from error
+
+
 # beside a run's checkpoints: that of its highest AP
 BEST = "best.pt"
 
@@ -132,6 +162,8 @@ def check_readable(path: Path, kind: str) -> None:
     if not path.exists():
         what = {"file": "a file", "folder": "a folder", "path": "a file or folder"}[kind]
         raise ValueError(f"expected {what}; {path} does not exist")
+    if not path.is_file() and not path.is_dir():  # reading a pipe would wait, and a device may have no end
+        raise ValueError(f"expected a file, got the pipe or device {path}")
     if kind == "file" and path.is_dir():
         raise ValueError(f"expected a file, got the folder {path}")
     if kind == "folder" and not path.is_dir():

@@ -4,6 +4,13 @@ import difflib
 from collections.abc import Iterable, Sequence
 
 
+def printable(text: str) -> str:
+    """``text`` with what a terminal would obey instead of showing, ends of lines and escapes, as ``\\n``, ``\\x1b``."""
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in text)
+
+
 def counted(count: int, noun: str) -> str:
     """A number and its noun, such as "1 image", "2 images", "2 boxes"."""
     return f"{count} {noun}{'' if count == 1 else 'es' if noun.endswith(('x', 's')) else 's'}"

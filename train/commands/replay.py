@@ -12,9 +12,13 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from ...common.device import choose_device
+from ...common.files import told_of
+from ...common.text import printable
 from ...kernels.registry import BackendUnavailable
 from ...models.layers.boxes import cxcywh_to_xyxy
 from ...models.losses.matcher import NonFiniteCostError
+from ...models.losses.targets import check_shapes
+from ...models.weights.files import is_state_dict
 from ...models.weights.formats import check_fit
 from ..data.dataset import Sample
 from ..data.loader import to_device
@@ -37,11 +41,12 @@ def replay(options: ReplayOptions) -> list[str]:
 
     Raises FileNotFoundError or ValueError for a file that is not such a batch.
     """
-    state = read_saved(options.batch, "batch", REPLAY_FORMAT)
+    state = _read(options.batch)
     device = choose_device(options.device)
     precision = state["precision"] if options.precision == "same" else options.precision
     usable = _backend(options.attn_backend, state["attn_backend"], device)
-    model = build_any_model(state["model_config"], None, attn_backend=usable).to(device)
+    with told_of(options.batch, "batch"):
+        model = build_any_model(state, options.batch, None, attn_backend=usable).to(device)
     check_fit(model.state_dict(), state["model"], options.batch)
     model.load_state_dict(state["model"])
     if precision == "fp64":
@@ -73,6 +78,35 @@ def replay(options: ReplayOptions) -> list[str]:
         part = samples[start : start + state["batch_size"]]
         lines.append(f"images {_ids(part)}: {_do_again(model, criterion, part, box_counts, device, precision)}")
     return lines
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A batch that is one throughout: it names files that are written, and numbers that others are counted by."""
+    state = read_saved(path, "batch", REPLAY_FORMAT)
+    with told_of(path, "batch"):
+        names = [str(category["name"]) for category in state["categories"]]
+        check_shapes([target for _, target in state["samples"]], len(state["samples"]))
+        right = [
+            is_state_dict(state["model"]),
+            isinstance(state["model_config"], dict),
+            state["precision"] in ("fp32", "bf16", "fp16", "fp64"),
+            type(state["step"]) is int,
+            type(state["batch_size"]) is int and state["batch_size"] > 0,
+            isinstance(state["attn_backend"], str) and isinstance(state["random"]["torch"], Tensor),
+            *(_is_image(image) and type(target["image_id"]) is int for image, target in state["samples"]),
+            *(
+                bool(((labels := target["labels"]) >= 0).all() and (labels < len(names)).all())
+                for _, target in state["samples"]
+            ),
+        ]
+    if not all(right):
+        raise ValueError(f"batch {path} is damaged: its values are not of the kinds that msdeform train writes")
+    model_name = printable(str(state.get("model_name")))
+    return {**state, "categories": [{"name": printable(name)} for name in names], "model_name": model_name}
+
+
+def _is_image(image: Any) -> bool:
+    return isinstance(image, Tensor) and image.dtype == torch.uint8 and image.dim() == 3 and len(image) == 3
 
 
 def _ids(samples: list[Sample]) -> str:

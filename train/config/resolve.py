@@ -26,7 +26,7 @@ import yaml
 
 from ...common.command_line import check, parse
 from ...common.fields import Option, options_of
-from ...common.files import atomic_file, checkpoints_in
+from ...common.files import atomic_file, checkpoints_in, told_of
 from ...common.text import suggest
 from ...models.catalog import TRANSFORMERS
 from ..data.augmentation.options import in_one_line
@@ -47,7 +47,8 @@ def checkpoint_options(path: Path) -> TrainOptions:
         load_checkpoint,  # brings PyTorch, which the answer to a wrong flag does not wait for
     )
 
-    return from_plain(TrainOptions, load_checkpoint(path)["options"])
+    with told_of(path, "checkpoint"):
+        return from_plain(TrainOptions, load_checkpoint(path)["options"])
 
 
 def resolve(

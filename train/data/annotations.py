@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from ...common.text import counted
+from ...common.text import counted, printable
 from .layouts import FORMATS, YAML, Format, HeldOut, SplitName
 from .preparation.split import keep_part
 from .voc import read_voc
@@ -30,6 +30,10 @@ class Category:
 
     id: int
     name: str
+
+    def __post_init__(self) -> None:
+        # names are printed, into terminals, which obey some characters
+        object.__setattr__(self, "name", printable(self.name))
 
 
 class ImageEntry(NamedTuple):

@@ -19,7 +19,7 @@ from ...models.inference.image_size import ExactSize, Size
 from ...models.losses.criterion import SetCriterion
 from ...models.weights.formats import CONFIG_FILE, Source, read_source
 from ...models.weights.hub import local_or_downloaded
-from ...models.weights.load import Start, nearest_model, start_from
+from ...models.weights.load import Start, config_that_fits, nearest_model, start_from
 from ...models.weights.pretrained import fetch, published_of
 from ...models.zoo import build_model, create_criterion, create_model, load_model
 from ..config.options import Input, Model, TrainOptions, flatten, from_plain, parse_overrides
@@ -135,11 +135,14 @@ def load_any_model(source: Source, *, attn_backend: str = "auto", name: str | No
     return load_model(source, attn_backend=attn_backend, name=name)
 
 
-def build_any_model(config: dict[str, Any], size: Size | None, *, attn_backend: str = "auto") -> AnyDetector:
-    """`zoo.build_model` of a checkpoint's configuration, which also builds detectors of transformers."""
+def build_any_model(state: dict[str, Any], path: Path, size: Size | None, *, attn_backend: str = "auto") -> AnyDetector:
+    """`zoo.build_model` of what a run saved, without its weights, which also builds detectors of transformers."""
+    config = state["model_config"]
     if config.get("family") == TRANSFORMERS:
         return TransformersDetector.from_config(TransformersConfig.from_dict(config), size, attn_backend)
-    return build_model({"family": "deformable_detr", **config}, attn_backend=attn_backend)
+    return build_model(
+        config_that_fits({"family": "deformable_detr", **config}, state["model"], path), attn_backend=attn_backend
+    )
 
 
 def with_model_of_start(options: TrainOptions) -> TrainOptions:
@@ -217,5 +220,5 @@ def model_of_checkpoint(state: dict[str, Any], path: Path, options: Model, devic
     backend = settle_backend(device, options.attn_backend)
     config = state["model_config"]
     size = from_plain(TrainOptions, state["options"]).input.size
-    model = build_any_model(config, size, attn_backend=backend).to(device)
+    model = build_any_model(state, path, size, attn_backend=backend).to(device)
     return Built(model, backend, state.get("backbone_trained", bool(config.get("backbone_frozen"))))

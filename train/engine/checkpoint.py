@@ -16,11 +16,11 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from ...common.files import BEST, atomic_file
+from ...common.files import BEST, atomic_file, told_of
 from ...integrations.detectors.detector import TransformersDetector, is_of_transformers
 from ...models.export.runtime import ExportedDetector, is_exported
 from ...models.families.detector import Detector
-from ...models.weights.files import read_file
+from ...models.weights.files import is_state_dict, read_file, tensors_in
 from ...models.weights.formats import TRAINING_FORMAT, checkpoints_in, newest_whole, read_source
 from ...models.weights.load import WITHOUT_SIZE
 from ..config.options import SETTINGS_HEAD, TrainOptions, from_plain
@@ -61,7 +61,13 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """Reads a checkpoint; of a folder, the newest whole one in it. Raises as `read_saved`."""
     if path.is_dir():
         return newest_whole(path, load_checkpoint)
-    return read_saved(path, "checkpoint", TRAINING_FORMAT)
+    state = read_saved(path, "checkpoint", TRAINING_FORMAT)
+    kinds = {"model_config": dict, "options": dict, "categories": list, "model_name": str, "step": int}
+    odd = [name for name, kind in kinds.items() if not isinstance(state.get(name, kind()), kind)]
+    odd += ["options"] if any(True for _ in tensors_in(state.get("options", {}))) else []
+    if odd or not is_state_dict(state.get("model", {})):
+        raise ValueError(f"checkpoint {path} is damaged: {(*odd, 'model')[0]} is not of the type that a run writes")
+    return state
 
 
 def read_saved(path: Path, kind: str, file_format: str) -> dict[str, Any]:
@@ -180,11 +186,13 @@ def load_trained(path: Path, device: torch.device, attn_backend: str = "auto", n
         names = model.categories or [str(label) for label in range(model.require_config().num_classes)]
         categories = [Category(label, own) for label, own in enumerate(names)]
         return Trained(model, name or path.name, categories, TrainOptions(), backend, device, None)
-    categories = [Category(**category) for category in state["categories"]]
-    options = from_plain(TrainOptions, state["options"])
+    with told_of(source.path, "checkpoint"):
+        categories = [Category(**category) for category in state["categories"]]
+        options = from_plain(TrainOptions, state["options"])
+        name, step = str(state["model_name"]), state["step"]
     model.categories, model.input_size = [category.name for category in categories], options.input.size
     model.thresholds = source.thresholds
-    return Trained(model, state["model_name"], categories, options, backend, device, state["step"])
+    return Trained(model, name, categories, options, backend, device, step)
 
 
 def _of_file(path: Path) -> Trained:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ...common.device import choose_device
+from ...common.files import told_of
 from ...models.losses.matcher import NonFiniteCostError
 from ...models.weights.formats import check_fit
 from ..config.given import NOTHING, Given
@@ -62,10 +63,12 @@ class Training:
         given: Given = NOTHING,
     ) -> None:
         if resume is not None:
-            given.refuse_what_differs(resume.get("given", {}), options.run.resume or Path("the checkpoint"))
+            run = options.run.resume or Path("the checkpoint")
+            with told_of(run, "checkpoint"):
+                given.refuse_what_differs(resume.get("given", {}), run)
+                if options.batch.batch_size == AUTO:  # as it was found
+                    options = with_batch_size(options, from_plain(TrainOptions, resume["options"]).batch.batch_size)
         self.given = given
-        if options.batch.batch_size == AUTO and resume is not None:  # as it was found
-            options = with_batch_size(options, from_plain(TrainOptions, resume["options"]).batch.batch_size)
         self.options = options
         self.group = group or ProcessGroup(choose_device(options.compute.device))
         self.device = self.group.device
@@ -104,7 +107,8 @@ class Training:
         if resume is None:
             built = new_model(options.model, len(self._categories), self.device)
         else:
-            built = model_of_checkpoint(resume, self._source, options.model, self.device)
+            with told_of(self._source, "checkpoint"):
+                built = model_of_checkpoint(resume, self._source, options.model, self.device)
         self.model, self.backend, self.start = built.model, built.backend, built.start
         self.backbone_trained = built.backbone_trained
         if compute.precision == "fp64":
@@ -133,7 +137,8 @@ class Training:
         """Processes whose part of the last step had a loss that was not finite."""
         self._random_before: tuple[Tensor, Tensor | None] = torch.get_rng_state(), None
         if resume is not None:
-            self._restore(resume)
+            with told_of(self._source, "checkpoint"):
+                self._restore(resume)
         elif self.group.rank:
             torch.manual_seed(batch.seed + self.group.rank)  # dropout of its own
         self._wrapped = self.group.wrap(self.model)

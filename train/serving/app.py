@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from ... import __version__
+from ...common.text import printable
 from ...models.inference.detections import Detections
 from .guard import Guard
 from .limits import Refused, drain
@@ -85,6 +86,7 @@ def create_app(service: Service) -> FastAPI:
         docs_url=None,  # FastAPI's own page loads scripts from a server of others
         redoc_url=None,
         lifespan=lifespan,
+        redirect_slashes=False,  # to an address of the client's own choice, and it decodes the query first
     )
     app.add_middleware(
         Guard,
@@ -155,7 +157,7 @@ def create_app(service: Service) -> FastAPI:
 
     @app.exception_handler(HTTPException)
     async def wrong_path(request: Request, error: HTTPException) -> Response:
-        return _error(error.status_code, f"{request.method} {request.url.path}: {str(error.detail).lower()}")
+        return _error(error.status_code, f"{request.method} {request.scope['path']}: {str(error.detail).lower()}")
 
     @app.exception_handler(Exception)
     async def defect(request: Request, error: Exception) -> Response:
@@ -179,7 +181,7 @@ def _error(status: int, sentence: str, *, close: bool = False) -> JSONResponse:
     headers = {"Retry-After": "1"} if status == 503 else {}
     if close:  # the rest of the body is not read
         headers["Connection"] = "close"
-    return JSONResponse({"error": sentence}, status, headers)
+    return JSONResponse({"error": printable(sentence)}, status, headers)
 
 
 def _accepted(header: str) -> str:
