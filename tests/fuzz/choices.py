@@ -1,7 +1,7 @@
 """Decisions read off a row of bytes: an input is made of few draws, so that a hundred thousand of them take minutes.
 
-Hypothesis draws the row in one go, shrinks it towards zeros, and a coverage-guided fuzzer changes single bytes of it. So
-a generator's first option is the plainest one.
+Hypothesis draws the row in one go, shrinks it towards zeros, and a coverage-guided fuzzer changes single bytes of it.
+So a generator's first option is the plainest one.
 """
 
 from collections.abc import Callable, Sequence
