@@ -34,10 +34,10 @@ MODES = {
 }
 OTHER_BYTES = (
     *(b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"BM", b"II*\0", b"MM\0*", b"x"),
-    *(b"RIFF\xff\xff\xff\xffWEBPVP8 "),
+    b"RIFF\xff\xff\xff\xffWEBPVP8 ",
     *(b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", b"\0" * 300),
     *(b"P6 2 2 255\n" + b"abc" * 4, b"P6 99999 99999 255\n", b"P3 1 1 9 1 2 x", b"SIMPLE  =                    T" * 90),
-    *(b"8BPS\0\x01" + b"\0" * 60),
+    b"8BPS\0\x01" + b"\0" * 60,
     *(b"\0\0\x01\0\x01\0" + b"\xff" * 40, b"qoif\xff\xff\xff\xff\xff\xff\xff\xff\x04\0"),
 )
 # large enough for a warning, or a refusal, of Pillow; none is allocated

@@ -127,7 +127,8 @@ def make(choices: Choices) -> Call:
         call.tensors = [tensor.to("meta") for tensor in call.tensors]
         call.backend = choices.one_of(("reference", "gather", None))
     for _ in range(choices.one_of((0, 0, 1, 2, 0, 1))):
-        choices.one_of(MISTAKES)(call, choices)
+        if "sparse" not in call.mistakes:  # there is little that can be done with those
+            choices.one_of(MISTAKES)(call, choices)
     return call
 
 
