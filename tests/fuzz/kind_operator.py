@@ -169,7 +169,7 @@ def laid_out(tensor: Tensor, how: int) -> Tensor:
 def _wrong_dtype(call: Call, choices: Choices) -> None:
     at, dtype = choices.below(len(call.tensors)), choices.one_of(OTHER_DTYPES)
     if isinstance(call.tensors[at], Tensor):
-        call.tensors[at] = torch.zeros(call.tensors[at].shape, dtype=dtype, device=call.tensors[at].device)
+        call.tensors[at] = torch.zeros((), dtype=dtype, device=call.tensors[at].device).expand(call.tensors[at].shape)
         call.mistakes.append(f"{dtype}")
 
 
@@ -202,7 +202,7 @@ def _wrong_device(call: Call, choices: Choices) -> None:
     at = choices.below(len(call.tensors))
     tensor = call.tensors[at]
     if isinstance(tensor, Tensor) and "another device" not in call.mistakes:
-        call.tensors[at] = tensor.to("meta") if tensor.device.type == "cpu" else torch.zeros(tensor.shape)
+        call.tensors[at] = tensor.to("meta") if tensor.device.type == "cpu" else torch.zeros(()).expand(tensor.shape)
         call.mistakes.append("another device")
 
 

@@ -170,9 +170,14 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+"), list("+-0123456789")
-)
+class _Dumper(yaml.SafeDumper):
+    """Puts text in quotes that `_Loader` would take for a number."""
+
+
+for _kind in (_Loader, _Dumper):
+    _kind.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+"), list("+-0123456789")
+    )
 
 
 def take_settings(content: Mapping[Any, Any], path: Path | str) -> dict[str, Any]:
@@ -250,7 +255,7 @@ def save_settings(options: TrainOptions, path: Path, given: Mapping[str, str] = 
         head += f"# Not here: {', '.join(f'{name} ({kind})' for name, kind in given.items())} of a Python script.\n"
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as file:
-        file.write((head + yaml.safe_dump(groups, sort_keys=False, allow_unicode=True, width=120)).encode())
+        file.write((head + yaml.dump(groups, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)).encode())
 
 
 def settings_lines(options: TrainOptions, file: Path) -> list[str]:
