@@ -37,4 +37,4 @@ def suggest(sentence: str, name: str, known: Iterable[str], otherwise: str = "",
 
 def nearest(what: str, name: str, known: Sequence[str]) -> str:
     """The sentence for a name that is not known: with the nearest that there are, or all."""
-    return suggest(f"no {what} is called {name!r}", name, known, f"there are {', '.join(known)}", most=3)
+    return suggest(f"no {what} is called {shown(name)!r}", name, known, f"there are {', '.join(known)}", most=3)

@@ -378,10 +378,6 @@ def _categories(path: Path, entries: list[dict[str, Any]], wanted: list[Category
     except (KeyError, OverflowError, TypeError, ValueError) as error:
         why = shown(error)
         raise ValueError(f"{path}: a category is expected to have an id and a name; one has not: {why}") from error
-    for category in own:
-        if UNPRINTABLE.search(category.name):
-            name = shown(category.name)
-            raise ValueError(f"{path}: category {category.id}: expected a name without control characters, got {name}")
     if not own:
         raise ValueError(f"{path}: expected at least one category, found none")
     refuse_repeats(path, "category id", [category.id for category in own])
@@ -389,10 +385,10 @@ def _categories(path: Path, entries: list[dict[str, Any]], wanted: list[Category
     names = {category.id: category.name for category in own}
     for category in wanted or ():
         if names.get(category.id) != category.name:
-            here = f"'{names[category.id]}'" if category.id in names else "absent"
+            here = f"'{shown(names[category.id])}'" if category.id in names else "absent"
             raise OtherClassesError(
-                f"{path}: category {category.id} is {here} here, but '{category.name}' in what the model is trained "
-                "on; both must name the same classes by the same ids"
+                f"{path}: category {category.id} is {here} here, but '{shown(category.name)}' in what the model is "
+                "trained on; both must name the same classes by the same ids"
             )
     return own if wanted is None else list(wanted)
 
