@@ -221,6 +221,8 @@ def _key(fused: bool, setting: str, spatial_shapes: SpatialShapes, level_start_i
     are on.
     """
     gradients = torch.is_grad_enabled()
+    if not isinstance(setting, str):  # no backend's name, and perhaps no key: the checks say so
+        return None
     if isinstance(spatial_shapes, Tensor):
         return fused, gradients, setting, None
     if level_start_index is not None and not (isinstance(level_start_index, Tensor) and level_start_index.is_cuda):

@@ -23,7 +23,8 @@ Numbers that are not finite, the same in every backend:
   order of multiplication); logits follow softmax, where minus infinity is a weight of zero.
 """
 
-from collections.abc import Sequence
+import reprlib
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -110,6 +111,8 @@ def _check_tensors(tensors: dict[str, Tensor]) -> None:
             raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
         if tensor.dtype not in FLOATS:
             raise TypeError(f"{name}: expected float64, float32, float16 or bfloat16, got {tensor.dtype}")
+        if tensor.layout is not torch.strided:
+            raise TypeError(f"{name}: expected a dense tensor, got one of layout {tensor.layout}")
         if tensor.device != tensors["value"].device:
             raise ValueError(f"{name}: expected the device of value, {tensors['value'].device}, got {tensor.device}")
 
@@ -165,10 +168,10 @@ def _count_levels(spatial_shapes: SpatialShapes) -> int:
         lengths = [len(pair) for pair in spatial_shapes]
     except TypeError:
         raise TypeError(
-            f"spatial_shapes: expected pairs (h, w) or an int tensor (L, 2), got {spatial_shapes!r}"
+            f"spatial_shapes: expected pairs (h, w) or an int tensor (L, 2), got {reprlib.repr(spatial_shapes)}"
         ) from None
     if not lengths or any(length != 2 for length in lengths):
-        raise ValueError(f"spatial_shapes: expected one pair (h, w) for each level, got {spatial_shapes!r}")
+        raise ValueError(f"spatial_shapes: expected one pair (h, w) for each level, got {reprlib.repr(spatial_shapes)}")
     return len(lengths)
 
 
@@ -205,9 +208,11 @@ def _check_starts(level_start_index: Tensor | Sequence[int], starts: list[int]) 
         if level_start_index.device.type != "cpu":
             return
         level_start_index = level_start_index.tolist()
-    if list(level_start_index) != starts:
+    # a tensor without dimensions is a number as a list
+    given = list(level_start_index) if isinstance(level_start_index, Iterable) else level_start_index
+    if given != starts:
         raise ValueError(
-            f"level_start_index: expected {starts}, which follow from spatial_shapes, got {list(level_start_index)}"
+            f"level_start_index: expected {starts}, which follow from spatial_shapes, got {reprlib.repr(given)}"
         )
 
 
@@ -217,4 +222,4 @@ def _as_int(size: object) -> int:
     try:
         return size.__index__()  # type: ignore[attr-defined]
     except AttributeError:
-        raise TypeError(f"spatial_shapes: expected integer heights and widths, got {size!r}") from None
+        raise TypeError(f"spatial_shapes: expected integer heights and widths, got {reprlib.repr(size)}") from None

@@ -11,6 +11,7 @@ module dictionaries, so that ``torch.compile(fullgraph=True)`` can trace it.
 """
 
 import os
+import reprlib
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -72,10 +73,12 @@ def registered(backend: Backend) -> Iterator[None]:
 
 def check_name(name: str) -> str:
     """Return a known backend's name or ``auto``; raise ValueError listing the known ones otherwise."""
-    if name == AUTO or name in BACKENDS:
+    if isinstance(name, str) and (name == AUTO or name in BACKENDS):
         return name
     known = [AUTO, *BACKENDS]
-    raise ValueError(suggest(f"backend: expected one of {', '.join(known)}, got {name!r}", str(name), known))
+    raise ValueError(
+        suggest(f"backend: expected one of {', '.join(known)}, got {reprlib.repr(name)}", str(name), known)
+    )
 
 
 def _setting_from_environment() -> str:

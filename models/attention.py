@@ -3,12 +3,14 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 from torch import Tensor, nn
 
 from ..kernels import registry
 from ..kernels.api import fused_ms_deform_attn, ms_deform_attn
+from ..kernels.contract import FLOATS
 from ..kernels.pytorch.reference import extents, locate
 from .layers.geometry import at_least_float32
 
@@ -79,6 +81,8 @@ class MSDeformAttn(nn.Module):
         super().__init__()
         counts = {"d_model": d_model, "n_levels": n_levels, "n_heads": n_heads, "n_points": n_points}
         for name, count in counts.items():
+            if not isinstance(count, Integral) or isinstance(count, bool):
+                raise TypeError(f"{name}: expected a whole number, got {count!r}")
             if count < 1:
                 raise ValueError(f"{name}: expected at least 1, got {count}")
         if d_model % n_heads:
@@ -123,8 +127,8 @@ class MSDeformAttn(nn.Module):
         input_level_start_index  (L,), computed from the shapes if left out
         input_padding_mask     (B, S), bool, True where padded: the value is zero there
 
-        Returns (B, Q, d_model). Raises ValueError naming the argument whose shape is wrong, and TypeError for a mask
-        that is not bool.
+        Returns (B, Q, d_model). Raises ValueError naming the argument whose shape is wrong, and TypeError for one that
+        is no tensor or of a wrong dtype, such as a mask that is not bool.
         """
         self._check(query, reference_points, input_flatten, input_padding_mask)
         out = self.attend(
@@ -171,7 +175,13 @@ class MSDeformAttn(nn.Module):
         )
 
     def _check(self, query: Tensor, reference: Tensor, inputs: Tensor, mask: Tensor | None) -> None:
+        given = {"query": query, "reference_points": reference, "input_flatten": inputs}
+        for name, tensor in {**given, **({} if mask is None else {"input_padding_mask": mask})}.items():
+            if not isinstance(tensor, Tensor):
+                raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
         for name, tensor in (("query", query), ("input_flatten", inputs)):
+            if tensor.dtype not in FLOATS:
+                raise TypeError(f"{name}: expected float64, float32, float16 or bfloat16, got {tensor.dtype}")
             if tensor.dim() != 3 or tensor.shape[-1] != self.d_model:
                 raise ValueError(f"{name}: expected (B, any, d_model={self.d_model}), got {tuple(tensor.shape)}")
         if query.shape[0] != inputs.shape[0]:

@@ -35,6 +35,9 @@ _UPRIGHT = {
 }
 
 
+_SIDEWAYS = (5, 6, 7, 8)
+
+
 class BadImageError(ValueError):
     """An image that cannot be read, told in one sentence, also when a worker process of a DataLoader met it."""
 
@@ -96,6 +99,9 @@ def _from_pillow(image: Image.Image, name: str, oriented: bool) -> Tensor:
     if 0 in image.size:
         raise BadImageError(f"{name}: expected at least one pixel, got {image.width} wide and {image.height} high")
     try:
+        if image.format == "TIFF" and _orientation(image) in _SIDEWAYS:
+            # Pillow 12 maps such a file into memory by its name, and takes its rows for columns
+            image.filename = ""
         image.load()  # before the tag is read: a PNG may hold it behind its pixels, a TIFF is turned by loading
         turn = _UPRIGHT.get(_orientation(image)) if oriented else None
         if turn is not None:
@@ -125,7 +131,11 @@ def image_size(path: Path, *, oriented: bool) -> tuple[int, int]:
     try:
         with Image.open(path) as image:
             width, height = image.size
-            sideways = oriented and _orientation(image) in (5, 6, 7, 8)
+            sideways = _orientation(image) in _SIDEWAYS
+            if image.format == "TIFF":  # turned by being opened, in newer Pillow already here
+                width, height = (image.tag_v2[tag] for tag in (ExifTags.Base.ImageWidth, ExifTags.Base.ImageLength))
+            else:
+                sideways = sideways and oriented
     except FileNotFoundError:
         raise FileNotFoundError(f"image {path} does not exist") from None
     except Exception as error:  # as below
@@ -152,7 +162,8 @@ def _undecodable(name: str, error: Exception) -> BadImageError:
 
 def _orientation(image: Image.Image) -> int:
     try:
-        return image.getexif().get(ExifTags.Base.Orientation, 1)
+        tag = image.getexif().get(ExifTags.Base.Orientation, 1)
+        return tag if tag in _UPRIGHT else 1
     except Exception:  # a damaged tag is no reason to lose the picture: viewers, too, show it as it lies
         return 1
 

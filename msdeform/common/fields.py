@@ -7,6 +7,7 @@ import glob
 import inspect
 import itertools
 import re
+import reprlib
 import sys
 import types
 import typing
@@ -192,10 +193,41 @@ def build(kind: type[T], values: Mapping[str, Any]) -> T:
             made[field.name] = build(typing.cast(type, hint), values)
         elif field.name in values:
             value = values[field.name]
-            if value is not None and Path in members(hint):
+            if isinstance(value, str) and Path in members(hint):
                 value = Path(value)
-            made[field.name] = tuple(value) if isinstance(value, list) else value
+            value = tuple(value) if isinstance(value, list) else value
+            if not _fits(value, hint):
+                raise ValueError(f"{field.name}: expected {_told(hint)}, got {reprlib.repr(value)}")
+            made[field.name] = value
     return kind(**made)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Is a value of its field's type?"""
+    if isinstance(value, tuple) and typing.get_origin(hint) is tuple:
+        return all(_fits(each, typing.get_args(hint)[0]) for each in value)
+    for kind in members(hint):
+        if typing.get_origin(kind) is Literal:
+            if isinstance(value, str | int) and value in typing.get_args(kind):
+                return True
+        elif typing.get_origin(kind) is not tuple and isinstance(value, (int, float) if kind is float else kind):
+            return kind is bool or not isinstance(value, bool)
+    return False
+
+
+def _told(hint: Any) -> str:
+    """A field's type in words."""
+    if typing.get_origin(hint) is tuple:
+        return f"a list, of each {_told(typing.get_args(hint)[0])}"
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path"}
+    words[types.NoneType] = "nothing"
+    kinds = members(hint)
+    return either(
+        [
+            *(words.get(kind, str(kind)) for kind in kinds if typing.get_origin(kind) is not Literal),
+            *(str(choice) for kind in kinds if typing.get_origin(kind) is Literal for choice in typing.get_args(kind)),
+        ]
+    )
 
 
 def named(sentence: str, known: Sequence[Option]) -> str:

@@ -13,7 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
-from .text import printable
+from .text import UNPRINTABLE, printable, shown
 
 
 @contextmanager
@@ -147,6 +147,57 @@ def told_of(path: Path, kind: str) -> Iterator[None]:
         what = str(error).split("\n")[0][:200]
         what = f"it lacks {what}" if isinstance(error, KeyError) else what or type(error).__name__
         raise ValueError(printable(f"{kind} {path} is damaged: {what}")) from error
+
+
+def list_of_names(path: Path) -> list[str]:
+    """The lines of a file that names something in each. Raises ValueError: one has control characters in it."""
+    lines = [line.strip() for line in read_text(path).split("\n")]
+    for number, line in enumerate(lines, start=1):
+        if UNPRINTABLE.search(line):
+            raise ValueError(f"{path}, line {number}: expected a name, got control characters in {shown(line)!r}")
+    return [line for line in lines if line]
+
+
+# values, those that aliases repeat among them
+MOST_VALUES = 100_000
+
+
+def read_yaml(text: str, loader: Any = None) -> Any:
+    """What a text in YAML says.
+
+    Args:
+        text: of a file.
+        loader: PyYAML's, safe by itself.
+
+    Raises:
+        ValueError: it is not YAML, or is nested too deeply, or unfolds to more values than any file of ours has.
+    """
+    import yaml
+
+    try:
+        content = yaml.load(text, loader or yaml.SafeLoader)
+        number = _values_of(content, {})
+    except yaml.MarkedYAMLError as error:
+        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise ValueError(shown(f"{line}{error.problem or error.context}")) from error
+    except RecursionError:
+        raise ValueError("it is nested too deeply, or refers to itself") from None
+    # PyYAML lets through what it meets in making dates and numbers
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError, OverflowError) as error:
+        raise ValueError(shown(" ".join(str(error).split()))) from error
+    if number > MOST_VALUES:
+        raise ValueError(f"its aliases unfold to {number} values, expected at most {MOST_VALUES}")
+    return content
+
+
+def _values_of(content: Any, counted: dict[int, int]) -> int:
+    """How many values there are in lists and dictionaries, each counted wherever it is used."""
+    if not isinstance(content, list | dict | set | tuple):
+        return 1
+    if id(content) not in counted:
+        inside = [*content, *content.values()] if isinstance(content, dict) else content
+        counted[id(content)] = 1 + sum(_values_of(each, counted) for each in inside)
+    return counted[id(content)]
 
 
 # beside a run's checkpoints: that of its highest AP

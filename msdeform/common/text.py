@@ -1,6 +1,7 @@
 """Words for what is printed."""
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 
 
@@ -21,6 +22,17 @@ def either(words: Sequence[str]) -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
 
 
+# control characters, ends of lines, and halves of characters, which no encoding can write
+UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+
+def shown(value: object, most: int = 200) -> str:
+    """What a file says, as part of a sentence: on one line, control characters written out, a long text cut."""
+    text = str(value)
+    text = text if len(text) <= most else f"{text[: most // 2]}...{text[-most // 2 :]}"
+    return UNPRINTABLE.sub(lambda letter: ascii(letter[0])[1:-1], text)
+
+
 def suggest(sentence: str, name: str, known: Iterable[str], otherwise: str = "", most: int = 1) -> str:
     """``sentence; did you mean X?`` for a known name that is near to ``name``, else ``sentence; otherwise``."""
     known = list(known)
@@ -32,4 +44,4 @@ def suggest(sentence: str, name: str, known: Iterable[str], otherwise: str = "",
 
 def nearest(what: str, name: str, known: Sequence[str]) -> str:
     """The sentence for a name that is not known: with the nearest that there are, or all."""
-    return suggest(f"no {what} is called {name!r}", name, known, f"there are {', '.join(known)}", most=3)
+    return suggest(f"no {what} is called {shown(name)!r}", name, known, f"there are {', '.join(known)}", most=3)

@@ -1,14 +1,15 @@
 """Fuzzing: inputs drawn by Hypothesis, or found by a coverage-guided fuzzer, into one check of each kind.
 
-A kind of input is a file ``kind_*.py`` beside this one with a `Kind` named ``KIND``. Its check gives an input to the code
-and returns ``"answered"`` or ``"refused"``; it raises where an answer is wrong, or a refusal is not one sentence. What it
-lets through is a fault: any other exception, a crash, a hang, memory that grows.
+A kind of input is a file ``kind_*.py`` beside this one with a `Kind` named ``KIND``. Its check gives an input to the
+code and returns ``"answered"`` or ``"refused"``; it raises where an answer is wrong, or a refusal is not one sentence.
+What it lets through is a fault: any other exception, a crash, a hang, memory that grows.
 """
 
 import gc
 import importlib
 import signal
 import sys
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -51,7 +52,29 @@ def load(name: str) -> Kind:
 def is_a_sentence(error: BaseException) -> bool:
     """Whether an error says what was wrong in one sentence a user can read."""
     text = str(error)
-    return 10 < len(text) < 2000 and "\n" not in text and text.isprintable() and "Traceback" not in text
+    return 10 < len(text) < 2000 and is_one_line(text) and "Traceback" not in text
+
+
+def is_one_line(text: str) -> bool:
+    """Whether a terminal shows it as a line: no control characters, ends of lines, or halves of characters."""
+    return not any(unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") for letter in text)
+
+
+def refused(error: BaseException, *, why: object = True, names: tuple[str, ...] = ()) -> Outcome:
+    """The outcome of an input that was refused by this error, which must be a sentence.
+
+    Args:
+        error: what was raised.
+        why: what is wrong with the input; nothing where it had to be answered.
+        names: the sentence must hold one of these, if there are any.
+    """
+    if not why:
+        raise AssertionError(f"a right input was refused: {type(error).__name__}: {error}") from error
+    if not is_a_sentence(error):
+        raise AssertionError(f"no sentence: {type(error).__name__}: {str(error)!r:.2000}") from error
+    if names and not any(name in str(error) for name in names):
+        raise AssertionError(f"names none of {names}: {error}") from error
+    return "refused"
 
 
 def fuzz(kind: Kind, inputs: int) -> Counter[Outcome]:

@@ -5,7 +5,11 @@ found is kept in ``.fuzz/KIND`` and tried first the next time.
 """
 
 import argparse
+import os
+import random
 import sys
+import time
+from collections import Counter
 from pathlib import Path
 
 
@@ -23,29 +27,40 @@ def main() -> None:
         sys.exit("atheris is not installed: pip install atheris (it has wheels for some versions of Python only)")
     from hypothesis import HealthCheck, given, settings
 
-    with atheris.instrument_imports(include=["msdeform"]):
-        kind = fuzzing.load(options.kind)
-    counts = {"answered": 0, "refused": 0}
-
-    @settings(deadline=None, database=None, suppress_health_check=list(HealthCheck))
-    @given(kind.inputs)
-    def check(one: object) -> None:
-        counts[kind.check(one)] += 1
-
     corpus = Path(".fuzz", options.kind)
     corpus.mkdir(parents=True, exist_ok=True)
-    words = [
-        sys.argv[0],
-        str(corpus),
-        f"-max_total_time={options.seconds}",
-        f"-timeout={fuzzing.HANG_S}",
-        "-max_len=8192",
-    ]
-    atheris.Setup(words, check.hypothesis.fuzz_one_input)  # type: ignore[attr-defined]
-    import atexit
+    begin(corpus)
+    counts: Counter[fuzzing.Outcome] = Counter()
+    started = time.monotonic()
 
-    atexit.register(lambda: print(f"{kind.name}: {counts}", flush=True))
-    atheris.Fuzz()
+    # around the whole run: much of our code is imported by the function that needs it
+    with atheris.instrument_imports(include=["msdeform"]):
+        kind = fuzzing.load(options.kind)
+
+        @settings(deadline=None, database=None, suppress_health_check=list(HealthCheck))
+        @given(kind.inputs)
+        def check(one: object) -> None:
+            counts[kind.check(one)] += 1
+
+        def one(row: bytes) -> None:
+            check.hypothesis.fuzz_one_input(row)  # type: ignore[attr-defined]
+            seconds = time.monotonic() - started
+            if seconds > options.seconds:
+                # atheris ends a process without what Python does at its end
+                told = f"{counts.total():,} inputs, {counts['answered']:,} answered, {counts['refused']:,} refused"
+                print(f"{kind.name}: {told}, {seconds:.0f} s", flush=True)
+                os._exit(0)
+
+        words = [sys.argv[0], str(corpus), f"-timeout={fuzzing.HANG_S}", "-max_len=8192", "-rss_limit_mb=8192"]
+        atheris.Setup([*words, f"-artifact_prefix={corpus}-"], one)
+        atheris.Fuzz()
+
+
+def begin(corpus: Path) -> None:
+    """Puts some rows of random bytes where nothing was found yet, each long enough for an input."""
+    if not any(corpus.iterdir()):
+        for number in range(64):
+            (corpus / f"random-{number}").write_bytes(random.Random(number).randbytes(1024))
 
 
 if __name__ == "__main__":

@@ -26,8 +26,8 @@ import yaml
 
 from ...common.command_line import check, parse
 from ...common.fields import Option, options_of
-from ...common.files import atomic_file, checkpoints_in, told_of
-from ...common.text import suggest
+from ...common.files import atomic_file, checkpoints_in, read_yaml, told_of
+from ...common.text import shown, suggest
 from ...models.catalog import TRANSFORMERS
 from ..data.augmentation.options import in_one_line
 from .official_flags import counterpart
@@ -146,13 +146,10 @@ def read_settings(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"config file {path} does not exist")
     try:
         text = path.read_text(encoding="utf-8")
-        content = tomllib.loads(text) if path.suffix == ".toml" else yaml.load(text, _Loader)
-    except yaml.MarkedYAMLError as error:
-        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
-        raise ValueError(f"{path} is not YAML: {line}{error.problem}") from error
-    except (tomllib.TOMLDecodeError, yaml.YAMLError, UnicodeDecodeError) as error:
+        content = tomllib.loads(text) if path.suffix == ".toml" else read_yaml(text, _Loader)
+    except (ValueError, RecursionError) as error:
         kind = "TOML" if path.suffix == ".toml" else "YAML"
-        raise ValueError(f"{path} is not {kind}: {' '.join(str(error).split())}") from error
+        raise ValueError(f"{path} is not {kind}: {shown(' '.join(str(error).split()))}") from error
     if not content:
         raise ValueError(f"{path} holds no settings; expected lines such as lr: 1e-4")
     if not isinstance(content, dict):
@@ -174,9 +171,14 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+"), list("+-0123456789")
-)
+class _Dumper(yaml.SafeDumper):
+    """Puts text in quotes that `_Loader` would take for a number."""
+
+
+for _kind in (_Loader, _Dumper):
+    _kind.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+"), list("+-0123456789")
+    )
 
 
 def take_settings(content: Mapping[Any, Any], path: Path | str) -> dict[str, Any]:
@@ -195,7 +197,7 @@ def take_settings(content: Mapping[Any, Any], path: Path | str) -> dict[str, Any
             expected = f"settings of this group ({', '.join(GROUPS[name])})"
             raise ValueError(f"{path}: {name}: expected {expected}, got {reprlib.repr(value)}")
         if name not in OPTIONS:
-            sentence, official = f"{path}: unknown setting {name}", counterpart(name)
+            sentence, official = f"{path}: unknown setting {shown(name)}", counterpart(name)
             near = suggest(sentence, name, [*OPTIONS, *GROUPS], "msdeform train --help lists the settings")
             raise ValueError(f"{sentence}; {official}" if official else near)
         if group is not None and name not in GROUPS[group]:
@@ -229,12 +231,12 @@ def _value(option: Option, value: Any, where: str) -> Any:
         value = int(value)  # 90000.0 steps
     if option.several or option.switch or not (isinstance(value, str) or {int, float} & {*option.kinds}):
         expected = "a list" if option.several else "true or false" if option.switch else "text"
-        raise ValueError(f"{where}: expected {expected}, got {value!r}")
+        raise ValueError(f"{where}: expected {expected}, got {reprlib.repr(value)}")
     try:
         return option.value(str(value))
     except ValueError as error:
         told = str(error).replace(repr(str(value)), repr(value))  # of a number, without quotes
-        raise ValueError(f"{where}: {told}") from None
+        raise ValueError(f"{where}: {shown(told, 1000)}") from None
 
 
 def save_settings(options: TrainOptions, path: Path, given: Mapping[str, str] = MappingProxyType({})) -> None:
@@ -254,7 +256,7 @@ def save_settings(options: TrainOptions, path: Path, given: Mapping[str, str] = 
         head += f"# Not here: {', '.join(f'{name} ({kind})' for name, kind in given.items())} of a Python script.\n"
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as file:
-        file.write((head + yaml.safe_dump(groups, sort_keys=False, allow_unicode=True, width=120)).encode())
+        file.write((head + yaml.dump(groups, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)).encode())
 
 
 def settings_lines(options: TrainOptions, file: Path) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from ...common.text import counted, printable
+from ...common.text import UNPRINTABLE, counted, printable, shown
 from .layouts import FORMATS, YAML, Format, HeldOut, SplitName
 from .preparation.split import keep_part
 from .voc import read_voc
@@ -20,6 +20,8 @@ BadData = Literal["fatal", "skip"]
 
 # of ids, sizes and coordinates, which float64 holds to the unit
 _MOST = 2**53
+# of a path, in characters
+_LONGEST_NAME = 1000
 # lines of a listing on the terminal; the log has all of them
 LISTED = 10
 
@@ -307,19 +309,20 @@ def _other_units(boxes: np.ndarray, sizes: np.ndarray, labels: str | None) -> st
 def _checked(path: Path, annotation: Any, row_of: Mapping[Any, int], label_of: Mapping[Any, int]) -> list[float]:
     """A row of `Annotations.truth`. Raises ValueError: what is wrong, with the ids."""
     if not isinstance(annotation, dict):
-        raise ValueError(f"{path}: an annotation is expected to be an object, got {annotation!r}")
-    where = f"{path}: annotation {annotation.get('id', '(without an id)')}"
+        raise ValueError(f"{path}: an annotation is expected to be an object, got {reprlib.repr(annotation)}")
+    where = f"{path}: annotation {shown(annotation.get('id', '(without an id)'))}"
     absent = [key for key in ("image_id", "category_id", "bbox") if key not in annotation]
     if absent:
         raise ValueError(f"{where} lacks {', '.join(absent)}")
     image_id, category_id, box = annotation["image_id"], annotation["category_id"], annotation["bbox"]
     if not isinstance(image_id, int | float) or image_id not in row_of:
-        raise ValueError(f"{where} is of image {image_id}, which the file does not list")
+        raise ValueError(f"{where} is of image {shown(image_id)}, which the file does not list")
     where = f"{where} of image {image_id}"
     if not isinstance(category_id, int | float) or category_id not in label_of:
-        raise ValueError(f"{where} has category {category_id}, expected one of {_shown(list(label_of))}")
+        raise ValueError(f"{where} has category {shown(category_id)}, expected one of {_shown(list(label_of))}")
     if not isinstance(box, list) or len(box) != 4 or not all(map(_finite, box)):
-        raise ValueError(f"{where}: bbox is expected to be four finite numbers [x, y, width, height], got {box}")
+        got = reprlib.repr(box)
+        raise ValueError(f"{where}: bbox is expected to be four finite numbers [x, y, width, height], got {got}")
     if box[2] < 0 or box[3] < 0:
         raise ValueError(f"{where}: bbox is expected to be [x, y, width, height], got a negative size in {box}")
     area = annotation.get("area")
@@ -334,7 +337,7 @@ def _finite(value: Any) -> bool:
 
 def _shown(ids: Sequence[float | str]) -> str:
     """The first few of a list."""
-    return ", ".join(map(str, ids[:LISTED])) + (", ..." if len(ids) > LISTED else "")
+    return ", ".join(map(shown, ids[:LISTED])) + (", ..." if len(ids) > LISTED else "")
 
 
 def _read(path: Path, split: SplitName, bad_data: BadData, progress: bool) -> tuple[dict[str, Any], Format, Dropped]:
@@ -351,7 +354,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_bytes())
     except (RecursionError, ValueError) as error:
-        raise ValueError(f"annotation file {path} is not JSON: {error}") from error
+        raise ValueError(f"annotation file {path} is not JSON: {shown(error)}") from error
     needed = ("images", "annotations", "categories")
     missing = [key for key in needed if not isinstance(content, dict) or key not in content]
     if missing:
@@ -369,7 +372,7 @@ def refuse_repeats(path: Path, what: str, values: Sequence[Any]) -> None:
     """Raises ValueError: one of ``values`` comes twice."""
     if len(set(values)) < len(values):
         twice = Counter(values).most_common(1)[0][0]
-        raise ValueError(f"{path}: {what} {twice!r} is given {values.count(twice)} times, expected once")
+        raise ValueError(f"{path}: {what} {reprlib.repr(twice)} is given {values.count(twice)} times, expected once")
 
 
 def _categories(path: Path, entries: list[dict[str, Any]], wanted: list[Category] | None) -> list[Category]:
@@ -377,7 +380,8 @@ def _categories(path: Path, entries: list[dict[str, Any]], wanted: list[Category
     try:
         own = sorted((Category(int(entry["id"]), str(entry["name"])) for entry in entries), key=lambda c: c.id)
     except (KeyError, OverflowError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: a category is expected to have an id and a name; one has not: {error}") from error
+        why = shown(error)
+        raise ValueError(f"{path}: a category is expected to have an id and a name; one has not: {why}") from error
     if not own:
         raise ValueError(f"{path}: expected at least one category, found none")
     refuse_repeats(path, "category id", [category.id for category in own])
@@ -385,10 +389,10 @@ def _categories(path: Path, entries: list[dict[str, Any]], wanted: list[Category
     names = {category.id: category.name for category in own}
     for category in wanted or ():
         if names.get(category.id) != category.name:
-            here = f"'{names[category.id]}'" if category.id in names else "absent"
+            here = f"'{shown(names[category.id])}'" if category.id in names else "absent"
             raise OtherClassesError(
-                f"{path}: category {category.id} is {here} here, but '{category.name}' in what the model is trained "
-                "on; both must name the same classes by the same ids"
+                f"{path}: category {category.id} is {here} here, but '{shown(category.name)}' in what the model is "
+                "trained on; both must name the same classes by the same ids"
             )
     return own if wanted is None else list(wanted)
 
@@ -397,12 +401,14 @@ def _image_entry(path: Path, entry: Any) -> ImageEntry:
     try:
         image = ImageEntry(int(entry["id"]), str(entry["file_name"]), int(entry["height"]), int(entry["width"]))
     except KeyError as error:
-        raise ValueError(f"{path}: image {entry.get('id', entry)} lacks {error.args[0]}") from error
+        raise ValueError(f"{path}: image {shown(entry.get('id', entry))} lacks {error.args[0]}") from error
     except (OverflowError, TypeError, ValueError) as error:
-        shown = reprlib.repr(entry)
-        raise ValueError(f"{path}: image {shown}: id, height and width are expected to be numbers") from error
+        image_of = reprlib.repr(entry)
+        raise ValueError(f"{path}: image {image_of}: id, height and width are expected to be numbers") from error
     if max(abs(image.id), image.height, image.width) >= _MOST:
         raise ValueError(f"{path}: image {image.id}: id, height and width are expected to be numbers below 2**53")
+    if UNPRINTABLE.search(image.name) or len(image.name) > _LONGEST_NAME:
+        raise ValueError(f"{path}: image {image.id}: expected the path of a file, got {shown(image.name)!r}")
     if image.height < 1 or image.width < 1:
         raise ValueError(
             f"{path}: image {image.id}: expected at least one pixel, got {image.width} wide and {image.height} high"

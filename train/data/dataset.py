@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
 from ...common.parallel import in_threads
-from ...common.text import counted
+from ...common.text import counted, shown
 from ...models.inference.images import BadImageError, image_size, read_image
 from .annotations import Annotations, BadData
 from .cache import ImageCache
@@ -259,9 +259,9 @@ def data_line(
     with_boxes = {label for one in given for label in np.unique(one.labels).tolist()}
     classes = counted(len(names), "class")
     if len(names) == 1:
-        classes += f" ({names[0]})"
+        classes += f" ({shown(names[0])})"
     elif len(with_boxes) == 1:
-        classes += f", of which only {names[with_boxes.pop()]} has boxes"
+        classes += f", of which only {shown(names[with_boxes.pop()])} has boxes"
     elif len(with_boxes) < len(names):
         classes += f", {len(names) - len(with_boxes)} of them without a box"
     return f"data: {annotations.described(where)}: {', '.join(parts)}, {classes}"

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from ...common.files import read_text, read_yaml
+
 SplitName = Literal["train", "val"]
 Format = Literal["coco", "voc", "yolo"]
 
@@ -242,12 +244,10 @@ def _find_yolo(data: Path) -> Layout | None:
 
 
 def _described_by_yaml(file: Path) -> Layout:
-    import yaml
-
     place = (file.parent, file)
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError):
+        content = read_yaml(read_text(file))
+    except ValueError:
         content = None  # told where it is read
     if not isinstance(content, dict) or content.get("val") or content.get("validation"):
         return Layout("yolo", file.name, {"train": place, "val": place}, None)

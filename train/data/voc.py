@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
-from ...common.files import read_text
+from ...common.files import list_of_names, read_text
+from ...common.text import shown
 from .layouts import images_of_xml
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".mpo")
@@ -102,8 +103,7 @@ def read_voc(path: Path, *, skip: bool = False) -> tuple[dict[str, Any], list[st
     names = list(files)
     if not path.is_dir():
         # the second word of a line, in lists of one class, says whether the class is there
-        lines = [line.strip() for line in read_text(path).splitlines() if line.strip()]
-        names = [line if line in files else line.split()[0] for line in lines]
+        names = [line if line in files else line.split()[0] for line in list_of_names(path)]
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice and not skip:
         raise ValueError(f"{path} lists {twice[0]} more than once")
@@ -195,7 +195,7 @@ def _parse(file: Path) -> ElementTree.Element:
     try:
         return ElementTree.fromstring(content)
     except (ElementTree.ParseError, LookupError, ValueError) as error:  # the last two of its encoding
-        raise ValueError(f"{file} is not XML: {error}") from error
+        raise ValueError(f"{file} is not XML: {shown(error)}") from error
 
 
 def _text(file: Path, element: ElementTree.Element, tag: str) -> str:
@@ -212,5 +212,5 @@ def _number(file: Path, element: ElementTree.Element, tag: str) -> float:
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
-        raise ValueError(f"{file}: {tag} is expected to be a number, got {text!r}")
+        raise ValueError(f"{file}: {tag} is expected to be a number, got {shown(text)!r}")
     return number

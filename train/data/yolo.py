@@ -11,15 +11,15 @@ tag is obeyed, as the tools that write these files do.
 
 import os
 import re
+import reprlib
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from ...common.files import read_text
+from ...common.files import list_of_names, read_text, read_yaml
 from ...common.parallel import in_threads
+from ...common.text import shown
 from ...models.inference.images import SUFFIXES, BadImageError, image_size
 from .layouts import SUBSETS, YAML, is_yolo_label, root_of_classes
 
@@ -121,10 +121,11 @@ def _of_absent_images(files: Sequence[Path], skip: bool) -> list[str]:
 
 def _described(path: Path) -> dict[str, Any]:
     """What a data.yaml says."""
+    text = read_text(path)
     try:
-        content = yaml.safe_load(read_text(path))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+        content = read_yaml(text)
+    except ValueError as error:
+        raise ValueError(f"{path} is not YAML: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected train, val and names, as in a YOLO data set's data.yaml")
     return content
@@ -149,18 +150,18 @@ def _undescribed(path: Path) -> tuple[dict[str, Any], Path]:
 def _class_names(path: Path, content: dict[str, Any]) -> list[str]:
     names, count = content.get("names"), content.get("nc")
     if names is None:
-        raise ValueError(f"{path}: expected the classes under names, found only {', '.join(map(str, content))}")
+        raise ValueError(f"{path}: expected the classes under names, found only {shown(', '.join(map(str, content)))}")
     if isinstance(names, dict):
         if set(names) != set(range(len(names))):
-            raise ValueError(f"{path}: names: expected the classes 0 to {len(names) - 1}, got {list(names)}")
+            raise ValueError(f"{path}: names: expected the classes 0 to {len(names) - 1}, got {reprlib.repr([*names])}")
         names = [names[label] for label in range(len(names))]
     if not isinstance(names, list) or not names:
-        raise ValueError(f"{path}: names: expected a list of classes, got {names!r}")
+        raise ValueError(f"{path}: names: expected a list of classes, got {reprlib.repr(names)}")
     if count is not None and count != len(names):
-        raise ValueError(f"{path}: nc is {count}, but names has {len(names)} classes")
+        raise ValueError(f"{path}: nc is {shown(count)}, but names has {len(names)} classes")
     if odd := [name for name in names if name is None or isinstance(name, list | dict | bool)]:  # YAML's no is False
         expected = "the name of each class, in quotes if it has a colon or is a word such as yes or no"
-        raise ValueError(f"{path}: names: expected {expected}, got {odd[0]!r}")
+        raise ValueError(f"{path}: names: expected {expected}, got {reprlib.repr(odd[0])}")
     return list(map(str, names))
 
 
@@ -170,7 +171,8 @@ def _keypoint_numbers(path: Path, content: dict[str, Any]) -> int | None:
     if not shape:
         return None
     if not (isinstance(shape, list) and len(shape) == 2 and all(isinstance(one, int) for one in shape)):
-        raise ValueError(f"{path}: kpt_shape: expected keypoints and numbers of each, [17, 3], got {shape!r}")
+        expected = "keypoints and numbers of each, [17, 3]"
+        raise ValueError(f"{path}: kpt_shape: expected {expected}, got {reprlib.repr(shape)}")
     return int(shape[0] * shape[1])
 
 
@@ -184,7 +186,7 @@ def _images_of(path: Path, content: dict[str, Any], split: str) -> list[Path]:
     root = next((root for root in (path.parent / named, Path(named)) if root.is_dir()), None)
     if root is None:
         raise FileNotFoundError(
-            f"{path}: path: folder {named} does not exist, neither from {path.parent} nor from here"
+            f"{path}: path: folder {shown(named)} does not exist, neither from {path.parent} nor from here"
         )
     files: set[Path] = set()
     for place in map(str, places if isinstance(places, list) else [places]):
@@ -194,16 +196,21 @@ def _images_of(path: Path, content: dict[str, Any], split: str) -> list[Path]:
                 files.update(_within(where) if where.is_dir() else _listed(where, root))
                 break
         else:
-            raise FileNotFoundError(f"{path}: {split}: expected a folder or a .txt file, and {root / place} is neither")
+            neither = shown(root / place)
+            raise FileNotFoundError(f"{path}: {split}: expected a folder or a .txt file, and {neither} is neither")
     if not files:
-        raise ValueError(f"{path}: {split}: found no images in {places}")
+        raise ValueError(f"{path}: {split}: found no images in {shown(places)}")
     return sorted(files)
 
 
 def _listed(file: Path, root: Path) -> list[Path]:
     """The images of a list; a relative path counts from the list itself if it starts with ./, else from the root."""
-    lines = [line.strip() for line in read_text(file).splitlines()]
-    return [Path(os.path.abspath((file.parent if line.startswith("./") else root) / line)) for line in lines if line]
+    lines = list_of_names(file)
+    files = [Path(os.path.abspath((file.parent if line.startswith("./") else root) / line)) for line in lines]
+    for line, image in zip(lines, files, strict=True):
+        if not image.name:
+            raise ValueError(f"{file}: expected paths of images, got {line!r}")
+    return files
 
 
 def _within(folder: Path) -> list[Path]:
@@ -234,7 +241,7 @@ def _read_line(words: list[str], n_classes: int, keypoint_numbers: int | None) -
     try:
         label, *values = map(float, words)
     except ValueError as error:
-        raise ValueError(f"expected numbers, got {' '.join(words)!r}") from error
+        raise ValueError(f"expected numbers, got {shown(' '.join(words))!r}") from error
     if keypoint_numbers is not None:
         if len(values) != 4 + keypoint_numbers:
             raise ValueError(f"expected {5 + keypoint_numbers} columns, a box and its keypoints, got {len(words)}")
@@ -244,14 +251,14 @@ def _read_line(words: list[str], n_classes: int, keypoint_numbers: int | None) -
             f"expected 5 columns, class cx cy w h, or a polygon, class x1 y1 x2 y2 x3 y3 ..., got {len(words)}"
         )
     if not (label.is_integer() and 0 <= label < n_classes):
-        raise ValueError(f"expected a class from 0 to {n_classes - 1}, got {words[0]}")
+        raise ValueError(f"expected a class from 0 to {n_classes - 1}, got {shown(words[0])}")
     outside = [word for word, value in zip(words[1:], values, strict=False) if not -EXCESS <= value <= 1 + EXCESS]
     if outside:
-        raise ValueError(f"expected coordinates in parts of the image, from 0 to 1, got {outside[0]}")
+        raise ValueError(f"expected coordinates in parts of the image, from 0 to 1, got {shown(outside[0])}")
     if len(values) == 4:
         x, y, width, height = values
         if min(width, height) < 0:
-            raise ValueError(f"expected a box, class cx cy w h, got a negative size in {' '.join(words)!r}")
+            raise ValueError(f"expected a box, class cx cy w h, got a negative size in {shown(' '.join(words))!r}")
         return int(label), [x - width / 2, y - height / 2, width, height]
     left, top = min(values[0::2]), min(values[1::2])
     return int(label), [left, top, max(values[0::2]) - left, max(values[1::2]) - top]

@@ -1,9 +1,11 @@
 """What ``--augment`` takes: a preset's name, or a list of transforms, in a file or written out. No PyTorch here."""
 
+import reprlib
 from pathlib import Path
 from typing import Any
 
-from ....common.text import either, suggest
+from ....common.files import read_yaml
+from ....common.text import either, shown, suggest
 
 # Lists in the form of a file; the values are customary ones, not tuned. light leaves hue alone, which takes as long as
 # all else in it. The colours of strong are those of RandomPhotometricDistort without its exchange of channels, as a
@@ -50,15 +52,13 @@ def written_out(value: str) -> str:
     path = Path(value)
     if value.lstrip().startswith("[") or path.suffix not in (".yaml", ".yml"):
         return value
-    import yaml
-
     try:
         text = path.expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:  # the last of a home folder that there is not
         told = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read: {error}"
         raise ValueError(f"augment: file {path} {told}") from None
     steps_of(text, f"augment: {path}")
-    return in_one_line(yaml.safe_load(text))
+    return in_one_line(read_yaml(text))
 
 
 def in_one_line(content: Any) -> str:
@@ -73,7 +73,9 @@ def check(name: str, value: str) -> None:
     if value in NAMES:
         return
     if not value.lstrip().startswith("["):
-        raise ValueError(suggest(f"{name}: expected {either([*NAMES, 'a .yaml file'])}, got {value!r}", value, NAMES))
+        raise ValueError(
+            suggest(f"{name}: expected {either([*NAMES, 'a .yaml file'])}, got {shown(value)!r}", value, NAMES)
+        )
     steps_of(value, name)
 
 
@@ -83,30 +85,29 @@ def steps_of(text: str, where: str = "augment") -> list[Step]:
     Raises:
         ValueError: it is not such a list; the sentence begins with ``where``.
     """
-    import yaml
-
     try:
-        content = yaml.safe_load(PRESETS.get(text, text))
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f"line {mark.line + 1}: " if mark else ""
-        raise ValueError(f"{where}: not YAML: {line}{getattr(error, 'problem', error)}") from None
+        content = read_yaml(PRESETS.get(text, text))
+    except ValueError as error:
+        raise ValueError(f"{where}: not YAML: {error}") from None
     return _steps(content, where)
 
 
 def _steps(content: Any, where: str) -> list[Step]:
     if not isinstance(content, list):
-        raise ValueError(f"{where}: expected a list of transforms, such as {_EXAMPLE}, got {content!r}")
+        raise ValueError(f"{where}: expected a list of transforms, such as {_EXAMPLE}, got {reprlib.repr(content)}")
     return [_step(each, where) for each in content]
 
 
 def _step(content: Any, where: str) -> Step:
     whole = {content: None} if isinstance(content, str) else content
     if not isinstance(whole, dict) or len(whole) != 1:
-        raise ValueError(f"{where}: expected one transform with its arguments, such as {_EXAMPLE}, got {content!r}")
+        raise ValueError(
+            f"{where}: expected one transform with its arguments, such as {_EXAMPLE}, got {reprlib.repr(content)}"
+        )
     ((name, arguments),) = whole.items()
     if not isinstance(arguments, dict | None):
-        raise ValueError(f"{where}: {name}: expected arguments by name, such as {{p: 0.5}}, got {arguments!r}")
+        got = reprlib.repr(arguments)
+        raise ValueError(f"{where}: {shown(name)}: expected arguments by name, such as {{p: 0.5}}, got {got}")
     given = dict(arguments or {})
     for nested in {"transforms", "otherwise"} & {*given}:
         given[nested] = _steps(given[nested], f"{where}: {name}: {nested}")

@@ -11,7 +11,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from ....common.text import suggest
+from ....common.text import shown, suggest
 from ....models.inference.image_size import Size
 from ..dataset import Sample, Target
 from ..transforms import resize, to_model, training_transform
@@ -165,7 +165,9 @@ def _made(step: Step, size: Size, *, first: bool = False) -> Any:
     if name not in known:
         fit = [each for each in known if each not in _UNFIT]
         raise ValueError(
-            suggest(f"augment: no transform is called {name!r}", name, fit, "torchvision.transforms.v2 lists them")
+            suggest(
+                f"augment: no transform is called {shown(name)!r}", name, fit, "torchvision.transforms.v2 lists them"
+            )
         )
     if name == "Mosaic" and not first:
         raise ValueError("augment: expected Mosaic as the first transform of the list, as what follows is done with it")
@@ -176,7 +178,9 @@ def _made(step: Step, size: Size, *, first: bool = False) -> Any:
     for argument in given:
         if argument not in parameters:
             offered = f"it has {', '.join(parameters)}" if parameters else "it has none"
-            raise ValueError(suggest(f"augment: {name} has no argument {argument!r}", argument, parameters, offered))
+            raise ValueError(
+                suggest(f"augment: {name} has no argument {shown(argument)!r}", argument, parameters, offered)
+            )
     for argument, parameter in parameters.items():
         if parameter.default is parameter.empty and argument not in given:
             raise ValueError(f"augment: {name}: expected a value for {argument}")
@@ -191,7 +195,7 @@ def _made(step: Step, size: Size, *, first: bool = False) -> Any:
             given["interpolation"] = v2.InterpolationMode(given["interpolation"])
         return known[name](**given)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"augment: {name}: {error}") from None
+        raise ValueError(f"augment: {name}: {shown(error, 1000)}") from None
 
 
 def _area(boxes: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ....common.parallel import in_threads
-from ....common.text import counted
+from ....common.text import counted, shown
 from ....models.inference.images import SUFFIXES
 from ..dataset import CocoDetection
 from .options import CheckOptions
@@ -70,9 +70,8 @@ class Finding:
 
     def line(self) -> str:
         """Where it is, and what it is."""
-        return ": ".join(
-            part for part in (" ".join(filter(None, (self.split, self.image, self.label))), self.sentence) if part
-        )
+        where = " ".join(filter(None, (self.split, self.image, self.label and shown(self.label))))
+        return ": ".join(part for part in (where, self.sentence) if part)
 
     def as_json(self) -> dict[str, Any]:
         """For a file: boxes as [x, y, width, height]."""
@@ -168,7 +167,7 @@ def _of_image(
         if same and (np.abs(boxes[number] - boxes[other]) < SAME_PIXELS).all():
             yield "duplicate", other, number, f"at {boxes[other, 0]:g}, {boxes[other, 1]:g}"
         elif overlap >= COINCIDING_IOU:
-            with_what = "another of its class" if same else labels[number]
+            with_what = "another of its class" if same else shown(labels[number])
             yield "coinciding", other, number, f"with {with_what}, IoU {overlap:.2f}"
 
 
