@@ -53,7 +53,7 @@ gpu: $(READY)  ## on a GPU machine: correctness first, then a quick benchmark (r
 	$(BIN)/python -m msdeform.bench.gpu
 
 mutants: $(READY)  ## break the code in each listed way and see the tests go red
-	$(BIN)/python tests/mutants/run.py
+	$(BIN)/python tests/house/mutants/run.py
 
 # guided by coverage; the names of kinds are those of tests/fuzz/kind_*.py
 fuzz: $(READY)  ## make fuzz KIND=images SECONDS=600: inputs that reach new code (needs atheris)

@@ -18,6 +18,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
+from nbconvert import MarkdownExporter
 
 from msdeform.cli import COMMANDS, GROUPS
 from msdeform.common.command_line import default_text, typed
@@ -48,7 +49,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pages that are made: those at the root, commands, citation, and every source file that a page names."""
+    """Add the pages that are made: those at the root, commands, citation, notebooks, and files that a page names."""
     made = {
         "changelog.md": (ROOT / "CHANGELOG.md").read_text(),
         "contributing.md": (ROOT / "CONTRIBUTING.md").read_text(),
@@ -61,6 +62,12 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
             target = _target(name, link)
             if target is not None and _place(target).startswith("source/"):
                 made.setdefault(*_source(target))
+    for notebook in sorted((ROOT / "docs" / "notebooks").glob("*.ipynb")):
+        text, resources = MarkdownExporter().from_filename(str(notebook))
+        files.remove(files.src_uris[f"notebooks/{notebook.name}"])
+        made[f"notebooks/{notebook.stem}.md"] = re.sub(r"(!\[.*?\]\()(?=output_)", rf"\1{notebook.stem}/", text)
+        for name, picture in resources["outputs"].items():
+            files.append(File.generated(config, f"notebooks/{notebook.stem}/{name}", content=picture))
     for name, text in made.items():
         if files.get_file_from_path(name) is None:
             files.append(File.generated(config, name, content=text))
@@ -100,7 +107,7 @@ def _target(page: str, link: str) -> str | None:
     target = posixpath.normpath(
         posixpath.join("" if at_root else posixpath.join("docs", posixpath.dirname(page)), link)
     )
-    on_the_site = target.startswith("docs/") and not target.endswith(".py")
+    on_the_site = target.startswith("docs/") and not target.endswith((".py", ".ipynb"))
     return None if (on_the_site and not at_root) or not (ROOT / target).exists() else target
 
 
@@ -109,7 +116,7 @@ def _place(target: str) -> str:
     if target in AT_THE_ROOT:
         return AT_THE_ROOT[target]
     if target.startswith("docs/") and not target.endswith(".py"):
-        return target.removeprefix("docs/")
+        return re.sub(r"\.ipynb$", ".md", target.removeprefix("docs/"))
     return f"source/{target}/index.md" if (ROOT / target).is_dir() else f"source/{target}.md"
 
 

@@ -1,6 +1,6 @@
 """Break the code in every way listed in mutations.toml, one at a time, and see the named tests go red.
 
-    python tests/mutants/run.py [--only NAME ...] [--jobs N]
+    python tests/house/mutants/run.py [--only NAME ...] [--jobs N]
 
 A mutation is a replacement of one exact piece of text in one file, with the tests that must notice. Each runs in a
 scratch copy of the tree, never in the checkout. Before anything is broken, every selection of tests must pass in that
@@ -24,7 +24,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Literal
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 LIST = Path(__file__).with_name("mutations.toml")
 
 Verdict = Literal["killed", "SURVIVED", "ERROR"]
