@@ -372,9 +372,11 @@ def failure_sentence(error: Exception, out: Path, step: int, batch_size: int) ->
     if out_of_memory(error):
         what = f"out of memory at step {step} with --batch-size {batch_size}: {what_to_lower(batch_size)} ({first})"
     elif "DataLoader worker" in first:
+        # one that ended by itself may be a script that began anew in it, as where processes are not forked
+        script = ", or begin your script with if __name__ == '__main__'" if "exited unexpectedly" in first else ""
         what = (
             f"a process that loads images was killed at step {step}, as a rule for want of memory: try fewer "
-            f"--workers, or less --cache-images ({first})"
+            f"--workers, or less --cache-images{script} ({first})"
         )
     else:
         # torch.save covers the error of a full disk with one of its own

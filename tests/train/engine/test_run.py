@@ -26,7 +26,7 @@ from msdeform.train.data.synthetic.synth import make_dataset
 from msdeform.train.engine import checkpoint, run
 from msdeform.train.engine.checkpoint import checkpoint_path, load_checkpoint, load_trained, save_checkpoint
 from msdeform.train.engine.distributed import process_group
-from msdeform.train.engine.run import run_steps, train
+from msdeform.train.engine.run import failure_sentence, run_steps, train
 from msdeform.train.engine.state import Training
 from msdeform.train.monitor.run_log import read_log
 from tests.train.processes import run_processes, start
@@ -490,3 +490,13 @@ def test_the_log_tells_seconds_of_one_step(quick: TrainOptions, changed: Change,
     assert (last["step"], last["steps"]) == (8, every)
     seconds = last["step_s"] + last["data_s"]
     assert last["images_per_s"] * seconds == pytest.approx(quick.batch.total_batch_size, rel=0.1)
+
+
+def test_a_loading_process_that_began_the_script_anew_is_told_of(tmp_path: Path) -> None:
+    ended = RuntimeError("DataLoader worker (pid(s) 14391) exited unexpectedly")
+    sentence = failure_sentence(ended, tmp_path, step=0, batch_size=4)
+    assert sentence is not None
+    assert "or begin your script with if __name__ == '__main__' (DataLoader worker" in sentence
+    killed = failure_sentence(RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), tmp_path, 0, 4)
+    assert killed is not None
+    assert "__main__" not in killed
