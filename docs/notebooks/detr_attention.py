@@ -102,7 +102,7 @@ if RUN:
     model = msdeform.load_model(RUN)
 else:
     settings = {"preset": None, "augment": "flip", "batch_size": 8, "total_batch_size": 8, "warmup_steps": 50}
-    settings |= {"workers": 0, "progress": False, "tensorboard": False, "pictures": 0, "eval_every": 2}
+    settings |= {"workers": 0, "progress": False, "tensorboard": False, "pictures": 0}
     small = ["backbone=resnet10_tiny", "pre_norm=true", "focal=true", "num_queries=8", "enc_layers=2"]
     count = 8 if SMALL else 2000
     # first on small images, which are quick, then on those of the pictures below, whose maps are finer
@@ -111,7 +111,7 @@ else:
     run = msdeform.finetune(
         "detr_mini", data, out="made/detr-coarse", **coarse, backbone_weights="none", override=small
     )
-    fine = settings | {"image_size": SIDE, "max_steps": -(-STEPS // 4), "lr": 5e-4, "schedule": "cosine"}
+    fine = settings | {"image_size": SIDE, "max_steps": -(-STEPS // 2), "lr": 5e-4, "schedule": "cosine"}
     model = msdeform.finetune(run.folder, (Shapes(count, 0), held_out), out="made/detr", **fine).model
 
 image, _ = held_out[1]  # or the path of a photograph

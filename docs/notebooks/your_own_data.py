@@ -135,8 +135,8 @@ for confidence in (0.1, 0.3, 0.5, None):
 #
 # ## 7. Look at what it finds
 #
-# Step 5 drew four images that nobody chose, objects beside detections. Green is right, orange was missed, pink is
-# false:
+# Step 5 drew four images that nobody chose, objects beside detections. The key names the kinds of errors, which are
+# those of the table:
 
 # %%
 display(Image(pictures, width=700))
@@ -157,9 +157,9 @@ _ = main(f"export made/trained made/detector.onnx {size}".split())
 # %%
 exported = ExportedDetector("made/detector.onnx")
 ours, theirs = (one.predict(images[0], confidence=0.0) for one in (detector, exported))
-print(f"{exported.engine}: {len(theirs)} queries, best {theirs.names[0]} {theirs.scores[0]:.3f}")
-print(f"PyTorch: {len(ours)} queries, best {ours.names[0]} {ours.scores[0]:.3f}")
-print(f"largest difference of a score: {torch.abs(ours.scores - theirs.scores).max():.1e}")
+print(f"{exported.engine}: surest detection {theirs.names[0]} {theirs.scores[0]:.3f}")
+print(f"PyTorch: surest detection {ours.names[0]} {ours.scores[0]:.3f}")
+print(f"largest difference of {len(ours)} scores: {torch.abs(ours.scores - theirs.scores).max():.1e}")
 
 # %% [markdown]
 # ## Next
