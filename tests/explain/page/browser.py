@@ -32,10 +32,10 @@ class Watched:
 
 
 def wider_than_the_window(page: Any) -> list[str]:
-    """What reaches beyond the window's right edge, but for what lies in an element that scrolls by itself."""
+    """What reaches beyond the window's right edge, but for drawings, and what an element scrolls by itself."""
     found: list[str] = page.evaluate(
         """() => [...document.querySelectorAll("body *")].filter((element) => {
-            if (element.getBoundingClientRect().right <= innerWidth + 1) return false;
+            if (element.ownerSVGElement || element.getBoundingClientRect().right <= innerWidth + 1) return false;
             for (let above = element; above; above = above.parentElement)
                 if (["auto", "scroll"].includes(getComputedStyle(above).overflowX)) return false;
             return element.getBoundingClientRect().width > 0;
@@ -47,12 +47,20 @@ def wider_than_the_window(page: Any) -> list[str]:
 
 def dark(page: Any) -> bool:
     """Is its text light on a dark ground?"""
-    colours = """() => ["backgroundColor", "color"].map((name) => {
-        const canvas = document.createElement("canvas").getContext("2d");
-        canvas.fillStyle = "Canvas"; canvas.fillRect(0, 0, 1, 1);
-        canvas.fillStyle = getComputedStyle(document.body)[name]; canvas.fillRect(0, 0, 1, 1);
-        return canvas.getImageData(0, 0, 1, 1).data.slice(0, 3).reduce((a, b) => a + b) / 765;
-    })"""
+    colours = """() => {
+        const usual = document.body.appendChild(document.createElement("i"));
+        usual.style.background = "Canvas";
+        const grounds = [usual, document.documentElement, document.body].map((one) => getComputedStyle(one));
+        const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+        const drawn = (colour) => {
+            canvas.fillStyle = colour;
+            canvas.fillRect(0, 0, 1, 1);
+            return canvas.getImageData(0, 0, 1, 1).data.slice(0, 3).reduce((a, b) => a + b) / 765;
+        };
+        const ground = grounds.map((one) => drawn(one.backgroundColor)).at(-1);
+        usual.remove();
+        return [ground, drawn(getComputedStyle(document.body).color)];
+    }"""
     ground, text = page.evaluate(colours)
     return ground < 0.2 and text > 0.8
 
