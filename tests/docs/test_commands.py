@@ -51,6 +51,10 @@ def test_the_slow_commands_of_a_page_run(page: str, data: Path, tmp_path: Path) 
     read_page(page, data, tmp_path / "checkout", slow=True)
 
 
+def test_every_line_is_run_or_listed() -> None:
+    assert [f"{line.place}: {line.text}" for line in every_line() if not line.is_known()] == []
+
+
 def test_what_is_said_of_a_line_is_of_a_line_that_is_there() -> None:
     typed = {line.text for line in every_line()}
     assert (LINES.keys() | LISTED.keys()) - typed == set()
