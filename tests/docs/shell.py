@@ -7,7 +7,6 @@ import os
 import re
 import shlex
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -128,7 +127,7 @@ class Reader:
 
     def __exit__(self, *_: object) -> None:
         for server in self.servers:
-            server.send_signal(signal.SIGINT)
+            server.terminate()
         for server in self.servers:
             try:
                 server.wait(LIMIT)
