@@ -81,7 +81,7 @@ class Line:
         for rules in (LISTED, LINES):
             if self.text in rules:
                 return rules[self.text]
-        fitting = [each for each in BEGINNINGS.values() if f"{self.program} ".startswith(f"{each.line} ")]
+        fitting = [each for each in BEGINNINGS.values() if self.program.startswith(each.line)]
         return max(fitting, key=lambda each: len(each.line), default=Rule(self.text))
 
     def is_known(self) -> bool:
@@ -183,7 +183,7 @@ class Reader:
         return said
 
     def _environment(self, folder: Path) -> dict[str, str]:
-        path = f"{folder / '.venv' / 'bin'}{os.pathsep}{os.environ['PATH']}"
+        path = os.pathsep.join([str(folder / ".venv" / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]])
         return {**os.environ, **self.variables, "PATH": path, "PYTHONPATH": str(ROOT), "PIP_NO_INPUT": "1"}
 
     def _in_shell(self, text: str, folder: Path) -> tuple[int, str]:
