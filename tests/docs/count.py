@@ -16,13 +16,16 @@ def main() -> None:
     print(f"{len(pages())} pages")
     for rules, what in ((run, "commands"), (python, "Python blocks")):
         print(f"{len(rules)} {what} run, {sum(rule.slow for rule in rules)} of them by make test-full alone")
+    excerpts = [block for block in unrun if any(each.holds(block) and not each.begins for each in UNRUN)]
+    unrun = [block for block in unrun if block not in excerpts]
+    print(f"{len(excerpts)} Python blocks that are excerpts of files which other tests run")
     print(f"{len(commands) - len(run)} commands and {len(unrun)} Python blocks not run:")
     for line in commands:
         if line.rule().reason:
             print(f"  {line.place}  {line.text}\n      {line.rule().reason}")
     for block in unrun:
-        [found] = [each for each in UNRUN if each.holds(block)]
-        print(f"  {block.place}  {block.text.splitlines()[0]}\n      {found.reason}")
+        reasons = [each.reason for each in UNRUN if each.holds(block)]
+        print(f"  {block.place}  {block.text.splitlines()[0]}\n      {'; '.join(reasons)}")
 
 
 if __name__ == "__main__":

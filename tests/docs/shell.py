@@ -7,7 +7,6 @@ import os
 import re
 import shlex
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -29,6 +28,7 @@ PROGRAMS = {
     "pytest": "import pytest; raise SystemExit(pytest.main())",
     "pip": "from pip._internal.cli.main import main; raise SystemExit(main())",
 }
+RUN_AS_THEY_STAND = (*PROGRAMS, "python", "curl")
 ASSIGNMENT = re.compile(r"([A-Za-z_]\w*)=(\S*)")
 
 RULES: dict[str, Any] = tomllib.loads((Path(__file__).parent / "commands.toml").read_text())
@@ -81,8 +81,13 @@ class Line:
         for rules in (LISTED, LINES):
             if self.text in rules:
                 return rules[self.text]
-        fitting = [each for each in BEGINNINGS.values() if f"{self.program} ".startswith(f"{each.line} ")]
+        fitting = [each for each in BEGINNINGS.values() if self.program.startswith(each.line)]
         return max(fitting, key=lambda each: len(each.line), default=Rule(self.text))
+
+    def is_known(self) -> bool:
+        """Is it of a program that is run as it stands, or does commands.toml say what to do?"""
+        words = [word for word in self.text.split() if not ASSIGNMENT.fullmatch(word)]
+        return not words or Path(words[0]).name in RUN_AS_THEY_STAND or self.text in LINES.keys() | LISTED.keys()
 
 
 def lines(page: str) -> list[Line]:
@@ -122,7 +127,7 @@ class Reader:
 
     def __exit__(self, *_: object) -> None:
         for server in self.servers:
-            server.send_signal(signal.SIGINT)
+            server.terminate()
         for server in self.servers:
             try:
                 server.wait(LIMIT)
@@ -133,6 +138,8 @@ class Reader:
     def type(self, line: Line) -> str:
         """What the command printed. Raises Failed where it does not do what the page says."""
         rule = line.rule()
+        if not line.is_known():
+            raise Failed(f"{line.text}\nis of a program that commands.toml says nothing about")
         text = line.text
         for old, new in rule.replace.items():
             if old not in text:
@@ -176,7 +183,7 @@ class Reader:
         return said
 
     def _environment(self, folder: Path) -> dict[str, str]:
-        path = f"{folder / '.venv' / 'bin'}{os.pathsep}{os.environ['PATH']}"
+        path = os.pathsep.join([str(folder / ".venv" / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]])
         return {**os.environ, **self.variables, "PATH": path, "PYTHONPATH": str(ROOT), "PIP_NO_INPUT": "1"}
 
     def _in_shell(self, text: str, folder: Path) -> tuple[int, str]:
