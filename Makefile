@@ -15,7 +15,7 @@ WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-full check bench gpu mutants clean
+.PHONY: help demo test test-full check bench gpu mutants lock audit dist clean
 
 help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,6 +51,26 @@ gpu: $(READY)  ## on a GPU machine: correctness first, then a quick benchmark (r
 
 mutants: $(READY)  ## break the code in each listed way and see the tests go red
 	$(BIN)/python tests/mutants/run.py
+
+# from nothing each time: uv would keep what an older file says of a version
+lock: $(READY)  ## write constraints-hashes.txt: the hashes of all files of the pinned versions
+	@{ echo "# The versions of constraints.txt with the SHA-256 of each of their files. Written by: make lock"; \
+	   $(BIN)/uv pip compile --quiet --no-config --universal --no-deps --generate-hashes --no-header --no-annotate \
+	      --python-version $(firstword $(PYTHONS)) constraints.txt; } > constraints-hashes.txt.new \
+	   || { rm constraints-hashes.txt.new; exit 1; }
+	@mv constraints-hashes.txt.new constraints-hashes.txt
+
+# --strict: pip-audit otherwise skips the packages that its service does not answer for, and exits with 0
+audit: $(READY)  ## ask PyPI for known vulnerabilities of the pinned versions
+	@mkdir -p build; \
+	found=$$($(BIN)/pip-audit --strict --no-deps --disable-pip --progress-spinner off -r constraints-hashes.txt \
+		2>build/audit.log) && { tail -n 1 build/audit.log; exit 0; }; \
+	if [ -n "$$found" ]; then echo "$$found"; \
+	else echo "make: the vulnerability service gave no answer, nothing was audited: $$(tail -n 1 build/audit.log)" >&2; fi; \
+	exit 1
+
+dist: $(READY)  ## build wheel, source archive and bill of materials of the last commit, and check them
+	@$(BIN)/python -m tests.house.supply.dist
 
 clean:  ## remove the environment and everything built; keeps data and runs
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

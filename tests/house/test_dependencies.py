@@ -2,7 +2,7 @@
 
 import re
 import sys
-from importlib.metadata import PackageNotFoundError, distribution, version
+from importlib.metadata import version
 
 import pytest
 from packaging.requirements import Requirement
@@ -10,6 +10,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from tests.house.project import PYPROJECT, ROOT
+from tests.house.supply.closure import closure, pinned, pins
 
 BASE = [Requirement(line) for line in PYPROJECT["project"]["dependencies"]]
 EXTRAS = {
@@ -17,18 +18,6 @@ EXTRAS = {
 }
 PYTHONS = re.findall(r"^PYTHONS := (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[0].split()
 ALL = BASE + [requirement for requirements in EXTRAS.values() for requirement in requirements]
-
-
-def pins(name: str) -> dict[str, Requirement]:
-    """Canonical name -> `name==version; marker` of each line of a constraints file in the root."""
-    lines = [line for line in (ROOT / name).read_text().splitlines() if line and line[0] != "#"]
-    return {canonicalize_name(pin.name): pin for pin in map(Requirement, lines)}
-
-
-def pinned(pin: Requirement) -> Version:
-    (specifier,) = pin.specifier
-    assert specifier.operator == "==", pin
-    return Version(specifier.version)
 
 
 NEWEST, OLDEST = pins("constraints.txt"), pins("constraints-oldest.txt")
@@ -86,34 +75,19 @@ def test_oldest_pins_are_the_lower_bounds() -> None:
 
 
 @pytest.fixture(scope="module")
-def closure() -> set[str]:
+def brought() -> set[str]:
     """Every distribution that the requirements bring, direct and indirect, as far as it is installed here."""
-    seen: set[tuple[str, str]] = set()
-    queue = [(requirement, "") for requirement in ALL]
-    while queue:
-        requirement, extra = queue.pop()
-        if requirement.marker and not requirement.marker.evaluate({"extra": extra}):
-            continue
-        try:
-            requires = distribution(requirement.name).requires or []
-        except PackageNotFoundError:
-            continue
-        for wanted_extra in ["", *requirement.extras]:
-            key = (canonicalize_name(requirement.name), wanted_extra)
-            if key not in seen:
-                seen.add(key)
-                queue += [(Requirement(line), wanted_extra) for line in requires]
-    return {name for name, _ in seen}
+    return set(closure(ALL))
 
 
-def test_everything_installed_is_pinned(closure: set[str]) -> None:
-    assert closure >= {"torch", "numpy", "pytest", "pluggy"}
-    assert closure - set(PINS) == set()
+def test_everything_installed_is_pinned(brought: set[str]) -> None:
+    assert brought >= {"torch", "numpy", "pytest", "pluggy"}
+    assert brought - set(PINS) == set()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the CUDA pins are only asked for on Linux")
-def test_nothing_is_pinned_in_vain(closure: set[str]) -> None:
-    if any(canonicalize_name(r.name) not in closure for r in ALL):
+def test_nothing_is_pinned_in_vain(brought: set[str]) -> None:
+    if any(canonicalize_name(r.name) not in brought for r in ALL):
         pytest.skip("part of the requirements is not installed here, so their own requirements are unknown")
     asked_for = {name for name, pin in PINS.items() if pin.marker is None or pin.marker.evaluate()}
-    assert asked_for - closure == set()
+    assert asked_for - brought == set()
