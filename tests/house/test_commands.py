@@ -8,7 +8,7 @@ import pytest
 
 from tests.house.project import ROOT
 
-TARGETS = {"help", "demo", "test", "test-full", "check", "bench", "gpu", "mutants", "clean"}
+TARGETS = {"help", "demo", "test", "test-full", "check", "bench", "gpu", "mutants", "lock", "audit", "dist", "clean"}
 
 
 def make(*arguments: str) -> str:

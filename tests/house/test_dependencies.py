@@ -10,7 +10,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from tests.house.project import PYPROJECT, ROOT
-from tests.house.supply.closure import closure
+from tests.house.supply.closure import closure, pinned, pins
 
 BASE = [Requirement(line) for line in PYPROJECT["project"]["dependencies"]]
 EXTRAS = {
@@ -18,18 +18,6 @@ EXTRAS = {
 }
 PYTHONS = re.findall(r"^PYTHONS := (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[0].split()
 ALL = BASE + [requirement for requirements in EXTRAS.values() for requirement in requirements]
-
-
-def pins(name: str) -> dict[str, Requirement]:
-    """Canonical name -> `name==version; marker` of each line of a constraints file in the root."""
-    lines = [line for line in (ROOT / name).read_text().splitlines() if line and line[0] != "#"]
-    return {canonicalize_name(pin.name): pin for pin in map(Requirement, lines)}
-
-
-def pinned(pin: Requirement) -> Version:
-    (specifier,) = pin.specifier
-    assert specifier.operator == "==", pin
-    return Version(specifier.version)
 
 
 NEWEST, OLDEST = pins("constraints.txt"), pins("constraints-oldest.txt")

@@ -7,7 +7,8 @@ import pytest
 import msdeform
 from tests.house.project import ROOT
 from tests.house.public.surface import NOT_COVERED, broken, recorded, surface, unannounced
-from tests.house.test_dependencies import NEWEST, OLDEST, PYTHONS, pinned
+from tests.house.supply.closure import pinned
+from tests.house.test_dependencies import NEWEST, OLDEST, PYTHONS
 
 
 def test_nothing_public_was_removed_against_the_rules() -> None:

@@ -1,4 +1,4 @@
-"""Which distributions the requirements of pyproject.toml bring, direct and indirect, as far as installed here."""
+"""The pins of constraints.txt, and which distributions the requirements bring, as far as they are installed here."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -6,14 +6,29 @@ from importlib.metadata import PackageNotFoundError, distribution
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
-from tests.house.project import PYPROJECT
+from tests.house.project import PYPROJECT, ROOT
 
 # what users install: `pip install msdeform` and each extra, without what tests need
 GROUPS: dict[str, list[str]] = {
     "base": PYPROJECT["project"]["dependencies"],
     **{name: lines for name, lines in PYPROJECT["project"]["optional-dependencies"].items() if name != "dev"},
 }
+
+
+def pins(name: str) -> dict[str, Requirement]:
+    """Canonical name -> `name==version; marker` of each line of a constraints file in the root."""
+    lines = [line for line in (ROOT / name).read_text().splitlines() if line and line[0] != "#"]
+    return {canonicalize_name(pin.name): pin for pin in map(Requirement, lines)}
+
+
+def pinned(pin: Requirement) -> Version:
+    """The version in a pin; raises ValueError for a requirement that is none."""
+    (specifier,) = pin.specifier
+    if specifier.operator != "==":
+        raise ValueError(f"expected name==version, got {pin}")
+    return Version(specifier.version)
 
 
 def closure(requirements: Iterable[Requirement]) -> dict[str, set[str]]:

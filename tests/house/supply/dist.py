@@ -66,6 +66,8 @@ def main() -> int:
     destination = ROOT / "dist"
     shutil.rmtree(destination, ignore_errors=True)
     destination.mkdir()
+    if git("status", "--porcelain", "--untracked-files=no"):
+        print("dist: made of the last commit; changes that are not committed are not in it", file=sys.stderr)
     with tempfile.TemporaryDirectory() as folder:
         with tarfile.open(fileobj=io.BytesIO(git("archive", "HEAD"))) as commit:
             commit.extractall(folder, filter="data")

@@ -2,13 +2,12 @@
 
 import json
 from datetime import UTC, datetime
-from importlib.metadata import distribution
 from typing import Any
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tests.house.supply.closure import GROUPS, closure, wanted_by
+from tests.house.supply.closure import GROUPS, closure, pinned, pins, wanted_by
 from tests.house.supply.licences import licence
 
 ROOT_REF = "msdeform"
@@ -18,9 +17,8 @@ def purl(name: str, version: str) -> str:
     return f"pkg:pypi/{name}@{version}"
 
 
-def component(name: str, groups: list[str]) -> dict[str, Any]:
-    """One package: its version here, its licence, and which extras bring it."""
-    version = distribution(name).version
+def component(name: str, version: str, groups: list[str]) -> dict[str, Any]:
+    """One package: its licence, and which extras bring it."""
     return {
         "type": "library",
         "bom-ref": name,
@@ -35,7 +33,8 @@ def component(name: str, groups: list[str]) -> dict[str, Any]:
 
 
 def bill(version: str, sha256: str, epoch: int) -> str:
-    """The bill of the wheel of this version and hash, made at this time; the same text for the same input."""
+    """The bill of the wheel of this version and hash, made at this time; the packages' versions are those pinned."""
+    newest = pins("constraints.txt")
     names = wanted_by()
     requirements = [Requirement(line) for lines in GROUPS.values() for line in lines]
     direct = {canonicalize_name(requirement.name) for requirement in requirements}
@@ -54,7 +53,7 @@ def bill(version: str, sha256: str, epoch: int) -> str:
         "specVersion": "1.6",
         "version": 1,
         "metadata": {"timestamp": datetime.fromtimestamp(epoch, UTC).isoformat(), "component": root},
-        "components": [component(name, groups) for name, groups in names.items()],
+        "components": [component(name, str(pinned(newest[name])), groups) for name, groups in names.items()],
         "dependencies": [
             {"ref": ROOT_REF, "dependsOn": sorted(direct & names.keys())},
             *({"ref": name, "dependsOn": sorted(asks)} for name, asks in sorted(closure(requirements).items())),
