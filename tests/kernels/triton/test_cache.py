@@ -1,6 +1,6 @@
 """Our Triton kernels are compiled into the checked cache and loaded from there, and nothing else changes.
 
-What the cache itself withstands is in tests/kernels/test_caches.py. Cannot share a process with Triton's interpreter.
+What the cache itself withstands is in tests/kernels/caches. Cannot share a process with Triton's interpreter.
 """
 
 import logging

@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from msdeform.kernels.cuda import compile as nvrtc
-from tests.kernels.caches import CACHES, FORK, NOBODY, Cache, in_child, readable_folder
+from tests.kernels.caches.stores import CACHES, FORK, NOBODY, Cache, in_child, readable_folder
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="about owners and modes of POSIX")
 needs_root = pytest.mark.skipif(
