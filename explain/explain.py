@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..common.files import write_json
 from ..common.progress import progress_bar
-from ..common.text import counted, suggest
+from ..common.text import counted, printable, suggest
 from ..models.inference.detections import nothing_detected
 from ..models.inference.images import read_image
 from ..train.data.annotations import Annotations
@@ -266,5 +266,5 @@ def lines(about: dict[str, Any], options: ExplainOptions) -> list[str]:
 
 def run(options: ExplainOptions) -> int:
     """``msdeform explain``."""
-    print("\n".join(lines(explain(options), options)))
+    print("\n".join(map(printable, lines(explain(options), options))))
     return 0

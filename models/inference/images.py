@@ -79,11 +79,16 @@ def read_image(image: ImageLike, *, name: str = "image", oriented: bool = True) 
     )
 
 
-def _from_file(path: Path, oriented: bool) -> Tensor:
+def _check_file(path: Path) -> None:
+    """Raises FileNotFoundError for what is none: reading a pipe would wait, and a device may have no end."""
     if path.is_dir():
         raise FileNotFoundError(f"image {path} is a folder, expected a file")
     if not path.is_file():
-        raise FileNotFoundError(f"image {path} does not exist")
+        raise FileNotFoundError(printable(f"image {path} {'is no file' if path.exists() else 'does not exist'}"))
+
+
+def _from_file(path: Path, oriented: bool) -> Tensor:
+    _check_file(path)
     try:
         with Image.open(path) as file:
             return _from_pillow(file, f"image {path}", oriented)
@@ -128,6 +133,7 @@ def image_size(path: Path, *, oriented: bool) -> tuple[int, int]:
     ``oriented``: as viewers show it, turned as the camera's EXIF tag says; else as its pixels are stored. Raises as
     `read_image`.
     """
+    _check_file(path)
     try:
         with Image.open(path) as image:
             width, height = image.size
@@ -136,8 +142,6 @@ def image_size(path: Path, *, oriented: bool) -> tuple[int, int]:
                 width, height = (image.tag_v2[tag] for tag in (ExifTags.Base.ImageWidth, ExifTags.Base.ImageLength))
             else:
                 sideways = sideways and oriented
-    except FileNotFoundError:
-        raise FileNotFoundError(f"image {path} does not exist") from None
     except Exception as error:  # as below
         raise _undecodable(f"image {path}", error) from error
     return (width, height) if sideways else (height, width)
@@ -145,11 +149,10 @@ def image_size(path: Path, *, oriented: bool) -> tuple[int, int]:
 
 def orientation(path: Path) -> int:
     """EXIF's orientation of an image file, 1 to 8; 1 where it has none, or is turned by being opened, as a TIFF is."""
+    _check_file(path)
     try:
         with Image.open(path) as image:
             return 1 if image.format == "TIFF" else _orientation(image)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"image {path} does not exist") from None
     except Exception as error:  # as below
         raise _undecodable(f"image {path}", error) from error
 

@@ -187,4 +187,4 @@ def _mean_classes(weights: Mapping[str, Tensor], own: Mapping[str, Tensor], fres
 
 def _check_family(source: Source, family: Any, who: str) -> None:
     if source.family != family:
-        raise ValueError(f"{source.path} holds the weights of a {source.family}; {who} a {family}")
+        raise ValueError(f"{source.path} holds the weights of a {source.family}; {who} a {family!s:.100}")

@@ -156,6 +156,8 @@ def _with(content: Any, place: tuple[Any, ...], value: Any) -> Any:
     if isinstance(content, tuple):
         return tuple(_with(list(content), place, value))
     if isinstance(content, list):
+        if not rest and (value is _GONE or value is _RENAMED):
+            value = None
         return [_with(one, tuple(rest), value) if number == key else one for number, one in enumerate(content)]
     if value is _GONE and not rest:
         return {name: one for name, one in content.items() if name != key}

@@ -351,6 +351,11 @@ def _read(path: Path, split: SplitName, bad_data: BadData, progress: bool) -> tu
 
 
 def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():  # reading a pipe would wait, and a device may have no end
+        raise FileNotFoundError(f"annotation file {path} {'is no file' if path.exists() else 'does not exist'}")
+    with open(path, "rb") as file:
+        if not file.read(4).strip(b"\0"):  # such as one that a disk that was full left; it may be of any size
+            raise ValueError(f"annotation file {path} is not JSON: it is empty, or begins with zeros")
     try:
         content = json.loads(path.read_bytes())
     except (RecursionError, ValueError) as error:

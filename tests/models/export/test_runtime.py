@@ -52,7 +52,8 @@ def test_a_file_of_any_size_predicts_what_the_model_does(
 ) -> None:
     if engine != "pytorch":
         pytest.importorskip(engine)
-    detector = ExportedDetector(files["program" if engine == "pytorch" else "any"], engine=engine, threads=1)
+    file = files["program" if engine == "pytorch" else "any"]
+    detector = ExportedDetector(file, engine=engine, threads=1, trust_code=engine == "pytorch")
     assert (detector.kind, detector.engine, detector.focal) == ("detr_tiny", engine, False)
     images = [picture(size, seed) for seed, size in enumerate([(90, 135), (100, 60), (64, 64)])]
     for batch_size in (1, 3):
@@ -105,7 +106,7 @@ def test_what_is_no_such_file_is_told(tmp_path: Path, model: Detector, monkeypat
         ExportedDetector(tmp_path / "a.xml")
     (tmp_path / "text.pt2").write_text("no archive")
     with pytest.raises(ValueError, match="text.pt2 is no file of msdeform export: File is not a zip file"):
-        ExportedDetector(tmp_path / "text.pt2")
+        ExportedDetector(tmp_path / "text.pt2", trust_code=True)
     (tmp_path / "text.onnx").write_text("no graph")
     with pytest.raises(ValueError, match="text.onnx is no file of msdeform export"):
         ExportedDetector(tmp_path / "text.onnx")

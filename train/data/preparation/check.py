@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ....common.parallel import in_threads
-from ....common.text import counted, shown
+from ....common.text import counted, printable
 from ....models.inference.images import SUFFIXES
 from ..dataset import CocoDetection
 from .options import CheckOptions
@@ -70,8 +70,8 @@ class Finding:
 
     def line(self) -> str:
         """Where it is, and what it is."""
-        where = " ".join(filter(None, (self.split, self.image, self.label and shown(self.label))))
-        return ": ".join(part for part in (where, self.sentence) if part)
+        where = " ".join(filter(None, (self.split, self.image, self.label)))
+        return printable(": ".join(filter(None, (where, self.sentence))))
 
     def as_json(self) -> dict[str, Any]:
         """For a file: boxes as [x, y, width, height]."""

@@ -14,7 +14,7 @@ import yaml
 
 from ....common.files import atomic_folder, write_json
 from ....common.progress import progress_bar
-from ....common.text import counted
+from ....common.text import counted, printable
 from ....models.inference.images import SUFFIXES, orientation
 from ..annotations import LISTED, Category
 from ..dataset import CocoDetection
@@ -83,7 +83,8 @@ class Converted:
         for kind, images in self.lost.items():
             names = list(dict.fromkeys(images))
             more = ", ..." if len(names) > LISTED else ""
-            lines.append(f"left out {counted(len(images), 'box')} {kind} (in {', '.join(names[:LISTED])}{more})")
+            some = printable(", ".join(names[:LISTED]))
+            lines.append(f"left out {counted(len(images), 'box')} {kind} (in {some}{more})")
         return lines
 
 
