@@ -8,14 +8,17 @@ import functools
 import json
 import re
 import tempfile
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+from unittest import mock
 from xml.sax.saxutils import escape
 
 import numpy as np
 from PIL import Image
 
+from msdeform.common import parallel
 from msdeform.train.data.annotations import Annotations, BadData
 from msdeform.train.data.dataset import CocoDetection, data_line
 from msdeform.train.data.layouts import Format
@@ -257,6 +260,20 @@ def folder_of(format_: Format) -> tuple[Path, tempfile.TemporaryDirectory[str]]:
 MEMORY = Path("/dev/shm")
 
 
+class Inline:
+    """An executor without threads, which a busy machine makes wait longer than it takes to read two images."""
+
+    def __init__(self, workers: int) -> None:
+        pass
+
+    def map(self, do: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+        return map(do, items)
+
+    def shutdown(self, *, cancel_futures: bool) -> None:
+        pass
+
+
+@mock.patch.object(parallel, "ThreadPoolExecutor", Inline)
 def check(data: DataSet) -> Outcome:
     folder, _ = folder_of(data.format)
     images, annotations, names = FILES[data.format]
