@@ -4,6 +4,7 @@ A right one must be read, and its boxes must be those that were written. Of a da
 together, and what is left out must be told in lines that a terminal can show.
 """
 
+import copy
 import functools
 import json
 import re
@@ -165,7 +166,7 @@ def coco(classes: list[str], boxes: dict[str, Any], choices: Choices, damages: i
 def changed_within(content: Any, choices: Choices) -> Any:
     """JSON's content with a value, somewhere, replaced by an odd one, removed or repeated."""
     if not isinstance(content, dict | list) or not content or choices.chance(6):
-        return choices.one_of(ODD)
+        return copy.deepcopy(choices.one_of(ODD))
     keys = list(content) if isinstance(content, dict) else list(range(len(content)))
     key, how = choices.one_of(keys), choices.below(12)
     if how == 0:

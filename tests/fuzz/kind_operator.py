@@ -170,11 +170,16 @@ def _wrong_dtype(call: Call, choices: Choices) -> None:
         call.mistakes.append(f"{dtype}")
 
 
+def of_another_size(call: Call) -> bool:
+    """Whether another mistake of size could make it a right call again."""
+    return any(" as " in each or each == "sizes" for each in call.mistakes)
+
+
 def _wrong_shape(call: Call, choices: Choices) -> None:
     at = choices.below(len(call.tensors))
     tensor = call.tensors[at]
-    if not isinstance(tensor, Tensor) or tensor.dim() == 0 or any(" as " in each for each in call.mistakes):
-        return  # two mistakes could make a right call of another size
+    if not isinstance(tensor, Tensor) or tensor.dim() == 0 or of_another_size(call):
+        return
     shape, how = list(tensor.shape), choices.below(6)
     place = choices.below(len(shape))
     if how == 0:
@@ -219,6 +224,8 @@ def _sparse(call: Call, choices: Choices) -> None:
 
 def _wrong_sizes(call: Call, choices: Choices) -> None:
     how = choices.below(4)
+    if of_another_size(call):
+        return
     if how == 0:
         call.spatial_shapes = [*call.sizes, (1, 1)]
     elif how == 1:
