@@ -183,8 +183,10 @@ def read_yaml(text: str, loader: Any = None) -> Any:
     except RecursionError:
         raise ValueError("it is nested too deeply, or refers to itself") from None
     # PyYAML lets through what it meets in making dates and numbers
-    except (yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError, OverflowError) as error:
+    except (yaml.YAMLError, ValueError, OverflowError) as error:
         raise ValueError(shown(" ".join(str(error).split()))) from error
+    except (TypeError, AttributeError, LookupError) as error:
+        raise ValueError("a value is not of the kind that its tag says") from error
     if number > MOST_VALUES:
         raise ValueError(f"its aliases unfold to {number} values, expected at most {MOST_VALUES}")
     return content

@@ -77,12 +77,15 @@ def refused(error: BaseException, *, why: object = True, names: tuple[str, ...] 
     return "refused"
 
 
-def fuzz(kind: Kind, inputs: int) -> Counter[Outcome]:
-    """Give that many inputs to a kind's check, count its outcomes, and see that memory does not grow."""
+def fuzz(kind: Kind, inputs: int, *, first: int = 0) -> Counter[Outcome]:
+    """Give that many inputs to a kind's check, count its outcomes, and see that memory does not grow.
+
+    ``first``: the number of the first input, by which several processes try different ones.
+    """
     counts: Counter[Outcome] = Counter()
     sizes: list[float] = []
-    for start in range(0, inputs, ROUND):
-        budget = min(ROUND, inputs - start)
+    for start in range(first, first + inputs, ROUND):
+        budget = min(ROUND, first + inputs - start)
 
         def check(one: Any) -> None:
             with no_hang(one):

@@ -4,18 +4,22 @@ A right one must be read, and its boxes must be those that were written. Of a da
 together, and what is left out must be told in lines that a terminal can show.
 """
 
+import copy
 import functools
 import json
 import re
 import tempfile
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+from unittest import mock
 from xml.sax.saxutils import escape
 
 import numpy as np
 from PIL import Image
 
+from msdeform.common import parallel
 from msdeform.train.data.annotations import Annotations, BadData
 from msdeform.train.data.dataset import CocoDetection, data_line
 from msdeform.train.data.layouts import Format
@@ -162,7 +166,7 @@ def coco(classes: list[str], boxes: dict[str, Any], choices: Choices, damages: i
 def changed_within(content: Any, choices: Choices) -> Any:
     """JSON's content with a value, somewhere, replaced by an odd one, removed or repeated."""
     if not isinstance(content, dict | list) or not content or choices.chance(6):
-        return choices.one_of(ODD)
+        return copy.deepcopy(choices.one_of(ODD))
     keys = list(content) if isinstance(content, dict) else list(range(len(content)))
     key, how = choices.one_of(keys), choices.below(12)
     if how == 0:
@@ -257,6 +261,20 @@ def folder_of(format_: Format) -> tuple[Path, tempfile.TemporaryDirectory[str]]:
 MEMORY = Path("/dev/shm")
 
 
+class Inline:
+    """An executor without threads, which a busy machine makes wait longer than it takes to read two images."""
+
+    def __init__(self, workers: int) -> None:
+        pass
+
+    def map(self, do: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+        return map(do, items)
+
+    def shutdown(self, *, cancel_futures: bool) -> None:
+        pass
+
+
+@mock.patch.object(parallel, "ThreadPoolExecutor", Inline)
 def check(data: DataSet) -> Outcome:
     folder, _ = folder_of(data.format)
     images, annotations, names = FILES[data.format]

@@ -77,7 +77,7 @@ class Call:
 
 
 def make(choices: Choices) -> Call:
-    compiled = choices.chance(3)
+    compiled = choices.chance(2) and not unavailable("cpu")
     if compiled:
         function, D, L, P, wide, narrow = choices.one_of(COMPILED)
     else:
@@ -114,16 +114,13 @@ def make(choices: Choices) -> Call:
             drawn.flat[choices.below(drawn.size)] = special
         tensors.append(torch.from_numpy(drawn).to(wide if name == "value" else narrow))
     tensors = [laid_out(tensor, choices.below(12)) for tensor in tensors]
-    backends = ("cpu",) if compiled else ("reference", "gather", "reference", "gather", None, "auto")
-    backend = choices.one_of(backends)
-    if backend in (None, "auto"):
-        backend = backend if compiled or unavailable("cpu") else "reference"
+    backend = choices.one_of(("cpu", "cpu", None, "auto") if compiled else ("reference", "reference", "gather"))
     call = Call(function, backend, tensors, sizes, sizes, finite=finite, gradients=not choices.chance(3))
     call.spatial_shapes = SIZES_AS[choices.below(len(SIZES_AS))](sizes)
     if choices.chance(4):
         first = [sum(h * w for h, w in sizes[:level]) for level in range(L)]
         call.starts = choices.one_of((first, tuple(first), torch.tensor(first)))
-    if choices.chance(12):
+    if choices.chance(50):  # PyTorch takes its time there
         call.tensors = [tensor.to("meta") for tensor in call.tensors]
         call.backend = choices.one_of(("reference", "gather", None))
     for _ in range(choices.one_of((0, 0, 1, 2, 0, 1))):
@@ -173,11 +170,16 @@ def _wrong_dtype(call: Call, choices: Choices) -> None:
         call.mistakes.append(f"{dtype}")
 
 
+def of_another_size(call: Call) -> bool:
+    """Whether another mistake of size could make it a right call again."""
+    return any(" as " in each or each == "sizes" for each in call.mistakes)
+
+
 def _wrong_shape(call: Call, choices: Choices) -> None:
     at = choices.below(len(call.tensors))
     tensor = call.tensors[at]
-    if not isinstance(tensor, Tensor) or tensor.dim() == 0 or any(" as " in each for each in call.mistakes):
-        return  # two mistakes could make a right call of another size
+    if not isinstance(tensor, Tensor) or tensor.dim() == 0 or of_another_size(call):
+        return
     shape, how = list(tensor.shape), choices.below(6)
     place = choices.below(len(shape))
     if how == 0:
@@ -222,6 +224,8 @@ def _sparse(call: Call, choices: Choices) -> None:
 
 def _wrong_sizes(call: Call, choices: Choices) -> None:
     how = choices.below(4)
+    if of_another_size(call):
+        return
     if how == 0:
         call.spatial_shapes = [*call.sizes, (1, 1)]
     elif how == 1:

@@ -180,6 +180,30 @@ def test_bad_shapes(change, sentence):
         MSDeformAttn(8, 2, 2, 3)(**tensors, input_spatial_shapes=SHAPES)
 
 
+@pytest.mark.parametrize("size", [1.5, "8", None, True, float("nan"), [8]])
+def test_sizes_that_are_no_whole_numbers_are_refused(size):
+    for place, name in enumerate(("d_model", "n_levels", "n_heads", "n_points")):
+        with pytest.raises(TypeError, match=f"^{name}: expected a whole number, got "):
+            MSDeformAttn(*(size if at == place else 8 for at in range(4)))
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"query": 1.0}, "^query: expected a tensor, got float$"),
+        ({"reference_points": [0.5]}, "^reference_points: expected a tensor, got list$"),
+        ({"input_padding_mask": "mask"}, "^input_padding_mask: expected a tensor, got str$"),
+        ({"query": torch.zeros(2, 5, 8).long()}, "^query: expected float64, float32, float16 or bfloat16, got torch.i"),
+        ({"input_flatten": torch.zeros(2, 16, 8).cfloat()}, "^input_flatten: expected float64, .*got torch.complex64$"),
+    ],
+)
+def test_what_is_no_tensor_of_numbers_is_refused(change, sentence):
+    shapes = {"query": (2, 5, 8), "reference_points": (2, 5, 2, 2), "input_flatten": (2, 16, 8)}
+    tensors = {name: torch.zeros(shape) for name, shape in shapes.items()} | change
+    with pytest.raises(TypeError, match=sentence):
+        MSDeformAttn(8, 2, 2, 3)(**tensors, input_spatial_shapes=SHAPES)
+
+
 def test_a_mask_that_is_not_bool_is_refused():
     tensors = {"query": torch.zeros(2, 5, 8), "reference_points": torch.zeros(2, 5, 2, 2)}
     with pytest.raises(TypeError, match=r"input_padding_mask: expected bool.*got torch.float32"):

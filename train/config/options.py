@@ -29,6 +29,7 @@ from ...common.options import (
     Word,
     WriteFolder,
 )
+from ...common.text import shown
 from ...kernels.diagnostics.options import AttnBackend
 from ...models.catalog import TRANSFORMERS, TrainedName, config_of
 from ...models.configs import check_fields
@@ -195,7 +196,7 @@ class Model(Options):
             check_fields(type(config), overrides)
             dataclasses.replace(config, **overrides)
         except ValueError as error:
-            raise ValueError(f"override: {error}") from None
+            raise ValueError(f"override: {shown(error, 1000)}") from None
 
 
 def parse_overrides(words: tuple[str, ...]) -> dict[str, Any]:
@@ -208,7 +209,7 @@ def parse_overrides(words: tuple[str, ...]) -> dict[str, Any]:
     for word in words:
         name, equals, value = word.partition("=")
         if not equals:
-            raise ValueError(f"override: expected NAME=VALUE, such as num_queries=100, got {word!r}")
+            raise ValueError(f"override: expected NAME=VALUE, such as num_queries=100, got {shown(word)!r}")
         try:
             overrides[name] = json.loads(value.lower() if value in ("True", "False") else value)
         except ValueError:

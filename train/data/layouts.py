@@ -265,7 +265,14 @@ def _images_of_json(file: Path) -> Path:
     roots = [root for root in (above, above.parent) if root.is_dir()]
     folders = [*roots, *(folder for root in roots for folder in _named(root, IMAGE_FOLDERS))]
     folders += [folder / "default" for folder in folders]
-    return next((folder for folder in folders for name in names if (folder / name).is_file()), above)
+    return next((folder for folder in folders for name in names if _is_there(folder / name)), above)
+
+
+def _is_there(file: Path) -> bool:
+    try:
+        return file.is_file()
+    except OSError:  # a name that is too long for any file
+        return False
 
 
 def _is_coco(file: Path) -> bool:

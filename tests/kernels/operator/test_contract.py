@@ -83,6 +83,18 @@ BAD: list[tuple[Case, dict[str, Any], type[Exception], str]] = [
         r"sampling_offsets: expected \(B, Q, H, L, P, 2\), got .*: 6 dimensions are needed",
     ),
     (FUSED, {"attention_logits": lambda t: t["attention_logits"][:, :, :1]}, ValueError, "attention_logits: .* H dif"),
+    (PLAIN, {"value": lambda t: t["value"].to_sparse()}, TypeError, "^value: expected a dense tensor, .*sparse_coo"),
+    (PLAIN, {"level_start_index": 7}, ValueError, r"^level_start_index: expected \[0, 20\], .* got 7$"),
+    (PLAIN, {"level_start_index": torch.tensor(7)}, ValueError, r"^level_start_index: expected \[0, 20\], .* got 7$"),
+    (PLAIN, {"spatial_shapes": [("x" * 3000, 1), (2, 3)]}, TypeError, r"^spatial_shapes: .{1,200}$"),
+    (PLAIN, {"backend": "x" * 3000}, ValueError, "^backend: expected one of auto, .{1,200}$"),
+    (PLAIN, {"backend": ["cpu"]}, ValueError, r"^backend: expected one of auto, .*, got \['cpu'\]"),
+    (
+        PLAIN,
+        {"backend": ["cpu"], "spatial_shapes": torch.tensor(PLAIN.sizes)},
+        ValueError,
+        r"^backend: expected one of auto, .*, got \['cpu'\]",
+    ),
     (PLAIN, {"backend": "tirton"}, ValueError, "expected one of auto, .*, got 'tirton'; did you mean triton"),
 ]
 

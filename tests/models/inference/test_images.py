@@ -1,5 +1,6 @@
 """Reading whatever holds an image, and the official resize rule."""
 
+import io
 import json
 import re
 import struct
@@ -14,7 +15,7 @@ from PIL import ExifTags, Image
 from torch import Tensor
 
 from msdeform.models.inference.image_size import Size
-from msdeform.models.inference.images import BadImageError, normalise, read_image
+from msdeform.models.inference.images import BadImageError, image_size, normalise, orientation, read_image
 
 SIZES = Path(__file__).parents[4] / "shared" / "data" / "val2017_first100_sizes.json"
 
@@ -162,6 +163,28 @@ def test_sixteen_bits_and_a_palette_are_turned_too(tmp_path: Path) -> None:
         read = read_image(tagged(image, 6, tmp_path / name))
         assert read.shape == (3, 3, 2)
         assert torch.nonzero(read[0]).tolist() == [[0, 1]]
+
+
+@pytest.mark.parametrize("orientation", SHOWN)
+@pytest.mark.parametrize("mode", ["L", "P", "CMYK", "I;16", "RGB", "1"])
+def test_a_tiff_on_its_side_is_read_the_same_from_a_file_and_from_memory(
+    tmp_path: Path, orientation: int, mode: str
+) -> None:
+    shape = (4, 6) if orientation < 5 else (6, 4)
+    array = np.zeros(shape, np.uint8)
+    array[0, 0] = 255
+    image = Image.fromarray(array.astype(np.uint16) * 257) if mode == "I;16" else Image.fromarray(array).convert(mode)
+    path = tagged(image, orientation, tmp_path / "turned.tif")
+    for holder in (path, Image.open(path), Image.open(io.BytesIO(path.read_bytes()))):
+        read = read_image(holder)
+        assert read.shape == (3, 4, 6)
+        assert torch.nonzero(read[0]).tolist() == [list(SHOWN[orientation])]
+    assert image_size(path, oriented=True) == image_size(path, oriented=False) == (4, 6)
+
+
+def test_a_tag_that_says_no_orientation_is_none(tmp_path: Path) -> None:
+    path = tagged(Image.fromarray(pixels()), 9, tmp_path / "nine.png")
+    assert orientation(path) == 1
 
 
 def test_an_unreadable_tag_loses_no_picture(tmp_path: Path) -> None:

@@ -7,9 +7,13 @@ from typing import Any
 
 import pytest
 
-from msdeform.train.config.resolve import read_settings, resolve
+from msdeform.train.config.options import Logging, TrainOptions, from_plain
+from msdeform.train.config.resolve import read_settings, resolve, save_settings
 
 Write = Callable[..., Path]
+
+# each line nine times as many values as the one above
+BOMB = "a0: &a0 [1, 1]\n" + "".join(f"a{n + 1}: &a{n + 1} [{', '.join([f'*a{n}'] * 9)}]\n" for n in range(9))
 
 
 @pytest.fixture
@@ -110,6 +114,7 @@ def test_the_home_folder_is_written_out(write: Write, monkeypatch: pytest.Monkey
         ("data: 3", "data: expected text, got 3"),
         ("model: 3", "model: expected text, got 3"),
         ("override: num_queries=7", "override: expected a list, got 'num_queries=7'"),
+        ("override: [hidden_dim=" + "9" * 5000 + "]", "override: hidden_dim: expected int, got '999"),
         ("override: [7]", "override: expected text, got 7"),
         ("resume: runs/x", "resume belongs on the command line, not in a file of settings"),
         ("run: {eval: true}", "eval belongs on the command line, not in a file of settings"),
@@ -127,6 +132,14 @@ def test_the_home_folder_is_written_out(write: Write, monkeypatch: pytest.Monkey
         ("lr:\t1\n\t- x", " is not YAML: line "),
         ("lr: \x01", " is not YAML: "),
         ("? [a, b]\n: 1", " is not YAML: line 1: "),
+        ("lr: " + "[" * 1000 + "]" * 1000, " is not YAML: it is nested too deeply"),
+        ("lr: !!timestamp x", " is not YAML: "),
+        ("lr: 2024-13-45", " is not YAML: month must be in 1..12"),
+        (
+            BOMB,
+            " is not YAML: its al",
+        ),
+        ('"\\e[31m": 1', "unknown setting \\x1b[31m; msdeform train --help"),
         ("when: !!python/object:os.system {}", " is not YAML: line 1: could not determine a constructor"),
     ],
 )
@@ -135,6 +148,32 @@ def test_a_wrong_file_is_told_in_one_sentence(write: Write, text: str, sentence:
     start = f"{path}{sentence}" if sentence[0] == " " else f"{path}: {sentence}"
     with pytest.raises(ValueError, match=rf"^{re.escape(start)}.*\Z"):  # in one line
         resolve(["--config", str(path)])
+
+
+def test_text_like_a_number_is_read_back_as_text(tmp_path: Path) -> None:
+    options = TrainOptions(logging=Logging(wandb="1e-4"))
+    save_settings(options, tmp_path / "config.yaml")
+    assert read_settings(tmp_path / "config.yaml")["wandb"] == "1e-4"
+
+
+@pytest.mark.parametrize(
+    ("recorded", "sentence"),
+    [
+        ({"keep": "3"}, "keep: expected a whole number, got '3'"),
+        ({"batch_size": "auto"}, "batch_size: expected a whole number, got 'auto'"),
+        ({"override": 0}, "override: expected a list, of each text, got 0"),
+        ({"override": [1]}, "override: expected a list, of each text, got (1,)"),
+        ({"train_annotations": 1e308}, "train_annotations: expected a path or nothing, got 1e+308"),
+        ({"compile": 1}, "compile: expected true or false, got 1"),
+        ({"epochs": True}, "epochs: expected a whole number, got True"),
+        ({"model": [1]}, "model: expected text, got (1,)"),
+        ({"augment": [{}]}, "augment: expected text, got ({},)"),
+        ({"schedule": {"schedule": 3}}, "schedule: expected step, cosine or constant, got 3"),
+    ],
+)
+def test_recorded_settings_of_another_type_are_refused_by_name(recorded: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(sentence)}$"):
+        from_plain(TrainOptions, recorded)
 
 
 def test_what_is_no_file_of_settings(write: Write, tmp_path: Path) -> None:

@@ -80,6 +80,29 @@ def test_a_wrong_annotation_is_left_out_with_its_ids(annotation_file: Write, wro
     ]
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"image_id": "\x1b[31mred"},
+        {"category_id": "a\nb"},
+        {"id": "\u2028", "bbox": 3},
+        {"bbox": ["x" * 5000] * 4},
+        {"category_id": "x" * 5000},
+    ],
+)
+def test_what_a_file_says_is_told_on_one_short_line(annotation_file: Write, wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="annotation ") as caught:
+        Annotations.load(annotation_file(wrong))
+    assert re.fullmatch("[ -~]{1,700}", str(caught.value))
+
+
+@pytest.mark.parametrize("name", ["a\nb.png", "\x1b[31m.png", "x" * 5000])
+def test_a_file_name_that_no_line_can_show_is_refused(annotation_file: Write, name: str) -> None:
+    path = annotation_file(images=[{"id": 7, "file_name": name, "width": 40, "height": 30}])
+    with pytest.raises(ValueError, match=r"image 7: expected the path of a file, got [ -~]{1,300}$"):
+        Annotations.load(path)
+
+
 def test_the_first_of_many_are_listed_and_the_others_counted(annotation_file: Write) -> None:
     read = Annotations.load(annotation_file(*[{"category_id": 4}] * 12, {}), bad_data="skip")
     lines = read.dropped.sentences()

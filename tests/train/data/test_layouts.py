@@ -393,3 +393,17 @@ def test_data_sets_of_a_script_are_counted_too() -> None:
         "data: data sets given from Python: 3 training images with 3 boxes, 1 validation image with 1 box, "
         "1 class (cat)"
     )
+
+
+def test_a_name_too_long_for_a_file_is_told_where_annotations_are_read(tmp_path: Path) -> None:
+    images = [{"id": 1, "file_name": "x" * 5000, "width": 4, "height": 3}]
+    content = {"images": images, "annotations": [], "categories": [{"id": 1, "name": "cat"}]}
+    (tmp_path / "mine.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"mine\.json: image 1: expected the path of a file, got [ -~]{1,300}$"):
+        training_data(Source(data=tmp_path, val_share=0.5), Input(), Loading(), seed=0)
+
+
+def test_a_list_with_control_characters_is_refused(voc: Path) -> None:
+    (voc / "ImageSets/Main/train.txt").write_text("a\x1b[2J")
+    with pytest.raises(ValueError, match=r"train\.txt, line 1: expected a name, got control characters in [ -~]+$"):
+        read_voc(voc / "ImageSets/Main/train.txt", skip=True)

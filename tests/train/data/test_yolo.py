@@ -18,6 +18,9 @@ from msdeform.train.data.yolo import label_file, read_yolo, yolo_line
 
 Make = Callable[..., Path]
 
+# each line nine times as many values as the one above
+BOMB = "a0: &a0 [1, 1]\n" + "".join(f"a{n + 1}: &a{n + 1} [{', '.join([f'*a{n}'] * 9)}]\n" for n in range(9))
+
 read = Annotations.load
 
 
@@ -121,6 +124,35 @@ def test_a_wrong_line_is_named_or_left_out(make: Make, labels: str, sentence: st
 def test_a_wrong_description_is_named(make: Make, replaced: dict[str, Any], sentence: str) -> None:
     path = make({"a": "0 0.5 0.5 0.1 0.1"}, **replaced)
     with pytest.raises((ValueError, FileNotFoundError), match=re.escape(str(path)) + ".*" + re.escape(sentence)):
+        read(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("names: " + "[" * 1000 + "]" * 1000, " is not YAML: it is nested too deeply"),
+        ("x: 0b_", " is not YAML: invalid literal"),
+        ("x: 2024-13-45", " is not YAML: month must be in 1..12"),
+        ("x: !!timestamp y", " is not YAML: "),
+        (BOMB, " its aliases unfold to "),
+        ('names: [a]\ntrain: "b\\nc"', ": train: expected a folder or a .txt file, and "),
+        ('names: [a]\ntrain: b\npath: "c\\x1b"', ": path: folder c\\x1b does not exist"),
+    ],
+)
+def test_a_hostile_description_is_refused_in_a_sentence(tmp_path: Path, text: str, sentence: str) -> None:
+    path = tmp_path / "data.yaml"
+    path.write_text(text)
+    with pytest.raises((ValueError, FileNotFoundError)) as caught:
+        training_data(Source(data=path), Input(), Loading(), seed=0)
+    assert re.fullmatch(rf"{re.escape(str(path))}[ -~]{{1,500}}", str(caught.value))
+    assert sentence in str(caught.value)
+
+
+@pytest.mark.parametrize("line", ["/", "one\x1b[2J.png"])
+def test_a_list_that_names_no_files_is_refused(make: Make, line: str) -> None:
+    path = make({"a": ""}, train="all.txt")
+    (path.parent / "all.txt").write_text(line)
+    with pytest.raises(ValueError, match=rf"^{re.escape(str(path.parent / 'all.txt'))}[ -~]+$"):
         read(path)
 
 

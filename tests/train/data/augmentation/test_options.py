@@ -17,6 +17,8 @@ TEXT = """
 - RandomHorizontalFlip: {p: 0.5}
 - RandomGrayscale
 """
+# each line nine times as many values as the one above
+BOMB = "a0: &a0 [1, 1]\n" + "".join(f"a{n + 1}: &a{n + 1} [{', '.join([f'*a{n}'] * 9)}]\n" for n in range(9))
 STEPS = [
     ("Mosaic", {"p": 0.3, "otherwise": [("RandomIoUCrop", {})]}),
     ("RandomHorizontalFlip", {"p": 0.5}),
@@ -53,6 +55,11 @@ def test_settings_may_hold_the_list_itself(tmp_path: Path) -> None:
         ("- ColorJitter: 0.5", "ColorJitter: expected arguments by name, such as {p: 0.5}, got 0.5"),
         ("- Mosaic: {otherwise: RandomIoUCrop}", "Mosaic: otherwise: expected a list of transforms"),
         ("- [1", "not YAML: line 1: expected"),
+        ("- " + "[" * 1000 + "]" * 1000, "not YAML: it is nested too deeply"),
+        ("- !!timestamp x", "not YAML: "),
+        ("- \x1b", "not YAML: .* special characters are not allowed"),
+        ("- " + BOMB.replace("\n", "\n  "), "not YAML: its aliases unfold to"),
+        ("- ? " + "x" * 5000 + "\n  : 3", "x{100}[.]{3}x{100}: expected arguments by name"),
     ],
 )
 def test_what_is_no_list_of_transforms_is_told(tmp_path: Path, text: str, sentence: str) -> None:
