@@ -21,9 +21,10 @@
 # It adds what is easily missed: the heads, which the mean hides, and the difference between the row and the column of
 # an attention matrix.
 #
-# - **It needs** a CPU and no download. DETR learns slowly: after the few hundred steps of the default its detections are
-#   poor. The committed pictures are of the same training, three times as long, and still of a weak detector: AP50 0.34
-#   on held-out images. It finds where objects are, and confuses what they are. The text says what its pictures show.
+# - **It needs** a CPU and no download. DETR learns slowly: after the few hundred steps of the default its detections
+#   are poor. The committed pictures are of the same training, three times as long, and still of a weak detector: AP50
+#   0.34 on the images held out. It finds where objects are, and confuses what they are. The text says what its pictures
+#   show.
 # - **With a DETR of yours**, set `MSDEFORM_RUN` to the folder of its training run before you start Jupyter.
 # - **With published weights**, write `model = msdeform.from_pretrained("detr_r50")`, which downloads them, and name a
 #   photograph. `detr_demo` is the minimal DETR of the paper's listing; everything below works with it, too.
@@ -161,9 +162,9 @@ display(figure)
 plt.close(figure)
 
 # %% [markdown]
-# **What the picture shows.** In the committed picture the box is right and the class is wrong. The tokens that the query
-# reads most are one at the corner of its box, and others on empty ground, far from it. Published pictures of trained
-# DETRs show weights at the ends of an object, from which the box is read; this detector has learned a part of that.
+# **What the picture shows.** In the committed picture the box is right and the class is wrong. The tokens that the
+# query reads most are one at the corner of its box, and others on empty ground, far from it. Published pictures of
+# trained DETRs show weights at the ends of an object, from which the box is read; this one has learned a part of that.
 #
 # **What it does not show.** A token is not the patch of the image below it. The backbone and the encoder have already
 # mixed in what lies around, so a query can know of an object without reading the tokens on top of it.
