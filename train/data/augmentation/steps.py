@@ -194,7 +194,7 @@ def _made(step: Step, size: Size, *, first: bool = False) -> Any:
         if "interpolation" in given:
             given["interpolation"] = v2.InterpolationMode(given["interpolation"])
         return known[name](**given)
-    except (TypeError, ValueError) as error:
+    except Exception as error:  # torchvision checks little, and raises what its arithmetic meets
         raise ValueError(f"augment: {name}: {shown(error, 1000)}") from None
 
 

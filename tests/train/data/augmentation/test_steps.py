@@ -199,6 +199,7 @@ def test_a_bad_image_in_a_mosaic_is_replaced(shapes: Path, tmp_path: Path) -> No
         ("[{Mosaic: {size: 3}}]", "Mosaic has no argument 'size'; it has p, scale, until, otherwise"),
         ("[RandomAffine]", "RandomAffine: expected a value for degrees"),
         ("[{ColorJitter: {hue: 2}}]", "ColorJitter: hue values should be between"),
+        ("[{GaussianBlur: {kernel_size: .inf}}]", "GaussianBlur: cannot convert float infinity"),
         ("[{RandomHorizontalFlip: {p: 2}}]", "RandomHorizontalFlip: `p` should be a floating point value in"),
         ("[{RandomAffine: {degrees: 0, interpolation: cubic}}]", "RandomAffine: 'cubic' is not a valid Interpolation"),
         ("[{Mosaic: {p: 2}}]", "Mosaic: p: expected a number from 0 to 1, got 2"),
