@@ -5,11 +5,14 @@ import re
 from collections.abc import Iterable, Sequence
 
 
+# control characters, ends of lines, marks that turn the direction of text, and halves of characters, which no encoding
+# can write; not the joiners and spaces that words and emoji of some languages need
+UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
 def printable(text: str) -> str:
     """``text`` with what a terminal would obey instead of showing, ends of lines and escapes, as ``\\n``, ``\\x1b``."""
-    if text.isprintable():
-        return text
-    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in text)
+    return UNPRINTABLE.sub(lambda letter: letter[0].encode("unicode_escape").decode("ascii"), text)
 
 
 def counted(count: int, noun: str) -> str:
@@ -22,15 +25,11 @@ def either(words: Sequence[str]) -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
 
 
-# control characters, ends of lines, and halves of characters, which no encoding can write
-UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-
-
 def shown(value: object, most: int = 200) -> str:
     """What a file says, as part of a sentence: on one line, control characters written out, a long text cut."""
     text = str(value)
     text = text if len(text) <= most else f"{text[: most // 2]}...{text[-most // 2 :]}"
-    return UNPRINTABLE.sub(lambda letter: ascii(letter[0])[1:-1], text)
+    return printable(text)
 
 
 def suggest(sentence: str, name: str, known: Iterable[str], otherwise: str = "", most: int = 1) -> str:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from msdeform.models.export.form import FILE
 from msdeform.models.export.runtime import Engine, ExportedDetector
-from tests.fuzz.fuzzing import Kind, Outcome, is_a_sentence
+from tests.fuzz.fuzzing import Kind, is_one_line, Outcome, is_a_sentence
 
 ABOUT: dict[str, Any] = {
     **{"msdeform": "1.0", "format": "onnx", "family": "detr", "model": None, "classes": ["a", "b"], "kind": "softmax"},
@@ -180,7 +180,7 @@ def _use(detector: ExportedDetector) -> None:
     """Take from it what commands take before they compute."""
     assert detector.kind
     assert len(detector.categories or []) == len(detector.thresholds or [])
-    assert all(name.isprintable() for name in detector.categories or [])
+    assert all(is_one_line(name) for name in detector.categories or [])
     detector.resized_to(None).fit(480, 640)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ....common.parallel import in_threads
-from ....common.text import counted, printable
+from ....common.text import counted, printable, shown
 from ....models.inference.images import SUFFIXES
 from ..dataset import CocoDetection
 from .options import CheckOptions
