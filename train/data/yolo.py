@@ -29,6 +29,8 @@ EXCESS = 1e-3
 # decimals of a pixel that are kept, so that a third of 651 times 651 gives back 217
 DIGITS = 9
 
+_MOST_VALUES = 1_000_000  # of a data.yaml
+
 
 def yolo_line(label: int, xyxy: Sequence[float], size: tuple[int, int], score: float | None = None) -> str:
     """A box as a line of a label file, `class cx cy w h`, which is read back to a billionth of a pixel.
@@ -119,12 +121,28 @@ def _of_absent_images(files: Sequence[Path], skip: bool) -> list[str]:
     return sentences
 
 
+def _written_out(value: Any, known: dict[int, int]) -> int:
+    """How many values YAML's aliases stand for: a few lines can make billions, which str and repr would write."""
+    if not isinstance(value, list | dict):
+        return 1
+    if id(value) not in known:
+        known[id(value)] = _MOST_VALUES  # of one that holds itself
+        inside = [*value, *value.values()] if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_written_out(one, known) for one in inside)
+    return known[id(value)]
+
+
 def _described(path: Path) -> dict[str, Any]:
     """What a data.yaml says."""
     try:
         content = yaml.safe_load(read_text(path))
+        count = _written_out(content, {})
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    except RecursionError:
+        raise ValueError(f"{path}: its values are nested too deep") from None
+    if count > _MOST_VALUES:
+        raise ValueError(f"{path}: expected at most {_MOST_VALUES} values, got {count} with its aliases written out")
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected train, val and names, as in a YOLO data set's data.yaml")
     return content
