@@ -4,7 +4,6 @@ import difflib
 import re
 from collections.abc import Iterable, Sequence
 
-
 # control characters, ends of lines, marks that turn the direction of text, and halves of characters, which no encoding
 # can write; not the joiners and spaces that words and emoji of some languages need
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")

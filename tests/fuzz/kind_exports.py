@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from msdeform.models.export.form import FILE
 from msdeform.models.export.runtime import Engine, ExportedDetector
-from tests.fuzz.fuzzing import Kind, is_one_line, Outcome, is_a_sentence
+from tests.fuzz.fuzzing import Kind, Outcome, is_a_sentence, is_one_line
 
 ABOUT: dict[str, Any] = {
     **{"msdeform": "1.0", "format": "onnx", "family": "detr", "model": None, "classes": ["a", "b"], "kind": "softmax"},

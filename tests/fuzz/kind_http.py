@@ -16,7 +16,7 @@ from PIL import Image
 from msdeform.train.serving.app import create_app
 from msdeform.train.serving.options import ServeOptions
 from msdeform.train.serving.service import Service
-from tests.fuzz.fuzzing import Kind, is_one_line, Outcome
+from tests.fuzz.fuzzing import Kind, Outcome, is_one_line
 from tests.serving.servers import StandIn, picture
 
 STATUSES = {200, 400, 404, 405, 413, 415, 422}

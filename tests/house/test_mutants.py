@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.house.project import ROOT
 from tests.house.mutants.run import LIST, Mutation, exit_status, main, read_list, run_all, table
+from tests.house.project import ROOT
 
 CODE = "def double(x: int) -> int:\n    return 2 * x\n\n\ndef unused(x: int) -> int:\n    return 3 * x\n"
 TEST = "from toy import double\n\n\ndef test_double():\n    assert double(4) == 8\n"
