@@ -413,7 +413,7 @@ def _image_entry(path: Path, entry: Any) -> ImageEntry:
     if max(abs(image.id), image.height, image.width) >= _MOST:
         raise ValueError(f"{path}: image {image.id}: id, height and width are expected to be numbers below 2**53")
     if UNPRINTABLE.search(image.name) or len(image.name) > _LONGEST_NAME:
-        raise ValueError(f"{path}: image {image.id}: expected the path of a file, got {shown(image.name)!r}")
+        raise ValueError(f"{path}: image {image.id}: expected the path of a file, got '{shown(image.name)}'")
     if image.height < 1 or image.width < 1:
         raise ValueError(
             f"{path}: image {image.id}: expected at least one pixel, got {image.width} wide and {image.height} high"

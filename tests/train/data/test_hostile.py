@@ -131,12 +131,15 @@ def test_an_image_that_is_no_file_is_not_waited_for(tmp_path: Path, capsys: pyte
 
 
 def test_names_are_shown_and_not_obeyed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    names = ["a\x1b[2J\nb.png", "broken\x1b[31m.png"]
-    data = made(tmp_path / "data", names, ESCAPES)
-    draw(data / names[0])
-    (data / names[1]).write_bytes(b"x")
+    data = made(tmp_path / "data", ["a.png", "broken.png"], ESCAPES)
+    draw(data / "a.png")
+    (data / "broken.png").write_bytes(b"x")
     assert ended(["data", "check", str(data), "--out", str(tmp_path / "check.png")]) == 0
+    assert (
+        ended(["data", "check", str(made(tmp_path / "odd", ["a\x1b[2J\nb.png"])), "--out", str(tmp_path / "b.png")])
+        == 0
+    )
     told: Any = capsys.readouterr()
-    assert r"a\x1b[2J\nb.png" in told.out
+    assert r"expected the path of a file, got 'a\x1b[2J\nb.png'" in told.out
     assert all(line.isprintable() for line in (told.out + told.err).splitlines())
     assert Category(1, ESCAPES).name == r"c\x1b]0;title\x07\n<script>alert(1)</script>"
