@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torchvision.transforms.v2 import functional as F
 
+from ...common.text import printable
 from ...models.inference.images import BadImageError
 from ..data.dataset import CocoDetection
 from ..data.preparation.check import KINDS, Finding
@@ -95,7 +96,7 @@ def _captioned(picture: Image.Image, finding: Finding) -> Image.Image:
     where = " ".join(filter(None, (finding.split, finding.image)))
     what = ": ".join(filter(None, (finding.label, finding.sentence)))
     for number, line in enumerate((title, where, what)):
-        text = line
+        text = printable(line)
         while draw.textlength(text, font=font) > CELL:
             text = f"{text[:-2]}…"
         draw.text((0, CELL + 2 + 17 * number), text, fill=(0, 0, 0), font=font)

@@ -69,7 +69,7 @@ def test_the_payloads_do_run_where_pickles_are_trusted(payload: str, tmp_path: P
 @pytest.mark.parametrize("kind", LIES)
 def test_what_lies_about_its_tensors_is_refused(kind: str, tmp_path: Path) -> None:
     file = LIES[kind](tmp_path, tmp_path / "marker")
-    assert str(file) in refused(lambda: read_source(file), tmp_path / "marker")
+    assert str(file) in refused(lambda: read_file(file), tmp_path / "marker")
 
 
 @pytest.mark.parametrize("place", ["fifo", "/dev/zero", "folder"])

@@ -19,12 +19,12 @@ from tests.models.weights.test_hostile import bounded_memory
 ESCAPES = "c\x1b]0;title\x07\n<script>alert(1)</script>"
 
 
-def made(folder: Path, names: list[str], category: str = "cat") -> Path:
+def made(folder: Path, names: list[str], category: str = "cat", height: int = 9) -> Path:
     """A COCO data set of small images of these names, as the annotations call them, without writing any image."""
     folder.mkdir(parents=True, exist_ok=True)
     images = [{"id": number, "file_name": name, "width": 40, "height": 30} for number, name in enumerate(names, 1)]
     boxes = [
-        {"id": number, "image_id": number, "category_id": 1, "bbox": [4, 4, 9, 9]}
+        {"id": number, "image_id": number, "category_id": 1, "bbox": [4, 4, 9, height]}
         for number in range(1, len(names) + 1)
     ]
     content = {"images": images, "annotations": boxes, "categories": [{"id": 1, "name": category}]}
@@ -131,14 +131,12 @@ def test_an_image_that_is_no_file_is_not_waited_for(tmp_path: Path, capsys: pyte
 
 
 def test_names_are_shown_and_not_obeyed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    data = made(tmp_path / "data", ["a.png", "broken.png"], ESCAPES)
+    data = made(tmp_path / "data", ["a.png", "broken.png"], ESCAPES, height=300)  # reaches out of the image
+    odd = made(tmp_path / "odd", ["a\x1b[2J\nb.png"])
     draw(data / "a.png")
     (data / "broken.png").write_bytes(b"x")
     assert ended(["data", "check", str(data), "--out", str(tmp_path / "check.png")]) == 0
-    assert (
-        ended(["data", "check", str(made(tmp_path / "odd", ["a\x1b[2J\nb.png"])), "--out", str(tmp_path / "b.png")])
-        == 0
-    )
+    assert ended(["data", "check", str(odd), "--out", str(tmp_path / "odd.png")]) == 0
     told: Any = capsys.readouterr()
     assert r"expected the path of a file, got 'a\x1b[2J\nb.png'" in told.out
     assert all(line.isprintable() for line in (told.out + told.err).splitlines())
