@@ -214,7 +214,7 @@ def settled_while_tracing(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-def _key(fused: bool, setting: str, spatial_shapes: SpatialShapes, level_start_index: object) -> tuple[Any, ...] | None:
+def _key(fused: bool, setting: Any, spatial_shapes: SpatialShapes, level_start_index: object) -> tuple[Any, ...] | None:
     """What no guard of tensors sees, or None for a call that is checked every time.
 
     Whether gradients are on is part of it: a guard made where they are off passes tensors that require them where they

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Integral
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -79,7 +80,7 @@ class MSDeformAttn(nn.Module):
         self, d_model: int = 256, n_levels: int = 4, n_heads: int = 8, n_points: int = 4, *, backend: str = "auto"
     ) -> None:
         super().__init__()
-        counts = {"d_model": d_model, "n_levels": n_levels, "n_heads": n_heads, "n_points": n_points}
+        counts: dict[str, Any] = {"d_model": d_model, "n_levels": n_levels, "n_heads": n_heads, "n_points": n_points}
         for name, count in counts.items():
             if not isinstance(count, Integral) or isinstance(count, bool):
                 raise TypeError(f"{name}: expected a whole number, got {count!r}")

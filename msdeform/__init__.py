@@ -11,7 +11,7 @@ from pathlib import Path as _Path
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 from typing import Any as _Any
 
-__version__ = "0.1.0"
+__version__ = "1.0.0"
 
 _root = _Path(__file__).resolve().parent.parent
 if (_root / "kernels" / "api.py").is_file():

@@ -241,7 +241,7 @@ def serving(model: Predictor, options: ExploreOptions) -> Iterator[str]:
 
         # gradio asks itself for the one path when it starts
         guard = Middleware(
-            Guard,  # type: ignore[arg-type]
+            Guard,
             host=options.host,
             token=token,
             names=options.allowed_host,

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import ExifTags, Image
+from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
@@ -104,7 +105,7 @@ def _from_pillow(image: Image.Image, name: str, oriented: bool) -> Tensor:
     if 0 in image.size:
         raise BadImageError(f"{name}: expected at least one pixel, got {image.width} wide and {image.height} high")
     try:
-        if image.format == "TIFF" and _orientation(image) in _SIDEWAYS:
+        if isinstance(image, TiffImageFile) and _orientation(image) in _SIDEWAYS:
             # Pillow 12 maps such a file into memory by its name, and takes its rows for columns
             image.filename = ""
         image.load()  # before the tag is read: a PNG may hold it behind its pixels, a TIFF is turned by loading
@@ -138,7 +139,7 @@ def image_size(path: Path, *, oriented: bool) -> tuple[int, int]:
         with Image.open(path) as image:
             width, height = image.size
             sideways = _orientation(image) in _SIDEWAYS
-            if image.format == "TIFF":  # turned by being opened, in newer Pillow already here
+            if isinstance(image, TiffImageFile):  # turned by being opened, in newer Pillow already here
                 width, height = (image.tag_v2[tag] for tag in (ExifTags.Base.ImageWidth, ExifTags.Base.ImageLength))
             else:
                 sideways = sideways and oriented
