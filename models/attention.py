@@ -82,7 +82,7 @@ class MSDeformAttn(nn.Module):
         super().__init__()
         counts: dict[str, Any] = {"d_model": d_model, "n_levels": n_levels, "n_heads": n_heads, "n_points": n_points}
         for name, count in counts.items():
-            if not isinstance(count, Integral) or isinstance(count, bool):
+            if isinstance(count, bool) or not isinstance(count, Integral):
                 raise TypeError(f"{name}: expected a whole number, got {count!r}")
             if count < 1:
                 raise ValueError(f"{name}: expected at least 1, got {count}")
