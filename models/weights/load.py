@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ...common.text import printable
+from ...common.text import printable, shown
 from ..catalog import MODELS, TRANSFORMERS, config_of
 from ..configs import Config
 from ..inference.image_size import Size
@@ -187,4 +187,4 @@ def _mean_classes(weights: Mapping[str, Tensor], own: Mapping[str, Tensor], fres
 
 def _check_family(source: Source, family: Any, who: str) -> None:
     if source.family != family:
-        raise ValueError(f"{source.path} holds the weights of a {source.family}; {who} a {family!s:.100}")
+        raise ValueError(f"{source.path} holds the weights of a {source.family}; {who} a {shown(family)}")

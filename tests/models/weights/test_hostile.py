@@ -132,6 +132,16 @@ def test_weights_of_a_backbone_are_read_as_others_are(tmp_path: Path) -> None:
     refused(lambda: load_backbone_weights(body, "resnet10_tiny", file), tmp_path / "marker")
 
 
+def test_a_family_that_is_no_name_is_told_on_one_line(tmp_path: Path) -> None:
+    model = create_model("detr_tiny", num_classes=2)
+    odd = {**model.config.to_dict(), "family": torch.zeros(2, 3)}
+    content = {"format": TRAINING_FORMAT, "model": model.state_dict(), "model_config": odd, "categories": []}
+    torch.save({**content, "options": {}}, tmp_path / "checkpoint-00000001.pt")
+    assert "its configuration is of a" in refused(
+        lambda: load_model(tmp_path / "checkpoint-00000001.pt"), tmp_path / "m"
+    )
+
+
 def test_a_run_s_checkpoint_of_another_form_is_told(tmp_path: Path) -> None:
     """Of the right format by its name, and otherwise nothing that a run wrote."""
     for content in ({}, {"model_config": {}}, {"model_config": [], "model": {}, "options": 3, "categories": {"a": 1}}):
