@@ -11,7 +11,7 @@ MANUAL = (ROOT / "docs" / "explain.md").read_text()
 
 
 def test_other_flags_are_of_explain(capsys: pytest.CaptureFixture[str]) -> None:
-    """A flag between backticks alone is one of explain, or of a command the same paragraph names."""
+    """A flag between backticks alone is one of explain; others stand with their command."""
     alone = set(re.findall(r"`(--[a-z-]+)", MANUAL))
     with pytest.raises(SystemExit):
         main(["explain", "--help"])

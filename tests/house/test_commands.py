@@ -8,7 +8,10 @@ import pytest
 
 from tests.house.project import ROOT
 
-TARGETS = {"help", "demo", "test", "test-full", "check", "bench", "gpu", "mutants", "lock", "audit", "dist", "clean"}
+TARGETS = {
+    *("help", "demo", "test", "test-full", "check", "docs", "bench", "gpu", "mutants", "fuzz", "lock", "audit", "dist"),
+    "clean",
+}
 
 
 def make(*arguments: str) -> str:
