@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from ...common.files import BEST, atomic_file, checkpoints_in, read_json, told_of
-from ...common.text import printable
+from ...common.text import printable, shown
 from ..inference.image_size import ExactSize, Size, size_of
 from .files import is_state_dict, read_file
 from .huggingface import family_of, from_huggingface, is_huggingface, to_huggingface
@@ -163,7 +163,7 @@ def _of_run(state: dict[str, Any], path: Path) -> Source:
     images = options.get("input", options)  # the first versions had no groups
     longest = images.get("image_size")
     if longest is not None and not (isinstance(longest, int) and longest >= 1):
-        raise ValueError(f"{path}: image_size: expected a number of pixels, got {_shown(longest)}")
+        raise ValueError(f"{path}: image_size: expected a number of pixels, got {shown(longest)}")
     size = size_of(longest, square=images.get("square", False))
     average = state.get("ema")  # what the run evaluated, if it kept one
     weights = state["model"] if average is None else average["weights"]
@@ -396,11 +396,6 @@ def _source(
     return Source(path, "official", weights, known, categories, size, ignored, thresholds=thresholds)
 
 
-def _shown(value: Any) -> str:
-    """A value of a file, in one short line."""
-    return printable(repr(value)[:100])
-
-
 def _names(names: Any) -> list[str] | None:
     """Names of classes beside weights, in one line each; None for what is no list of them."""
     return [printable(str(name)) for name in names] if isinstance(names, list) else None
@@ -423,7 +418,7 @@ def _thresholds(described: Mapping[str, Any], path: Path) -> list[float] | None:
     if found is None:
         return None
     if not isinstance(found, list) or not all(isinstance(one, int | float) and 0 <= one <= 1 for one in found):
-        raise ValueError(f"{path}: thresholds: expected a number from 0 to 1 for each class, got {_shown(found)}")
+        raise ValueError(f"{path}: thresholds: expected a number from 0 to 1 for each class, got {shown(found)}")
     return [float(one) for one in found]
 
 

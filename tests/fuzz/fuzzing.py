@@ -5,13 +5,15 @@ code and returns ``"answered"`` or ``"refused"``; it raises where an answer is w
 What it lets through is a fault: any other exception, a crash, a hang, memory that grows.
 """
 
+import functools
 import gc
 import importlib
 import signal
 import sys
+import tempfile
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,6 +107,26 @@ def fuzz(kind: Kind, inputs: int, *, first: int = 0) -> Counter[Outcome]:
     growth = settled[-1] - settled[0]
     assert growth < GROWTH_MIB, f"{kind.name}: the process grew by {growth:.0f} MiB over {inputs:,} inputs"
     return counts
+
+
+def with_bytes(content: bytes, changes: Iterable[tuple[float, int]]) -> bytes:
+    """The content with a byte put at each share of its length; one beyond 255 cuts it there."""
+    changed = bytearray(content)
+    for share, byte in changes:
+        at = int(share * len(changed))
+        if byte > 255:
+            del changed[at:]
+        elif changed:
+            changed[at] = byte
+    return bytes(changed)
+
+
+@functools.cache
+def folder() -> tuple[Path, "tempfile.TemporaryDirectory[str]"]:
+    """A folder in memory, where there is such, and what removes it at the end."""
+    memory = Path("/dev/shm")
+    kept = tempfile.TemporaryDirectory(prefix="msdeform-fuzz-", dir=memory if memory.is_dir() else None)
+    return Path(kept.name), kept
 
 
 @contextmanager

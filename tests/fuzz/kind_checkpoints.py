@@ -25,7 +25,7 @@ from msdeform.train.config.options import TrainOptions, to_plain
 from msdeform.train.config.resolve import checkpoint_options
 from msdeform.train.engine.checkpoint import load_checkpoint
 from msdeform.train.engine.state import REPLAY_FORMAT
-from tests.fuzz.fuzzing import Kind, Outcome, is_a_sentence
+from tests.fuzz.fuzzing import Kind, Outcome, is_a_sentence, with_bytes
 
 _SMALL = {"backbone": "resnet10_tiny", "hidden_dim": 8, "nheads": 2, "enc_layers": 0, "dec_layers": 1}
 _OTHERS: list[Any] = [
@@ -182,14 +182,7 @@ def write(folder: Path, one: File) -> Path:
     files = {name: _encoded(name, content) for name, content in parts.items()}
     if one.bytes:
         name = list(files)[one.part % len(files)]
-        content = bytearray(files[name])
-        for share, byte in one.bytes:
-            at = int(share * len(content))
-            if byte > 255:
-                del content[at:]
-            elif content:
-                content[at] = byte
-        files[name] = bytes(content)
+        files[name] = with_bytes(files[name], one.bytes)
     for name, encoded in files.items():
         (folder / name).write_bytes(encoded)
     return folder if len(files) > 1 else folder / next(iter(files))

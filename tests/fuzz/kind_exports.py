@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from msdeform.models.export.form import FILE
 from msdeform.models.export.runtime import Engine, ExportedDetector
-from tests.fuzz.fuzzing import Kind, Outcome, is_a_sentence, is_one_line
+from tests.fuzz.fuzzing import Kind, Outcome, is_a_sentence, is_one_line, with_bytes
 
 ABOUT: dict[str, Any] = {
     **{"msdeform": "1.0", "format": "onnx", "family": "detr", "model": None, "classes": ["a", "b"], "kind": "softmax"},
@@ -143,14 +143,7 @@ def write(folder: Path, one: File) -> Path:
             for name, entry in _pt2().items():
                 archive.writestr(name, text.encode() if entry == b"SAID" else entry)
         content = file.getvalue()
-    changed = bytearray(content)
-    for share, byte in one.bytes:
-        at = int(share * len(changed))
-        if byte > 255:
-            del changed[at:]
-        elif changed:
-            changed[at] = byte
-    path.write_bytes(bytes(changed))
+    path.write_bytes(with_bytes(content, one.bytes))
     return path
 
 

@@ -7,7 +7,6 @@ annotations are held against what its header says, the model meets what it decod
 import functools
 import io
 import struct
-import tempfile
 import warnings
 import zlib
 from collections.abc import Callable
@@ -22,7 +21,7 @@ from PIL import Image
 from msdeform.models.inference.images import BadImageError, image_size, orientation, read_image
 from msdeform.train.data.cache import ImageCache
 from tests.fuzz.choices import Choices, made_of, mutated
-from tests.fuzz.fuzzing import Kind, Outcome, refused
+from tests.fuzz.fuzzing import Kind, Outcome, folder, refused
 
 MODES = {
     "JPEG": ("RGB", "L", "CMYK"),
@@ -117,14 +116,6 @@ def of_another_size(kind: str, content: bytes, choices: Choices) -> bytes:
         place = choices.below(len(changed))
         changed[place : place + 4] = struct.pack(choices.one_of(("<I", ">I")), sides[0])
     return bytes(changed)
-
-
-@functools.cache
-def folder() -> tuple[Path, "tempfile.TemporaryDirectory[str]"]:
-    """A folder in memory, where there is such, and what removes it at the end."""
-    memory = Path("/dev/shm")
-    kept = tempfile.TemporaryDirectory(prefix="msdeform-fuzz-", dir=memory if memory.is_dir() else None)
-    return Path(kept.name), kept
 
 
 def check(file: File) -> Outcome:

@@ -4,11 +4,8 @@ Right settings must be read as they were written, and written settings must be r
 of the types that the options have.
 """
 
-import functools
 import json
-import tempfile
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import yaml
@@ -20,7 +17,7 @@ from msdeform.train.data.augmentation.options import check as check_augment
 from msdeform.train.data.augmentation.options import written_out
 from msdeform.train.data.augmentation.steps import augmentation
 from tests.fuzz.choices import Choices, made_of, mutated
-from tests.fuzz.fuzzing import Kind, Outcome, refused
+from tests.fuzz.fuzzing import Kind, Outcome, folder, refused
 
 NAMES = tuple(OPTIONS)
 RIGHT: tuple[tuple[str, Any], ...] = (
@@ -141,14 +138,6 @@ def transforms(choices: Choices, damages: int) -> File:
     if damages and choices.chance(3):
         content = mutated(content, choices, choices.between(1, 3))
     return File("transforms", content, None if damages else {})
-
-
-@functools.cache
-def folder() -> tuple[Path, "tempfile.TemporaryDirectory[str]"]:
-    """A folder in memory, where there is such, and what removes it at the end."""
-    memory = Path("/dev/shm")
-    kept = tempfile.TemporaryDirectory(prefix="msdeform-fuzz-", dir=memory if memory.is_dir() else None)
-    return Path(kept.name), kept
 
 
 def check(file: File) -> Outcome:
