@@ -1,25 +1,55 @@
-"""Attention as a matrix: dense, or of deformable attention sparse, by rows.
+"""Attention as a matrix: dense, or of deformable attention as the points that it samples.
 
 Deformable attention is sparse attention: the sum over points of ``weight * bilinear`` is a row of a matrix ``A`` (Q, S)
 whose entries are the weights times the coefficients of the four pixels around each point, and ``A @ value`` is the
-operator's output (Zhu et al. 2021, equation 3). A fused kernel forms neither; these functions do, in plain PyTorch.
+operator's output (Zhu et al. 2021, equation 3). So the operator multiplies by ``A`` from the left, and its derivative
+with respect to the value from the right: the kernels do both, and the matrix is never formed.
 """
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.sparse import csr_array
 from torch import Tensor, nn
 
+from ...kernels.api import ms_deform_attn
 from ...models.attention import Shapes
 
-# dense, or sparse by rows; on the CPU, where sparse products of rows from the left are fast in both directions
-Matrix = Tensor | csr_array
-# how many rows of a sparse matrix are made at a time, which then stay in the cache
-_ROWS = 1024
+
+@dataclass(frozen=True, eq=False)
+class PointMatrix:
+    """A matrix (Q, S) for one image: a row has what each point of its query adds to the four pixels around it."""
+
+    amounts: Tensor
+    """(Q, 1, L, N): of the N points on each level, those of all heads."""
+    locations: Tensor
+    """(Q, 1, L, N, 2)"""
+    shapes: Shapes
+    mask: Tensor | None
+    """(S,), True where padded: columns of zeros."""
+
+    def __matmul__(self, columns: Tensor) -> Tensor:
+        """Times columns (S, n): (Q, n)."""
+        value = columns if self.mask is None else columns.masked_fill(self.mask[:, None], 0)
+        return self._operator(value[None, :, None].contiguous())
+
+    def __rmatmul__(self, rows: Tensor) -> Tensor:
+        """Rows (n, Q) times it: (n, S), by the derivative of the product with respect to the columns."""
+        size = sum(h * w for h, w in self.shapes)
+        value = self.amounts.new_zeros(1, size, 1, len(rows), requires_grad=True)
+        with torch.enable_grad():
+            out = self._operator(value)
+        (found,) = torch.autograd.grad(out, value, rows.T.contiguous())
+        found = found[0, :, 0].T
+        return found if self.mask is None else found.masked_fill(self.mask, 0)
+
+    def _operator(self, value: Tensor) -> Tensor:
+        return ms_deform_attn(value, self.shapes, self.locations[None], self.amounts[None])[0]
+
+
+Matrix = Tensor | PointMatrix
 
 
 def dense_values(module: nn.MultiheadAttention, value: Tensor) -> Tensor:
@@ -30,19 +60,15 @@ def dense_values(module: nn.MultiheadAttention, value: Tensor) -> Tensor:
     return F.linear(value, weight, bias).unflatten(-1, (module.num_heads, -1))
 
 
-def corners(
-    locations: Tensor, shapes: Shapes, level: Tensor | None = None, mask: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def corners(locations: Tensor, shapes: Shapes, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The four pixels around each location (..., L, P, 2), and their bilinear coefficients.
 
     Returns index (..., L, P, 4), int32 into S, and coefficient (..., L, P, 4); those outside their level have
     coefficient 0, as those of a location that is not finite. align_corners is False: pixel i's centre is at
-    (i + 0.5) / size. With `level` (n,), int64, locations are (n, 2), one on each of these levels.
-    Padded pixels, where `mask` (S,) is True, have coefficient 0, too: the value there is zero.
+    (i + 0.5) / size. Padded pixels, where `mask` (S,) is True, have coefficient 0, too: the value there is zero.
     """
-    sizes = torch.tensor([(w, h) for h, w in shapes], device=locations.device)
-    start = torch.tensor([part.start for part in share_of_levels(shapes)], device=locations.device).int()
-    sizes, start = (sizes[:, None], start[:, None]) if level is None else (sizes[level], start[level])
+    sizes = torch.tensor([[(w, h)] for h, w in shapes], device=locations.device)
+    start = torch.tensor([[part.start] for part in share_of_levels(shapes)], device=locations.device).int()
     place = (locations * sizes - 0.5)[..., None, :]
     low = place.floor()
     sides = torch.cat([low, low + 1], -2)  # (..., L, P, 2 pixels, 2 axes), xy
@@ -70,48 +96,46 @@ def corner_products(value: Tensor, grad: Tensor, index: Tensor) -> Tensor:
     return products.view(index.shape)
 
 
-def sparse_matrix(
+def point_matrix(
     weights: Tensor, locations: Tensor, shapes: Shapes, mask: Tensor | None, slopes: Tensor | None = None
-) -> csr_array:
+) -> PointMatrix:
     """(Q, S), the mean over heads of one image's attention; with slopes, of the positive part of attention times slope.
 
     weights (Q, H, L, P), locations (Q, H, L, P, 2), mask (S,) or None; slopes (Q, H, L, P) of points, whose product
     with the weight their coefficients share out, or (Q, H, L, P, 4) of each point's pixels.
     """
-    # weights are not negative, so that the positive part is the slope's
-    slopes = torch.ones_like(weights) if slopes is None else slopes.clamp(min=0)
-    parts = zip(weights.split(_ROWS), locations.split(_ROWS), slopes.split(_ROWS), strict=True)
-    entries = zip(*(_entries(*part, shapes, mask) for part in parts), strict=True)
-    index, values, counts = (torch.cat(pieces).cpu().numpy() for pieces in entries)
-    starts = np.concatenate([[0], counts.cumsum()]).astype(np.int32)
-    return csr_array((values, index, starts), shape=(len(counts), sum(h * w for h, w in shapes)))
+    amounts = weights / weights.shape[1]
+    if slopes is not None and slopes.dim() > weights.dim():
+        # each pixel is a point of its own, on the pixel's centre
+        index, coefficient = corners(locations, shapes)
+        amounts = (amounts[..., None] * coefficient * slopes.clamp(min=0)).flatten(-2)
+        locations = _centres(index, shapes).to(locations.dtype).flatten(-3, -2)
+    elif slopes is not None:
+        amounts = amounts * slopes.clamp(min=0)  # weights are not negative, so that the positive part is the slope's
+    return PointMatrix(_of_all_heads(amounts), _of_all_heads(locations), shapes, mask)
 
 
-def _entries(
-    weights: Tensor, locations: Tensor, slopes: Tensor, shapes: Shapes, mask: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Of some rows: where (n,), how much (n,), and how many entries a row has (Q,)."""
-    by_pixel = slopes.dim() > weights.dim()
-    amount = weights * (slopes.sum(-1) if by_pixel else slopes)
-    # the others, with slopes about half of them, would be entries of nothing
-    row, _, level, _ = places = amount.nonzero(as_tuple=True)
-    index, coefficient = corners(locations[places], shapes, level, mask)
-    amount = weights[places][:, None] * slopes[places] if by_pixel else amount[places][:, None]
-    entries = amount * coefficient / weights.shape[1]
-    return index.flatten(), entries.flatten(), torch.bincount(row, minlength=len(weights)) * 4
+def _of_all_heads(points: Tensor) -> Tensor:
+    """(Q, H, L, P, ...) as (Q, 1, L, H * P, ...)."""
+    return points.transpose(1, 2).flatten(2, 3)[:, None]
+
+
+def _centres(index: Tensor, shapes: Shapes) -> Tensor:
+    """Centres, xy normalised to their level, of pixels index (..., L, P, 4) into S: (..., L, P, 4, 2) float64."""
+    sizes = torch.tensor([[[(w, h)]] for h, w in shapes], device=index.device)
+    start = torch.tensor([[[part.start]] for part in share_of_levels(shapes)], device=index.device)
+    within, width = index - start, sizes[..., 0]
+    return (torch.stack([within % width, within // width], -1) + 0.5).double() / sizes
 
 
 def times(x: Tensor, matrix: Matrix) -> Tensor:
     """``x @ matrix`` for rows x (..., Q): (..., S)."""
-    if isinstance(matrix, Tensor):
-        return x @ matrix
-    rows = torch.from_numpy(np.ascontiguousarray((matrix.T @ x.reshape(-1, x.shape[-1]).numpy().T).T))
-    return rows.view(*x.shape[:-1], matrix.shape[1])
+    return (x.flatten(0, -2) @ matrix).unflatten(0, x.shape[:-1]) if x.dim() > 1 else (x[None] @ matrix)[0]
 
 
 def applied(matrix: Matrix, u: Tensor) -> Tensor:
     """``matrix @ u`` for u (S,): (Q,)."""
-    return matrix @ u if isinstance(matrix, Tensor) else torch.from_numpy(matrix @ u.numpy())
+    return (matrix @ u[:, None])[:, 0]
 
 
 def share_of_levels(shapes: Sequence[tuple[int, int]]) -> list[slice]:

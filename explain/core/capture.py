@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ...models.attention import Shapes
 from ...models.layers.geometry import at_least_float32
 from ..options import By
-from .attention import Matrix, corner_products, corners, sparse_matrix
+from .attention import Matrix, corner_products, corners, point_matrix
 from .opening import Inside, opened
 from .sites import Site, find_sites, in_range
 
@@ -82,7 +82,7 @@ class Record:
             return self.weights[:, :, keep]
         size, images = sum(h * w for h, w in self.shapes), []
         for image, (weights, locations) in enumerate(zip(self.weights[:, keep], self.locations[:, keep], strict=True)):
-            index, coefficient = corners(locations, self.shapes, mask=self._mask(image))
+            index, coefficient = corners(locations, self.shapes, self._mask(image))
             amount = (weights[..., None] * coefficient).flatten(2)
             made = amount.new_zeros(*weights.shape[:2], size).scatter_add_(2, index.flatten(2).long(), amount)
             images.append(made.transpose(0, 1))
@@ -92,7 +92,7 @@ class Record:
         return None if self.mask is None else self.mask[image]
 
     def matrix(self, image: int = 0, *, head: int | None = None, slopes: Tensor | None = None) -> Matrix:
-        """(Q, S) of one image: the mean over heads, or one head; dense, or of deformable attention sparse.
+        """(Q, S) of one image: the mean over heads, or one head; dense, or of deformable attention as its points.
 
         With `slopes`, of (A * slope)+; they are shaped as the weights or, for the four pixels of each point apart, as
         `Gradients.products`.
@@ -100,10 +100,10 @@ class Record:
         heads = self.heads(head)
         if not self.site.deformable:
             weights = self.weights[image, heads]
-            return (weights if slopes is None else (weights * slopes[image, heads]).clamp(min=0)).mean(0).cpu()
+            return (weights if slopes is None else (weights * slopes[image, heads]).clamp(min=0)).mean(0)
         rows = (image, slice(None), heads)
         slopes = None if slopes is None else slopes[rows]
-        return sparse_matrix(self.weights[rows], self.locations[rows], self.shapes, self._mask(image), slopes)
+        return point_matrix(self.weights[rows], self.locations[rows], self.shapes, self._mask(image), slopes)
 
     def tensors(self) -> list[Tensor]:
         """All that the record holds."""

@@ -33,9 +33,10 @@ def row_map(record: Record, query: int, *, head: int | None = None) -> Tensor:
 def column_map(record: Record, key: int, *, head: int | None = None) -> Tensor:
     """Column of an attention's matrix: who looks at a pixel, (Q,), mean over heads or of one."""
     matrix = record.matrix(head=head)
-    unit = torch.zeros(matrix.shape[1], dtype=record.weights.dtype)
+    size = sum(h * w for h, w in record.shapes) if record.site.deformable else record.weights.shape[-1]
+    unit = record.weights.new_zeros(size)
     unit[key] = 1
-    return applied(matrix, unit)
+    return applied(matrix, unit).cpu()
 
 
 def token_map(
@@ -111,7 +112,7 @@ def heat_map(
 
 def _rollout(trace: AttentionTrace, query: int) -> Tensor:
     """Abnar & Zuidema's rollout of encoder and decoder: half of every layer's answer is its own input."""
-    left = torch.zeros(trace.queries, dtype=trace.tape[trace.cross_sites[0]].weights.dtype)
+    left = trace.tape[trace.cross_sites[0]].weights.new_zeros(trace.queries)
     left[query] = 1
     found: Tensor | None = None
     # the encoder's layers come first on the tape
@@ -126,7 +127,7 @@ def _rollout(trace: AttentionTrace, query: int) -> Tensor:
         else:
             left = (left + times(left, record.matrix())) / 2
     assert found is not None
-    return found
+    return found.cpu()
 
 
 def _gradcam(

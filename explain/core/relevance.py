@@ -7,8 +7,8 @@ With ``y`` the target's number, ``A`` an attention after its softmax and ``G = d
 
 Only that row is made, never ``R_ii``, which at 800x1333 is 2 GB. The rules are linear in the rows on their left, so the
 row is carried from the last layer to the first as a vector: ``x C`` a layer. What rownorm divides by needs one more
-walk: ``d = (R_ii - I) 1``, by ``d += C (d + 1)``. Deformable attention, whose ``A`` has a point's weight times its
-bilinear coefficients as entries (`attention.sparse_matrix`), is carried the same way, sparse.
+walk: ``d = (R_ii - I) 1``, by ``d += C (d + 1)``. Of deformable attention, whose ``A`` has a point's weight times its
+bilinear coefficients as entries, the operator itself makes both products (`attention.PointMatrix`).
 
 A row of ``R - I`` that is zero, of a query that attends to nothing that matters, is normalised to zero. The authors'
 code divides by zero there, and then leaves the whole layer out; ``parity=True`` does the same.
@@ -59,7 +59,8 @@ def relevance(c: Factors, queries: Sequence[int] | Tensor, *, by_layer: bool = F
     theirs at once, which is quicker and mixes what they depend on together.
     """
     rows = torch.as_tensor(queries)
-    eye = torch.eye(len(c.decoder_self[0]), dtype=c.decoder_self[0].dtype)
+    first = c.decoder_self[0]
+    eye = torch.eye(len(first), dtype=first.dtype, device=first.device)
     # N(R_qq) after each layer's self-attention; None where parity leaves the layer out. R - I is carried, not R: its
     # rows may be so small that taking I away afterwards would leave rounding
     rest = torch.zeros_like(eye)
@@ -75,7 +76,7 @@ def relevance(c: Factors, queries: Sequence[int] | Tensor, *, by_layer: bool = F
         layers.append(times(torch.zeros_like(left) if norm is None else left @ norm.T, across))
         left = left + left @ among
     W = torch.stack(layers[::-1], 1)  # (n, layers, S)
-    return _through_encoder(W if by_layer else W.sum(1), c.encoder, parity=parity)
+    return _through_encoder(W if by_layer else W.sum(1), c.encoder, parity=parity).cpu()
 
 
 def _through_encoder(W: Tensor, encoder: Sequence[Matrix], *, parity: bool) -> Tensor:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from msdeform.explain.core.attention import corner_products, corners, dense_values, sparse_matrix
+from msdeform.explain.core.attention import applied, corner_products, corners, dense_values, point_matrix, times
 from msdeform.kernels.api import ms_deform_attn
 
 SHAPES = ((5, 7), (3, 4), (1, 2))
@@ -34,8 +34,6 @@ def test_the_matrix_times_the_value_is_the_operator() -> None:
     expected = ms_deform_attn(value, SHAPES, locations, weights, backend="reference")
     got = torch.einsum("hqs,shd->qhd", matrix(locations, weights), value[0]).flatten(1)
     assert torch.allclose(got, expected[0], rtol=0, atol=1e-12)
-    sparse = sparse_matrix(weights[0], locations[0], SHAPES, None)
-    assert torch.allclose(torch.from_numpy(sparse.toarray()), matrix(locations, weights).mean(0), rtol=0, atol=1e-12)
 
 
 def test_the_gradient_of_the_weights_is_the_operators() -> None:
@@ -77,13 +75,28 @@ def test_outside_and_not_finite_have_no_share(place: float) -> None:
     assert ((index >= 0) & (index < 35)).all()
 
 
-def test_one_location_a_level_is_the_same() -> None:
-    _, locations, _ = drawn()
-    index, coefficient = corners(locations, SHAPES)
-    level = torch.arange(L)[:, None].expand(L, P).expand(1, Q, H, L, P).flatten()
-    flat_index, flat_coefficient = corners(locations.view(-1, 2), SHAPES, level)
-    assert torch.equal(flat_index, index.view(-1, 4))
-    assert torch.equal(flat_coefficient, coefficient.view(-1, 4))
+@pytest.mark.parametrize("slopes", [None, "points", "pixels"])
+@pytest.mark.parametrize("padded", [False, True])
+def test_the_operator_multiplies_by_the_matrix_from_both_sides(slopes: str | None, padded: bool) -> None:
+    _, locations, weights = drawn()
+    generator = torch.Generator().manual_seed(2)
+    index, coefficient = corners(locations[0], SHAPES)
+    given, share = None, torch.ones(1, dtype=torch.float64)
+    if slopes:
+        given = torch.randn(coefficient.shape, generator=generator, dtype=torch.float64)
+        given = given if slopes == "pixels" else given[..., 0]
+        share = given.clamp(min=0) if slopes == "pixels" else given.clamp(min=0)[..., None]
+    amount = (coefficient * weights[0][..., None] * share).flatten(2)
+    expected = amount.new_zeros(Q, H, S).scatter_add(2, index.flatten(2).long(), amount).mean(1)
+    mask = torch.arange(S) % 3 == 0 if padded else None
+    expected = expected if mask is None else expected.masked_fill(mask, 0)
+    made = point_matrix(weights[0], locations[0], SHAPES, mask, given)
+    columns = torch.randn(S, 4, generator=generator, dtype=torch.float64)
+    rows = torch.randn(2, 5, Q, generator=generator, dtype=torch.float64)
+    assert torch.allclose(made @ columns, expected @ columns, rtol=0, atol=1e-12)
+    assert torch.allclose(times(rows, made), rows @ expected, rtol=0, atol=1e-12)
+    assert torch.allclose(times(rows[0, 0], made), rows[0, 0] @ expected, rtol=0, atol=1e-12)
+    assert torch.allclose(applied(made, columns[:, 0]), expected @ columns[:, 0], rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("separate", [False, True])
