@@ -21,6 +21,7 @@ from ..core.trace import AttentionTrace, QueryPrediction
 from ..options import ExplainEvalOptions
 from ..workspace import DetectorOnData, trained_model, with_data
 from . import measures
+from .randomisation import decoder_layers, randomised, rank_correlation
 from .scores import plain, summarise
 
 BASELINES = ("random", "centre", "box")
@@ -39,11 +40,11 @@ def evaluate(options: ExplainEvalOptions) -> dict[str, Any]:
         FileNotFoundError, ValueError: as `msdeform eval`; or nothing was detected, or the model is no DETR.
     """
     trained = trained_model(options)
-    layers = len(measures.decoder_layers(trained.model))
+    layers = len(decoder_layers(trained.model))
     detector = with_data(trained, options)
     print(f"{detector}, {options.confidence} or better")
     depths = {"none": [], "whole": [layers], "cascade": list(range(1, layers + 1))}[options.randomise]
-    scrambled = [measures.randomised(trained.model, layers=depth, seed=options.seed) for depth in depths]
+    scrambled = [randomised(trained.model, layers=depth, seed=options.seed) for depth in depths]
     rows: list[dict[str, Any]] = []
     start, images = time.perf_counter(), len(detector.data)
     with progress_bar("scoring", images, shown=options.progress) as advance:
@@ -98,7 +99,7 @@ def _of_image(
         maps = {name: heat_map(trace, prediction, name).cpu().numpy() for name in options.method_names}
         correlations = {
             name: [
-                measures.rank_correlation(heat, heat_map(other, same, name).cpu().numpy())
+                rank_correlation(heat, heat_map(other, same, name).cpu().numpy())
                 for other in others
                 for same in [other.prediction(prediction.query, prediction.label)]
             ]

@@ -4,14 +4,13 @@ A heat map is an array (H, W), at least 0, on the pixels of the image; only its 
 scale. A map that is zero everywhere says nothing, and counts as a flat one. Boxes are xyxy in pixels.
 """
 
-import copy
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from PIL import ImageFilter
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.ops import box_iou
 from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
@@ -21,21 +20,21 @@ from ..options import Fill
 
 Array = np.ndarray
 Box = Sequence[float]
-M = TypeVar("M", bound=nn.Module)
 
 
 class Curve(NamedTuple):
     """A detection's score while pixels are replaced or brought back."""
 
     shares: Array
-    """(steps + 1,) of the image's pixels, from 0 to 1."""
+    """(steps + 1,) of the image's pixels, rising, mostly from 0 to 1."""
     scores: Array
     """(steps + 1,)"""
 
     @property
     def auc(self) -> float:
-        """The mean score, by trapezoids."""
-        return float((np.diff(self.shares) * (self.scores[1:] + self.scores[:-1]) / 2).sum())
+        """The mean score between the first and the last share, by trapezoids."""
+        area = (np.diff(self.shares) * (self.scores[1:] + self.scores[:-1]) / 2).sum()
+        return float(area / (self.shares[-1] - self.shares[0]))
 
 
 def detection_score(probabilities: Tensor, boxes: Tensor, box: Box, label: int) -> Tensor:
@@ -114,15 +113,26 @@ def perturbation_curve(
     if baseline.shape != image.shape:
         raise ValueError(f"baseline: expected {tuple(image.shape)} like image, got {tuple(baseline.shape)}")
     before, after = (image, baseline) if kind == "deletion" else (baseline, image)
-    # the last key is the first to sort by
-    order = np.lexsort((np.random.default_rng(seed).random(heat.size), -heat.ravel()))
-    place = torch.from_numpy(order.argsort().reshape(heat.shape)).to(image.device)
+    place = torch.from_numpy(falling(heat, seed)).to(image.device)
     counts = [round(heat.size * (step / steps) ** 2) for step in range(steps + 1)]
     scores = [
         score(torch.stack([torch.where(place < count, after, before) for count in counts[start : start + batch_size]]))
         for start in range(0, len(counts), batch_size)
     ]
     return Curve(np.array(counts) / heat.size, torch.cat(scores).double().cpu().numpy())
+
+
+def falling(heat: Array, seed: int = 0) -> Array:
+    """(H, W) int: the place of each pixel, the hottest's 0; pixels equally hot follow each other at random."""
+    # the last key is the first to sort by
+    order = np.lexsort((np.random.default_rng(seed).random(heat.size), -heat.ravel()))
+    return order.argsort().reshape(heat.shape)
+
+
+def noised(image: Tensor, noise: Array) -> Tensor:
+    """An image (3, H, W), uint8 or floats from 0 to 1, and noise of its shape and unit, back in its range."""
+    noisy = (image.double().cpu() + torch.from_numpy(noise)).clamp(0, 1 if image.is_floating_point() else 255)
+    return (noisy if image.is_floating_point() else noisy.round()).to(image)
 
 
 def checked(heat: Array, shape: tuple[int, ...] | None = None) -> Array:
@@ -149,6 +159,21 @@ def pointing(heat: Array, region: Array) -> float:
     """
     heat = checked(heat, region.shape)
     return float(region[heat == heat.max()].mean())
+
+
+def rank_accuracy(heat: Array, region: Array) -> float:
+    """The share of the K hottest pixels that is in the region of K pixels, (H, W) bool (Arras et al. 2022, CLEVR-XAI).
+
+    Relevance rank accuracy: 1 is best, and a random or flat map has the region's share of the image. Of pixels equally
+    hot it is the expected result of choosing some. NaN for a region of nothing.
+    """
+    heat = checked(heat, region.shape)
+    count = int(region.sum())
+    if not count:
+        return np.nan
+    last = np.partition(heat.ravel(), heat.size - count)[heat.size - count]
+    above, equal = heat > last, heat == last
+    return float((region[above].sum() + (count - above.sum()) * region[equal].mean()) / count)
 
 
 def energy(heat: Array, region: Array) -> float:
@@ -187,44 +212,3 @@ def box_map(shape: tuple[int, int], box: Box) -> Array:
     rows, columns = (np.arange(size) + 0.5 for size in shape)
     across, down = ((columns - x) / max(x1 - x0, 1.0) * 4) ** 2, ((rows - y) / max(y1 - y0, 1.0) * 4) ** 2
     return np.where(region, np.exp(-(down[:, None] + across) / 2), 0.0)
-
-
-def rank_correlation(a: Array, b: Array) -> float:
-    """Spearman's, of two maps of one shape; 0 where one of them is constant, and so has no order."""
-    from scipy.stats import spearmanr
-
-    a, b = np.ravel(a), np.ravel(b)
-    return 0.0 if np.ptp(a) == 0 or np.ptp(b) == 0 else float(spearmanr(a, b).statistic)
-
-
-def decoder_layers(model: nn.Module) -> nn.ModuleList:
-    """The decoder's layers of any DETR. Raises ValueError for another model."""
-    layers = getattr(getattr(getattr(model, "transformer", None), "decoder", None), "layers", None)
-    if not isinstance(layers, nn.ModuleList):
-        raise ValueError(f"model: expected a DETR, which has a decoder to explain, got {type(model).__name__}")
-    return layers
-
-
-def randomised(model: M, *, layers: int | None = None, seed: int = 0) -> M:
-    """A copy of a DETR whose decoder's last `layers`, or all, are as before training (Adebayo et al. 2018).
-
-    A map that stays as it was does not show what the model has learned. Every module of these layers draws its first
-    weights anew, in the last layer first, so that a seed gives it the same weights however many are drawn. What stays
-    trained is shared with the model, which is left alone, as is torch's generator. Raises ValueError for a model
-    without a decoder, or with fewer layers.
-    """
-    stack = decoder_layers(model)
-    layers = len(stack) if layers is None else layers
-    if not 0 <= layers <= len(stack):
-        raise ValueError(f"layers: expected 0 to {len(stack)}, got {layers}")
-    fresh = {id(parameter) for layer in stack[len(stack) - layers :] for parameter in layer.parameters()}
-    shared = {id(parameter): parameter for parameter in model.parameters() if id(parameter) not in fresh}
-    again = copy.deepcopy(model, memo=dict(shared))
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(seed)
-        for layer in reversed(decoder_layers(again)[len(stack) - layers :]):
-            for module in reversed(list(layer.modules())):  # the parts before the whole
-                for reset in ("reset_parameters", "_reset_parameters"):
-                    if hasattr(module, reset):
-                        getattr(module, reset)()
-    return again

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from msdeform.explain.quality import measures
 from msdeform.explain.quality.measures import (
     box_map,
     checked,
@@ -18,11 +17,8 @@ from msdeform.explain.quality.measures import (
     inside,
     perturbation_curve,
     pointing,
-    randomised,
-    rank_correlation,
+    rank_accuracy,
 )
-from tests.explain.planted import planted_detr
-from tests.models.tiny import tiny
 
 SHAPE = (8, 10)
 BOX = (2, 1, 5, 4)  # 3 x 3 pixels
@@ -109,11 +105,52 @@ def test_pointing_and_energy() -> None:
     assert energy_elsewhere(spot(1, 2), BOX, []) == 0
 
 
+def test_rank_accuracy() -> None:
+    region = inside(BOX, SHAPE)
+    assert rank_accuracy(region + 0.0, region) == 1
+    assert rank_accuracy(1.0 - region, region) == 0
+    heat = np.zeros(SHAPE)
+    heat[region] = np.arange(9) + 1.0
+    heat[0, :4] = 5.5  # hotter than five pixels of the region
+    assert rank_accuracy(heat, region) == pytest.approx(5 / 9)
+    # four hottest, two of them in the region; the other five from 76 equally hot ones, of which seven are
+    some = spot(0, 0) + spot(0, 1) + spot(1, 2) + spot(1, 3)
+    assert rank_accuracy(some, region) == pytest.approx((2 + 5 * 7 / 76) / 9)
+    at_random = [rank_accuracy(np.random.default_rng(seed).random(SHAPE), region) for seed in range(400)]
+    assert np.mean(at_random) == pytest.approx(9 / 80, abs=0.02)
+    assert np.isnan(rank_accuracy(heat, np.zeros(SHAPE, dtype=bool)))
+    assert rank_accuracy(heat, np.ones(SHAPE, dtype=bool)) == 1
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_is_in_the_region_is_as_in_quantus() -> None:
+    quantus = pytest.importorskip("quantus", reason="quantus is not installed, whose numbers these are compared with")
+    heats = np.random.default_rng(3).random((6, 1, *SHAPE))
+    regions = np.random.default_rng(4).random((6, 1, *SHAPE)) < 0.3
+    for ours, metric in (
+        (rank_accuracy, quantus.RelevanceRankAccuracy),
+        (energy, quantus.RelevanceMassAccuracy),
+        (pointing, quantus.PointingGame),
+    ):
+        theirs = metric(normalise=False, abs=False, disable_warnings=True, return_aggregate=False)(
+            model=torch.nn.Identity().eval(),
+            x_batch=heats,
+            y_batch=np.zeros(6, dtype=int),
+            a_batch=heats,
+            s_batch=regions,
+            channel_first=True,
+            device="cpu",
+        )
+        expected = [ours(heat[0], region[0]) for heat, region in zip(heats, regions, strict=True)]
+        np.testing.assert_allclose(expected, np.asarray(theirs, dtype=float), atol=1e-6)
+
+
 def test_a_map_of_nothing_is_a_flat_one() -> None:
     region = inside(BOX, SHAPE)
     for heat in (np.zeros(SHAPE), np.full(SHAPE, 5.0)):
         assert pointing(heat, region) == pytest.approx(9 / 80)
         assert energy(heat, region) == pytest.approx(9 / 80)
+        assert rank_accuracy(heat, region) == pytest.approx(9 / 80)
         assert compactness(heat) == pytest.approx(0.5)
 
 
@@ -125,7 +162,12 @@ def test_compactness() -> None:
 
 def test_a_scale_changes_no_measure() -> None:
     heat, region = np.random.default_rng(0).random(SHAPE), inside(BOX, SHAPE)
-    for measure in (lambda h: pointing(h, region), lambda h: energy(h, region), compactness):
+    for measure in (
+        lambda h: pointing(h, region),
+        lambda h: energy(h, region),
+        lambda h: rank_accuracy(h, region),
+        compactness,
+    ):
         assert measure(1e-9 * heat) == pytest.approx(measure(heat))
 
 
@@ -160,39 +202,6 @@ def test_what_stands_in_for_pixels() -> None:
     assert filled(image[:, :1, :1]).shape == (3, 1, 1)
 
 
-def test_rank_correlation() -> None:
-    heat = np.random.default_rng(0).random(SHAPE)
-    assert rank_correlation(heat, heat**3) == pytest.approx(1)
-    assert rank_correlation(heat, -heat) == pytest.approx(-1)
-    assert rank_correlation(heat, np.ones(SHAPE)) == 0
-
-
-@pytest.mark.parametrize("family", ["detr", "deformable", "two-stage", "demo"])
-def test_the_decoder_is_randomised_and_nothing_else(family) -> None:
-    model = tiny(family)
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    torch.manual_seed(5)
-    again = randomised(model, seed=1)
-    assert torch.initial_seed() == 5
-    torch.testing.assert_close(torch.rand(1), torch.rand(1, generator=torch.Generator().manual_seed(5)))
-    changed = {name for name, tensor in again.state_dict().items() if not torch.equal(tensor, before[name])}
-    assert changed
-    assert all(name.startswith("transformer.decoder.layers.") for name in changed)
-    for name, tensor in model.state_dict().items():
-        assert torch.equal(tensor, before[name]), name
-
-
-def test_a_cascade_keeps_what_it_has_drawn() -> None:
-    model = planted_detr()
-    one, both = (randomised(model, layers=layers).transformer.decoder.layers for layers in (1, 2))
-    trained = model.transformer.decoder.layers
-    for name, parameter in one[1].named_parameters():
-        assert torch.equal(parameter, dict(both[1].named_parameters())[name])
-    assert torch.equal(one[0].linear1.weight, trained[0].linear1.weight)
-    assert not torch.equal(both[0].linear1.weight, trained[0].linear1.weight)
-    assert one[1].linear1.weight.dtype == torch.float64
-
-
 def test_wrong_arguments_get_a_sentence() -> None:
     image = white(0.5)
     with pytest.raises(ValueError, match=r"heat: expected \(8, 10\), got \(10, 8\)"):
@@ -202,7 +211,3 @@ def test_wrong_arguments_get_a_sentence() -> None:
     for heat in (np.full(SHAPE, np.nan), -np.ones(SHAPE)):
         with pytest.raises(ValueError, match="heat: expected finite numbers of at least 0"):
             checked(heat)
-    with pytest.raises(ValueError, match="layers: expected 0 to 2, got 3"):
-        randomised(planted_detr(), layers=3)
-    with pytest.raises(ValueError, match="expected a DETR, which has a decoder to explain, got FasterRcnn"):
-        measures.decoder_layers(tiny("faster r-cnn"))
