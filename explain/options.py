@@ -33,7 +33,19 @@ Pairing = Literal["iou", "query"]
 ScreenBy = Literal["loss", "logit"]
 Fill = Literal["blur", "mean"]
 By = Literal["point", "pixel"]
-Method = Literal["points", "raw", "rollout", "gradcam", "relevance", "input-grad"]
+Method = Literal[
+    "points",
+    "raw",
+    "rollout",
+    "gradcam",
+    "relevance",
+    "input-grad",
+    "odam",
+    "backbone-gradcam",
+    "integrated-gradients",
+    "drise",
+    "occlusion",
+]
 Target = Literal["class", "x", "y", "w", "h"]
 METHOD_TITLES = {
     "raw": "raw attention",
@@ -41,8 +53,23 @@ METHOD_TITLES = {
     "gradcam": "Grad-CAM",
     "relevance": "relevance",
     "input-grad": "gradient with respect to the pixels",
+    "odam": "ODAM",
+    "backbone-gradcam": "Grad-CAM of the backbone",
+    "integrated-gradients": "integrated gradients",
+    "drise": "D-RISE",
+    "occlusion": "occlusion",
 }
 METHODS = tuple(METHOD_TITLES)
+BLACK_BOX = ("drise", "occlusion")
+"""Methods that ask the detector about changed images and look at nothing inside: they explain any detector."""
+PIXEL_METHODS = ("input-grad", "odam", "backbone-gradcam", "integrated-gradients", *BLACK_BOX)
+"""Methods whose maps are of the image alone: they have no layer, head or level."""
+OF_A_TARGET = ("gradcam", "relevance", "input-grad", "odam", "backbone-gradcam", "integrated-gradients")
+"""Methods that derive a target, the class's logit or a coordinate of the box."""
+MANY_PASSES = ("integrated-gradients", *BLACK_BOX)
+"""Methods that run the detector dozens or hundreds of times."""
+SAMPLES = 500
+"""Masked images that D-RISE looks at when nothing else is asked for."""
 _NUMBER = r"\s*[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?\s*"
 
 
@@ -95,8 +122,9 @@ class View:
     """What is drawn of it."""
 
     method: Annotated[tuple[Method, ...], Repeated()] = ()
-    """points: what was sampled. raw, rollout, gradcam, relevance, input-grad: heat maps. May be repeated; points (or
-    raw, where attention is dense) and relevance when not given."""
+    """points: what was sampled. The others: heat maps, of which drise, occlusion and integrated-gradients run the
+    detector many times. May be repeated; points (or raw, where attention is dense) and relevance when not given, and
+    drise for a detector without attention."""
     layer: str | None = None
     """decoder.5, encoder.2, or all; the last decoder layer, and for relevance the sum of all, when not given."""
     head: str = "mean"
@@ -111,6 +139,8 @@ class View:
     """relevance: one backward pass for all that is explained, by the gradient of their sum; quicker, and mixes them."""
     slopes: bool = False
     """points, of one layer: arrows that say where each sample would raise the target."""
+    samples: Annotated[int, AtLeast(10)] = SAMPLES
+    """drise: masked images that it looks at, which serve all detections; more make its maps less noisy."""
     parity: bool = False
     """relevance: with the division by zero of its authors' code, which drops whole layers."""
 
@@ -183,7 +213,7 @@ class ExplainOptions(ProgressOption, AnyDetectorOptions):
             ignored = given.keys() - {"method"}
         elif self.interventions != Interventions():
             what, shown = "mask", "with masks, boxes and the relevance by layer are drawn"
-            ignored = {"method", "layer", "head", "level", "slopes", "together"}
+            ignored = {"method", "layer", "head", "level", "slopes", "together", "samples"}
         else:
             return
         for name, value in given.items():
@@ -216,8 +246,8 @@ class ExplainEvalOptions(DataOptions):
     The baseline "box" is a Gaussian in the detection's own box: what one knows without looking inside the model.
     """
 
-    methods: str = ",".join(METHODS)
-    """Which to judge, with commas between them."""
+    methods: str = ",".join(name for name in METHODS if name not in MANY_PASSES)
+    """Which to judge, with commas between them; also integrated-gradients, drise, occlusion, which take far longer."""
     steps: Positive = 12
     """In which pixels are taken away and brought back; after step i of n, (i / n)^2 of them."""
     fill: Fill = "blur"

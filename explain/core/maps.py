@@ -7,6 +7,9 @@
                Chefer et al. 2021 carry it to attention), the positive part
 ``relevance``  `relevance.relevance`: every layer's attention times its derivative
 ``input-grad`` absolute derivative of the target with respect to the pixels, summed over colours (Simonyan et al. 2014)
+
+and those of `pixel_maps`, which know nothing of attention: ``odam``, ``backbone-gradcam``, ``integrated-gradients``,
+``drise``, ``occlusion``.
 """
 
 from collections.abc import Sequence
@@ -16,7 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..options import METHODS
+from ..baselines.pixel_maps import pixel_map
+from ..options import BLACK_BOX, METHODS, PIXEL_METHODS
 from .attention import applied, share_of_levels, times
 from .capture import Record
 from .relevance import By, factors, relevance
@@ -55,7 +59,7 @@ def token_map(
     """A map over the levels' pixels, (S,), not negative; its scale is the method's own.
 
     Args:
-        method: any of METHODS but ``input-grad``, which knows no levels.
+        method: any of METHODS but those of PIXEL_METHODS, which know no levels.
         layer: of the decoder; the last by default, and for ``relevance`` all of them summed. ``rollout`` has no layer.
         head: of that layer's cross-attention; the mean, or for ``gradcam`` the weighted sum, by default.
         level: what lies on other levels is zero.
@@ -71,8 +75,9 @@ def token_map(
         raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
     if target not in TARGETS:
         raise ValueError(f"target: expected one of {', '.join(TARGETS)}, got {target!r}")
-    if method == "input-grad":
-        raise ValueError("method: input-grad is a map of the image's pixels, it has no map over levels")
+    if method in PIXEL_METHODS:
+        raise ValueError(f"method: {method} is a map of the image's pixels, it has no map over levels")
+    _check_inside(trace, method)
     if method == "rollout" and (layer is not None or head is not None):
         raise ValueError("method: rollout goes through all layers and heads; leave layer and head out")
     layers = trace.cross_sites
@@ -100,14 +105,30 @@ def token_map(
 def heat_map(
     trace: AttentionTrace, prediction: QueryPrediction, method: str, *, level: int | None = None, **where: Any
 ) -> Tensor:
-    """A map on the image's own pixels, (H, W) float32, not negative. Arguments and errors as of `token_map`."""
-    if method != "input-grad":
+    """A map on the image's own pixels, (H, W) float32, not negative. Arguments and errors as of `token_map`.
+
+    PIXEL_METHODS take ``target`` alone, and ``drise`` ``samples``: see `pixel_maps.pixel_map`.
+    """
+    if method not in PIXEL_METHODS:
         return trace.to_pixels(token_map(trace, prediction, method, level=level, **where), level)
     if level is not None or where.get("layer") is not None or where.get("head") is not None:
-        raise ValueError("method: input-grad has no layer, head or level")
+        raise ValueError(f"method: {method} has no layer, head or level")
+    if method not in BLACK_BOX:
+        _check_inside(trace, method)
+    if method != "input-grad":
+        given = {name: value for name, value in where.items() if name in ("target", "samples")}
+        return pixel_map(trace, prediction, method, **given)
     slopes = trace.input_gradient(prediction, where.get("target", "class")).abs().sum(0).float().cpu()
     size = (trace.height, trace.width)
     return F.interpolate(slopes[None, None], size=size, mode="bilinear", align_corners=False, antialias=True)[0, 0]
+
+
+def _check_inside(trace: AttentionTrace, method: str) -> None:
+    if not trace.cross_sites:
+        raise ValueError(
+            f"method: {trace.model.kind} has no attention, and is explained from outside alone; "
+            f"expected {' or '.join(BLACK_BOX)}, got {method}"
+        )
 
 
 def _rollout(trace: AttentionTrace, query: int) -> Tensor:

@@ -90,7 +90,32 @@ class AttentionTrace:
             )
         if not sites(model):
             raise ValueError(f"{model.kind} has no attention to explain; expected a DETR of any kind")
-        self.model, self.masks = model, tuple(masks)
+        self.masks = tuple(masks)
+        self._read(model, image, size)
+        self.begins: list[Tensor] = []
+        """The maps that attention begins with, leaves of the outputs' graph: as `leaves` gives them."""
+        self.tape: Tape
+        """Of every site."""
+        self.outputs: dict[str, Any]
+        """The model's for the image, B=1, with their graph down to the maps that attention begins with."""
+        with (
+            frozen(model),
+            model.every_layer(),
+            leaves(model, self.begins) as shapes,
+            torch.enable_grad(),
+            intervene(model, *self.masks),
+            capture(model, "*", gradients=True) as self.tape,
+        ):
+            self.outputs = model([self.pixels])
+        if at_least_float32(self.outputs["pred_logits"]).isnan().any():
+            raise RuntimeError(f"the model's scores are not numbers (NaN), in {self.pixels.dtype}")
+        self.shapes: Shapes = tuple(shapes)
+        """(h, w) of each level that attention looks at; DETR has one."""
+        self._last: tuple[tuple[Any, ...], dict[str, Gradients]] | None = None
+
+    def _read(self, model: Predictor, image: ImageLike, size: Size | int | None) -> None:
+        """Sets the model, the image and what the model gets of it."""
+        self.model = model
         self.image = read_image(image).cpu()
         """(3, H, W) uint8, as displayed."""
         self.height, self.width = self.image.shape[1:]
@@ -99,24 +124,6 @@ class AttentionTrace:
         resized = transforms.resize(self.image, list(to.fit(self.height, self.width)), antialias=True)
         self.pixels = normalise(resized.to(like.device)).to(like.dtype)
         """(3, h, w), resized and normalised, as the model got it."""
-        self.tape: Tape
-        """Of every site."""
-        self.outputs: dict[str, Any]
-        """The model's for the image, B=1, with their graph down to the maps that attention begins with."""
-        with (
-            frozen(model),
-            model.every_layer(),
-            leaves(model) as shapes,
-            torch.enable_grad(),
-            intervene(model, *self.masks),
-            capture(model, "*", gradients=True) as self.tape,
-        ):
-            self.outputs = model([self.pixels])
-        if at_least_float32(self.outputs["pred_logits"]).isnan().any():
-            raise RuntimeError(f"the model's scores are not numbers (NaN), in {like.dtype}")
-        self.shapes: Shapes = tuple(shapes)
-        """(h, w) of each level that attention looks at; DETR has one."""
-        self._last: tuple[tuple[Any, ...], dict[str, Gradients]] | None = None
 
     @property
     def sites(self) -> dict[str, Site]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..core.maps import heat_map
 from ..core.trace import AttentionTrace, QueryPrediction
-from ..options import METHOD_TITLES, View
+from ..options import METHOD_TITLES, OF_A_TARGET, PIXEL_METHODS, View
 from .drawing import Drawing, layer_in_words, target_in_words
 from .heat import draw_heat, draw_heat_grid
 from .points import draw_point_grid, draw_points
@@ -78,7 +78,7 @@ class Explained:
         """A method's pictures."""
         view = self.view
         file = method
-        if method not in ("rollout", "input-grad") and (view.layer is not None or method != "relevance"):
+        if method not in ("rollout", *PIXEL_METHODS) and (view.layer is not None or method != "relevance"):
             file += "-all" if self.layers.every else f"-{_short(self.layers.decoder[0])}"
         file += f"-head{view.head}" * (view.head != "mean") + f"-level{view.level}" * (view.level != "together")
         yield from self._points(file) if method == "points" else self._heats(method, file)
@@ -99,11 +99,11 @@ class Explained:
 
     def _heats(self, method: str, file: str) -> Iterator[Job]:
         what = METHOD_TITLES[method]
-        if method in ("gradcam", "relevance", "input-grad"):
+        if method in OF_A_TARGET:
             what += f" for {target_in_words(self.view.target, self.prediction)}"
-        whole = method in ("rollout", "input-grad")
+        whole = method in ("rollout", *PIXEL_METHODS)
         sites = [None] if whole or (method == "relevance" and self.view.layer is None) else self.layers.decoder
-        heads, levels = [None] if whole else self._heads, [None] if method == "input-grad" else self._levels
+        heads, levels = [None] if whole else self._heads, [None] if method in PIXEL_METHODS else self._levels
         of_site = ["all layers" if one is None else layer_in_words(one) for one in sites]
         of_head = ["all heads" if one is None else f"head {one}" for one in heads]
         of_level = ["all levels" if one is None else f"level {one}" for one in levels]
@@ -116,7 +116,7 @@ class Explained:
             return
         cells = [[(site, head, level) for head in heads for level in levels] for site in sites]
         if len(sites) * len(cells[0]) == 1:
-            parts = [] if method == "input-grad" else [*of_site, *of_head, *of_level]
+            parts = [] if method in PIXEL_METHODS else [*of_site, *of_head, *of_level]
             yield file, partial(self._alone, method, cells[0][0], ", ".join([what, *parts]))
         else:
             columns, by = (of_level, " and level") if len(levels) > 1 else (of_head, " and head" * (len(heads) > 1))
@@ -139,6 +139,8 @@ class Explained:
             how["layer"] = self.trace.sites[site].layer
         if method == "relevance":
             how |= {"by": self.view.by, "parity": self.view.parity, "among": self.among}
+        if method == "drise":
+            how["samples"] = self.view.samples
         return heat_map(self.trace, self.prediction, method, **how)
 
 
