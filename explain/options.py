@@ -1,6 +1,7 @@
 """The options of the commands of this folder, and the words that they take. Nothing here needs PyTorch."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -68,6 +69,14 @@ OF_A_TARGET = ("gradcam", "relevance", "input-grad", "odam", "backbone-gradcam",
 """Methods that derive a target, the class's logit or a coordinate of the box."""
 MANY_PASSES = ("integrated-gradients", *BLACK_BOX)
 """Methods that run the detector dozens or hundreds of times."""
+MEASURE_GROUPS = {
+    "perturbation": "pixels removed and brought back in the map's order: deletion, insertion, ROAD",
+    "removal": "random parts removed: do the map's sums go with what is lost? sensitivity-n, infidelity",
+    "place": "where the map lies: pointing, energy, rank accuracy in box and mask, compactness",
+    "sanity": "the map with random weights, and of another class",
+    "noise": "how far the map changes with noise in the image",
+}
+"""What explain-eval measures."""
 SAMPLES = 500
 """Masked images that D-RISE looks at when nothing else is asked for."""
 _NUMBER = r"\s*[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?\s*"
@@ -222,8 +231,8 @@ class ExplainOptions(ProgressOption, AnyDetectorOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataOptions(ProgressOption, DetectorOptions):
-    """A trained detector, and the annotated images that it is measured on."""
+class DataOptions(ProgressOption, LoadOptions):
+    """The annotated images that a trained detector is measured on."""
 
     source: Source = field(default_factory=Source)
     confidence: Share = 0.5
@@ -237,40 +246,71 @@ class DataOptions(ProgressOption, DetectorOptions):
     for weights that are not a run's. An ablation that was stopped resumes from what it kept there."""
 
 
-@dataclass(frozen=True)
-class ExplainEvalOptions(DataOptions):
+@dataclass(frozen=True, kw_only=True)
+class ExplainEvalOptions(DataOptions, AnyDetectorOptions):
     """Scores of explanations over a data set, beside those of maps that explain nothing.
 
-    Deletion and insertion follow the detection: the best query's IoU with its box times the probability of its class.
-    Pointing and energy are held to the box of the object that was detected, or, where none was, to the detection's.
-    The baseline "box" is a Gaussian in the detection's own box: what one knows without looking inside the model.
+    Deletion, insertion and ROAD follow the detection: the best query's IoU with its box times the probability of its
+    class. Pointing, energy and rank accuracy are held to the box of the object that was detected, or, where none was,
+    to the detection's; to its outline, too, where the data have one. The baseline "box" is a Gaussian in the
+    detection's own box: what one knows without looking inside the model.
     """
 
     methods: str = ",".join(name for name in METHODS if name not in MANY_PASSES)
-    """Which to judge, with commas between them; also integrated-gradients, drise, occlusion, which take far longer."""
+    """Which to judge, with commas between them; of integrated-gradients, drise and occlusion each detection takes
+    dozens to hundreds of passes."""
+    measures: str = ",".join(MEASURE_GROUPS)
+    """What to judge by, with commas between: perturbation, removal, place, sanity, noise."""
+    target: Target = "class"
+    """What is explained, and followed as pixels go: the class, or a coordinate of the box."""
+    most: Positive | None = None
+    """Only the N surest detections of each image."""
     steps: Positive = 12
     """In which pixels are taken away and brought back; after step i of n, (i / n)^2 of them."""
     fill: Fill = "blur"
     """What stands in their place: the blurred image, or its mean colour."""
-    randomise: Literal["whole", "cascade", "none"] = "whole"
-    """Explain again with the decoder as before training, whole or one more layer at a time: are the maps the same?"""
+    randomise: Literal["whole", "cascade", "smooth", "none"] = "whole"
+    """Explain again with the decoder as before training: whole; one more layer at a time; or whole and, beside it, with
+    the mean of maps under noise (smooth MPRT). Are the maps the same?"""
+    samples: Positive = 4
+    """Images with noise, for noise and --randomise smooth."""
     batch_size: Positive = 8
     """Changed images in one forward pass."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        unknown = [name for name in self.method_names if name not in METHODS]
-        if unknown or not self.method_names:
-            sentence = f"methods: expected some of {', '.join(METHODS)}, got {self.methods!r}"
-            raise ValueError(suggest(sentence, unknown[0] if unknown else "", METHODS))
+        _check_names("methods", self.methods, self.method_names, METHODS)
+        _check_names("measures", self.measures, self.group_names, tuple(MEASURE_GROUPS))
+        if self.target != "class" and (of_class := [name for name in self.method_names if name not in OF_A_TARGET]):
+            raise ValueError(
+                f"target: expected class, as {of_class[0]} explains no coordinate; --methods may name "
+                f"{', '.join(OF_A_TARGET)}, got {self.target}"
+            )
 
     @property
     def method_names(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(name.strip() for name in self.methods.split(",") if name.strip()))
+        return _names(self.methods)
+
+    @property
+    def group_names(self) -> tuple[str, ...]:
+        return _names(self.measures)
 
 
-@dataclass(frozen=True)
-class AblateOptions(DataOptions):
+def _names(text: str) -> tuple[str, ...]:
+    """With commas between them, each once."""
+    return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+
+
+def _check_names(option: str, text: str, names: Sequence[str], known: Sequence[str]) -> None:
+    """Raises ValueError for a name that is not known, or where none is given."""
+    unknown = [name for name in names if name not in known]
+    if unknown or not names:
+        sentence = f"{option}: expected some of {', '.join(known)}, got {text!r}"
+        raise ValueError(suggest(sentence, unknown[0] if unknown else "", known))
+
+
+@dataclass(frozen=True, kw_only=True)
+class AblateOptions(DataOptions, DetectorOptions):
     """Switch parts of a detector's attention off, and measure what that does over a data set."""
 
     mask: Annotated[tuple[str, ...], Repeated()] = ()

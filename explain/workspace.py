@@ -88,7 +88,7 @@ def with_data(trained: Trained, options: DataOptions) -> DetectorOnData:
     of_images = len(data)
     data.rows = data.rows[: options.limit]
     about = {
-        "checkpoint": str(options.checkpoint),
+        "checkpoint": str(getattr(options, "checkpoint", None) or options.model),
         "model": trained.name,
         "step": trained.step,
         "data": str(data.annotations.path),

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,19 +13,24 @@ from torchvision.transforms.v2 import functional as F
 from ... import __version__
 from ...common.progress import progress_bar
 from ...common.text import counted
-from ...models.families.detector import Detector
 from ...models.inference.image_size import Size
 from ...models.inference.images import normalise
+from ...models.inference.predictor import Predictor
 from ...models.layers.boxes import match_boxes
+from ...models.layers.evaluation_mode import evaluation_mode
 from ..core.maps import heat_map
 from ..core.trace import AttentionTrace, QueryPrediction
-from ..options import ExplainEvalOptions
-from ..workspace import DetectorOnData, trained_model, with_data
-from . import measures
-from .randomisation import decoder_layers, randomised, rank_correlation
+from ..options import MANY_PASSES, ExplainEvalOptions, Target
+from ..workspace import DetectorOnData, any_trained_model, with_data
+from . import faithfulness, measures, randomisation, robustness
+from .masks import masks_of
+from .measures import Array
+from .road import road
 from .scores import plain, summarise
 
 BASELINES = ("random", "centre", "box")
+IMPUTED = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2)
+"""Shares of the pixels that ROAD fills in; an object is a small share of its image."""
 
 
 def evaluate(options: ExplainEvalOptions) -> dict[str, Any]:
@@ -39,17 +45,19 @@ def evaluate(options: ExplainEvalOptions) -> dict[str, Any]:
     Raises:
         FileNotFoundError, ValueError: as `msdeform eval`; or nothing was detected, or the model is no DETR.
     """
-    trained = trained_model(options)
-    layers = len(decoder_layers(trained.model))
+    trained = any_trained_model(options)
+    layers = len(randomisation.decoder_layers(trained.model))
     detector = with_data(trained, options)
     print(f"{detector}, {options.confidence} or better")
-    depths = {"none": [], "whole": [layers], "cascade": list(range(1, layers + 1))}[options.randomise]
-    scrambled = [randomised(trained.model, layers=depth, seed=options.seed) for depth in depths]
+    whole = {"none": [], "whole": [layers], "smooth": [layers], "cascade": list(range(1, layers + 1))}
+    depths = whole[options.randomise] if "sanity" in options.group_names else []
+    scrambled = [randomisation.randomised(trained.model, layers=depth, seed=options.seed) for depth in depths]
+    masks = masks_of(detector.data.annotations)
     rows: list[dict[str, Any]] = []
     start, images = time.perf_counter(), len(detector.data)
     with progress_bar("scoring", images, shown=options.progress) as advance:
         for place in detector.data.rows.tolist():
-            rows += _of_image(detector, scrambled, place, options)
+            rows += _Image(detector, scrambled, place, options).rows(masks)
             advance()
     if not rows:
         raise ValueError(
@@ -59,13 +67,14 @@ def evaluate(options: ExplainEvalOptions) -> dict[str, Any]:
     parts = {f"{counted(len(matched), 'detection')}, matched to ground truth": matched} if matched else {}
     if len(matched) < len(rows):
         parts[f"all {counted(len(rows), 'detection')}, {len(matched)} of them matched to ground truth"] = rows
+    said = ("confidence", "most", "target", "steps", "fill", "samples", "seed")
     return {
         **detector.about,
         "attn_backend": trained.attn_backend,
         "device": str(trained.device),
         "seconds_per_image": (time.perf_counter() - start) / images,
         "decoder_layers_randomised": depths,
-        **{name: getattr(options, name) for name in ("confidence", "steps", "fill", "seed")},
+        **{name: getattr(options, name) for name in said},
         "msdeform": __version__,
         "summary": {title: summarise(part, BASELINES, options.seed) for title, part in parts.items()},
         "shares": [(step / options.steps) ** 2 for step in range(options.steps + 1)],
@@ -73,84 +82,221 @@ def evaluate(options: ExplainEvalOptions) -> dict[str, Any]:
     }
 
 
-def _of_image(
-    detector: DetectorOnData, scrambled: Sequence[Detector], place: int, options: ExplainEvalOptions
-) -> Iterator[dict[str, Any]]:
-    """Rows of every detection of one image, `place` in the annotations."""
-    data, model = detector.data, detector.trained.model
-    image_id = int(data.annotations.images.ids[place])
-    trace = AttentionTrace(model, data.pixels(place), size=detector.size)
-    found = trace.detections(options.confidence)
-    if not found:
-        return
-    others = [AttentionTrace(other, trace.image, size=detector.size) for other in scrambled]
-    shape = (trace.image.shape[1], trace.image.shape[2])
-    own = slice(data.annotations.first[place], data.annotations.first[place + 1])
-    truths, classes = data.annotations.boxes[own], data.annotations.labels[own]
-    # the detections' classes as the data number them
-    known: dict[int | None, int] = {one.id: number for number, one in enumerate(data.annotations.categories)}
-    labels = torch.tensor([known.get(detector.category_ids[one.label], -1) for one in found])
-    boxes = torch.tensor([one.box for one in found])
-    matches = match_boxes(boxes, labels, torch.from_numpy(truths), torch.from_numpy(classes))
-    baseline = measures.filled(trace.image, options.fill)
-    settings: dict[str, Any] = {name: getattr(options, name) for name in ("steps", "batch_size", "seed")}
-    for prediction, match in zip(found, matches, strict=True):
-        generator = np.random.default_rng([options.seed, image_id, prediction.query])
-        maps = {name: heat_map(trace, prediction, name).cpu().numpy() for name in options.method_names}
-        correlations = {
-            name: [
-                rank_correlation(heat, heat_map(other, same, name).cpu().numpy())
-                for other in others
-                for same in [other.prediction(prediction.query, prediction.label)]
-            ]
-            for name, heat in maps.items()
-        }
-        maps["random"] = generator.random(shape)
-        # where photographers put things; and what one knows of the detection without looking inside the model
-        maps["centre"] = measures.box_map(shape, (0, 0, shape[1], shape[0]))
-        maps["box"] = measures.box_map(shape, prediction.box)
-        box = prediction.box if match is None else truths[match]
-        region = measures.inside(box, shape)
-        rest = [other for number, other in enumerate(truths) if number != match]
-        score = scorer(model, detector.size, shape, prediction)
-        row: dict[str, Any] = {
-            "image_id": image_id,
-            **{name: getattr(prediction, name) for name in ("query", "label", "name", "score")},
-            "box": list(prediction.box),
-            "truth": None if match is None else truths[match].tolist(),
-            "scores": {},
-            "curves": {},
-            "rank_correlations": correlations,
-        }
-        for name, heat in maps.items():
-            both = (score, trace.image, heat)
-            deletion = measures.perturbation_curve(*both, "deletion", baseline=baseline, **settings)
-            insertion = measures.perturbation_curve(*both, "insertion", baseline=baseline, **settings)
-            of_map = {
-                "deletion": deletion.auc,
-                "insertion": insertion.auc,
-                "pointing": measures.pointing(heat, region),
-                "energy": measures.energy(heat, region),
-                "elsewhere": measures.energy_elsewhere(heat, box, rest) if rest else np.nan,
-                "compactness": measures.compactness(heat),
-                "randomised": correlations[name][-1] if correlations.get(name) else np.nan,
+class _Image:
+    """One image, `place` in the annotations: what its detections' maps are scored by, asked once for all of them."""
+
+    def __init__(
+        self, detector: DetectorOnData, scrambled: Sequence[Predictor], place: int, options: ExplainEvalOptions
+    ) -> None:
+        self.data, self.model, self.size, self.options = detector.data, detector.trained.model, detector.size, options
+        self.scrambled, self.place = scrambled, place
+        self.image_id = int(self.data.annotations.images.ids[place])
+        self.trace = AttentionTrace(self.model, self.data.pixels(place), size=self.size)
+        self.image = self.trace.image
+        self.shape = (self.trace.height, self.trace.width)
+        self.found = self.trace.detections(options.confidence)[: options.most]
+        self.category_ids = detector.category_ids
+        self._traces: dict[tuple[int, bytes], AttentionTrace] = {}
+
+    def rows(self, masks: Callable[[int, Array], list[Array | None]]) -> Iterator[dict[str, Any]]:
+        """Of every detection."""
+        if not self.found:
+            return
+        annotations, options = self.data.annotations, self.options
+        own = slice(annotations.first[self.place], annotations.first[self.place + 1])
+        truths, classes = annotations.boxes[own], annotations.labels[own]
+        # the detections' classes as the data number them
+        known: dict[int | None, int] = {one.id: number for number, one in enumerate(annotations.categories)}
+        labels = torch.tensor([known.get(self.category_ids[one.label], -1) for one in self.found])
+        boxes = torch.tensor([one.box for one in self.found])
+        matches = match_boxes(boxes, labels, torch.from_numpy(truths), torch.from_numpy(classes))
+        regions = masks(self.image_id, truths) if "place" in options.group_names else [None] * len(truths)
+        removals = self._removals() if "removal" in options.group_names else [None] * len(self.found)
+        for prediction, match, removed in zip(self.found, matches, removals, strict=True):
+            maps = self._maps(prediction)
+            others = {name: self._when_randomised(prediction, name, heat) for name, heat in maps.items()}
+            row: dict[str, Any] = {
+                "image_id": self.image_id,
+                **{name: getattr(prediction, name) for name in ("query", "label", "name", "score")},
+                "box": list(prediction.box),
+                "truth": None if match is None else truths[match].tolist(),
+                "scores": {},
+                "curves": {},
+                "rank_correlations": {name: found for name, found in others.items() if name not in BASELINES},
             }
-            row["scores"][name] = {measure: plain(value) for measure, value in of_map.items()}
-            curves = {"deletion": deletion.scores, "insertion": insertion.scores}
-            row["curves"][name] = {kind: [plain(value) for value in curve] for kind, curve in curves.items()}
-        yield row
+            box = prediction.box if match is None else truths[match]
+            rest = [other for number, other in enumerate(truths) if number != match]
+            mask = None if match is None else regions[match]
+            for name, heat in maps.items():
+                found: dict[str, float] = {}
+                if "place" in options.group_names:
+                    found |= self._by_place(heat, box, rest, mask)
+                if "perturbation" in options.group_names:
+                    scores, row["curves"][name] = self._by_perturbation(prediction, heat)
+                    found |= scores
+                if removed is not None:
+                    found |= {
+                        "sensitivity_n": faithfulness.sensitivity_n(removed[0], heat),
+                        "infidelity": faithfulness.infidelity(removed[1], heat),
+                    }
+                if others[name]:
+                    found["randomised"] = others[name][-1]
+                if name not in BASELINES and "sanity" in options.group_names:
+                    found |= self._by_sanity(prediction, name)
+                if name not in (*MANY_PASSES, "random", "centre") and "noise" in options.group_names:
+                    found |= self._by_noise(prediction, name)
+                row["scores"][name] = {measure: plain(value) for measure, value in found.items()}
+            yield row
+
+    def _maps(self, prediction: QueryPrediction) -> dict[str, Array]:
+        """By method, and by baseline."""
+        names = self.options.method_names
+        maps = {name: self._map(self.trace, prediction, name) for name in names}
+        generator = np.random.default_rng([self.options.seed, self.image_id, prediction.query])
+        maps["random"] = generator.random(self.shape)
+        # where photographers put things; and what one knows of the detection without looking inside the model
+        maps["centre"] = measures.box_map(self.shape, (0, 0, self.shape[1], self.shape[0]))
+        maps["box"] = measures.box_map(self.shape, prediction.box)
+        return maps
+
+    def _map(self, trace: AttentionTrace, prediction: QueryPrediction, name: str) -> Array:
+        if name == "box":
+            return measures.box_map(self.shape, prediction.box)
+        return heat_map(trace, prediction, name, target=self.options.target).cpu().numpy()
+
+    def _trace(self, model: Predictor, image: Tensor) -> AttentionTrace:
+        """Of this image with noise, or in another model; kept for all methods and detections."""
+        key = id(model), image.numpy().tobytes()
+        if key not in self._traces:
+            self._traces[key] = AttentionTrace(model, image, size=self.size)
+        return self._traces[key]
+
+    def _when_randomised(self, prediction: QueryPrediction, name: str, heat: Array) -> list[float]:
+        """Rank correlations with the maps of the randomised detectors."""
+        if name in BASELINES:
+            return []
+        others = [self._trace(model, self.image) for model in self.scrambled]
+        return [
+            randomisation.rank_correlation(
+                heat, self._map(other, other.prediction(prediction.query, prediction.label), name)
+            )
+            for other in others
+        ]
+
+    def _by_sanity(self, prediction: QueryPrediction, name: str) -> dict[str, float]:
+        def of_class(label: int) -> Array:
+            return self._map(self.trace, self.trace.prediction(prediction.query, label), name)
+
+        def of_model(model: Predictor, image: Tensor) -> Array:
+            trace = self._trace(model, image)
+            return self._map(trace, trace.prediction(prediction.query, prediction.label), name)
+
+        found, classes = {}, self.trace.layer_scores.shape[-1]
+        if self.options.target == "class" and classes > 1:
+            found["random_logit"] = randomisation.random_logit(
+                of_class, prediction.label, classes, seed=self.options.seed
+            )
+        if self.options.randomise == "smooth" and name not in MANY_PASSES:
+            noise: dict[str, Any] = {"samples": self.options.samples, "seed": self.options.seed}
+            found["smooth"] = randomisation.smooth_mprt(of_model, self.model, self.scrambled, self.image, **noise)[-1]
+        return found
+
+    def _by_noise(self, prediction: QueryPrediction, name: str) -> dict[str, float]:
+        def explain(image: Tensor) -> tuple[Array, Array] | None:
+            trace = self._trace(self.model, image)
+            again = same_detection(trace, prediction)
+            if again is None:
+                return None
+            logits = trace.outputs["pred_logits"][0, again.query].detach().double().cpu().numpy()
+            return self._map(trace, again, name), logits
+
+        noise = {"samples": self.options.samples, "seed": self.options.seed}
+        found = robustness.stability(explain, self.image, **noise)
+        return {
+            "largest_change": found.maximum,
+            "average_change": found.average,
+            "input_stability": found.input,
+            "output_stability": found.output,
+        }
+
+    def _by_place(self, heat: Array, box: Any, rest: Sequence[Any], mask: Array | None) -> dict[str, float]:
+        region = measures.inside(box, self.shape)
+        return {
+            "pointing": measures.pointing(heat, region),
+            "energy": measures.energy(heat, region),
+            "elsewhere": measures.energy_elsewhere(heat, box, rest) if rest else np.nan,
+            "rank": measures.rank_accuracy(heat, region) if region.any() else np.nan,
+            "rank_mask": np.nan if mask is None else measures.rank_accuracy(heat, mask),
+            "compactness": measures.compactness(heat),
+        }
+
+    def _by_perturbation(
+        self, prediction: QueryPrediction, heat: Array
+    ) -> tuple[dict[str, float], dict[str, list[float | None]]]:
+        """Scores, and the curves that they are the areas of."""
+        options, score = self.options, self._scorer([prediction])
+        settings: dict[str, Any] = {name: getattr(options, name) for name in ("steps", "batch_size", "seed")}
+        baseline, curves = measures.filled(self.image, options.fill), {}
+        for kind in ("deletion", "insertion"):
+            curves[kind] = measures.perturbation_curve(
+                lambda images: score(images)[:, 0], self.image, heat, kind, baseline=baseline, **settings
+            )
+        # filling pixels in takes long, and the detector sees no more of them than it is given
+        small = [min(pair) for pair in zip(self.size.fit(*self.shape), self.shape, strict=True)]
+        image = F.resize(self.image, small, antialias=True)
+        reduced = F.resize(torch.from_numpy(heat)[None], small, antialias=True)[0].clamp(min=0).numpy()
+        settings = {"batch_size": options.batch_size, "seed": options.seed, "shares": IMPUTED}
+        imputed = road(lambda images: score(images)[:, 0], image, reduced, **settings)
+        found = {kind: curve.auc for kind, curve in curves.items()} | {"road": float(imputed.scores[1:].mean())}
+        return found, {kind: [plain(value) for value in curve.scores] for kind, curve in curves.items()}
+
+    def _removals(self) -> list[tuple[faithfulness.Removals, faithfulness.Removals]]:
+        """Of each detection what is lost with random patches, and with random squares of them."""
+        options = self.options
+        grid = min(14, *self.shape)
+        patches = faithfulness.squares(self.shape, grid)
+        count = grid * grid
+        subsets = faithfulness.random_subsets(
+            count, sorted({max(1, count // 16), count // 4, count // 2}), 12, options.seed
+        )
+        squares = faithfulness.random_squares(grid, 36, options.seed)
+        settings = {"baseline": measures.filled(self.image, options.fill), "batch_size": options.batch_size}
+        ask = partial(faithfulness.remove, self._scorer(self.found), self.image, patches)
+        either = ask(subsets, **settings), ask(squares, **settings)
+        return [
+            (either[0]._replace(drops=either[0].drops[:, one]), either[1]._replace(drops=either[1].drops[:, one]))
+            for one in range(len(self.found))
+        ]
+
+    def _scorer(self, predictions: Sequence[QueryPrediction]) -> Callable[[Tensor], Tensor]:
+        return scorer(self.model, self.size, self.shape, predictions, self.options.target)
+
+
+def same_detection(trace: AttentionTrace, prediction: QueryPrediction) -> QueryPrediction | None:
+    """The detection in another trace of nearly the same image; None where no query has half of its box and score."""
+    left = measures.query_scores(trace.layer_scores[-1:], trace.layer_boxes[-1:], prediction.box, prediction.label)
+    query = int(left.argmax())
+    return trace.prediction(query, prediction.label) if left[0, query] >= prediction.score / 2 else None
 
 
 def scorer(
-    model: Detector, size: Size, shape: tuple[int, int], prediction: QueryPrediction
+    model: Predictor,
+    size: Size,
+    shape: tuple[int, int],
+    predictions: Sequence[QueryPrediction],
+    target: Target = "class",
 ) -> Callable[[Tensor], Tensor]:
-    """A function of images (B, 3, H, W) uint8 that gives what is left of a detection in each, (B,)."""
+    """A function of images (B, 3, H, W) uint8 that gives what is left of each detection in each, (B, detections)."""
     like = next(model.parameters())
-    box = [side / length for side, length in zip(prediction.box, (shape[1], shape[0]) * 2, strict=True)]
+    sides = (shape[1], shape[0]) * 2
+    boxes = [[side / length for side, length in zip(one.box, sides, strict=True)] for one in predictions]
 
     @torch.no_grad()
     def score(images: Tensor) -> Tensor:
         inputs = normalise(F.resize(images.to(like.device), list(size.fit(*shape)), antialias=True)).to(like.dtype)
-        return measures.detection_score(*measures.probabilities_and_boxes(model, model(inputs)), box, prediction.label)
+        with evaluation_mode(model):
+            found = measures.probabilities_and_boxes(model, model(list(inputs)))
+        every = zip(boxes, predictions, strict=True)
+        return torch.stack([measures.detection_score(*found, box, one.label, target) for box, one in every], 1)
 
     return score

@@ -16,7 +16,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
 from ...models.layers.boxes import cxcywh_to_xyxy
 from ...models.layers.geometry import at_least_float32
-from ..options import Fill
+from ..options import Fill, Target
 
 Array = np.ndarray
 Box = Sequence[float]
@@ -37,25 +37,43 @@ class Curve(NamedTuple):
         return float(area / (self.shares[-1] - self.shares[0]))
 
 
-def detection_score(probabilities: Tensor, boxes: Tensor, box: Box, label: int) -> Tensor:
+def detection_score(probabilities: Tensor, boxes: Tensor, box: Box, label: int, target: Target = "class") -> Tensor:
     """How much of a detection is still there: the best query's IoU with its box times the probability of its class.
 
     D-RISE (Petsiuk et al. 2021, equation 3) multiplies IoU, objectness and the cosine of the class probabilities. A
     DETR has no objectness, and a cosine is 1 for a background that leans to the class ever so little; the probability
     of the class stands for both.
 
+    Where a coordinate of the box is explained, it is how far that query still has it: 1 where it is the same, 0 where
+    it is off by the box's side or more, or where the best query's box does not overlap at all.
+
     Args:
         probabilities: (B, Q, classes)
         boxes: (B, Q, 4) xyxy, in the unit of `box`
         box: the detection's
         label: its class
+        target: what is explained: the class, or x, y, w or h of the box
 
     Returns:
         (B,) from 0 to 1
     """
-    target = torch.tensor([[float(value) for value in box]], dtype=boxes.dtype, device=boxes.device)
-    overlap = box_iou(boxes.flatten(0, 1), target).view(boxes.shape[:2])
-    return (overlap * probabilities[..., label]).amax(1)
+    overlap = query_scores(probabilities, boxes, box, label)
+    if target == "class":
+        return overlap.amax(1)
+    best, query = overlap.max(1)
+    near = boxes[torch.arange(len(boxes), device=boxes.device), query]
+    own = torch.tensor([float(value) for value in box], dtype=boxes.dtype, device=boxes.device)
+    first, last = (0, 2) if target in ("x", "w") else (1, 3)
+    side = own[last] - own[first]
+    start, end = near[:, first] - own[first], near[:, last] - own[last]
+    moved = (start + end).abs() / 2 if target in ("x", "y") else (end - start).abs()
+    return torch.where(best > 0, (1 - moved / side).clamp(min=0), 0)
+
+
+def query_scores(probabilities: Tensor, boxes: Tensor, box: Box, label: int) -> Tensor:
+    """Every query's IoU with a box times its probability of a class, (B, Q); arguments as of `detection_score`."""
+    wanted = torch.tensor([[float(value) for value in box]], dtype=boxes.dtype, device=boxes.device)
+    return box_iou(boxes.flatten(0, 1), wanted).view(boxes.shape[:2]) * probabilities[..., label]
 
 
 def probabilities_and_boxes(model: Any, outputs: dict[str, Any]) -> tuple[Tensor, Tensor]:

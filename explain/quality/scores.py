@@ -8,6 +8,7 @@ import numpy as np
 
 from ...common.files import write_json
 from ...train.visual.charts import COLOURS, dress, new_figure, save_figure
+from ..options import MEASURE_GROUPS
 from ..workspace import aligned
 from .measures import Array
 
@@ -25,17 +26,32 @@ class Measure(NamedTuple):
     title: str
     better: int
     """1 where high is good, -1 where low is, 0 where neither is by itself."""
+    group: str
+    """One of options.MEASURE_GROUPS."""
 
 
 MEASURES = {
-    "deletion": Measure("deletion", -1),
-    "insertion": Measure("insertion", 1),
-    "pointing": Measure("pointing", 1),
-    "energy": Measure("energy in box", 1),
-    "elsewhere": Measure("energy in others", -1),
-    "compactness": Measure("compactness", 0),
-    "randomised": Measure("same when randomised", 0),
+    "deletion": Measure("deletion", -1, "perturbation"),
+    "insertion": Measure("insertion", 1, "perturbation"),
+    "road": Measure("ROAD", -1, "perturbation"),
+    "sensitivity_n": Measure("sensitivity-n", 1, "removal"),
+    "infidelity": Measure("infidelity", -1, "removal"),
+    "pointing": Measure("pointing", 1, "place"),
+    "energy": Measure("energy in box", 1, "place"),
+    "elsewhere": Measure("energy in others", -1, "place"),
+    "rank": Measure("rank in box", 1, "place"),
+    "rank_mask": Measure("rank in mask", 1, "place"),
+    "compactness": Measure("compactness", 0, "place"),
+    "randomised": Measure("same when randomised", 0, "sanity"),
+    "smooth": Measure("same, smoothed", 0, "sanity"),
+    "random_logit": Measure("same for another class", 0, "sanity"),
+    "largest_change": Measure("largest change", 0, "noise"),
+    "average_change": Measure("average change", 0, "noise"),
+    "input_stability": Measure("change by input", 0, "noise"),
+    "output_stability": Measure("change by output", 0, "noise"),
 }
+"""By name. What a map is under noise or with random weights is neither good nor bad by itself: a map that is always the
+same is the stablest of all."""
 
 
 def plain(value: float) -> float | None:
@@ -75,7 +91,9 @@ def summarise(rows: Sequence[Mapping[str, Any]], baselines: Sequence[str], seed:
     """
     images = np.array([row["image_id"] for row in rows])
     values = {
-        name: {measure: np.array([row["scores"][name][measure] for row in rows], dtype=float) for measure in MEASURES}
+        name: {
+            measure: np.array([row["scores"][name].get(measure) for row in rows], dtype=float) for measure in MEASURES
+        }
         for name in rows[0]["scores"]
     }
     scored = [name for name, measure in MEASURES.items() if measure.better]
@@ -118,10 +136,14 @@ def _shown(summary: Mapping[str, Any]) -> list[str]:
 
 
 def table(summary: Mapping[str, Any]) -> list[str]:
-    """A line for every method, then every baseline; a column for every measure."""
-    signs, shown = {1: " (high)", -1: " (low)", 0: ""}, _shown(summary)
-    head = ["", *(MEASURES[name].title + signs[MEASURES[name].better] for name in shown)]
-    return aligned([head, *([one, *(told(of[name]) for name in shown)] for one, of in summary["intervals"].items())])
+    """A line for every method, then every baseline; a column for every measure, group by group."""
+    signs, shown, lines = {1: " (high)", -1: " (low)", 0: ""}, _shown(summary), list[str]()
+    for group in MEASURE_GROUPS:
+        if columns := [name for name in shown if MEASURES[name].group == group]:
+            head = [group, *(MEASURES[name].title + signs[MEASURES[name].better] for name in columns)]
+            rows = ([one, *(told(of[name]) for name in columns)] for one, of in summary["intervals"].items())
+            lines += [*([""] if lines else []), *aligned([head, *rows])]
+    return lines
 
 
 def verdict(summary: Mapping[str, Any]) -> list[str]:
@@ -129,9 +151,9 @@ def verdict(summary: Mapping[str, Any]) -> list[str]:
     if summary["images"] == 1:
         return ["of one image alone nothing can be said of what beats what"]
     beaten: dict[str, list[str]] = {method: [] for method in summary["differences"]}
-    winners = []
-    for name, (title, better) in MEASURES.items():
-        if not better:
+    winners, shown = [], _shown(summary)
+    for name, (title, better, _) in MEASURES.items():
+        if not better or name not in shown:
             continue
         best = []
         for method, baselines in summary["differences"].items():
@@ -168,6 +190,7 @@ def write(found: Mapping[str, Any], folder: Path) -> None:
     curves = {
         kind: np.mean([[of[kind] for of in row["curves"].values()] for row in rows], 0)
         for kind in ("deletion", "insertion")
+        if rows[0]["curves"]
     }
     figure = chart(summary, found["shares"], curves, f"{found['model']}: {title}; 95% intervals")
     save_figure(figure, folder / "scores.png")
@@ -203,6 +226,7 @@ def chart(summary: Mapping[str, Any], shares: Sequence[float], curves: Mapping[s
             axes.plot(shares, line, style, color=colours[name], label=name, linewidth=1.4)
         dress(axes, f"{kind}: score by share of pixels")
         axes.set_ylim(bottom=0)
-    figure.legend(*last[0].get_legend_handles_labels(), loc="outside lower center", ncols=9, frameon=False)
+    if last:
+        figure.legend(*last[0].get_legend_handles_labels(), loc="outside lower center", ncols=9, frameon=False)
     figure.suptitle(title, fontsize=11)
     return figure

@@ -12,6 +12,7 @@ from msdeform.cli import main
 from msdeform.explain import workspace
 from msdeform.explain.options import ExplainEvalOptions
 from msdeform.explain.quality.evaluate import evaluate
+from msdeform.explain.quality.scores import MEASURES
 from msdeform.train.config.options import Source, TrainOptions
 from msdeform.train.data.annotations import Category
 from msdeform.train.engine.checkpoint import Trained
@@ -41,6 +42,7 @@ def boards(tmp_path):
                         "image_id": number,
                         "category_id": CATEGORIES[label].id,
                         "bbox": [x0, y0, x1 - x0, y1 - y0],
+                        "segmentation": [[x0, y0, x1, y0, x1, y1, x0, y1]],
                         "iscrowd": 0,
                     }
                 )
@@ -66,6 +68,7 @@ def options(boards, tmp_path, monkeypatch):
 
     monkeypatch.setattr(workspace, "load_trained", load)
     settings = {"methods": "raw,relevance", "steps": 4, "out": tmp_path / "out", "device": "cpu", "progress": False}
+    settings |= {"samples": 2}
 
     def make(kind, **changed):
         return ExplainEvalOptions(checkpoint=Path(kind), source=Source(boards), **{**settings, **changed})
@@ -89,6 +92,53 @@ def test_relevance_of_a_planted_detector(options, kind) -> None:
         assert len(insertion) == 5
         assert insertion[0] < 0.01
         assert insertion[-1] > 0.9
+
+
+@pytest.mark.parametrize("kind", PLANTED)
+def test_every_measure_of_a_planted_detector(options, kind) -> None:
+    """A square on black: the map that finds it scores what is known; a random map what chance gives."""
+    found = evaluate(options(kind, methods="relevance", randomise="smooth", limit=2))
+    for row in found["detections"]:
+        scores, random, box = (row["scores"][name] for name in ("relevance", "random", "box"))
+        assert set(scores) == set(MEASURES)
+        assert scores["road"] < random["road"]
+        assert scores["infidelity"] < random["infidelity"]
+        assert scores["sensitivity_n"] > random["sensitivity_n"] + 0.2
+        # the object's outline is its box here, and relevance lies in it
+        assert scores["rank_mask"] == scores["rank"] > 0.6
+        assert box["rank_mask"] == 1
+        assert random["rank"] == pytest.approx(0.14, abs=0.05), "the square's share of the board"
+        # less noise than half a grey level would change nothing at all
+        assert 0 <= scores["average_change"] <= scores["largest_change"] < 0.5
+        assert box["largest_change"] < 0.01
+        # evidence of a colour is made anew in a randomised decoder, and is of another class nowhere
+        assert scores["randomised"] < 0.9
+        assert scores["random_logit"] < 1
+
+
+def test_what_is_measured_can_be_chosen(options) -> None:
+    found = evaluate(options("dense", limit=1, measures="place"))
+    for row in found["detections"]:
+        assert not row["curves"]
+        assert set(row["scores"]["relevance"]) == {name for name, one in MEASURES.items() if one.group == "place"}
+    assert found["decoder_layers_randomised"] == []
+
+
+def test_a_coordinate_is_followed_where_a_coordinate_is_explained(options) -> None:
+    """The planted detector's boxes depend on nothing but the query's place: no pixel takes that away."""
+    rows = evaluate(options("deformable", methods="relevance", target="x", measures="perturbation"))["detections"]
+    for row in rows:
+        assert row["curves"]["relevance"]["deletion"][0] == pytest.approx(1, abs=1e-5)
+    # by class the same detections are gone with the square
+    of_class = evaluate(options("deformable", methods="relevance", measures="perturbation"))["detections"]
+    assert max(row["curves"]["relevance"]["deletion"][-1] for row in of_class) < 0.1
+
+
+def test_the_surest_detections_alone(options) -> None:
+    rows = evaluate(options("dense", most=1, measures="place"))["detections"]
+    assert len(rows) == IMAGES
+    every = evaluate(options("dense", measures="place"))["detections"]
+    assert {(row["image_id"], row["query"]) for row in rows} < {(row["image_id"], row["query"]) for row in every}
 
 
 def test_the_command_prints_and_writes_what_it_found(options, boards, tmp_path, capsys) -> None:
@@ -132,6 +182,8 @@ def test_nothing_detected_is_told_in_a_sentence(options) -> None:
     ("words", "sentence"),
     [
         (["--methods", "raw,relevanse"], "did you mean relevance?"),
+        (["--measures", "plase"], "did you mean place?"),
+        (["--target", "x"], "target: expected class, as raw explains no coordinate"),
         (["--steps", "0"], "steps: expected at least 1, got 0"),
         (["--confidence", "2"], "confidence: expected a number from 0 to 1, got 2.0"),
     ],

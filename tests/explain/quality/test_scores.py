@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from msdeform.explain.options import MEASURE_GROUPS
 from msdeform.explain.quality.scores import MEASURES, beats, bootstrap, chart, summarise, table, told, verdict
 
 NAN = np.nan
@@ -18,7 +19,7 @@ def rows(n: int = 60) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = [
         {"image_id": place // 2, "scores": {name: {} for name in NAMES}} for place in range(n)
     ]
-    for measure, (_, better) in MEASURES.items():
+    for measure, (_, better, _) in MEASURES.items():
         noise = 0.01 * generator.standard_normal((n, 3))
         values = base[:, None] + noise - noise.mean(0) + np.array([0.1 * better, 0.0, 0.0])
         for row, numbers in zip(found, values.tolist(), strict=True):
@@ -71,19 +72,18 @@ def test_pairs_tell_apart_what_intervals_of_means_do_not() -> None:
 
 def test_the_verdict_names_what_beats_and_what_does_not() -> None:
     lines = verdict(SUMMARY)
-    all_of_them = "deletion: random; insertion: random; pointing: random; energy in box: random"
-    assert lines[0] == f"good beats, by {all_of_them}; energy in others: random"
+    scored = [measure.title for measure in MEASURES.values() if measure.better]
+    assert lines[0] == f"good beats, by {'; '.join(f'{title}: random' for title in scored)}"
     assert lines[1].startswith("same beats, by deletion: no baseline; insertion: no baseline;")
-    assert lines[2].endswith(
-        "by deletion: good; insertion: good; pointing: good; energy in box: good; energy in others: good"
-    )
+    assert lines[2].endswith(f", by {'; '.join(f'{title}: good' for title in scored)}")
 
 
 def test_table_and_picture() -> None:
     lines = table(SUMMARY)
-    assert len(lines) == 4
-    assert lines[0].split()[:2] == ["deletion", "(low)"]
-    assert "compactness" not in lines[0], "a column of nothing"
+    assert len(lines) == 5 * len(MEASURE_GROUPS) - 1  # the names, a line for each of three, and one between groups
+    assert [line.split()[0] for line in lines[::5]] == list(MEASURE_GROUPS)
+    assert lines[0].split()[1:3] == ["deletion", "(low)"]
+    assert "compactness" not in "".join(lines), "a column of nothing"
     assert told(SUMMARY["intervals"]["same"]["insertion"]) in lines[2]
     curves = np.random.default_rng(0).random((3, 5))
     figure = chart(SUMMARY, np.linspace(0, 1, 5).tolist(), {"deletion": curves, "insertion": curves}, "three")
@@ -92,3 +92,10 @@ def test_table_and_picture() -> None:
     assert titles[-1] == "insertion: score by share of pixels"
     assert len(titles) == len(MEASURES) - 1 + 2
     assert np.allclose([line.get_ydata() for line in figure.axes[-1].lines], curves)
+
+
+def test_what_was_not_measured_has_no_column_and_no_verdict() -> None:
+    some = [{**row, "scores": {name: {"energy": of["energy"]} for name, of in row["scores"].items()}} for row in rows()]
+    summary = summarise(some, ["random"])
+    assert [line.split()[0] for line in table(summary)] == ["place", *NAMES]
+    assert verdict(summary)[0] == "good beats, by energy in box: random"
