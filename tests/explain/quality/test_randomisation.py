@@ -43,6 +43,9 @@ def test_the_decoder_is_randomised_and_nothing_else(family) -> None:
     changed = {name for name, tensor in again.state_dict().items() if not torch.equal(tensor, before[name])}
     assert changed
     assert all(name.startswith("transformer.decoder.layers.") for name in changed)
+    trained = dict(model.named_parameters())
+    for name, parameter in again.named_parameters():  # what stays is not there twice
+        assert (parameter is trained[name]) is not name.startswith("transformer.decoder.layers."), name
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name]), name
 
