@@ -43,6 +43,9 @@ def test_the_decoder_is_randomised_and_nothing_else(family) -> None:
     changed = {name for name, tensor in again.state_dict().items() if not torch.equal(tensor, before[name])}
     assert changed
     assert all(name.startswith("transformer.decoder.layers.") for name in changed)
+    trained = dict(model.named_parameters())
+    for name, parameter in again.named_parameters():  # what stays is not there twice
+        assert (parameter is trained[name]) is not name.startswith("transformer.decoder.layers."), name
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name]), name
 
@@ -274,7 +277,7 @@ def test_smooth_mprt_is_that_of_quantus(monkeypatch) -> None:
     settings = {"layer_order": "top_down", "normalise": False, "abs": False, "disable_warnings": True}
     measure = quantus.SmoothMPRT(seed=42, nr_samples=samples, noise_magnitude=0.1, **settings)
     given = {"model": model, "x_batch": image.numpy()[None], "y_batch": np.array([1]), "explain_func": quantus.explain}
-    theirs = measure(**given, channel_first=True, device="cpu")
+    theirs = measure(**given, explain_func_kwargs={"method": "Saliency"}, channel_first=True, device="cpu")
     expected = [values[0] for name, values in theirs.items() if name != "original"]
     assert len(ours) == len(expected) == 2
     np.testing.assert_allclose(ours, expected, atol=1e-6)

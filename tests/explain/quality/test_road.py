@@ -51,6 +51,19 @@ def test_noise_is_on_what_is_filled_in_alone() -> None:
     assert noisy.mean() == pytest.approx(100, abs=1)
 
 
+def test_noise_is_a_share_of_the_whole_range() -> None:
+    seen: list[torch.Tensor] = []
+
+    def score(images):
+        seen.extend(images)
+        return brightness(images)
+
+    road(score, torch.full((3, 40, 40), 128, dtype=torch.uint8), np.ones((40, 40)), shares=(0, 0.5), noise=0.04)
+    changed = seen[1] != 128
+    assert changed.float().mean() == pytest.approx(0.5, abs=0.03)  # but for noise that is rounded to none
+    assert seen[1][changed].double().std() == pytest.approx(0.04 * 255, rel=0.05)
+
+
 @pytest.mark.parametrize(("order", "scores"), [("hottest", (0.25, 0.1875, 0, 0)), ("coldest", (0.25, 0.25, 0.25, 1))])
 def test_the_curve_of_a_score_that_is_known(order, scores) -> None:
     """A quarter of the image is white, at its left end: filled in from the right it is black, and the rest from it
