@@ -102,7 +102,7 @@ def check_view(model: Any, options: ExplainOptions) -> None:
         "ref": bool(subject.ref),
         "query": bool(subject.query),
         "method": bool(inside),
-        **{name: True for name in changed if name not in ("samples", "target")},
+        **{name: True for name in changed if name != "samples"},
     }
     wrong = next((name for name, given in asked.items() if given), None)
     if wrong is not None:
