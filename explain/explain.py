@@ -16,14 +16,17 @@ from ..models.inference.images import read_image
 from ..train.data.annotations import Annotations
 from ..train.engine.checkpoint import Trained
 from ..train.evaluation.detect import match_categories
+from .baselines.black_box import trace_of
+from .baselines.drise import answers
 from .core.masks import Mask, parse_masks
+from .core.sites import sites
 from .core.trace import AttentionTrace, QueryPrediction
 from .figures import masked
 from .figures.encoder import draw_encoder
 from .figures.trajectories import draw_journey, draw_queries, draw_seeds
 from .figures.truth import draw_truth
-from .figures.views import Explained, Job, find_layers
-from .options import ExplainOptions, Interventions, Subject
+from .figures.views import Explained, Job, draw_outside, find_layers
+from .options import BLACK_BOX, ExplainOptions, Interventions, Subject, View
 from .workspace import any_trained_model, digest_of, place_for
 
 LISTED = 10
@@ -74,23 +77,62 @@ def _choices(trace: AttentionTrace, confidence: float, label: int | None = None)
     """Which detections can be chosen; where there is none, of a class or of any, what comes closest."""
     if label is None and (count := len(trace.detections(confidence))):
         return f"expected from 0 to {count - 1}, of detections of at least {confidence:g}"
+    if not trace.queries:
+        return f"{trace.model.kind} found nothing at all in the image: there is nothing to explain"
     closest = trace.detections(0.0, label)[:1]
     if label is not None and not closest:
         closest = [trace.prediction(int(trace.layer_scores[-1, :, label].argmax()), label)]
     best = closest[0]
     told = nothing_detected(confidence, best.name, best.score, "nothing" if label is None else f"no {best.name}")
     instead = f", detected as {best.detected_as}" * bool(best.detected_as)
-    return f"{told} (query {best.query}{instead}): lower --confidence, or name --query N or --box x1,y1,x2,y2"
+    name = "name --query N or --box x1,y1,x2,y2" if trace.cross_sites else "name --box x1,y1,x2,y2"
+    return f"{told} ({best.known_as}{instead}): lower --confidence, or {name}"
+
+
+def check_view(model: Any, options: ExplainOptions) -> None:
+    """Raises ValueError for what a detector without attention has none of."""
+    if sites(model):
+        return
+    view, usual, subject = options.view, View(), options.subject
+    inside = [name for name in view.method if name not in BLACK_BOX]
+    changed = [name for name, value in vars(view).items() if name != "method" and value != getattr(usual, name)]
+    asked = {
+        "html": options.html,
+        "mask": options.interventions != Interventions(),
+        "ref": bool(subject.ref),
+        "query": bool(subject.query),
+        "method": bool(inside),
+        **{name: True for name in changed if name != "samples"},
+    }
+    wrong = next((name for name, given in asked.items() if given), None)
+    if wrong is not None:
+        raise ValueError(
+            f"{wrong}: {model.kind} has no attention, and is explained from outside alone, by --method "
+            f"{' or '.join(BLACK_BOX)}" + (f", got {inside[0]}" if wrong == "method" else f"; leave --{wrong} out")
+        )
+
+
+def methods_of(trace: AttentionTrace, options: ExplainOptions) -> tuple[str, ...]:
+    """What is drawn of a detection: what was asked for, or else what its detector has."""
+    if not trace.cross_sites:
+        return options.view.method or BLACK_BOX[:1]
+    return options.view.method or ("points" if trace.sites["decoder.0.cross"].deformable else "raw", "relevance")
 
 
 def jobs(trace: AttentionTrace, options: ExplainOptions, chosen: Sequence[tuple[str, QueryPrediction]]) -> list[Job]:
     """Every picture of a trace that was asked for. Raises ValueError for a view that is not there."""
     view, name = options.view, options.image.name
+    methods = methods_of(trace, options)
+    if not trace.cross_sites:
+        return [
+            (f"{who}-{method}", partial(draw_outside, trace, prediction, method, view, image=name))
+            for who, prediction in chosen
+            for method in methods
+        ]
     layers = find_layers(trace, view.layer)
     among = tuple(prediction for _, prediction in chosen) if view.together else ()
     explained = [(who, Explained(trace, prediction, view, layers, name, among)) for who, prediction in chosen]
     deformable = trace.sites["decoder.0.cross"].deformable
-    methods = view.method or ("points" if deformable else "raw", "relevance")
     if "points" in methods and not deformable:
         raise ValueError(f"method: {trace.model.kind} attends to every key and samples no points; try raw")
     level = int(view.level) if view.level.isdecimal() else 0
@@ -164,8 +206,9 @@ def explain(options: ExplainOptions) -> dict[str, Any]:
         raise FileNotFoundError(f"annotation file {options.annotations} does not exist")
     trained = any_trained_model(options)
     model = trained.model
+    check_view(model, options)
     sets = mask_sets(model, options.interventions)
-    trace = AttentionTrace(model, pixels, size=options.image_size)
+    trace = trace_of(model, pixels, size=options.image_size)
     chosen = choose(trace, subject, with_masks=bool(sets))
     predictions = [prediction for _, prediction in chosen]
     if not chosen and not subject.ref and not sets and not options.html:
@@ -181,6 +224,7 @@ def explain(options: ExplainOptions) -> dict[str, Any]:
         "step": trained.step,
         "attn_backend": trained.attn_backend,
         "confidence": confidence,
+        "attention": bool(trace.cross_sites),
         "detections": [as_displayed(trace, prediction) for prediction in trace.detections(confidence)],
         "detections_of_label": [as_displayed(trace, prediction) for prediction in of_label],
         "explained": {who: as_displayed(trace, prediction) for who, prediction in chosen},
@@ -206,6 +250,11 @@ def explain(options: ExplainOptions) -> dict[str, Any]:
             wanted += masked_jobs(made, options, chosen)
         else:
             wanted += jobs(trace, options, chosen)
+            if "drise" in methods_of(trace, options) and chosen:
+                # once for all detections, before the first is drawn
+                samples = options.view.samples
+                with progress_bar("masking the image", samples, shown=options.progress) as advance:
+                    answers(trace, samples, advance=advance)
         with progress_bar("drawing", len(wanted), shown=options.progress) as advance:
             for what, draw in wanted:
                 files += draw().save(folder / f"{stem}-{what}.png", options.dpi)
@@ -241,18 +290,22 @@ def lines(about: dict[str, Any], options: ExplainOptions) -> list[str]:
     """What is printed: the detections, of the class asked for, ten or as many as are explained; masks; the folder."""
     numbers = {one["query"]: number for number, one in enumerate(about["detections"])}
     found = about["detections_of_label" if options.subject.label else "detections"]
-    shown, told = max(LISTED, options.subject.most), []
+    shown, told = max(LISTED, options.subject.most), list[str]()
+    if not about["attention"]:
+        told.append(f"{about['model']} has no attention: what it found is explained from outside, by changed images")
     for one in found[:shown]:
         box = ", ".join(f"{value:.0f}" for value in one["box"])
-        number, query = numbers[one["query"]], one["query"]
+        number = numbers[one["query"]]
+        query = f"query {one['query']:<4} " if about["attention"] else ""
         mark = ", explained" * (f"det{number}" in about["explained"])
-        told.append(f"  det {number}  query {query:<4} {one['name']} {one['score']:.3f}  at {box}{mark}")
+        told.append(f"  det {number}  {query}{one['name']} {one['score']:.3f}  at {box}{mark}")
     if len(found) > shown:
         told.append(f"  and {len(found) - shown} more (--most {len(found)} explains and lists them all)")
     for who, one in about["explained"].items():
         if one["detected_as"] or not who.startswith("det"):
             box = ", ".join(f"{value:.0f}" for value in one["box"])
-            what = f"{one['name']} {one['score']:.3f} of query {one['query']} at {box}"
+            of_query = f" of query {one['query']}" if about["attention"] else ""
+            what = f"{one['name']} {one['score']:.3f}{of_query} at {box}"
             other = f", which is detected as {one['detected_as']}" * bool(one["detected_as"])
             told.append(f"  {who}: explained is {what}{other}")
     for mask in about.get("masks", []):

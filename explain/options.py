@@ -215,6 +215,12 @@ class ExplainOptions(ProgressOption, AnyDetectorOptions):
     def __post_init__(self) -> None:
         """Raises ValueError for an option that would change nothing."""
         super().__post_init__()
+        outside = [name for name in self.view.method if name in BLACK_BOX]
+        if outside and self.view.target != "class":
+            raise ValueError(
+                f"target: {outside[0]} explains a detection as a whole, its class and box together; expected class, "
+                f"got {self.view.target!r}"
+            )
         given = vars(self.interventions) | vars(self.view) | {"ref": self.subject.ref, "annotations": self.annotations}
         usual = vars(Interventions()) | vars(View()) | {"ref": (), "annotations": None}
         if self.html:

@@ -3,6 +3,9 @@
 What D-RISE and occlusion ask, of any detector; and the trace of an image in a detector without attention.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -64,6 +67,15 @@ def score_of(trace: AttentionTrace, prediction: QueryPrediction, probabilities: 
     return detection_score(probabilities, boxes, box, prediction.label)
 
 
+@dataclass(frozen=True)
+class OwnDetection(QueryPrediction):
+    """What a detector without queries found; its `query` is its place among all that was found, the surest first."""
+
+    @property
+    def known_as(self) -> str:
+        return f"detection {self.query}"
+
+
 class DetectionTrace(AttentionTrace):
     """The image, and what a detector without attention found in it: enough for methods that look from outside.
 
@@ -100,6 +112,16 @@ class DetectionTrace(AttentionTrace):
     @property
     def queries(self) -> int:
         return len(self._scores)
+
+    def prediction(self, query: int, label: int | None = None) -> OwnDetection:
+        """The detection of this place. ValueError for one that is not there."""
+        return OwnDetection(**vars(super().prediction(query, label)))
+
+    def nearest(self, box: Sequence[float]) -> QueryPrediction:
+        """As of `AttentionTrace`; ValueError where nothing was found."""
+        if not self.queries:
+            raise ValueError(f"box: {self.model.kind} found nothing in the image that could be near it")
+        return super().nearest(box)
 
     def detections(self, confidence: float = 0.5, label: int | None = None) -> list[QueryPrediction]:
         """As of `AttentionTrace`; a detection is of its own class alone."""

@@ -54,6 +54,11 @@ class QueryPrediction:
         """What is written at its box: "WBC 0.93"."""
         return f"{self.name} {self.score:.2f}"
 
+    @property
+    def known_as(self) -> str:
+        """Which one it is: "query 12"."""
+        return f"query {self.query}"
+
 
 @dataclass(frozen=True, eq=False)
 class Points:

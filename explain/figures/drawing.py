@@ -135,7 +135,7 @@ def told(prediction: QueryPrediction | None, image: str = "") -> str:
     """A detection and the image that it is in; with the class that it is detected as, where another is explained."""
     named = ""
     if prediction is not None:
-        query = f"query {prediction.query}" + f", detected as {prediction.detected_as}" * bool(prediction.detected_as)
+        query = prediction.known_as + f", detected as {prediction.detected_as}" * bool(prediction.detected_as)
         named = f"{prediction.text} ({query})"
     return ": ".join(part for part in (image, named) if part)
 

@@ -144,6 +144,15 @@ class Explained:
         return heat_map(self.trace, self.prediction, method, **how)
 
 
+def draw_outside(
+    trace: AttentionTrace, prediction: QueryPrediction, method: str, view: View, *, image: str = ""
+) -> Drawing:
+    """A method of BLACK_BOX, of any detector."""
+    how: dict[str, Any] = {"target": view.target} | ({"samples": view.samples} if method == "drise" else {})
+    heat = heat_map(trace, prediction, method, **how)
+    return draw_heat(trace, heat, prediction, METHOD_TITLES[method], image=image)
+
+
 def _short(site: str) -> str:
     """decoder.5 of decoder.5.cross."""
     return site.rsplit(".", 1)[0]

@@ -27,7 +27,7 @@ from ..core.relevance import factors, relevance
 from ..core.trace import AttentionTrace, QueryPrediction
 from ..figures.heat import heat_colours
 from ..figures.points import point_colours, stack_references
-from ..options import METHOD_TITLES
+from ..options import METHOD_TITLES, PIXEL_METHODS
 
 SCRIPTS = ("page_maps.js", "page_draw.js", "page.js")
 LONGEST_IMAGE = 1600
@@ -65,7 +65,7 @@ def page(
     Raises:
         ValueError: a method that has no map of tokens, a confidence out of its range, or a `most` below 1.
     """
-    known = [name for name in METHODS if name != "input-grad"]
+    known = [name for name in METHODS if name not in PIXEL_METHODS]
     for method in methods:
         if method not in known:
             raise ValueError(f"methods: expected any of {', '.join(known)}, got {method!r}")
