@@ -2,7 +2,8 @@
 
 It runs where their repository is cloned:
 
-    git clone https://github.com/hila-chefer/Transformer-MM-Explainability .peers/hila-chefer/Transformer-MM-Explainability
+    CLONE=.peers/hila-chefer/Transformer-MM-Explainability
+    git clone https://github.com/hila-chefer/Transformer-MM-Explainability $CLONE
 
 Their code knows batches of one, dense attention and no padding; it asks for a GPU by name, which is passed over here.
 """
