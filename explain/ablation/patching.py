@@ -126,7 +126,7 @@ def patch(
     for place, sites in pairs:
         for site in sites:
             check_mask(site, place)
-    pixels = _like(trace, other, size)
+    pixels = resized_like(trace, other, size)
     donors: dict[str, Inside] = {}
 
     def keep(site: Site, inside: Inside) -> None:
@@ -156,8 +156,8 @@ def each_head(trace: AttentionTrace, pattern: str = "decoder.*.cross", *, by_lev
     ]
 
 
-def _like(trace: AttentionTrace, other: ImageLike, size: Size | int | None) -> Tensor:
-    """The other image (3, h, w), resized and normalised as the trace's is."""
+def resized_like(trace: AttentionTrace, other: ImageLike, size: Size | int | None) -> Tensor:
+    """The other image (3, h, w), resized and normalised as the trace's is. ValueError for one of another shape."""
     image = read_image(other).cpu()
     fit = tuple(trace.model.resized_to(size).fit(*image.shape[1:]))
     expected = tuple(trace.pixels.shape[1:])
