@@ -16,6 +16,7 @@ from ..models.inference.images import read_image
 from ..train.data.annotations import Annotations
 from ..train.engine.checkpoint import Trained
 from ..train.evaluation.detect import match_categories
+from .ablation.patching import resized_like
 from .baselines.black_box import trace_of
 from .baselines.drise import answers
 from .core.masks import Mask, parse_masks
@@ -23,6 +24,7 @@ from .core.sites import sites
 from .core.trace import AttentionTrace, QueryPrediction
 from .figures import masked
 from .figures.encoder import draw_encoder
+from .figures.patched import draw_patched
 from .figures.trajectories import draw_journey, draw_queries, draw_seeds
 from .figures.truth import draw_truth
 from .figures.views import Explained, Job, draw_outside, find_layers
@@ -202,6 +204,7 @@ def explain(options: ExplainOptions) -> dict[str, Any]:
     and nothing is named. Pictures are written one by one, each whole; ``explanation.json`` at the end.
     """
     pixels, subject, confidence = read_image(options.image), options.subject, options.subject.confidence
+    other = options.interventions.patch
     if options.annotations is not None and not options.annotations.is_file():
         raise FileNotFoundError(f"annotation file {options.annotations} does not exist")
     trained = any_trained_model(options)
@@ -209,7 +212,9 @@ def explain(options: ExplainOptions) -> dict[str, Any]:
     check_view(model, options)
     sets = mask_sets(model, options.interventions)
     trace = trace_of(model, pixels, size=options.image_size)
-    chosen = choose(trace, subject, with_masks=bool(sets))
+    if other is not None:
+        resized_like(trace, other, options.image_size)  # before anything is drawn
+    chosen = choose(trace, subject, with_masks=bool(sets) or other is not None)
     predictions = [prediction for _, prediction in chosen]
     if not chosen and not subject.ref and not sets and not options.html:
         raise ValueError(_choices(trace, confidence))
@@ -248,7 +253,10 @@ def explain(options: ExplainOptions) -> dict[str, Any]:
             made = masked.variants(model, pixels, sets, confidence=confidence, size=options.image_size)
             about["masks"] = masked.summary(made, predictions, confidence)
             wanted += masked_jobs(made, options, chosen)
-        else:
+        if other is not None:
+            names: dict[str, Any] = {"image": options.image.name, "other_name": other.name, "size": options.image_size}
+            wanted += [(f"patched-{who}", partial(draw_patched, trace, other, one, **names)) for who, one in chosen]
+        if not sets and other is None:
             wanted += jobs(trace, options, chosen)
             if "drise" in methods_of(trace, options) and chosen:
                 # once for all detections, before the first is drawn

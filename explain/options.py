@@ -191,6 +191,9 @@ class Interventions:
     """csv, npy or json of decoder layers x heads: 1 where a head stays, 0 where it is off."""
     cumulative: bool = False
     """Heads of all decoder layers off one after the other, until none is left."""
+    patch: ReadFile | None = None
+    """Another image, of the same shape: by decoder layer and head, what becomes of a detection's score when this head
+    reads the other image's content at its places."""
 
 
 @dataclass(frozen=True)
@@ -227,7 +230,7 @@ class ExplainOptions(ProgressOption, AnyDetectorOptions):
             what, shown = "html", "the page shows all layers, heads and levels, the class's relevance, nothing off"
             ignored = given.keys() - {"method"}
         elif self.interventions != Interventions():
-            what, shown = "mask", "with masks, boxes and the relevance by layer are drawn"
+            what, shown = "mask", "with masks or another image's content, what these change is drawn"
             ignored = {"method", "layer", "head", "level", "slopes", "together", "samples"}
         else:
             return

@@ -261,3 +261,20 @@ def capture(
                 vars(module)["choose_proposals"] = partial(tape.watch, module.choose_proposals)
                 stack.callback(vars(module).pop, "choose_proposals")
         yield tape
+
+
+@contextmanager
+def held_seeds(model: nn.Module, seeds: Tensor | None) -> Iterator[None]:
+    """A two-stage detector of ours makes its queries of these pixels (B, Q), not of those it would choose, unless None.
+
+    So that a query is the same one before and after something is changed. One of transformers chooses within its own
+    code, and goes on to do so.
+    """
+    with ExitStack() as stack:
+        for module in model.modules():
+            if seeds is not None and getattr(module, "two_stage", False) and hasattr(module, "choose_proposals"):
+                before = vars(module).get("choose_proposals")
+                vars(module)["choose_proposals"] = lambda _: seeds
+                undo = partial(vars(module).pop, "choose_proposals")
+                stack.callback(undo if before is None else partial(vars(module).update, {"choose_proposals": before}))
+        yield
