@@ -18,10 +18,11 @@ const written = (query) => `${className(label(query))} ${score(query).toFixed(2)
 function heatPicture(grid, most) {
   const canvas = make("canvas", { width: gridW, height: gridH });
   const context = canvas.getContext("2d"), image = context.createImageData(gridW, gridH);
-  grid.forEach((value, i) => {
-    const colour = entry(most > 0 ? Math.sqrt(value / most) : 0);
-    image.data.set(heat.subarray(colour, colour + 4), 4 * i);
-  });
+  // a pixel at a time, as the four bytes that it is
+  const pixels = new Uint32Array(image.data.buffer), colours = new Uint32Array(heat.buffer);
+  for (let i = 0; i < pixels.length; i++) {
+    pixels[i] = colours[most > 0 ? Math.round(255 * Math.sqrt(clip(grid[i] / most, 0, 1))) : 0];
+  }
   context.putImageData(image, 0, 0);
   return canvas;
 }
@@ -145,13 +146,14 @@ function drawReference(context, k, query) {
   }
 }
 
-function drawPoints(context, k, query) {
-  const found = [...sampled(query, shownLayers(), chosen(state.heads), chosen(state.levels))];
+function drawPoints(context, k, points) {
   context.lineWidth = 1;
-  for (const { x, y, weight, level } of found.sort((one, two) => one.weight - two.weight)) {  // the heaviest on top
+  for (const { x, y, weight, level } of points.sort((one, two) => one.weight - two.weight)) {  // the heaviest on top
     const root = Math.sqrt(weight);
     fillMark(context, level, x * W * k, y * H * k, 2.6 + 4 * root, colourOf(weightColours, root));
     context.strokeStyle = weight > 0.25 ? "#000" : "rgba(255,255,255,.75)";
     context.stroke();
   }
 }
+
+const shownPoints = (query) => [...sampled(query, shownLayers(), chosen(state.heads), chosen(state.levels))];

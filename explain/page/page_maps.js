@@ -19,7 +19,12 @@ const state = {
   a: meta.selected ?? null, b: null, hover: null, layer: N - 1, all: false, method: meta.methods[0].name,
   heads: Array(HEADS).fill(true), levels: Array(LEVELS).fill(true),
   map: true, points: true, boxes: true, path: false, opacity: 0.8, confidence: meta.confidence,
+  // "queries", or "encoder": then the pixel of one of its levels is shown, and a layer among those that the page holds
+  mode: "queries", pixel: null, pixelLevel: 0, encoderLayer: Math.max(0, (meta.encoder?.layers.length ?? 0) - 1),
 };
+
+// as it opens, which links are told apart from
+const opened = structuredClone(state);
 
 const fromBase64 = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
 
@@ -50,8 +55,22 @@ function* sampled(query, layers, heads, levels) {
     for (const head of heads) {
       for (const level of levels) {
         const first = (head * LEVELS + level) * POINTS;
-        for (let i = first; i < first + POINTS; i++) yield { x: xy[2 * i], y: xy[2 * i + 1], weight: weights[i], level };
+        for (let i = first; i < first + meta.counts[level]; i++) {
+          yield { x: xy[2 * i], y: xy[2 * i + 1], weight: weights[i], layer, head, level, point: i - first };
+        }
       }
+    }
+  }
+}
+
+/** Adds to the tokens around a place of a level what is there of `weight`: to four pixels; what falls outside is lost. */
+function splat(tokens, x, y, level, weight) {
+  const [h, w] = shapes[level], across = x * w - 0.5, down = y * h - 0.5;
+  const left = Math.floor(across), top = Math.floor(down);
+  for (let row = top; row <= top + 1; row++) {
+    for (let column = left; column <= left + 1; column++) {
+      if (column < 0 || row < 0 || column >= w || row >= h) continue;
+      tokens[starts[level] + row * w + column] += weight * (1 - Math.abs(across - column)) * (1 - Math.abs(down - row));
     }
   }
 }
@@ -60,18 +79,7 @@ function* sampled(query, layers, heads, levels) {
 function rawMap(query, layers, heads, levels) {
   const tokens = new Float64Array(TOKENS), share = 1 / (layers.length * heads.length);
   if (arrays.locations) {
-    for (const { x, y, weight, level } of sampled(query, layers, heads, levels)) {
-      // to the four pixels around it; what falls outside is lost
-      const [h, w] = shapes[level], across = x * w - 0.5, down = y * h - 0.5;
-      const left = Math.floor(across), top = Math.floor(down);
-      for (const row of [top, top + 1]) {
-        for (const column of [left, left + 1]) {
-          if (column < 0 || row < 0 || column >= w || row >= h) continue;
-          const part = (1 - Math.abs(across - column)) * (1 - Math.abs(down - row));
-          tokens[starts[level] + row * w + column] += weight * share * part;
-        }
-      }
-    }
+    for (const { x, y, weight, level } of sampled(query, layers, heads, levels)) splat(tokens, x, y, level, weight * share);
     return tokens;
   }
   const d = detection(query);
@@ -90,10 +98,24 @@ function tokenMap(query, method = state.method, layers = shownLayers(), heads = 
   if (method === "raw") return heads.length ? rawMap(query, layers, heads, levels) : new Float64Array(TOKENS);
   const d = detection(query), maps = arrays[method];
   if (d < 0) return null;
+  // by head where the page has it: the mean over those chosen, as of raw attention
+  if (method === "relevance" && heads.length < HEADS && d < meta.by_head) {
+    const tokens = new Float64Array(TOKENS);
+    for (const layer of layers) {
+      for (const head of heads) {
+        const scale = at(arrays.relevance_heads_scale, layer, d)[head] / heads.length;
+        if (scale > 0) at(arrays.relevance_heads, layer, d, head).forEach((value, s) => { tokens[s] += value * scale; });
+      }
+    }
+    return keepLevels(tokens, levels);
+  }
   // over all layers last; rollout has no other
   const layer = maps.shape[0] === 1 ? 0 : layers.length > 1 ? N : layers[0];
   const scale = at(arrays[`${method}_scale`], layer)[d];
-  const tokens = Float64Array.from(at(maps, layer, d), (value) => value * scale);
+  return keepLevels(Float64Array.from(at(maps, layer, d), (value) => value * scale), levels);
+}
+
+function keepLevels(tokens, levels) {
   for (const level of range(LEVELS)) if (!levels.includes(level)) tokens.fill(0, starts[level], starts[level + 1]);
   return tokens;
 }
@@ -121,13 +143,15 @@ function gridMap(tokens) {
   return out;
 }
 
+/** What a key stands for, made once; the last forty are kept. */
 const cache = new Map();
-function cachedMap(query) {
-  const key = [query, state.method, shownLayers(), chosen(state.heads), chosen(state.levels)].join("|");
+function cached(key, make) {
   if (!cache.has(key)) {
     if (cache.size > 40) cache.delete(cache.keys().next().value);
-    const tokens = tokenMap(query), grid = tokens && gridMap(tokens);
-    cache.set(key, { grid, most: grid ? grid.reduce((a, b) => Math.max(a, b), 0) : 0 });
+    const tokens = make(), grid = tokens && gridMap(tokens);
+    cache.set(key, { tokens, grid, most: grid ? grid.reduce((a, b) => Math.max(a, b), 0) : 0 });
   }
   return cache.get(key);
 }
+const cachedMap = (query) => cached([query, state.method, shownLayers(), chosen(state.heads), chosen(state.levels)].join("|"),
+  () => tokenMap(query));
