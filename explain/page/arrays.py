@@ -15,8 +15,8 @@ from ..core.capture import Record
 from ..core.relevance import factors, relevance
 from ..core.trace import AttentionTrace, QueryPrediction
 
-MOST_BYTES = 12_000_000
-"""Of what is held of an encoder, and of relevance by head, each; before it is compressed."""
+MOST_OF_ENCODER, MOST_BY_HEAD = 9_000_000, 3_000_000
+"""Bytes of what is held of an encoder, and of relevance by head, before they are compressed."""
 NEAR, FAR = -1.0, 2.0
 """Sampling locations are held within these, in 65,535 steps; what lies beyond is far outside the image."""
 
@@ -31,7 +31,7 @@ def quantised(name: str, maps: Tensor) -> Arrays:
     return [(name, steps.numpy().astype(np.uint8)), (f"{name}_scale", scale.numpy().astype(np.float32))]
 
 
-def encoder_arrays(trace: AttentionTrace, most: int = MOST_BYTES) -> tuple[dict[str, Any] | None, Arrays]:
+def encoder_arrays(trace: AttentionTrace, most: int = MOST_OF_ENCODER) -> tuple[dict[str, Any] | None, Arrays]:
     """What a page says of an encoder, and its arrays; None for a detector whose encoder's attention is not recorded.
 
     Of E layers the last n are held, as many as fit into `most` bytes. S pixels of all levels, H heads.
@@ -102,7 +102,7 @@ def head_maps(trace: AttentionTrace, prediction: QueryPrediction) -> Tensor:
     return torch.stack(each, 1)
 
 
-def fitting(trace: AttentionTrace, mapped: Sequence[QueryPrediction], most: int = MOST_BYTES) -> int:
+def fitting(trace: AttentionTrace, mapped: Sequence[QueryPrediction], most: int = MOST_BY_HEAD) -> int:
     """Of how many queries relevance by head fits into `most` bytes."""
     each = len(trace.cross_sites) * trace.tape[trace.cross_sites[0]].site.heads * sum(h * w for h, w in trace.shapes)
     return min(len(mapped), most // each)

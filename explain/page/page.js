@@ -1,6 +1,6 @@
 // The two views, the controls beside them, and the keys.
 
-let ranked = [], frame = 0, timer = null;
+let ranked = [], frame = 0, timer = null, marked = [];
 const MOST_NAMES = 60;  // that are written at boxes at once: more cover the image
 const views = {};
 const candidates = () => ranked.filter((query) => score(query) >= state.confidence);
@@ -82,7 +82,7 @@ function drawView(side, most) {
     for (const q of [...others].reverse()) drawBox(context, k, box(q), classColour(label(q)), 2);
     drawNames(context, k, others.slice(0, MOST_NAMES), wide, tall);
   } else {
-    if (state.boxes) for (const q of others) drawBox(context, k, box(q), "rgba(255,255,255,.45)", 1);
+    if (state.boxes) drawOthers(context, k, others);
     if (state.path) drawPath(context, k, query);
     const colour = classColour(label(query));
     if (!state.all && state.layer < N - 1) drawBox(context, k, box(query, state.layer), colour, 2, [6, 4]);
@@ -208,7 +208,7 @@ function makeLine(query) {
     pointerenter: (event) => event.pointerType !== "touch" && hover("a", query),
     pointerleave: () => hover("a", null),
   };
-  return make("li", { id: `query-${query}`, role: "option", on }, swatch,
+  return make("li", { id: `query-${query}`, role: "option", ariaSelected: false, on }, swatch,
     span("name", className(label(query))), span("number", `#${query}`), span("score", score(query).toFixed(2)), pin);
 }
 
@@ -219,11 +219,15 @@ function drawList() {
     list.replaceChildren(...(found.length ? found.map(makeLine) : [make("li", { className: "none" }, "none at this threshold")]));
     $("count").textContent = `${found.length} of ${Q} queries`;
   }
-  for (const query of found) {
-    const line = $(`query-${query}`), shown = { a: state.a, b: state.b, hover: shownQuery("a") };
+  // the few lines that are marked, and those that were: there may be hundreds
+  const shown = { a: state.a, b: state.b, hover: shownQuery("a") };
+  for (const query of new Set([...marked, ...Object.values(shown)])) {
+    const line = $(`query-${query}`);
+    if (!line) continue;
     for (const [name, other] of Object.entries(shown)) line.classList.toggle(name, query === other);
     line.ariaSelected = query === state.a || query === state.b;
   }
+  marked = Object.values(shown);
   if (state.a === null) list.removeAttribute("aria-activedescendant");
   else list.setAttribute("aria-activedescendant", `query-${state.a}`);
 }

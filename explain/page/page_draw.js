@@ -62,9 +62,18 @@ function stroke(context, lines, colour, width, dash = []) {
   context.setLineDash([]);
 }
 
-function drawBox(context, k, corners, colour, width, dash) {
+function outline(k, corners) {
   const [x0, y0, x1, y1] = [...corners].map((value) => value * k), first = [x0, y0];
-  stroke(context, [[first, [x1, y0], [x1, y1], [x0, y1], first]], colour, width, dash);
+  return [first, [x1, y0], [x1, y1], [x0, y1], first];
+}
+
+function drawBox(context, k, corners, colour, width, dash) {
+  stroke(context, [outline(k, corners)], colour, width, dash);
+}
+
+/** Boxes of queries that are not the one looked at, faint; all at once, as there may be hundreds. */
+function drawOthers(context, k, queries) {
+  stroke(context, queries.map((query) => outline(k, box(query))), "rgba(255,255,255,.45)", 1);
 }
 
 const FONT = "12px system-ui, 'Liberation Sans', sans-serif", TEXT_HEIGHT = 17;

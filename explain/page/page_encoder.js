@@ -42,8 +42,7 @@ function encoderRow(token, layers, heads, levels) {
   if (!heads.length) return tokens;
   if (arrays.encoder_rows) {
     for (const layer of layers) {
-      const scale = at(arrays.encoder_rows_scale, layer)[token] / layers.length;
-      at(arrays.encoder_rows, layer, token).forEach((value, s) => { tokens[s] += value * scale; });
+      add(tokens, at(arrays.encoder_rows, layer, token), at(arrays.encoder_rows_scale, layer)[token] / layers.length);
     }
     return keepLevels(tokens, levels);
   }
@@ -96,7 +95,7 @@ function encoderMap(side) {
 function drawEncoder(side, context, k) {
   const level = state.pixelLevel, token = tokenAt(state.pixel, level), [x, y] = placeOf(token, level);
   const [h, w] = shapes[level], half = [W / w / 2, H / h / 2];
-  if (state.boxes) for (const q of candidates()) drawBox(context, k, box(q), "rgba(255,255,255,.45)", 1);
+  if (state.boxes) drawOthers(context, k, candidates());
   if (side === "a" && state.points && arrays.encoder_xy) {
     drawPoints(context, k, [...encoderSampled(token, encoderLayers(), encoderHeads(), chosen(state.levels))]);
   }

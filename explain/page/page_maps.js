@@ -40,8 +40,8 @@ function at(array, ...index) {
   return array.subarray(start, start + rest);
 }
 
-const score = (query, layer = N - 1) => at(arrays.own, layer, query)[0];
-const label = (query, layer = N - 1) => at(arrays.labels, layer, query)[0];
+const score = (query, layer = N - 1) => arrays.own[layer * Q + query];
+const label = (query, layer = N - 1) => arrays.labels[(layer * Q + query) * arrays.labels.shape[2]];
 const className = (index) => meta.names[index] ?? `class ${index}`;
 const box = (query, layer = N - 1) => at(arrays.boxes, layer, query);
 const shownLayers = () => (state.all ? range(N) : [state.layer]);
@@ -75,6 +75,11 @@ function splat(tokens, x, y, level, weight) {
   }
 }
 
+/** Adds values times a factor to tokens. */
+function add(tokens, values, factor) {
+  for (let s = 0; s < tokens.length; s++) tokens[s] += values[s] * factor;
+}
+
 /** Raw attention (S) of a query: the mean over `heads` and `layers`, of `levels` only. */
 function rawMap(query, layers, heads, levels) {
   const tokens = new Float64Array(TOKENS), share = 1 / (layers.length * heads.length);
@@ -87,7 +92,7 @@ function rawMap(query, layers, heads, levels) {
     const parts = d < 0 || heads.length === HEADS
       ? [[at(arrays.mean, layer, query), at(arrays.mean_scale, layer, query)[0] * heads.length]]
       : heads.map((head) => [at(arrays.attention, layer, d, head), at(arrays.attention_scale, layer, d)[head]]);
-    for (const [values, scale] of parts) values.forEach((value, s) => { tokens[s] += value * scale * share; });
+    for (const [values, scale] of parts) add(tokens, values, scale * share);
   }
   return tokens;
 }
@@ -104,7 +109,7 @@ function tokenMap(query, method = state.method, layers = shownLayers(), heads = 
     for (const layer of layers) {
       for (const head of heads) {
         const scale = at(arrays.relevance_heads_scale, layer, d)[head] / heads.length;
-        if (scale > 0) at(arrays.relevance_heads, layer, d, head).forEach((value, s) => { tokens[s] += value * scale; });
+        if (scale > 0) add(tokens, at(arrays.relevance_heads, layer, d, head), scale);
       }
     }
     return keepLevels(tokens, levels);
@@ -121,24 +126,36 @@ function keepLevels(tokens, levels) {
 }
 
 /** For each of `count` places along a side of the image: the two of `size` tokens around it, the second one's share. */
-const between = (count, size) => range(count).map((i) => {
-  const place = clip(((i + 0.5) * size) / count - 0.5, 0, size - 1), first = Math.floor(place);
-  return [first, Math.min(first + 1, size - 1), place - first];
-});
+function between(count, size) {
+  const first = new Int32Array(count), second = new Int32Array(count), share = new Float32Array(count);
+  for (let i = 0; i < count; i++) {
+    const place = clip(((i + 0.5) * size) / count - 0.5, 0, size - 1);
+    first[i] = Math.floor(place);
+    second[i] = Math.min(first[i] + 1, size - 1);
+    share[i] = place - first[i];
+  }
+  return { first, second, share };
+}
+const grids = shapes.map(([h, w]) => [between(gridH, h), between(gridW, w)]);
 
 /** Tokens (S) as a density on the page's grid, per pixel of the image; levels are added. */
 function gridMap(tokens) {
   const out = new Float32Array(gridW * gridH);
   shapes.forEach(([h, w], level) => {
-    const density = (h * w) / (H * W), columns = between(gridW, w), line = new Float32Array(w);
-    between(gridH, h).forEach(([top, bottom, down], y) => {
-      const one = starts[level] + top * w, two = starts[level] + bottom * w;
-      for (let x = 0; x < w; x++) line[x] = (tokens[one + x] * (1 - down) + tokens[two + x] * down) * density;
-      if (line.every((value) => value === 0)) return;
-      columns.forEach(([left, right, across], x) => {
-        out[y * gridW + x] += line[left] + (line[right] - line[left]) * across;
-      });
-    });
+    const density = (h * w) / (H * W), line = new Float32Array(w), [down, across] = grids[level];
+    for (let y = 0; y < gridH; y++) {
+      const one = starts[level] + down.first[y] * w, two = starts[level] + down.second[y] * w, share = down.share[y];
+      let empty = true;
+      for (let x = 0; x < w; x++) {
+        line[x] = (tokens[one + x] * (1 - share) + tokens[two + x] * share) * density;
+        empty &&= line[x] === 0;
+      }
+      if (empty) continue;
+      for (let x = 0, i = y * gridW; x < gridW; x++, i++) {
+        const left = line[across.first[x]];
+        out[i] += left + (line[across.second[x]] - left) * across.share[x];
+      }
+    }
   });
   return out;
 }
@@ -149,7 +166,9 @@ function cached(key, make) {
   if (!cache.has(key)) {
     if (cache.size > 40) cache.delete(cache.keys().next().value);
     const tokens = make(), grid = tokens && gridMap(tokens);
-    cache.set(key, { tokens, grid, most: grid ? grid.reduce((a, b) => Math.max(a, b), 0) : 0 });
+    let most = 0;
+    for (let i = 0; grid && i < grid.length; i++) if (grid[i] > most) most = grid[i];
+    cache.set(key, { tokens, grid, most });
   }
   return cache.get(key);
 }

@@ -21,7 +21,7 @@ from msdeform.train.visual.label_placement import place_labels
 from tests.explain.page.browser import HOSTILE as HOSTILE_NAME
 from tests.explain.page.browser import NARROW, Watched, browser, dark, wider_than_the_window
 from tests.explain.page.test_page import HOSTILE
-from tests.explain.stand_in import StandInTrace, stand_in_maps
+from tests.explain.stand_in import StandInTrace, stand_in_head_maps, stand_in_maps
 from tests.models.tiny import tiny
 from tests.train.visual.test_label_placement import assert_apart_and_inside, random_boxes
 
@@ -35,6 +35,7 @@ DRAWN = "() => new Promise((done) => requestAnimationFrame(() => requestAnimatio
 @pytest.fixture(autouse=True)
 def made_up_maps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(page_module, "layer_maps", stand_in_maps)
+    monkeypatch.setattr(page_module, "head_maps", stand_in_head_maps)
 
 
 Open = Callable[..., Watched]
@@ -202,7 +203,7 @@ def test_two_detections_are_compared_on_one_scale(open_page: Open) -> None:
     watched = open_page(trace)
     page, (first, second) = watched.page, trace.detections()[:2]
     page.locator("#list li").first.click()
-    page.locator("#list li button").nth(1).click()
+    page.locator("#list li .pin").nth(1).click()
     now = state(watched)
     assert (now["a"], now["b"]) == (first.query, second.query)
     assert page.locator(".view canvas").count() == 2
