@@ -41,7 +41,7 @@ class StandInTrace:
         random = torch.Generator().manual_seed(0)
         height, width = size
         shapes = shapes[:1] if dense else shapes
-        levels, tokens = len(shapes), sum(h * w for h, w in shapes)
+        tokens = sum(h * w for h, w in shapes)
         centre = torch.rand(1, queries, 2, generator=random).expand(layers, -1, -1)
         centre = centre + 0.05 * torch.randn(layers, queries, 2, generator=random) * torch.linspace(1, 0, layers).view(
             -1, 1, 1

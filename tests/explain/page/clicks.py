@@ -1,7 +1,7 @@
 """How long a page takes from a click to the drawn view, in headless Chromium: ``python -m tests.explain.page.clicks``.
 
-The page is of random numbers in the size that is named. "script" is what the page computes for a click, "drawn" the time
-until the next frame of the browser that shows it, which comes at most 60 times a second.
+The page is of random numbers in the size that is named. "script" is what the page computes for a click, "drawn" the
+time until the next frame of the browser that shows it, which comes at most 60 times a second.
 """
 
 import statistics
