@@ -216,7 +216,7 @@ function drawList() {
   const found = candidates(), list = $("list");
   if (list.dataset.key !== found.join()) {
     list.dataset.key = found.join();
-    list.replaceChildren(...(found.length ? found.map(makeLine) : [make("li", { className: "none" }, "none at this threshold")]));
+    list.replaceChildren(...(found.length ? found.map(makeLine) : [make("li", { className: "none", role: "option", ariaDisabled: true, ariaSelected: false }, "none at this threshold")]));
     $("count").textContent = `${found.length} of ${Q} queries`;
   }
   // the few lines that are marked, and those that were: there may be hundreds
