@@ -1,34 +1,33 @@
 """The page of `page` for uploaded images, in an interface of gradio in which heads and levels are switched off.
 
+Two images stand side by side, under the same switches; what is switched off gives nothing, or is changed otherwise.
+
 Nothing leaves the machine: no fonts, no analytics, no look for a newer version. Uploads are bounded, and removed after
 an hour and at the end. `Guard` says who is answered.
 """
 
-import base64
 import html
-import io
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import torch
-from PIL import Image
 from torch import Tensor
 
 from ...common.text import counted
+from ...models.attention import MSDeformAttn
 from ...models.inference.images import read_image
 from ...models.inference.predictor import Predictor
 from ...train.serving.guard import Guard, is_loopback, token_for
 from ...train.serving.limits import Refused, open_image
-from ...train.visual.boxes import Box, draw_boxes
-from ..ablation.effects import SAME_OBJECT, pair_detections
-from ..core.masks import Mask
+from ..core.masks import Mask, Mode
 from ..core.sites import sites
 from ..core.trace import AttentionTrace, QueryPrediction
 from ..options import ExploreOptions
+from .became import changes, left_of, report
 from .page import page
 
 HEADINGS = {
@@ -36,7 +35,13 @@ HEADINGS = {
     "decoder.*.self": "Decoder, self-attention",
     "encoder.*.self": "Encoder, self-attention",
 }
-PICTURE = 640
+MODES: dict[Mode, str] = {
+    "zero": "nothing: its weights are zero",
+    "uniform": "the same weight for all",
+    "shuffled": "another query's weights and places",
+    "frozen": "the places that the layer has for every query",
+}
+"""What a part that is switched off gives instead."""
 MOST_BYTES, MOST_PIXELS = 20_000_000, 50_000_000
 """Of an uploaded image."""
 _KEPT = 3600
@@ -47,22 +52,6 @@ _POLICY = (
     "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; frame-src 'self'; manifest-src 'self'; "
     "worker-src 'self'; base-uri 'self'; form-action 'none'; frame-ancestors 'none'"
 )
-
-
-Change = tuple[str, QueryPrediction | None, QueryPrediction | None]
-"""What became of a detection, kept, changed, lost or gained, and it before, if it was there, and after."""
-
-
-def changes(before: Sequence[QueryPrediction], after: Sequence[QueryPrediction]) -> list[Change]:
-    """Detections of one image, best first, paired by `pair_detections`; of another class one is changed."""
-    boxes = [torch.tensor([one.box for one in found]).view(-1, 4) for found in (before, after)]
-    labels = [torch.tensor([one.label for one in found]) for found in (before, after)]
-    matches = pair_detections(boxes[0], labels[0], boxes[1], labels[1])
-    found: list[Change] = []
-    for old, match in zip(before, matches, strict=True):
-        new = None if match is None else after[match]
-        found.append(("lost" if new is None else "kept" if new.label == old.label else "changed", old, new))
-    return [*found, *(("gained", None, new) for place, new in enumerate(after) if place not in matches)]
 
 
 class Switch(NamedTuple):
@@ -84,64 +73,57 @@ def switches(model: Predictor) -> dict[str, list[Switch]]:
     return found
 
 
-def masks_of(rows: Sequence[Switch], ticked: Sequence[Sequence[int]]) -> list[Mask]:
+def modes(model: Predictor) -> list[Mode]:
+    """The modes of `MODES` that act on a model: places are frozen in our own deformable attention alone."""
+    own = any(site.deformable and isinstance(site.module, MSDeformAttn) for site in sites(model).values())
+    return [mode for mode in MODES if own or mode != "frozen"]
+
+
+def masks_of(rows: Sequence[Switch], ticked: Sequence[Sequence[int]], mode: Mode = "zero") -> list[Mask]:
     """The masks for what is not ticked."""
     masks = []
     for (pattern, what, count), on in zip(rows, ticked, strict=True):
         off: dict[str, Any] = {what: tuple(number for number in range(count) if number not in on)}
-        masks += [Mask(pattern, **off)] if off[what] else []
+        masks += [Mask(pattern, mode=mode, **off)] if off[what] else []
     return masks
+
+
+class Visit(NamedTuple):
+    """An uploaded image, and what is detected in it with everything on."""
+
+    image: Tensor
+    name: str
+    found: list[QueryPrediction]
+
+
+class Look(NamedTuple):
+    """One image in the model, under masks or none."""
+
+    found: list[QueryPrediction]
+    """Detections, best first."""
+    text: str
+    """The page."""
+    left: Callable[[QueryPrediction], QueryPrediction]
+    """What is left of a detection that is not found."""
 
 
 def look(
     model: Predictor, options: ExploreOptions, image: Tensor, confidence: float, masks: Sequence[Mask], title: str
-) -> tuple[list[QueryPrediction], str]:
-    """The detections under the masks, best first, and the page of the image as text."""
+) -> Look:
+    """The detections under the masks, best first, and the page of the image. Errors are those of the masks."""
     trace = AttentionTrace(model, image, size=options.image_size, masks=tuple(masks))
     methods = ("raw", "relevance") if options.relevance else ("raw",)
     text = page(trace, confidence=confidence, title=title, methods=methods, most=options.relevance or 20)
-    return trace.detections(confidence), text
+    found = trace.detections(confidence)
+    return Look(found, text, partial(left_of, trace, found))
 
 
 def _frame(text: str) -> str:
-    """A page in a frame of its own, which may run its script and nothing else."""
+    """A page in a frame of its own, which may run its script and save what it shows, and nothing else."""
     return (
-        '<iframe title="What the detector attends to" sandbox="allow-scripts" '
+        '<iframe title="What the detector attends to" sandbox="allow-scripts allow-downloads" '
         'style="width:100%;height:1180px;border:0;border-radius:8px" '
         f'srcdoc="{html.escape(text)}"></iframe>'
-    )
-
-
-def _picture(image: Tensor, found: Sequence[tuple[QueryPrediction, bool]]) -> str:
-    """The image with boxes, dashed where told, as an element."""
-    picture = Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
-    boxes = [Box(one.box, one.label, f"{one.name} {one.score:.2f}", dashed=dashed) for one, dashed in reversed(found)]
-    encoded = io.BytesIO()
-    draw_boxes(picture, boxes, magnify=PICTURE / max(picture.size)).save(encoded, "JPEG", quality=90)
-    data = base64.b64encode(encoded.getvalue()).decode()
-    return f'<img alt="{counted(len(found), "detection")}" style="width:100%" src="data:image/jpeg;base64,{data}">'
-
-
-def report(image: Tensor, found: Sequence[Change], confidence: float) -> str:
-    """Two pictures beside each other, all on and as switched, and a line for every detection, as HTML."""
-    fates = [fate for fate, _, _ in found]
-    counts = ", ".join(f"{fates.count(fate)} {fate}" for fate in ("kept", "changed", "lost", "gained"))
-    before = [(one, fate == "lost") for fate, one, _ in found if one is not None]
-    after = [(one, fate != "kept") for fate, _, one in found if one is not None]
-    pictures = "".join(
-        f'<figure style="flex:1 1 280px;margin:0"><figcaption>{caption}</figcaption>{_picture(image, one)}</figure>'
-        for caption, one in (("All on (dashed: lost)", before), ("As switched (dashed: changed or gained)", after))
-    )
-    lines = ""
-    for fate, *pair in found:
-        cells = ["" if one is None else f"{html.escape(one.name)} {one.score:.2f}" for one in pair]
-        lines += f"<tr><td>{cells[0]}</td><td>{cells[1]}</td><td><b>{fate}</b></td></tr>"
-    return (
-        f"<p>Of detections of at least {confidence:g}: {counts}. A pair overlaps by an IoU of {SAME_OBJECT:g} or more."
-        f'</p><div style="display:flex;flex-wrap:wrap;gap:12px">{pictures}</div>'
-        '<table style="width:100%;table-layout:fixed;overflow-wrap:anywhere"><thead>'
-        "<tr><th>all on</th><th>as switched</th><th></th></tr></thead>"
-        f"<tbody>{lines}</tbody></table>"
     )
 
 
@@ -152,44 +134,70 @@ def interface(model: Predictor, options: ExploreOptions) -> Any:
     grouped = switches(model)
     rows = [switch for group in grouped.values() for switch in group]
 
-    def upload(path: str | None, least: float) -> tuple[Any, ...]:
-        if path is None:
-            return None, "Choose an image.", "", "", ""
+    def explained(path: str, least: float) -> tuple[Visit | None, str, str]:
+        """What is kept of an image, what is said of it, and its page."""
         name = Path(path).name
         try:
             image = read_image(open_image(Path(path).read_bytes(), MOST_PIXELS), name=f"image {name}")
         except Refused as error:
             said = f"image {name} cannot be decoded: {error.sentence.replace('the body', 'it')}"
-            return None, html.escape(said), "", "", ""
+            return None, html.escape(said), ""
         except ValueError as error:
-            return None, html.escape(str(error)), "", "", ""
+            return None, html.escape(str(error)), ""
         except FileNotFoundError:
-            return None, "This image was removed here; choose it again.", "", "", ""
-        found, text = look(model, options, image, least, (), name)
+            return None, "This image was removed here; choose it again.", ""
+        found, text, _ = look(model, options, image, least, (), name)
         said = f"{name}: {counted(len(found), 'detection')} of at least {least:g}."
-        return (image, name, found), html.escape(said), _frame(text), "", ""
+        return Visit(image, name, found), html.escape(said), _frame(text)
 
-    def run_again(visit: Any, least: float, *ticked: list[int]) -> tuple[str, str, str]:
-        if visit is None:
-            return "Choose an image first.", "", ""
-        masks = masks_of(rows, ticked)
+    def upload(path: str | None, least: float) -> tuple[Any, ...]:
+        visit, said, frame = (None, "Choose an image.", "") if path is None else explained(path, least)
+        return visit, said, frame, "", "", ""
+
+    def upload_second(path: str | None, least: float) -> tuple[Any, ...]:
+        # one that is not there says nothing, and takes no room
+        visit, said, frame = (None, gr.skip(), "") if path is None else explained(path, least)
+        return visit, said, gr.update(value=frame, visible=bool(frame)), "", "", ""
+
+    def run_again(
+        one: Visit | None, two: Visit | None, least: float, mode: Mode, *ticked: list[int]
+    ) -> tuple[str, str, str, Any]:
+        nothing = "", "", gr.update(value="", visible=False)
+        if one is None and two is None:
+            return "Choose an image first.", *nothing
+        masks = masks_of(rows, ticked, mode)
         if not masks:
-            return "Every head and level is on: switch one off first.", "", ""
-        image, name, found = visit
-        after, text = look(model, options, image, least, masks, f"{name}, as switched")
+            return "Every head and level is on: switch one off first.", *nothing
+        reports, frames = [], []
+        for visit in (one, two):
+            if visit is None:
+                frames.append("")
+                continue
+            image, name, found = visit
+            try:
+                after, text, left = look(model, options, image, least, masks, f"{name}, as switched")
+            except ValueError as error:
+                return html.escape(str(error)), *nothing
+            title = name if one is not None and two is not None else ""
+            reports.append(report(image, changes(found, after, left), least, title))
+            frames.append(_frame(text))
         off = html.escape(" ".join(map(str, masks)))
-        return f"Off: {off}", report(image, changes(found, after), least), _frame(text)
+        beside = f'<div style="display:flex;flex-wrap:wrap;gap:20px">{"".join(reports)}</div>'
+        return f"Off: {off}", beside, frames[0], gr.update(value=frames[1], visible=bool(frames[1]))
 
     with gr.Blocks(
         title="msdeform explore", analytics_enabled=False, fill_width=True, delete_cache=(_KEPT // 60, _KEPT)
     ) as blocks:
         reached = "on this machine alone" if is_loopback(options.host) else "for all who have its token"
         gr.Markdown(f"# What the detector attends to\n{model.kind}, {reached}.")
-        visit = gr.State(None, time_to_live=_KEPT)
+        visit, second = gr.State(None, time_to_live=_KEPT), gr.State(None, time_to_live=_KEPT)
         with gr.Row():
             with gr.Column(scale=1, min_width=300):
                 file = gr.File(label="Image", type="filepath", height=140, elem_id="image")
+                file_2 = gr.File(label="A second image, beside it", type="filepath", height=140, elem_id="image-2")
                 least = gr.Slider(0, 1, options.confidence, step=0.01, label="Minimum score")
+                choices = [(MODES[one], one) for one in modes(model)]
+                mode = gr.Radio(choices, value="zero", label="What is switched off gives instead", elem_id="mode")
                 boxes: list[Any] = []
                 for pattern, group in grouped.items():
                     with gr.Accordion(HEADINGS[pattern], open=pattern == "decoder.*.cross"):
@@ -207,19 +215,23 @@ def interface(model: Predictor, options: ExploreOptions) -> Any:
             with gr.Column(scale=4, min_width=420):
                 status = gr.HTML("Choose an image.", elem_id="status")
                 with gr.Tabs() as tabs:
-                    with gr.Tab("All on", id="on"):
+                    with gr.Tab("All on", id="on"), gr.Row():
                         shown = gr.HTML(elem_id="page")
+                        shown_2 = gr.HTML(elem_id="page-2", visible=False)
                     with gr.Tab("What became of the detections", id="became"):
                         became = gr.HTML(elem_id="became")
-                    with gr.Tab("As switched", id="switched"):
+                    with gr.Tab("As switched", id="switched"), gr.Row():
                         switched = gr.HTML(elem_id="switched")
+                        switched_2 = gr.HTML(elem_id="switched-2", visible=False)
         # of one id, which one event has at a time
         alone: dict[str, Any] = {"concurrency_id": "detector", "concurrency_limit": 1}
-        uploaded = gr.on(
-            [file.change, least.release], upload, [file, least], [visit, status, shown, became, switched], **alone
+        for on, one, kept, where in ((upload, file, visit, shown), (upload_second, file_2, second, shown_2)):
+            told = [kept, status, where, became, switched, switched_2]
+            uploaded = gr.on([one.change, least.release], on, [one, least], told, **alone)
+            uploaded.then(lambda: gr.Tabs(selected="on"), None, tabs)
+        ran = again.click(
+            run_again, [visit, second, least, mode, *boxes], [status, became, switched, switched_2], **alone
         )
-        uploaded.then(lambda: gr.Tabs(selected="on"), None, tabs)
-        ran = again.click(run_again, [visit, least, *boxes], [status, became, switched], **alone)
         ran.then(lambda: gr.Tabs(selected="became"), None, tabs)
         reset.click(lambda: [list(range(switch.number)) for switch in rows], None, boxes)
     return blocks

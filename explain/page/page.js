@@ -1,10 +1,11 @@
 // The two views, the controls beside them, and the keys.
 
-let ranked = [], frame = 0, timer = null;
+let ranked = [], frame = 0, timer = null, marked = [];
+const MOST_NAMES = 60;  // that are written at boxes at once: more cover the image
 const views = {};
 const candidates = () => ranked.filter((query) => score(query) >= state.confidence);
 const shownQuery = (side) => (state.hover?.side === side ? state.hover.query : state[side]);
-const sides = () => (state.b === null ? ["a"] : ["a", "b"]);
+const sides = () => (state.b === null && !encoderMode() ? ["a"] : ["a", "b"]);
 const shownQueries = () => sides().map(shownQuery).filter((query) => query !== null);
 const methodTitle = () => meta.methods.find(({ name }) => name === state.method).title;
 
@@ -20,20 +21,28 @@ const span = (className, text) => make("span", { className }, text);
 const button = (text, click, properties = {}) => make("button", { type: "button", onclick: click, ...properties }, text);
 
 function makeView(side) {
-  const pointed = (event) => {
+  const place = (event) => {
     const area = canvas.getBoundingClientRect();
-    const x = ((event.clientX - area.left) * W) / area.width, y = ((event.clientY - area.top) * H) / area.height;
+    return [((event.clientX - area.left) * W) / area.width, ((event.clientY - area.top) * H) / area.height];
+  };
+  const pointed = (event) => {
+    const [x, y] = place(event);
     const size = (query) => { const [x0, y0, x1, y1] = box(query); return (x1 - x0) * (y1 - y0); };
     const over = ([x0, y0, x1, y1]) => x >= x0 && x <= x1 && y >= y0 && y <= y1;
     return candidates().filter((q) => over(box(q))).sort((one, two) => size(one) - size(two))[0] ?? null;
   };
   const clicked = (event) => {
+    if (encoderMode()) {
+      state.pixel = place(event).map((value, i) => clip(value, 0, [W, H][i] - 1));
+      return redraw();
+    }
     const query = pointed(event);
     if (event.shiftKey && query !== null) select("b", query);
     else if (side === "a" || query !== null) select(side, query);
+    return undefined;
   };
   const canvas = make("canvas", { role: "img", style: `aspect-ratio: ${W} / ${H}; --ratio: ${W / H}`, on: {
-    pointermove: (event) => event.pointerType !== "touch" && hover(side, pointed(event)),
+    pointermove: (event) => event.pointerType !== "touch" && !encoderMode() && hover(side, pointed(event)),
     pointerleave: () => hover(side, null),
     click: clicked,
   } });
@@ -58,29 +67,40 @@ function drawView(side, most) {
   context.setTransform(ratio, 0, 0, ratio, 0, 0);
   context.imageSmoothingQuality = "high";
   context.drawImage(picture, 0, 0, wide, tall);
-  const grid = query !== null && state.map && cachedMap(query).grid;
+  const grid = state.map && mapOf(side)?.grid;
   if (grid) {
     context.globalAlpha = state.opacity;
     context.drawImage(heatPicture(grid, most), 0, 0, wide, tall);
     context.globalAlpha = 1;
   }
+  if (encoderMode()) {
+    drawEncoder(side, context, k);
+    return describeEncoder(views[side], side);
+  }
   const others = candidates().filter((q) => q !== query);
   if (query === null) {
     for (const q of [...others].reverse()) drawBox(context, k, box(q), classColour(label(q)), 2);
-    drawNames(context, k, others, wide, tall);
+    drawNames(context, k, others.slice(0, MOST_NAMES), wide, tall);
   } else {
-    if (state.boxes) for (const q of others) drawBox(context, k, box(q), "rgba(255,255,255,.45)", 1);
+    if (state.boxes) drawOthers(context, k, others);
     if (state.path) drawPath(context, k, query);
     const colour = classColour(label(query));
     if (!state.all && state.layer < N - 1) drawBox(context, k, box(query, state.layer), colour, 2, [6, 4]);
     drawBox(context, k, box(query), colour, 2);
     if (state.points && arrays.locations) {
-      drawPoints(context, k, query);
+      drawPoints(context, k, shownPoints(query));
       drawReference(context, k, query);
     }
     drawNames(context, k, [query], wide, tall);
   }
-  describe(views[side], side, query);
+  return describe(views[side], side, query);
+}
+
+/** What a view shows in colour, or null where it shows no query. */
+function mapOf(side) {
+  if (encoderMode()) return encoderMap(side);
+  const query = shownQuery(side);
+  return query === null ? null : cachedMap(query);
 }
 
 function describe(view, side, query) {
@@ -120,20 +140,36 @@ function drawNow() {
   frame = 0;
   $("figures").replaceChildren(...sides().map((side) => views[side].figure));
   // two maps beside each other have one scale
-  const maps = state.map ? shownQueries().map(cachedMap) : [];
+  const maps = state.map ? sides().map(mapOf).filter((map) => map !== null) : [];
   const most = Math.max(0, ...maps.map((map) => map.most));
   for (const side of sides()) drawView(side, most);
   drawLegend(maps.some((map) => map.grid) ? most : null);
   drawList();
-  $("layer").value = state.layer;
-  $("layer").disabled = $("all").checked = state.all;
-  $("layer-name").textContent = state.all ? `all ${N} layers` : `decoder layer ${state.layer} of 0 to ${N - 1}`;
-  $("query").value = shownQuery("a") ?? "";
+  drawControls();
   $("status").textContent = remark();
+  keepLink();
   window.msdeform.drawn += 1;
 }
 
+/** What stands in the controls beside the views, as it is now. */
+function drawControls() {
+  const [layer, count] = encoderMode() ? [state.encoderLayer, encoder.layers.length] : [state.layer, N];
+  Object.assign($("layer"), { max: count - 1, value: layer, disabled: state.all });
+  $("all").checked = state.all;
+  $("layer-name").textContent = encoderMode() ? encoderLayerName()
+    : state.all ? `all ${N} layers` : `decoder layer ${state.layer} of 0 to ${N - 1}`;
+  $("query").value = shownQuery("a") ?? "";
+  Object.assign($("pin"), { ariaPressed: state.b !== null, disabled: state.a === null });
+  $("detections").hidden = $("methods").hidden = encoderMode();
+  $("pixel").hidden = !encoderMode();
+  for (const mode of ["queries", "encoder"]) $(`mode-${mode}`).ariaPressed = state.mode === mode;
+  if (encoderMode()) [$("pixel-x").value, $("pixel-y").value] = state.pixel.map(Math.round);
+}
+
 function remark() {
+  if (encoderMode()) {
+    return arrays.encoder_rows ? "Of this encoder the page holds the mean over all heads only." : "";
+  }
   const missing = state.map ? shownQueries().filter((query) => !cachedMap(query).grid) : [];
   if (missing.length) {
     return `${methodTitle()} was computed for ${meta.mapped.length} of ${Q} queries, not for query ${missing.join(", ")}.`;
@@ -141,6 +177,9 @@ function remark() {
   for (const [what, switches] of [["head", state.heads], ["level", state.levels]]) {
     if (!switches.includes(true)) return `Every ${what} is off: nothing to show.`;
   }
+  const whole = state.map && state.method === "relevance" && state.heads.includes(false)
+    && shownQueries().filter((query) => detection(query) >= meta.by_head);
+  if (whole && whole.length) return `Of query ${whole.join(", ")} the page holds relevance over all heads only.`;
   const partial = !arrays.locations && shownQueries().some((query) => detection(query) < 0);
   return partial ? "Of this query the page holds the mean over all heads only." : "";
 }
@@ -150,24 +189,26 @@ function drawTicks(id, ticks) {
 }
 
 function drawLegend(most) {
-  const unit = ["raw", "rollout"].includes(state.method) ? ", 1 where spread evenly" : ": the total if the whole image were this high";
-  $("about-map").textContent = `${methodTitle()}${most ? unit : ""}, square-root scale`;
+  const even = encoderMode() || ["raw", "rollout"].includes(state.method);
+  const unit = even ? ", 1 where spread evenly" : ": the total if the whole image were this high";
+  $("about-map").textContent = `${encoderMode() ? "the encoder's attention" : methodTitle()}${most ? unit : ""}, square-root scale`;
   const per = (value) => `${Number((value * W * H).toPrecision(3))}`;
   drawTicks("ticks-map", most ? [[0, "0"], [0.5, per(most / 4)], [1, per(most)]] : [[0, "0"], [1, "largest"]]);
 }
 
 function makeLine(query) {
   const swatch = make("span", { className: "swatch", style: `background: ${classColour(label(query))}` });
-  const pin = button("B", (event) => {
+  // for the pointer alone: the keys have b, and the button below the list; an option of a list holds no control
+  const pin = make("span", { className: "pin", title: "Compare with this one", ariaHidden: true, onclick: (event) => {
     event.stopPropagation();
     select("b", state.b === query ? null : query);
-  }, { tabIndex: -1, title: "Compare with this one" });
+  } }, "B");
   const on = {
     click: () => select("a", query),
     pointerenter: (event) => event.pointerType !== "touch" && hover("a", query),
     pointerleave: () => hover("a", null),
   };
-  return make("li", { id: `query-${query}`, role: "option", on }, swatch,
+  return make("li", { id: `query-${query}`, role: "option", ariaSelected: false, on }, swatch,
     span("name", className(label(query))), span("number", `#${query}`), span("score", score(query).toFixed(2)), pin);
 }
 
@@ -175,14 +216,18 @@ function drawList() {
   const found = candidates(), list = $("list");
   if (list.dataset.key !== found.join()) {
     list.dataset.key = found.join();
-    list.replaceChildren(...(found.length ? found.map(makeLine) : [make("li", { className: "none" }, "none at this threshold")]));
+    list.replaceChildren(...(found.length ? found.map(makeLine) : [make("li", { className: "none", role: "option", ariaDisabled: true, ariaSelected: false }, "none at this threshold")]));
     $("count").textContent = `${found.length} of ${Q} queries`;
   }
-  for (const query of found) {
-    const line = $(`query-${query}`), shown = { a: state.a, b: state.b, hover: shownQuery("a") };
+  // the few lines that are marked, and those that were: there may be hundreds
+  const shown = { a: state.a, b: state.b, hover: shownQuery("a") };
+  for (const query of new Set([...marked, ...Object.values(shown)])) {
+    const line = $(`query-${query}`);
+    if (!line) continue;
     for (const [name, other] of Object.entries(shown)) line.classList.toggle(name, query === other);
     line.ariaSelected = query === state.a || query === state.b;
   }
+  marked = Object.values(shown);
   if (state.a === null) list.removeAttribute("aria-activedescendant");
   else list.setAttribute("aria-activedescendant", `query-${state.a}`);
 }
@@ -202,13 +247,16 @@ function select(side, query) {
 }
 
 function setLayer(layer) {
-  Object.assign(state, { layer: clip(layer, 0, N - 1), all: false });
+  if (encoderMode()) Object.assign(state, { encoderLayer: clip(layer, 0, encoder.layers.length - 1), all: false });
+  else Object.assign(state, { layer: clip(layer, 0, N - 1), all: false });
   redraw();
 }
+const layerNow = () => (encoderMode() ? state.encoderLayer : state.layer);
+const nextLayer = () => setLayer((layerNow() + 1) % (encoderMode() ? encoder.layers.length : N));
 
 function play(on = timer === null) {
   clearInterval(timer);
-  timer = on ? setInterval(() => setLayer((state.layer + 1) % N), 900) : null;
+  timer = on ? setInterval(nextLayer, 900) : null;
   Object.assign($("play"), { ariaPressed: on, textContent: on ? "Stop" : "Play" });
 }
 
@@ -218,14 +266,15 @@ function setAll(on) {
   redraw();
 }
 
-/** A checkbox for each of a list of switches, with what stands beside it, and buttons for all and none. */
-function makeSwitches(id, switches, describeOne) {
-  const boxes = switches.map((on, i) => make("input", { type: "checkbox", checked: on, onchange: (event) => {
-    switches[i] = event.target.checked;
+/** A checkbox for each head or level, with what stands beside it, and buttons for all and none. */
+function makeSwitches(id, describeOne) {
+  const boxes = state[id].map((on, i) => make("input", { type: "checkbox", checked: on, onchange: (event) => {
+    state[id][i] = event.target.checked;
     redraw();
   } }));
   const every = (on) => {
-    boxes.forEach((input, i) => { input.checked = switches[i] = on; });
+    state[id].fill(on);
+    showChoices();
     redraw();
   };
   $(id).append(...boxes.map((input, i) => make("label", {}, input, " ", ...describeOne(i))));
@@ -260,38 +309,78 @@ function chooseQuery(event) {
   return undefined;
 }
 
+/** One head alone: the first, then the one after it, and after the last all of them. */
+function nextHead() {
+  const on = chosen(state.heads), next = on.length === 1 ? on[0] + 1 : 0;
+  state.heads.fill(next === HEADS);
+  if (next < HEADS) state.heads[next] = true;
+  showChoices();
+  redraw();
+}
+
+const pin = () => select("b", state.b === null ? shownQuery("a") : null);
+
+/** Buttons, boxes and sliders as the state is: after it was changed by other means. */
+function showChoices() {
+  for (const { name } of meta.methods) $(`method-${name}`).ariaPressed = name === state.method;
+  for (const name of ["map", "points", "boxes", "path"]) $(`show-${name}`).checked = state[name];
+  for (const name of ["opacity", "confidence"]) {
+    $(name).value = state[name];
+    $(`${name}-value`).textContent = state[name].toFixed(2);
+  }
+  for (const name of ["heads", "levels"]) {
+    $(name).querySelectorAll("input").forEach((input, i) => { input.checked = state[name][i]; });
+  }
+  $("pixel-level").value = state.pixelLevel;
+}
+
+function setUpEncoder() {
+  $("modes").hidden = !encoder;
+  const note = meta.encoder?.note ?? "";
+  Object.assign($("encoder-note"), { textContent: note, hidden: !note });
+  if (!encoder) return;
+  for (const mode of ["queries", "encoder"]) $(`mode-${mode}`).onclick = () => setMode(mode);
+  $("pixel-level").append(...range(LEVELS).map((i) => make("option", { value: i }, `${i} (${shapes[i][1]}×${shapes[i][0]})`)));
+  $("pixel-level").onchange = (event) => { state.pixelLevel = Number(event.target.value); redraw(); };
+  [["pixel-x", W], ["pixel-y", H]].forEach(([id, side], i) => Object.assign($(id), { max: side - 1, onchange: (event) => {
+    state.pixel[i] = clip(Number(event.target.value) || 0, 0, side - 1);
+    redraw();
+  } }));
+}
+
 function setUp() {
   for (const side of ["a", "b"]) views[side] = makeView(side);
   $("about").textContent = meta.about;
   $("exactness").textContent = meta.exactness;
-  Object.assign($("layer"), { max: N - 1, oninput: (event) => { play(false); setLayer(Number(event.target.value)); } });
-  $("back").onclick = () => setLayer(state.layer - 1);
-  $("forth").onclick = () => setLayer(state.layer + 1);
+  Object.assign($("layer"), { oninput: (event) => { play(false); setLayer(Number(event.target.value)); } });
+  $("back").onclick = () => setLayer(layerNow() - 1);
+  $("forth").onclick = () => setLayer(layerNow() + 1);
   $("play").onclick = () => play();
   $("all").onchange = (event) => setAll(event.target.checked);
   Object.assign($("query"), { max: Q - 1, onchange: chooseQuery });
+  $("pin").onclick = pin;
+  setUpEncoder();
+  setUpSharing();
   for (const name of ["map", "points", "boxes", "path"]) {
     $(`show-${name}`).onchange = (event) => { state[name] = event.target.checked; redraw(); };
-    state[name] = $(`show-${name}`).checked;
   }
   for (const name of ["opacity", "confidence"]) {
-    const show = () => { $(`${name}-value`).textContent = state[name].toFixed(2); };
-    Object.assign($(name), { value: state[name], oninput: (event) => { state[name] = Number(event.target.value); show(); redraw(); } });
-    show();
+    $(name).oninput = (event) => { state[name] = Number(event.target.value); showChoices(); redraw(); };
   }
   // buttons, not radio buttons: those take the arrow keys, which step through layers and detections
-  const methods = meta.methods.map(({ name, title }) => button(title, (event) => {
+  $("methods").append(...meta.methods.map(({ name, title }) => button(title, () => {
     state.method = name;
-    for (const other of methods) other.ariaPressed = other === event.currentTarget;
+    showChoices();
     redraw();
-  }, { ariaPressed: name === state.method }));
-  $("methods").append(...methods);
+  }, { id: `method-${name}` })));
   const points = Boolean(arrays.locations), size = (level) => `${shapes[level][1]}×${shapes[level][0]}`;
-  const heads = makeSwitches("heads", state.heads, (i) => [`${i}`]);
-  makeSwitches("levels", state.levels, (i) => [...(points ? [markIcon(i)] : []), ` ${i} (${size(i)})`]);
+  const heads = makeSwitches("heads", (i) => [`${i}`]);
+  $("heads").querySelector("legend").append(button("one", () => nextHead(), { ariaLabel: "one head alone, the next" }));
+  makeSwitches("levels", (i) => [...(points ? [markIcon(i)] : []), ` ${i} (${size(i)})`]);
   if (meta.methods.length > 1) {
+    const relevant = meta.by_head ? " and relevance" : "";
     $("heads").append(span("note", points
-      ? "Heads act on points and raw attention; levels on every map." : "Heads act on raw attention."));
+      ? `Heads act on points, raw attention${relevant}; levels on every map.` : `Heads act on raw attention${relevant}.`));
   }
   $("levels").hidden = LEVELS === 1;
   gradient("bar-weights", weightColours);
@@ -307,7 +396,7 @@ function setUp() {
 }
 
 function key(event, heads) {
-  const typing = event.target.matches("input[type=number], input[type=range]") && event.key !== "Escape";
+  const typing = event.target.matches("input[type=number], input[type=range], input[type=text], select") && event.key !== "Escape";
   if (event.ctrlKey || event.altKey || event.metaKey || typing) return;
   const found = candidates(), here = found.indexOf(state.a);
   const step = (to) => {
@@ -315,15 +404,22 @@ function key(event, heads) {
     select("a", found[clip(to, 0, found.length - 1)]);
     $(`query-${state.a}`)?.scrollIntoView({ block: "nearest" });
   };
+  const pixel = encoderMode();
   const actions = {
-    ArrowLeft: () => setLayer(state.layer - 1),
-    ArrowRight: () => setLayer(state.layer + 1),
-    ArrowUp: () => step(here - 1),
-    ArrowDown: () => step(here + 1),
+    ArrowLeft: () => (pixel ? movePixel(-1, 0) : setLayer(layerNow() - 1)),
+    ArrowRight: () => (pixel ? movePixel(1, 0) : setLayer(layerNow() + 1)),
+    ArrowUp: () => (pixel ? movePixel(0, -1) : step(here - 1)),
+    ArrowDown: () => (pixel ? movePixel(0, 1) : step(here + 1)),
+    ",": () => setLayer(layerNow() - 1),
+    ".": () => setLayer(layerNow() + 1),
     p: () => play(),
     a: () => setAll(!state.all),
-    b: () => select("b", state.b === null ? shownQuery("a") : null),
-    Escape: () => select(state.b === null ? "a" : "b", null),
+    b: () => !pixel && pin(),
+    e: () => setMode(pixel ? "queries" : "encoder"),
+    h: () => nextHead(),
+    m: () => nextMethod(),
+    "?": () => toggleHelp(),
+    Escape: () => (pixel ? setMode("queries") : select(state.b === null ? "a" : "b", null)),
   };
   if (event.key in actions) {
     event.preventDefault();
@@ -331,8 +427,21 @@ function key(event, heads) {
   } else if (/^[1-9]$/.test(event.key)) heads[Number(event.key) - 1]?.click();
 }
 
+function nextMethod() {
+  const place = meta.methods.findIndex(({ name }) => name === state.method);
+  state.method = meta.methods[(place + 1) % meta.methods.length].name;
+  showChoices();
+  redraw();
+}
+
+function toggleHelp() {
+  $("help").open = !$("help").open;
+  $("help").scrollIntoView({ block: "nearest" });
+  $("help").querySelector("summary").focus();
+}
+
 // for the browser's console, and for tests
-window.msdeform = { meta, state, drawn: 0, tokenMap, gridMap, redraw };
+window.msdeform = { meta, state, drawn: 0, tokenMap, gridMap, encoderRow, encoderColumn, redraw };
 window.msdeform.ready = (async () => {
   picture = Object.assign(new Image(), { src: meta.image });
   const unpacked = Object.entries(meta.arrays).map(async ([name, packed]) => [name, await unpack(packed)]);
@@ -341,6 +450,8 @@ window.msdeform.ready = (async () => {
   meta.arrays = null;
   ranked = range(Q).sort((one, two) => score(two) - score(one));
   setUp();
+  openLink();
+  showChoices();
   drawNow();
   window.msdeform.loaded = performance.now();
 })().catch((error) => {

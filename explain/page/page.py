@@ -28,8 +28,9 @@ from ..core.trace import AttentionTrace, QueryPrediction
 from ..figures.heat import heat_colours
 from ..figures.points import point_colours, stack_references
 from ..options import METHOD_TITLES, PIXEL_METHODS
+from .arrays import FAR, NEAR, encoder_arrays, fitting, head_maps, quantised
 
-SCRIPTS = ("page_maps.js", "page_draw.js", "page.js")
+SCRIPTS = ("page_maps.js", "page_draw.js", "page_encoder.js", "page_share.js", "page.js")
 LONGEST_IMAGE = 1600
 CLASSES_KEPT = 5
 
@@ -83,7 +84,11 @@ def page(
     mapped = [*first, *others][:count]
     meta = _description(trace, mapped, methods) | {"selected": first[0].query if first else None}
     meta |= {"confidence": confidence, "image": _data_url(trace.image)}
-    meta["arrays"] = {name: _packed(array) for name, array in _arrays(trace, mapped, methods)}
+    by_head = fitting(trace, mapped) if "relevance" in methods else 0
+    about, arrays = encoder_arrays(trace)
+    meta |= {"by_head": by_head, "encoder": about and about | {"near": NEAR, "far": FAR}}
+    arrays += _arrays(trace, mapped, methods, by_head)
+    meta["arrays"] = {name: _packed(array) for name, array in arrays}
     return _filled(title or "Image", meta)
 
 
@@ -112,6 +117,8 @@ def _description(trace: AttentionTrace, mapped: Sequence[QueryPrediction], metho
         "heads": site.heads,
         "levels": site.levels,
         "points": site.points,
+        # of each level, where they differ; the rest of its places is empty
+        "counts": list(site.counts or (site.points,) * site.levels),
         "names": list(trace.model.categories or []),
         "mapped": [prediction.query for prediction in mapped],
         "mapped_classes": [prediction.label for prediction in mapped],
@@ -121,7 +128,7 @@ def _description(trace: AttentionTrace, mapped: Sequence[QueryPrediction], metho
 
 
 def _arrays(
-    trace: AttentionTrace, mapped: Sequence[QueryPrediction], methods: Sequence[str]
+    trace: AttentionTrace, mapped: Sequence[QueryPrediction], methods: Sequence[str], by_head: int
 ) -> Iterator[tuple[str, np.ndarray]]:
     """The page's arrays by name. N decoder layers, Q queries, D of them mapped, H heads, S tokens, K classes kept."""
     scores = trace.layer_scores.detach().float().cpu()  # (N, Q, classes)
@@ -146,7 +153,15 @@ def _arrays(
     for method in methods:
         if method != "raw":
             # (N + 1, D, S), over all layers last; of rollout (1, D, S)
-            yield from quantised(method, torch.stack([layer_maps(trace, one, method) for one in mapped], 1))
+            # and of relevance, of the first `by_head` of them, by head (N, by_head, H, S), whose mean is the first
+            found, heads = [], []
+            for place, one in enumerate(mapped):
+                found.append(layer_maps(trace, one, method))
+                if method == "relevance" and place < by_head:
+                    heads.append(head_maps(trace, one))  # by the same backward pass
+            yield from quantised(method, torch.stack(found, 1))
+            if heads:
+                yield from quantised("relevance_heads", torch.stack(heads, 1))
 
 
 def layer_maps(trace: AttentionTrace, prediction: QueryPrediction, method: str) -> Tensor:
@@ -159,14 +174,6 @@ def layer_maps(trace: AttentionTrace, prediction: QueryPrediction, method: str) 
     else:
         maps = torch.stack([token_map(trace, prediction, method, layer=n) for n in range(len(trace.cross_sites))])
     return torch.cat([maps, maps.sum(0, keepdim=True)])
-
-
-def quantised(name: str, maps: Tensor) -> list[tuple[str, np.ndarray]]:
-    """Maps (..., S) >= 0 as uint8 (..., S), and as NAME_scale what one step is worth: 1/255 of each map's maximum."""
-    maps = maps.detach().double().cpu().clamp(min=0)
-    scale = maps.amax(-1) / 255
-    steps = torch.where(scale[..., None] > 0, maps / scale[..., None], 0.0).round()
-    return [(name, steps.numpy().astype(np.uint8)), (f"{name}_scale", scale.numpy().astype(np.float32))]
 
 
 def _float32(tensor: Tensor) -> np.ndarray:

@@ -18,10 +18,11 @@ const written = (query) => `${className(label(query))} ${score(query).toFixed(2)
 function heatPicture(grid, most) {
   const canvas = make("canvas", { width: gridW, height: gridH });
   const context = canvas.getContext("2d"), image = context.createImageData(gridW, gridH);
-  grid.forEach((value, i) => {
-    const colour = entry(most > 0 ? Math.sqrt(value / most) : 0);
-    image.data.set(heat.subarray(colour, colour + 4), 4 * i);
-  });
+  // a pixel at a time, as the four bytes that it is
+  const pixels = new Uint32Array(image.data.buffer), colours = new Uint32Array(heat.buffer);
+  for (let i = 0; i < pixels.length; i++) {
+    pixels[i] = colours[most > 0 ? Math.round(255 * Math.sqrt(clip(grid[i] / most, 0, 1))) : 0];
+  }
   context.putImageData(image, 0, 0);
   return canvas;
 }
@@ -61,9 +62,18 @@ function stroke(context, lines, colour, width, dash = []) {
   context.setLineDash([]);
 }
 
-function drawBox(context, k, corners, colour, width, dash) {
+function outline(k, corners) {
   const [x0, y0, x1, y1] = [...corners].map((value) => value * k), first = [x0, y0];
-  stroke(context, [[first, [x1, y0], [x1, y1], [x0, y1], first]], colour, width, dash);
+  return [first, [x1, y0], [x1, y1], [x0, y1], first];
+}
+
+function drawBox(context, k, corners, colour, width, dash) {
+  stroke(context, [outline(k, corners)], colour, width, dash);
+}
+
+/** Boxes of queries that are not the one looked at, faint; all at once, as there may be hundreds. */
+function drawOthers(context, k, queries) {
+  stroke(context, queries.map((query) => outline(k, box(query))), "rgba(255,255,255,.45)", 1);
 }
 
 const FONT = "12px system-ui, 'Liberation Sans', sans-serif", TEXT_HEIGHT = 17;
@@ -145,13 +155,14 @@ function drawReference(context, k, query) {
   }
 }
 
-function drawPoints(context, k, query) {
-  const found = [...sampled(query, shownLayers(), chosen(state.heads), chosen(state.levels))];
+function drawPoints(context, k, points) {
   context.lineWidth = 1;
-  for (const { x, y, weight, level } of found.sort((one, two) => one.weight - two.weight)) {  // the heaviest on top
+  for (const { x, y, weight, level } of points.sort((one, two) => one.weight - two.weight)) {  // the heaviest on top
     const root = Math.sqrt(weight);
     fillMark(context, level, x * W * k, y * H * k, 2.6 + 4 * root, colourOf(weightColours, root));
     context.strokeStyle = weight > 0.25 ? "#000" : "rgba(255,255,255,.75)";
     context.stroke();
   }
 }
+
+const shownPoints = (query) => [...sampled(query, shownLayers(), chosen(state.heads), chosen(state.levels))];

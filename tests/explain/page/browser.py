@@ -1,7 +1,7 @@
 """A headless browser for tests, which tells of every error and every request that a page makes."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,6 +29,10 @@ class Watched:
     def hosts(self) -> set[str]:
         """Of the requests; a file has none."""
         return {urlsplit(url).hostname or "" for url in self.requests}
+
+
+Open = Callable[..., Watched]
+"""Of `conftest.open_page`."""
 
 
 def wider_than_the_window(page: Any) -> list[str]:

@@ -16,7 +16,9 @@ from msdeform.explain.core.masks import Mask
 from msdeform.explain.core.trace import AttentionTrace, QueryPrediction
 from msdeform.explain.options import ExploreOptions
 from msdeform.explain.page import interface as page_interface
-from msdeform.explain.page.interface import changes, interface, look, masks_of, report, serving, switches
+from msdeform.explain.page.became import changes, in_words, left_of, report
+from msdeform.explain.page.interface import MODES, interface, look, masks_of, modes, serving, switches
+from tests.explain.stand_in import StandInTrace
 from tests.models.tiny import tiny
 
 
@@ -33,7 +35,9 @@ def test_detections_are_paired_by_place_and_then_by_class() -> None:
         prediction(8, 2, 201),
         prediction(5, 1, 500),
     ]
-    found = [(fate, old and old.query, new and new.query) for fate, old, new in changes(before, after)]
+    found = [
+        (one.fate, one.before and one.before.query, one.after and one.after.query) for one in changes(before, after)
+    ]
     assert found == [
         ("lost", 0, None),
         ("changed", 1, 1),
@@ -45,14 +49,14 @@ def test_detections_are_paired_by_place_and_then_by_class() -> None:
 
 
 def test_a_pair_of_one_class_goes_before_a_closer_one_of_another() -> None:
-    fate, _, after = changes([prediction(0, 0, 0)], [prediction(1, 1, 0), prediction(2, 0, 2)])[0]
+    fate, _, after, _ = changes([prediction(0, 0, 0)], [prediction(1, 1, 0), prediction(2, 0, 2)])[0]
     assert (fate, after and after.query) == ("kept", 2)
 
 
 @pytest.mark.parametrize(("before", "after"), [([], [1]), ([1], [])])
 def test_nothing_before_or_after_is_all_gained_or_lost(before: list[int], after: list[int]) -> None:
     found = changes([prediction(q, 0, 0) for q in before], [prediction(q, 0, 0) for q in after])
-    assert [fate for fate, _, _ in found] == (["lost"] if before else ["gained"])
+    assert [one.fate for one in found] == (["lost"] if before else ["gained"])
 
 
 def test_the_report_counts_and_escapes() -> None:
@@ -61,9 +65,48 @@ def test_the_report_counts_and_escapes() -> None:
         changes([prediction(0, 0, 0), prediction(1, 1, 100)], [prediction(0, 0, 0)]),
         0.5,
     )
-    assert "1 kept, 0 changed, 1 lost, 0 gained" in text
+    assert "2 detections of at least 0.5 before, 1 after. 1 of 2 lost: class &lt;1&gt; 0.90." in text
     assert "class &lt;1&gt; 0.90" in text
     assert "<1>" not in text
+
+
+def test_what_changed_is_said_in_words() -> None:
+    before = [prediction(0, 0, 0, 0.91), prediction(1, 1, 100, 0.8), prediction(2, 2, 200), prediction(3, 2, 300, 0.7)]
+    after = [prediction(1, 0, 100, 0.6), prediction(2, 2, 200, 0.5), prediction(3, 2, 300), prediction(4, 1, 900, 0.55)]
+    left = prediction(5, 0, 0, 0.32)
+    assert in_words(changes(before, after, lambda lost: left), 0.5) == (
+        "4 detections of at least 0.5 before, 4 after. 1 of 4 lost: class <0> 0.91 → 0.32. "
+        "1 of 4 of another class now: class <1> 0.80 → class <0> 0.60. 1 gained: class <1> 0.55. "
+        "2 kept; their scores changed by -0.10 in the mean, most class <2> 0.90 → 0.50."
+    )
+    assert in_words(changes(before, before), 0.5) == (
+        "4 detections of at least 0.5 before, 4 after. The scores of the 4 kept are as before."
+    )
+    assert in_words(changes([], []), 0.25) == "Nothing is detected with at least 0.25, before or after."
+    many = [prediction(q, 0, 50.0 * q) for q in range(6)]
+    assert in_words(changes(many, []), 0.5).endswith("6 of 6 lost: " + "class <0> 0.90, " * 4 + "and 2 more.")
+
+
+def test_what_is_left_of_a_lost_detection_is_its_class_at_its_place() -> None:
+    trace = StandInTrace(queries=4)
+    # three queries at one place, of which one is detected as something; a fourth elsewhere, the surest of the class
+    trace.layer_boxes[-1] = torch.tensor([[0.0, 0, 20, 20], [1, 0, 20, 20], [0, 1, 20, 20], [40, 20, 60, 40]])
+    trace.layer_scores[-1] = torch.tensor([[0.1, 0.9, 0], [0.2, 0, 0], [0.3, 0, 0.4], [0.5, 0, 0]])
+    found, lost = [trace.prediction(0)], prediction(9, 0, 0)
+    lost = QueryPrediction(9, 0, "cat", 0.9, (0.0, 0.0, 20.0, 20.0))
+    trace.prediction = lambda query, label: (query, label)  # type: ignore[method-assign]
+    assert left_of(trace, found, lost) == (2, 0)
+    elsewhere = QueryPrediction(9, 0, "cat", 0.9, (200.0, 0.0, 220.0, 20.0))
+    trace.nearest = lambda box: found[0]  # type: ignore[attr-defined]
+    assert left_of(trace, found, elsewhere) == (0, 0)
+
+
+def test_modes_are_those_that_act_on_the_model() -> None:
+    assert modes(tiny("deformable")) == list(MODES) == ["zero", "uniform", "shuffled", "frozen"]
+    assert modes(tiny("detr")) == ["zero", "uniform", "shuffled"]  # which samples no places
+    rows = switches(tiny("deformable"))["decoder.*.cross"]
+    on = [list(range(row.number)) for row in rows]
+    assert masks_of(rows, [[1], *on[1:]], "uniform") == [Mask("decoder.0.cross", heads=(0,), mode="uniform")]
 
 
 def test_switches_become_masks() -> None:
@@ -87,12 +130,12 @@ def options(**changed: Any) -> ExploreOptions:
 def test_a_look_is_the_models_own_under_the_masks() -> None:
     model, image = tiny("deformable"), torch.randint(0, 256, (3, 40, 56), dtype=torch.uint8)
     masks = [Mask("decoder.*.cross", heads=(0,))]
-    found, text = look(model, options(), image, 0.0, masks, "street.jpg")
+    found, text, _ = look(model, options(), image, 0.0, masks, "street.jpg")
     assert found == AttentionTrace(model, image, size=48, masks=masks).detections(0.0)
     assert found != AttentionTrace(model, image, size=48).detections(0.0)
     assert "<h1>street.jpg</h1>" in text
-    assert '"relevance"' in text
-    assert '"relevance"' not in look(model, options(relevance=0), image, 0.0, masks, "street.jpg")[1]
+    assert '"name": "relevance"' in text
+    assert '"name": "relevance"' not in look(model, options(relevance=0), image, 0.0, masks, "street.jpg")[1]
 
 
 def test_an_upload_is_run_again_as_switched(tmp_path: Path) -> None:
@@ -106,12 +149,39 @@ def test_an_upload_is_run_again_as_switched(tmp_path: Path) -> None:
     assert page.startswith("<iframe")
     rows = [row for group in switches(tiny("two-stage")).values() for row in group]
     on = [list(range(row.number)) for row in rows]
-    assert asked["run_again"](visit, 0.0, *on)[0].startswith("Every head and level is on")
-    status, became, _ = asked["run_again"](visit, 0.0, [1], *on[1:])
+    assert asked["run_again"](visit, None, 0.0, "zero", *on)[0].startswith("Every head and level is on")
+    status, became, *_ = asked["run_again"](visit, None, 0.0, "zero", [1], *on[1:])
     assert status == "Off: decoder.0.cross:h0"
     assert became.count("<img ") == 2
     (tmp_path / "notes.png").write_text("<img src=x onerror=alert(1)>")
     assert asked["upload"](str(tmp_path / "notes.png"), 0.0)[1].startswith("image notes.png cannot be decoded")
+
+
+def test_two_images_are_run_again_side_by_side(tmp_path: Path) -> None:
+    pytest.importorskip("gradio", reason="gradio, the interface of msdeform explore, is not installed")
+    model = tiny("two-stage")
+    asked = {function.name: function.fn for function in interface(model, options(relevance=0)).fns.values()}
+    visits = []
+    for name, colour, upload in (("one.png", 30, "upload"), ("two.png", 200, "upload_second")):
+        Image.new("RGB", (56, 40), (90, 120, colour)).save(tmp_path / name)
+        visits.append(asked[upload](str(tmp_path / name), 0.0)[0])
+    rows = [row for group in switches(model).values() for row in group]
+    ticked = [[1], *(list(range(row.number)) for row in rows[1:])]
+    said, became, first, second = asked["run_again"](*visits, 0.0, "shuffled", *ticked)
+    assert said == "Off: decoder.0.cross:h0:shuffled"
+    assert became.count("<img ") == 4
+    assert "<h3>one.png</h3>" in became
+    assert "<h3>two.png</h3>" in became
+    assert "one.png, as switched" in first
+    assert "two.png, as switched" in second["value"]
+    assert second["visible"]
+    assert asked["run_again"](None, visits[1], 0.0, "zero", *ticked)[1].count("<img ") == 2
+    assert asked["upload_second"](None, 0.0)[2]["visible"] is False
+    dense = next(i for i, row in enumerate(rows) if row.sites == "decoder.0.self")
+    ticked = [list(range(row.number)) if i != dense else [1] for i, row in enumerate(rows)]
+    said, became, *_ = asked["run_again"](*visits, 0.0, "frozen", *ticked)
+    assert said.startswith("mask decoder.0.self:h0:frozen: decoder.0.self attends to every key")
+    assert became == ""
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,7 +1,6 @@
 """The page in a real browser, from a file: what is drawn follows hand and keys, and nothing is asked of the network."""
 
 import re
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,9 @@ from msdeform.explain.page.page import write_page
 from msdeform.train.visual.boxes import class_colour
 from msdeform.train.visual.label_placement import place_labels
 from tests.explain.page.browser import HOSTILE as HOSTILE_NAME
-from tests.explain.page.browser import NARROW, Watched, browser, dark, wider_than_the_window
+from tests.explain.page.browser import NARROW, Open, Watched, browser, dark, wider_than_the_window
 from tests.explain.page.test_page import HOSTILE
-from tests.explain.stand_in import StandInTrace, stand_in_maps
+from tests.explain.stand_in import StandInTrace, stand_in_head_maps, stand_in_maps
 from tests.models.tiny import tiny
 from tests.train.visual.test_label_placement import assert_apart_and_inside, random_boxes
 
@@ -35,25 +34,7 @@ DRAWN = "() => new Promise((done) => requestAnimationFrame(() => requestAnimatio
 @pytest.fixture(autouse=True)
 def made_up_maps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(page_module, "layer_maps", stand_in_maps)
-
-
-Open = Callable[..., Watched]
-
-
-@pytest.fixture
-def open_page(tmp_path: Path) -> Iterator[Open]:
-    """Opens the page of a trace from a file; at the end nobody may have complained or asked the network."""
-    with browser(viewport={"width": 1300, "height": 900}) as watched:
-
-        def show(trace: Any, **arguments: Any) -> Watched:
-            write_page(trace, tmp_path / "page.html", **arguments)
-            watched.page.goto((tmp_path / "page.html").as_uri())
-            watched.page.wait_for_function("() => window.msdeform?.drawn > 0")
-            return watched
-
-        yield show
-        assert watched.complaints == []
-        assert watched.requests == [(tmp_path / "page.html").as_uri()]
+    monkeypatch.setattr(page_module, "head_maps", stand_in_head_maps)
 
 
 def ink(watched: Watched) -> str:
@@ -202,7 +183,7 @@ def test_two_detections_are_compared_on_one_scale(open_page: Open) -> None:
     watched = open_page(trace)
     page, (first, second) = watched.page, trace.detections()[:2]
     page.locator("#list li").first.click()
-    page.locator("#list li button").nth(1).click()
+    page.locator("#list li .pin").nth(1).click()
     now = state(watched)
     assert (now["a"], now["b"]) == (first.query, second.query)
     assert page.locator(".view canvas").count() == 2
