@@ -43,11 +43,12 @@ def draw_heat_grid(
     title: str = "",
     *,
     most: float | None = None,
+    shares: bool = True,
     image: str = "",
 ) -> Drawing:
     """Maps over the image, each in units of its own mean: 1 where it is as high as a uniform one, by the square root.
 
-    So maps of unlike totals are compared by their shape; the share of each in the sum of all stands in its corner. With
+    So maps of unlike totals are compared by their shape; the share of each in their sum stands in its corner. With
     `prediction`, several maps are cut out around it; how much of them lies there is said above.
 
     Args:
@@ -57,6 +58,7 @@ def draw_heat_grid(
         prediction: whose box is drawn, and named where there is one map alone.
         title: what the maps are, such as "relevance, all layers".
         most: the end of the colour scale, in that unit, to compare pictures by; when None that of `natural_end`.
+        shares: are maps of one unit, so that their sum means something?
         image: the image's name, for the title.
 
     Returns:
@@ -76,16 +78,22 @@ def draw_heat_grid(
             drawing.caption(one, text)
     else:
         figure, axes = drawing.canvas(trace, rows, columns, window=window)
-    shares = shares_of(numbers).flat
-    for one, shown, share in zip(axes.flat, relative.reshape(-1, *relative.shape[2:]), shares, strict=True):
+    told_shares = shares and not alone and bool(numbers["mean"].any())
+    every = zip(axes.flat, relative.reshape(-1, *relative.shape[2:]), shares_of(numbers).flat, strict=True)
+    for one, shown, share in every:
         draw_map(one, shown, numbers, prediction, named=alone)
-        if not alone:
+        if told_shares:
             drawing.note(one, percent(share))
     explain_scale(figure, axes, relative, numbers)
     zero = "" if numbers["mean"].any() else "zero everywhere"
     told = ": ".join(part for part in (title, zero) if part)
-    key = "" if alone or zero else "percent: share of the sum of all maps"
-    drawing.headline(figure, drawing.told(prediction, image), told, join(key, inside(numbers["heat"], window)))
+    key = "percent: share of the sum of all maps" if told_shares else ""
+    drawing.headline(
+        figure,
+        drawing.told(prediction, image),
+        told,
+        join(key, inside(numbers["heat"] if shares else relative, window)),
+    )
     return Drawing(figure, numbers if prediction is None else numbers | {"box": array(prediction.box)})
 
 
@@ -162,12 +170,16 @@ def window_of(trace: AttentionTrace, prediction: QueryPrediction) -> tuple[float
 
 def inside(heats: Array, window: Sequence[float] | None) -> str:
     """How much of maps (..., H, W) lies in a window, in words; nothing without one."""
-    total = float(heats.sum())
-    if window is None or not total:
+    if window is None or not heats.any():
         return ""
+    return f"cut out around the detection, where {share_inside(heats, window)} of it lies"
+
+
+def share_inside(heats: Array, window: Sequence[float]) -> str:
+    """Of maps (..., H, W), "41%" or "all"."""
     x0, y0, x1, y1 = (round(value) for value in window)
-    share = float(heats[..., y0:y1, x0:x1].sum()) / total
-    return f"cut out around the detection, where {'all' if share > 0.995 else percent(share)} of it lies"
+    share = float(heats[..., y0:y1, x0:x1].sum() / max(heats.sum(), np.finfo(heats.dtype).tiny))
+    return "all" if share > 0.995 else percent(share)
 
 
 def _names(rows: Sequence[str], columns: Sequence[str]) -> list[str]:
