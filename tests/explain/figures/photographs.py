@@ -80,7 +80,7 @@ def of_photographs(weights: Path, folder: Path) -> dict[str, Drawing]:
             trace,
             heat_map(trace, seen, "relevance"),
             seen,
-            "relevance: bright is what the score depends on",
+            "relevance: bright where, by this method, the score depends on it",
             image=file,
         )
         if name == "cats":

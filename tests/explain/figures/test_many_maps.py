@@ -83,9 +83,9 @@ def test_maps_in_one_line_have_their_whole_names(trace: AttentionTrace) -> None:
     assert drawing.numbers["heat"].shape == (5, 1, HEIGHT, WIDTH)
 
 
-def test_what_is_cut_off_is_told() -> None:
-    heats = torch.stack([blob(98, 10, 10), blob(2, 40, 40)]).numpy()
-    assert inside(heats, (8, 8, 20, 20)) == "cut out around the detection, where 98% of it lies"
+def test_what_lies_inside_a_cut_out_is_told() -> None:
+    heats = torch.stack([blob(98, 40, 10), blob(2, 10, 40)]).numpy()
+    assert inside(heats, (35, 8, 50, 20)) == "cut out around the detection, where 98% of it lies"
     assert inside(heats, (0, 0, WIDTH, HEIGHT)) == "cut out around the detection, where all of it lies"
     assert inside(heats, None) == ""
     assert [percent(share) for share in (0.314, 0.012, 0.004, 0.0)] == ["31%", "1%", "0.4%", "0%"]
