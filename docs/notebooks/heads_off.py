@@ -85,9 +85,9 @@ display(draw_remaining(made, CONFIDENCE).figure)
 #
 # ## 2. Relevance as heads go
 #
-# Relevance (Chefer et al. 2021) multiplies each layer's attention with the derivative of the score. In the picture,
-# rows are masks and columns are decoder layers; the last column is the sum. Beside each row stands what became of the
-# detection.
+# Relevance (Chefer et al. 2021) multiplies each layer's attention with the derivative of the score. There is a picture
+# for each mask, of all layers together, cut out around the detection. Above it stand what became of the detection, and
+# the map's total over that of all heads on.
 
 # %%
 before = made[0].trace
@@ -95,10 +95,10 @@ detection = (made[0].found or before.detections(0))[0]
 display(draw_masked_relevance(made, detection, CONFIDENCE).figure)
 
 # %% [markdown]
-# All pictures share one colour scale. In the committed picture the map stays on the object while the score falls from
-# row to row, and it does not fade as the score does; it may even become stronger. So a map of relevance says where the
-# score comes from, not how high it is: derivatives tell what a small change would do. With all heads off there is
-# nothing left to multiply, and the map is zero.
+# All pictures share one colour scale, in units of each map's own mean: it compares shapes. In the committed picture the
+# map stays on the object while the score falls, and its total does not fall as the score does; it may even become
+# larger. So a map of relevance says where the score comes from, not how high it is: derivatives tell what a small change
+# would do. With all heads off there is nothing left to multiply, and the map is zero.
 #
 # ## 3. Score and box in numbers
 #

@@ -44,7 +44,7 @@ class BoxLabels(Artist):
                 continue
             red, green, blue = to_rgb(colour)
             ink = "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.45 else "white"
-            text = Text(0, 0, name, fontsize=8, color=ink, va="bottom")
+            text = Text(0, 0, name, fontsize=9, color=ink, va="bottom")
             text.set_figure(self.figure)
             area = text.get_window_extent(renderer)
             text.set_bbox({"facecolor": colour, "edgecolor": "none", "pad": _PAD})

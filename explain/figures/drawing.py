@@ -1,5 +1,6 @@
 """What every picture of attention shares: the grid of images, boxes, keys, colour scales, titles, and the numbers."""
 
+import math
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,10 +26,12 @@ from .box_labels import BoxLabels
 Array = np.ndarray
 
 SUFFIXES = (".png", ".svg", ".pdf")
-# inches: the longer side of an image alone, of one of two or three, and of one of many; and the most of a whole grid
-ALONE, BESIDE, SMALL, WHOLE = 6.4, 4.6, 2.1, 17.0
+# inches: the longer side of an image alone, of one of two, and of one of many; and the most of a whole grid
+ALONE, BESIDE, SMALL, WHOLE = 6.4, 3.9, 2.1, 17.0
 # of the picture beyond the image that may be shown for points outside it
 _OUTSIDE = 0.15
+# points of 1/72 inch, still readable where a page shows the picture 800 pixels wide
+_TEXT, _TITLE = 9.5, 11.5
 # of levels, the finest first
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
@@ -78,16 +81,18 @@ def canvas(
     columns: int | Sequence[str] = 1,
     *,
     largest: float | None = None,
+    window: Sequence[float] | None = None,
 ) -> tuple[Any, Array]:
     """A figure and its axes (rows, columns), each with the image, in its own colours and proportions.
 
     Rows and columns are how many, or their titles. An axis counts pixels of the image: its upper left corner is at 0,
     0, a pixel's centre at a half. `largest` is an image's longer side in inches, less where the whole would be too
-    large.
+    large. `window` is x0, y0, x1, y1 of the part of the image that every axis shows; all of it when None.
     """
     sides, tops = ([""] * one if isinstance(one, int) else list(one) for one in (rows, columns))
     high, wide = len(sides), len(tops)
-    height, width = trace.height, trace.width
+    x0, y0, x1, y1 = (0, 0, trace.width, trace.height) if window is None else window
+    height, width = y1 - y0, x1 - x0
     if largest is None:
         largest = ALONE if high * wide == 1 else max(SMALL, min(1.2 * ALONE / max(high, wide), 3.4))
     inches = min(largest / max(height, width), WHOLE / (wide * width), WHOLE / (high * height))
@@ -100,20 +105,20 @@ def canvas(
     for place, one in enumerate(axes.flat):
         one.xaxis.set_visible(False)
         one.yaxis.set_visible(place % wide == 0)  # its label; laying out what is empty takes most of the time
-        one.imshow(pixels, extent=(0, width, height, 0))
-        one.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[], facecolor="0.93")
+        one.imshow(pixels, extent=(0, trace.width, trace.height, 0))
+        one.set(xlim=(x0, x1), ylim=(y1, y0), xticks=[], yticks=[], facecolor="0.93")
         one.spines[:].set(color="0.6", linewidth=0.6)
     for one, title in zip(axes[:, 0], sides, strict=True):
-        one.set_ylabel(title, fontsize=8.5)
+        one.set_ylabel(title, fontsize=_TEXT)
     for one, title in zip(axes[0], tops, strict=True):
         caption(one, title)
     return figure, axes
 
 
-def gallery(trace: AttentionTrace, count: int) -> tuple[Any, Array]:
-    """A figure and its axes (count,), as `canvas` makes them, in one line of up to three or in two lines."""
-    columns = count if count < 4 else -(-count // 2)
-    figure, axes = canvas(trace, -(-count // columns), columns)
+def gallery(trace: AttentionTrace, count: int, *, window: Sequence[float] | None = None) -> tuple[Any, Array]:
+    """A figure and its axes (count,), as `canvas` makes them: in one line up to three, then about as many as lines."""
+    columns = count if count < 4 else max(2, math.ceil(count**0.5))
+    figure, axes = canvas(trace, -(-count // columns), columns, window=window)
     for spare in axes.flat[count:]:
         spare.remove()
     return figure, axes.flat[:count]
@@ -121,14 +126,14 @@ def gallery(trace: AttentionTrace, count: int) -> tuple[Any, Array]:
 
 def caption(axes: Any, text: str) -> None:
     """What stands above one image."""
-    axes.set_title(text, fontsize=8.5, pad=4)
+    axes.set_title(text, fontsize=_TEXT, pad=4)
 
 
 def headline(figure: Any, *parts: str) -> None:
     """The title of a figure, in lines that are no longer than the picture is wide."""
-    letters = max(34, round(11 * (figure.get_size_inches()[0] - 3)))
+    letters = max(34, round(10.5 * (figure.get_size_inches()[0] - 2.6)))
     lines = [line for part in parts if part for line in textwrap.wrap(part, letters)]
-    figure.suptitle("\n".join(lines), fontsize=10.5, linespacing=1.35)
+    figure.suptitle("\n".join(lines), fontsize=_TITLE, linespacing=1.3)
 
 
 def told(prediction: QueryPrediction | None, image: str = "") -> str:
@@ -185,9 +190,9 @@ def level_marks(trace: AttentionTrace, levels: Sequence[int]) -> list[Any]:
 
 def show_key(figure: Any, handles: Sequence[Any]) -> None:
     """A key below the pictures."""
-    columns = max(2, min(len(handles), int((figure.get_size_inches()[0] - 2) / 1.35)))
+    columns = max(2, min(len(handles), int((figure.get_size_inches()[0] - 2) / 1.45)))
     where = "outside lower center"
-    figure.legend(handles=handles, loc=where, ncols=columns, fontsize=8, frameon=False, columnspacing=1.4)
+    figure.legend(handles=handles, loc=where, ncols=columns, fontsize=_TEXT, frameon=False, columnspacing=1.4)
 
 
 def draw_point(axes: Any, place: Array, marker: str, colour: Any, size: float) -> None:
@@ -237,8 +242,8 @@ def colour_bar(
     ticks = root_ticks(norm.vmax)
     bar.set_ticks(ticks, labels=[f"{tick:.3g}" if tick < 100 else f"{tick:,.0f}" for tick in ticks])
     bar.ax.minorticks_off()
-    bar.ax.tick_params(labelsize=8, length=2)
-    bar.set_label(label, fontsize=8.5)
+    bar.ax.tick_params(labelsize=_TEXT - 0.5, length=2)
+    bar.set_label(label, fontsize=_TEXT)
 
 
 def root_ticks(most: float) -> list[float]:
@@ -267,15 +272,40 @@ def around(trace: AttentionTrace, places: Array, margin: float) -> tuple[float, 
     return (*corner.tolist(), *(corner + share * size).tolist())
 
 
+def close_up(trace: AttentionTrace, places: Array, margin: float) -> tuple[float, float, float, float] | None:
+    """A window x0, y0, x1, y1 within the image about places (N, 2); None where it would be most of the image.
+
+    Its sides are from 3:4 to 4:3, where the image has room. `margin`, on each side, is a part of the longer side of
+    what lies around the places.
+    """
+    size = np.array([trace.width, trace.height], float)
+    inside = np.clip(places, 0, size)
+    low, high = inside.min(0), inside.max(0)
+    wanted = np.maximum(high - low + 2 * margin * (high - low).max(), size.max() / 8)
+    wanted = np.minimum(np.maximum(wanted, 0.75 * wanted[::-1]), size)
+    if (wanted / size).prod() > 0.6:
+        return None
+    corner = np.clip((low + high - wanted) / 2, 0, size - wanted)
+    return (*corner.tolist(), *(corner + wanted).tolist())
+
+
+def note(axes: Any, text: str) -> None:
+    """A few words in the lower right corner of a picture, readable on any background."""
+    style: dict[str, Any] = {"fontsize": _TEXT, "color": "white", "path_effects": outlined(1.0)}
+    axes.text(0.98, 0.02, text, ha="right", va="bottom", transform=axes.transAxes, zorder=7, **style)
+
+
 def show(axes: Any, trace: AttentionTrace, places: Array, window: Sequence[float] | None = None) -> int:
     """Shows a window x0, y0, x1, y1 alone; returns how many of the places (..., 2) lie outside it.
 
-    Without one the axes are widened to places beyond the image, up to a part of it.
+    Without one it is the image, and where more than a tenth of the places lie beyond it, some of what is there.
     """
     if window is None:
         size = np.array([trace.width, trace.height], float)
-        every = np.concatenate([places.reshape(-1, 2), [0 * size, size]])
-        low, high = np.nanmin(every, 0), np.nanmax(every, 0)  # NaN where a level has fewer points
+        outside = ((places < 0) | (places > size)).any(-1)  # NaN, where a level has fewer points, is not
+        beyond = places.reshape(-1, 2) if outside.mean() > 0.1 else np.zeros((0, 2))
+        every = np.concatenate([beyond, [0 * size, size]])
+        low, high = np.nanmin(every, 0), np.nanmax(every, 0)
         low = np.maximum(-_OUTSIDE * size, low - 0.01 * size * (low < 0))
         high = np.minimum((1 + _OUTSIDE) * size, high + 0.01 * size * (high > size))
         window = (*low.tolist(), *high.tolist())

@@ -6,14 +6,17 @@ from typing import Any
 import numpy as np
 import torch
 
+from ...common.text import counted
 from ..core.maps import column_map, row_map
 from ..core.trace import AttentionTrace
 from . import drawing
-from .drawing import Array, Drawing, array
-from .heat import heat_colours, natural_end, overlay
-from .points import WEIGHT, point_colours, scatter
+from .drawing import MARKERS, Array, Drawing, array
+from .heat import heat_colours, natural_end, overlay, share_inside
 
-UNIT = "attention, 1 where spread evenly (square-root scale)"
+UNIT = "times uniform (square-root scale)"
+RING = "#40e0ff"
+_WIDE = 0.25
+"""What is cut out around a place, on each side: a part of the image's longer side."""
 
 
 def draw_encoder(
@@ -28,8 +31,9 @@ def draw_encoder(
 ) -> Drawing:
     """For each place a line of pictures: where the encoder's token there looks (its row), and who looks at it (column).
 
-    Maps are in units of uniform attention, of which a token gives and receives 1 in all. Of deformable attention the
-    points that the token sampled stand first.
+    Of a large image the part around the places is drawn. Maps are in units of uniform attention, of which a token gives
+    and receives 1 in all. Of deformable attention the points that the token sampled are drawn on its row, the larger
+    the higher their weight.
 
     Args:
         trace: of any detector with an encoder.
@@ -67,36 +71,53 @@ def draw_encoder(
     norm = drawing.root_scale(natural_end(relative) if most is None else most)
     titles = ["where this place looks (row)", "which places look here (column)"]
     labels = [f"x {x:g}, y {y:g}" for x, y in places]
-    titles = ["points that it samples"] * deformable + titles
-    figure, axes = drawing.canvas(trace, labels, titles, largest=3.2 if len(tokens) < 4 else drawing.SMALL)
+    window = _window(trace, places)
+    figure, axes = drawing.canvas(trace, labels, titles, window=window)
     for line, place, maps in zip(axes, places, relative, strict=True):
-        for one, heat in zip(line[-2:], maps, strict=True):
+        for one, heat in zip(line, maps, strict=True):
             overlay(one, heat, norm)
-        for one in line:
             # a ring, which leaves the place itself to be seen
-            for colour, width in (("black", 3.2), ("#40e0ff", 1.6)):
-                one.scatter(*place, s=75, facecolors="none", edgecolors=colour, linewidths=width, zorder=5)
+            for colour, width in (("black", 4), (RING, 2.2)):
+                one.scatter(*place, s=110, facecolors="none", edgecolors=colour, linewidths=width, zorder=5)
     if deformable:
         points = [trace.points(site, token) for token in tokens]
         numbers["xy"] = np.stack([array(each.xy)[heads] for each in points])
         numbers["weights"] = np.stack([array(each.weights)[heads] for each in points])
-        levels, of_points = range(record.site.levels), drawing.root_scale(1.0)
+        levels = range(record.site.levels)
         for one, xy, weights in zip(axes[:, 0], numbers["xy"], numbers["weights"], strict=True):
-            scatter(one, xy, weights, of_points, levels, largest=60)
-            _say_outside(one, trace, xy)
-        drawing.show_key(figure, drawing.level_marks(trace, levels))
-        beyond = bool((numbers["weights"] > 1).any())
-        drawing.colour_bar(figure, axes[:, :1], of_points, point_colours(), WEIGHT, beyond=beyond, left=True)
-    drawing.colour_bar(figure, axes[:, -2:], norm, heat_colours(), UNIT, beyond=bool(relative.max() > norm.vmax))
+            _draw_points(one, xy, weights, levels)
+            _say_outside(one, trace, xy, window)
+        place_mark = drawing.mark("o", "the place; what it samples:", RING, markerfacecolor="none")
+        drawing.show_key(figure, [place_mark, *drawing.level_marks(trace, levels)])
+    drawing.colour_bar(figure, axes, norm, heat_colours(), UNIT, beyond=bool(relative.max() > norm.vmax))
     which = "mean of heads" if head is None else f"head {head}"
     of_level = f", a pixel of level {level}" if len(trace.shapes) > 1 else ""
-    drawing.headline(figure, image, f"{drawing.in_words(site)}, {which}{of_level}")
+    cut = ""
+    if window is not None:
+        given, received = share_inside(rows, window), share_inside(columns, window)
+        cut = f"cut out, with {given} of the row and {received} of the column"
+    drawing.headline(figure, image, f"{drawing.in_words(site)}, {which}{of_level}", cut)
     return Drawing(figure, numbers)
 
 
-def _say_outside(axes: Any, trace: AttentionTrace, xy: Array) -> None:
-    """How many of the points lie outside the image, in a corner of it."""
-    outside = int(((xy < 0) | (xy > [trace.width, trace.height])).any(-1).sum())
+def _draw_points(axes: Any, xy: Array, weights: Array, levels: Sequence[int]) -> None:
+    """Points xy (heads, L, P, 2), white, the larger the higher their weights (heads, L, P)."""
+    for level in levels:
+        size = 6 + 60 * weights[:, level].reshape(-1).clip(0, 1) ** 0.5
+        edge = {"facecolors": "white", "edgecolors": "black", "linewidths": 0.7, "zorder": 4}
+        axes.scatter(*xy[:, level].reshape(-1, 2).T, s=size, marker=MARKERS[level % len(MARKERS)], **edge)
+
+
+def _window(trace: AttentionTrace, places: Sequence[tuple[float, float]]) -> tuple[float, float, float, float] | None:
+    """The part of the image around the places; None where that is most of it."""
+    half = _WIDE * max(trace.width, trace.height)
+    middle = np.array(places, float)
+    return drawing.close_up(trace, np.concatenate([middle - half, middle + half]), margin=0)
+
+
+def _say_outside(axes: Any, trace: AttentionTrace, xy: Array, window: Sequence[float] | None) -> None:
+    """How many of the points lie outside what is shown, in a corner of it."""
+    x0, y0, x1, y1 = (0, 0, trace.width, trace.height) if window is None else window
+    outside = int(((xy < [x0, y0]) | (xy > [x1, y1])).any(-1).sum())
     if outside:
-        style: dict[str, Any] = {"fontsize": 7.5, "color": "white", "path_effects": drawing.outlined(0.4)}
-        axes.text(0.99, 0.01, f"{outside} outside", ha="right", va="bottom", transform=axes.transAxes, **style)
+        drawing.note(axes, f"{counted(outside, 'point')} outside")

@@ -17,8 +17,19 @@ from ..core.maps import heat_map
 from ..core.masks import Mask
 from ..core.sites import find_sites
 from ..core.trace import AttentionTrace, QueryPrediction
-from .drawing import Drawing, caption, draw_detection, gallery, headline, layer_in_words, numbers_of, target_in_words
-from .heat import draw_heat_grid
+from . import heat
+from .drawing import (
+    Drawing,
+    array,
+    caption,
+    draw_detection,
+    gallery,
+    headline,
+    layer_in_words,
+    numbers_of,
+    target_in_words,
+    told,
+)
 
 
 def cumulative_masks(model: nn.Module, pattern: str = "decoder.*.cross") -> list[tuple[str, list[Mask]]]:
@@ -124,18 +135,30 @@ def draw_remaining(made: Sequence[Variant], confidence: float, *, image: str = "
 def draw_masked_relevance(
     made: Sequence[Variant], prediction: QueryPrediction, confidence: float, *, image: str = "", **how: Any
 ) -> Drawing:
-    """A detection's relevance under every mask, in rows: of each decoder layer, and of all. What is lost is drawn too.
+    """A detection's relevance under every mask, all layers together, a picture each. What is lost is drawn too.
 
-    `how` is of `maps.token_map`: target, by, parity. Numbers as of `heat.draw_heat_grid`; a map of nothing, where every
-    head is off, is zero.
+    Each map is in units of its own mean, so that shapes compare; its total, over that of all heads on, stands above.
+    `how` is of `maps.token_map`: target, by, parity. Numbers as of `heat.draw_heat_grid`: masks in rows, and in columns
+    each decoder layer and all; a map of nothing, where every head is off, is zero.
     """
     trace = made[0].trace
     heats = _heats(made, prediction, "relevance", [*range(len(trace.cross_sites)), None], **how)
-    names = [f"{variant.name}\n{fate(trace, variant, prediction, confidence)}" for variant in made]
-    what = target_in_words(how.get("target", "class"), prediction)
-    title = f"relevance for {what}, by layer and by what is switched off"
+    fates = [fate(trace, variant, prediction, confidence) for variant in made]
+    rows = [f"{variant.name}\n{became}" for variant, became in zip(made, fates, strict=True)]
     columns = [*map(layer_in_words, trace.cross_sites), "all layers"]
-    return draw_heat_grid(trace, heats, names, columns, prediction, title, image=image)
+    numbers, relative = heat.measure(trace, heats, rows, columns, None)
+    whole, totals = relative[:, -1], numbers["mean"][:, -1]
+    numbers["most"] = np.array(max(map(heat.natural_end, whole)))
+    window = heat.window_of(trace, prediction)
+    figure, axes = gallery(trace, len(made), window=window)
+    for one, shown, variant, became, total in zip(axes, whole, made, fates, totals, strict=True):
+        heat.draw_map(one, shown, numbers, prediction, named=False)
+        times = f", total x {total / totals[0]:.2g}" if variant is not made[0] and totals[0] else ""
+        caption(one, f"{variant.name}\n{became}{times}")
+    heat.explain_scale(figure, axes, whole, numbers)
+    what = f"relevance for {target_in_words(how.get('target', 'class'), prediction)}, by what is switched off"
+    headline(figure, told(prediction, image), what, heat.inside(numbers["heat"][:, -1], window))
+    return Drawing(figure, numbers | {"box": array(prediction.box)})
 
 
 def draw_masked_attention(made: Sequence[Variant], place: tuple[float, float], *, image: str = "") -> Drawing:
@@ -151,7 +174,7 @@ def draw_masked_attention(made: Sequence[Variant], place: tuple[float, float], *
     near = f"the nearest to x {place[0]:g}, y {place[1]:g}"
     title = f"raw attention of query {prediction.query}, {near}, by what is switched off"
     names, columns = [variant.name for variant in made], [*map(layer_in_words, trace.cross_sites)]
-    return draw_heat_grid(trace, heats, names, columns, None, title, image=image)
+    return heat.draw_heat_grid(trace, heats, names, columns, None, title, image=image)
 
 
 def _heats(

@@ -65,18 +65,19 @@ def draw_points(
     for number, one in enumerate(axes):
         drawing.draw_detection(one, prediction, named=number == 0)
         scatter(one, xy, weights, norm, level_numbers)
-        _draw_reference(one, reference)
-        if slopes is not None:
+        _draw_reference(one, reference, numbers["box"])
+        if slopes is not None and number == len(axes) - 1:
             _draw_slopes(one, xy, numbers["slopes"])
     if window is not None:
         drawing.show(axes[1], trace, xy, window)
     _explain_points(figure, axes, trace, numbers, norm, level_numbers)
     chosen = [_listed("head", head_numbers, count), _listed("level", level_numbers, of_levels)]
     which = ", ".join([drawing.in_words(site), *chosen])
-    outside = f", {far} of them outside the picture" if far else ""
+    outside = f"; {far} of them outside the picture" if far else ""
     arrows = "" if slopes is None else _arrows_in_words(trace, prediction, slopes, numbers["slopes"])
-    what = f"{which}: {_count(xy)} sampled points{outside}"
-    drawing.headline(figure, drawing.told(prediction, image), what, arrows)
+    what = f"{which}: {_count(xy)} sampled points"
+    see = f"large and bright where the weight is high{outside}"
+    drawing.headline(figure, drawing.told(prediction, image), what, see, arrows)
     return Drawing(figure, numbers)
 
 
@@ -113,9 +114,10 @@ def draw_point_grid(
     names = {"layers": [drawing.layer_in_words(site) for site in sites]}
     names |= {"heads": [f"head {n}" for n in range(heads)], "levels": [f"level {n}" for n in range(levels)]}
     down, across = by.split(" x ")
-    figure, axes = drawing.canvas(trace, names[down], names[across])
+    # points beyond it are counted: the image would be small beside them
+    window = drawing.close_up(trace, _corners(numbers), margin=0.15) or (0, 0, trace.width, trace.height)
+    figure, axes = drawing.canvas(trace, names[down], names[across], window=window)
     norm = drawing.root_scale(most)
-    window = drawing.around(trace, _corners(numbers), margin=0.4)
     far = 0
     for (row, column), one in np.ndenumerate(axes):
         at = {down: row, across: column}
@@ -124,14 +126,17 @@ def draw_point_grid(
         some_levels = [at["levels"]] if "levels" in at else range(levels)
         cell = np.ix_([layer], some_heads, some_levels)
         drawing.draw_detection(one, prediction, named=False, width=1.0)
-        scatter(one, numbers["xy"][cell][0], numbers["weights"][cell][0], norm, some_levels, largest=40)
-        _draw_reference(one, numbers["reference"][layer], size=7)
+        scatter(one, numbers["xy"][cell][0], numbers["weights"][cell][0], norm, some_levels, largest=70)
+        _draw_reference(one, numbers["reference"][layer], numbers["box"], size=7)
         far = drawing.show(one, trace, numbers["xy"], window)
     _explain_points(figure, axes, trace, numbers, norm, range(levels))
-    part = "" if window is None else ", around the detection"
-    part += f"; {far} of {_count(numbers['xy'])} lie outside" if far else ""
+    part = f"; {far} of {_count(numbers['xy'])} lie outside the picture" if far else ""
     where = f"{drawing.in_words(sites[0])}: " if by == "heads x levels" else ""
-    drawing.headline(figure, drawing.told(prediction, image), f"{where}sampled points by {down} and {across}{part}")
+    drawing.headline(
+        figure,
+        drawing.told(prediction, image),
+        f"{where}sampled points by {down} and {across}: large and bright where the weight is high{part}",
+    )
     return Drawing(figure, numbers | {"sites": np.array(list(sites))})
 
 
@@ -170,8 +175,8 @@ def _arrows_in_words(trace: AttentionTrace, prediction: QueryPrediction, target:
     rises = f"by {longest:.2g} pixels" if target in pixels else f"its logit by {longest:.2g}"
     what = drawing.target_in_words(target, prediction)
     return (
-        f"arrows: the direction in which moving a sampled point increases {what}, along the longest arrow "
-        f"{rises} for each pixel that the point moves"
+        f"arrows: where to move a point so that {what} rises; along the longest arrow {rises} a pixel "
+        "(none below a quarter of that)"
     )
 
 
@@ -180,7 +185,9 @@ def _explain_points(
 ) -> None:
     """The colour bar of the weights, and what each marker means, below the pictures."""
     drawing.colour_bar(figure, axes, norm, point_colours(), WEIGHT, beyond=bool((numbers["weights"] > norm.vmax).any()))
-    boxed = [drawing.mark("", "reference box", linestyle=":")] if numbers["reference"].shape[-1] == 4 else []
+    boxes = (_reference_box(one) for one in np.atleast_2d(numbers["reference"]))
+    apart = any(len(box) == 4 and _apart(box, numbers["box"]) for box in boxes)
+    boxed = [drawing.mark("", "reference box", linestyle=":")] * apart
     drawing.show_key(figure, [*drawing.level_marks(trace, levels), drawing.mark("+", "reference"), *boxed])
 
 
@@ -216,14 +223,16 @@ def stack_references(references: Sequence[Array]) -> Array:
 
 
 def _draw_slopes(axes: Any, xy: Array, slopes: Array) -> None:
-    """Arrows from points xy (H, L, P, 2) along slopes (H, L, P, 2), the longest of 28 points (of 1/72 inch)."""
+    """Arrows from points xy (H, L, P, 2) along slopes (H, L, P, 2), the longest of 0.6 inches."""
     where, arrow = xy.reshape(-1, 2), slopes.reshape(-1, 2)
-    longest = float(np.linalg.norm(arrow, axis=-1).max())
+    length = np.linalg.norm(arrow, axis=-1)
+    longest = float(length.max())
     if longest == 0:
         return
-    scale: dict[str, Any] = {"angles": "xy", "scale_units": "inches", "scale": 1, "width": 1.6, "units": "dots"}
-    line = {"color": "white", "edgecolor": "black", "linewidth": 0.4, "headwidth": 4, "zorder": 5}
-    axes.quiver(*where.T, *(arrow / longest * 28 / 72).T, **scale, **line)
+    where, arrow = where[length >= longest / 4], arrow[length >= longest / 4] / longest * 0.6
+    scale: dict[str, Any] = {"angles": "xy", "scale_units": "inches", "scale": 1, "width": 0.035, "units": "inches"}
+    line = {"color": "white", "edgecolor": "black", "linewidth": 0.7, "headwidth": 3.6, "headlength": 4, "zorder": 5}
+    axes.quiver(*where.T, *arrow.T, **scale, **line)
 
 
 def _corners(numbers: dict[str, Array]) -> Array:
@@ -241,9 +250,15 @@ def _reference_box(reference: Array) -> Array:
     return np.concatenate([reference[:2] - reference[2:] / 2, reference[:2] + reference[2:] / 2])
 
 
-def _draw_reference(axes: Any, reference: Array, *, size: float = 11.0) -> None:
-    """Its middle as a cross and, of 4 coordinates, its box dotted."""
+def _draw_reference(axes: Any, reference: Array, detected: Array, *, size: float = 11.0) -> None:
+    """Its middle as a cross and, of 4 coordinates, its box dotted, where it does not lie on the detection's."""
     drawing.draw_point(axes, reference[:2], "+", "white", size)
     box = _reference_box(reference)
-    if len(box) == 4:
+    if len(box) == 4 and _apart(box, detected):
         drawing.draw_box(axes, box.tolist(), "white", style=":", width=1.2)
+
+
+def _apart(box: Array, other: Array) -> bool:
+    """Can two boxes xyxy (4,) be told apart? Not where no side differs by a twentieth of the other's size."""
+    size = np.maximum(other[2:] - other[:2], 1e-9)
+    return bool((np.abs(box - other) > 0.05 * np.concatenate([size, size])).any())

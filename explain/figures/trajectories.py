@@ -16,10 +16,12 @@ from .points import stack_references
 _REST = "0.75"
 # of a picture's longer side: shorter arrows are nothing but their heads
 _VISIBLE = 0.02
+# the IoU from which on two boxes look like one
+_SAME = 0.95
 
 
 def draw_journey(trace: AttentionTrace, prediction: QueryPrediction, *, image: str = "") -> Drawing:
-    """One query: its box after every decoder layer, a picture each, and where it lies in the whole image.
+    """One query: its box after every decoder layer, a picture each, or one for layers whose boxes coincide.
 
     A layer's box is in the colour of its most probable class, over the last layer's box, dashed and white. An arrow
     leads from the centre of the box before (of the first layer, from the first reference), where that is far enough to
@@ -46,48 +48,74 @@ def draw_journey(trace: AttentionTrace, prediction: QueryPrediction, *, image: s
         references = stack_references([array(reference[prediction.query]) for reference in trace.references])
         numbers["references"] = references
         places.append(references[:, :2])
-    window = drawing.around(trace, np.concatenate(places), margin=0.2)
-    figure, [whole, *others] = drawing.gallery(trace, 1 + len(boxes))
+    groups = _alike(boxes, labels)
+    window = drawing.close_up(trace, np.concatenate(places), margin=0.2)
+    figure, axes = drawing.gallery(trace, len(groups), window=window)
     centres = (boxes[:, :2] + boxes[:, 2:]) / 2
     stops = centres if references is None else np.concatenate([references[:1, :2], centres])
-    drawing.draw_detection(whole, prediction)
-    drawing.show(whole, trace, np.concatenate(places))
-    _arrow(whole, stops[0], stops[-1], "white")
-    drawing.caption(whole, "the whole image")
-    for number, one in enumerate(others):
-        last = number == len(boxes) - 1
-        if not last:
-            drawing.draw_box(one, boxes[-1], "white", style="--", width=1.2)
-        drawing.draw_box(one, boxes[number], drawing.colour_of(int(labels[number])))
+    for one, (first, final) in zip(axes, groups, strict=True):
+        if final < len(boxes) - 1:
+            drawing.draw_box(one, boxes[-1], "white", style="--", width=1.4)
+        drawing.draw_box(one, boxes[final], drawing.colour_of(int(labels[final])), width=2.2)
         # the stops begin with the first reference, where there is one
-        start, end = stops[max(number - (references is None), 0)], centres[number]
+        start, end = stops[max(first - (references is None), 0)], centres[final]
         if references is not None:
-            drawing.draw_point(one, references[number, :2], "+", "white", 9)
-        if window is not None:
-            drawing.show(one, trace, centres, window)
+            drawing.draw_point(one, references[first, :2], "+", "white", 10)
         _arrow(one, start, end, "white")
-        said = f"layer {number}: {trace.class_name(int(labels[number]))} {best[number]:.2f}"
-        if labels[number] != prediction.label:
-            said += f" ({prediction.name} {own[number]:.2f})"
-        parts = []
-        if number > 0 or references is not None:
-            parts.append(f"centre moved by {np.linalg.norm(end - start):.1f} pixels")
-        if not last:
-            overlap = box_iou(*(torch.from_numpy(boxes[[which]]) for which in (number, -1)))
-            parts.append(f"IoU {float(overlap):.2f} with the last box")
-        drawing.caption(one, "\n".join([said, ", ".join(parts)]))
+        drawing.caption(one, _told(trace, prediction, (first, final), numbers, float(np.linalg.norm(end - start))))
 
+    dashed = [drawing.mark("", "box of the last layer", "0.6", linestyle="--")] * (len(groups) > 1)
     crosses = [] if references is None else [drawing.mark("+", "reference point of the layer")]
-    drawing.show_key(figure, [drawing.mark("", "box of the last layer", "0.6", linestyle="--"), *crosses])
-    drawing.headline(figure, drawing.told(prediction, image), "the query's box after every layer of the decoder")
+    if dashed or crosses:
+        drawing.show_key(figure, [*dashed, *crosses])
+    what = f"the query's box through {counted(len(boxes), 'decoder layer')}"
+    together = "" if len(groups) == len(boxes) else "layers whose boxes coincide are one picture"
+    drawing.headline(figure, drawing.told(prediction, image), "; ".join(part for part in (what, together) if part))
     return Drawing(figure, numbers)
 
 
-def draw_queries(trace: AttentionTrace, confidence: float = 0.5, *, image: str = "") -> Drawing:
-    """Every query's centre through the layers, joined by arrows: coloured by class, as large as its score.
+def _alike(boxes: Array, labels: Array) -> list[tuple[int, int]]:
+    """The first and last of layers in a row whose boxes (N, 4) cannot be told apart and whose class is the same."""
+    groups = [(0, 0)]
+    for layer in range(1, len(boxes)):
+        first, before = groups[-1]
+        overlap = box_iou(torch.from_numpy(boxes[[first]]), torch.from_numpy(boxes[[layer]]))
+        if float(overlap) >= _SAME and labels[layer] == labels[before]:
+            groups[-1] = (first, layer)
+        else:
+            groups.append((layer, layer))
+    return groups
 
-    Circles are first references, of detectors that have them. Queries whose best score at the last layer is below
-    `confidence` are grey.
+
+def _told(
+    trace: AttentionTrace,
+    prediction: QueryPrediction,
+    layers: tuple[int, int],
+    numbers: dict[str, Array],
+    way: float,
+) -> str:
+    """What stands above one picture of a query's: of the layers from the first to the last, class, score, and way."""
+    first, final = layers
+    boxes, labels, best = numbers["boxes"], numbers["labels"], numbers["scores"]
+    named = f"layer {first}" if first == final else f"layers {first} to {final}"
+    rising = f"{best[final]:.2f}" if first == final else f"{best[first]:.2f} to {best[final]:.2f}"
+    said = f"{named}: {trace.class_name(int(labels[final]))} {rising}"
+    if labels[final] != prediction.label:
+        said += f" ({prediction.name} {numbers['own_scores'][final]:.2f})"
+    parts = []
+    if first > 0 or "references" in numbers:
+        parts.append(f"moved by {way:.1f} pixels")
+    if final < len(boxes) - 1:
+        overlap = box_iou(*(torch.from_numpy(boxes[[which]]) for which in (final, -1)))
+        parts.append(f"IoU {float(overlap):.2f} with the last")
+    return "\n".join([said, ", ".join(parts)])
+
+
+def draw_queries(trace: AttentionTrace, confidence: float = 0.5, *, image: str = "") -> Drawing:
+    """Where every query ends, and the way there through the layers of those that detect something, by class.
+
+    A way begins in a white circle, at the first reference or, of detectors without any, after the first layer; it ends
+    in a disc as large as the score. Queries whose best score at the last layer is below `confidence` are grey dots.
 
     Returns:
         The drawing; numbers ``centres`` (N layers, Q, 2), ``labels`` and ``scores`` (N, Q): each layer's best class;
@@ -102,28 +130,24 @@ def draw_queries(trace: AttentionTrace, confidence: float = 0.5, *, image: str =
         path = np.concatenate([numbers["references"][:1, :, :2], centres])
     figure, [[axes]] = drawing.canvas(trace)
     sure = best[-1] >= confidence
-    last = len(centres) - 1
-    for group, over, width, alpha in ((np.flatnonzero(~sure), 2, 0.0016, 0.45), (np.flatnonzero(sure), 3, 0.0028, 0.9)):
-        colours: Any = [drawing.colour_of(int(label)) for label in labels[-1, group]] if over == 3 else _REST
-        if trace.references:
-            hollow: dict[str, Any] = {"facecolors": "none", "linewidths": 0.7, "path_effects": drawing.outlined(0.7)}
-            axes.scatter(*path[0, group].T, s=16, edgecolors=colours, zorder=over, **hollow)
-        arrow: dict[str, Any] = {"angles": "xy", "scale_units": "xy", "scale": 1, "headwidth": 4.5, "width": width}
-        for start, end in pairwise(path[:, group]):
-            axes.quiver(*start.T, *(end - start).T, color=colours, alpha=alpha, zorder=over, **arrow)
-        for layer, places in enumerate(centres[:, group]):
-            sizes = (90 if layer == last else 40) * best[layer, group] + 2
-            edge: dict[str, Any] = {"edgecolors": "black", "linewidths": 0.5} if layer == last else {"alpha": 0.6}
-            axes.scatter(*places.T, s=sizes, color=colours, zorder=over + 0.5, **edge)
+    rest = {"color": _REST, "edgecolors": "black", "linewidths": 0.4, "zorder": 2}
+    axes.scatter(*centres[-1, ~sure].T, s=9, **rest)
+    colours: Any = [drawing.colour_of(int(label)) for label in labels[-1, sure]]
+    for start, end in pairwise(path[:, sure]):
+        for one, other, colour in zip(start, end, colours, strict=True):
+            line: dict[str, Any] = {"color": colour, "linewidth": 2, "path_effects": drawing.outlined(2)}
+            axes.plot(*np.stack([one, other], -1), zorder=3, solid_capstyle="round", **line)
+    axes.scatter(*path[0, sure].T, s=26, color="white", edgecolors="black", linewidths=0.8, zorder=4)
+    sizes = 90 * best[-1, sure] + 2
+    axes.scatter(*centres[-1, sure].T, s=sizes, color=colours, edgecolors="black", linewidths=0.8, zorder=5)
     found = sorted(set(labels[-1, sure].tolist()))
-    handles = [drawing.mark("o", trace.class_name(label), drawing.colour_of(label)) for label in found]
-    handles.append(drawing.mark("o", f"below {confidence:.2g}", _REST))
-    if trace.references:
-        handles.append(drawing.mark("o", "first reference", markerfacecolor="none"))
-    handles += [drawing.mark("o", f"score {score:g}", markersize=(90 * score + 2) ** 0.5) for score in (0.25, 0.5, 1)]
+    begin = "first reference" if trace.references else "after layer 0"
+    handles = [drawing.mark("o", f"start: {begin}", "white", markeredgecolor="black", markersize=5)]
+    handles += [drawing.mark("o", f"end: {trace.class_name(label)}", drawing.colour_of(label)) for label in found]
+    handles.append(drawing.mark("o", "end of other queries", _REST, markersize=3.5, markeredgecolor="black"))
     drawing.show_key(figure, handles)
-    what = f"box centres of {len(sure)} queries through {len(centres)} decoder layers"
-    drawing.headline(figure, image, f"{what}; {sure.sum()} of them sure enough")
+    what = f"{len(sure)} queries through {counted(len(centres), 'decoder layer')}"
+    drawing.headline(figure, image, f"{what}: the way of the {sure.sum()} that detect something, and where others end")
     return Drawing(figure, numbers)
 
 

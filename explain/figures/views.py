@@ -11,7 +11,7 @@ from ..core.maps import heat_map
 from ..core.trace import AttentionTrace, QueryPrediction
 from ..options import METHOD_TITLES, OF_A_TARGET, PIXEL_METHODS, View
 from .drawing import Drawing, layer_in_words, target_in_words
-from .heat import draw_heat, draw_heat_grid
+from .heat import STRONGEST, draw_heat, draw_heat_grid, draw_strongest
 from .points import draw_point_grid, draw_points
 
 Job = tuple[str, Callable[[], Drawing]]
@@ -131,7 +131,10 @@ class Explained:
 
     def _grid(self, method: str, cells: list[list[Cell]], rows: list[str], columns: list[str], title: str) -> Drawing:
         heats = [[self._heat(method, *cell) for cell in row] for row in cells]
-        return draw_heat_grid(self.trace, heats, rows, columns, self.prediction, title, image=self.image)
+        # raw attention of every head adds up to 1: none is stronger than another
+        many = len(rows) * len(columns) > STRONGEST + 1 and method != "raw"
+        draw = draw_strongest if many else draw_heat_grid
+        return draw(self.trace, heats, rows, columns, self.prediction, title, image=self.image)
 
     def _heat(self, method: str, site: str | None, head: Part, level: Part) -> Tensor:
         how: dict[str, Any] = {"head": head, "level": level, "target": self.view.target}

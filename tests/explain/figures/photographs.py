@@ -1,31 +1,40 @@
-"""Draws docs/explain/photo-*.png: a detector of transformers, explained on four photographs of COCO's val2017.
+"""Draws the pictures of docs/explain.md: detectors of photographs, explained.
 
-    python -m tests.explain.figures.photographs WEIGHTS PHOTOGRAPHS [OUT]
+    python -m tests.explain.figures.photographs DEIMV2 COCO RUN BCCD [OUT]
 
-WEIGHTS is a folder of transformers with a DEIMv2 Femto in it, PHOTOGRAPHS one with COCO's files. transformers' DEIMv2
-departs from what its weights were trained as; `as_trained` undoes that, where the weights stay as they are.
+DEIMV2 is a folder of transformers with a DEIMv2 Femto in it, COCO one with val2017's files; RUN is a run of
+`deformable_detr_mini`, and BCCD the folder of its data. transformers' DEIMv2 departs from what its weights were trained
+as; `as_trained` undoes that, where the weights stay as they are. What `msdeform ablate` draws is not made here.
 """
 
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from matplotlib import colormaps
+from matplotlib.colors import to_rgb
 from PIL import Image
 from torch import Tensor, nn
 
+import msdeform
 from msdeform.explain.core.maps import heat_map
 from msdeform.explain.core.masks import Mask
-from msdeform.explain.core.trace import AttentionTrace
-from msdeform.explain.figures.drawing import Drawing, target_in_words
-from msdeform.explain.figures.heat import draw_heat
-from msdeform.explain.figures.masked import draw_masked_relevance, variants
-from msdeform.explain.figures.points import draw_point_grid
+from msdeform.explain.core.trace import AttentionTrace, QueryPrediction
+from msdeform.explain.figures.drawing import Drawing, colour_of
+from msdeform.explain.figures.encoder import RING, draw_encoder
+from msdeform.explain.figures.heat import draw_heat, draw_heat_grid, draw_strongest, heat_colours
+from msdeform.explain.figures.masked import draw_masked_relevance, draw_remaining, variants
+from msdeform.explain.figures.points import draw_points
+from msdeform.explain.figures.trajectories import draw_journey, draw_seeds
+from msdeform.explain.options import METHOD_TITLES
 from msdeform.integrations.detectors.detector import TransformersDetector
 from tests.house.project import ROOT
 
 CONFIDENCE = 0.5
-# each file stays below 400 kB
-DPI = {"points": 80, "relevance": 68, "masked": 65}
+WIDTH = 1000
+"""Pixels, at the most: a page shows 800."""
 PHOTOGRAPHS = {
     # a name, its file, and the class that is explained
     "cats": ("000000555705.jpg", "cat"),
@@ -33,6 +42,7 @@ PHOTOGRAPHS = {
     "pigeons": ("000000456496.jpg", "bird"),
     "cyclist": ("000000261888.jpg", "person"),
 }
+CELLS = "BloodImage_00066.jpg"
 
 
 def as_trained(model: Any) -> None:
@@ -57,36 +67,95 @@ def as_trained(model: Any) -> None:
     head.forward = once
 
 
-def drawings(trace: AttentionTrace, detector: TransformersDetector, label: str, image: str) -> dict[str, Drawing]:
-    """Of the surest detection of a class: points by layer and level, relevance, and relevance with heads off."""
+def of_photographs(weights: Path, folder: Path) -> dict[str, Drawing]:
+    """Relevance of the surest detection of a class in each; of one its points, of one the rest."""
+    detector = TransformersDetector.from_pretrained(weights)
+    as_trained(detector.model)
     assert detector.categories is not None
-    seen = trace.detections(CONFIDENCE, detector.categories.index(label))[0]
-    heads = trace.sites["decoder.0.cross"].heads
-    masks = [(f"{count} heads off", [Mask(heads=tuple(range(count)))]) for count in (2, heads // 2, heads - 1)]
-    made = variants(detector, trace.image, masks, confidence=CONFIDENCE)
-    relevance = heat_map(trace, seen, "relevance")
-    title = f"relevance for {target_in_words('class', seen)}, all layers"
+    made = {}
+    for name, (file, label) in PHOTOGRAPHS.items():
+        trace = AttentionTrace(detector, folder / file)
+        seen = trace.detections(CONFIDENCE, detector.categories.index(label))[0]
+        made[f"photo-{name}-relevance"] = draw_heat(
+            trace,
+            heat_map(trace, seen, "relevance"),
+            seen,
+            "relevance: bright where, by this method, the score depends on it",
+            image=file,
+        )
+        if name == "cats":
+            made["photo-cats-points"] = draw_points(trace, seen, trace.cross_sites[-1], image=file)
+        if name == "cyclist":
+            made |= _of_one(detector, trace, seen, file)
+    return made
+
+
+def _of_one(
+    detector: TransformersDetector, trace: AttentionTrace, seen: QueryPrediction, image: str
+) -> dict[str, Drawing]:
+    maps = [[heat_map(trace, seen, method) for method in METHOD_TITLES]]
+    layers, heads = range(len(trace.cross_sites)), range(trace.sites[trace.cross_sites[0]].heads)
+    each = [[heat_map(trace, seen, "relevance", layer=layer, head=head) for head in heads] for layer in layers]
+    names = [[f"{what} {number}" for number in some] for what, some in (("decoder layer", layers), ("head", heads))]
+    masks = [(f"{count} heads off", [Mask(heads=tuple(range(count)))]) for count in (2, 4, 6)]
+    off = variants(detector, trace.image, masks, confidence=CONFIDENCE)
     return {
-        "points": draw_point_grid(trace, seen, trace.cross_sites, by="layers x levels", image=image),
-        "relevance": draw_heat(trace, relevance, seen, title, image=image),
-        "masked": draw_masked_relevance(made, seen, CONFIDENCE, image=image),
+        "methods": draw_heat_grid(
+            trace,
+            maps,
+            [""],
+            list(METHOD_TITLES),
+            seen,
+            "what five methods say that mattered",
+            shares=False,
+            image=image,
+        ),
+        "relevance-layers-heads": draw_strongest(trace, each, *names, seen, "relevance by layer and head", image=image),
+        "journey": draw_journey(trace, seen, image=image),
+        "masked-boxes": draw_remaining(off, CONFIDENCE, image=image),
+        "masked-relevance": draw_masked_relevance(off, seen, CONFIDENCE, image=image),
     }
 
 
-def draw(weights: Path, photographs: Path, out: Path) -> None:
-    """Writes three pictures of each photograph."""
-    detector = TransformersDetector.from_pretrained(weights)
-    as_trained(detector.model)
-    for name, (file, label) in PHOTOGRAPHS.items():
-        trace = AttentionTrace(detector, photographs / file)
-        for what, drawing in drawings(trace, detector, label, file).items():
-            picture, numbers = drawing.save(out / f"photo-{name}-{what}.png", DPI[what])
-            numbers.unlink()
-            if what == "masked":  # of 256 colours
-                image = Image.open(picture).convert("RGB")
-                dithered = image.quantize(palette=image.quantize(256), dither=Image.Dither.FLOYDSTEINBERG)
-                dithered.save(picture, optimize=True)
+def of_cells(run: Path, data: Path) -> dict[str, Drawing]:
+    """What needs an encoder of deformable attention, or the seeds of two stages; and the slopes."""
+    trace = AttentionTrace(msdeform.load_model(str(run)), data / "JPEGImages" / CELLS)
+    seen = next(one for one in trace.detections(CONFIDENCE) if one.name == "WBC")
+    x0, y0, x1, y1 = seen.box
+    place = (round((x0 + x1) / 2), round((y0 + y1) / 2))
+    return {
+        "slopes": draw_points(trace, seen, trace.cross_sites[-1], slopes="w", image=CELLS),
+        "seeds": draw_seeds(trace, CONFIDENCE, image=CELLS),
+        "encoder": draw_encoder(trace, "encoder.0.self", [place], image=CELLS),
+    }
+
+
+def write(drawing: Drawing, path: Path) -> None:
+    """As a picture of 256 colours, no wider than a page needs."""
+    picture, numbers = drawing.save(path, 125)
+    numbers.unlink()
+    image = Image.open(picture).convert("RGB")
+    image.thumbnail((WIDTH, 10 * WIDTH))
+    few = image.quantize(palette=_palette(image), dither=Image.Dither.FLOYDSTEINBERG)
+    few.save(picture, optimize=True)
+
+
+def _palette(image: Image.Image) -> Image.Image:
+    """Half of it for the photograph, half for what is drawn on it, which covers too little to be counted."""
+    own = np.array(image.quantize(128, kmeans=2).getpalette()).reshape(-1, 3)
+    scale = np.linspace(0, 1, 44)
+    drawn = [colormaps["plasma"](0.12 + 0.88 * scale), heat_colours()(scale)]
+    seen = [colours[:, :3] * colours[:, 3:] + (1 - colours[:, 3:]) * 0.9 for colours in drawn]
+    bright = [[*colour_of(label)] for label in range(32)]
+    lines = np.array([[0, 0, 0], [1, 1, 1], to_rgb(RING)])
+    every = np.concatenate([own, *(np.round(255 * np.array(one)) for one in (*seen, bright, lines))])
+    palette = Image.new("P", (1, 1))
+    palette.putpalette(every.astype(np.uint8)[:256].flatten().tolist())
+    return palette
 
 
 if __name__ == "__main__":
-    draw(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]) if len(sys.argv) > 3 else ROOT / "docs" / "explain")
+    torch.manual_seed(0)
+    deimv2, coco, run, bccd, *out = map(Path, sys.argv[1:])
+    for name, drawing in (of_photographs(deimv2, coco) | of_cells(run, bccd)).items():
+        write(drawing, (out[0] if out else ROOT / "docs" / "explain") / f"{name}.png")

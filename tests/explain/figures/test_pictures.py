@@ -1,6 +1,8 @@
 """Pictures of attention: what is drawn lies where the trace says, on a fixed scale, and beside it are its numbers."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +10,24 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.quiver import Quiver
 from torch import Tensor
 
 from msdeform.explain.core.maps import heat_map
 from msdeform.explain.core.trace import AttentionTrace, QueryPrediction
-from msdeform.explain.figures.drawing import MARKERS, Drawing, around, canvas, colour_of, draw_box, root_ticks, show
+from msdeform.explain.figures.drawing import (
+    MARKERS,
+    Drawing,
+    around,
+    canvas,
+    close_up,
+    colour_of,
+    draw_box,
+    root_ticks,
+    show,
+)
 from msdeform.explain.figures.encoder import draw_encoder
-from msdeform.explain.figures.heat import LEAST, draw_heat, draw_heat_grid, heat_colours
+from msdeform.explain.figures.heat import LEAST, draw_heat, draw_heat_grid, heat_colours, percent
 from msdeform.explain.figures.points import draw_point_grid, draw_points
 from msdeform.explain.figures.trajectories import draw_journey, draw_queries, draw_seeds
 from msdeform.explain.figures.truth import draw_truth
@@ -22,6 +35,9 @@ from tests.models.tiny import tiny
 from tests.train.visual.test_label_placement import assert_apart_and_inside
 
 HEIGHT, WIDTH = 90, 120
+ARROWS = (
+    "arrows: where to move a point so that {} rises; along the longest arrow {} a pixel (none below a quarter of that)"
+)
 
 
 def look(family: str, **overrides: Any) -> AttentionTrace:
@@ -231,15 +247,37 @@ def test_the_caption_of_arrows_is_words_and_pixels(deformable: AttentionTrace) -
     longest = {
         target: float(np.linalg.norm(deformable.slopes(site, prediction, target), axis=-1).max()) for target in told
     }
-    moving = "arrows: the direction in which moving a sampled point increases "
-    each = "for each pixel that the point moves"
-    by = f"its logit by {longest['class']:.2g} {each}"
-    assert told["class"].endswith(f"{moving}the score of {prediction.name}, along the longest arrow {by}")
+    by = f"its logit by {longest['class']:.2g}"
+    assert told["class"].endswith(ARROWS.format(f"the score of {prediction.name}", by))
     # the model has coordinates in [0, 1]
-    by = f"by {longest['x'] * WIDTH:.2g} pixels {each}"
-    assert told["x"].endswith(f"{moving}the horizontal position of its box, along the longest arrow {by}")
-    by = f"by {longest['h'] * HEIGHT:.2g} pixels {each}"
-    assert told["h"].endswith(f"{moving}the height of its box, along the longest arrow {by}")
+    by = f"by {longest['x'] * WIDTH:.2g} pixels"
+    assert told["x"].endswith(ARROWS.format("the horizontal position of its box", by))
+    by = f"by {longest['h'] * HEIGHT:.2g} pixels"
+    assert told["h"].endswith(ARROWS.format("the height of its box", by))
+
+
+def test_arrows_are_those_of_the_steepest_slopes(deformable: AttentionTrace) -> None:
+    drawing = draw_points(deformable, deformable.prediction(3), "decoder.1.cross", slopes="class")
+    xy, slopes = drawing.numbers["xy"].reshape(-1, 2), drawing.numbers["slopes"].reshape(-1, 2)
+    length = np.linalg.norm(slopes, axis=-1)
+    *before, last = panels(drawing)
+    assert not any(isinstance(one, Quiver) for axes in before for one in axes.collections)
+    (arrows,) = (one for one in last.collections if isinstance(one, Quiver))
+    long = length >= length.max() / 4
+    assert 0 < long.sum() < len(long)
+    assert np.allclose(arrows.XY, xy[long])
+    assert np.allclose(np.arctan2(arrows.V, arrows.U), np.arctan2(slopes[long, 1], slopes[long, 0]), atol=1e-5)
+
+
+def test_a_reference_box_that_the_detections_hides_is_left_out(deformable: AttentionTrace) -> None:
+    prediction = deformable.prediction(3)
+    x, y, w, h = deformable.points("decoder.1.cross", 3).reference.tolist()
+    for shift, boxes in ((0.0, 1), (0.04 * w, 1), (0.06 * w, 2)):
+        moved = replace(prediction, box=(x - w / 2 + shift, y - h / 2, x + w / 2 + shift, y + h / 2))
+        drawing = draw_points(deformable, moved, "decoder.1.cross")
+        assert {len(axes.patches) for axes in panels(drawing)} == {boxes}
+        labels = [text.get_text() for text in drawing.figure.legends[0].get_texts()]
+        assert ("reference box" in labels) == (boxes == 2)
 
 
 @pytest.mark.parametrize(
@@ -278,7 +316,7 @@ def test_a_grid_of_points_has_each_once(deformable: AttentionTrace) -> None:
     assert rows == ["head 0", "", "head 1", ""]
 
 
-def test_a_grid_of_maps_is_on_one_scale(deformable: AttentionTrace) -> None:
+def test_a_grid_of_maps_is_on_one_scale_each_in_units_of_its_mean(deformable: AttentionTrace) -> None:
     prediction, columns = deformable.prediction(1), ["level 0", "level 1"]
     maps = [
         [heat_map(deformable, prediction, "gradcam", layer=layer, level=level) for level in (0, 1)] for layer in (0, 1)
@@ -288,7 +326,11 @@ def test_a_grid_of_maps_is_on_one_scale(deformable: AttentionTrace) -> None:
     assert heats.shape == (2, 2, HEIGHT, WIDTH)
     assert np.array_equal(heats[1, 0], maps[1][0])
     for place, axes in enumerate(panels(drawing)):
-        assert np.allclose(axes.images[1].get_array(), heats[divmod(place, 2)] / heats.mean())
+        heat = heats[divmod(place, 2)]
+        assert np.allclose(axes.images[1].get_array(), heat / (heat.mean() or 1), rtol=1e-5)
+        (share,) = axes.texts
+        assert share.get_text() == percent(heat.sum() / heats.sum())
+        assert drawing.numbers["mean"][divmod(place, 2)] == pytest.approx(heat.mean())
         assert axes.images[1].norm.vmax == float(drawing.numbers["most"])
     assert drawing.numbers["columns"].tolist() == columns
     assert [axes.get_title() for axes in panels(drawing)] == [*columns, "", ""]
@@ -297,7 +339,7 @@ def test_a_grid_of_maps_is_on_one_scale(deformable: AttentionTrace) -> None:
 
 def test_the_encoder_is_drawn_by_row_and_by_column(dense: AttentionTrace, deformable: AttentionTrace) -> None:
     places = [(30.0, 20.0), (100.0, 80.0)]
-    for trace, columns in ((dense, 2), (deformable, 3)):
+    for trace, columns in ((dense, 2), (deformable, 2)):
         drawing = draw_encoder(trace, "encoder.0.self", places, head=1)
         numbers = drawing.numbers
         matrix = trace.tape["encoder.0.self"].dense()[0, 1]
@@ -317,9 +359,9 @@ def test_the_encoder_is_drawn_by_row_and_by_column(dense: AttentionTrace, deform
         assert "head 1" in said(drawing)
     points = deformable.points("encoder.0.self", int(numbers["tokens"][0]))
     assert np.array_equal(numbers["xy"][0, 0], points.xy[1])
-    assert np.array_equal(
-        scattered(panels(drawing)[0])[1].get_offsets()[0], points.xy[1, 1][points.weights[1, 1].argmin()]
-    )
+    drawn = panels(drawing)[0].collections[-2:]
+    assert [np.array_equal(one.get_offsets(), points.xy[1, level]) for level, one in enumerate(drawn)] == [True, True]
+    assert (drawn[1].get_sizes().argsort() == points.weights[1, 1].argsort().numpy()).all()
 
 
 def test_a_journey_leads_from_the_reference_to_the_last_box(deformable: AttentionTrace) -> None:
@@ -330,8 +372,7 @@ def test_a_journey_leads_from_the_reference_to_the_last_box(deformable: Attentio
     assert numbers["own_scores"][-1] == pytest.approx(prediction.score)
     assert numbers["labels"].tolist() == deformable.layer_scores[:, 4].argmax(-1).tolist()
     assert np.array_equal(numbers["references"], torch.stack([one[4] for one in deformable.references]))
-    whole, *layers = panels(drawing)
-    assert np.allclose(rectangles(whole), numbers["boxes"][-1:])
+    layers = panels(drawing)
     # a picture a layer, in which its box lies over the last one, dashed
     assert np.allclose([rectangles(axes)[-1] for axes in layers], numbers["boxes"])
     assert np.allclose(rectangles(layers[0])[:-1], numbers["boxes"][-1:])
@@ -340,7 +381,7 @@ def test_a_journey_leads_from_the_reference_to_the_last_box(deformable: Attentio
     centres = (numbers["boxes"][:, :2] + numbers["boxes"][:, 2:]) / 2
     stops = np.concatenate([numbers["references"][:1, :2], centres])
     # arrows where the way is long enough to be seen
-    for axes, start, end in ((whole, stops[0], stops[-1]), (layers[0], *stops[:2]), (layers[1], *stops[1:])):
+    for axes, start, end in ((layers[0], *stops[:2]), (layers[1], *stops[1:])):
         arrows = [(one.xyann, one.xy) for one in axes.texts if one.arrow_patch is not None]
         seen_from = 0.02 * max(abs(np.diff(axes.get_xlim())[0]), abs(np.diff(axes.get_ylim())[0]))
         assert len(arrows) == int(np.linalg.norm(end - start) >= seen_from)
@@ -350,7 +391,27 @@ def test_a_journey_leads_from_the_reference_to_the_last_box(deformable: Attentio
     name = ["cat", "dog", "emu"][numbers["labels"][0]]
     first = layers[0].get_title()
     assert first.startswith(f"layer 0: {name} {numbers['scores'][0]:.2f}")
-    assert f"centre moved by {np.linalg.norm(stops[1] - stops[0]):.1f} pixels, IoU 0." in first
+    assert f"moved by {np.linalg.norm(stops[1] - stops[0]):.1f} pixels, IoU 0." in first
+
+
+def test_layers_whose_boxes_coincide_are_one_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    trace = look("two-stage", dec_layers=4)
+    boxes = torch.tensor([[10.0, 10, 50, 50], [60, 10, 100, 50], [60, 10, 100, 50.5], [60, 10, 100, 51]])
+    scores = torch.zeros(4, trace.queries, 3)
+    scores[:, :, 1] = torch.tensor([0.2, 0.4, 0.5, 0.6])[:, None]
+    every = boxes[:, None].expand(-1, trace.queries, -1)
+    monkeypatch.setattr(AttentionTrace, "layer_boxes", every)
+    monkeypatch.setattr(AttentionTrace, "layer_scores", scores)
+    drawing = draw_journey(trace, trace.prediction(2))
+    first, rest = panels(drawing)
+    assert first.get_title().startswith("layer 0: dog 0.20\n")
+    assert rest.get_title().startswith("layers 1 to 3: dog 0.40 to 0.60\n")
+    assert rectangles(rest) == [pytest.approx((60, 10, 100, 51))]
+    assert "layers whose boxes coincide are one picture" in " ".join(said(drawing).split("\n"))
+    assert drawing.numbers["boxes"].shape == (4, 4)
+    # of another class it is another picture
+    scores[3, :, 2] = 0.9
+    assert len(panels(draw_journey(trace, trace.prediction(2, 1)))) == 3
 
 
 def test_references_that_begin_as_points_and_become_boxes() -> None:
@@ -390,7 +451,13 @@ def test_all_queries_are_drawn_in_the_colours_of_their_classes(deformable: Atten
     assert np.allclose(last.get_facecolors()[:, :3], [colour_of(label) for label in labels])
     assert np.allclose(last.get_sizes(), 90 * numbers["scores"][-1, sure] + 2)
     told = " ".join(said(drawing).split("\n"))
-    assert f"{len(scores)} queries through 2 decoder layers; {len(sure)} of them sure enough" in told
+    assert f"{len(scores)} queries through 2 decoder layers: the way of the {len(sure)} that detect something" in told
+    start, rest = panels(drawing)[0].collections[-2], panels(drawing)[0].collections[0]
+    assert np.array_equal(start.get_offsets(), numbers["references"][0, sure, :2])
+    assert len(rest.get_offsets()) == len(scores) - len(sure)
+    ways = [line.get_xydata() for line in panels(drawing)[0].lines]
+    path = np.concatenate([numbers["references"][:1, :, :2], numbers["centres"]])
+    assert np.allclose(ways, np.concatenate([np.stack(pair, 1) for pair in pairwise(path[:, sure])]))
 
 
 def test_seeds_are_the_tokens_that_became_queries(deformable: AttentionTrace, dense: AttentionTrace) -> None:
@@ -497,6 +564,18 @@ def test_windows_have_the_proportions_of_the_image(deformable: AttentionTrace) -
     assert x1 >= 20
     assert y1 >= 25
     assert around(deformable, np.array([[0.0, 0.0], [100.0, 80.0]]), margin=0.1) is None
+
+
+def test_a_close_up_lies_within_the_image_and_is_no_strip(deformable: AttentionTrace) -> None:
+    for box in ((10.0, 10, 14, 40), (0, 80, 40, 90), (60, 40, 62, 42)):
+        window = close_up(deformable, np.array(box).reshape(-1, 2), margin=0.2)
+        assert window is not None
+        x0, y0, x1, y1 = window
+        assert 0 <= x0 <= box[0] < box[2] <= x1 <= WIDTH
+        assert 0 <= y0 <= box[1] < box[3] <= y1 <= HEIGHT
+        assert 0.74 < (x1 - x0) / (y1 - y0) < 1.34
+        assert x1 - x0 >= 0.9 * WIDTH / 8
+    assert close_up(deformable, np.array([[0.0, 0.0], [100.0, 80.0]]), margin=0.1) is None
 
 
 def test_ticks_are_round_and_apart() -> None:
