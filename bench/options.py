@@ -23,11 +23,13 @@ from ..common.options import (
     ReadFile,
     ReadFolder,
     ReadPath,
+    Share,
     WriteFile,
     WriteFolder,
     Writes,
 )
 from ..common.text import nearest
+from ..explain.options import MEASURE_GROUPS, METHODS, Target
 from ..kernels.diagnostics.options import BACKENDS, Architecture, BackendName, DtypeName
 from ..models.catalog import ModelName
 from ..train.config.presets import PRESETS
@@ -289,6 +291,41 @@ class ExplainOptions(AgainOption):
     """Each once: does the command work?"""
     minutes: Minutes = 9.0
     """Minutes after which nothing begins."""
+
+
+@dataclass(frozen=True)
+class ExplainEvalOptions(AgainOption, DeviceOption):
+    """How good the explanations of a trained detector are, by every measure of msdeform explain-eval, with several
+    seeds of its random maps, patches, noise and weights together."""
+
+    detector: Annotated[str, Positional("NAME")]
+    """What the detector is called in rows and tables."""
+    data: ReadPath
+    """Annotated images, in any layout of docs/data.md; those for validation are explained."""
+    checkpoint: ReadPath | None = None
+    """Its weights, as msdeform explain-eval takes them."""
+    model: Annotated[str, Metavar("NAME")] | None = None
+    """Instead a detector of transformers, as msdeform explain-eval takes it."""
+    methods: str = ",".join(METHODS)
+    """Which to judge, with commas between them."""
+    measures: str = ",".join(MEASURE_GROUPS)
+    """What to judge by, with commas between them."""
+    target: Target = "class"
+    """What is explained: the class, or a coordinate of the box."""
+    confidence: Share = 0.5
+    """Minimum score of a detection."""
+    limit: Positive | None = None
+    """Only the first N images."""
+    most: Positive | None = 3
+    """Only the N surest detections of each image."""
+    steps: Positive = 8
+    """In which pixels are taken away and brought back."""
+    randomise: Literal["whole", "smooth", "none"] = "smooth"
+    """As of msdeform explain-eval."""
+    seeds: tuple[NotNegative, ...] = (0,)
+    """Seeds of all that is random in the measures; detections of all seeds are put together."""
+    runs: WriteFolder = Path("runs/explain-eval")
+    """Folder for the scores of single detections."""
 
 
 @dataclass(frozen=True)

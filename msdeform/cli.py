@@ -65,6 +65,7 @@ _BENCH = {
     "deploy": ("models.commands:deploy", "time a detector in PyTorch, onnxruntime and OpenVINO, beside each other"),
     "dispatch": ("cpu.dispatch:run", "time what a call costs the host, in stages; no GPU needed"),
     "explain": ("models.commands:explain", "time relevance beside the model's own passes, and the memory it adds"),
+    "explain-eval": ("models.commands:explain_eval", "judge a detector's heat maps beside each other, over seeds"),
     "exports": ("models.commands:exports", "run exported detectors in onnxruntime and OpenVINO, beside their models"),
     "first-call": (
         "cpu.first_call:run",

@@ -45,6 +45,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "exported": ("model", "image", "pictures", "sampling", "sizes", "engine"),
     "deployed": ("model", "image", "batch", "threads", "engine"),
     "explanation": ("model", "image", "backend"),
+    "explanation-quality": ("detector", "data", "target", "method"),
     "accelerated": ("model", "pass"),
     "serve": ("model", "image", "engine", "way", "clients"),
     "serve-broken": ("model", "image", "engine", "requests", "broken"),

@@ -17,6 +17,7 @@ from ..operator.runner import Settings, measure
 from ..options import (
     AccelerateOptions,
     DeployOptions,
+    ExplainEvalOptions,
     ExplainOptions,
     ExportsOptions,
     RecipesOptions,
@@ -63,7 +64,12 @@ def accelerate(options: AccelerateOptions) -> int:
 
 def explain(options: ExplainOptions) -> int:
     """``msdeform bench explain``: relevance beside the model's own passes."""
-    return _measure("explain", options)
+    return _measure("explanations.cost", options)
+
+
+def explain_eval(options: ExplainEvalOptions) -> int:
+    """``msdeform bench explain-eval``: how good a detector's explanations are, as rows."""
+    return _measure("explanations.quality", options)
 
 
 def exports(options: ExportsOptions) -> int:

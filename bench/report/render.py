@@ -13,11 +13,13 @@ from pathlib import Path
 
 from ...common.files import atomic_file
 from ...common.text import nearest
+from ...explain.options import MEASURE_GROUPS
 from ..cpu import tables as cpu_tables
 from ..harness import records
 from ..harness.records import Records, Row
 from ..harness.tables import Line, fields, grouped, lines_of, markdown, numbers
-from ..models import accelerated, deploy, explain, exports
+from ..models import accelerated, deploy, exports
+from ..models.explanations import cost, quality
 from ..models.published import PUBLISHED
 from ..models.training import benchmark as training
 from ..models.training import recipes, spread
@@ -303,6 +305,18 @@ def _recipe_curves(found: Records) -> Iterator[str | Plot]:
             yield Plot(f"recipes {what}", plots.digest(mine, recipes.DRAWN), draw, shows)
 
 
+def _explained(group: str, found: Records) -> Iterator[str]:
+    """Measures of one group, of every detector and method; on whichever machine."""
+    rows = found.of("explanation-quality")
+    for (detector, data, target), mine in grouped(rows, "detector", "data", "target").items():
+        of_class = "" if target == "class" else f", {target} of the box explained"
+        count = quality.counted_detections(mine)
+        yield f"**{detector} on {data}{of_class}**: {count}"
+        yield markdown(quality.quality_table(mine, group), 1)
+    if rows:
+        yield _from(rows)
+
+
 def _broken(found: Records) -> Iterator[str]:
     for machine, rows in _machines(found, "serve-broken").items():
         for row in rows:
@@ -331,7 +345,8 @@ BLOCKS: dict[str, Block] = {
     "recipe-curves": _recipe_curves,
     "loading-memory": _by_machine("loading-memory", training.memory_table, 0),
     "training-steps": _by_machine("training-step", training.step_table, len(records.KEYS["training-step"])),
-    "explanations": _by_machine("explanation", explain.explanation_table, 3),
+    "explanations": _by_machine("explanation", cost.explanation_table, 3),
+    **{f"explained-{group}": partial(_explained, group) for group in MEASURE_GROUPS},
     "accelerated": _by_machine("accelerated", accelerated.accelerated_table, 3),
     "startup": _by_machine("startup", cpu_tables.startup_table, 1),
     "cpu": _cpu,

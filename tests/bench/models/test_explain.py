@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from msdeform.bench.harness import records
-from msdeform.bench.models import explain
+from msdeform.bench.models.explanations import cost
 from msdeform.cli import main
 from msdeform.kernels import registry
 
@@ -18,7 +18,7 @@ def test_a_cell_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert "deformable_detr_tiny" in printed
     (row,) = records.read(*tmp_path.glob("*.jsonl")).rows
     assert records.key(row) == ("explanation", "deformable_detr_tiny", "64x96", registry.resolve_for("cpu"))
-    assert all(row[part] > 0 for part in explain.PARTS)
+    assert all(row[part] > 0 for part in cost.PARTS)
     assert 0 <= row["added_peak_mb"] < row["model_peak_mb"]
     assert row["tape_mb"] > 0
     before = [file.read_text() for file in tmp_path.glob("*.jsonl")]

@@ -19,19 +19,19 @@ from typing import Any
 
 import torch
 
-from ...explain.core.capture import capture
-from ...explain.core.relevance import factors, relevance
-from ...explain.core.trace import leaves
-from ...models.attention import MSDeformAttn
-from ...models.families.detector import Detector
-from ...models.zoo import create_model
-from ..harness.provenance import usual_device
-from ..harness.records import Row
-from ..harness.results_file import open_results
-from ..harness.tables import Column, Line, aligned, fields, lines_of, numbers
-from ..operator.implementations import usual_backends
-from ..options import ExplainOptions
-from .resumable import measure_missing
+from ....explain.core.capture import capture
+from ....explain.core.relevance import factors, relevance
+from ....explain.core.trace import leaves
+from ....models.attention import MSDeformAttn
+from ....models.families.detector import Detector
+from ....models.zoo import create_model
+from ...harness.provenance import usual_device
+from ...harness.records import Row
+from ...harness.results_file import open_results
+from ...harness.tables import Column, Line, aligned, fields, lines_of, numbers
+from ...operator.implementations import usual_backends
+from ...options import ExplainOptions
+from ..resumable import measure_missing
 
 _TARGETS = 10
 _MB = 1e6
@@ -49,7 +49,10 @@ PARTS = tuple(_TIMES)
 def measure_rows(options: ExplainOptions) -> int:
     """Measures and prints; returns how many rows are left when the time is over."""
     device = usual_device()
-    sources, keep = ("explain/**/*.py", "bench/models/explain.py"), not options.quick and device.type == "cuda"
+    sources, keep = (
+        ("explain/**/*.py", "bench/models/explanations/cost.py"),
+        not options.quick and device.type == "cuda",
+    )
     results = open_results("msdeform bench explain", options, device, measured=sources, keep=keep)
     times = 1 if options.quick else options.times
     cells = product(options.models, options.images, options.backends or usual_backends(device))
