@@ -48,7 +48,8 @@ def stability(
 
     Args:
         explain: of an image like `image`, the map (H, W), at least 0, and the logits (classes,) of the detection; None
-            where there is no such detection any more.
+            where there is no such detection any more. Find it by its class and box: a detector that makes its queries
+            of pixels numbers them anew in every image.
         image: (3, H, W) uint8, or floats from 0 to 1.
         samples: noisy images.
         radius: of the noise, uniform from -radius to radius, in grey levels of 255. 4 is about what compression
