@@ -127,7 +127,7 @@ def of_transformers(name: str | Path) -> bool:
 
 
 @dataclass(frozen=True)
-class View:
+class View(Options):
     """What is drawn of it."""
 
     method: Annotated[tuple[Method, ...], Repeated()] = ()
