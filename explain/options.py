@@ -33,13 +33,14 @@ Pairing = Literal["iou", "query"]
 ScreenBy = Literal["loss", "logit"]
 Fill = Literal["blur", "mean"]
 By = Literal["point", "pixel"]
-Method = Literal["points", "raw", "rollout", "gradcam", "relevance", "input-grad"]
+Method = Literal["points", "raw", "rollout", "gradcam", "relevance", "relevance-rollout", "input-grad"]
 Target = Literal["class", "x", "y", "w", "h"]
 METHOD_TITLES = {
     "raw": "raw attention",
     "rollout": "attention rollout",
     "gradcam": "Grad-CAM",
     "relevance": "relevance",
+    "relevance-rollout": "relevance, the encoder rolled out",
     "input-grad": "gradient with respect to the pixels",
 }
 METHODS = tuple(METHOD_TITLES)
@@ -95,8 +96,8 @@ class View:
     """What is drawn of it."""
 
     method: Annotated[tuple[Method, ...], Repeated()] = ()
-    """points: what was sampled. raw, rollout, gradcam, relevance, input-grad: heat maps. May be repeated; points (or
-    raw, where attention is dense) and relevance when not given."""
+    """points: what was sampled. raw, rollout, gradcam, relevance, relevance-rollout, input-grad: heat maps. May be
+    repeated; points (or raw, where attention is dense) and relevance when not given."""
     layer: str | None = None
     """decoder.5, encoder.2, or all; the last decoder layer, and for relevance the sum of all, when not given."""
     head: str = "mean"

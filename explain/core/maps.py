@@ -6,6 +6,7 @@
 ``gradcam``    attention of one layer, heads weighted by the mean derivative of the target (Selvaraju et al. 2017, as
                Chefer et al. 2021 carry it to attention), the positive part
 ``relevance``  `relevance.relevance`: every layer's attention times its derivative
+``relevance-rollout`` the same in the decoder, and ``rollout`` in the encoder: `relevance.Factors.rollout`
 ``input-grad`` absolute derivative of the target with respect to the pixels, summed over colours (Simonyan et al. 2014)
 """
 
@@ -55,13 +56,13 @@ def token_map(
 
     Args:
         method: any of METHODS but ``input-grad``, which knows no levels.
-        layer: of the decoder; the last by default, and for ``relevance`` all of them summed. ``rollout`` has no layer.
+        layer: of the decoder; the last by default, and for relevance all of them summed. ``rollout`` has no layer.
         head: of that layer's cross-attention; the mean, or for ``gradcam`` the weighted sum, by default.
         level: what lies on other levels is zero.
         target: one of TARGETS.
         by: see `Gradients.factor`.
         parity: with the faults of the relevance's authors' code, see `relevance`.
-        among: of ``relevance``: several detections, whose targets' sum is derived by in one pass for all of them. Exact
+        among: of relevance: several detections, whose targets' sum is derived by in one pass for all of them. Exact
             relevance is by one's own target; what others look at takes part in this.
 
     Raises ValueError for what is out of range, or has no meaning for the method.
@@ -85,7 +86,7 @@ def token_map(
         found = _gradcam(trace, prediction, record, head, target)
     else:
         gradients = trace.gradients(among or prediction, target, heads=by == "pixel")
-        c = factors(trace.tape, gradients, by=by, head=head)
+        c = factors(trace.tape, gradients, by=by, head=head, rollout=method == "relevance-rollout")
         rows = relevance(c, [prediction.query], by_layer=layer is not None, parity=parity)
         found = rows[0] if layer is None else rows[0, layer]
     if level is None:

@@ -78,7 +78,7 @@ class Explained:
         """A method's pictures."""
         view = self.view
         file = method
-        if method not in ("rollout", "input-grad") and (view.layer is not None or method != "relevance"):
+        if method not in ("rollout", "input-grad") and (view.layer is not None or not method.startswith("relevance")):
             file += "-all" if self.layers.every else f"-{_short(self.layers.decoder[0])}"
         file += f"-head{view.head}" * (view.head != "mean") + f"-level{view.level}" * (view.level != "together")
         yield from self._points(file) if method == "points" else self._heats(method, file)
@@ -99,10 +99,10 @@ class Explained:
 
     def _heats(self, method: str, file: str) -> Iterator[Job]:
         what = METHOD_TITLES[method]
-        if method in ("gradcam", "relevance", "input-grad"):
+        if method in ("gradcam", "relevance", "relevance-rollout", "input-grad"):
             what += f" for {target_in_words(self.view.target, self.prediction)}"
         whole = method in ("rollout", "input-grad")
-        sites = [None] if whole or (method == "relevance" and self.view.layer is None) else self.layers.decoder
+        sites = [None] if whole or (method.startswith("relevance") and self.view.layer is None) else self.layers.decoder
         heads, levels = [None] if whole else self._heads, [None] if method == "input-grad" else self._levels
         of_site = ["all layers" if one is None else layer_in_words(one) for one in sites]
         of_head = ["all heads" if one is None else f"head {one}" for one in heads]
