@@ -33,7 +33,9 @@ Pairing = Literal["iou", "query"]
 ScreenBy = Literal["loss", "logit"]
 Fill = Literal["blur", "mean"]
 By = Literal["point", "pixel"]
-Method = Literal["points", "raw", "rollout", "gradcam", "relevance", "relevance-rollout", "input-grad"]
+Method = Literal[
+    "points", "raw", "rollout", "gradcam", "relevance", "relevance-rollout", "relevance-mirrored", "input-grad"
+]
 Target = Literal["class", "x", "y", "w", "h"]
 METHOD_TITLES = {
     "raw": "raw attention",
@@ -41,6 +43,7 @@ METHOD_TITLES = {
     "gradcam": "Grad-CAM",
     "relevance": "relevance",
     "relevance-rollout": "relevance, the encoder rolled out",
+    "relevance-mirrored": "relevance, with the mirrored image's",
     "input-grad": "gradient with respect to the pixels",
 }
 METHODS = tuple(METHOD_TITLES)
@@ -96,8 +99,8 @@ class View:
     """What is drawn of it."""
 
     method: Annotated[tuple[Method, ...], Repeated()] = ()
-    """points: what was sampled. raw, rollout, gradcam, relevance, relevance-rollout, input-grad: heat maps. May be
-    repeated; points (or raw, where attention is dense) and relevance when not given."""
+    """points: what was sampled. raw, rollout, gradcam, relevance, relevance-rollout, relevance-mirrored,
+    input-grad: heat maps. May be repeated; points (or raw, where attention is dense) and relevance when not given."""
     layer: str | None = None
     """decoder.5, encoder.2, or all; the last decoder layer, and for relevance the sum of all, when not given."""
     head: str = "mean"

@@ -99,7 +99,7 @@ class Explained:
 
     def _heats(self, method: str, file: str) -> Iterator[Job]:
         what = METHOD_TITLES[method]
-        if method in ("gradcam", "relevance", "relevance-rollout", "input-grad"):
+        if method == "gradcam" or method.startswith("relevance") or method == "input-grad":
             what += f" for {target_in_words(self.view.target, self.prediction)}"
         whole = method in ("rollout", "input-grad")
         sites = [None] if whole or (method.startswith("relevance") and self.view.layer is None) else self.layers.decoder
@@ -137,7 +137,7 @@ class Explained:
         how: dict[str, Any] = {"head": head, "level": level, "target": self.view.target}
         if site is not None:
             how["layer"] = self.trace.sites[site].layer
-        if method == "relevance":
+        if method.startswith("relevance"):
             how |= {"by": self.view.by, "parity": self.view.parity, "among": self.among}
         return heat_map(self.trace, self.prediction, method, **how)
 
