@@ -40,6 +40,8 @@ Method = Literal[
     "rollout",
     "gradcam",
     "relevance",
+    "relevance-rollout",
+    "relevance-mirrored",
     "input-grad",
     "odam",
     "backbone-gradcam",
@@ -53,6 +55,8 @@ METHOD_TITLES = {
     "rollout": "attention rollout",
     "gradcam": "Grad-CAM",
     "relevance": "relevance",
+    "relevance-rollout": "relevance, the encoder rolled out",
+    "relevance-mirrored": "relevance, with the mirrored image's",
     "input-grad": "gradient with respect to the pixels",
     "odam": "ODAM",
     "backbone-gradcam": "Grad-CAM of the backbone",
@@ -65,7 +69,10 @@ BLACK_BOX = ("drise", "occlusion")
 """Methods that ask the detector about changed images and look at nothing inside: they explain any detector."""
 PIXEL_METHODS = ("input-grad", "odam", "backbone-gradcam", "integrated-gradients", *BLACK_BOX)
 """Methods whose maps are of the image alone: they have no layer, head or level."""
-OF_A_TARGET = ("gradcam", "relevance", "input-grad", "odam", "backbone-gradcam", "integrated-gradients")
+OF_A_TARGET = (
+    *("gradcam", "relevance", "relevance-rollout", "relevance-mirrored", "input-grad"),
+    *("odam", "backbone-gradcam", "integrated-gradients"),
+)
 """Methods that derive a target, the class's logit or a coordinate of the box."""
 MANY_PASSES = ("integrated-gradients", *BLACK_BOX)
 """Methods that run the detector dozens or hundreds of times."""

@@ -6,6 +6,9 @@
 ``gradcam``    attention of one layer, heads weighted by the mean derivative of the target (Selvaraju et al. 2017, as
                Chefer et al. 2021 carry it to attention), the positive part
 ``relevance``  `relevance.relevance`: every layer's attention times its derivative
+``relevance-rollout`` the same in the decoder, and ``rollout`` in the encoder: `relevance.Factors.rollout`
+``relevance-mirrored`` the mean of that and of the mirrored image's, mirrored back, each scaled to a total of 1:
+               chance of one pass cancels (as of Grad-CAM over augmented images, Morbidelli et al. 2020)
 ``input-grad`` absolute derivative of the target with respect to the pixels, summed over colours (Simonyan et al. 2014)
 
 and those of `pixel_maps`, which know nothing of attention: ``odam``, ``backbone-gradcam``, ``integrated-gradients``,
@@ -13,6 +16,7 @@ and those of `pixel_maps`, which know nothing of attention: ``odam``, ``backbone
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -60,13 +64,13 @@ def token_map(
 
     Args:
         method: any of METHODS but those of PIXEL_METHODS, which know no levels.
-        layer: of the decoder; the last by default, and for ``relevance`` all of them summed. ``rollout`` has no layer.
+        layer: of the decoder; the last by default, and for relevance all of them summed. ``rollout`` has no layer.
         head: of that layer's cross-attention; the mean, or for ``gradcam`` the weighted sum, by default.
         level: what lies on other levels is zero.
         target: one of TARGETS.
         by: see `Gradients.factor`.
         parity: with the faults of the relevance's authors' code, see `relevance`.
-        among: of ``relevance``: several detections, whose targets' sum is derived by in one pass for all of them. Exact
+        among: of relevance: several detections, whose targets' sum is derived by in one pass for all of them. Exact
             relevance is by one's own target; what others look at takes part in this.
 
     Raises ValueError for what is out of range, or has no meaning for the method.
@@ -90,10 +94,9 @@ def token_map(
     elif method == "gradcam":
         found = _gradcam(trace, prediction, record, head, target)
     else:
-        gradients = trace.gradients(among or prediction, target, heads=by == "pixel")
-        c = factors(trace.tape, gradients, by=by, head=head)
-        rows = relevance(c, [prediction.query], by_layer=layer is not None, parity=parity)
-        found = rows[0] if layer is None else rows[0, layer]
+        how: dict[str, Any] = {"layer": layer, "head": head, "target": target, "by": by, "parity": parity}
+        make = _mirrored if method == "relevance-mirrored" else partial(_relevance, rollout=method != "relevance")
+        found = make(trace, prediction, among, **how)
     if level is None:
         return found
     part = share_of_levels(trace.shapes)[in_range(level, len(trace.shapes), "level")]
@@ -129,6 +132,42 @@ def _check_inside(trace: AttentionTrace, method: str) -> None:
             f"method: {trace.model.kind} has no attention, and is explained from outside alone; "
             f"expected {' or '.join(BLACK_BOX)}, got {method}"
         )
+
+
+def _relevance(
+    trace: AttentionTrace,
+    prediction: QueryPrediction,
+    among: Sequence[QueryPrediction],
+    *,
+    rollout: bool,
+    layer: int | None,
+    head: int | None,
+    target: str,
+    by: By,
+    parity: bool,
+) -> Tensor:
+    gradients = trace.gradients(among or prediction, target, heads=by == "pixel")
+    c = factors(trace.tape, gradients, by=by, head=head, rollout=rollout)
+    rows = relevance(c, [prediction.query], by_layer=layer is not None, parity=parity)
+    return rows[0] if layer is None else rows[0, layer]
+
+
+def _mirrored(
+    trace: AttentionTrace, prediction: QueryPrediction, among: Sequence[QueryPrediction], **how: Any
+) -> Tensor:
+    """Of all layers the total is 1, of one its share."""
+    maps = []
+    for one, seen, others in (
+        (trace, prediction, among),
+        (trace.mirrored, trace.in_mirror(prediction), [trace.in_mirror(other) for other in among]),
+    ):
+        found = _relevance(one, seen, others, rollout=True, **how)
+        whole = found if how["layer"] is None else _relevance(one, seen, others, rollout=True, **how | {"layer": None})
+        maps.append(found / whole.sum().clamp(min=torch.finfo(whole.dtype).tiny))
+    own, other = maps
+    parts = zip(share_of_levels(trace.shapes), trace.shapes, strict=True)
+    back = torch.cat([other[part].unflatten(0, (h, w)).flip(-1).flatten() for part, (h, w) in parts])
+    return (own + back) / 2
 
 
 def _rollout(trace: AttentionTrace, query: int) -> Tensor:

@@ -10,6 +10,11 @@ row is carried from the last layer to the first as a vector: ``x C`` a layer. Wh
 walk: ``d = (R_ii - I) 1``, by ``d += C (d + 1)``. Of deformable attention, whose ``A`` has a point's weight times its
 bilinear coefficients as entries, the operator itself makes both products (`attention.PointMatrix`).
 
+``rownorm`` makes the part that the encoder moves as large as the part that it leaves where it is, however little of the
+target passes through its attention: half of a map is what the encoder's rules spread. With ``rollout`` the encoder is
+gone through by its attention itself instead, half of each layer passing by (Abnar & Zuidema 2020); the decoder's rules
+stay as they are.
+
 A row of ``R - I`` that is zero, of a query that attends to nothing that matters, is normalised to zero. The authors'
 code divides by zero there, and then leaves the whole layer out; ``parity=True`` does the same.
 """
@@ -33,12 +38,22 @@ class Factors:
     encoder: list[Matrix]
     decoder_self: list[Tensor]
     decoder_cross: list[Matrix]
+    rollout: bool = False
+    """Are the encoder's its attention alone, to be rolled out?"""
 
 
 def factors(
-    tape: Tape, gradients: dict[str, Gradients], image: int = 0, *, by: By = "point", head: int | None = None
+    tape: Tape,
+    gradients: dict[str, Gradients],
+    image: int = 0,
+    *,
+    by: By = "point",
+    head: int | None = None,
+    rollout: bool = False,
 ) -> Factors:
     """`Gradients.factor` of every site of a tape; `head` is that of the decoder's cross-attention.
+
+    With `rollout` those of the encoder are its attention, mean over heads.
 
     A site that the target does not depend on is a matrix of zeros.
     """
@@ -47,9 +62,12 @@ def factors(
         here = gradients.get(name) or Gradients(record, torch.zeros_like(record.weights))
         # a target that a site's weights do not change does not change by its entries either
         how = by if name in gradients else "point"
-        made = here.factor(image, by=how, head=head if record.site.kind == "cross" else None)
+        if rollout and record.site.stack == "encoder":
+            made = record.matrix(image)
+        else:
+            made = here.factor(image, by=how, head=head if record.site.kind == "cross" else None)
         found.setdefault((record.site.stack, record.site.kind), []).append(made)
-    return Factors(found.get(("encoder", "self"), []), found["decoder", "self"], found["decoder", "cross"])
+    return Factors(found.get(("encoder", "self"), []), found["decoder", "self"], found["decoder", "cross"], rollout)
 
 
 def relevance(c: Factors, queries: Sequence[int] | Tensor, *, by_layer: bool = False, parity: bool = False) -> Tensor:
@@ -76,7 +94,16 @@ def relevance(c: Factors, queries: Sequence[int] | Tensor, *, by_layer: bool = F
         layers.append(times(torch.zeros_like(left) if norm is None else left @ norm.T, across))
         left = left + left @ among
     W = torch.stack(layers[::-1], 1)  # (n, layers, S)
-    return _through_encoder(W if by_layer else W.sum(1), c.encoder, parity=parity).cpu()
+    W = W if by_layer else W.sum(1)
+    found = _rolled_out(W, c.encoder) if c.rollout else _through_encoder(W, c.encoder, parity=parity)
+    return found.cpu()
+
+
+def _rolled_out(W: Tensor, encoder: Sequence[Matrix]) -> Tensor:
+    """Rows W (..., S) through the encoder's attention, from the last layer to the first."""
+    for one in reversed(encoder):
+        W = (W + times(W, one)) / 2
+    return W
 
 
 def _through_encoder(W: Tensor, encoder: Sequence[Matrix], *, parity: bool) -> Tensor:

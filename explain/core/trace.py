@@ -10,6 +10,7 @@ Used so::
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -120,7 +121,7 @@ class AttentionTrace:
 
     def _read(self, model: Predictor, image: ImageLike, size: Size | int | None) -> None:
         """Sets the model, the image and what the model gets of it."""
-        self.model = model
+        self.model, self._size = model, size
         self.image = read_image(image).cpu()
         """(3, H, W) uint8, as displayed."""
         self.height, self.width = self.image.shape[1:]
@@ -271,6 +272,19 @@ class AttentionTrace:
                 density = flat[..., part].unflatten(-1, (h, w)) * (h * w / (self.height * self.width))
                 image += F.interpolate(density, size, mode="bilinear", align_corners=False)
         return image.view(*tokens.shape[:-1], *size)
+
+    @cached_property
+    def mirrored(self) -> "AttentionTrace":
+        """Of the image with left and right exchanged, under the same masks; kept, as large as this one."""
+        return AttentionTrace(self.model, self.image.flip(-1), size=self._size, masks=self.masks)
+
+    def in_mirror(self, prediction: QueryPrediction) -> QueryPrediction:
+        """What `mirrored` has of a prediction: of its class, the query of the highest IoU x probability."""
+        other, (x0, y0, x1, y1) = self.mirrored, prediction.box
+        box = torch.tensor([[self.width - x1, y0, self.width - x0, y1]])
+        overlap = box_iou(other.layer_boxes[-1].float(), box)[:, 0]
+        best = (overlap * other.layer_scores[-1][:, prediction.label]).argmax()
+        return other.prediction(int(best), prediction.label)
 
     # --- what it depends on
 

@@ -78,7 +78,7 @@ class Explained:
         """A method's pictures."""
         view = self.view
         file = method
-        if method not in ("rollout", *PIXEL_METHODS) and (view.layer is not None or method != "relevance"):
+        if method not in ("rollout", *PIXEL_METHODS) and (view.layer is not None or not method.startswith("relevance")):
             file += "-all" if self.layers.every else f"-{_short(self.layers.decoder[0])}"
         file += f"-head{view.head}" * (view.head != "mean") + f"-level{view.level}" * (view.level != "together")
         yield from self._points(file) if method == "points" else self._heats(method, file)
@@ -102,7 +102,7 @@ class Explained:
         if method in OF_A_TARGET:
             what += f" for {target_in_words(self.view.target, self.prediction)}"
         whole = method in ("rollout", *PIXEL_METHODS)
-        sites = [None] if whole or (method == "relevance" and self.view.layer is None) else self.layers.decoder
+        sites = [None] if whole or (method.startswith("relevance") and self.view.layer is None) else self.layers.decoder
         heads, levels = [None] if whole else self._heads, [None] if method in PIXEL_METHODS else self._levels
         of_site = ["all layers" if one is None else layer_in_words(one) for one in sites]
         of_head = ["all heads" if one is None else f"head {one}" for one in heads]
@@ -140,7 +140,7 @@ class Explained:
         how: dict[str, Any] = {"head": head, "level": level, "target": self.view.target}
         if site is not None:
             how["layer"] = self.trace.sites[site].layer
-        if method == "relevance":
+        if method.startswith("relevance"):
             how |= {"by": self.view.by, "parity": self.view.parity, "among": self.among}
         if method == "drise":
             how["samples"] = self.view.samples

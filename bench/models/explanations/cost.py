@@ -49,10 +49,8 @@ PARTS = tuple(_TIMES)
 def measure_rows(options: ExplainOptions) -> int:
     """Measures and prints; returns how many rows are left when the time is over."""
     device = usual_device()
-    sources, keep = (
-        ("explain/**/*.py", "bench/models/explanations/cost.py"),
-        not options.quick and device.type == "cuda",
-    )
+    sources = ("explain/core/*.py", "bench/models/explanations/cost.py")
+    keep = not options.quick and device.type == "cuda"
     results = open_results("msdeform bench explain", options, device, measured=sources, keep=keep)
     times = 1 if options.quick else options.times
     cells = product(options.models, options.images, options.backends or usual_backends(device))

@@ -167,6 +167,23 @@ def test_with_a_sample_on_every_pixel_it_is_dense_attention() -> None:
     assert point.max() > 0
 
 
+@pytest.mark.parametrize("family", ["detr", "deformable"])
+def test_the_encoder_rolled_out_is_the_product_of_its_attention(family: str) -> None:
+    """After the decoder's rules as they are; where no encoder attends there is nothing to roll out."""
+    tape, gradients = recorded(family, enc_layers=2, dec_layers=2)
+    c = factors(tape, gradients, rollout=True)
+    (before,) = relevance(replace(c, encoder=[], rollout=False), [3])
+    assert torch.equal(relevance(replace(c, encoder=[]), [3])[0], before)
+    expected = before
+    for name in ("encoder.1.self", "encoder.0.self"):
+        expected = (expected + expected @ tape[name].dense()[0].mean(0)) / 2
+    (got,) = relevance(c, [3])
+    assert torch.allclose(got, expected, rtol=0, atol=1e-12)
+    assert not torch.allclose(got, relevance(factors(tape, gradients), [3])[0])
+    layers = relevance(c, [3], by_layer=True)
+    assert torch.allclose(layers.sum(1)[0], got, rtol=0, atol=1e-12)
+
+
 def test_one_head_is_its_own_factor() -> None:
     tape, gradients = recorded("deformable")
     whole = factors(tape, gradients).decoder_cross[0]

@@ -61,6 +61,27 @@ def test_every_method_gives_a_map_of_the_image(family: str, method: str) -> None
     assert max(found.max() for found in maps) > 0
 
 
+@pytest.mark.parametrize("family", DETRS)
+def test_the_mirrored_images_map_is_the_map_mirrored(family: str) -> None:
+    """The mean with the mirrored image's does not know which of the two was asked."""
+    trace = scene_of(family)
+    prediction = trace.prediction(3)
+    seen = trace.in_mirror(prediction)
+    assert torch.equal(trace.mirrored.image, trace.image.flip(-1))
+    assert trace.mirrored is trace.mirrored
+    one = heat_map(trace, prediction, "relevance-mirrored")
+    # a map of nothing adds nothing
+    both = [heat_map(trace, prediction, "relevance-rollout"), heat_map(trace.mirrored, seen, "relevance-rollout")]
+    assert float(one.sum()) == pytest.approx(sum(bool(each.any()) for each in both) / 2, rel=1e-3)
+    back = trace.mirrored.in_mirror(seen)
+    other = heat_map(trace.mirrored, seen, "relevance-mirrored")
+    if back.query == prediction.query:
+        torch.testing.assert_close(other.flip(-1), one)
+    layers = range(len(trace.cross_sites))
+    parts = [heat_map(trace, prediction, "relevance-mirrored", layer=layer) for layer in layers]
+    torch.testing.assert_close(sum(parts), one)
+
+
 def test_a_map_keeps_its_mass_on_the_image() -> None:
     trace = scene_of("deformable", (64, 96))
     tokens = torch.zeros(30)

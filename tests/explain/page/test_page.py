@@ -163,7 +163,7 @@ def test_a_page_of_300_queries_in_6_layers_is_below_11_mb() -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ({"methods": ["raw", "input-grad"]}, "methods: expected any of raw, rollout, gradcam, relevance, got 'input-"),
+        ({"methods": ["raw", "input-grad"]}, "methods: expected any of raw, rollout, .*, got 'input-"),
         ({"methods": []}, "methods: expected at least one of raw, "),
         ({"confidence": 1.5}, "confidence: expected a number from 0 to 1, got 1.5"),
         ({"most": 0}, "most: expected at least 1, got 0"),

@@ -78,7 +78,7 @@ def test_padding_changes_nothing(model) -> None:
         torch.testing.assert_close(together[name][:1], alone[name], atol=1e-12, rtol=0)
 
 
-METHODS = ("raw", "rollout", "gradcam", "relevance")
+METHODS = ("raw", "rollout", "gradcam", "relevance", "relevance-rollout", "relevance-mirrored")
 
 
 def patches(box):
