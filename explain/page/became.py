@@ -120,7 +120,7 @@ def report(image: Tensor, found: Sequence[Change], confidence: float, title: str
     before = [(one.before, one.fate == "lost") for one in found if one.before is not None]
     after = [(one.after, one.fate != "kept") for one in found if one.after is not None]
     pictures = "".join(
-        f'<figure style="flex:1 1 240px;margin:0"><figcaption>{caption}</figcaption>{_picture(image, one)}</figure>'
+        f'<figure style="flex:1 1 300px;margin:0"><figcaption>{caption}</figcaption>{_picture(image, one)}</figure>'
         for caption, one in (("All on (dashed: lost)", before), ("As switched (dashed: changed or gained)", after))
     )
     lines = ""

@@ -162,6 +162,9 @@ function drawControls() {
   Object.assign($("pin"), { ariaPressed: state.b !== null, disabled: state.a === null });
   $("detections").hidden = $("methods").hidden = encoderMode();
   $("pixel").hidden = !encoderMode();
+  // a pixel has no path, reference or box of a layer
+  $("show-path").parentElement.hidden = encoderMode();
+  for (const mark of document.querySelectorAll("#marks .of-query")) mark.hidden = encoderMode();
   for (const mode of ["queries", "encoder"]) $(`mode-${mode}`).ariaPressed = state.mode === mode;
   if (encoderMode()) [$("pixel-x").value, $("pixel-y").value] = state.pixel.map(Math.round);
 }
@@ -388,8 +391,9 @@ function setUp() {
   drawTicks("ticks-weights", [0, 0.01, 0.1, 0.25, 0.5, 1].map((weight) => [Math.sqrt(weight), `${weight}`]));
   $("about-weights").textContent = "weight of a point, square-root scale, the same on every page";
   for (const id of ["bar-weights", "show-points"]) $(id).parentElement.hidden = !points;
-  const marks = points ? [...range(LEVELS).map((i) => [markIcon(i), `level ${i}, ${size(i)}`]), ["+ reference"]] : [];
-  $("marks").append(...[...marks, ["dashed: the box at this layer"]].map((parts) => make("li", {}, ...parts)));
+  const marks = points ? range(LEVELS).map((i) => make("li", {}, markIcon(i), `level ${i}, ${size(i)}`)) : [];
+  const ofQuery = [...(points ? ["+ reference"] : []), "dashed: the box at this layer"];
+  $("marks").append(...marks, ...ofQuery.map((text) => make("li", { className: "of-query" }, text)));
   $("list").addEventListener("keydown", (event) => event.key === "Enter" && event.preventDefault());
   document.addEventListener("keydown", (event) => key(event, heads));
   new ResizeObserver(redraw).observe($("figures"));

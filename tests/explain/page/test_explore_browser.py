@@ -62,9 +62,36 @@ def test_heads_are_switched_off_and_the_model_runs_again(explorer: Watched, stre
     page.get_by_text("Off: decoder.1.cross:h0").wait_for()
     page.locator("#became table").wait_for()
     assert page.locator("#became img").count() == 2
-    assert "kept" in page.locator("#became p").inner_text()
+    assert "10 detections of at least 0 before, 10 after." in page.locator("#became p").first.inner_text()
     page.get_by_role("tab", name="As switched").click()
     page.frame_locator("#switched iframe").locator("h1", has_text="street.png, as switched").wait_for()
+
+
+def test_two_images_stand_side_by_side_in_another_mode(explorer: Watched, street: Path) -> None:
+    page = explorer.page
+    second = street.with_name("lane.png")
+    second.write_bytes(street.read_bytes())
+    assert page.locator("#page-2").is_hidden()
+    for name, file in (("image", street), ("image-2", second)):
+        page.set_input_files(f"#{name} input[type=file]", file)
+        page.frame_locator(f"#{name.replace('image', 'page')} iframe").locator("h1", has_text=file.name).wait_for()
+    one, two = (page.locator(f"#{name} iframe").bounding_box() for name in ("page", "page-2"))
+    assert one is not None
+    assert two is not None
+    assert (one["y"], one["width"]) == pytest.approx((two["y"], two["width"]), abs=2)
+    assert two["x"] > one["x"] + one["width"]
+    assert page.frame_locator("#page iframe").locator("#link").is_hidden()  # a frame has no address to hand on
+    page.get_by_label("another query's weights and places").check()
+    page.locator("#decoder-1-cross-heads input").first.uncheck()
+    page.locator("#again").click()
+    page.get_by_text("Off: decoder.1.cross:h0:shuffled").wait_for()
+    page.locator("#became h3").nth(1).wait_for()
+    assert page.locator("#became h3").all_inner_texts() == ["street.png", "lane.png"]
+    # what a frame shows can be saved
+    page.get_by_role("tab", name="As switched").click()
+    with page.expect_download() as waiting:
+        page.frame_locator("#switched-2 iframe").locator("#save-json").click()
+    assert waiting.value.suggested_filename == "lane.png-as-switched-all.json"
 
 
 def test_a_bad_upload_is_one_sentence(explorer: Watched, tmp_path: Path) -> None:

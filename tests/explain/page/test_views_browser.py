@@ -58,6 +58,18 @@ def test_relevance_is_shown_by_head(open_page: Open) -> None:
     )
 
 
+def test_places_without_a_point_are_not_drawn(open_page: Open) -> None:
+    """As of D-FINE, whose levels have points of their own number: the others are records of weight 0."""
+    trace = StandInTrace()
+    for record in trace.tape.values():
+        record.site.counts = (2, 1)
+        record.weights[..., 1, 1], record.locations[..., 1, 1, :] = 0, torch.nan
+    watched = open_page(trace)
+    found = watched.page.evaluate("() => [...sampled(0, [1], [0, 1], [0, 1])].map((p) => [p.level, p.point])")
+    assert found == [[0, 0], [0, 1], [1, 0]] * 2
+    assert watched.page.evaluate("() => msdeform.tokenMap(0).every(Number.isFinite)")
+
+
 def test_a_query_without_relevance_by_head_is_told(open_page: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(page_module, "fitting", lambda trace, mapped: 1)
     watched = open_page(StandInTrace(), confidence=0.0)
