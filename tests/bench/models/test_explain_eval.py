@@ -78,5 +78,5 @@ def test_a_table_has_the_measures_of_its_group(words) -> None:
     ],
 )
 def test_what_is_wrong_is_one_sentence(words, more, sentence, capsys) -> None:
-    assert main([*words, *more]) == 2
+    assert main([*words, *more]) != 0
     assert sentence in " ".join(capsys.readouterr().err.split())
