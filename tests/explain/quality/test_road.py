@@ -88,6 +88,8 @@ def test_noise_and_ties_are_those_of_the_seed() -> None:
     np.testing.assert_array_equal(curves[0].scores, curves[1].scores)
     assert (curves[0].scores[1:] != curves[2].scores[1:]).any()
     assert curves[0].scores[0] == brightness(image[None])
+    distinct = np.random.default_rng(0).random(SHAPE)
+    assert (np.diff([road(brightness, image, distinct, seed=seed).scores[1:] for seed in (0, 1)], axis=0) != 0).any()
     assert len(curves[0].shares) == len(SHARES)
     flat = type(curves[0])(np.array([0.0, 0.3, 0.9]), np.array([0.5, 0.5, 0.5]))
     assert flat.auc == pytest.approx(0.5)
