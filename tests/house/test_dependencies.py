@@ -48,7 +48,7 @@ def test_triton_and_cuda_are_asked_for_on_linux_only(platform: str, python: str)
 
 def test_the_base_is_the_operator_alone() -> None:
     assert {canonicalize_name(r.name) for r in BASE} == {"numpy", "torch", "triton", "cuda-core", "cuda-pathfinder"}
-    assert set(EXTRAS) == {"cpu", "train", "explore", "video", "serve", "dev"}
+    assert set(EXTRAS) == {"cpu", "train", "explain", "explore", "video", "serve", "dev"}
     assert {str(r) for r in EXTRAS["cpu"]} <= {str(r) for r in EXTRAS["train"]}
 
 
