@@ -82,11 +82,15 @@ def stability(
         if found is None:
             continue
         change = _map_of(found, heat.shape, scaled) - heat
-        relative = np.linalg.norm(change / np.maximum(heat, least_heat * heat.max()))
-        of_image = np.linalg.norm((unit * noisy.double().cpu().numpy() - grey) / np.maximum(grey, least_grey))
-        of_logits = np.linalg.norm(np.asarray(found[1], dtype=np.float64) - logits)
+        relative = float(np.linalg.norm(change / np.maximum(heat, least_heat * heat.max())))
+        of_image = float(np.linalg.norm((unit * noisy.double().cpu().numpy() - grey) / np.maximum(grey, least_grey)))
+        of_logits = float(np.linalg.norm(np.asarray(found[1], dtype=np.float64) - logits))
         changes.append(
-            (np.linalg.norm(change) / np.linalg.norm(heat), relative / _some(of_image), relative / _some(of_logits))
+            (
+                float(np.linalg.norm(change) / np.linalg.norm(heat)),
+                relative / _some(of_image),
+                relative / _some(of_logits),
+            )
         )
     lost = samples - len(changes)
     if not changes:
