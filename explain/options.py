@@ -189,7 +189,8 @@ class Subject(Options):
 
 @dataclass(frozen=True)
 class Interventions:
-    """The image again with parts of the attention off: boxes that remain, and relevance by layer under each mask."""
+    """The image again with parts of the attention off: boxes that remain, and relevance by layer under each mask; or
+    with another image's content in them."""
 
     mask: Annotated[tuple[str, ...], Repeated()] = ()
     """What is off: SITE[:hN][:lN][:pN][:qN][:MODE], such as decoder.*.cross:h0-3; may be repeated, each is drawn by
