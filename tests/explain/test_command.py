@@ -247,6 +247,7 @@ def test_ten_detections_are_listed() -> None:
     one = {"label": 0, "name": "cat", "score": 0.9, "box": (0.0, 1.0, 2.0, 3.0), "detected_as": ""}
     found = [one | {"query": query} for query in range(100, 145)]
     about = {
+        "attention": True,
         "detections": found,
         "detections_of_label": found[-1:],
         "explained": {},
