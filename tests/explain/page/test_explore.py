@@ -91,8 +91,8 @@ def test_what_is_left_of_a_lost_detection_is_its_class_at_its_place() -> None:
     trace = StandInTrace(queries=4)
     # three queries at one place, of which one is detected as something; a fourth elsewhere, the surest of the class
     trace.layer_boxes[-1] = torch.tensor([[0.0, 0, 20, 20], [1, 0, 20, 20], [0, 1, 20, 20], [40, 20, 60, 40]])
-    trace.layer_scores[-1] = torch.tensor([[0.1, 0.9, 0], [0.2, 0, 0], [0.3, 0, 0.4], [0.5, 0, 0]])
-    found, lost = [trace.prediction(0)], prediction(9, 0, 0)
+    trace.layer_scores[-1] = torch.tensor([[0.6, 0.9, 0], [0.2, 0, 0], [0.3, 0, 0.4], [0.5, 0, 0]])
+    found = [trace.prediction(0)]
     lost = QueryPrediction(9, 0, "cat", 0.9, (0.0, 0.0, 20.0, 20.0))
     trace.prediction = lambda query, label: (query, label)  # type: ignore[method-assign]
     assert left_of(trace, found, lost) == (2, 0)

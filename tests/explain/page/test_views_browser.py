@@ -41,18 +41,18 @@ def press(watched: Watched, *keys: str) -> None:
 
 
 def test_relevance_is_shown_by_head(open_page: Open) -> None:
-    trace = StandInTrace()
+    trace = StandInTrace(heads=3)
     watched = open_page(trace)
     query = trace.detections(0.0)[0].query
     maps = stand_in_head_maps(trace, trace.prediction(query))
-    for layers, heads in (([1], [1]), ([0, 1, 2], [0])):
+    for layers, heads in (([1], [1]), ([0, 1, 2], [0, 2])):
         found = watched.page.evaluate(
             "([q, ...where]) => [...msdeform.tokenMap(q, 'relevance', ...where)]", [query, layers, heads, [0, 1]]
         )
         wanted = maps[layers][:, heads].sum(0).mean(0)
         np.testing.assert_allclose(found, wanted, rtol=0, atol=len(layers) / 509)
     # all heads: what is stored of all
-    found = watched.page.evaluate("(q) => [...msdeform.tokenMap(q, 'relevance', [1], [0, 1], [0, 1])]", query)
+    found = watched.page.evaluate("(q) => [...msdeform.tokenMap(q, 'relevance', [1], [0, 1, 2], [0, 1])]", query)
     np.testing.assert_allclose(
         found, stand_in_maps(trace, trace.prediction(query), "relevance")[1], rtol=0, atol=1 / 509
     )
