@@ -91,8 +91,9 @@ display(draw_points(trace, detection, last).figure)
 
 # %% [markdown]
 # **What the picture shows.** Each marker is one sampled point. Its shape says which feature level was read, its colour
-# and size say how much it counts. The white cross and the dotted box are the reference: the box that the layer started
-# from. The points lie in and around this box, because offsets are learned in units of its size.
+# and size say how much it counts. The white cross is the reference: the middle of the box that the layer started from.
+# Where this box differs from the detection's, it is dotted. The points lie in and around it, because offsets are
+# learned in units of its size.
 #
 # **What it does not show.** A point reads a feature of a deep network, which has already seen a wide area around that
 # place. And a weight says how much of a value is taken, not what the value does to the score.

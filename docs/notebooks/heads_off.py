@@ -97,8 +97,8 @@ display(draw_masked_relevance(made, detection, CONFIDENCE).figure)
 # %% [markdown]
 # All pictures share one colour scale, in units of each map's own mean: it compares shapes. In the committed picture the
 # map stays on the object while the score falls, and its total does not fall as the score does; it may even become
-# larger. So a map of relevance says where the score comes from, not how high it is: derivatives tell what a small change
-# would do. With all heads off there is nothing left to multiply, and the map is zero.
+# larger. So a map of relevance says where the score comes from, not how high it is: derivatives tell what a small
+# change would do. With all heads off there is nothing left to multiply, and the map is zero.
 #
 # ## 3. Score and box in numbers
 #

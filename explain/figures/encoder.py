@@ -94,8 +94,8 @@ def draw_encoder(
     of_level = f", a pixel of level {level}" if len(trace.shapes) > 1 else ""
     cut = ""
     if window is not None:
-        given, received = share_inside(rows, window), share_inside(columns, window)
-        cut = f"cut out, with {given} of the row and {received} of the column"
+        looked, looking = share_inside(rows, window), share_inside(columns, window)
+        cut = f"cut out, with {looked} of the row and {looking} of the column"
     drawing.headline(figure, image, f"{drawing.in_words(site)}, {which}{of_level}", cut)
     return Drawing(figure, numbers)
 
