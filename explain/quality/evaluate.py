@@ -122,7 +122,7 @@ class _Image:
                 "truth": None if match is None else truths[match].tolist(),
                 "scores": {},
                 "curves": {},
-                "rank_correlations": {name: found for name, found in others.items() if name not in BASELINES},
+                "rank_correlations": {name: found for name, found in others.items() if found},
             }
             box = prediction.box if match is None else truths[match]
             rest = [other for number, other in enumerate(truths) if number != match]
@@ -172,8 +172,8 @@ class _Image:
         return self._traces[key]
 
     def _when_randomised(self, prediction: QueryPrediction, name: str, heat: Array) -> list[float]:
-        """Rank correlations with the maps of the randomised detectors."""
-        if name in BASELINES:
+        """Rank correlations with the maps of the randomised detectors; none of a method that takes too many passes."""
+        if name in (*BASELINES, *MANY_PASSES):
             return []
         others = [self._trace(model, self.image) for model in self.scrambled]
         return [
@@ -192,7 +192,7 @@ class _Image:
             return self._map(trace, trace.prediction(prediction.query, prediction.label), name)
 
         found, classes = {}, self.trace.layer_scores.shape[-1]
-        if self.options.target == "class" and classes > 1:
+        if self.options.target == "class" and classes > 1 and name != "integrated-gradients":
             found["random_logit"] = randomisation.random_logit(
                 of_class, prediction.label, classes, seed=self.options.seed
             )

@@ -176,7 +176,7 @@ def lines(found: Mapping[str, Any]) -> list[str]:
     title, first = next(iter(found["summary"].items()))
     if len(found["decoder_layers_randomised"]) > 1:
         told += ["", "rank correlation with 1, 2, ... of the decoder's last layers randomised"]
-        for method in first["differences"]:
+        for method in found["detections"][0]["rank_correlations"]:
             means = np.mean([row["rank_correlations"][method] for row in found["detections"]], 0)
             told.append(f"{method}: {', '.join(f'{mean:.3f}' for mean in means)}")
     return [*told, "", f"what beats what, over {title}:", *verdict(first)]

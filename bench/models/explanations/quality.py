@@ -42,7 +42,7 @@ def measure_rows(options: ExplainEvalOptions) -> int:
             found = evaluate(one)
             name = re.sub(r"[^a-z0-9]+", "-", f"{options.detector} {data} {options.target}".lower()).strip("-")
             write_json(options.runs / f"{name}-seed{one.seed}.json", found)
-            rows += [row for row in found["detections"] if row["truth"] is not None] or found["detections"]
+            rows += found["detections"]
         for row in _rows(rows, options, data):
             results.add(row)
         for group in each[0].group_names:
@@ -61,6 +61,7 @@ def _rows(found: Sequence[dict[str, Any]], options: ExplainEvalOptions, data: st
         "target": options.target,
         "seeds": list(options.seeds),
         "detections": len(found) // len(options.seeds),
+        "matched": sum(row["truth"] is not None for row in found) // len(options.seeds),
         "images": summary["images"],
     }
     return [
@@ -83,7 +84,8 @@ def counted_detections(rows: Sequence[Row]) -> str:
     """Of how much the rows are."""
     one = rows[0]
     seeds = counted(len(one["seeds"]), "seed")
-    return f"{counted(one['detections'], 'detection')} in {counted(one['images'], 'image')}, {seeds}"
+    found = f"{counted(one['detections'], 'detection')} in {counted(one['images'], 'image')}"
+    return f"{found}, {one['matched']} of them of an annotated object; {seeds}"
 
 
 def quality_table(rows: Sequence[Row], group: str) -> list[Line]:

@@ -49,12 +49,12 @@ def test_rows_of_every_method_with_seeds_together(words, tmp_path, capsys) -> No
         ("explanation-quality", "Mine", "photos", "class", name) for name in NAMES
     ]
     first = rows[0]
-    assert (first["detections"], first["images"], first["seeds"]) == (10, 10, [0, 1])
+    assert (first["detections"], first["images"], first["seeds"]) == (11, 11, [0, 1])
     assert first["intervals"]["deletion"] == [0.1, 0.1, 0.1]
     assert first["beats"]["deletion"] == ["random", "centre", "box"]
     assert first["beats"]["energy"] == []
     assert "0.100 [0.10, 0.10] *" in printed
-    assert quality.counted_detections(rows) == "10 detections in 10 images, 2 seeds"
+    assert quality.counted_detections(rows) == "11 detections in 11 images, 10 of them of an annotated object; 2 seeds"
     assert len(list(Path("runs/explain-eval").glob("mine-photos-class-seed*.json"))) == 2
     # what is recorded is not judged again
     assert main([*words, "--methods", "relevance", "--seeds", "0", "1"]) == 0
