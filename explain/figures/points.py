@@ -174,6 +174,8 @@ def _arrows_in_words(trace: AttentionTrace, prediction: QueryPrediction, target:
     longest = float(np.linalg.norm(slopes, axis=-1).max()) * pixels.get(target, 1)
     rises = f"by {longest:.2g} pixels" if target in pixels else f"its logit by {longest:.2g}"
     what = drawing.target_in_words(target, prediction)
+    if not longest:
+        return f"no arrows: {what} does not change with any of these points"
     return (
         f"arrows: where to move a point so that {what} rises; along the longest arrow {rises} a pixel "
         "(none below a quarter of that)"

@@ -33,6 +33,10 @@ from msdeform.integrations.detectors.detector import TransformersDetector
 from tests.house.project import ROOT
 
 CONFIDENCE = 0.5
+# which stand for their kinds: attention alone, and with derivatives; features; pixels; and from outside
+METHODS = ("raw", "relevance", "odam", "integrated-gradients", "occlusion", "drise")
+MOST = 25.0
+"""Times its mean, where the scale of their maps ends: those of the last two are never far above it."""
 WIDTH = 1000
 """Pixels, at the most: a page shows 800."""
 PHOTOGRAPHS = {
@@ -93,7 +97,7 @@ def of_photographs(weights: Path, folder: Path) -> dict[str, Drawing]:
 def _of_one(
     detector: TransformersDetector, trace: AttentionTrace, seen: QueryPrediction, image: str
 ) -> dict[str, Drawing]:
-    maps = [[heat_map(trace, seen, method) for method in METHOD_TITLES]]
+    maps = [[heat_map(trace, seen, method) for method in METHODS]]
     layers, heads = range(len(trace.cross_sites)), range(trace.sites[trace.cross_sites[0]].heads)
     each = [[heat_map(trace, seen, "relevance", layer=layer, head=head) for head in heads] for layer in layers]
     names = [[f"{what} {number}" for number in some] for what, some in (("decoder layer", layers), ("head", heads))]
@@ -104,9 +108,10 @@ def _of_one(
             trace,
             maps,
             [""],
-            list(METHOD_TITLES),
+            [METHOD_TITLES[method] for method in METHODS],
             seen,
-            "what five methods say that mattered",
+            "bright: what the score depends on, by six methods",
+            most=MOST,
             shares=False,
             image=image,
         ),
@@ -124,7 +129,7 @@ def of_cells(run: Path, data: Path) -> dict[str, Drawing]:
     x0, y0, x1, y1 = seen.box
     place = (round((x0 + x1) / 2), round((y0 + y1) / 2))
     return {
-        "slopes": draw_points(trace, seen, trace.cross_sites[-1], slopes="w", image=CELLS),
+        "slopes": draw_points(trace, seen, trace.cross_sites[-1], slopes="class", image=CELLS),
         "seeds": draw_seeds(trace, CONFIDENCE, image=CELLS),
         "encoder": draw_encoder(trace, "encoder.0.self", [place], image=CELLS),
     }
