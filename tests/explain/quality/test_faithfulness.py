@@ -163,7 +163,10 @@ def _of(model, board):
 @pytest.mark.filterwarnings("ignore")
 def test_infidelity_is_that_of_quantus() -> None:
     """It removes one square after the other and puts none back, and multiplies the map by what removal changes."""
-    quantus = pytest.importorskip("quantus", reason="quantus is not installed, whose numbers these are compared with")
+    quantus = pytest.importorskip(
+        "quantus",
+        reason="compares with quantus, which is not installed: pip install quantus (it needs libGL, so `dev` lacks it)",
+    )
     shape, side = (16, 16), 4
     generator = np.random.default_rng(2)
     image = torch.from_numpy(generator.integers(1, 256, (1, *shape), dtype=np.uint8))

@@ -124,7 +124,10 @@ def test_rank_accuracy() -> None:
 
 @pytest.mark.filterwarnings("ignore")
 def test_what_is_in_the_region_is_as_in_quantus() -> None:
-    quantus = pytest.importorskip("quantus", reason="quantus is not installed, whose numbers these are compared with")
+    quantus = pytest.importorskip(
+        "quantus",
+        reason="compares with quantus, which is not installed: pip install quantus (it needs libGL, so `dev` lacks it)",
+    )
     heats = np.random.default_rng(3).random((6, 1, *SHAPE))
     regions = np.random.default_rng(4).random((6, 1, *SHAPE)) < 0.3
     for ours, metric in (

@@ -234,7 +234,10 @@ def gradient(model, images, labels):
 
 @pytest.mark.filterwarnings("ignore")
 def test_random_logit_is_that_of_quantus() -> None:
-    quantus = pytest.importorskip("quantus", reason="quantus is not installed, whose numbers these are compared with")
+    quantus = pytest.importorskip(
+        "quantus",
+        reason="compares with quantus, which is not installed: pip install quantus (it needs libGL, so `dev` lacks it)",
+    )
     from quantus.functions.similarity_func import correlation_spearman, ssim
 
     model, image = Gradient().double().eval(), IMAGE.double() / 255
@@ -258,7 +261,10 @@ def test_random_logit_is_that_of_quantus() -> None:
 @pytest.mark.filterwarnings("ignore")
 def test_smooth_mprt_is_that_of_quantus(monkeypatch) -> None:
     """With their random weights, and the same noise for every one."""
-    quantus = pytest.importorskip("quantus", reason="quantus is not installed, whose numbers these are compared with")
+    quantus = pytest.importorskip(
+        "quantus",
+        reason="compares with quantus, which is not installed: pip install quantus (it needs libGL, so `dev` lacks it)",
+    )
     from quantus.helpers.model.pytorch_model import PyTorchModel
 
     model, samples, image = Gradient().eval(), 4, IMAGE.float() / 255 * 0.2 + 0.4  # noise does not leave the range

@@ -120,7 +120,10 @@ def test_the_map_of_a_planted_detector_beats_its_permutations(family) -> None:
 
 @pytest.mark.filterwarnings("ignore")
 def test_what_is_filled_in_is_as_in_quantus() -> None:
-    pytest.importorskip("quantus", reason="quantus is not installed, whose numbers these are compared with")
+    pytest.importorskip(
+        "quantus",
+        reason="compares with quantus, which is not installed: pip install quantus (it needs libGL, so `dev` lacks it)",
+    )
     from quantus.functions.perturb_func import noisy_linear_imputation
 
     image = np.random.default_rng(0).random((3, *SHAPE))
@@ -137,7 +140,10 @@ def test_what_is_filled_in_is_as_in_quantus() -> None:
 @pytest.mark.filterwarnings("ignore")
 def test_road_is_that_of_quantus() -> None:
     """Theirs is the share of images whose class stays: of a score that is 1 while it does, the same."""
-    quantus = pytest.importorskip("quantus", reason="quantus is not installed, whose numbers these are compared with")
+    quantus = pytest.importorskip(
+        "quantus",
+        reason="compares with quantus, which is not installed: pip install quantus (it needs libGL, so `dev` lacks it)",
+    )
     generator = np.random.default_rng(5)
     images = torch.from_numpy(generator.integers(0, 256, (5, 1, 16, 20), dtype=np.uint8))
     heats = generator.random((5, 16, 20))

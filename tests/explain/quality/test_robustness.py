@@ -134,7 +134,10 @@ def test_the_planted_detector_is_stable() -> None:
 
 @pytest.mark.filterwarnings("ignore")
 def test_numbers_are_those_of_quantus() -> None:
-    quantus = pytest.importorskip("quantus", reason="quantus is not installed, whose numbers these are compared with")
+    quantus = pytest.importorskip(
+        "quantus",
+        reason="compares with quantus, which is not installed: pip install quantus (it needs libGL, so `dev` lacks it)",
+    )
     samples, radius, seed = 4, 4.0, 7
     noisy = [image.double().numpy()[None] for image in noisy_images(IMAGE, samples, radius, seed)]
     found = stability(
