@@ -23,9 +23,9 @@ class PointMatrix:
     """A matrix (Q, S) for one image: a row has what each point of its query adds to the four pixels around it."""
 
     amounts: Tensor
-    """(Q, 1, L, N): of the N points on each level, those of all heads."""
+    """(Q, H, L, P), what each point adds."""
     locations: Tensor
-    """(Q, 1, L, N, 2)"""
+    """(Q, H, L, P, 2)"""
     shapes: Shapes
     mask: Tensor | None
     """(S,), True where padded: columns of zeros."""
@@ -33,17 +33,21 @@ class PointMatrix:
     def __matmul__(self, columns: Tensor) -> Tensor:
         """Times columns (S, n): (Q, n)."""
         value = columns if self.mask is None else columns.masked_fill(self.mask[:, None], 0)
-        return self._operator(value[None, :, None].contiguous())
+        return self._operator(self._for_heads(value)).unflatten(-1, (self.amounts.shape[1], -1)).sum(1)
 
     def __rmatmul__(self, rows: Tensor) -> Tensor:
         """Rows (n, Q) times it: (n, S), by the derivative of the product with respect to the columns."""
         size = sum(h * w for h, w in self.shapes)
-        value = self.amounts.new_zeros(1, size, 1, len(rows), requires_grad=True)
+        value = self._for_heads(rows.new_zeros(size, len(rows))).requires_grad_()
         with torch.enable_grad():
             out = self._operator(value)
-        (found,) = torch.autograd.grad(out, value, rows.T.contiguous())
-        found = found[0, :, 0].T
+        (found,) = torch.autograd.grad(out, value, self._for_heads(rows.T)[0].flatten(1))
+        found = found[0].sum(1).T
         return found if self.mask is None else found.masked_fill(self.mask, 0)
+
+    def _for_heads(self, values: Tensor) -> Tensor:
+        """(N, n), the same for every head: (1, N, H, n)."""
+        return values[None, :, None].expand(-1, -1, self.amounts.shape[1], -1).contiguous()
 
     def _operator(self, value: Tensor) -> Tensor:
         return ms_deform_attn(value, self.shapes, self.locations[None], self.amounts[None])[0]
@@ -112,12 +116,7 @@ def point_matrix(
         locations = _centres(index, shapes).to(locations.dtype).flatten(-3, -2)
     elif slopes is not None:
         amounts = amounts * slopes.clamp(min=0)  # weights are not negative, so that the positive part is the slope's
-    return PointMatrix(_of_all_heads(amounts), _of_all_heads(locations), shapes, mask)
-
-
-def _of_all_heads(points: Tensor) -> Tensor:
-    """(Q, H, L, P, ...) as (Q, 1, L, H * P, ...)."""
-    return points.transpose(1, 2).flatten(2, 3)[:, None]
+    return PointMatrix(amounts, locations, shapes, mask)
 
 
 def _centres(index: Tensor, shapes: Shapes) -> Tensor:
