@@ -13,6 +13,7 @@ Of two kinds:
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, get_args
 
 import torch
@@ -134,7 +135,7 @@ def patch(
 
     every = {site.name: site for _, sites in pairs for site in sites}.values()
     with frozen(trace.model), intervene(trace.model, *trace.masks), ExitStack() as stack:
-        with opened((site, lambda inside, site=site: keep(site, inside)) for site in every):
+        with opened([(site, partial(keep, site)) for site in every]):
             trace.model([pixels])
         stack.enter_context(held_seeds(trace.model, seeds))
         found = []

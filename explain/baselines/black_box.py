@@ -5,6 +5,7 @@ What D-RISE and occlusion ask, of any detector; and the trace of an image in a d
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -50,7 +51,8 @@ def ask(trace: AttentionTrace, pixels: Tensor) -> tuple[Tensor, Tensor]:
         return probabilities_and_boxes(model, outputs)
     found = outputs["detections"]
     most = max(1, *(len(one["scores"]) for one in found))
-    classes = int(model.num_classes)
+    own: Any = model
+    classes = int(own.num_classes)
     rows: list[Tensor] = []
     boxes: list[Tensor] = []
     for one in found:

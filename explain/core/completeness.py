@@ -84,7 +84,9 @@ def _without(trace: AttentionTrace, pattern: str, prediction: QueryPrediction, t
     with frozen(trace.model), held_seeds(trace.model, seeds), intervene(trace.model, *trace.masks, Mask(pattern)):
         outputs = trace.model([trace.pixels])
     before, after = (one.get("proposals") for one in (trace.outputs, outputs))
-    if before is not None and int(before[0, prediction.query]) != int(after[0, prediction.query]):
+    if before is None or after is None:
+        return float(trace.y(prediction, target, outputs))
+    if int(before[0, prediction.query]) != int(after[0, prediction.query]):
         return None
     return float(trace.y(prediction, target, outputs))
 

@@ -210,8 +210,7 @@ class _Image:
             logits = trace.outputs["pred_logits"][0, again.query].detach().double().cpu().numpy()
             return self._map(trace, again, name), logits
 
-        noise = {"samples": self.options.samples, "seed": self.options.seed}
-        found = robustness.stability(explain, self.image, **noise)
+        found = robustness.stability(explain, self.image, samples=self.options.samples, seed=self.options.seed)
         return {
             "largest_change": found.maximum,
             "average_change": found.average,
@@ -260,7 +259,8 @@ class _Image:
             count, sorted({max(1, count // 16), count // 4, count // 2}), 12, options.seed
         )
         squares = faithfulness.random_squares(grid, 36, options.seed)
-        settings = {"baseline": measures.filled(self.image, options.fill), "batch_size": options.batch_size}
+        settings: dict[str, Any] = {"baseline": measures.filled(self.image, options.fill)}
+        settings["batch_size"] = options.batch_size
         ask = partial(faithfulness.remove, self._scorer(self.found), self.image, patches)
         either = ask(subsets, **settings), ask(squares, **settings)
         return [
