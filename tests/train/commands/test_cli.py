@@ -52,6 +52,7 @@ def test_help_lists_every_command_in_a_line_each() -> None:
         "bench deploy",
         "bench dispatch",
         "bench explain",
+        "bench explain-eval",
         "bench exports",
         "bench first-call",
         "bench instructions",
@@ -105,8 +106,8 @@ def test_every_command_is_where_it_is_said_to_be(name: str) -> None:
         (["qqq"], "unknown command 'qqq'; msdeform --help lists the commands"),
         (
             ["bench", "comapre", "a"],
-            "'bench' is followed by accelerate, compare, cpu, cpu-code, deploy, dispatch, explain, exports, "
-            "first-call, instructions, model, recipes, render, roofline, seeds, serve, startup or training; "
+            "'bench' is followed by accelerate, compare, cpu, cpu-code, deploy, dispatch, explain, explain-eval, "
+            "exports, first-call, instructions, model, recipes, render, roofline, seeds, serve, startup or training; "
             "got 'bench comapre'",
         ),
     ],
