@@ -110,7 +110,7 @@ def test_without_rows_nothing_is_claimed(tmp_path: Path) -> None:
     readme = page(tmp_path, *render.BLOCKS)
     assert run(tmp_path, []) == 0
     text = readme.read_text()
-    assert text.count("No such row is recorded yet.") == 25
+    assert text.count("No such row is recorded yet.") == 30
     assert "No row of a GPU is recorded yet" in text
     assert text.count("not trained") == 10
     assert text.count("not counted") == 20
