@@ -371,7 +371,8 @@ def command(
 ) -> None:
     """Another benchmark, in what time is left but for `saving` minutes; its rows go beside these, and are known again
     there. `quick` are options that show that it runs where there is no GPU."""
-    name, minutes = module.removesuffix(".benchmark").split(".")[-1], run.seconds_left / 60 - saving
+    parts = module.removesuffix(".benchmark").removesuffix(".cost").split(".")
+    name, minutes = parts[-1], run.seconds_left / 60 - saving
     if minutes < _LEAST_MINUTES:
         run.unfinished.append(f"{name}: less than a minute was left")
         return
@@ -391,7 +392,7 @@ _parts = partial(_training, options=TrainingOptions(parts=("step",), options=("b
 _options = partial(_training, options=TrainingOptions(parts=("step", "loading")))
 _explanations = partial(
     command,
-    module="explain",
+    module="explanations.cost",
     options=ExplainOptions(),
     quick={"models": REDUCED_MODELS[:1], "images": ("64x96",), "backends": ("reference",)},
 )

@@ -294,7 +294,7 @@ def test_every_stage_in_its_full_form(
 ) -> None:
     """All that a machine with a GPU does, its measurements left out; in this process."""
     from msdeform.bench.gpu import profile
-    from msdeform.bench.models import explain
+    from msdeform.bench.models.explanations import cost as explain
     from msdeform.bench.models.training import benchmark as training
     from msdeform.bench.models.training import seeds
 
@@ -400,7 +400,7 @@ def test_a_backend_of_ours_that_is_not_here_fails_correctness(tmp_path: Path) ->
 
 @pytest.mark.parametrize("quick", [False, True])
 def test_training_gets_the_time_that_is_left(quick: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from msdeform.bench.models import explain
+    from msdeform.bench.models.explanations import cost as explain
     from msdeform.bench.models.training import benchmark as training
     from msdeform.bench.models.training import seeds
 
@@ -426,7 +426,7 @@ def test_training_gets_the_time_that_is_left(quick: bool, tmp_path: Path, monkey
     # less than a minute is nothing to begin such a command with
     run.settings.deadline = time.monotonic() + 30
     by_name["explanations"](run)
-    assert run.unfinished[1:] == ["explain: less than a minute was left"]
+    assert run.unfinished[1:] == ["explanations: less than a minute was left"]
 
 
 def test_every_test_of_the_device_is_run() -> None:

@@ -377,8 +377,8 @@ def test_the_explorer_switches_its_heads_and_levels() -> None:
         "decoder.*.self": [2, 2],
         "decoder.*.cross": [2, 2, 3],
     }
-    plain, text = look(model, options, image(), 0.0, [], "street")
-    off, _ = look(model, options, image(), 0.0, masks_of(found["decoder.*.cross"], [[0], [1], [0, 1]]), "street")
+    plain, text, _ = look(model, options, image(), 0.0, [], "street")
+    off, *_ = look(model, options, image(), 0.0, masks_of(found["decoder.*.cross"], [[0], [1], [0, 1]]), "street")
     assert "DFineForObjectDetection" in text
     assert [one.score for one in plain] != [one.score for one in off]
 
