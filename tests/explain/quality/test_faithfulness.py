@@ -18,6 +18,7 @@ from msdeform.explain.quality.faithfulness import (
 from msdeform.models.inference.images import normalise
 from tests.explain.planted import PLANTED, random_board
 from tests.explain.quality.patches import shuffled
+from tests.explain.quality.quantus_numbers import of_quantus
 
 SHAPE = (24, 32)
 GRID = 8
@@ -163,10 +164,6 @@ def _of(model, board):
 @pytest.mark.filterwarnings("ignore")
 def test_infidelity_is_that_of_quantus() -> None:
     """It removes one square after the other and puts none back, and multiplies the map by what removal changes."""
-    quantus = pytest.importorskip(
-        "quantus",
-        reason="compares with quantus, which is not installed: pip install quantus (it needs libGL, so `dev` lacks it)",
-    )
     shape, side = (16, 16), 4
     generator = np.random.default_rng(2)
     image = torch.from_numpy(generator.integers(1, 256, (1, *shape), dtype=np.uint8))
@@ -180,27 +177,29 @@ def test_infidelity_is_that_of_quantus() -> None:
         def forward(self, images):
             return torch.stack([score(images), -score(images)], 1)
 
-    measure = quantus.Infidelity(
-        perturb_patch_sizes=[side],
-        n_perturb_samples=1,
-        perturb_baseline="black",
-        perturb_func_kwargs={},
-        normalise=False,
-        abs=False,
-        disable_warnings=True,
-    )
-    theirs = measure(
-        model=Two().eval(),
-        x_batch=image.double().numpy()[None],
-        y_batch=np.array([0]),
-        a_batch=heat[None, None],
-        channel_first=True,
-        device="cpu",
-    )
+    def ask(quantus):
+        measure = quantus.Infidelity(
+            perturb_patch_sizes=[side],
+            n_perturb_samples=1,
+            perturb_baseline="black",
+            perturb_func_kwargs={},
+            normalise=False,
+            abs=False,
+            disable_warnings=True,
+        )
+        return measure(
+            model=Two().eval(),
+            x_batch=image.double().numpy()[None],
+            y_batch=np.array([0]),
+            a_batch=heat[None, None],
+            channel_first=True,
+            device="cpu",
+        )
+
     black = torch.full_like(image, int(image.min()))  # theirs is the image's least value
     removals = remove(score, image, squares(shape, 4), np.tri(16, dtype=bool), baseline=black)
     ours = infidelity(removals, heat * (image - black)[0].double().numpy(), scaled=False)
-    assert ours == pytest.approx(float(theirs[0]), rel=1e-6)
+    assert ours == pytest.approx(float(of_quantus("infidelity", ask)[0]), rel=1e-6)
 
 
 def test_wrong_arguments_get_a_sentence(subsets) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from captum.attr import Saliency
 from torch import nn
 
 from msdeform.explain.core.maps import heat_map
@@ -19,6 +20,7 @@ from msdeform.explain.quality.randomisation import (
     smoothed,
 )
 from tests.explain.planted import planted_deformable_detr, planted_detr, random_board
+from tests.explain.quality.quantus_numbers import of_quantus
 from tests.models.tiny import tiny
 
 SHAPE = (8, 10)
@@ -234,16 +236,12 @@ def gradient(model, images, labels):
 
 @pytest.mark.filterwarnings("ignore")
 def test_random_logit_is_that_of_quantus() -> None:
-    quantus = pytest.importorskip(
-        "quantus",
-        reason="compares with quantus, which is not installed: pip install quantus (it needs libGL, so `dev` lacks it)",
-    )
-    from quantus.functions.similarity_func import correlation_spearman, ssim
-
     model, image = Gradient().double().eval(), IMAGE.double() / 255
-    for similarity in (correlation_spearman, ssim):
-        theirs = quantus.RandomLogit(
-            similarity_func=similarity, num_classes=2, normalise=False, abs=False, disable_warnings=True
+
+    def ask(quantus):
+        return quantus.RandomLogit(
+            similarity_func=quantus.functions.similarity_func.correlation_spearman,
+            **{"num_classes": 2, "normalise": False, "abs": False, "disable_warnings": True},
         )(
             model=model,
             x_batch=image.numpy()[None],
@@ -253,40 +251,40 @@ def test_random_logit_is_that_of_quantus() -> None:
             channel_first=True,
             device="cpu",
         )
-        given = {} if similarity is correlation_spearman else {"similarity": lambda a, b: ssim(a.ravel(), b.ravel())}
-        ours = random_logit(lambda label: gradient(model, image[None], [label])[0, 0], 1, 2, **given)
-        assert ours == pytest.approx(float(np.asarray(theirs).squeeze()), abs=1e-6)
+
+    ours = random_logit(lambda label: gradient(model, image[None], [label])[0, 0], 1, 2)
+    assert ours == pytest.approx(float(of_quantus("random logit", ask).squeeze()), abs=1e-6)
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_smooth_mprt_is_that_of_quantus(monkeypatch) -> None:
-    """With their random weights, and the same noise for every one."""
-    quantus = pytest.importorskip(
-        "quantus",
-        reason="compares with quantus, which is not installed: pip install quantus (it needs libGL, so `dev` lacks it)",
-    )
-    from quantus.helpers.model.pytorch_model import PyTorchModel
-
+    """With the random weights that it draws, and the same noise for every one."""
     model, samples, image = Gradient().eval(), 4, IMAGE.float() / 255 * 0.2 + 0.4  # noise does not leave the range
     generator = np.random.default_rng(9)
     noise = [generator.standard_normal(tuple(image.shape)) for _ in range(samples - 1)]
-    # it takes no notice of explain_func, and explains by Captum's saliency
 
     def explain(one, inputs):
-        return quantus.explain(one, inputs.numpy()[None], np.array([1]), method="Saliency")[0, 0]
+        """As it does: it takes no notice of explain_func."""
+        return Saliency(one).attribute(inputs[None].float().requires_grad_(), target=1).mean(1)[0].numpy()
 
-    layers = PyTorchModel(model, channel_first=True).get_random_layer_generator("top_down", seed=42)
-    scrambled = [copy.deepcopy(other).eval() for _, other in layers]  # one model, drawn further at each step
+    other, scrambled = copy.deepcopy(model), []
+    for layer in (other.last, other.first):
+        torch.manual_seed(43)
+        layer.reset_parameters()
+        scrambled.append(copy.deepcopy(other))
     ours = smooth_mprt(explain, model, scrambled, image, samples=samples, seed=9)
-    calls = iter(range(999))
-    monkeypatch.setattr(np.random, "randn", lambda *shape: noise[next(calls) % (samples - 1)].reshape(shape))
-    settings = {"layer_order": "top_down", "normalise": False, "abs": False, "disable_warnings": True}
-    measure = quantus.SmoothMPRT(seed=42, nr_samples=samples, noise_magnitude=0.1, **settings)
-    given = {"model": model, "x_batch": image.numpy()[None], "y_batch": np.array([1]), "explain_func": quantus.explain}
-    theirs = measure(**given, explain_func_kwargs={"method": "Saliency"}, channel_first=True, device="cpu")
-    expected = [values[0] for name, values in theirs.items() if name != "original"]
-    assert len(ours) == len(expected) == 2
-    np.testing.assert_allclose(ours, expected, atol=1e-6)
+
+    def ask(quantus):
+        calls = iter(range(999))
+        monkeypatch.setattr(np.random, "randn", lambda *shape: noise[next(calls) % (samples - 1)].reshape(shape))
+        settings = {"layer_order": "top_down", "normalise": False, "abs": False, "disable_warnings": True}
+        measure = quantus.SmoothMPRT(seed=42, nr_samples=samples, noise_magnitude=0.1, **settings)
+        given = {"model": model, "x_batch": image.numpy()[None], "y_batch": np.array([1])}
+        how = {"explain_func": quantus.explain, "explain_func_kwargs": {"method": "Saliency"}}
+        found = measure(**given, **how, channel_first=True, device="cpu")
+        return [values[0] for name, values in found.items() if name != "original"]
+
+    np.testing.assert_allclose(ours, of_quantus("smooth MPRT", ask), atol=1e-6)
 
 
 def test_wrong_arguments_get_a_sentence() -> None:

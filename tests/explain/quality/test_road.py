@@ -10,6 +10,7 @@ from msdeform.explain.quality.road import SHARES, impute, road
 from msdeform.models.inference.images import normalise
 from tests.explain.planted import GAIN, PLANTED, THRESHOLD, random_board
 from tests.explain.quality.patches import shuffled
+from tests.explain.quality.quantus_numbers import of_quantus
 
 SHAPE = (12, 15)
 
@@ -120,30 +121,29 @@ def test_the_map_of_a_planted_detector_beats_its_permutations(family) -> None:
 
 @pytest.mark.filterwarnings("ignore")
 def test_what_is_filled_in_is_as_in_quantus() -> None:
-    pytest.importorskip(
-        "quantus",
-        reason="compares with quantus, which is not installed: pip install quantus (it needs libGL, so `dev` lacks it)",
-    )
-    from quantus.functions.perturb_func import noisy_linear_imputation
-
     image = np.random.default_rng(0).random((3, *SHAPE))
     for seed, share in ((1, 0.05), (2, 0.5), (3, 0.97)):
         region = np.random.default_rng(seed).random(SHAPE) < share
-        theirs = noisy_linear_imputation(image, np.nonzero(region.ravel())[0], noise=0)
-        np.testing.assert_allclose(impute(image, region), theirs, atol=1e-6)
-        np.random.seed(seed)  # noqa: NPY002  (the generator that quantus draws from)
-        theirs = noisy_linear_imputation(image, np.nonzero(region.ravel())[0], noise=0.1)
-        same = np.random.RandomState(seed)
-        np.testing.assert_allclose(impute(image, region, noise=0.1, generator=same), theirs, atol=1e-6)
+
+        def ask(_, region=region, seed=seed):
+            from quantus.functions.perturb_func import noisy_linear_imputation
+
+            found = []
+            for noise in (0, 0.1):
+                np.random.seed(seed)  # noqa: NPY002  (the generator that quantus draws from)
+                found.append(noisy_linear_imputation(image, np.nonzero(region.ravel())[0], noise=noise)[:, region])
+            return np.stack(found)[..., :8]
+
+        theirs = of_quantus(f"imputed {share}", ask)
+        for noise, values in zip((0, 0.1), theirs, strict=True):
+            same = np.random.RandomState(seed)
+            ours = impute(image, region, noise=noise, generator=same)
+            np.testing.assert_allclose(ours[:, region][:, :8], values, atol=1e-6)
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_road_is_that_of_quantus() -> None:
     """Theirs is the share of images whose class stays: of a score that is 1 while it does, the same."""
-    quantus = pytest.importorskip(
-        "quantus",
-        reason="compares with quantus, which is not installed: pip install quantus (it needs libGL, so `dev` lacks it)",
-    )
     generator = np.random.default_rng(5)
     images = torch.from_numpy(generator.integers(0, 256, (5, 1, 16, 20), dtype=np.uint8))
     heats = generator.random((5, 16, 20))
@@ -155,16 +155,19 @@ def test_road_is_that_of_quantus() -> None:
 
     model, percentages = Model().eval(), list(range(5, 100, 10))
     labels = model(images).argmax(1)
-    theirs = quantus.ROAD(
-        percentages=percentages, noise=0.0, normalise=False, abs=False, disable_warnings=True, return_aggregate=False
-    )(
-        model=model,
-        x_batch=images.double().numpy(),
-        y_batch=labels.numpy(),
-        a_batch=heats[:, None],
-        channel_first=True,
-        device="cpu",
-    )
+
+    def ask(quantus):
+        settings = {"noise": 0.0, "normalise": False, "abs": False, "disable_warnings": True}
+        found = quantus.ROAD(percentages=percentages, return_aggregate=False, **settings)(
+            model=model,
+            x_batch=images.double().numpy(),
+            y_batch=labels.numpy(),
+            a_batch=heats[:, None],
+            channel_first=True,
+            device="cpu",
+        )
+        return list(found.values())
+
     shares = [percentage / 100 for percentage in percentages]
     ours = np.mean(
         [
@@ -176,7 +179,7 @@ def test_road_is_that_of_quantus() -> None:
         0,
     )
     assert 0 < ours.min() < ours.max() < 1.01
-    np.testing.assert_allclose(ours, list(theirs.values()), atol=1e-6)
+    np.testing.assert_allclose(ours, of_quantus("road", ask), atol=1e-6)
 
 
 def test_wrong_arguments_get_a_sentence() -> None:
