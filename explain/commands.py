@@ -43,7 +43,7 @@ def explain_eval(options: ExplainEvalOptions) -> int:
     from .quality.scores import lines, write
 
     out = checked(options.out or default_folder(options.checkpoint, "explain-eval"))
-    found = evaluate(options)
+    found = evaluate(options, out / "images")
     print("\n".join(lines(found)))
     write(found, out)
     print(f"scores.json and scores.png in {out}")

@@ -260,7 +260,7 @@ class DataOptions(ProgressOption, LoadOptions):
     """Of the resamples for intervals, and of random maps, masks and orders of heads."""
     out: WriteFolder | None = None
     """Folder for what is written; ablation or explain-eval in the run's folder when not given, or in the current folder
-    for weights that are not a run's. An ablation that was stopped resumes from what it kept there."""
+    for weights that are not a run's. Either, when it was stopped, resumes from what it kept there."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import torch
+from torch import nn
+
 from ..common.device import choose_device
 from ..common.files import check_writable
 from ..integrations.detectors.detector import TransformersDetector, is_of_transformers
@@ -120,6 +123,15 @@ def digest_of(file: Path) -> str:
     """SHA-256 of a file, in hexadecimal digits."""
     with open(file, "rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def digest_of_weights(model: nn.Module) -> str:
+    """SHA-256 of all weights and their names, in hexadecimal digits."""
+    found = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        found.update(name.encode())
+        found.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
 
 
 def place_for(image: Path, out: Path | None, checkpoint: Path | None, model: str | None = None) -> tuple[Path, str]:

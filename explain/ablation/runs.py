@@ -30,7 +30,7 @@ from ..core.masks import Mask, Masks
 from ..core.sites import find_sites
 from ..options import AblateOptions
 from ..quality.measures import probabilities_and_boxes
-from ..workspace import DetectorOnData, digest_of
+from ..workspace import DetectorOnData, digest_of, digest_of_weights
 from .effects import QueryPredictions
 
 TOGETHER = 16
@@ -57,7 +57,7 @@ class AblationRuns:
         self.detector, self.options, self.folder = detector, options, folder
         self.model, self.device, self.data = detector.trained.model, detector.trained.device, detector.data
         self.settings = {
-            "weights": _digest(self.model),
+            "weights": digest_of_weights(self.model),
             "annotations": digest_of(self.data.annotations.path),
             "images": [str(self.data.folder.resolve()), len(self.data)],
             "image_size": detector.about["image_size"],
@@ -183,15 +183,6 @@ class AblationRuns:
                     self.model(images)
             self._means |= found
         return self._means
-
-
-def _digest(model: nn.Module) -> str:
-    """Of all weights."""
-    found = hashlib.sha256()
-    for name, value in model.state_dict().items():
-        found.update(name.encode())
-        found.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()
 
 
 def check(model: nn.Module, masks: Masks) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from ...models.attention import Shapes
 from ...models.layers.geometry import at_least_float32
@@ -36,8 +37,11 @@ class Record:
     """(B, S), bool, True where padded; None where nothing is."""
     parts: dict[str, Any]
     """What not every record has, by the names of the properties."""
-    graph: dict[str, Tensor] = field(default_factory=dict)
-    """Parts of the model's graph, by their names in `Gradients`; empty where gradients were not asked for."""
+    graph: dict[str, GradientEdge] = field(default_factory=dict)
+    """Places in the model's graph, by their names in `Gradients`; empty where gradients were not asked for.
+
+    A place holds no tensor: the heads' outputs, as large as the values, are made and let go as without a record.
+    """
 
     @property
     def shapes(self) -> Shapes:
@@ -107,7 +111,7 @@ class Record:
 
     def tensors(self) -> list[Tensor]:
         """All that the record holds."""
-        held = [self.weights, self.mask, *self.parts.values(), *self.graph.values()]
+        held = [self.weights, self.mask, *self.parts.values()]
         return [one for one in held if isinstance(one, Tensor)]
 
 
@@ -190,9 +194,12 @@ class Tape(Mapping[str, Record]):
                 got = f"{int(rows.min())} to {int(rows.max())}"
                 raise ValueError(f"rows: expected from 0 to {size - 1} for {site.name}, got {got}")
             held = {name: tensor.index_select(axis, rows.to(tensor.device)) for name, tensor in held.items()}
-        graph = {"weights": inside.weights, "heads": inside.out} if gradients and inside.weights.requires_grad else {}
-        if graph and inside.locations is not None:
-            graph["locations"] = inside.locations
+        derived = {"weights": inside.weights, "locations": inside.locations, "heads": inside.out}
+        graph = {
+            name: get_gradient_edge(tensor)
+            for name, tensor in derived.items()
+            if gradients and tensor is not None and tensor.requires_grad
+        }
         self._records[site.name] = Record(site, held.pop("weights"), inside.mask, parts | held, graph)
 
     def watch(self, choose: Any, logits: Tensor) -> Tensor:

@@ -1,8 +1,11 @@
 """Explanations of every detection of a data set, scored beside maps that explain nothing."""
 
+import hashlib
+import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +14,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from ... import __version__
+from ...common.files import write_json
 from ...common.progress import progress_bar
 from ...common.text import counted
 from ...models.inference.image_size import Size
@@ -21,7 +25,7 @@ from ...models.layers.evaluation_mode import evaluation_mode
 from ..core.maps import heat_map
 from ..core.trace import AttentionTrace, QueryPrediction
 from ..options import MANY_PASSES, ExplainEvalOptions, Target
-from ..workspace import DetectorOnData, any_trained_model, with_data
+from ..workspace import DetectorOnData, any_trained_model, digest_of, digest_of_weights, with_data
 from . import faithfulness, measures, randomisation, robustness
 from .masks import masks_of
 from .measures import Array
@@ -33,7 +37,7 @@ IMPUTED = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2)
 """Shares of the pixels that ROAD fills in; an object is a small share of its image."""
 
 
-def evaluate(options: ExplainEvalOptions) -> dict[str, Any]:
+def evaluate(options: ExplainEvalOptions, keep: Path | None = None) -> dict[str, Any]:
     """Scores of every detection of a data set, as ``scores.json`` has them.
 
     ``detections`` has for each its query's prediction, ``truth``, the box (xyxy) of the object that it is, None for a
@@ -41,6 +45,9 @@ def evaluate(options: ExplainEvalOptions) -> dict[str, Any]:
     of the pixels; ``rank_correlations``, by method, with 1, 2, ... layers randomised or with the whole decoder.
     ``summary`` has what `summarise` says of the detections that are matched to an object, and of all where some are
     not.
+
+    In the folder `keep` the scores of each image are written as they come, and those found there are taken from it
+    where they are of the same detector, data, settings and version.
 
     Raises:
         FileNotFoundError, ValueError: as `msdeform eval`; or nothing was detected, or the model is no DETR.
@@ -53,12 +60,23 @@ def evaluate(options: ExplainEvalOptions) -> dict[str, Any]:
     depths = whole[options.randomise] if "sanity" in options.group_names else []
     scrambled = [randomisation.randomised(trained.model, layers=depth, seed=options.seed) for depth in depths]
     masks = masks_of(detector.data.annotations)
+    kept = None if keep is None else keep / _digest(detector, options)
     rows: list[dict[str, Any]] = []
-    start, images = time.perf_counter(), len(detector.data)
+    seconds, images = [], len(detector.data)
     with progress_bar("scoring", images, shown=options.progress) as advance:
         for place in detector.data.rows.tolist():
-            rows += _Image(detector, scrambled, place, options).rows(masks)
+            file = None if kept is None else kept / f"{detector.data.annotations.images.ids[place]}.json"
+            found = _read(file)
+            if found is None:
+                start = time.perf_counter()
+                found = list(_Image(detector, scrambled, place, options).rows(masks))
+                seconds.append(time.perf_counter() - start)
+                if file is not None:
+                    write_json(file, found)
+            rows += found
             advance()
+    if len(seconds) < images:
+        print(f"{counted(images - len(seconds), 'image')} scored before, in {kept}")
     if not rows:
         raise ValueError(
             f"confidence: no detection of at least {options.confidence} in {images} images; lower it to judge more"
@@ -72,7 +90,7 @@ def evaluate(options: ExplainEvalOptions) -> dict[str, Any]:
         **detector.about,
         "attn_backend": trained.attn_backend,
         "device": str(trained.device),
-        "seconds_per_image": (time.perf_counter() - start) / images,
+        "seconds_per_image": sum(seconds) / max(1, len(seconds)),
         "decoder_layers_randomised": depths,
         **{name: getattr(options, name) for name in said},
         "msdeform": __version__,
@@ -80,6 +98,37 @@ def evaluate(options: ExplainEvalOptions) -> dict[str, Any]:
         "shares": [(step / options.steps) ** 2 for step in range(options.steps + 1)],
         "detections": rows,
     }
+
+
+def _digest(detector: DetectorOnData, options: ExplainEvalOptions) -> str:
+    """Of what an image's scores depend on."""
+    settings = {
+        name: getattr(options, name)
+        for name in ("confidence", "most", "target", "steps", "fill", "randomise", "samples", "batch_size", "seed")
+    }
+    settings |= {
+        "methods": options.method_names,
+        "measures": options.group_names,
+        "weights": digest_of_weights(detector.trained.model),
+        "annotations": digest_of(detector.data.annotations.path),
+        "images": str(detector.data.folder.resolve()),
+        "image_size": detector.about["image_size"],
+        "backend": detector.trained.attn_backend,
+        "device": detector.trained.device.type,
+        "msdeform": __version__,
+    }
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def _read(file: Path | None) -> list[dict[str, Any]] | None:
+    """An image's scores; None where they are not there, or not whole."""
+    if file is None or not file.is_file():
+        return None
+    try:
+        found: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        return None
+    return found
 
 
 class _Image:

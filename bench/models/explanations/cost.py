@@ -2,10 +2,12 @@
 
 Each cell runs in a process of its own: first the model forward and backward down to the backbone's maps, as its own
 losses would go, then the recorded pass and the relevance of one detection, of ten in one pass, and of one by layer.
-Memory is the process's peak (on a GPU, PyTorch's): what the explanation added to the model's. Weights are random, with
-offsets that differ from query to query, and so is the image; neither changes what is computed.
+Memory is the process's peak (on a GPU, PyTorch's): what the explanation added to the model's. On a CPU much of that is
+freed memory that the C library keeps; what is held at once is the peak of a second process, which gives it back.
+Weights are random, with offsets that differ from query to query, and so is the image; neither changes what is computed.
 """
 
+import os
 import resource
 import statistics
 import sys
@@ -16,6 +18,7 @@ from functools import partial
 from itertools import product
 from multiprocessing import get_context
 from typing import Any
+from unittest import mock
 
 import torch
 
@@ -28,7 +31,7 @@ from ....models.zoo import create_model
 from ...harness.provenance import usual_device
 from ...harness.records import Row
 from ...harness.results_file import open_results
-from ...harness.tables import Column, Line, aligned, fields, lines_of, numbers
+from ...harness.tables import Column, Line, aligned, fields, lines_of, number, numbers
 from ...operator.implementations import usual_backends
 from ...options import ExplainOptions
 from ..resumable import measure_missing
@@ -42,7 +45,14 @@ _TIMES = {
     "by_layer_s": "by layer, ms",
     "together_s": f"{_TARGETS} at once, ms",
 }
-_SIZES = {"model_peak_mb": "model's peak, MB", "added_peak_mb": "added, MB", "tape_mb": "tape, MB"}
+_SIZES = {
+    "model_peak_mb": "model's peak, MB",
+    "added_peak_mb": "added, MB",
+    "added_held_mb": "of that held, MB",
+    "tape_mb": "tape, MB",
+}
+_GIVING_BACK = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
+"""Blocks of a MB and more go back to the system when they are freed; glibc alone reads this."""
 PARTS = tuple(_TIMES)
 
 
@@ -62,13 +72,23 @@ def measure_rows(options: ExplainOptions) -> int:
 
 
 def _measured_apart(*words: Any) -> Row:
-    """A row that was measured in a fresh process: a peak of memory never falls."""
+    """A row that was measured in fresh processes: a peak of memory never falls."""
+    row = _apart(measured, *words)
+    name, image, backend, device, _ = words
+    if device != "cuda":
+        with mock.patch.dict(os.environ, _GIVING_BACK):
+            held = _apart(measured, name, image, backend, device, 1)
+        row["added_held_mb"] = held["added_peak_mb"]
+    return row
+
+
+def _apart(call: Callable[..., Row], *words: Any) -> Row:
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(measured, *words).result()
+        return pool.submit(call, *words).result()
 
 
 def measured(name: str, image: str, backend: str, device: str, times: int) -> Row:
-    """The row of one cell."""
+    """The row of one cell, but for `added_held_mb`."""
     height, width = map(int, image.split("x"))
     torch.manual_seed(0)
     model = uneven(create_model(name, attn_backend=backend)).to(device).eval()
@@ -166,6 +186,11 @@ def explanation_table(rows: Sequence[Row]) -> list[Line]:
     columns: dict[str, Column] = {
         **fields("model", "image", "backend"),
         **{title: numbers(name, 1e-3) for name, title in _TIMES.items()},
-        **{title: numbers(name) for name, title in _SIZES.items()},
+        **{title: _size(name) for name, title in _SIZES.items()},
     }
     return lines_of(rows, columns)
+
+
+def _size(name: str) -> Column:
+    """A column of MB; a dash where a GPU's allocator, or an older row, has no such number."""
+    return lambda row: number(row.get(name))

@@ -1,7 +1,8 @@
 """``msdeform bench explain-eval``: how good a detector's explanations are, method by method, as rows.
 
 What `explain.quality.evaluate` finds of every detection, with one seed after another; detections of all seeds are put
-together, and intervals are by image. Scores of single detections stay in files beside the rows.
+together, and intervals are by image. Scores of single detections stay in files beside the rows; a measurement that was
+stopped takes from there what the same code found.
 """
 
 import re
@@ -39,7 +40,7 @@ def measure_rows(options: ExplainEvalOptions) -> int:
         rows = []
         for one in each:
             print(f"{options.detector} on {data}, seed {one.seed}", file=sys.stderr, flush=True)
-            found = evaluate(one)
+            found = evaluate(one, None if options.again else options.runs / results.source["code"])
             name = re.sub(r"[^a-z0-9]+", "-", f"{options.detector} {data} {options.target}".lower()).strip("-")
             write_json(options.runs / f"{name}-seed{one.seed}.json", found)
             rows += found["detections"]

@@ -21,6 +21,7 @@ def test_a_cell_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert all(row[part] > 0 for part in cost.PARTS)
     assert 0 <= row["added_peak_mb"] < row["model_peak_mb"]
     assert row["tape_mb"] > 0
+    assert row["added_held_mb"] >= 0
     before = [file.read_text() for file in tmp_path.glob("*.jsonl")]
     assert main(["bench", "explain", *words, "--out", str(tmp_path)]) == 0
     assert [file.read_text() for file in tmp_path.glob("*.jsonl")] == before

@@ -11,6 +11,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 from msdeform.cli import main
 from msdeform.explain import workspace
 from msdeform.explain.options import ExplainEvalOptions
+from msdeform.explain.quality import evaluate as module
 from msdeform.explain.quality.evaluate import evaluate
 from msdeform.explain.quality.scores import MEASURES
 from msdeform.train.config.options import Source, TrainOptions
@@ -171,6 +172,32 @@ def test_the_same_seed_gives_the_same_numbers(options) -> None:
     assert first == again
     assert first[0]["scores"]["random"] != other[0]["scores"]["random"]
     assert first[0]["scores"]["centre"]["energy"] == other[0]["scores"]["centre"]["energy"]
+
+
+def test_what_was_stopped_goes_on(options, tmp_path, monkeypatch, capsys) -> None:
+    whole, scored, rows = evaluate(options("dense", seed=3)), [], module._Image.rows
+
+    def stop_after_two(image, masks):
+        if len(scored) == 2:
+            raise KeyboardInterrupt
+        scored.append(image.image_id)
+        return rows(image, masks)
+
+    monkeypatch.setattr(module._Image, "rows", stop_after_two)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(options("dense", seed=3), tmp_path / "kept")
+    half_written = sorted((tmp_path / "kept").rglob("*.json"))[0]
+    half_written.write_text("[{")
+    scored.clear()
+    monkeypatch.setattr(module._Image, "rows", lambda image, masks: scored.append(image.image_id) or rows(image, masks))
+    found = evaluate(options("dense", seed=3), tmp_path / "kept")
+    assert len(scored) == IMAGES - 1
+    assert "1 image scored before, in " in capsys.readouterr().out
+    assert found["detections"] == whole["detections"]
+    evaluate(options("dense", seed=3, limit=2), tmp_path / "kept")
+    assert len(scored) == IMAGES - 1, "a limit changes no image's scores"
+    evaluate(options("dense", seed=4, limit=1), tmp_path / "kept")
+    assert len(scored) == IMAGES, "another seed does"
 
 
 def test_nothing_detected_is_told_in_a_sentence(options) -> None:
