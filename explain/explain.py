@@ -23,6 +23,7 @@ from .core.masks import Mask, parse_masks
 from .core.sites import sites
 from .core.trace import AttentionTrace, QueryPrediction
 from .figures import masked
+from .figures.contributions import draw_contributions
 from .figures.encoder import draw_encoder
 from .figures.patched import draw_patched
 from .figures.trajectories import draw_journey, draw_queries, draw_seeds
@@ -154,6 +155,9 @@ def jobs(trace: AttentionTrace, options: ExplainOptions, chosen: Sequence[tuple[
             wanted.append((site.removesuffix(".self"), draw))
     for who, look in explained:
         wanted.append((f"{who}-journey", partial(draw_journey, trace, look.prediction, image=name)))
+        if view.contributions:
+            draw = partial(draw_contributions, trace, look.prediction, view.target, image=name)
+            wanted.append((f"{who}-contributions", draw))
         for method in methods if layers.decoder else ():
             wanted += [(f"{who}-{what}", draw) for what, draw in look.jobs(method)]
     return wanted

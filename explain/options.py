@@ -155,6 +155,8 @@ class View(Options):
     """relevance: one backward pass for all that is explained, by the gradient of their sum; quicker, and mixes them."""
     slopes: bool = False
     """points, of one layer: arrows that say where each sample would raise the target."""
+    contributions: bool = False
+    """What each attention adds to the target: what relevance keeps of it and loses, beside what is lost without it."""
     samples: Annotated[int, AtLeast(10)] = SAMPLES
     """drise: masked images that it looks at, which serve all detections; more make its maps less noisy."""
     parity: bool = False
@@ -239,7 +241,7 @@ class ExplainOptions(ProgressOption, AnyDetectorOptions):
             ignored = given.keys() - {"method"}
         elif self.interventions != Interventions():
             what, shown = "mask", "with masks or another image's content, what these change is drawn"
-            ignored = {"method", "layer", "head", "level", "slopes", "together", "samples"}
+            ignored = {"method", "layer", "head", "level", "slopes", "together", "contributions", "samples"}
         else:
             return
         for name, value in given.items():

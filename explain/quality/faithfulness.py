@@ -154,7 +154,8 @@ def infidelity(removals: Removals, heat: Array, *, scaled: bool = True) -> float
     nothing = float(np.square(drops).mean())
     if nothing == 0:
         return np.nan
-    factor = max(0.0, float(sums @ drops)) / float(sums @ sums)
+    power = float(sums @ sums)  # 0 of a map that is nothing wherever something was removed
+    factor = max(0.0, float(sums @ drops)) / power if power else 0.0
     return float(np.square(factor * sums - drops).mean()) / nothing
 
 

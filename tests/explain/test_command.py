@@ -141,6 +141,7 @@ def test_which_pictures_a_view_asks_for(files: dict[str, Path]) -> None:
     }  # fmt: skip
     assert named(layer="encoder.0") == {"encoder.0"}
     assert named(slopes=True, method=("points",), head="1") == {"query3-points-decoder.1-head1-slopes"}
+    assert named(contributions=True) == {"query3-points-decoder.1", "query3-relevance", "query3-contributions"}
 
 
 def test_dense_attention_and_places_of_the_encoder(files: dict[str, Path], tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ import msdeform
 from msdeform.explain.core.maps import heat_map
 from msdeform.explain.core.masks import Mask
 from msdeform.explain.core.trace import AttentionTrace, QueryPrediction
+from msdeform.explain.figures.contributions import draw_contributions
 from msdeform.explain.figures.drawing import Drawing, colour_of
 from msdeform.explain.figures.encoder import RING, draw_encoder
 from msdeform.explain.figures.heat import draw_heat, draw_heat_grid, draw_strongest, heat_colours
@@ -132,6 +133,7 @@ def of_cells(run: Path, data: Path) -> dict[str, Drawing]:
         "slopes": draw_points(trace, seen, trace.cross_sites[-1], slopes="class", image=CELLS),
         "seeds": draw_seeds(trace, CONFIDENCE, image=CELLS),
         "encoder": draw_encoder(trace, "encoder.0.self", [place], image=CELLS),
+        "contributions": draw_contributions(trace, seen, image=CELLS),
     }
 
 

@@ -161,6 +161,16 @@ def _of(model, board):
     return AttentionTrace(model, board.image).prediction(board.queries[0], board.labels[0])
 
 
+def test_a_map_that_is_nothing_where_something_was_removed_tells_nothing() -> None:
+    heat = np.zeros(SHAPE)
+    heat[0, 0] = 1
+    removed = np.zeros((3, GRID**2), dtype=bool)
+    removed[:, [20, 30, 40]] = np.eye(3, dtype=bool)
+    removals = remove(linear, IMAGE, PATCHES, removed, baseline=BLACK)
+    assert infidelity(removals, heat) == 1
+    assert sensitivity_n(removals, heat) == 0
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_infidelity_is_that_of_quantus() -> None:
     """It removes one square after the other and puts none back, and multiplies the map by what removal changes."""
