@@ -89,14 +89,3 @@ def _without(trace: AttentionTrace, pattern: str, prediction: QueryPrediction, t
     if int(before[0, prediction.query]) != int(after[0, prediction.query]):
         return None
     return float(trace.y(prediction, target, outputs))
-
-
-def lines(found: Sequence[Contribution]) -> list[str]:
-    """A table, of a line a contribution."""
-    head = f"{'':20}{'kept':>10}{'lost':>10}{'sum':>10}{'change':>10}{'missed':>10}"
-    rows = []
-    for one in found:
-        numbers = (one.kept, one.lost, one.first_order, one.change, one.missed)
-        shown = "".join(f"{'-':>10}" if number is None else f"{number:>10.3f}" for number in numbers)
-        rows.append(f"{one.sites:20}{shown}")
-    return [head, *rows]
