@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from ...common.packages import optional_package
 from ..core.interventions import intervene
 from ..core.trace import AttentionTrace, QueryPrediction, frozen
 from ..quality.measures import probabilities_and_boxes
@@ -22,16 +23,7 @@ WINDOW = 8
 
 def captum_methods() -> Any:
     """Captum's `captum.attr`. Raises ImportError, naming the remedy, where it is not installed."""
-    try:
-        from captum import attr
-    except ModuleNotFoundError as error:
-        if error.name != "captum":  # installed, but broken: its own error says how
-            raise
-        raise ImportError(
-            "method: integrated-gradients and occlusion need the package captum, which is not installed: "
-            "pip install 'msdeform[explain]'"
-        ) from error
-    return attr
+    return optional_package("captum.attr", "method: integrated-gradients and occlusion need", "'msdeform[explain]'")
 
 
 def integrated_gradients(

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torchvision.ops import batched_nms
 
+from ...common.packages import optional_package
+
 Confidence = float | Sequence[float]
 """A minimum score of detections, from 0 to 1; or one for each class, by label."""
 
@@ -100,12 +102,4 @@ def nothing_detected(confidence: float, name: str, score: float, what: str = "no
 
 def supervision_package() -> Any:
     """The package supervision. Raises ImportError where it is not installed."""
-    try:
-        import supervision
-    except ModuleNotFoundError as error:
-        if error.name != "supervision":  # installed, but broken: its own error says how
-            raise
-        raise ImportError(
-            "supervision.Detections needs the package supervision, which is not installed: pip install supervision"
-        ) from error
-    return supervision
+    return optional_package("supervision", "supervision.Detections needs")

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ...common.files import atomic_file
+from ...common.packages import optional_package
 from ...common.text import counted
 
 SUFFIXES = (
@@ -47,14 +48,7 @@ class VideoFrame:
 
 def video_package() -> Any:
     """PyAV. Raises ImportError where it is not installed."""
-    try:
-        import av
-    except ModuleNotFoundError as error:
-        if error.name != "av":
-            raise
-        raise ImportError(
-            "videos and webcams need the package av, which is not installed: pip install 'msdeform[video]'"
-        ) from error
+    av = optional_package("av", "videos and webcams need", "'msdeform[video]'")
     # its decoders' messages would stand between the lines of a progress bar
     av.logging.set_level(av.logging.PANIC)
     return av
