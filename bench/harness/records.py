@@ -45,7 +45,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "exported": ("model", "image", "pictures", "sampling", "sizes", "engine"),
     "deployed": ("model", "image", "batch", "threads", "engine"),
     "explanation": ("model", "image", "backend"),
-    "explanation-quality": ("detector", "data", "target", "method"),
+    "explanation-quality": ("detector", "data", "target", "method", "settings"),
     "accelerated": ("model", "pass"),
     "serve": ("model", "image", "engine", "way", "clients"),
     "serve-broken": ("model", "image", "engine", "requests", "broken"),
@@ -148,6 +148,8 @@ def _row(line: bytes) -> list[Row]:
         raise ValueError("not a row of results")
     if row.get("backend") == "triton-cells":  # its name in rows of earlier code
         row["backend"] = "triton-sorted"
+    if row.get("kind") == "explanation-quality":
+        row.setdefault("settings", "")  # of earlier code, which measured by all groups
     if row.get("kind") not in KEYS:
         raise ValueError(f"not a row of results: no kind is called {row.get('kind')!r}")
     try:

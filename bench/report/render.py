@@ -307,7 +307,7 @@ def _recipe_curves(found: Records) -> Iterator[str | Plot]:
 
 def _explained(group: str, found: Records) -> Iterator[str]:
     """Measures of one group, of every detector and method; on whichever machine."""
-    rows = found.of("explanation-quality")
+    rows = quality.of_group(found.of("explanation-quality"), group)
     for (detector, data, target), mine in grouped(rows, "detector", "data", "target").items():
         of_class = "" if target == "class" else f", {target} of the box explained"
         count = quality.counted_detections(mine)

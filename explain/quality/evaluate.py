@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -145,7 +145,6 @@ class _Image:
         self.shape = (self.trace.height, self.trace.width)
         self.found = self.trace.detections(options.confidence)[: options.most]
         self.category_ids = detector.category_ids
-        self._traces: dict[tuple[int, bytes], AttentionTrace] = {}
 
     def rows(self, masks: Callable[[int, Array], list[Array | None]]) -> Iterator[dict[str, Any]]:
         """Of every detection."""
@@ -163,7 +162,8 @@ class _Image:
         removals = self._removals() if "removal" in options.group_names else [None] * len(self.found)
         for prediction, match, removed in zip(self.found, matches, removals, strict=True):
             maps = self._maps(prediction)
-            others = {name: self._when_randomised(prediction, name, heat) for name, heat in maps.items()}
+            again = _Again(self, prediction, [name for name in maps if name not in (*MANY_PASSES, "random", "centre")])
+            others = {name: self._when_randomised(again, name, heat) for name, heat in maps.items()}
             row: dict[str, Any] = {
                 "image_id": self.image_id,
                 **{name: getattr(prediction, name) for name in ("query", "label", "name", "score")},
@@ -191,73 +191,58 @@ class _Image:
                 if others[name]:
                     found["randomised"] = others[name][-1]
                 if name not in BASELINES and "sanity" in options.group_names:
-                    found |= self._by_sanity(prediction, name)
-                if name not in (*MANY_PASSES, "random", "centre") and "noise" in options.group_names:
-                    found |= self._by_noise(prediction, name)
+                    found |= self._by_sanity(prediction, again, name)
+                if name in again.names and "noise" in options.group_names:
+                    found |= self._by_noise(again, name)
                 row["scores"][name] = {measure: plain(value) for measure, value in found.items()}
             yield row
 
     def _maps(self, prediction: QueryPrediction) -> dict[str, Array]:
         """By method, and by baseline."""
         names = self.options.method_names
-        maps = {name: self._map(self.trace, prediction, name) for name in names}
-        generator = np.random.default_rng([self.options.seed, self.image_id, prediction.query])
+        maps = {name: self.map(self.trace, prediction, name) for name in names}
+        generator = np.random.default_rng([self.options.seed, self.place, prediction.query])
         maps["random"] = generator.random(self.shape)
         # where photographers put things; and what one knows of the detection without looking inside the model
         maps["centre"] = measures.box_map(self.shape, (0, 0, self.shape[1], self.shape[0]))
         maps["box"] = measures.box_map(self.shape, prediction.box)
         return maps
 
-    def _map(self, trace: AttentionTrace, prediction: QueryPrediction, name: str) -> Array:
+    def map(self, trace: AttentionTrace, prediction: QueryPrediction, name: str) -> Array:
         if name == "box":
             return measures.box_map(self.shape, prediction.box)
         return heat_map(trace, prediction, name, target=self.options.target).cpu().numpy()
 
-    def _trace(self, model: Predictor, image: Tensor) -> AttentionTrace:
-        """Of this image with noise, or in another model; kept for all methods and detections."""
-        key = id(model), image.numpy().tobytes()
-        if key not in self._traces:
-            self._traces[key] = AttentionTrace(model, image, size=self.size)
-        return self._traces[key]
-
-    def _when_randomised(self, prediction: QueryPrediction, name: str, heat: Array) -> list[float]:
+    def _when_randomised(self, again: "_Again", name: str, heat: Array) -> list[float]:
         """Rank correlations with the maps of the randomised detectors; none of a method that takes too many passes."""
-        if name in (*BASELINES, *MANY_PASSES):
+        if name in BASELINES or name not in again.names:
             return []
-        others = [self._trace(model, self.image) for model in self.scrambled]
-        return [
-            randomisation.rank_correlation(
-                heat, self._map(other, other.prediction(prediction.query, prediction.label), name)
-            )
-            for other in others
-        ]
+        others = [again.seen(model, self.image) for model in self.scrambled]
+        return [randomisation.rank_correlation(heat, other.maps[name]) for other in others if other is not None]
 
-    def _by_sanity(self, prediction: QueryPrediction, name: str) -> dict[str, float]:
+    def _by_sanity(self, prediction: QueryPrediction, again: "_Again", name: str) -> dict[str, float]:
         def of_class(label: int) -> Array:
-            return self._map(self.trace, self.trace.prediction(prediction.query, label), name)
-
-        def of_model(model: Predictor, image: Tensor) -> Array:
-            trace = self._trace(model, image)
-            return self._map(trace, trace.prediction(prediction.query, prediction.label), name)
+            return self.map(self.trace, self.trace.prediction(prediction.query, label), name)
 
         found, classes = {}, self.trace.layer_scores.shape[-1]
         if self.options.target == "class" and classes > 1 and name != "integrated-gradients":
-            found["random_logit"] = randomisation.random_logit(
-                of_class, prediction.label, classes, seed=self.options.seed
-            )
-        if self.options.randomise == "smooth" and name not in MANY_PASSES:
+            # of every detection another class
+            seed = [self.options.seed, self.place, prediction.query]
+            found["random_logit"] = randomisation.random_logit(of_class, prediction.label, classes, seed=seed)
+        if self.options.randomise == "smooth" and name in again.names:
+
+            def of_model(model: Predictor, image: Tensor) -> Array | None:
+                seen = again.seen(model, image)
+                return None if seen is None else seen.maps[name]
+
             noise: dict[str, Any] = {"samples": self.options.samples, "seed": self.options.seed}
             found["smooth"] = randomisation.smooth_mprt(of_model, self.model, self.scrambled, self.image, **noise)[-1]
         return found
 
-    def _by_noise(self, prediction: QueryPrediction, name: str) -> dict[str, float]:
+    def _by_noise(self, again: "_Again", name: str) -> dict[str, float]:
         def explain(image: Tensor) -> tuple[Array, Array] | None:
-            trace = self._trace(self.model, image)
-            again = same_detection(trace, prediction)
-            if again is None:
-                return None
-            logits = trace.outputs["pred_logits"][0, again.query].detach().double().cpu().numpy()
-            return self._map(trace, again, name), logits
+            seen = again.seen(self.model, image)
+            return None if seen is None else (seen.maps[name], seen.logits)
 
         found = robustness.stability(explain, self.image, samples=self.options.samples, seed=self.options.seed)
         return {
@@ -298,10 +283,12 @@ class _Image:
         found = {kind: curve.auc for kind, curve in curves.items()} | {"road": float(imputed.scores[1:].mean())}
         return found, {kind: [plain(value) for value in curve.scores] for kind, curve in curves.items()}
 
-    def _removals(self) -> list[tuple[faithfulness.Removals, faithfulness.Removals]]:
-        """Of each detection what is lost with random patches, and with random squares of them."""
+    def _removals(self) -> Sequence[tuple[faithfulness.Removals, faithfulness.Removals] | None]:
+        """Of each detection what is lost with random patches, and with random squares; None in an image of one line."""
         options = self.options
         grid = min(14, *self.shape)
+        if grid < 2:
+            return [None] * len(self.found)
         patches = faithfulness.squares(self.shape, grid)
         count = grid * grid
         subsets = faithfulness.random_subsets(
@@ -319,6 +306,53 @@ class _Image:
 
     def _scorer(self, predictions: Sequence[QueryPrediction]) -> Callable[[Tensor], Tensor]:
         return scorer(self.model, self.size, self.shape, predictions, self.options.target)
+
+
+class _Seen(NamedTuple):
+    maps: dict[str, Array]
+    """By method, and of the box."""
+    logits: Array
+    query: int
+    """Which the detection is there."""
+
+
+class _Again:
+    """One detection in other models, and in its image with noise: looked at once, for all methods.
+
+    Maps stay, and not the traces, each of which takes hundreds of MB.
+    """
+
+    def __init__(self, image: _Image, prediction: QueryPrediction, names: Sequence[str]) -> None:
+        self.image, self.prediction, self.names = image, prediction, names
+        self._seen: dict[tuple[int, bytes], _Seen | None] = {}
+
+    def seen(self, model: Predictor, pixels: Tensor) -> _Seen | None:
+        """None where the detector finds it no more; with random weights it is the query that the detector finds."""
+        key = id(model), pixels.numpy().tobytes()
+        if key not in self._seen:
+            self._seen[key] = self._look(model, pixels)
+        return self._seen[key]
+
+    def _look(self, model: Predictor, pixels: Tensor) -> _Seen | None:
+        of, label = self.image, self.prediction.label
+        itself = torch.equal(pixels, of.image)
+        trace = of.trace if itself and model is of.model else AttentionTrace(model, pixels, size=of.size)
+        if itself:
+            query = self.prediction.query
+        elif model is of.model:
+            found = same_detection(trace, self.prediction)
+            if found is None:
+                return None
+            query = found.query
+        else:
+            # their encoders are the same, and so are their queries
+            seen = self.seen(of.model, pixels)
+            if seen is None:
+                return None
+            query = seen.query
+        there = trace.prediction(query, label)
+        maps = {name: of.map(trace, there, name) for name in self.names}
+        return _Seen(maps, trace.outputs["pred_logits"][0, query].detach().double().cpu().numpy(), query)
 
 
 def same_detection(trace: AttentionTrace, prediction: QueryPrediction) -> QueryPrediction | None:

@@ -29,7 +29,7 @@ def random_logit(
     classes: int,
     *,
     similarity: Similarity = rank_correlation,
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
 ) -> float:
     """How alike the maps of a detection's class and of another class of the same query are (RandomLogit).
 
@@ -53,29 +53,42 @@ def random_logit(
 
 
 def smoothed(
-    explain: Callable[[Tensor], Array], image: Tensor, *, samples: int = 8, magnitude: float = 0.1, seed: int = 0
+    explain: Callable[[Tensor], Array | None],
+    image: Tensor,
+    *,
+    samples: int = 8,
+    magnitude: float = 0.1,
+    seed: int = 0,
+    scaled: bool = True,
 ) -> Array:
     """The mean (H, W) of the maps of an image under noise (SmoothGrad, Smilkov et al. 2017).
 
     Args:
-        explain: the map (H, W) of an image like `image`.
+        explain: the map (H, W) of an image like `image`; None where there is none, which is left out.
         image: (3, H, W) uint8, or floats from 0 to 1.
         samples: how many maps; the last is of the image itself.
         magnitude: the noise is normal, of this share of the difference between the image's largest and least value.
         seed: of the noise.
+        scaled: divide maps by their sum first, so that a large one is not all that counts.
+
+    Raises:
+        ValueError: no samples, or no map of the image itself.
     """
     if samples < 1:
         raise ValueError(f"samples: expected at least 1, got {samples}")
     generator = np.random.default_rng(seed)
     deviation = magnitude * float(image.max() - image.min())
-    maps = [
-        explain(noised(image, deviation * generator.standard_normal(tuple(image.shape)))) for _ in range(samples - 1)
-    ]
-    return np.mean([*maps, explain(image)], axis=0)
+    noise = (deviation * generator.standard_normal(tuple(image.shape)) for _ in range(samples - 1))
+    maps = [heat for one in noise if (heat := explain(noised(image, one))) is not None]
+    last = explain(image)
+    if last is None:
+        raise ValueError("explain: expected a map of the image without noise, got None")
+    maps.append(last)
+    return np.mean([heat / (np.sum(heat) or 1) if scaled else heat for heat in maps], axis=0)
 
 
 def smooth_mprt(
-    explain: Callable[[M, Tensor], Array],
+    explain: Callable[[M, Tensor], Array | None],
     model: M,
     scrambled: Sequence[M],
     image: Tensor,
@@ -84,6 +97,7 @@ def smooth_mprt(
     samples: int = 8,
     magnitude: float = 0.1,
     seed: int = 0,
+    scaled: bool = True,
 ) -> list[float]:
     """How alike the maps of a trained model and of randomised ones are, noise averaged away (Smooth MPRT).
 
@@ -93,19 +107,21 @@ def smooth_mprt(
     correlation; near 0 is good, 1 is of a method that shows nothing of what was learned.
 
     Args:
-        explain: the map (H, W) of a model and an image like `image`.
+        explain: the map (H, W) of a model and an image like `image`; None where there is none, which is left out. Find
+            the detection by its class and box: a detector that makes its queries of pixels numbers them anew.
         model: the trained one.
         scrambled: the others, as `randomised` gives them for 1, 2, ... layers.
         image: (3, H, W) uint8, or floats from 0 to 1.
         similarity: of two maps.
-        samples, magnitude, seed: as of `smoothed`.
+        samples, magnitude, seed, scaled: as of `smoothed`.
 
     Returns:
         The similarity to each of `scrambled`.
     """
 
     def smooth(one: M) -> Array:
-        return smoothed(lambda x: explain(one, x), image, samples=samples, magnitude=magnitude, seed=seed)
+        noise: dict[str, Any] = {"samples": samples, "magnitude": magnitude, "seed": seed}
+        return smoothed(lambda x: explain(one, x), image, scaled=scaled, **noise)
 
     trained = smooth(model)
     return [similarity(trained, smooth(other)) for other in scrambled]

@@ -19,7 +19,7 @@ from ....train.config.options import Source
 from ...harness.provenance import usual_device
 from ...harness.records import Row
 from ...harness.results_file import open_results
-from ...harness.tables import Line, aligned
+from ...harness.tables import Line, aligned, grouped
 from ...options import ExplainEvalOptions
 
 _SAME = ("methods", "measures", "target", "confidence", "limit", "most", "steps", "randomise")
@@ -33,7 +33,7 @@ def measure_rows(options: ExplainEvalOptions) -> int:
     results = open_results("msdeform bench explain-eval", options, usual_device(), measured=sources)
     data = options.data.resolve().name
     cells = [
-        ("explanation-quality", options.detector, data, options.target, method)
+        ("explanation-quality", options.detector, data, options.target, method, _settings(options))
         for method in (*each[0].method_names, *BASELINES)
     ]
     if results.to_measure(*cells):
@@ -52,6 +52,13 @@ def measure_rows(options: ExplainEvalOptions) -> int:
     return 0
 
 
+def _settings(options: ExplainEvalOptions) -> str:
+    """What scores depend on beside the cell: "confidence 0.5, limit 20, ..."."""
+    names = ("measures", "confidence", "limit", "most", "steps", "randomise")
+    given = [f"{name} {getattr(options, name)}" for name in names]
+    return ", ".join([*given, f"seeds {' '.join(map(str, options.seeds))}"])
+
+
 def _rows(found: Sequence[dict[str, Any]], options: ExplainEvalOptions, data: str) -> list[Row]:
     """A row for every method and baseline."""
     summary = summarise(found, BASELINES)
@@ -60,6 +67,7 @@ def _rows(found: Sequence[dict[str, Any]], options: ExplainEvalOptions, data: st
         "detector": options.detector,
         "data": data,
         "target": options.target,
+        "settings": _settings(options),
         "seeds": list(options.seeds),
         "detections": len(found) // len(options.seeds),
         "matched": sum(row["truth"] is not None for row in found) // len(options.seeds),
@@ -79,6 +87,16 @@ def _rows(found: Sequence[dict[str, Any]], options: ExplainEvalOptions, data: st
         }
         for method in summary["intervals"]
     ]
+
+
+def of_group(rows: Sequence[Row], group: str) -> list[Row]:
+    """Of each detector's measurements, which differ in their settings, the last that judged by a group of measures."""
+    names = [name for name, one in MEASURES.items() if one.group == group]
+    last: dict[tuple[Any, ...], list[Row]] = {}
+    for (*what, _), mine in grouped(rows, "detector", "data", "target", "settings").items():
+        if any(row["intervals"][name][0] is not None for row in mine for name in names):
+            last[tuple(what)] = mine
+    return [row for mine in last.values() for row in mine]
 
 
 def counted_detections(rows: Sequence[Row]) -> str:

@@ -44,9 +44,13 @@ def test_rows_of_every_method_with_seeds_together(words, tmp_path, capsys) -> No
     assert main([*words, "--methods", "relevance", "--seeds", "0", "1"]) == 0
     printed = capsys.readouterr().out
     rows = records.read(*Path("rows").glob("*.jsonl")).rows
-    assert [records.key(row) for row in rows] == [
+    assert [records.key(row)[:-1] for row in rows] == [
         ("explanation-quality", "Mine", "photos", "class", name) for name in NAMES
     ]
+    assert {records.key(row)[-1] for row in rows} == {
+        "measures perturbation,removal,place,sanity,noise, confidence 0.5, limit None, most 3, steps 8, "
+        "randomise smooth, seeds 0 1"
+    }
     first = rows[0]
     assert (first["detections"], first["images"], first["seeds"]) == (11, 11, [0, 1])
     assert first["intervals"]["deletion"] == [0.1, 0.1, 0.1]
@@ -58,6 +62,13 @@ def test_rows_of_every_method_with_seeds_together(words, tmp_path, capsys) -> No
     # what is recorded is not judged again
     assert main([*words, "--methods", "relevance", "--seeds", "0", "1"]) == 0
     assert len(records.read(*Path("rows").glob("*.jsonl")).rows) == len(NAMES)
+    assert main([*words, "--methods", "relevance", "--seeds", "0"]) == 0
+    rows = records.read(*Path("rows").glob("*.jsonl")).rows
+    assert len(rows) == 2 * len(NAMES), "one seed is another measurement"
+    assert {tuple(row["seeds"]) for row in quality.of_group(rows, "place")} == {(0,)}, "the last one is shown"
+    for row in rows[len(NAMES) :]:
+        row["intervals"] |= {name: [None] * 3 for name, one in MEASURES.items() if one.group == "place"}
+    assert {tuple(row["seeds"]) for row in quality.of_group(rows, "place")} == {(0, 1)}, "of those with its measures"
 
 
 def test_a_table_has_the_measures_of_its_group(words) -> None:

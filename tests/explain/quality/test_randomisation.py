@@ -168,17 +168,25 @@ def test_smoothed_maps_are_means_over_noise() -> None:
         seen.append(image)
         return image.double().mean(0).numpy()
 
-    found = smoothed(explain, IMAGE, samples=5, magnitude=0.2, seed=3)
+    found = smoothed(explain, IMAGE, samples=5, magnitude=0.2, seed=3, scaled=False)
     assert len(seen) == 5
     assert torch.equal(seen[-1], IMAGE)
     np.testing.assert_allclose(found, torch.stack(seen).double().mean((0, 1)).numpy())
+    each = [one.double().mean(0) for one in seen]
+    found = smoothed(explain, IMAGE, samples=5, magnitude=0.2, seed=3)
+    np.testing.assert_allclose(found, torch.stack([one / one.sum() for one in each]).mean(0).numpy())
+    lost = iter([None, torch.ones(8, 10).numpy(), None, torch.eye(8, 10).numpy()])
+    found = smoothed(lambda _: next(lost), IMAGE, samples=4)
+    np.testing.assert_allclose(found, (np.ones((8, 10)) / 80 + np.eye(8, 10) / 8) / 2)
+    with pytest.raises(ValueError, match="expected a map of the image without noise"):
+        smoothed(lambda _: None, IMAGE, samples=2)
     middle = torch.full((3, 60, 60), 128, dtype=torch.uint8)
     middle[:, 0, :2] = torch.tensor([78, 178], dtype=torch.uint8)
     seen.clear()
     smoothed(explain, middle, samples=3, magnitude=0.2)
     deviation = (seen[0].double() - middle.double()).std()
     assert deviation == pytest.approx(0.2 * 100, rel=0.05)
-    assert smoothed(explain, IMAGE, samples=1).tolist() == explain(IMAGE).tolist()
+    assert smoothed(explain, IMAGE, samples=1, scaled=False).tolist() == explain(IMAGE).tolist()
     with pytest.raises(ValueError, match="samples: expected at least 1, got 0"):
         smoothed(explain, IMAGE, samples=0)
 
@@ -272,7 +280,7 @@ def test_smooth_mprt_is_that_of_quantus(monkeypatch) -> None:
         torch.manual_seed(43)
         layer.reset_parameters()
         scrambled.append(copy.deepcopy(other))
-    ours = smooth_mprt(explain, model, scrambled, image, samples=samples, seed=9)
+    ours = smooth_mprt(explain, model, scrambled, image, samples=samples, seed=9, scaled=False)
 
     def ask(quantus):
         calls = iter(range(999))
