@@ -44,8 +44,8 @@ def explain_eval(options: ExplainEvalOptions) -> int:
 
     out = checked(options.out or default_folder(options.checkpoint, "explain-eval"))
     found = evaluate(options, out / "images")
+    write(found, out)  # first: who reads what is printed may stop at some line
     print("\n".join(lines(found)))
-    write(found, out)
     print(f"scores.json and scores.png in {out}")
     return 0
 

@@ -17,6 +17,7 @@ from ..train.data.annotations import Annotations
 from ..train.engine.checkpoint import Trained
 from ..train.evaluation.detect import match_categories
 from .ablation.patching import resized_like
+from .baselines.attribution import captum_methods
 from .baselines.black_box import trace_of
 from .baselines.drise import answers
 from .core.masks import Mask, parse_masks
@@ -101,7 +102,7 @@ def check_view(model: Any, options: ExplainOptions) -> None:
     changed = [name for name, value in vars(view).items() if name != "method" and value != getattr(usual, name)]
     asked = {
         "html": options.html,
-        "mask": options.interventions != Interventions(),
+        **{name: value != getattr(Interventions(), name) for name, value in vars(options.interventions).items()},
         "ref": bool(subject.ref),
         "query": bool(subject.query),
         "method": bool(inside),
@@ -214,14 +215,21 @@ def explain(options: ExplainOptions) -> dict[str, Any]:
     trained = any_trained_model(options)
     model = trained.model
     check_view(model, options)
+    if {"integrated-gradients", "occlusion"} & set(options.view.method):
+        captum_methods()  # before anything is drawn
     sets = mask_sets(model, options.interventions)
     trace = trace_of(model, pixels, size=options.image_size)
     if other is not None:
-        resized_like(trace, other, options.image_size)  # before anything is drawn
+        try:
+            resized_like(trace, other, options.image_size)  # before anything is drawn
+        except ValueError as error:
+            raise ValueError(str(error).replace("other:", "patch:", 1)) from None
     chosen = choose(trace, subject, with_masks=bool(sets) or other is not None)
     predictions = [prediction for _, prediction in chosen]
     if not chosen and not subject.ref and not sets and not options.html:
         raise ValueError(_choices(trace, confidence))
+    if options.view.contributions and not chosen:
+        raise ValueError("contributions: expected a detection, a query or a box beside it, got none")
     folder, stem = place_for(options.image, options.out, options.checkpoint, options.model)
     label, files = find_label(model, subject.label), list[Path]()
     of_label = [] if label is None else trace.detections(confidence, label)

@@ -240,13 +240,17 @@ class ExplainOptions(ProgressOption, AnyDetectorOptions):
             what, shown = "html", "the page shows all layers, heads and levels, the class's relevance, nothing off"
             ignored = given.keys() - {"method"}
         elif self.interventions != Interventions():
-            what, shown = "mask", "with masks or another image's content, what these change is drawn"
+            what = next(name for name, value in vars(self.interventions).items() if value != usual[name])
+            shown = "with masks or another image's content, what these change is drawn"
             ignored = {"method", "layer", "head", "level", "slopes", "together", "contributions", "samples"}
+            if what == "patch":  # alone
+                ignored |= {"target", "by", "parity", "ref"}
         else:
             return
         for name, value in given.items():
             if name in ignored and value != usual[name]:
-                raise ValueError(f"{what}: {shown}; --{name.replace('_', '-')} has no effect on that, leave it out")
+                option = name.replace("_", "-")
+                raise ValueError(f"{what.replace('_', '-')}: {shown}; --{option} has no effect on that, leave it out")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from ...common.text import counted
 from ...models.families.detector import Detector
 from ...train.evaluation.resampling import changes, resample, weighted_metrics
 from ..core.masks import Mask, Masks, Mode
-from ..core.sites import find_sites
+from ..core.sites import find_sites, makes_queries
 from ..options import AblateOptions
 from .effects import QueryPredictions, effects
 from .runs import AblationRuns, check
@@ -89,7 +89,7 @@ def check_fits(options: AblateOptions, model: Detector) -> None:
         check(model, masks)
     if options.prune is not None and options.prune > heads:
         raise ValueError(f"prune: expected at most the {heads} heads of {options.sites}, got {options.prune}")
-    if options.pairing == "query" and getattr(getattr(model, "transformer", None), "two_stage", False):
+    if options.pairing == "query" and makes_queries(model):
         raise ValueError("pairing: a two-stage model chooses its queries anew at every pass; expected --pairing iou")
 
 

@@ -25,11 +25,11 @@ from ...kernels.api import ms_deform_attn
 from ...models.attention import DeformableCall
 from ...models.inference.image_size import Size
 from ...models.inference.images import ImageLike, normalise, read_image
-from ..core.capture import held_seeds
+from ..core.capture import held_seeds, same_pixel
 from ..core.interventions import Edit, check_mask, intervene
 from ..core.masks import Mask
 from ..core.opening import Inside, opened
-from ..core.sites import Site, find_sites
+from ..core.sites import Site, find_sites, makes_queries
 from ..core.trace import AttentionTrace, QueryPrediction, frozen
 from ..quality.measures import probabilities_and_boxes
 
@@ -114,12 +114,13 @@ def patch(
         One a place, in their order; each costs a forward pass.
 
     Raises ValueError for images that are resized to other sizes, a place that is not there, a kind that is not one of
-    the two, and the kind ``outputs`` in two stages, where the same query is of another pixel in the other image.
+    the two, and the kind ``outputs`` in two stages, where the same query is of another pixel in the other image; and
+    where a patched encoder makes a detector of transformers choose another pixel for the query.
     """
     if kind not in get_args(Kind):
         raise ValueError(f"kind: expected {' or '.join(get_args(Kind))}, got {kind!r}")
     seeds = trace.tape.seeds
-    if kind == "outputs" and (seeds is not None or getattr(trace.model, "two_stage", False)):
+    if kind == "outputs" and makes_queries(trace.model):
         raise ValueError(
             "kind: queries of a two-stage detector differ from image to image; expected values, got outputs"
         )
@@ -142,7 +143,13 @@ def patch(
         for place, sites in pairs:
             acts = [(site, Patch(Edit(place, site), donors[site.name], kind)) for site in sites]
             with opened(acts):
-                probabilities, boxes = probabilities_and_boxes(trace.model, trace.model([trace.pixels]))
+                outputs = trace.model([trace.pixels])
+            if not same_pixel(trace.outputs, outputs, prediction.query):
+                raise ValueError(
+                    f"places: with {place} patched, query {prediction.query} is made of another pixel, so that nothing "
+                    "can be compared; expected places in the decoder alone"
+                )
+            probabilities, boxes = probabilities_and_boxes(trace.model, outputs)
             found.append(_seen(trace, prediction, place, probabilities[0].cpu(), boxes[0].cpu()))
     return found
 

@@ -7,10 +7,11 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...common.packages import optional_package
 from ..core.interventions import intervene
+from ..core.sites import makes_queries
 from ..core.trace import AttentionTrace, QueryPrediction, frozen
 from ..quality.measures import probabilities_and_boxes
 from .black_box import ask, images_at_once, score_of
@@ -73,12 +74,6 @@ def integrated_gradients(
             return_convergence_delta=True,
         )
     return found[0].detach(), float(rest)
-
-
-def makes_queries(model: nn.Module) -> bool:
-    """Are the queries made of pixels of the image, or the same for all images?"""
-    # the second is the name of LW-DETR and its kin for what chooses their boxes
-    return any(getattr(one, "two_stage", False) or hasattr(one, "enc_out_class_embed") for one in model.modules())
 
 
 # windows are the same for all detections of an image, and so are the answers; forgotten with the trace

@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from ...models.attention import Shapes
+from ...models.inference.predictor import Predictor
 from ...models.layers.geometry import at_least_float32
 from ..options import By
 from .attention import Matrix, corner_products, corners, point_matrix
-from .opening import Inside, opened
+from .opening import Inside, opened, replace
 from .sites import Site, find_sites, in_range
 
 
@@ -265,8 +266,7 @@ def capture(
         stack.enter_context(opened(listeners))
         for module in model.modules():
             if getattr(module, "two_stage", False) and hasattr(module, "choose_proposals"):
-                vars(module)["choose_proposals"] = partial(tape.watch, module.choose_proposals)
-                stack.callback(vars(module).pop, "choose_proposals")
+                stack.callback(replace(module, "choose_proposals", partial(tape.watch, module.choose_proposals)))
         yield tape
 
 
@@ -279,9 +279,14 @@ def held_seeds(model: nn.Module, seeds: Tensor | None) -> Iterator[None]:
     """
     with ExitStack() as stack:
         for module in model.modules():
-            if seeds is not None and getattr(module, "two_stage", False) and hasattr(module, "choose_proposals"):
-                before = vars(module).get("choose_proposals")
-                vars(module)["choose_proposals"] = lambda _: seeds
-                undo = partial(vars(module).pop, "choose_proposals")
-                stack.callback(undo if before is None else partial(vars(module).update, {"choose_proposals": before}))
+            # a detector of transformers only tells what its model has chosen
+            tells = isinstance(module, Predictor)
+            if seeds is not None and not tells and getattr(module, "two_stage", False):
+                stack.callback(replace(module, "choose_proposals", lambda _: seeds))
         yield
+
+
+def same_pixel(before: Mapping[str, Any], after: Mapping[str, Any], query: int) -> bool:
+    """Is a query made of the same pixel, in two outputs of one image? So it is where queries are made of none."""
+    one, other = before.get("proposals"), after.get("proposals")
+    return one is None or other is None or int(one[0, query]) == int(other[0, query])

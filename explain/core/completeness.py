@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .capture import held_seeds
+from .capture import held_seeds, same_pixel
 from .interventions import intervene
 from .masks import Mask
 from .sites import find_sites
@@ -83,9 +83,5 @@ def _without(trace: AttentionTrace, pattern: str, prediction: QueryPrediction, t
     seeds = trace.tape.seeds
     with frozen(trace.model), held_seeds(trace.model, seeds), intervene(trace.model, *trace.masks, Mask(pattern)):
         outputs = trace.model([trace.pixels])
-    before, after = (one.get("proposals") for one in (trace.outputs, outputs))
-    if before is None or after is None:
-        return float(trace.y(prediction, target, outputs))
-    if int(before[0, prediction.query]) != int(after[0, prediction.query]):
-        return None
-    return float(trace.y(prediction, target, outputs))
+    same = same_pixel(trace.outputs, outputs, prediction.query)
+    return float(trace.y(prediction, target, outputs)) if same else None

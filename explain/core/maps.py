@@ -155,14 +155,15 @@ def _relevance(
 def _mirrored(
     trace: AttentionTrace, prediction: QueryPrediction, among: Sequence[QueryPrediction], **how: Any
 ) -> Tensor:
-    """Of all layers the total is 1, of one its share."""
+    """Of all layers and heads the total is 1, of one layer or head its share, as `relevance` has it."""
     maps = []
     for one, seen, others in (
         (trace, prediction, among),
         (trace.mirrored, trace.in_mirror(prediction), [trace.in_mirror(other) for other in among]),
     ):
         found = _relevance(one, seen, others, rollout=True, **how)
-        whole = found if how["layer"] is None else _relevance(one, seen, others, rollout=True, **how | {"layer": None})
+        every = {"layer": None, "head": None}
+        whole = found if how == how | every else _relevance(one, seen, others, rollout=True, **how | every)
         maps.append(found / whole.sum().clamp(min=torch.finfo(whole.dtype).tiny))
     own, other = maps
     parts = zip(share_of_levels(trace.shapes), trace.shapes, strict=True)

@@ -96,8 +96,8 @@ class Opened:
         return out
 
 
-def _set(module: nn.Module, name: str, value: Any) -> Callable[[], object]:
-    """Sets an attribute of the instance; returns what undoes that."""
+def replace(module: nn.Module, name: str, value: Any) -> Callable[[], object]:
+    """Sets an attribute of the instance; returns what puts back what was there before."""
     before = vars(module).get(name)
     setattr(module, name, value)
     return partial(vars(module).pop, name) if before is None else partial(vars(module).update, {name: before})
@@ -121,7 +121,7 @@ class _OurDeformable(Opened):
         return _owner(vars(site.module).get("editor"))
 
     def put(self) -> Callable[[], object]:
-        return _set(self.site.module, "editor", self.editor)
+        return replace(self.site.module, "editor", self.editor)
 
     def editor(self, call: DeformableCall) -> Tensor:
         """Runs on the module's own backend."""
@@ -141,7 +141,7 @@ class _PyTorchDense(Opened):
         return _owner(vars(site.module).get("forward"))
 
     def put(self) -> Callable[[], object]:
-        return _set(self.site.module, "forward", self.forward)
+        return replace(self.site.module, "forward", self.forward)
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
         """Returns what the module's own does."""
@@ -225,7 +225,7 @@ class _TheirDense(Opened):
         from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
         ALL_ATTENTION_FUNCTIONS.register(_NAME, _attend)
-        return _set(self.site.module, "config", _Config(self.site.module.config, self))
+        return replace(self.site.module, "config", _Config(self.site.module.config, self))
 
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float

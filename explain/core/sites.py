@@ -133,3 +133,9 @@ def find_sites(model: nn.Module, pattern: str) -> list[Site]:
             raise ValueError(suggest(sentence, one.strip(), known))
         chosen |= matching
     return [site for name, site in known.items() if name in chosen]
+
+
+def makes_queries(model: nn.Module) -> bool:
+    """Are the queries made of pixels of the image, or the same for all images?"""
+    # the second is the name of LW-DETR and its kin for what chooses their boxes
+    return any(getattr(one, "two_stage", False) or hasattr(one, "enc_out_class_embed") for one in model.modules())

@@ -5,6 +5,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from ... import __version__
-from ...common.files import write_json
+from ...common.files import check_writable, write_json
 from ...common.progress import progress_bar
 from ...common.text import counted
 from ...models.inference.image_size import Size
@@ -22,12 +23,14 @@ from ...models.inference.images import normalise
 from ...models.inference.predictor import Predictor
 from ...models.layers.boxes import match_boxes
 from ...models.layers.evaluation_mode import evaluation_mode
+from ...train.data.dataset import CocoDetection
+from ..baselines.attribution import captum_methods
 from ..core.maps import heat_map
 from ..core.trace import AttentionTrace, QueryPrediction
 from ..options import MANY_PASSES, ExplainEvalOptions, Target
 from ..workspace import DetectorOnData, any_trained_model, digest_of, digest_of_weights, with_data
 from . import faithfulness, measures, randomisation, robustness
-from .masks import masks_of
+from .masks import Masks, masks_of
 from .measures import Array
 from .road import road
 from .scores import plain, summarise
@@ -47,11 +50,13 @@ def evaluate(options: ExplainEvalOptions, keep: Path | None = None) -> dict[str,
     not.
 
     In the folder `keep` the scores of each image are written as they come, and those found there are taken from it
-    where they are of the same detector, data, settings and version.
+    where they are of the same detector, image, annotations, settings and code.
 
     Raises:
         FileNotFoundError, ValueError: as `msdeform eval`; or nothing was detected, or the model is no DETR.
     """
+    if {"integrated-gradients", "occlusion"} & set(options.method_names):
+        captum_methods()  # before the work, not after it
     trained = any_trained_model(options)
     layers = len(randomisation.decoder_layers(trained.model))
     detector = with_data(trained, options)
@@ -59,20 +64,20 @@ def evaluate(options: ExplainEvalOptions, keep: Path | None = None) -> dict[str,
     whole = {"none": [], "whole": [layers], "smooth": [layers], "cascade": list(range(1, layers + 1))}
     depths = whole[options.randomise] if "sanity" in options.group_names else []
     scrambled = [randomisation.randomised(trained.model, layers=depth, seed=options.seed) for depth in depths]
-    masks = masks_of(detector.data.annotations)
-    kept = None if keep is None else keep / _digest(detector, options)
+    masks = masks_of(detector.data.annotations) if "place" in options.group_names else None
+    kept = None if keep is None else _checked(keep / _digest(detector, options))
     rows: list[dict[str, Any]] = []
     seconds, images = [], len(detector.data)
     with progress_bar("scoring", images, shown=options.progress) as advance:
         for place in detector.data.rows.tolist():
-            file = None if kept is None else kept / f"{detector.data.annotations.images.ids[place]}.json"
+            file = None if kept is None else kept / f"{_digest_of_image(detector.data, place)}.json"
             found = _read(file)
             if found is None:
                 start = time.perf_counter()
                 found = list(_Image(detector, scrambled, place, options).rows(masks))
                 seconds.append(time.perf_counter() - start)
                 if file is not None:
-                    write_json(file, found)
+                    write_json(file, {"rows": found})
             rows += found
             advance()
     if len(seconds) < images:
@@ -90,7 +95,7 @@ def evaluate(options: ExplainEvalOptions, keep: Path | None = None) -> dict[str,
         **detector.about,
         "attn_backend": trained.attn_backend,
         "device": str(trained.device),
-        "seconds_per_image": sum(seconds) / max(1, len(seconds)),
+        "seconds_per_image": sum(seconds) / len(seconds) if seconds else None,
         "decoder_layers_randomised": depths,
         **{name: getattr(options, name) for name in said},
         "msdeform": __version__,
@@ -101,23 +106,47 @@ def evaluate(options: ExplainEvalOptions, keep: Path | None = None) -> dict[str,
 
 
 def _digest(detector: DetectorOnData, options: ExplainEvalOptions) -> str:
-    """Of what an image's scores depend on."""
+    """Of what all images' scores depend on; versions of the code and of what it stands on among it."""
     settings = {
         name: getattr(options, name)
         for name in ("confidence", "most", "target", "steps", "fill", "randomise", "samples", "batch_size", "seed")
     }
+    model: Any = detector.trained.model
     settings |= {
         "methods": options.method_names,
         "measures": options.group_names,
-        "weights": digest_of_weights(detector.trained.model),
-        "annotations": digest_of(detector.data.annotations.path),
-        "images": str(detector.data.folder.resolve()),
+        "weights": digest_of_weights(model),
+        "classes": [[one.id, one.name] for one in detector.data.annotations.categories],
+        "class_ids": list(detector.category_ids),
         "image_size": detector.about["image_size"],
         "backend": detector.trained.attn_backend,
         "device": detector.trained.device.type,
+        # one of transformers is within ours
+        "model": [str(getattr(one, "config", None)) for one in (model, getattr(model, "model", None))],
         "msdeform": __version__,
+        "code": [digest_of(file) for file in sorted(Path(__file__).parents[1].rglob("*.py"))],
+        "packages": [_version(name) for name in ("torch", "torchvision", "transformers", "captum")],
     }
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def _digest_of_image(data: CocoDetection, place: int) -> str:
+    """Of an image's pixels and annotations; of a file with outlines, of all of it."""
+    annotations = data.annotations
+    own = slice(annotations.first[place], annotations.first[place + 1])
+    found = hashlib.sha256(f"{annotations.images.ids[place]} {place}".encode())
+    for array in (data.pixels(place).numpy(), annotations.boxes[own], annotations.labels[own]):
+        found.update(f"{array.shape}".encode() + array.tobytes())
+    if annotations.format == "coco":
+        found.update(digest_of(annotations.path).encode())
+    return found.hexdigest()[:24]
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def _read(file: Path | None) -> list[dict[str, Any]] | None:
@@ -125,10 +154,16 @@ def _read(file: Path | None) -> list[dict[str, Any]] | None:
     if file is None or not file.is_file():
         return None
     try:
-        found: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError:
+        found: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))["rows"]
+    except (ValueError, LookupError, TypeError):
         return None
     return found
+
+
+def _checked(folder: Path) -> Path:
+    """Raises ValueError for a folder that cannot be written or made."""
+    check_writable(folder, "folder")
+    return folder
 
 
 class _Image:
@@ -146,7 +181,7 @@ class _Image:
         self.found = self.trace.detections(options.confidence)[: options.most]
         self.category_ids = detector.category_ids
 
-    def rows(self, masks: Callable[[int, Array], list[Array | None]]) -> Iterator[dict[str, Any]]:
+    def rows(self, masks: Masks | None) -> Iterator[dict[str, Any]]:
         """Of every detection."""
         if not self.found:
             return
@@ -158,7 +193,7 @@ class _Image:
         labels = torch.tensor([known.get(self.category_ids[one.label], -1) for one in self.found])
         boxes = torch.tensor([one.box for one in self.found])
         matches = match_boxes(boxes, labels, torch.from_numpy(truths), torch.from_numpy(classes))
-        regions = masks(self.image_id, truths) if "place" in options.group_names else [None] * len(truths)
+        regions = [None] * len(truths) if masks is None else masks(self.image_id, truths)
         removals = self._removals() if "removal" in options.group_names else [None] * len(self.found)
         for prediction, match, removed in zip(self.found, matches, removals, strict=True):
             maps = self._maps(prediction)

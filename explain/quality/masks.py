@@ -3,6 +3,7 @@
 import json
 from collections import defaultdict
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from pycocotools import mask as coco_masks
@@ -17,8 +18,8 @@ Masks = Callable[[int, Array], list[Array | None]]
 def masks_of(annotations: Annotations) -> Masks:
     """Reads the ``segmentation`` of a data set in COCO's format; of another it finds none.
 
-    Polygons and run lengths are both read, by pycocotools. An object is known by its box, as `Annotations` may have
-    left some out.
+    Polygons and run lengths, compressed or not, are read by pycocotools; what it cannot read, or reads as another size
+    than the image's, is none. An object is known by its box, as `Annotations` may have left some out.
     """
     if annotations.format != "coco":
         return lambda image_id, boxes: [None] * len(boxes)
@@ -39,12 +40,18 @@ def masks_of(annotations: Annotations) -> Masks:
             # a box may have been clipped to its image
             same = bool(apart) and apart[nearest] < 1
             mask = _decoded(there[nearest][1], sizes[image_id]) if same else None
-            found.append(mask if mask is not None and mask.any() else None)
+            found.append(mask)
         return found
 
     return masks
 
 
-def _decoded(outline: object, size: tuple[int, int]) -> Array:
-    lengths = coco_masks.frPyObjects(outline, *size)
-    return coco_masks.decode(coco_masks.merge(lengths) if isinstance(lengths, list) else lengths).astype(bool)
+def _decoded(outline: Any, size: tuple[int, int]) -> Array | None:
+    compressed = isinstance(outline, dict) and isinstance(outline.get("counts"), str)
+    try:
+        lengths = outline if compressed else coco_masks.frPyObjects(outline, *size)
+        whole = coco_masks.merge(lengths) if isinstance(lengths, list) else lengths
+        mask: Array = coco_masks.decode(whole).astype(bool)
+    except Exception:  # as it raises, of whatever it was not made for
+        return None
+    return mask if mask.shape == size and mask.any() else None

@@ -156,7 +156,8 @@ def randomised(model: M, *, layers: int | None = None, seed: int = 0) -> M:
     inner = getattr(again, "model", None)
     of_authors = getattr(inner, "_init_weights", None)  # how a model of transformers draws the weights of a module
     drawn = decoder_layers(again)[len(stack) - layers :]
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
+    device = next(model.parameters()).device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
         torch.manual_seed(seed)
         for layer in reversed(drawn):
             for parameter in layer.parameters():

@@ -161,6 +161,8 @@ def verdict(summary: Mapping[str, Any]) -> list[str]:
             beaten[method].append(f"{title}: {', '.join(others) or 'no baseline'}")
             best += [method] if len(others) == len(baselines) else []
         winners.append(f"{title}: {', '.join(best) or 'none'}")
+    if not winners:
+        return []  # nothing was measured that has a good end
     return [
         *(f"{method} beats, by {'; '.join(what)}" for method, what in beaten.items()),
         f"better than every baseline (95% interval of the paired difference), by {'; '.join(winners)}",
@@ -169,7 +171,8 @@ def verdict(summary: Mapping[str, Any]) -> list[str]:
 
 def lines(found: Mapping[str, Any]) -> list[str]:
     """What is printed of what `evaluate.evaluate` found."""
-    seconds = f"{found['seconds_per_image']:.1f} s an image"
+    each = found["seconds_per_image"]
+    seconds = "all images scored before" if each is None else f"{each:.1f} s an image"
     told = [f"{seconds}; means over detections, with 95% bootstrap intervals by image"]
     for title, summary in found["summary"].items():
         told += ["", title, *table(summary)]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from msdeform.explain.core.capture import capture
+from msdeform.explain.core.capture import capture, held_seeds
 from msdeform.explain.core.opening import opened
 from msdeform.explain.core.sites import find_sites, sites
 from msdeform.kernels.api import ms_deform_attn
@@ -205,6 +205,18 @@ def test_seeds_are_the_best_pixels() -> None:
     with capture(uneven("deformable")) as none:
         pass
     assert none.seeds is None
+
+
+def test_captures_nest_and_leave_a_two_stage_detector_as_it_was() -> None:
+    model, pixels = uneven("two-stage"), [image.double() for image in images((64, 64))]
+    with capture(model) as outer, held_seeds(model, torch.arange(12)[None]):
+        with capture(model, "decoder.*.self") as inner:
+            model(pixels)
+        model(pixels)
+    assert inner.seeds is not None
+    assert inner.seeds.tolist() == [list(range(12))]
+    assert outer.seeds is None, "what is held is not chosen"
+    assert "choose_proposals" not in vars(model.transformer)
 
 
 class Nudge:

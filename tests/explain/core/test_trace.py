@@ -80,6 +80,9 @@ def test_the_mirrored_images_map_is_the_map_mirrored(family: str) -> None:
     layers = range(len(trace.cross_sites))
     parts = [heat_map(trace, prediction, "relevance-mirrored", layer=layer) for layer in layers]
     torch.testing.assert_close(sum(parts), one)
+    heads = range(trace.sites[trace.cross_sites[0]].heads)
+    parts = [heat_map(trace, prediction, "relevance-mirrored", head=head) for head in heads]
+    torch.testing.assert_close(sum(parts) / len(heads), one)
 
 
 def test_a_map_keeps_its_mass_on_the_image() -> None:

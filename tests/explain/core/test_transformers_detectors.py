@@ -15,6 +15,7 @@ transformers = pytest.importorskip("transformers")
 
 from msdeform.cli import main  # noqa: E402
 from msdeform.explain.core.capture import capture  # noqa: E402
+from msdeform.explain.core.completeness import completeness  # noqa: E402
 from msdeform.explain.core.interventions import intervene, mean_outputs  # noqa: E402
 from msdeform.explain.core.maps import heat_map, token_map  # noqa: E402
 from msdeform.explain.core.masks import Mask  # noqa: E402
@@ -441,3 +442,18 @@ def test_a_model_of_transformers_is_wrapped_first() -> None:
 def test_a_path_that_is_no_folder_of_transformers(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="model: expected a folder of transformers, with a config.json, or OWNER/NAME"):
         ExplainOptions(image=tmp_path / "photo.jpg", model=f"{tmp_path}/absent")
+
+
+def test_what_makes_other_queries_has_no_change() -> None:
+    """transformers chooses pixels within its own code: without the encoder a query is another, which is told."""
+    trace = AttentionTrace(detector("deformable_detr two-stage"), image())
+    seeds = trace.tape.seeds
+    assert seeds is not None
+    masked = AttentionTrace(trace.model, trace.image, masks=[Mask("encoder.*")])
+    moved = (masked.tape.seeds != seeds)[0].nonzero()[:, 0].tolist()
+    assert moved
+    prediction = trace.prediction(moved[0])
+    (row,) = completeness(trace, prediction, patterns=["encoder.*"])
+    assert row.change is None
+    (row,) = completeness(trace, prediction, patterns=["decoder.0.cross"])
+    assert row.change is not None

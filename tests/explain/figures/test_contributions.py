@@ -23,7 +23,8 @@ def test_bars_and_marks_are_what_was_found(kind: str, target: str, tmp_path: Pat
     assert lost == [one.lost for one in found]
     assert min(kept) >= 0 >= max(lost)
     assert sum(kept) > 0
-    marks = axes.lines[0].get_xdata()
+    sums, marks = (line.get_xdata() for line in axes.lines[:2])
+    np.testing.assert_array_equal(sums, [one.first_order for one in found])
     np.testing.assert_array_equal(marks, [np.nan if one.change is None else one.change for one in found])
     names = [label.get_text() for label in axes.get_yticklabels()]
     assert names[0] == "encoder layer 0, self-attention"

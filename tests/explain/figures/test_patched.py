@@ -43,7 +43,7 @@ def test_the_command_patches_what_is_explained(tmp_path: Path, capsys: pytest.Ca
     known = ["explain", str(tmp_path / "street.png"), "--checkpoint", str(tmp_path / "weights"), "--query", "3"]
     known += ["--image-size", "64", "--no-progress", "--dpi", "40", "--out", str(tmp_path / "out")]
     assert main([*known, "--patch", str(tmp_path / "tall.png")]) == 1
-    assert "other: expected an image that is resized to 64x48 as the first, got 48x64" in capsys.readouterr().err
+    assert "patch: expected an image that is resized to 64x48 as the first, got 48x64" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     assert main([*known, "--patch", str(tmp_path / "other.png")]) == 0
     assert sorted(path.name for path in (tmp_path / "out").glob("*.png")) == ["street-patched-query3.png"]
@@ -51,3 +51,9 @@ def test_the_command_patches_what_is_explained(tmp_path: Path, capsys: pytest.Ca
     with pytest.raises(SystemExit):
         main([*known, "--patch", str(tmp_path / "other.png"), "--html"])
     assert "--patch has no effect on that" in capsys.readouterr().err
+    for more in (["--target", "x"], ["--by", "pixel"], ["--parity"], ["--ref", "1,2"]):
+        with pytest.raises(SystemExit):
+            main([*known, "--patch", str(tmp_path / "other.png"), *more])
+        told = capsys.readouterr().err
+        assert "patch: " in told
+        assert f"{more[0]} has no effect on that" in told

@@ -1,22 +1,29 @@
 """``msdeform explain-eval`` on planted detectors, of which it must say what is known."""
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from PIL import Image
 from torchvision.transforms.v2.functional import to_pil_image
 
 from msdeform.cli import main
 from msdeform.explain import workspace
+from msdeform.explain.core.maps import heat_map
+from msdeform.explain.core.trace import AttentionTrace
 from msdeform.explain.options import ExplainEvalOptions
 from msdeform.explain.quality import evaluate as module
 from msdeform.explain.quality.evaluate import evaluate
+from msdeform.explain.quality.measures import noised
+from msdeform.explain.quality.randomisation import randomised
 from msdeform.explain.quality.scores import MEASURES
 from msdeform.train.config.options import Source, TrainOptions
 from msdeform.train.data.annotations import Category
 from msdeform.train.engine.checkpoint import Trained
+from tests.explain.models import images, uneven
 from tests.explain.planted import COLOURS, PLANTED, random_board
 
 IMAGES = 3
@@ -174,7 +181,7 @@ def test_the_same_seed_gives_the_same_numbers(options) -> None:
     assert first[0]["scores"]["centre"]["energy"] == other[0]["scores"]["centre"]["energy"]
 
 
-def test_what_was_stopped_goes_on(options, tmp_path, monkeypatch, capsys) -> None:
+def test_what_was_stopped_goes_on(options, boards, tmp_path, monkeypatch, capsys) -> None:
     whole, scored, rows = evaluate(options("dense", seed=3)), [], module._Image.rows
 
     def stop_after_two(image, masks):
@@ -198,6 +205,48 @@ def test_what_was_stopped_goes_on(options, tmp_path, monkeypatch, capsys) -> Non
     assert len(scored) == IMAGES - 1, "a limit changes no image's scores"
     evaluate(options("dense", seed=4, limit=1), tmp_path / "kept")
     assert len(scored) == IMAGES, "another seed does"
+    shutil.copy(boards / "val2017" / "1.png", boards / "val2017" / "0.png")
+    evaluate(options("dense", seed=4, limit=1), tmp_path / "kept")
+    assert len(scored) == IMAGES + 1, "another photograph does"
+    file = boards / "annotations" / "instances_val2017.json"
+    content = json.loads(file.read_text())
+    content["annotations"][0]["bbox"][2] += 1
+    file.write_text(json.dumps(content))
+    evaluate(options("dense", seed=4, limit=1), tmp_path / "kept")
+    assert len(scored) == IMAGES + 2, "another box does"
+
+
+def test_a_two_stage_detector_is_followed_by_its_detection() -> None:
+    """Query 3 of a noisy image is another one: there the query that finds the detection is asked, in every model."""
+    model = uneven("two-stage").float()
+    image = images((48, 64))[0]
+    trace = AttentionTrace(model, image, size=64)
+    prediction = trace.prediction(3)
+    of = SimpleNamespace(model=model, image=image, size=64, trace=trace)
+    of.map = lambda there, seen, name: heat_map(there, seen, name).numpy()
+    again = module._Again(of, prediction, ["relevance"])
+    itself = again.seen(model, image)
+    assert itself.query == 3
+    assert (itself.maps["relevance"] == heat_map(trace, prediction, "relevance").numpy()).all()
+    other = randomised(model, seed=1)
+    assert again.seen(other, image).query == 3
+    moved = 0
+    for seed in range(6):
+        noisy = noised(image, np.random.default_rng(seed).standard_normal(tuple(image.shape)) * 12)
+        found = module.same_detection(AttentionTrace(model, noisy, size=64), prediction)
+        seen, scrambled = again.seen(model, noisy), again.seen(other, noisy)
+        assert (None if found is None else found.query) == (None if seen is None else seen.query)
+        assert (seen is None) == (scrambled is None)
+        if seen is not None:
+            assert scrambled.query == seen.query
+            moved += seen.query != 3
+    assert moved
+    assert again.seen(model, noisy) is seen, "each is looked at once"
+
+
+def test_an_image_of_one_line_has_nothing_removed() -> None:
+    line = SimpleNamespace(options=None, shape=(1, 50), found=["two", "detections"])
+    assert module._Image._removals(line) == [None, None]
 
 
 def test_nothing_detected_is_told_in_a_sentence(options) -> None:

@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+from pycocotools import mask as coco_masks
 
 from msdeform.explain.quality.masks import masks_of
 from msdeform.train.data.annotations import Annotations
@@ -49,3 +50,24 @@ def test_the_outline_goes_with_its_box_though_others_are_left_out(tmp_path) -> N
     assert mask is not None
     assert mask.sum() == 9
     assert masks_of(found)(8, found.boxes[:1]) == [None], "an image that the file does not have"
+
+
+def test_what_pycocotools_compresses_is_read_and_what_is_no_outline_is_none(tmp_path) -> None:
+    expected = np.zeros(SIZE, dtype=np.uint8, order="F")
+    expected[1:4, 1:5] = 1
+    small = coco_masks.encode(expected)
+    compressed = {"segmentation": {"size": list(SIZE), "counts": small["counts"].decode()}}
+    other = coco_masks.encode(np.ones((3, 3), dtype=np.uint8, order="F"))
+    wrong = [
+        {"size": [3, 3], "counts": other["counts"].decode()},
+        [[]],
+        [[1, 1, 2, 2]],
+        [1, 1, 5, 1, 5, 4],
+        {"counts": [3]},
+        "polygon",
+    ]
+    for outline in wrong:
+        found = written(tmp_path, [([1, 1, 4, 3], compressed), ([4, 2, 3, 3], {"segmentation": outline})])
+        first, second = masks_of(found)(7, found.boxes)
+        assert np.array_equal(first, expected.astype(bool))
+        assert second is None, outline
