@@ -404,11 +404,11 @@ def test_queries_chosen_anew_are_followed(files: dict[str, Path]) -> None:
         (("--html", "--target", "x"), "html: the page shows .*; --target has no effect on that"),
         (
             ("--cumulative", "--head", "1"),
-            "mask: with masks or .*; --head has no effect on that",
+            "cumulative: with masks or .*; --head has no effect on that",
         ),
         (
             ("--cumulative", "--method", "raw"),
-            "mask: with masks or .*; --method has no effect on that",
+            "cumulative: with masks or .*; --method has no effect on that",
         ),
     ],
 )

@@ -20,7 +20,8 @@ def test_other_flags_are_of_explain(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_pictures_are_there() -> None:
-    pictures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", MANUAL)
+    quality = (ROOT / "docs" / "explanation-quality.md").read_text(encoding="utf-8")
+    pictures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", MANUAL + quality)
     assert len(pictures) > 10
     assert {name for name in pictures if not (ROOT / "docs" / name).is_file()} == set()
     shown = {name.removeprefix("explain/") for name in pictures}
