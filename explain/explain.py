@@ -17,7 +17,7 @@ from ..train.data.annotations import Annotations
 from ..train.engine.checkpoint import Trained
 from ..train.evaluation.detect import match_categories
 from .ablation.patching import resized_like
-from .baselines.attribution import captum_methods
+from .baselines.attribution import check_installed
 from .baselines.black_box import trace_of
 from .baselines.drise import answers
 from .core.masks import Mask, parse_masks
@@ -215,15 +215,11 @@ def explain(options: ExplainOptions) -> dict[str, Any]:
     trained = any_trained_model(options)
     model = trained.model
     check_view(model, options)
-    if {"integrated-gradients", "occlusion"} & set(options.view.method):
-        captum_methods()  # before anything is drawn
+    check_installed(options.view.method)
     sets = mask_sets(model, options.interventions)
     trace = trace_of(model, pixels, size=options.image_size)
     if other is not None:
-        try:
-            resized_like(trace, other, options.image_size)  # before anything is drawn
-        except ValueError as error:
-            raise ValueError(str(error).replace("other:", "patch:", 1)) from None
+        resized_like(trace, other, options.image_size, name="patch")  # before anything is drawn
     chosen = choose(trace, subject, with_masks=bool(sets) or other is not None)
     predictions = [prediction for _, prediction in chosen]
     if not chosen and not subject.ref and not sets and not options.html:

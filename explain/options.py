@@ -156,7 +156,8 @@ class View(Options):
     slopes: bool = False
     """points, of one layer: arrows that say where each sample would raise the target."""
     contributions: bool = False
-    """What each attention adds to the target: what relevance keeps of it and loses, beside what is lost without it."""
+    """What each attention adds to the target: the parts that relevance keeps and drops, and by how much the target
+    falls without it."""
     samples: Annotated[int, AtLeast(10)] = SAMPLES
     """drise: masked images that it looks at, which serve all detections; more make its maps less noisy."""
     parity: bool = False

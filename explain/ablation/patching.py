@@ -164,14 +164,17 @@ def each_head(trace: AttentionTrace, pattern: str = "decoder.*.cross", *, by_lev
     ]
 
 
-def resized_like(trace: AttentionTrace, other: ImageLike, size: Size | int | None) -> Tensor:
-    """The other image (3, h, w), resized and normalised as the trace's is. ValueError for one of another shape."""
+def resized_like(trace: AttentionTrace, other: ImageLike, size: Size | int | None, *, name: str = "other") -> Tensor:
+    """The other image (3, h, w), resized and normalised as the trace's is.
+
+    Raises ValueError, which begins with its `name`, for one of another shape.
+    """
     image = read_image(other).cpu()
     fit = tuple(trace.model.resized_to(size).fit(*image.shape[1:]))
     expected = tuple(trace.pixels.shape[1:])
     if fit != expected:
         raise ValueError(
-            "other: expected an image that is resized to "
+            f"{name}: expected an image that is resized to "
             f"{expected[1]}x{expected[0]} as the first, got {fit[1]}x{fit[0]}; crop it to {trace.width}x{trace.height}"
         )
     resized = transforms.resize(image, list(expected), antialias=True)

@@ -3,6 +3,7 @@
 What is taken away becomes ImageNet's mean colour, which is zero for the detector, as under the masks of D-RISE.
 """
 
+from collections.abc import Iterable
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -25,6 +26,12 @@ WINDOW = 8
 def captum_methods() -> Any:
     """Captum's `captum.attr`. Raises ImportError, naming the remedy, where it is not installed."""
     return optional_package("captum.attr", "method: integrated-gradients and occlusion need", "'msdeform[explain]'")
+
+
+def check_installed(methods: Iterable[str]) -> None:
+    """Raises ImportError where one of these methods needs Captum, and it is missing."""
+    if {"integrated-gradients", "occlusion"}.intersection(methods):
+        captum_methods()
 
 
 def integrated_gradients(

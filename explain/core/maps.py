@@ -162,8 +162,8 @@ def _mirrored(
         (trace.mirrored, trace.in_mirror(prediction), [trace.in_mirror(other) for other in among]),
     ):
         found = _relevance(one, seen, others, rollout=True, **how)
-        every = {"layer": None, "head": None}
-        whole = found if how == how | every else _relevance(one, seen, others, rollout=True, **how | every)
+        every = how | {"layer": None, "head": None}
+        whole = found if how == every else _relevance(one, seen, others, rollout=True, **every)
         maps.append(found / whole.sum().clamp(min=torch.finfo(whole.dtype).tiny))
     own, other = maps
     parts = zip(share_of_levels(trace.shapes), trace.shapes, strict=True)

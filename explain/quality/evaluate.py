@@ -15,7 +15,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from ... import __version__
-from ...common.files import check_writable, write_json
+from ...common.files import write_json
 from ...common.progress import progress_bar
 from ...common.text import counted
 from ...models.inference.image_size import Size
@@ -24,11 +24,11 @@ from ...models.inference.predictor import Predictor
 from ...models.layers.boxes import match_boxes
 from ...models.layers.evaluation_mode import evaluation_mode
 from ...train.data.dataset import CocoDetection
-from ..baselines.attribution import captum_methods
+from ..baselines.attribution import check_installed
 from ..core.maps import heat_map
 from ..core.trace import AttentionTrace, QueryPrediction
 from ..options import MANY_PASSES, ExplainEvalOptions, Target
-from ..workspace import DetectorOnData, any_trained_model, digest_of, digest_of_weights, with_data
+from ..workspace import DetectorOnData, any_trained_model, checked, digest_of, digest_of_weights, with_data
 from . import faithfulness, measures, randomisation, robustness
 from .masks import Masks, masks_of
 from .measures import Array
@@ -55,8 +55,7 @@ def evaluate(options: ExplainEvalOptions, keep: Path | None = None) -> dict[str,
     Raises:
         FileNotFoundError, ValueError: as `msdeform eval`; or nothing was detected, or the model is no DETR.
     """
-    if {"integrated-gradients", "occlusion"} & set(options.method_names):
-        captum_methods()  # before the work, not after it
+    check_installed(options.method_names)
     trained = any_trained_model(options)
     layers = len(randomisation.decoder_layers(trained.model))
     detector = with_data(trained, options)
@@ -65,7 +64,7 @@ def evaluate(options: ExplainEvalOptions, keep: Path | None = None) -> dict[str,
     depths = whole[options.randomise] if "sanity" in options.group_names else []
     scrambled = [randomisation.randomised(trained.model, layers=depth, seed=options.seed) for depth in depths]
     masks = masks_of(detector.data.annotations) if "place" in options.group_names else None
-    kept = None if keep is None else _checked(keep / _digest(detector, options))
+    kept = None if keep is None else checked(keep / _digest(detector, options))
     rows: list[dict[str, Any]] = []
     seconds, images = [], len(detector.data)
     with progress_bar("scoring", images, shown=options.progress) as advance:
@@ -111,12 +110,15 @@ def _digest(detector: DetectorOnData, options: ExplainEvalOptions) -> str:
         name: getattr(options, name)
         for name in ("confidence", "most", "target", "steps", "fill", "randomise", "samples", "batch_size", "seed")
     }
+    annotations = detector.data.annotations
     model: Any = detector.trained.model
     settings |= {
         "methods": options.method_names,
         "measures": options.group_names,
         "weights": digest_of_weights(model),
-        "classes": [[one.id, one.name] for one in detector.data.annotations.categories],
+        "classes": [[one.id, one.name] for one in annotations.categories],
+        # outlines are nowhere else
+        "outlines": digest_of(annotations.path) if annotations.format == "coco" else None,
         "class_ids": list(detector.category_ids),
         "image_size": detector.about["image_size"],
         "backend": detector.trained.attn_backend,
@@ -131,14 +133,12 @@ def _digest(detector: DetectorOnData, options: ExplainEvalOptions) -> str:
 
 
 def _digest_of_image(data: CocoDetection, place: int) -> str:
-    """Of an image's pixels and annotations; of a file with outlines, of all of it."""
+    """Of an image's pixels and boxes."""
     annotations = data.annotations
     own = slice(annotations.first[place], annotations.first[place + 1])
     found = hashlib.sha256(f"{annotations.images.ids[place]} {place}".encode())
     for array in (data.pixels(place).numpy(), annotations.boxes[own], annotations.labels[own]):
         found.update(f"{array.shape}".encode() + array.tobytes())
-    if annotations.format == "coco":
-        found.update(digest_of(annotations.path).encode())
     return found.hexdigest()[:24]
 
 
@@ -158,12 +158,6 @@ def _read(file: Path | None) -> list[dict[str, Any]] | None:
     except (ValueError, LookupError, TypeError):
         return None
     return found
-
-
-def _checked(folder: Path) -> Path:
-    """Raises ValueError for a folder that cannot be written or made."""
-    check_writable(folder, "folder")
-    return folder
 
 
 class _Image:

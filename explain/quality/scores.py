@@ -182,7 +182,8 @@ def lines(found: Mapping[str, Any]) -> list[str]:
         for method in found["detections"][0]["rank_correlations"]:
             means = np.mean([row["rank_correlations"][method] for row in found["detections"]], 0)
             told.append(f"{method}: {', '.join(f'{mean:.3f}' for mean in means)}")
-    return [*told, "", f"what beats what, over {title}:", *verdict(first)]
+    beaten = verdict(first)
+    return [*told, "", f"what beats what, over {title}:", *beaten] if beaten else told
 
 
 def write(found: Mapping[str, Any], folder: Path) -> None:

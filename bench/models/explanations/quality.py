@@ -54,8 +54,7 @@ def measure_rows(options: ExplainEvalOptions) -> int:
 
 def _settings(options: ExplainEvalOptions) -> str:
     """What scores depend on beside the cell: "confidence 0.5, limit 20, ..."."""
-    names = ("measures", "confidence", "limit", "most", "steps", "randomise")
-    given = [f"{name} {getattr(options, name)}" for name in names]
+    given = [f"{name} {getattr(options, name)}" for name in _SAME if name not in ("methods", "target")]
     return ", ".join([*given, f"seeds {' '.join(map(str, options.seeds))}"])
 
 

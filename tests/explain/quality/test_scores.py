@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from msdeform.explain.options import MEASURE_GROUPS
-from msdeform.explain.quality.scores import MEASURES, beats, bootstrap, chart, summarise, table, told, verdict
+from msdeform.explain.quality.scores import MEASURES, beats, bootstrap, chart, lines, summarise, table, told, verdict
 
 NAN = np.nan
 NAMES = ("good", "same", "random")
@@ -71,20 +71,20 @@ def test_pairs_tell_apart_what_intervals_of_means_do_not() -> None:
 
 
 def test_the_verdict_names_what_beats_and_what_does_not() -> None:
-    lines = verdict(SUMMARY)
+    shown = verdict(SUMMARY)
     scored = [measure.title for measure in MEASURES.values() if measure.better]
-    assert lines[0] == f"good beats, by {'; '.join(f'{title}: random' for title in scored)}"
-    assert lines[1].startswith("same beats, by deletion: no baseline; insertion: no baseline;")
-    assert lines[2].endswith(f", by {'; '.join(f'{title}: good' for title in scored)}")
+    assert shown[0] == f"good beats, by {'; '.join(f'{title}: random' for title in scored)}"
+    assert shown[1].startswith("same beats, by deletion: no baseline; insertion: no baseline;")
+    assert shown[2].endswith(f", by {'; '.join(f'{title}: good' for title in scored)}")
 
 
 def test_table_and_picture() -> None:
-    lines = table(SUMMARY)
-    assert len(lines) == 5 * len(MEASURE_GROUPS) - 1  # the names, a line for each of three, and one between groups
-    assert [line.split()[0] for line in lines[::5]] == list(MEASURE_GROUPS)
-    assert lines[0].split()[1:3] == ["deletion", "(low)"]
-    assert "compactness" not in "".join(lines), "a column of nothing"
-    assert told(SUMMARY["intervals"]["same"]["insertion"]) in lines[2]
+    shown = table(SUMMARY)
+    assert len(shown) == 5 * len(MEASURE_GROUPS) - 1  # the names, a line for each of three, and one between groups
+    assert [line.split()[0] for line in shown[::5]] == list(MEASURE_GROUPS)
+    assert shown[0].split()[1:3] == ["deletion", "(low)"]
+    assert "compactness" not in "".join(shown), "a column of nothing"
+    assert told(SUMMARY["intervals"]["same"]["insertion"]) in shown[2]
     curves = np.random.default_rng(0).random((3, 5))
     figure = chart(SUMMARY, np.linspace(0, 1, 5).tolist(), {"deletion": curves, "insertion": curves}, "three")
     titles = [axes.get_title() for axes in figure.axes]
@@ -99,3 +99,15 @@ def test_what_was_not_measured_has_no_column_and_no_verdict() -> None:
     summary = summarise(some, ["random"])
     assert [line.split()[0] for line in table(summary)] == ["place", *NAMES]
     assert verdict(summary)[0] == "good beats, by energy in box: random"
+
+
+def test_measures_without_a_good_end_have_no_verdict() -> None:
+    scored = [
+        row | {"scores": {name: {"largest_change": 0.1} for name in NAMES}, "rank_correlations": {}} for row in rows()
+    ]
+    summary = summarise(scored, ["random"])
+    assert verdict(summary) == []
+    found = {"seconds_per_image": None, "summary": {"all": summary}, "decoder_layers_randomised": []}
+    printed = lines(found | {"detections": scored})
+    assert printed[0].startswith("all images scored before; ")
+    assert "what beats what" not in "".join(printed)
