@@ -182,13 +182,19 @@ def _place(address: Array, size: int) -> tuple[Array, Array]:
 
 
 class SharedMemory:
-    """The shared memory of the programs that run together, `size` bytes each."""
+    """The shared memory of the programs that run together, `size` bytes each.
+
+    An access comes with its `turns`: each lane's warp, and how many barriers the lane has passed. If different warps
+    access one place with no barrier between, and one of them stores, nobody knows which comes first: a fault.
+    """
 
     def __init__(self, programs: int, size: int) -> None:
         self.size = size
         self.stride = -(-size // 16) * 16
         self.words = np.zeros(programs * self.stride // 16 + 1, np.complex128)
         self.written = np.zeros(self.words.nbytes, np.uint8)
+        # of each _UNIT bytes the turn of the last store, load and addition
+        self.turns = {kind: np.zeros(self.words.nbytes // _UNIT, np.int64) for kind in _CONFLICTS}
 
     def _place(self, address: Array, size: int, slot: Array, what: str) -> tuple[Array, Array]:
         def says(i: int) -> str:
@@ -198,18 +204,64 @@ class SharedMemory:
         check(address & np.uint64(size - 1) == 0, lambda i: f"{says(i)}, no multiple of {size}")
         return self.words.view(_DTYPES[size]), (address.astype(np.int64) + slot * self.stride) >> _SHIFT[size]
 
-    def load(self, address: Array, size: int, slot: Array) -> Array:
+    def _take_turn(self, kind: str, address: Array, size: int, slot: Array, turns: Array) -> None:
+        first = (address.astype(np.int64) + slot * self.stride) // _UNIT
+        words, own = first[:, None] + np.arange(max(1, size // _UNIT)), turns[:, None]
+        for other in _CONFLICTS[kind]:
+            last = self.turns[other][words]
+            apart = (last >> _WARP_BITS != own >> _WARP_BITS) | (last == own)
+            text = f"{kind} shared memory that another warp {other}, with no barrier between, at"
+            check(apart.all(1), lambda i, text=text: f"{text} {int(address[i])}")  # type: ignore[misc]
+        kept = self.turns[kind]
+        if kind == "reads":  # by several warps: any one of them may be that which comes too late
+            last = kept[words]
+            shared = (last >> _WARP_BITS == own >> _WARP_BITS) & (last != own)
+            kept[words] = np.where(shared, own | _EVERY_WARP, own)
+            return
+        kept[words] = own
+
+    def load(self, address: Array, size: int, slot: Array, turns: Array) -> Array:
         """(n, size) uint8 from addresses (n,) of the slots (n,) of the lanes' programs."""
         space, index = self._place(address, size, slot, "reads")
         written = self.written.reshape(-1, size)[index].all(1)
         check(written, lambda i: f"reads {size} bytes of shared memory never written, at {int(address[i])}")
+        self._take_turn("reads", address, size, slot, turns)
         return _own(space[index], size)
 
-    def store(self, address: Array, values: Array, slot: Array, undefined: Array | None = None) -> None:
+    def store(self, address: Array, values: Array, slot: Array, turns: Array, undefined: Array | None = None) -> None:
         """Write `values` (n, size) uint8; those of lanes that are `undefined` count as never written."""
         size = values.shape[1]
         space, index = self._place(address, size, slot, "stores")
         space[index] = np.ascontiguousarray(values).view(space.dtype).reshape(-1)
         kept = (_own(space[index], size) == values).all(1)
         check(kept, lambda i: f"two threads store different bits to shared memory at {int(address[i])}")
+        self._take_turn("stores", address, size, slot, turns)
         self.written.reshape(-1, size)[index] = 1 if undefined is None else ~undefined[:, None]
+
+    def add(self, address: Array, values: Array, slot: Array, turns: Array) -> Array:
+        """Add `values` (n,) uint32 one lane after the other; returns what each lane found, (n,) uint32."""
+        space, index = self._place(address, 4, slot, "adds")
+        check(self.written.reshape(-1, 4)[index].all(1), lambda i: f"adds to what was never written, at {address[i]}")
+        self._take_turn("adds to", address, 4, slot, turns)
+        order = np.argsort(index, kind="stable")
+        added, places = values[order], index[order]
+        sums = np.cumsum(added, dtype=np.uint32) - added
+        starts = np.flatnonzero(np.diff(places, prepend=-1))
+        before = sums - np.repeat(sums[starts], np.diff(starts, append=len(places)))
+        found = np.empty(len(index), np.uint32)
+        found[order] = space[places] + before
+        np.add.at(space, places, added)
+        return found
+
+
+_CONFLICTS = {"stores": ("stores", "reads", "adds to"), "reads": ("stores", "adds to"), "adds to": ("stores", "reads")}
+"""accesses to shared memory, and which of them by another warp may not be in the same turn"""
+_UNIT = 2
+_WARP_BITS = 24
+"""of a turn, below the number of barriers"""
+_EVERY_WARP = (1 << _WARP_BITS) - 1
+
+
+def turn(barriers: Array, warps: Array) -> Array:
+    """(n,) int64: lanes' turns, from the barriers that they have passed and their warps, at least 1."""
+    return (barriers + 1 << _WARP_BITS) + warps

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .counters import Counters
-from .memory import Array, LaneError, Memory, SharedMemory
+from .memory import Array, LaneError, Memory, SharedMemory, turn
 from .parse import Kernel
 
 Lanes = Array | None
@@ -53,6 +53,8 @@ class State:
             self.special[f"ctaid.{axis}"], number = number % count, number // count
             self.special[f"ntid.{axis}"] = np.full(self.lanes, size)
             self.special[f"nctaid.{axis}"] = np.full(self.lanes, count)
+        self.turns = turn(np.zeros(self.lanes, np.int64), self.first_of_warp // 32 + 1)
+        """of each lane, for shared memory"""
         self.alive = np.tile(np.arange(per_program) < threads, len(programs))
 
     def of(self, values: Array, lanes: Lanes) -> Array:
@@ -113,19 +115,31 @@ class State:
 
     def load(self, space: str, address: Array, size: int, lanes: Lanes) -> Array:
         """(n, size) uint8 from addresses (n,) of "shared" or "global" memory."""
-        memory, owner = (self.shared, self.slot) if space == "shared" else (self.memory, self.program)
-        raw = memory.load(address, size, self.of(owner, lanes))
+        if space == "shared":
+            raw = self.shared.load(address, size, self.of(self.slot, lanes), self.of(self.turns, lanes))
+        else:
+            raw = self.memory.load(address, size, self.of(self.program, lanes))
         self.count(f"{space} load", address, size, lanes)
         return raw
 
     def store(self, space: str, address: Array, values: Array, lanes: Lanes) -> None:
         """Write `values` (n, size) uint8. What was never set stays so in shared memory, and is an error elsewhere."""
         if space == "shared":
-            self.shared.store(address, values, self.of(self.slot, lanes), self.undefined)
+            slot, turns = self.of(self.slot, lanes), self.of(self.turns, lanes)
+            self.shared.store(address, values, slot, turns, self.undefined)
         else:
             self.require_defined("what is stored")
             self.memory.store(address, values, self.of(self.program, lanes))
         self.count(f"{space} store", address, values.shape[1], lanes)
+
+    def add_to_shared(self, address: Array, values: Array, lanes: Lanes) -> Array:
+        """Add `values` (n,) uint32 to shared memory, one lane after the other; returns what each found, (n,) uint32."""
+        self.count("shared addition", address, 4, lanes)
+        return self.shared.add(address, values, self.of(self.slot, lanes), self.of(self.turns, lanes))
+
+    def pass_barrier(self, lanes: Lanes) -> None:
+        """These lanes' next accesses to shared memory come behind a barrier."""
+        self.turns[slice(None) if lanes is None else lanes] += turn(np.int64(0), np.int64(0))
 
     def count(self, kind: str, address: Array, size: int, lanes: Lanes) -> None:
         """Count an access of `size` bytes by each of these lanes, of a kind such as "shared load"."""

@@ -250,3 +250,52 @@ def test_counters() -> None:
     assert counters.wavefronts == 72
     assert (counters.sectors, counters.reductions, counters.shared_conflicts) == (8, 64, 2)
     assert counters.warp_instructions == sum(counters.opcodes.values())
+
+
+def test_additions_to_shared_memory_tell_what_they_found() -> None:
+    """One lane after the other, of all that add to one place; programs each have their own."""
+    body = """
+    mov.u32 %r9, shared;  setp.lt.u32 %p1, %r1, 2;  shl.b32 %r3, %r1, 2;  add.s32 %r4, %r9, %r3;
+    @%p1 st.shared.b32 [%r4], 100;
+    bar.sync 0;
+    and.b32 %r5, %r1, 1;  shl.b32 %r5, %r5, 2;  add.s32 %r5, %r9, %r5;
+    atom.shared.add.u32 %r6, [%r5], %r1;
+    bar.sync 0;
+    ld.shared.b32 %r7, [shared+4];
+    setp.eq.u32 %p2, %r1, 0;  selp.b32 %r6, %r7, %r6, %p2;  st.global.b32 [%rd5], %r6;"""
+    before = [100 + sum(range(t % 2, t, 2)) for t in range(64)]
+    expected = [100 + sum(range(1, 64, 2)), *before[1:]]
+    assert run(body, threads=64, programs=2).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "says"),
+    [
+        (
+            "st.shared.b32 [%r4], %r1;",
+            "ld.shared.b32 %r6, [%r5];",
+            "reads shared .* another warp stores",
+        ),
+        (
+            "ld.shared.b32 %r6, [%r5];",
+            "st.shared.b32 [%r4], %r1;",
+            "stores shared .* another warp reads",
+        ),
+        ("st.shared.b32 [%r4], 7;", "st.shared.b32 [%r5], 7;", "stores shared memory that another warp stores, with"),
+        ("st.shared.b32 [%r4], 7;", "atom.shared.add.u32 %r6, [%r5], 1;", "adds to shared memory that another warp st"),
+        (
+            "atom.shared.add.u32 %r6, [%r5], 1;",
+            "ld.shared.b32 %r6, [%r4];",
+            "reads shared .* another warp add",
+        ),
+    ],
+)
+def test_warps_that_do_not_wait_for_each_other(first: str, second: str, says: str) -> None:
+    """Two warps use each other's words: with a barrier between, they may."""
+    body = """
+    mov.u32 %r9, shared;  shl.b32 %r3, %r1, 2;  add.s32 %r4, %r9, %r3;  xor.b32 %r5, %r3, 128;  add.s32 %r5, %r9, %r5;
+    st.shared.b32 [%r4], %r1;
+    bar.sync 0;"""
+    run(f"{body} {first} bar.sync 0; {second}", threads=64)
+    with pytest.raises(Fault, match=says):
+        run(f"{body} {first} {second}", threads=64)

@@ -64,7 +64,10 @@ def store(op: Operation) -> Action:
 
 
 def atomic(op: Operation) -> Action:
-    """Reductions, and atomics whose result nobody reads: that order is not defined, and not kept."""
+    """Reductions; atomics of global memory whose result nobody reads, since their order is not defined, and not kept;
+    and additions of integers to shared memory, one lane after the other."""
+    if _SHARED & {*op.parts}:
+        return _shared_add(op)
     only(op.modifiers, _HINTS | set(UPDATES) | {"noftz"})
     operation: np.ufunc | None = next((UPDATES[part] for part in op.parts if part in UPDATES), None)
     targets = vector(op.operands[0]) if op.name == "atom" else []
@@ -81,6 +84,20 @@ def atomic(op: Operation) -> Action:
         state.require_defined("what is added")
         state.memory.update(at, columns, operation)
         state.count("reduction", at, columns.itemsize * columns.shape[1], lanes)
+
+    return act
+
+
+def _shared_add(op: Operation) -> Action:
+    only(op.modifiers, _HINTS | _SHARED | {"add"})
+    if op.name != "atom" or op.kind not in ("u32", "s32") or "add" not in op.parts:
+        raise Unknown
+    write, address, read = op.writer(op.operands[0]), op.address(op.operands[1]), op.reader(op.operands[2], "u32")
+
+    def act(state: State, lanes: Lanes) -> None:
+        at, added = address(state, lanes), state.per_lane(read(state, lanes), lanes)
+        state.require_defined("what is added")
+        write(state, lanes, state.add_to_shared(at, added, lanes))
 
     return act
 

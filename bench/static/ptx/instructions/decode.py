@@ -14,6 +14,10 @@ def _nothing(op: Operation) -> Action:
     return lambda state, lanes: None
 
 
+def _barrier(op: Operation) -> Action:
+    return _nothing(op) if "warp" in op.parts else lambda state, lanes: state.pass_barrier(lanes)
+
+
 def _trap(op: Operation) -> Action:
     def act(state: State, lanes: Lanes) -> None:
         raise LaneError(0, "stops the kernel")
@@ -28,7 +32,8 @@ _DECODERS: dict[str, Callable[[Operation], Action]] = {
     **dict.fromkeys(("vote", "redux"), warp.combine),
     **dict.fromkeys(("membar", "fence", "nanosleep", "griddepcontrol"), _nothing),
     # the machine itself changes the order of execution
-    **dict.fromkeys(("bra", "ret", "exit", "bar", "barrier"), _nothing),
+    **dict.fromkeys(("bra", "ret", "exit"), _nothing),
+    **dict.fromkeys(("bar", "barrier"), _barrier),
     "setp": moves.compare,
     "selp": moves.select,
     "mov": moves.move,
