@@ -13,6 +13,7 @@ import importlib.util
 import logging
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,11 +22,13 @@ from ...common.trusted import read_trusted, write_trusted
 if TYPE_CHECKING:
     import torch
 
-SOURCE = Path(__file__).with_name("msda.cu")
+FOLDER = Path(__file__).parent
+SOURCE = FOLDER / "msda.cu"
+_SHARED_SOURCE = FOLDER / "common.cuh"
 FORWARD, BACKWARD = "msda_forward", "msda_backward"
 
 _OLDEST = (0, 5)  # cuda.core; before, what is used here stood in cuda.core.experimental
-_C_TYPES = {"float64": "double", "float32": "float", "float16": "__half", "bfloat16": "__nv_bfloat16"}
+C_TYPES = {"float64": "double", "float32": "float", "float16": "__half", "bfloat16": "__nv_bfloat16"}
 _log = logging.getLogger("msdeform")
 _broken: dict[str, str] = {}  # why cuda.core failed to import, once it has
 _told: set[str] = set()  # warnings, each once
@@ -109,7 +112,18 @@ def kernels(device: int, dtypes: Dtypes) -> Kernels:
 
 
 def cubin(arch: str, dtypes: Dtypes) -> bytes:
+    """Machine code of the two kernels of ``msda.cu``, as of :func:`machine_code`."""
+    return machine_code(arch, SOURCE, macros_of(dtypes), "-".join(dtypes))
+
+
+def machine_code(arch: str, source: Path, macros: Mapping[str, Any], label: str) -> bytes:
     """Machine code for an architecture such as ``sm_90``, from the cache or from NVRTC; needs no GPU.
+
+    Args:
+        arch: the architecture.
+        source: a file of CUDA C++ in this folder.
+        macros: what it is compiled for.
+        label: that a kept file is known by.
 
     Raises:
         RuntimeError: cuda.core or the CUDA headers are missing, or NVRTC refuses the architecture; its log is in the
@@ -118,11 +132,11 @@ def cubin(arch: str, dtypes: Dtypes) -> bytes:
     reason = _compiler_unavailable()
     if reason is not None:
         raise RuntimeError(f"cuda backend: cannot compile for {arch}: {reason}")
-    options = _options(arch, dtypes)
-    path = _cache_path(arch, dtypes, options)
+    options = options_of(arch, macros)
+    path = _cache_path(f"{source.stem}-{arch}-{label}", source, options)
     code = _read(path)
     if code is None:
-        code = _compile(arch, options)
+        code = _compile(arch, source, options)
         _write(path, code)
     return code
 
@@ -138,22 +152,18 @@ def cache_dir() -> Path | None:
     return Path(home) / ".cache" / "msdeform" if os.path.isabs(home) else None
 
 
-def _options(arch: str, dtypes: Dtypes) -> dict[str, Any]:
-    """Keyword arguments of cuda.core's ProgramOptions, the place of the headers aside."""
-    macros = {
-        "VALUE_T": dtypes.value,
-        "LOCATION_T": dtypes.locations,
-        "WEIGHT_T": dtypes.weights,
-        "ACCUMULATE_T": dtypes.accumulate,
-    }
-    return {
-        "arch": arch,
-        "std": "c++17",
-        "define_macro": [(macro, _C_TYPES[dtype]) for macro, dtype in macros.items()],
-    }
+def macros_of(dtypes: Dtypes) -> dict[str, str]:
+    """What ``msda.cu`` is compiled for."""
+    names = {"VALUE_T": dtypes.value, "LOCATION_T": dtypes.locations, "WEIGHT_T": dtypes.weights}
+    return {macro: C_TYPES[dtype] for macro, dtype in (names | {"ACCUMULATE_T": dtypes.accumulate}).items()}
 
 
-def _compile(arch: str, options: dict[str, Any]) -> bytes:
+def options_of(arch: str, macros: Mapping[str, Any]) -> dict[str, Any]:
+    """Keyword arguments of cuda.core's ProgramOptions, the places of headers aside."""
+    return {"arch": arch, "std": "c++17", "define_macro": [(name, str(value)) for name, value in macros.items()]}
+
+
+def _compile(arch: str, source: Path, options: dict[str, Any]) -> bytes:
     from cuda.core import Program, ProgramOptions
     from cuda.pathfinder import find_nvidia_header_directory
 
@@ -164,14 +174,15 @@ def _compile(arch: str, options: dict[str, Any]) -> bytes:
             "pip install nvidia-cuda-runtime"
         )
     try:
-        program = Program(SOURCE.read_text(), "c++", ProgramOptions(include_path=[headers], **options))
+        places = [headers, str(FOLDER)]
+        program = Program(source.read_text(), "c++", ProgramOptions(include_path=places, **options))
         return bytes(program.compile("cubin").code)
     except Exception as error:  # the classes differ between releases of cuda.core; the log is in the message
         log = str(error).rstrip("\0\n")
         raise RuntimeError(f"cuda backend: NVRTC failed for {arch}: {log}") from error
 
 
-def _cache_path(arch: str, dtypes: Dtypes, options: dict[str, Any]) -> Path | None:
+def _cache_path(label: str, source: Path, options: dict[str, Any]) -> Path | None:
     """The file of one compilation: its name changes with all that could change its content."""
     folder = cache_dir()
     if folder is None:
@@ -180,9 +191,10 @@ def _cache_path(arch: str, dtypes: Dtypes, options: dict[str, Any]) -> Path | No
     from cuda.bindings import nvrtc
 
     status, *version = nvrtc.nvrtcVersion()
-    identity = repr((SOURCE.read_text(), options, cuda.core.__version__, int(status), version))
+    texts = [file.read_text() for file in (source, _SHARED_SOURCE)]
+    identity = repr((*texts, options, cuda.core.__version__, int(status), version))
     key = hashlib.sha256(identity.encode()).hexdigest()[:24]
-    return folder / "cuda" / f"msda-{arch}-{'-'.join(dtypes)}-{key}.cubin"
+    return folder / "cuda" / f"{label}-{key}.cubin"
 
 
 def _digest(path: Path, code: bytes) -> bytes:

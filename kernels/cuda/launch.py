@@ -41,12 +41,13 @@ def forward(levels: Levels, tensors: Sequence[Tensor]) -> Tensor:
     if output.numel() == 0:
         return output
     locations, weights = locations.contiguous(), weights.contiguous()
-    _kept, sizes = _sizes(levels, value.device)
-    _launch(
+    _kept, sizes = sizes_of(levels, value.device)
+    rows = _FORWARD_THREADS // D
+    start(
         kernels(value.device.index, Dtypes.of(value, locations, weights)).forward,
         value.device,
-        rows=B * Q * H,
-        block=(D, _FORWARD_THREADS // D),
+        grid=-(-B * Q * H // rows),
+        block=(D, rows),
         arguments=(
             *(value.data_ptr(), *sizes, *_pointers(locations, weights, output)),
             *(B * Q * H, Q, S, H, D, L, P),
@@ -89,13 +90,14 @@ def backward(
     if any(needs) and grad_output.numel() > 0:
         grad_output = grad_output.contiguous()
         locations, weights = locations.contiguous(), weights.contiguous()
-        _kept, sizes = _sizes(levels, value.device)
+        _kept, sizes = sizes_of(levels, value.device)
         lanes = min(1 << (D - 1).bit_length(), _WARP)
-        _launch(
+        rows = _BACKWARD_THREADS // lanes
+        start(
             kernels(value.device.index, dtypes).backward,
             value.device,
-            rows=B * Q * H,
-            block=(lanes, _BACKWARD_THREADS // lanes),
+            grid=-(-B * Q * H // rows),
+            block=(lanes, rows),
             arguments=(
                 *(*_pointers(grad_output, value), *sizes, *_pointers(locations, weights)),
                 *(tensor.data_ptr() if need else 0 for tensor, need in zip(gradients, needs, strict=True)),
@@ -112,7 +114,7 @@ def _points(sampling_locations: Tensor) -> tuple[int, int, int]:
     return Q, L, P
 
 
-def _sizes(levels: Levels, device: torch.device) -> tuple[Tensor | None, tuple[int, ...]]:
+def sizes_of(levels: Levels, device: torch.device) -> tuple[Tensor | None, tuple[int, ...]]:
     """The kernels' nine arguments for level sizes: a pointer, or zero and eight pairs by value. The tensor, where there
     is one, has to outlive the launch."""
     if isinstance(levels, tuple) and len(levels) > 2 * _BY_VALUE:
@@ -127,19 +129,26 @@ def _pointers(*tensors: Tensor) -> tuple[int, ...]:
     return tuple(tensor.data_ptr() for tensor in tensors)
 
 
-def _launch(
-    kernel: Any, device: torch.device, *, rows: int, block: tuple[int, int], arguments: tuple[int, ...]
+def start(
+    kernel: Any,
+    device: torch.device,
+    *,
+    grid: int,
+    block: int | tuple[int, int],
+    arguments: tuple[int, ...],
+    shared: int = 0,
 ) -> None:
-    """Run `rows` (b, q, h) rows, block[1] of them to a block. cuda.core passes Python ints as 64-bit values."""
+    """Run `grid` blocks on torch's current stream, with so many bytes of shared memory that the launch decides.
+    cuda.core passes Python ints as 64-bit values."""
     from cuda.core import LaunchConfig, launch
 
     with torch.cuda.device(device):
-        _bind_context(device.index)
-        config = LaunchConfig(grid=-(-rows // block[1]), block=block)
+        bind_context(device.index)
+        config = LaunchConfig(grid=grid, block=block, shmem_size=shared)
         launch(torch.cuda.current_stream(device), config, kernel, *arguments)
 
 
-def _bind_context(device: int) -> None:
+def bind_context(device: int) -> None:
     """Make torch's context current for the driver, once per thread and device.
 
     torch sets its context when a thread first calls the CUDA runtime; a thread of autograd may reach us before that,

@@ -24,6 +24,7 @@ from triton.runtime.driver import driver
 
 from ..autograd import Levels
 from ..backend import Call, Tensors, call_of
+from ..cuda import tiles
 from .backward_atomic import backward_kernel
 from .backward_sorted import SHARES, cells_kernel, keys_kernel, pixels_kernel, points_kernel, shares_kernel
 from .cache import checked_cache
@@ -32,7 +33,7 @@ from .interpreter import interpreting
 
 _INT32_LIMIT = 2**31
 _MOST_PROGRAMS = 65535  # along the second and third axis of a grid
-_METHODS = ("auto", "sorted", "atomics")
+_METHODS = ("auto", "sorted", "atomics", "tiles")
 RUN = 32  # sorted points of a walk
 # rows of an encoder's queries that are walked together: a simulation of the caches chose it, no GPU has timed it
 BAND = 8
@@ -171,17 +172,18 @@ def prepare_backward(
     input's dtype, and None for the others."""
     fused = len(tensors) == 4
     four = (needs[0], fused and needs[1], needs[-2], needs[-1])
-    ways: dict[bool, Callable[..., tuple[Tensor | None, ...]]] = {}
+    ways: dict[Callable[..., Any], Callable[..., tuple[Tensor | None, ...]]] = {}
 
     def run(grad_output: Tensor, levels: Levels, tensors: Tensors) -> tuple[Tensor | None, ...]:
         call = call_of(tensors)
         if grad_output.stride(-1) != 1:  # what sum().backward() gives: every stride zero
             grad_output = grad_output.contiguous()
-        by_sorting = four[0] and sorts(call.value, call.points)
-        way = ways.get(by_sorting)
+        prepare = _prepare_sorted if four[0] and sorts(call.value, call.points) else _prepare_atomic
+        if prepare is _prepare_atomic and backward_method == "tiles" and tiles.refuses(call) is None:
+            prepare = _prepare_tiles
+        way = ways.get(prepare)
         if way is None:
-            prepare = _prepare_sorted if by_sorting else _prepare_atomic
-            way = ways[by_sorting] = prepare(grad_output, levels, call, four)
+            way = ways[prepare] = prepare(grad_output, levels, call, four)
         with device_of(call.value):
             value, references, points, weights = way(grad_output, levels, call)
         return (value, references, points, weights) if fused else (value, points, weights)
@@ -281,6 +283,22 @@ def _prepare_atomic(
             launch(
                 levels, grad_output, value, points, weights, references, grad_value, grad_points, grad_weights, shares
             )
+        return _rounded(call, needs, grad_value, shares, grad_points, grad_weights)
+
+    return run
+
+
+def _prepare_tiles(
+    grad_output: Tensor, levels: Levels, call: Call, needs: Needs
+) -> Callable[[Tensor, Levels, Call], tuple[Tensor | None, ...]]:
+    """One launch of a kernel of CUDA C++, which adds the points of neighbouring queries up before its atomics."""
+    launch = tiles.prepare(grad_output, levels, call, needs)
+    shape = call.value.shape
+
+    def run(grad_output: Tensor, levels: Levels, call: Call) -> tuple[Tensor | None, ...]:
+        grad_value = call.value.new_zeros(shape if needs[0] else 0, dtype=torch.float32)
+        shares, grad_points, grad_weights = _small_gradients(call, needs)
+        launch(grad_output, levels, call, grad_value, shares, grad_points, grad_weights)
         return _rounded(call, needs, grad_value, shares, grad_points, grad_weights)
 
     return run

@@ -1,12 +1,13 @@
-"""Executes kernels/cuda/msda.cu on a CPU: its PTX comes from NVRTC, as on a machine with a device.
+"""Executes the kernels of kernels/cuda on a CPU: their PTX comes from NVRTC, as on a machine with a device.
 
 ``executing()`` puts itself in the place of the launch, so that ``msdeform.kernels.cuda.launch`` computes what it is
 given (grid, block, pointers, strides) and runs on CPU tensors.
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -14,28 +15,32 @@ import torch
 
 from ....kernels.cuda import compile as compiler
 from ....kernels.cuda import launch as launcher
+from ....kernels.cuda import tiles
 from .device import Device, poisoned
 from .machine import Program
 from .parse import parse
 
 
-def compile_ptx(arch: int, dtypes: compiler.Dtypes) -> str:
-    """What NVRTC makes of msda.cu. Not through cuda.core, which asks a driver whether it could load the PTX."""
+def compile_ptx(arch: int, source: Path, macros: Mapping[str, Any]) -> tuple[str, bytes]:
+    """PTX and machine code that NVRTC makes of a source. Not through cuda.core, which asks a driver whether it could
+    load the PTX."""
     from cuda.pathfinder import find_nvidia_header_directory
 
-    options = compiler._options(f"sm_{arch}", dtypes)
+    options = compiler.options_of(f"sm_{arch}", macros)
     flags = [f"--gpu-architecture={options['arch']}", f"--std={options['std']}"]
-    flags += [f"--include-path={find_nvidia_header_directory('cudart')}"]
+    flags += [f"--include-path={place}" for place in (find_nvidia_header_directory("cudart"), compiler.FOLDER)]
     flags += [f"--define-macro={name}={value}" for name, value in options["define_macro"]]
-    return compile_source(compiler.SOURCE.read_bytes(), "msda.cu", flags)[0]
-
-
-_ptx = lru_cache(maxsize=64)(compile_ptx)
+    return compile_source(source.read_bytes(), source.name, flags)
 
 
 @lru_cache(maxsize=64)
-def _program(arch: int, dtypes: compiler.Dtypes, name: str) -> Program:
-    return Program(parse(_ptx(arch, dtypes), name))
+def _ptx(arch: int, source: Path, macros: tuple[tuple[str, Any], ...]) -> str:
+    return compile_ptx(arch, source, dict(macros))[0]
+
+
+@lru_cache(maxsize=64)
+def _program(arch: int, source: Path, macros: tuple[tuple[str, Any], ...], name: str) -> Program:
+    return Program(parse(_ptx(arch, source, macros), name))
 
 
 def compile_source(source: bytes, file: str, flags: Sequence[str], instance: str | None = None) -> tuple[str, bytes]:
@@ -83,19 +88,33 @@ class _CudaDevice(Device):
 
     def kernels(self, index: int | None, dtypes: compiler.Dtypes) -> compiler.Kernels:
         """In place of the loaded kernels."""
-        return compiler.Kernels(*(_program(self.arch, dtypes, name) for name in (compiler.FORWARD, compiler.BACKWARD)))
+        macros = tuple(compiler.macros_of(dtypes).items())
+        names = (compiler.FORWARD, compiler.BACKWARD)
+        return compiler.Kernels(*(_program(self.arch, compiler.SOURCE, macros, name) for name in names))
 
-    def launch_cuda(
-        self, program: Program, device: torch.device, *, rows: int, block: tuple[int, int], arguments: Sequence[int]
+    def tiles_kernel(self, index: int, macros: Mapping[str, Any], shared: int) -> Program:
+        """In place of the loaded kernel of tiles."""
+        return _program(self.arch, tiles.SOURCE, tuple(macros.items()), tiles.KERNEL)
+
+    def start(
+        self,
+        program: Program,
+        device: torch.device,
+        *,
+        grid: int,
+        block: int | tuple[int, int],
+        arguments: Sequence[int],
+        shared: int = 0,
     ) -> None:
-        """In place of the launch: `rows` rows, block[1] of them to a block."""
+        """In place of the launch."""
         tensors = [
             (f"argument {number}", tensor)
             for number, argument in enumerate(arguments)
             for start, tensor in self._storages.items()
             if start <= argument < start + tensor.untyped_storage().nbytes()
         ]
-        self.launch(program, (-(-rows // block[1]), 1, 1), (*block, 1), arguments, tensors)
+        threads = (block, 1, 1) if isinstance(block, int) else (*block, 1)
+        self.launch(program, (grid, 1, 1), threads, arguments, tensors, shared)
 
 
 @contextlib.contextmanager
@@ -112,7 +131,8 @@ def executing(arch: int = 90, count: bool = False, approximate: str | None = Non
     device = _CudaDevice(arch, count, approximate)
     with (
         mock.patch.object(launcher, "kernels", device.kernels),
-        mock.patch.object(launcher, "_launch", device.launch_cuda),
+        mock.patch.object(launcher, "start", device.start),
+        mock.patch.object(tiles, "load", device.tiles_kernel),
         mock.patch.object(torch.Tensor, "data_ptr", lambda tensor: device.address(tensor)),  # noqa: PLW0108  (a bound method is not one)
         poisoned(device),
     ):

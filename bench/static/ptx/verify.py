@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ....kernels.cuda import tiles
 from ....kernels.diagnostics.checks import DTYPES, Case, evaluate, make_inputs
 from ....kernels.diagnostics.tolerances import Comparison, compare
 from ....kernels.triton import launch
+from . import nvrtc
 from .parse import Fault
 from .triton_driver import executing
 
@@ -79,9 +81,13 @@ def call(
         arch, options: of :func:`.triton_driver.executing`.
     """
     levels = tuple(itertools.chain(*sizes)) if by_value else torch.tensor(sizes)
+    needed = needs or (True,) * len(tensors)
     with launch.replaced(backward_method=method), executing(arch, **options):
         output = launch.forward(levels, tensors)
-        return [output, *launch.backward(grad_output, levels, tensors, needs or (True,) * len(tensors))]
+        if method != "tiles" or tiles.refuses(launch.call_of(tensors)) is not None:
+            return [output, *launch.backward(grad_output, levels, tensors, needed)]
+    with launch.replaced(backward_method=method), nvrtc.executing(arch, **options):
+        return [output, *launch.backward(grad_output, levels, tensors, needed)]
 
 
 def print_errors(arch: int, chosen: Sequence[Case]) -> bool:

@@ -8,7 +8,7 @@ from msdeform.kernels.diagnostics.checks import Case
 
 __all__ = ["METHODS", "Change", "check", "make_grad_output"]
 
-METHODS = ("atomics", "sorted")
+METHODS = ("atomics", "sorted", "tiles")
 """the two ways in which the gradient of value is added up"""
 
 

@@ -223,7 +223,7 @@ def test_what_reaches_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     monkeypatch.setattr(cuda.core, "launch", lambda *arguments: seen.append(arguments))
     monkeypatch.setattr(launch, "kernels", lambda device, dtypes: nvrtc.Kernels("forward", "backward"))
-    monkeypatch.setattr(launch, "_bind_context", lambda device: None)
+    monkeypatch.setattr(launch, "bind_context", lambda device: None)
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: "stream")
     value, levels = torch.randn(2, 6, 3, 32), torch.tensor([[2, 3]])

@@ -156,7 +156,7 @@ def test_level_sizes_by_value_are_those_of_a_tensor(device: str, L: int) -> None
     gradients = (backward(output, value, given, locations, weights, (True,) * 3) for given in (levels, by_value))
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other)
-    pointer, *pairs = launch._sizes(by_value, value.device)[1]
+    pointer, *pairs = launch.sizes_of(by_value, value.device)[1]
     assert len(pairs) == 8
     assert (pointer == 0) == (L <= 8)
     assert pairs[0] == (sizes[0][0] << 32 | sizes[0][1] if L <= 8 else 0)
@@ -272,7 +272,7 @@ def test_addresses_past_two_to_the_31(host: str, tmp_path: Path, sizes: contract
 
 
 @pytest.mark.compiled
-def test_division_of_row_numbers(host: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_division_of_row_numbers(host: str, tmp_path: Path) -> None:
     """Of more rows than any test can run: the function alone."""
     kernel = """
 extern "C" __global__ void divide_kernel(const int64* numbers, int64* answers) {
@@ -283,8 +283,7 @@ extern "C" __global__ void divide_kernel(const int64* numbers, int64* answers) {
 """
     source = tmp_path / "divide.cu"
     source.write_text(nvrtc.SOURCE.read_text() + kernel)
-    monkeypatch.setattr(nvrtc, "SOURCE", source)
-    ptx = executed.compile_ptx(90, nvrtc.Dtypes("float32", "float32", "float32"))
+    ptx, _ = executed.compile_ptx(90, source, nvrtc.macros_of(nvrtc.Dtypes("float32", "float32", "float32")))
     pairs = np.array([(7, 3), (2**31 - 1, 8), (2**31, 8), (5 * 2**31 + 7, 300), (2**40, 2**33 + 1)])
     answers = np.zeros_like(pairs)
     allocations = [Allocation("numbers", pairs.ctypes.data, 80), Allocation("answers", answers.ctypes.data, 80)]
