@@ -42,7 +42,7 @@ FUNCTIONS: tuple[FunctionName, ...] = get_args(FunctionName)
 AloneName = Literal["fused_ms_deform_attn", "ms_deform_attn"]
 """functions without a module around them"""
 IMPLEMENTATIONS = (
-    *("reference", "gather", "triton", "triton-deterministic", "triton-sorted", "cuda", "cpu"),
+    *("reference", "gather", "triton", "triton-deterministic", "triton-sorted", "triton-tiles", "cuda", "cpu"),
     *("deformops", "deformops-fp32acc", "official", "mmcv", "dcnv4", "transformers", "core", "embedding-bag"),
     *("onnxruntime", "openvino"),
     *("reference-compiled", "core-compiled"),
@@ -617,6 +617,8 @@ class SearchOptions(RowsOption):
     """Dtypes of value."""
     bands: bool = False
     """Only rows of a band of the forward's queries."""
+    tiles: bool = False
+    """Tiles of the backward that sorts points inside a block."""
     walks: bool = False
     """Only points of a walk of the sorted backward."""
     seconds: Seconds = 0.5

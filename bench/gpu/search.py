@@ -2,6 +2,7 @@
 
     python -m msdeform.bench.gpu.search                       # tiles, warps and registers of the forward
     python -m msdeform.bench.gpu.search --bands --walks       # queries in bands or as they lie; points of a walk
+    python -m msdeform.bench.gpu.search --tiles               # tiles of the backward that sorts inside a block
 
 Correctness first: each choice is compiled and held against float64 in a process of its own, several at a time, and one
 that differs is never timed. The others take turns, so that a clock that drops drops for all of them; a ratio is that to
@@ -32,9 +33,20 @@ from ..options import SearchOptions
 
 Choice = Mapping[str, int | None]
 """launch parameters by name; None leaves one to the compiler"""
-FORWARD, BACKWARD = "forward", "sorted backward"
+FORWARD, SORTED, TILED = "forward", "sorted backward", "backward by tiles"
 BANDS: tuple[Choice, ...] = ({"BAND": 0}, {"BAND": 8})
 WALKS: tuple[Choice, ...] = ({"RUN": 16}, {"RUN": 32}, {"RUN": 64})
+TILES: tuple[Choice, ...] = tuple(
+    dict(zip(("queries", "threads", "blocks", "channels"), tile, strict=True))
+    for tile in (
+        (256, 256, 2, 8),
+        (128, 128, 4, 8),
+        (256, 512, 2, 4),
+        (256, 256, 2, 4),
+        (128, 256, 3, 4),
+        (64, 128, 6, 4),
+    )
+)
 _PROCESSES = 8
 PROGRAM = "python -m msdeform.bench.gpu.search"
 
@@ -48,16 +60,16 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     results = open_results(PROGRAM, options, device, keep=True, again=True)
     asked: list[tuple[str, Sequence[Choice]]] = []
-    asked += [(FORWARD, BANDS)] * options.bands + [(BACKWARD, WALKS)] * options.walks
+    asked += [(FORWARD, BANDS)] * options.bands + [(SORTED, WALKS)] * options.walks + [(TILED, TILES)] * options.tiles
     for name, dtype in product(options.cases, options.dtypes):
-        for kernel, choices in asked or [(FORWARD, tiles(name, dtype, device))]:
+        for kernel, choices in asked or [(FORWARD, forward_tiles(name, dtype, device))]:
             for row in rows(name, dtype, kernel, choices, device, options.seconds):
                 results.add(row)
     print(table(results.rows))
     return 1 if any(row["failure"] is not None for row in results.rows) else 0
 
 
-def tiles(case: str, dtype: str, device: torch.device) -> list[Choice]:
+def forward_tiles(case: str, dtype: str, device: torch.device) -> list[Choice]:
     """Half and twice the launcher's tile, over as many warps and over half and twice as many, each with its limit of
     registers and with none."""
     from . import variants
@@ -128,7 +140,7 @@ def _answer(result: Callable[[], str | None]) -> str | None:
 def _prepared(case: str, kernel: str, choice: Choice, inputs: OperatorInputs) -> Callable[[], dict[str, Tensor]]:
     from . import variants
 
-    make = variants.forward if kernel == FORWARD else variants.sorted_backward
+    make = {FORWARD: variants.forward, SORTED: variants.sorted_backward, TILED: variants.tiled_backward}[kernel]
     return make(inputs, cases.find(case).sizes, choice)
 
 

@@ -57,7 +57,7 @@ DETECTOR_TESTS = (
     "tests/integrations/test_training.py",
     "tests/train/whole/test_overfit.py",
 )
-_OURS = ("cuda", "triton", "triton-sorted")  # the one that compiles in a second first
+_OURS = ("cuda", "triton", "triton-sorted", "triton-tiles")  # the one that compiles in a second first
 _EAGER = [name for name in IMPLEMENTATIONS if name not in (*COMPILED_IMPLEMENTATIONS, *CPU_ONLY_IMPLEMENTATIONS)]
 _BOTH, _EVERY = ["float32", "bfloat16"], ["float32", "bfloat16", "float16", "float64"]
 _LEAST_MINUTES = 1.0  # below this a command of its own does nothing but start
@@ -247,8 +247,8 @@ def hardware_counters(run: Run) -> None:
 
 
 def variants(run: Run) -> None:
-    """Queries in bands or as they lie, and points of a walk, side by side."""
-    compared = ((search.FORWARD, search.BANDS), (search.BACKWARD, search.WALKS))
+    """Queries in bands or as they lie, points of a walk, and tiles, side by side."""
+    compared = ((search.FORWARD, search.BANDS), (search.TILED, search.TILES), (search.SORTED, search.WALKS))
     for (kernel, choices), dtype in product(compared, _BOTH):
         if run.results.has(*(("variant", MAIN[0], dtype, kernel, search.described(choice)) for choice in choices)):
             continue

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ...kernels.contract import Sizes
+from ...kernels.cuda import tiles
 from ...kernels.triton import launch
 from ..operator.inputs import OperatorInputs
 
@@ -37,14 +38,36 @@ def forward(inputs: OperatorInputs, sizes: Sizes, settings: Settings) -> Callabl
     return lambda: {"output": prepared(levels, tensors)}
 
 
+def tiled_backward(inputs: OperatorInputs, sizes: Sizes, settings: Settings) -> Callable[[], Results]:
+    """The fused backward by tiles, these of :class:`.tiles.Tile`: a call gives the four gradients by their names."""
+    run = _backward(inputs, sizes)
+    with launch.replaced(backward_method="tiles", tile=tiles.Tile(**settings)):  # type: ignore[arg-type]
+        run()  # the first call prepares the launch
+
+    def tiled() -> Results:
+        with launch.replaced(backward_method="tiles"):
+            return run()
+
+    return tiled
+
+
 def sorted_backward(inputs: OperatorInputs, sizes: Sizes, settings: Settings) -> Callable[[], Results]:
     """The fused backward without atomics, with RUN points of a walk: a call gives the four gradients by their names."""
+    run = _backward(inputs, sizes)
+
+    def sorting() -> Results:
+        with launch.replaced(backward_method="sorted", RUN=settings.get("RUN") or launch.RUN):
+            return run()
+
+    return sorting
+
+
+def _backward(inputs: OperatorInputs, sizes: Sizes) -> Callable[[], Results]:
     levels, tensors = tuple(itertools.chain(*sizes)), inputs[:4]
     prepared = launch.prepare_backward(inputs.grad_output, levels, tensors, (True, True, True, True))
 
     def run() -> Results:
-        with launch.replaced(backward_method="sorted", RUN=settings.get("RUN") or launch.RUN):
-            gradients = prepared(inputs.grad_output, levels, tensors)
+        gradients = prepared(inputs.grad_output, levels, tensors)
         return dict(zip(OperatorInputs._fields[:4], gradients, strict=True))  # type: ignore[arg-type]
 
     return run

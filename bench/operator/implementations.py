@@ -24,6 +24,7 @@ from ...common.text import nearest
 from ...kernels import registry
 from ...kernels.api import fused_ms_deform_attn, ms_deform_attn
 from ...kernels.contract import Sizes
+from ...kernels.cuda import compile as compiler
 from ...kernels.diagnostics.options import BACKENDS
 from ...kernels.pytorch.reference import extents, locate
 from ...kernels.triton import interpreter
@@ -126,15 +127,18 @@ def _deterministic(name: str, device: torch.device) -> Implementation:
     return replace(subject, name=name, setting=setting)
 
 
-def _sorted_backward(name: str, device: torch.device) -> Implementation:
-    """The Triton backend with its sorted backward, and without all else that determinism costs."""
+def _backward_method(name: str, device: torch.device) -> Implementation:
+    """The Triton backend with its sorted backward, without all else that determinism costs, or with that by tiles."""
+    method, subject = name.removeprefix("triton-"), _backend("triton", device)
 
     def within() -> AbstractContextManager[Any]:
         from ...kernels.triton import launch
 
-        return launch.replaced(backward_method="sorted")
+        return launch.replaced(backward_method=method)
 
-    return replace(_during_backward(_backend("triton", device), within), name=name)
+    if method == "tiles" and subject.reason is None:
+        subject = replace(subject, reason=compiler.unavailable())
+    return replace(_during_backward(subject, within), name=name)
 
 
 def _during_backward(subject: Implementation, within: Callable[[], AbstractContextManager[Any]]) -> Implementation:
@@ -430,7 +434,7 @@ def absent(name: str, device: torch.device) -> str | None:
 _MAKERS: dict[str, Callable[[str, torch.device], Implementation]] = {
     **dict.fromkeys(BACKENDS, _backend),
     "triton-deterministic": _deterministic,
-    "triton-sorted": _sorted_backward,
+    **dict.fromkeys(("triton-sorted", "triton-tiles"), _backward_method),
     **dict.fromkeys(("deformops", "deformops-fp32acc"), _deformops),
     "official": _official,
     "mmcv": _mmcv,

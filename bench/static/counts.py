@@ -65,7 +65,7 @@ def issued_by(
     name, _, how = backend.partition("-")
     call = f"{direction} {'fused' if fused else 'plain'}"
     if name == "triton" and how and direction == "backward":  # asked for in ways of its own
-        call += ", sorted"
+        call += ", tiles" if how == "tiles" else ", sorted"
     run = latest(found).get((name, call, dtype, ENCODER if case.Q is None else DECODER, arch))
     return None if run is None or name not in ("triton", "cuda") else sum(issued(row) for row in run)
 

@@ -37,15 +37,15 @@ class Call(NamedTuple):
     cubin: bytes | None = None
     """its machine code; Triton's assembler makes it of the PTX if None"""
     by_nvrtc: bool = False
-    """of our own CUDA kernels"""
+    """of CUDA C++ of ours"""
 
 
 # of inputs on the CPU, their case, and an architecture
 Calls = Callable[[OperatorInputs, Case, int], Iterator[Call]]
 
 
-def triton(inputs: OperatorInputs, case: Case, _: int) -> Iterator[Call]:
-    """Forward and both backwards of the Triton backend; references of an encoder need no gradient."""
+def triton(inputs: OperatorInputs, case: Case, arch: int) -> Iterator[Call]:
+    """Forward and the three backwards of the Triton backend; references of an encoder need no gradient."""
     from ...kernels.triton import launch
 
     def backward(method: str, tensors: Sequence[torch.Tensor], needs: tuple[bool, ...], _: Any) -> object:
@@ -55,10 +55,25 @@ def triton(inputs: OperatorInputs, case: Case, _: int) -> Iterator[Call]:
     levels, fused, plain = tuple(itertools.chain(*case.sizes)), inputs.of(True), inputs.of(False)
     yield Call("triton", "forward fused", lambda _: launch.forward(levels, fused))
     yield Call("triton", "forward plain", lambda _: launch.forward(levels, plain))
-    for method, suffix in (("atomics", ""), ("sorted", ", sorted")):
-        if method == "atomics" or case.Q is None:  # the sorted one is for encoders
-            for form, tensors, needs in (("fused", fused, (True, False, True, True)), ("plain", plain, (True,) * 3)):
-                yield Call("triton", f"backward {form}{suffix}", functools.partial(backward, method, tensors, needs))
+    forms = (("fused", fused, (True, False, True, True)), ("plain", plain, (True,) * 3))
+    for method, suffix in (("atomics", ""), ("sorted", ", sorted"), ("tiles", ", tiles")):
+        if method == "sorted" and case.Q is not None:  # it is for encoders
+            continue
+        for form, tensors, needs in forms:
+            by_nvrtc = method == "tiles"
+            cubin = _tiles_cubin(tensors, needs, arch) if by_nvrtc else None
+            run = functools.partial(backward, method, tensors, needs)
+            yield Call("triton", f"backward {form}{suffix}", run, cubin, by_nvrtc)
+
+
+def _tiles_cubin(tensors: Sequence[torch.Tensor], needs: Sequence[bool], arch: int) -> bytes:
+    from ...kernels.backend import call_of
+    from ...kernels.cuda import tiles
+
+    call = call_of(tensors)
+    four = (needs[0], len(tensors) == 4 and needs[1], needs[-2], needs[-1])
+    macros = tiles.macros_of(call, four, tiles.usual_tile(call))
+    return tiles.machine_code(f"sm_{arch}", macros | {"STRIDE": call.value.stride(1)})
 
 
 def cuda(inputs: OperatorInputs, case: Case, arch: int) -> Iterator[Call]:

@@ -3,7 +3,7 @@
 //     grad_value[pixel] += a * c * g     grad of the weight = g . sum of c * v_c     slope = a * g . (differences of v_c)
 //
 // Work: one block takes the points of TILE queries of a head. It sorts them by cell, the square between four pixels, in
-//   shared memory, and hands each group of LANES threads an equal part of them, 4 channels a thread. A group walks its
+//   shared memory, and hands each group of LANES threads an equal part of them, VEC channels a thread. A group walks its
 //   points in order: pixels and sums of the current cell stay in registers, and where a cell ends the sums of its left
 //   pixels are added to grad_value. The right ones go on with the walk if the next cell is the neighbour.
 // Memory: inputs once, but value's rows once for each cell of a tile; 16 bytes a point of shared memory; grad_value
@@ -11,9 +11,10 @@
 // Bound, as predicted and not yet measured: instruction issue.
 // Source: the sums of runs of the sorted backward (kernels/triton), without its global sort and temporary memory.
 //
-// The compiler is given D (16, 32, 64 or 128), LEVELS (at most 16), POINTS, TILE (a power of two from 32 to 256, TILE *
-// LEVELS * POINTS at most 4096), THREADS (a power of two from 128), FUSED, BOXES (references of four coordinates),
-// NEED_VALUE, NEED_SLOPES, the dtypes VALUE_T, POINT_T, WEIGHT_T and REFERENCE_T, and SHARED_BYTES for the host's count.
+// The compiler is given D (16, 32, 64 or 128), HEADS, LEVELS (at most 16), POINTS, STRIDE (elements between pixels of
+// value), TILE (a power of two from 32 to 256, TILE * LEVELS * POINTS at most 4096), THREADS (a power of two from 128),
+// BLOCKS (that fit on a multiprocessor), VEC (4 or 8), FUSED, BOXES (references of four coordinates), NEED_VALUE,
+// NEED_SLOPES, the dtypes VALUE_T, POINT_T, WEIGHT_T and REFERENCE_T, and SHARED_BYTES, the host's count.
 
 #include "common.cuh"
 
@@ -24,16 +25,11 @@ typedef REFERENCE_T reference_t;
 constexpr int EACH = LEVELS * POINTS;    // points of a query
 constexpr int COUNT = TILE * EACH;       // points of a tile
 constexpr int TURNS = (COUNT + THREADS - 1) / THREADS;
-constexpr int LANES = D / 4;             // threads that share a row
+constexpr int LANES = D / VEC;           // threads that share a row
+constexpr int PARTS = VEC / 4;           // thread i has channels 4 * i to 4 * i + 3 of each part of a row
 constexpr int GROUPS = THREADS / LANES;  // walks
 constexpr int CHUNK = LANES < 8 ? LANES : 8;  // points that a walk takes at a time
 constexpr unsigned ALL = 0xffffffffu;
-#ifndef UNROLL
-#define UNROLL 4
-#endif
-#ifndef BLOCKS
-#define BLOCKS 1
-#endif
 
 __device__ constexpr int floor_power_of_2(int n) { return n < 2 ? 1 : 2 * floor_power_of_2(n / 2); }
 __device__ constexpr int log_2(int n) { return n < 2 ? 0 : 1 + log_2(n / 2); }
@@ -68,7 +64,7 @@ struct Shared {
     float4 records[COUNT + 1];  // of a point: cell, dx, dy, weight; then grad of the weight, both slopes, weight
     union {
         __align__(16) int bins[BINS_OF_THREAD * THREADS];  // how many points, then where the first goes
-        four_t grads[(TILE + 1) * LANES];    // g of each query, and of none
+        four_t grads[(TILE + 1) * D / 4];    // g of each query, and of none
     };
     unsigned short order[COUNT + GROUPS * CHUNK];
     int queries[TILE];                       // -1 beyond the last
@@ -95,9 +91,8 @@ __device__ __forceinline__ int query_at(const Shared& shared, int place, int Q, 
     return shared.starts[l] + row * width + column;
 }
 
-// Adds 16 bytes to each of 16 bytes, in no order.
-__device__ __forceinline__ void add4(char* at, const float (&x)[4]) {
-    float* to = reinterpret_cast<float*>(at);
+// Adds to four neighbouring numbers, in no order.
+__device__ __forceinline__ void add4(float* to, const float* x) {
 #if __CUDA_ARCH__ >= 900
     asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};"
                  :: "l"(to), "f"(x[0]), "f"(x[1]), "f"(x[2]), "f"(x[3]) : "memory");
@@ -107,59 +102,66 @@ __device__ __forceinline__ void add4(char* at, const float (&x)[4]) {
 #endif
 }
 
-// What a thread carries from point to point: 4 channels of the current cell's pixels, and of what is added to them.
+// What a thread carries from point to point: its channels of the current cell's pixels, and of what is added to them.
 // Of a pixel outside the level neither means anything: its sum is not added, its dot products are replaced by zero.
 struct Walk {
     const Shared& shared;
-    const char *value, *value_right;  // the thread's channels in pixels 0 and 1
-    char *grad_value, *grad_value_right;
-    int stride, grad_stride;  // bytes between pixels
+    const value_t* value;  // the thread's channels in pixel 0
+    float* grad_value;
     int lane;
-    int cell = NO_CELL, row = 0;  // pixels to the one below
-    float pixels[4][4] = {}, sums[4][4] = {};  // upper left, upper right, lower left, lower right
+    int cell = NO_CELL;
+    float *upper = nullptr, *lower = nullptr;              // the left pixels' place in grad_value
+    float pixels[4][VEC] = {}, sums[4][VEC] = {};  // upper left, upper right, lower left, lower right
 
     // adds the sums of a column, 0 or 1, to its two pixels
     __device__ __forceinline__ void flush(int column) const {
-        char* to = column ? grad_value_right : grad_value;
-        const int pixel = cell >> 8;
-        if (cell & (UPPER_LEFT << column)) add4(to + int64(pixel) * grad_stride, sums[column]);
-        if (cell & (LOWER_LEFT << column)) add4(to + int64(pixel + row) * grad_stride, sums[2 + column]);
+#pragma unroll
+        for (int part = 0; part < PARTS; ++part) {
+            const int to = column * HEADS * D + part * 4 * LANES;
+            if (cell & (UPPER_LEFT << column)) add4(upper + to, &sums[column][4 * part]);
+            if (cell & (LOWER_LEFT << column)) add4(lower + to, &sums[2 + column][4 * part]);
+        }
     }
 
-    __device__ __forceinline__ void load(int corner, int pixel) {
+    __device__ __forceinline__ void load(int corner, const value_t* from) {
         if (!(cell & (1 << corner))) return;
-        const char* from = (corner & 1 ? value_right : value) + int64(pixel) * stride;
-        const float4 x = widen4(*reinterpret_cast<const four_t*>(from));
-        pixels[corner][0] = x.x, pixels[corner][1] = x.y, pixels[corner][2] = x.z, pixels[corner][3] = x.w;
+#pragma unroll
+        for (int part = 0; part < PARTS; ++part) {
+            const float4 x = widen4(*reinterpret_cast<const four_t*>(from + part * 4 * LANES));
+            float* to = &pixels[corner][4 * part];
+            to[0] = x.x, to[1] = x.y, to[2] = x.z, to[3] = x.w;
+        }
     }
 
     __device__ __forceinline__ void move(int next) {
         // the next cell of the row: pixel, level, and its left pixels inside where the right ones of this are
-        const int left = UPPER_LEFT | LOWER_LEFT, right = UPPER_RIGHT | LOWER_RIGHT;
-        const bool neighbour = (next & ~right) == (((cell & ~15) + 256) | (cell >> 1 & left));
+        const int lefts = UPPER_LEFT | LOWER_LEFT, rights = UPPER_RIGHT | LOWER_RIGHT;
+        const bool neighbour = (next & ~rights) == (((cell & ~15) + 256) | (cell >> 1 & lefts));
         if (NEED_VALUE) {
             flush(0);
             if (!neighbour) flush(1);
         }
         cell = next;
-        row = shared.widths[cell >> 4 & 15];
+        const int pixel = cell >> 8, below = pixel + shared.widths[cell >> 4 & 15];
+        upper = grad_value + int64(pixel) * (HEADS * D);
+        lower = grad_value + int64(below) * (HEADS * D);
 #pragma unroll
         for (int line = 0; line < 4; line += 2) {
 #pragma unroll
-            for (int d = 0; d < 4; ++d) {
+            for (int d = 0; d < VEC; ++d) {
                 sums[line][d] = neighbour ? sums[line + 1][d] : 0.f;
                 sums[line + 1][d] = 0;
                 if (neighbour) pixels[line][d] = pixels[line + 1][d];
             }
         }
         if (NEED_SLOPES) {
-            const int pixel = cell >> 8;
+            const value_t *above = value + int64(pixel) * STRIDE, *under = value + int64(below) * STRIDE;
             if (!neighbour) {
-                load(0, pixel);
-                load(2, pixel + row);
+                load(0, above);
+                load(2, under);
             }
-            load(1, pixel);
-            load(3, pixel + row);
+            load(1, above + STRIDE);
+            load(3, under + STRIDE);
         }
     }
 
@@ -169,15 +171,20 @@ struct Walk {
         const float4 record = shared.records[point];
         const int next = __float_as_int(record.x);
         if (next != cell) move(next);
-        const float4 four = widen4(shared.grads[point / EACH * LANES + lane]);
-        const float g[4] = {four.x, four.y, four.z, four.w};
-        const float lower = record.w * record.z, upper = record.w - lower;
-        const float c1 = upper * record.y, c3 = lower * record.y, shares[4] = {upper - c1, c1, lower - c3, c3};
+        float g[VEC];
+#pragma unroll
+        for (int part = 0; part < PARTS; ++part) {
+            const float4 x = widen4(shared.grads[(point / EACH * PARTS + part) * LANES + lane]);
+            g[4 * part] = x.x, g[4 * part + 1] = x.y, g[4 * part + 2] = x.z, g[4 * part + 3] = x.w;
+        }
+        const float lower_share = record.w * record.z, upper_share = record.w - lower_share;
+        const float right = upper_share * record.y, lower_right = lower_share * record.y;
+        const float shares[4] = {upper_share - right, right, lower_share - lower_right, lower_right};
 #pragma unroll
         for (int corner = 0; corner < 4; ++corner) {
             dots[corner] = 0;
 #pragma unroll
-            for (int d = 0; d < 4; ++d) {
+            for (int d = 0; d < VEC; ++d) {
                 if (NEED_SLOPES) dots[corner] += g[d] * pixels[corner][d];
                 if (NEED_VALUE) sums[corner][d] += shares[corner] * g[d];
             }
@@ -189,7 +196,7 @@ struct Walk {
     // products of point i.
     __device__ __forceinline__ void steps(int at, float (&dots)[4]) {
         float kept[log_2(CHUNK)][4];
-#pragma unroll UNROLL
+#pragma unroll 4
         for (int i = 0; i < CHUNK; ++i) {
             step(at + i, dots);
             if (!NEED_SLOPES) continue;
@@ -218,14 +225,15 @@ extern __shared__ float4 dynamic_shared[];
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) msda_backward_tiles(
     const value_t* grad_output, const value_t* value, SIZES, const point_t* points, const weight_t* weights,
     const reference_t* references, float* grad_value, point_t* grad_points, weight_t* grad_weights,
-    float* grad_references, int64 S, int64 Q, int64 H, int64 tiles, int64 encoder,
-    int64 grad_output_b, int64 grad_output_q, int64 value_b, int64 value_s, int64 value_h,
+    float* grad_references, int64 S, int64 Q, int64 tiles, int64 encoder,
+    int64 grad_output_b, int64 grad_output_q, int64 value_b, int64 value_h,
     int64 points_b, int64 points_q, int64 points_h, int64 weights_b, int64 weights_q, int64 weights_h,
     int64 references_b, int64 references_q, int64 references_l) {
     Shared& shared = *reinterpret_cast<Shared*>(dynamic_shared);
     const int thread = threadIdx.x;
     const unsigned tile = blockIdx.x % unsigned(tiles), row = blockIdx.x / unsigned(tiles);
-    const int64 b = row / unsigned(H), h = row % unsigned(H);
+    const int64 b = row / HEADS, h = row % HEADS;
+    constexpr int H = HEADS;
 
     // the levels, and the queries of this tile
     if (thread == 0) {
@@ -369,20 +377,18 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) msda_backward_tile
     __syncthreads();
 
     grad_output += b * grad_output_b + h * D;
-    for (int i = thread; i < TILE * LANES; i += THREADS) {
-        const int q = max(shared.queries[i / LANES], 0);
-        const value_t* from = grad_output + q * grad_output_q + i % LANES * 4;
+    for (int i = thread; i < TILE * D / 4; i += THREADS) {
+        const int q = max(shared.queries[i / (D / 4)], 0);
+        const value_t* from = grad_output + q * grad_output_q + i % (D / 4) * 4;
         shared.grads[i] = *reinterpret_cast<const four_t*>(from);
     }
-    if (thread < LANES) shared.grads[TILE * LANES + thread] = four_t{};
+    if (thread < D / 4) shared.grads[TILE * D / 4 + thread] = four_t{};
     __syncthreads();
 
     {
         const int lane = thread % LANES;
-        const value_t* own = value + b * value_b + h * value_h + lane * 4;
-        float* sum = grad_value + (b * S * H + h) * D + lane * 4;
-        Walk walk{shared, (const char*)own, (const char*)(own + value_s), (char*)sum, (char*)(sum + H * D),
-                  int(value_s * sizeof(value_t)), int(H * D * sizeof(float)), lane};
+        Walk walk{shared, value + b * value_b + h * value_h + lane * 4, grad_value + (b * S * H + h) * D + lane * 4,
+                  lane};
         const int first = thread / LANES * each;
 #pragma unroll 1
         for (int at = first; at < first + each; at += CHUNK) {

@@ -19,7 +19,8 @@ SOURCE = compiler.FOLDER / "tiles.cu"
 KERNEL = "msda_backward_tiles"
 _MOST_POINTS = 4096  # of a tile
 _QUERIES = (256, 128, 64, 32)  # of a tile
-_THREADS = (128, 512)
+_THREADS = (128, 256)
+_THREADS_TOGETHER = 512  # on a multiprocessor: each may have 128 registers then, and takes about 110
 _MOST_LEVELS = 16
 _MOST_PIXELS = 2**23  # a pixel's number has 24 bits, with its sign
 _MOST = 2**31 - 1
@@ -34,9 +35,11 @@ class Tile(NamedTuple):
     queries: int
     """of a block: a power of two from 32 to 256"""
     threads: int
-    """of a block: a power of two from 128 to 512"""
+    """of a block: a power of two from 128"""
     blocks: int
     """that should fit on a multiprocessor: the compiler limits a thread's registers for that"""
+    channels: int = 8
+    """of a thread: 4 or 8"""
 
 
 def usual_tile(call: Call, most_shared: int = _SHARED) -> Tile:
@@ -47,8 +50,8 @@ def usual_tile(call: Call, most_shared: int = _SHARED) -> Tile:
     enough = [n for n in fitting if B * H * -(-Q // n) >= _ENOUGH_BLOCKS]
     for queries in enough or fitting[-1:]:
         points = queries * L * P
-        threads = min(max(1 << (points // (8 if enough else 2)).bit_length() - 1, _THREADS[0]), _THREADS[1])
-        tile = Tile(queries, threads, 1024 // threads)
+        threads = min(max(1 << (points // (16 if enough else 2)).bit_length() - 1, _THREADS[0]), _THREADS[1])
+        tile = Tile(queries, threads, _THREADS_TOGETHER // threads)
         if shared_bytes(tile, call) <= most_shared:
             break
     return tile
@@ -90,65 +93,72 @@ def prepare(
         those of points and weights in their dtypes. What is not needed is not touched.
     """
     value, references, points, weights = call
-    B, S, H, D = value.shape
-    _, Q, _, L, P, _ = points.shape
+    B, S, H, _ = value.shape
+    Q = points.shape[1]
     tile = tile or usual_tile(call, most_shared(value.device))
     tiles = -(-Q // tile.queries)
-    shared = shared_bytes(tile, call)
-    names = ("VALUE_T", "POINT_T", "WEIGHT_T", "REFERENCE_T")
-    dtypes = [
-        str(t.dtype).removeprefix("torch.")
-        for t in (value, points, weights, points if references is None else references)
-    ]
-    macros: dict[str, Any] = {
-        **{"D": D, "LEVELS": L, "POINTS": P, "TILE": tile.queries, "THREADS": tile.threads, "BLOCKS": tile.blocks},
-        "FUSED": int(references is not None),
-        "BOXES": int(references is not None and references.shape[-1] == 4),
-        "NEED_VALUE": int(needs[0]),
-        "NEED_SLOPES": int(any(needs[1:])),
-        **{name: compiler.C_TYPES[dtype] for name, dtype in zip(names, dtypes, strict=True)},
-        "ACCUMULATE_T": "float",
-        "SHARED_BYTES": shared,
-    }
+    macros = macros_of(call, needs, tile)
     strides = (
         *(*points.stride()[:3], *weights.stride()[:3]),
         *((0, 0, 0) if references is None else references.stride()[:3]),
     )
     nothing = B * Q == 0 or not any(needs)
+    kernels: dict[tuple[int, int], Any] = {}
 
     def run(grad_output: Tensor, levels: Levels, call: Call, *gradients: Tensor) -> None:
         if nothing:
             return
         grad_output, value = _in_rows(grad_output), _in_rows(call.value)
-        kernel = load(value.get_device(), macros, shared)
+        variant = value.get_device(), value.stride(1)
+        if variant not in kernels:
+            kernels[variant] = load(value.get_device(), macros | {"STRIDE": value.stride(1)})
         _kept, sizes = launch.sizes_of(levels, value.device)
         grad_value, grad_references, grad_points, grad_weights = (
             gradient.data_ptr() if needed else 0 for gradient, needed in zip(gradients, needs, strict=True)
         )
         launch.start(
-            kernel,
+            kernels[variant],
             value.device,
             grid=B * H * tiles,
             block=tile.threads,
-            shared=shared,
+            shared=macros["SHARED_BYTES"],
             arguments=(
                 *(grad_output.data_ptr(), value.data_ptr(), *sizes),
                 *(call.points.data_ptr(), call.weights.data_ptr()),
                 0 if call.references is None else call.references.data_ptr(),
                 *(grad_value, grad_points, grad_weights, grad_references),
-                *(S, Q, H, tiles, int(Q == S)),
-                *(*grad_output.stride()[:2], *value.stride()[:3], *strides),
+                *(S, Q, tiles, int(Q == S)),
+                *(*grad_output.stride()[:2], value.stride(0), value.stride(2), *strides),
             ),
         )
 
     return run
 
 
+def macros_of(call: Call, needs: tuple[bool, bool, bool, bool], tile: Tile) -> dict[str, Any]:
+    """What tiles.cu is compiled for, but for STRIDE, the elements from a pixel of value to the next."""
+    value, references, points, weights = call
+    _, _, H, L, P, _ = points.shape
+    types = {"VALUE_T": value, "POINT_T": points, "WEIGHT_T": weights}
+    types["REFERENCE_T"] = points if references is None else references
+    return {
+        **{"D": value.shape[3], "HEADS": H, "LEVELS": L, "POINTS": P},
+        **{"TILE": tile.queries, "THREADS": tile.threads, "BLOCKS": tile.blocks, "VEC": tile.channels},
+        "FUSED": int(references is not None),
+        "BOXES": int(references is not None and references.shape[-1] == 4),
+        "NEED_VALUE": int(needs[0]),
+        "NEED_SLOPES": int(any(needs[1:])),
+        **{name: compiler.C_TYPES[str(tensor.dtype).removeprefix("torch.")] for name, tensor in types.items()},
+        "ACCUMULATE_T": "float",
+        "SHARED_BYTES": shared_bytes(tile, call),
+    }
+
+
 def shared_bytes(tile: Tile, call: Call) -> int:
     """Bytes of shared memory of a block: what ``Shared`` in tiles.cu has, field by field."""
     D, itemsize = call.value.shape[3], call.value.dtype.itemsize
     L, P = call.points.shape[3:5]
-    each, lanes = L * P, D // _ROW
+    each, lanes = L * P, D // tile.channels
     count = tile.queries * each
     bins = -(-(1 << (count // L).bit_length() - 1) * L // (4 * tile.threads)) * 4 * tile.threads
     in_warp = each <= 32 and each & (each - 1) == 0
@@ -171,7 +181,7 @@ def most_shared(device: torch.device) -> int:
 def _in_rows(tensor: Tensor) -> Tensor:
     """A tensor whose rows of channels can be read four at a time: itself, or a copy."""
     aligned = tensor.data_ptr() % (_ROW * tensor.element_size()) == 0 and tensor.stride(-1) == 1
-    if aligned and all(stride % _ROW == 0 for stride in tensor.stride()[:-1]) and tensor.stride(1) <= _MOST // 8:
+    if aligned and all(stride % _ROW == 0 for stride in tensor.stride()[:-1]) and tensor.stride(1) <= _MOST // 16:
         return tensor
     return tensor.clone(memory_format=torch.contiguous_format)
 
@@ -179,19 +189,23 @@ def _in_rows(tensor: Tensor) -> Tensor:
 _loaded: dict[Any, Any] = {}
 
 
-def load(device: int, macros: dict[str, Any], shared: int) -> Any:
-    """The kernel for a CUDA device, loaded once per process, with leave to take so many bytes of shared memory."""
+def machine_code(arch: str, macros: dict[str, Any]) -> bytes:
+    """As of :func:`.compile.machine_code`."""
+    return compiler.machine_code(arch, SOURCE, macros, "-".join(str(value).strip("_") for value in macros.values()))
+
+
+def load(device: int, macros: dict[str, Any]) -> Any:
+    """The kernel for a CUDA device, loaded once per process, with leave to take the shared memory that it needs."""
     key = (device, *macros.values())
     if key not in _loaded:
-        launch.bind_context(device)
         from cuda.bindings import driver
         from cuda.core import ObjectCode
 
+        launch.bind_context(device)
         major, minor = torch.cuda.get_device_capability(device)
-        label = "-".join(map(str, macros.values()))
-        code = compiler.machine_code(f"sm_{major}{minor}", SOURCE, macros, label)
-        kernel = ObjectCode.from_cubin(code).get_kernel(KERNEL)
+        kernel = ObjectCode.from_cubin(machine_code(f"sm_{major}{minor}", macros)).get_kernel(KERNEL)
         attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+        shared = macros["SHARED_BYTES"]
         [status] = driver.cuKernelSetAttribute(attribute, shared, driver.CUkernel(int(kernel.handle)), device)
         if int(status):
             raise RuntimeError(

@@ -58,10 +58,13 @@ _HERE = nullcontext()
 backward_method = _method_from_environment()
 """how the gradient of value is made where determinism does not decide: see `sorts`"""
 
+tile: tiles.Tile | None = None
+"""of the backward by tiles; `usual_tile` if None"""
+
 
 @contextmanager
 def replaced(**constants: Any) -> Iterator[None]:
-    """Within, names of this module (`backward_method`, `RUN`, `forward_parameters`) stand for something else, so that
+    """Within, names of this module (`backward_method`, `tile`, `forward_parameters`) stand for something else, so that
     benchmarks can compare the ways of launching."""
     usual = {name: globals()[name] for name in constants}
     globals().update(constants)
@@ -292,7 +295,7 @@ def _prepare_tiles(
     grad_output: Tensor, levels: Levels, call: Call, needs: Needs
 ) -> Callable[[Tensor, Levels, Call], tuple[Tensor | None, ...]]:
     """One launch of a kernel of CUDA C++, which adds the points of neighbouring queries up before its atomics."""
-    launch = tiles.prepare(grad_output, levels, call, needs)
+    launch = tiles.prepare(grad_output, levels, call, needs, tile)
     shape = call.value.shape
 
     def run(grad_output: Tensor, levels: Levels, call: Call) -> tuple[Tensor | None, ...]:

@@ -92,7 +92,7 @@ class _CudaDevice(Device):
         names = (compiler.FORWARD, compiler.BACKWARD)
         return compiler.Kernels(*(_program(self.arch, compiler.SOURCE, macros, name) for name in names))
 
-    def tiles_kernel(self, index: int, macros: Mapping[str, Any], shared: int) -> Program:
+    def tiles_kernel(self, index: int, macros: Mapping[str, Any]) -> Program:
         """In place of the loaded kernel of tiles."""
         return _program(self.arch, tiles.SOURCE, tuple(macros.items()), tiles.KERNEL)
 

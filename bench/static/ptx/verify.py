@@ -17,7 +17,7 @@ from . import nvrtc
 from .parse import Fault
 from .triton_driver import executing
 
-_METHODS = {"by query": "atomics", "sorted": "sorted"}
+_METHODS = {"by query": "atomics", "sorted": "sorted", "by tiles": "tiles"}
 """the backwards, by the name they are printed with"""
 Change = Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]]
 
@@ -34,7 +34,7 @@ def check(case: Case, method: str, *, change: Change | None = None, **options: A
     """Name and error beside its bound, of the output and each gradient that is needed.
 
     Args:
-        case, method: of the inputs, and of the backward: "atomics" or "sorted".
+        case, method: of the inputs, and of the backward: "atomics", "sorted" or "tiles".
         change: what is done to the inputs before the call.
         options: of :func:`call`.
 
@@ -75,7 +75,7 @@ def call(
 
     Args:
         sizes, tensors: of :mod:`...kernels.contract`, value first.
-        method: "atomics" or "sorted".
+        method: "atomics", "sorted" or "tiles".
         needs: which gradients to make; all if None. The others are None.
         by_value: whether level sizes go to the kernels as numbers, as Python ints do, or as a tensor.
         arch, options: of :func:`.triton_driver.executing`.

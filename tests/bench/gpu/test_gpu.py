@@ -273,10 +273,12 @@ def test_correctness_takes_every_dtype_and_backend_at_the_main_shapes(planned: l
     for case in ("encoder-800x1066-b2", "decoder-800x1066"):
         for dtype in ("float32", "bfloat16", "float16", "float64"):
             for function in ("ms_deform_attn", "fused_ms_deform_attn"):
-                assert {(case, dtype, function, one) for one in ("triton", "triton-sorted", "cuda")} <= found
+                assert {
+                    (case, dtype, function, one) for one in ("triton", "triton-sorted", "triton-tiles", "cuda")
+                } <= found
     assert {job.case for job in jobs[:24]} == {"encoder-800x1066-b2", "decoder-800x1066"}  # type: ignore[union-attr]
     stages.kernel_times(run_of(tmp_path))
-    assert {"triton", "triton-sorted", "cuda"} <= {job.backend for job in planned[1]}
+    assert {"triton", "triton-sorted", "triton-tiles", "cuda"} <= {job.backend for job in planned[1]}
 
 
 def test_detectors_by_the_published_method(planned: list[list[Job]], tmp_path: Path) -> None:
@@ -353,13 +355,13 @@ def test_every_stage_in_its_full_form(
     assert run.unfinished == []
     assert "ncu is not installed (it comes with the CUDA toolkit)" in run.failures
     assert (
-        sum(failure.endswith("differs from float64 in output") for failure in run.failures) == 10
-    )  # two bands, three walks, two dtypes
+        sum(failure.endswith("differs from float64 in output") for failure in run.failures) == 22
+    )  # two bands, three walks, six tiles, two dtypes
     # variants that are recorded are not measured again
     monkeypatch.setattr(stages.search, "rows", lambda *_: pytest.fail("measured again"))
     again = run_of(tmp_path, deadline=time.monotonic() + 600)
     stages.variants(again)
-    assert len(again.failures) == 10
+    assert len(again.failures) == 22
 
 
 def test_a_wrong_row_fails_its_stage_until_it_is_measured_right(
@@ -395,6 +397,7 @@ def test_a_backend_of_ours_that_is_not_here_fails_correctness(tmp_path: Path) ->
         "cuda",
         "triton",
         "triton-sorted",
+        "triton-tiles",
     }
 
 

@@ -87,7 +87,7 @@ def test_tiles_begin_with_the_launchers_own(dtype: str) -> None:
 
     usual = variants.usual_forward(make_inputs(SMALL, getattr(torch, dtype), CPU, 0))
     assert set(usual) == {"BLOCK_Q", "BAND", "num_warps", "maxnreg"}
-    tiles = search.tiles("small", dtype, CPU)
+    tiles = search.forward_tiles("small", dtype, CPU)
     assert tiles[0] == {name: usual[name] for name in ("BLOCK_Q", "num_warps", "maxnreg")}
     assert len(tiles) == len({search.described(one) for one in tiles}) == 10
     assert {one["num_warps"] for one in tiles} == {2, 4, 8}
@@ -117,7 +117,7 @@ def test_a_choice_of_the_backward_reaches_the_kernels_and_ends_with_the_call(mon
     from msdeform.bench.gpu import variants
 
     usual = variants.launch.RUN, variants.launch.backward_method
-    assert search.difference("small", "float32", search.BACKWARD, {"RUN": 64}, CPU) is None
+    assert search.difference("small", "float32", search.SORTED, {"RUN": 64}, CPU) is None
     seen = []
     real = variants.launch._prepare_sorted
 
@@ -129,6 +129,27 @@ def test_a_choice_of_the_backward_reaches_the_kernels_and_ends_with_the_call(mon
     variants.sorted_backward(make_inputs(SMALL, torch.float32, CPU, 0), SMALL.sizes, {"RUN": 64})()
     assert seen == [(64, "sorted")]
     assert (variants.launch.RUN, variants.launch.backward_method) == usual
+
+
+@pytest.mark.compiled
+def test_a_tile_reaches_the_kernel_and_stays_with_its_call() -> None:
+    pytest.importorskip("triton")
+    pytest.importorskip("cuda.core")
+    from msdeform.bench.gpu import variants
+    from msdeform.bench.static.ptx import nvrtc
+
+    inputs = make_inputs(SMALL, torch.float32, CPU, 0)
+    truth = search.workloads.truth(SMALL, inputs, fused=True).results
+    choices = search.TILES[1], search.TILES[-1]
+    with nvrtc.executing() as device:
+        calls = [variants.tiled_backward(inputs, SMALL.sizes, choice) for choice in choices]
+        assert (variants.launch.tile, variants.launch.backward_method) == (None, "auto")
+        device.launches.clear()
+        for call in calls:
+            for name, gradient in call().items():
+                torch.testing.assert_close(gradient.double(), truth[name], atol=1e-3, rtol=1e-3)
+    blocks = [SMALL.B * SMALL.H * -(-SMALL.queries // int(choice["queries"] or 0)) for choice in choices]
+    assert [launch.grid for launch in device.launches] == [(count, 1, 1) for count in blocks]
 
 
 @pytest.mark.interpreter
@@ -144,7 +165,7 @@ def test_a_wrong_kernel_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
         return inputs._replace(grad_output=inputs.grad_output * 1.001)
 
     monkeypatch.setattr(variants, "sorted_backward", skewed)
-    answer = search.difference("small", "float32", search.BACKWARD, {"RUN": 32}, CPU)
+    answer = search.difference("small", "float32", search.SORTED, {"RUN": 32}, CPU)
     assert answer is not None
     assert answer.startswith("differs from float64 in value: error")
 

@@ -51,13 +51,6 @@ def device(request: pytest.FixtureRequest) -> Iterator[str]:
             yield "cpu"
 
 
-@contextlib.contextmanager
-def tiled(tile: Tile) -> Iterator[None]:
-    usual, tiles.usual_tile = tiles.usual_tile, lambda *_: tile
-    yield
-    tiles.usual_tile = usual
-
-
 def on_pixels(case: Case, spread: float = 2.0) -> tuple[Tensor, ...]:
     """Inputs of an encoder: a query for each pixel, and points around it."""
     case = replace(case, Q=case.S, spread=spread)
@@ -80,7 +73,7 @@ def check(
     levels = tuple(itertools.chain(*case.sizes)) if by_value else torch.tensor(case.sizes, device=device)
     given = [tensor.to(device) for tensor in tensors]
     assert tiles.refuses(call_of(given)) is None
-    with tiled(tile) if tile else contextlib.nullcontext():
+    with launch.replaced(tile=tile):
         gradients = launch.backward(grad_output.to(device), levels, given, (True,) * len(given))
     for name, tensor, gradient in zip(case.names, tensors, gradients, strict=True):
         assert gradient is not None
@@ -92,11 +85,11 @@ def check(
 @pytest.mark.parametrize(
     "tile",
     [
-        Tile(256, 512, 2),
-        Tile(128, 256, 3),
+        Tile(256, 256, 2),
+        Tile(256, 512, 2, channels=4),
         *(
             pytest.param(tile, marks=pytest.mark.slow)
-            for tile in (Tile(256, 256, 2), Tile(64, 128, 8), Tile(32, 128, 8))
+            for tile in (Tile(128, 128, 4), Tile(64, 128, 8, 4), Tile(32, 128, 4))
         ),
     ],
 )
@@ -109,11 +102,11 @@ def test_tiles_of_an_encoder(device: str, tile: Tile) -> None:
     ("case", "tile"),
     [
         (Case(D=16, dtype=BF16, coordinates=None), Tile(64, 128, 4)),
-        (Case(D=64, P=3, coordinates=4, H=1), Tile(64, 256, 2)),
+        (Case(D=64, P=3, coordinates=4, H=1), Tile(64, 256, 2, 4)),
         (Case(D=128, dtype=F16, small_dtype=F16, H=1), Tile(32, 128, 4)),
         (Case(sizes=((9, 11),), P=1, B=1), Tile(256, 128, 4)),
         (Case(sizes=((9, 11),), P=5, B=1, coordinates=4), Tile(128, 256, 4)),
-        (Case(sizes=((3, 2),) * 16, P=8, B=1, Q=33, H=1), Tile(32, 512, 1)),
+        (Case(sizes=((3, 2),) * 16, P=8, B=1, Q=33, H=1), Tile(32, 512, 1, 4)),
         (Case(sizes=ENCODER[:3], P=4, B=1, coordinates=None), Tile(128, 512, 1)),
     ],
     ids=lambda given: given.describe() if isinstance(given, Case) else "",
@@ -205,9 +198,9 @@ def test_the_usual_tile() -> None:
         value, points, weights = torch.empty(2, 1, H, 32), torch.empty(2, Q, H, 4, P, 2), torch.empty(2, Q, H, 4, P)
         return tiles.usual_tile(call_of((value, points, weights)), *most)[:2]
 
-    assert usual(17821) == (256, 512)
-    assert usual(17821, P=8) == (128, 512)
-    assert usual(17821, 99 * 1024) == (128, 256)
+    assert usual(17821) == (256, 256)
+    assert usual(17821, P=8) == (128, 256)
+    assert usual(17821, 99 * 1024) == (128, 128)
     assert usual(300) == (32, 256)
     assert usual(2000) == (64, 128)
 
@@ -215,8 +208,8 @@ def test_the_usual_tile() -> None:
 @needs_compiler
 @pytest.mark.parametrize(
     ("arch", "dtype", "tile"),
-    [("sm_80", F32, Tile(128, 256, 3)), ("sm_90", F32, Tile(256, 512, 2)), ("sm_90", BF16, Tile(256, 512, 2)),
-     ("sm_120", F32, Tile(128, 256, 3))],
+    [("sm_80", F32, Tile(128, 128, 4)), ("sm_90", F32, Tile(256, 256, 2)), ("sm_90", BF16, Tile(256, 256, 2)),
+     ("sm_120", F32, Tile(128, 128, 4))],
 )  # fmt: skip
 def test_machine_code(arch: str, dtype: torch.dtype, tile: Tile) -> None:
     """Registers as the blocks on a multiprocessor allow, few of them spilled; on sm_90 additions of 16 bytes."""
@@ -224,16 +217,17 @@ def test_machine_code(arch: str, dtype: torch.dtype, tile: Tile) -> None:
     tensors = make_inputs(case)
     seen: list[Any] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tiles, "load", lambda index, macros, shared: seen.append((macros, shared)))
+        patch.setattr(tiles, "load", lambda index, macros: seen.append(macros))
         patch.setattr(driver, "start", lambda *_, **__: None)
         run = tiles.prepare(tensors[0], (), call_of(tensors), (True, False, True, True), tile)
         run(tensors[0], torch.tensor(case.sizes), call_of(tensors), *[torch.empty(0)] * 4)
-    [(macros, shared)] = seen
+    [macros] = seen
     usage, code = disassembled(executed.compile_ptx(int(arch[3:]), tiles.SOURCE, macros)[1])
     numbers = {name: int(number) for name, number in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
     assert numbers["REG"] * tile.threads * tile.blocks <= 65536
     assert numbers["STACK"] + numbers["LOCAL"] <= 48
-    assert shared * tile.blocks <= (227 if arch == "sm_90" else 163 if arch == "sm_80" else 10**6) * 1024
+    most = {"sm_80": 163, "sm_90": 227 / tile.blocks, "sm_120": 99}[arch]  # KiB that a block may take
+    assert macros["SHARED_BYTES"] <= most * 1024
     assert ("F32x4" in code) == (arch != "sm_80")
 
 
@@ -268,7 +262,7 @@ def test_what_reaches_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
         assert arguments[2:7] == [0, 8 << 32 | 10, 4 << 32 | 5, 0, 0]
         assert arguments[13] == 0, "plain: no references"
         assert arguments[15] == arguments[17] == 0, "no gradient of locations or references"
-        assert arguments[18:23] == [100, 70, 2, 3, 0]
+        assert arguments[18:22] == [100, 70, 3, 0]
         assert all(type(argument) is int for argument in arguments)
 
         status = cuda.bindings.driver.CUresult.CUDA_ERROR_INVALID_VALUE
