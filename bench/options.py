@@ -43,7 +43,7 @@ AloneName = Literal["fused_ms_deform_attn", "ms_deform_attn"]
 """functions without a module around them"""
 IMPLEMENTATIONS = (
     *("reference", "gather", "triton", "triton-deterministic", "triton-sorted", "triton-tiles", "cuda", "cpu"),
-    *("deformops", "deformops-fp32acc", "official", "mmcv", "dcnv4", "transformers", "core", "embedding-bag"),
+    *("deformops", "deformops-fp32acc", "official", "hub", "mmcv", "dcnv4", "transformers", "core", "embedding-bag"),
     *("onnxruntime", "openvino"),
     *("reference-compiled", "core-compiled"),
 )

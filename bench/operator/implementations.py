@@ -35,6 +35,7 @@ from .inputs import FUSED
 Operator = Callable[[Tensor, Sizes, Tensor, Tensor], Tensor]
 FusedOperator = Callable[[Tensor, Sizes, Tensor, Tensor, Tensor], Tensor]
 
+_IN_VALUES_DTYPE = "it computes in value's dtype, in which locations of 16 bits are half a pixel off on a wide map"
 _IM2COL_STEP = 64  # what models pass; the batch has to be a multiple of it, or smaller
 
 
@@ -201,7 +202,7 @@ def _core(name: str, device: torch.device) -> Implementation:
     Maps are views of value, as there: PyTorch 2.11's grid_sample on a CPU returns numbers of any size for 16-bit maps
     whose channels lie side by side.
     """
-    limits = "it computes in value's dtype, in which locations of 16 bits are half a pixel off on a wide map"
+    limits = _IN_VALUES_DTYPE
     if device.type == "cpu":
         limits += "; and PyTorch's grid_sample on a CPU may return any number for 16-bit maps that are not contiguous"
 
@@ -337,6 +338,24 @@ def _official(name: str, device: torch.device) -> Implementation:
     how = "python setup.py install in models/ops of github.com/fundamentalvision/Deformable-DETR; it needs nvcc"
     extension = _imported("MultiScaleDeformableAttention", how)
     _needs_cuda(device)
+    return _composed(name, _of_extension(extension))
+
+
+def _hub(name: str, device: torch.device) -> Implementation:
+    """The kernel of Hugging Face's hub, kernels-community/deformable-detr: the official one for 16 bits, too, in which
+    it takes locations and weights, and adds up gradients."""
+    how = "python -m msdeform.bench.gpu.peers builds it, of github.com/huggingface/kernels-community; it needs nvcc"
+    attend = _of_extension(_imported("deformable_detr", how))
+    _needs_cuda(device)
+
+    def plain(value: Tensor, sizes: Sizes, locations: Tensor, weights: Tensor) -> Tensor:
+        return attend(value, sizes, locations.to(value.dtype), weights.to(value.dtype))
+
+    return _composed(name, plain, limits=_IN_VALUES_DTYPE)
+
+
+def _of_extension(extension: Any) -> Operator:
+    """The operator by a module with the official extension's two functions."""
 
     class Attention(torch.autograd.Function):
         @staticmethod
@@ -355,7 +374,7 @@ def _official(name: str, device: torch.device) -> Implementation:
     def plain(value: Tensor, sizes: Sizes, locations: Tensor, weights: Tensor) -> Tensor:
         return Attention.apply(value, *_tables(sizes, value.device), locations, weights)
 
-    return _composed(name, plain)
+    return plain
 
 
 def _step(value: Tensor) -> int:
@@ -392,17 +411,44 @@ def _mmcv(name: str, device: torch.device) -> Implementation:
 
 
 def _dcnv4(name: str, device: torch.device) -> Implementation:
-    """FlashDeformAttn of DCNv4 (github.com/OpenGVLab/DCNv4): softmax inside, locations and logits in one float16
-    tensor, which is how its own module calls it; it cannot take weights."""
+    """FlashDeformAttn of DCNv4 (github.com/OpenGVLab/DCNv4): softmax inside, locations and logits in one tensor of
+    value's dtype; it cannot take weights. Its backward has no bfloat16, and its module makes float16 of 16 bits.
+
+    A block of its threads takes several queries, all with the values of the first one's image. Where one would take
+    queries of two images, each image is a call of its own.
+    """
     function = _imported("DCNv4.functions", "pip install DCNv4; it needs nvcc").FlashDeformAttnFunction
     _needs_cuda(device)
 
     def fused(value: Tensor, sizes: Sizes, references: Tensor, offsets: Tensor, logits: Tensor) -> Tensor:
         locations = _locations(value, sizes, references, offsets)
-        both = torch.cat([locations.flatten(3).half(), logits.flatten(3).half()], -1)
-        return function.apply(value, *_tables(sizes, value.device), both, _step(value), logits.shape[-1])
+        dtype = torch.float16 if value.dtype.itemsize == 2 else value.dtype
+        both = torch.cat([locations.flatten(3).to(dtype), logits.flatten(3).to(dtype)], -1)
+        tables, points = _tables(sizes, value.device), logits.shape[-1]
 
-    return Implementation(name, fused=fused, composed="locations")
+        def attend(value: Tensor, both: Tensor) -> Tensor:
+            return function.apply(value, *tables, both, _step(value), points)
+
+        pixels = value.to(dtype)
+        if _straddles(len(value), both.shape[1], *value.shape[2:]):
+            output = torch.cat([attend(*image) for image in zip(pixels.split(1), both.split(1), strict=True)])
+        else:
+            output = attend(pixels, both)
+        return output.to(value.dtype)
+
+    composed = "locations, bfloat16 as float16, and images one by one where its blocks would take two"
+    limits = "of 16 bits it takes locations in float16, which are some hundredths of a pixel off on a wide map"
+    return Implementation(name, fused=fused, composed=composed, limits=limits)
+
+
+def _straddles(B: int, Q: int, H: int, D: int) -> bool:
+    """Whether a block of DCNv4's threads would take queries of two images: it takes as many as divide all queries of
+    the batch and as its limits of threads allow, in forward and backward."""
+    for threads, most in ((H * D // 8, 512), (H * D // (2 if D >= 64 else 1), 256)):
+        taken = [count for count in range(1, 65) if B * Q % count == 0 and count * threads <= most]
+        if taken and Q % taken[-1]:
+            return True
+    return False
 
 
 def _transformers(name: str, device: torch.device) -> Implementation:
@@ -420,6 +466,7 @@ def _transformers(name: str, device: torch.device) -> Implementation:
 
 # what the others are imported from, where it is not their name
 _PACKAGES = {"deformops-fp32acc": "deformops", "official": "MultiScaleDeformableAttention", "dcnv4": "DCNv4"}
+_PACKAGES["hub"] = "deformable_detr"
 _PACKAGES |= {name: name for name in ("deformops", "mmcv", "transformers", "onnxruntime", "openvino")}
 
 
@@ -437,6 +484,7 @@ _MAKERS: dict[str, Callable[[str, torch.device], Implementation]] = {
     **dict.fromkeys(("triton-sorted", "triton-tiles"), _backward_method),
     **dict.fromkeys(("deformops", "deformops-fp32acc"), _deformops),
     "official": _official,
+    "hub": _hub,
     "mmcv": _mmcv,
     "dcnv4": _dcnv4,
     "transformers": _transformers,

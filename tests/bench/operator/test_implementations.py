@@ -2,6 +2,7 @@
 
 import importlib.machinery
 import sys
+from dataclasses import replace
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -84,6 +85,7 @@ def test_determinism_is_asked_for_during_the_backward_alone(monkeypatch: pytest.
         ("deformops", "pip install deformops"),
         ("deformops-fp32acc", "pip install deformops"),
         ("official", "python setup.py install in models/ops"),
+        ("hub", "python -m msdeform.bench.gpu.peers"),
         ("mmcv", "mim install mmcv"),
         ("dcnv4", "pip install DCNv4"),
         ("transformers", "pip install transformers"),
@@ -144,7 +146,7 @@ def answer(value: Tensor, shapes: Tensor, starts: Tensor, locations: Tensor, wei
     return ms_deform_attn(value, shapes, locations.to(torch.float32), weights, backend="reference")
 
 
-@pytest.mark.parametrize("name", ["official", "mmcv"])
+@pytest.mark.parametrize("name", ["official", "hub", "mmcv"])
 def test_the_extension_is_called_as_it_wants(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Through stand-ins with their signatures, answered by our reference, gradients included."""
     monkeypatch.setattr(module, "_needs_cuda", lambda *_: None)
@@ -162,9 +164,9 @@ def test_the_extension_is_called_as_it_wants(name: str, monkeypatch: pytest.Monk
             output = answer(leaves[0], shapes, starts, *leaves[1:])
         return torch.autograd.grad(output, leaves, gradient)
 
-    if name == "official":
+    if name != "mmcv":
         functions = {"ms_deform_attn_forward": forward, "ms_deform_attn_backward": backward}
-        stand_in(monkeypatch, "MultiScaleDeformableAttention", **functions)
+        stand_in(monkeypatch, module._PACKAGES[name], **functions)
     else:
         function = SimpleNamespace(apply=forward)
         stand_in(monkeypatch, "mmcv.ops.multi_scale_deform_attn", MultiScaleDeformableAttnFunction=function)
@@ -210,13 +212,41 @@ def test_mmcv_on_a_cpu_is_its_function_of_pytorch_with_or_without_its_extension(
     assert "mmcv._ext" not in sys.modules
 
 
-def test_dcnv4_takes_logits_beside_locations_and_no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_hubs_kernel_takes_all_in_values_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_needs_cuda", lambda *_: None)
-    L, P = len(CASE.sizes), CASE.P
+    seen = []
+
+    def forward(*arguments: Any) -> Tensor:
+        *_, locations, weights, step = arguments
+        seen.append((locations.dtype, weights.dtype, step))
+        return answer(*arguments[:5])
+
+    stand_in(monkeypatch, "deformable_detr", ms_deform_attn_forward=forward)
+    inputs = make_inputs(CASE, torch.bfloat16, CPU, seed=0)
+    subject = find("hub", CUDA)
+    assert "half a pixel off" in (subject.limits or "")
+    assert subject.plain is not None
+    assert subject.fused is not None
+    subject.plain(inputs.value, CASE.sizes, inputs.sampling_locations, inputs.attention_weights)
+    subject.fused(inputs.value, CASE.sizes, *inputs[1:4])
+    assert seen == [(torch.bfloat16, torch.bfloat16, 2)] * 2
+
+
+@pytest.mark.parametrize("queries", [7, 64], ids=["images one by one", "a batch"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_dcnv4_takes_logits_beside_locations_and_no_weights(
+    dtype: torch.dtype, queries: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one dtype, which its backward lacks bfloat16 of; and never a batch in which a block takes two images."""
+    monkeypatch.setattr(module, "_needs_cuda", lambda *_: None)
+    case = replace(CASE, Q=queries, D=32)
+    L, P, batches = len(case.sizes), case.P, []
 
     def apply(value: Tensor, shapes: Tensor, starts: Tensor, both: Tensor, step: int, points: int) -> Tensor:
-        assert both.dtype is torch.float16
+        assert both.dtype is value.dtype is (torch.float32 if dtype is torch.float32 else torch.float16)
         assert points == P
+        assert step == len(value)
+        batches.append(len(value))
         locations = both[..., : 2 * L * P].unflatten(-1, (L, P, 2))
         weights = both[..., 2 * L * P :].float().softmax(-1).unflatten(-1, (L, P))
         return answer(value, shapes, starts, locations, weights)
@@ -225,8 +255,28 @@ def test_dcnv4_takes_logits_beside_locations_and_no_weights(monkeypatch: pytest.
     subject = find("dcnv4", CUDA)
     assert subject.plain is None
     assert subject.fused is not None
-    _, fused = plain_and_fused()
-    torch.testing.assert_close(subject.fused(*fused), fused_ms_deform_attn(*fused), atol=0.02, rtol=0)
+    inputs = make_inputs(case, dtype, CPU, seed=0)
+    fused = (inputs.value, case.sizes, *inputs[1:4])
+    tolerance = 1e-5 if dtype is torch.float32 else 0.05
+    torch.testing.assert_close(subject.fused(*fused), fused_ms_deform_attn(*fused), atol=tolerance, rtol=0)
+    assert batches == ([1, 1] if queries == 7 else [2])
+
+
+@pytest.mark.parametrize(
+    ("B", "Q", "H", "D", "expected"),
+    [
+        (1, 17821, 8, 32, False),
+        (2, 17821, 8, 32, True),  # two queries a block, of an odd number of them
+        (2, 300, 8, 32, False),  # 15 of the forward's, which divide 300 as they divide 600
+        (2, 34, 8, 32, True),  # 4 would divide 68, and not 34
+        (2, 8, 8, 32, True),  # all 16 in one
+        (2, 32, 8, 32, False),
+        (3, 5, 2, 32, True),  # 15 in the forward, 3 in the backward
+        (2, 7, 64, 64, False),  # more threads than a block has: one query each
+    ],
+)
+def test_where_a_block_of_dcnv4_takes_two_images(B: int, Q: int, H: int, D: int, expected: bool) -> None:
+    assert module._straddles(B, Q, H, D) == expected
 
 
 def test_the_step_divides_the_batch() -> None:
