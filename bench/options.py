@@ -84,6 +84,8 @@ DEPLOYED_ENGINES = (
     *("onnxruntime gather", "onnxruntime gridsample", "openvino gather", "openvino gridsample"),
 )
 """what runs a detector, PyTorch on the backend `cpu` first"""
+PEERS = ("deformops", "official", "hub", "mmcv", "dcnv4")
+"""other projects' implementations with kernels for a GPU of their own"""
 SEARCHED_CASES = ("encoder-800x1066-b2", "decoder-800x1066")
 
 Results = tuple[ReadPath, ...]

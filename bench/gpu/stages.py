@@ -38,6 +38,7 @@ from ..options import (
     CPU_ONLY_IMPLEMENTATIONS,
     FUNCTIONS,
     IMPLEMENTATIONS,
+    PEERS,
     ExplainOptions,
     SeedsOptions,
     TrainingOptions,
@@ -194,7 +195,7 @@ def _errors(rows: Sequence[Row]) -> str:
 def kernel_times(run: Run) -> None:
     """The kernels of forward and backward, by atomics and sorted, and those of peers, by the profiler."""
     names = cases.REDUCED[:1] if run.quick else MAIN
-    backends = ("reference",) if run.quick else (*_OURS, "deformops", "official", "mmcv")
+    backends = ("reference",) if run.quick else (*_OURS, *PEERS)
     planned = [jobs.Kernels(name, dtype, one) for name in names for dtype in _BOTH for one in backends]
     run.measure(planned, kernels.table)
     _beside_predictions(run)

@@ -24,7 +24,7 @@ _MEASURED = (
 # packages of other implementations, whose versions a row names
 OTHERS = (
     *("deformops", "mmcv", "mmcv-lite", "DCNv4", "MultiScaleDeformableAttention", "transformers"),
-    *("onnxruntime", "openvino"),
+    *("deformable-detr", "onnxruntime", "openvino"),
 )
 
 
