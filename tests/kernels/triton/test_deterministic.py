@@ -275,7 +275,8 @@ def test_a_misspelt_method(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for method, told in (("sort", "got 'sort'$"), ("cells", "got 'cells'; it is called sorted now$")):
         monkeypatch.setenv("MSDEFORM_TRITON_BACKWARD", method)
-        with pytest.raises(ValueError, match=f"MSDEFORM_TRITON_BACKWARD: expected auto, sorted, atomics or tiles, {told}"):
+        expected = f"MSDEFORM_TRITON_BACKWARD: expected auto, sorted, atomics or tiles, {told}"
+        with pytest.raises(ValueError, match=expected):
             launch._method_from_environment()
 
 
