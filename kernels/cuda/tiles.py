@@ -42,12 +42,12 @@ class Tile(NamedTuple):
     """of a thread: 4 or 8"""
 
 
-def usual_tile(call: Call, most_shared: int = _SHARED) -> Tile:
+def usual_tile(call: Call, most_shared: int = _SHARED, enough_blocks: int = _ENOUGH_BLOCKS) -> Tile:
     """As many queries as fit, so that many points share a cell; but where that leaves multiprocessors idle, as in a
     decoder, few, and more threads for their points."""
     B, Q, H, L, P, _ = call.points.shape
     fitting = [n for n in _QUERIES if n * L * P <= _MOST_POINTS]
-    enough = [n for n in fitting if B * H * -(-Q // n) >= _ENOUGH_BLOCKS]
+    enough = [n for n in fitting if B * H * -(-Q // n) >= enough_blocks]
     for queries in enough or fitting[-1:]:
         points = queries * L * P
         threads = min(max(1 << (points // (16 if enough else 2)).bit_length() - 1, _THREADS[0]), _THREADS[1])
