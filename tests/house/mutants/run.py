@@ -9,6 +9,7 @@ copy: a test that is red anyway proves nothing. Exit status: 0 when every mutati
 """
 
 import argparse
+import difflib
 import os
 import shlex
 import shutil
@@ -183,7 +184,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.only:
         unknown = sorted(set(options.only) - {mutation.name for mutation in mutations})
         if unknown:
-            parser.error(f"no mutation is called {unknown[0]!r}; the list has {', '.join(m.name for m in mutations)}")
+            near = difflib.get_close_matches(unknown[0], [mutation.name for mutation in mutations], 3, 0.3)
+            parser.error(f"no mutation is called {unknown[0]!r}; near it are {', '.join(map(repr, near)) or 'none'}")
         mutations = [mutation for mutation in mutations if mutation.name in options.only]
     outcomes = run_all(mutations, options.root, options.jobs)
     print(table(outcomes))
