@@ -195,7 +195,11 @@ def machine_code(arch: str, macros: dict[str, Any]) -> bytes:
 
 
 def load(device: int, macros: dict[str, Any]) -> Any:
-    """The kernel for a CUDA device, loaded once per process, with leave to take the shared memory that it needs."""
+    """The kernel for a CUDA device, loaded once per process, with leave to take the shared memory that it needs.
+
+    Raises:
+        RuntimeError: of :func:`.compile.machine_code`, or the device has not that much of it.
+    """
     key = (device, *macros.values())
     if key not in _loaded:
         from cuda.bindings import driver
@@ -204,12 +208,15 @@ def load(device: int, macros: dict[str, Any]) -> Any:
         launch.bind_context(device)
         major, minor = torch.cuda.get_device_capability(device)
         kernel = ObjectCode.from_cubin(machine_code(f"sm_{major}{minor}", macros)).get_kernel(KERNEL)
-        attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-        shared = macros["SHARED_BYTES"]
-        [status] = driver.cuKernelSetAttribute(attribute, shared, driver.CUkernel(int(kernel.handle)), device)
-        if int(status):
-            raise RuntimeError(
-                f"{KERNEL}: this device has no {shared} bytes of shared memory for a block ({status.name})"
-            )
+        attributes, shared = driver.CUfunction_attribute, macros["SHARED_BYTES"]
+        for attribute, number in (
+            (attributes.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, shared),
+            (attributes.CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, 100),  # percent, so that two blocks fit
+        ):
+            [status] = driver.cuKernelSetAttribute(attribute, number, driver.CUkernel(int(kernel.handle)), device)
+            if int(status):
+                raise RuntimeError(
+                    f"{KERNEL}: this device has no {shared} bytes of shared memory for a block ({status.name})"
+                )
         _loaded[key] = kernel
     return _loaded[key]

@@ -254,7 +254,8 @@ def test_what_reaches_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     with launch.replaced(backward_method="tiles"):
         for _ in range(2):
             launch.backward(value.new_ones(1, 70, 64), (8, 10, 4, 5), (value, locations, weights), (True, False, True))
-        [(_, shared, handle, _)] = allowed
+        [(_, shared, handle, _), (_, percent, *_)] = allowed
+        assert percent == 100
         assert int(handle) == 17
         (stream, config, given, *arguments), _ = launched
         assert (stream, given, config.grid[0], config.shmem_size) == ("stream", kernel, 2 * 3, shared)
