@@ -175,7 +175,8 @@ def most_shared(device: torch.device) -> int:
     """Bytes of shared memory that a block may take on a device."""
     if device.type != "cuda":
         return _SHARED
-    return int(torch.cuda.get_device_properties(device).shared_memory_per_block_optin)
+    properties: Any = torch.cuda.get_device_properties(device)  # whose stub lacks the field
+    return int(properties.shared_memory_per_block_optin)
 
 
 def _in_rows(tensor: Tensor) -> Tensor:

@@ -258,10 +258,6 @@ _CONFLICTS = {"stores": ("stores", "reads", "adds to"), "reads": ("stores", "add
 """accesses to shared memory, and which of them by another warp may not be in the same turn"""
 _UNIT = 2
 _WARP_BITS = 24
-"""of a turn, below the number of barriers"""
 _EVERY_WARP = (1 << _WARP_BITS) - 1
-
-
-def turn(barriers: Array, warps: Array) -> Array:
-    """(n,) int64: lanes' turns, from the barriers that they have passed and their warps, at least 1."""
-    return (barriers + 1 << _WARP_BITS) + warps
+BARRIER = 1 << _WARP_BITS
+"""by how much a barrier moves a lane's turn on; below it a turn has the lane's warp, from 1 on"""

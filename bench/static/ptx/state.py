@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .counters import Counters
-from .memory import Array, LaneError, Memory, SharedMemory, turn
+from .memory import BARRIER, Array, LaneError, Memory, SharedMemory
 from .parse import Kernel
 
 Lanes = Array | None
@@ -53,7 +53,7 @@ class State:
             self.special[f"ctaid.{axis}"], number = number % count, number // count
             self.special[f"ntid.{axis}"] = np.full(self.lanes, size)
             self.special[f"nctaid.{axis}"] = np.full(self.lanes, count)
-        self.turns = turn(np.zeros(self.lanes, np.int64), self.first_of_warp // 32 + 1)
+        self.turns = BARRIER + self.first_of_warp // 32 + 1
         """of each lane, for shared memory"""
         self.alive = np.tile(np.arange(per_program) < threads, len(programs))
 
@@ -139,7 +139,7 @@ class State:
 
     def pass_barrier(self, lanes: Lanes) -> None:
         """These lanes' next accesses to shared memory come behind a barrier."""
-        self.turns[slice(None) if lanes is None else lanes] += turn(np.int64(0), np.int64(0))
+        self.turns[slice(None) if lanes is None else lanes] += BARRIER
 
     def count(self, kind: str, address: Array, size: int, lanes: Lanes) -> None:
         """Count an access of `size` bytes by each of these lanes, of a kind such as "shared load"."""
