@@ -177,6 +177,7 @@ def correctness(run: Run) -> None:
         for dtype in dtypes
         for name, function in calls
         for backend in backends
+        if jobs.takes(backend, name, dtype)
     ]
     run.measure(planned, _errors, min(PROCESSES, os.cpu_count() or 1))
     # a backend of ours that is not here was not checked, which must not pass for right

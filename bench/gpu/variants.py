@@ -40,12 +40,10 @@ def forward(inputs: OperatorInputs, sizes: Sizes, settings: Settings) -> Callabl
 
 def tiled_backward(inputs: OperatorInputs, sizes: Sizes, settings: Settings) -> Callable[[], Results]:
     """The fused backward by tiles, these of :class:`.tiles.Tile`: a call gives the four gradients by their names."""
-    run = _backward(inputs, sizes)
-    with launch.replaced(backward_method="tiles", tile=tiles.Tile(**settings)):  # type: ignore[arg-type]
-        run()  # the first call prepares the launch
+    run, tile = _backward(inputs, sizes), tiles.Tile(**settings)  # type: ignore[arg-type]
 
     def tiled() -> Results:
-        with launch.replaced(backward_method="tiles"):
+        with launch.replaced(backward_method="tiles", tile=tile):
             return run()
 
     return tiled

@@ -24,7 +24,7 @@ from ...common.text import nearest
 from ...kernels import registry
 from ...kernels.api import fused_ms_deform_attn, ms_deform_attn
 from ...kernels.contract import Sizes
-from ...kernels.cuda import compile as compiler
+from ...kernels.cuda import tiles
 from ...kernels.diagnostics.options import BACKENDS
 from ...kernels.pytorch.reference import extents, locate
 from ...kernels.triton import interpreter
@@ -138,7 +138,7 @@ def _backward_method(name: str, device: torch.device) -> Implementation:
         return launch.replaced(backward_method=method)
 
     if method == "tiles" and subject.reason is None:
-        subject = replace(subject, reason=compiler.unavailable())
+        subject = replace(subject, reason=tiles.unavailable())
     return replace(_during_backward(subject, within), name=name)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import ClassVar
 
+from ...kernels.cuda import tiles
 from ...kernels.diagnostics.options import BACKENDS
 from ..harness import records
 from ..harness.measure import Ratio, Timing
@@ -117,6 +118,11 @@ OF_OPERATOR = (Operator.kind, Correctness.kind, Kernels.kind)
 """kinds of jobs whose backend is one of :mod:`.implementations`"""
 
 
+def takes(backend: str, case: str, dtype: str) -> bool:
+    """Whether what a backend is measured for takes a case: without the backward by tiles `triton-tiles` is `triton`."""
+    return backend != "triton-tiles" or (cases.find(case).D in tiles.WIDTHS and dtype != "float64")
+
+
 def plan(
     names: Iterable[str],
     locations: Iterable[cases.Locations],
@@ -132,5 +138,5 @@ def plan(
         for backend in backends
         for name, place, dtype in cells
         for function in functions
-        if function != "MSDeformAttn" or (backend in BACKENDS and place == "grid")
+        if takes(backend, name, dtype) and (function != "MSDeformAttn" or (backend in BACKENDS and place == "grid"))
     ]

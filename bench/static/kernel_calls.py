@@ -47,17 +47,11 @@ Calls = Callable[[OperatorInputs, Case, int], Iterator[Call]]
 
 
 def triton(inputs: OperatorInputs, case: Case, arch: int) -> Iterator[Call]:
-    """Forward and the three backwards of the Triton backend; references of an encoder need no gradient.
-
-    An encoder's tiles are as large as the published one's, which has more queries than the one that is counted.
-    """
+    """Forward and the three backwards of the Triton backend; references of an encoder need no gradient."""
     from ...kernels.triton import launch
 
-    call = call_of(inputs.of(False))
-    tile = tiles.usual_tile(call, enough_blocks=1) if case.Q is None else tiles.usual_tile(call)
-
     def backward(method: str, tensors: Sequence[torch.Tensor], needs: tuple[bool, ...], _: Any) -> object:
-        with launch.replaced(backward_method=method, tile=tile):
+        with launch.replaced(backward_method=method):
             return launch.backward(inputs.grad_output, levels, tensors, needs)
 
     levels, fused, plain = tuple(itertools.chain(*case.sizes)), inputs.of(True), inputs.of(False)
@@ -69,15 +63,15 @@ def triton(inputs: OperatorInputs, case: Case, arch: int) -> Iterator[Call]:
             continue
         for form, tensors, needs in forms:
             by_nvrtc = method == "tiles"
-            cubin = _tiles_cubin(tensors, needs, tile, arch) if by_nvrtc else None
+            cubin = _tiles_cubin(tensors, needs, arch) if by_nvrtc else None
             run = functools.partial(backward, method, tensors, needs)
             yield Call("triton", f"backward {form}{suffix}", run, cubin, by_nvrtc)
 
 
-def _tiles_cubin(tensors: Sequence[torch.Tensor], needs: Sequence[bool], tile: tiles.Tile, arch: int) -> bytes:
+def _tiles_cubin(tensors: Sequence[torch.Tensor], needs: Sequence[bool], arch: int) -> bytes:
     call = call_of(tensors)
     four = (needs[0], len(tensors) == 4 and needs[1], needs[-2], needs[-1])
-    macros = tiles.macros_of(call, four, tile)
+    macros = tiles.macros_of(call, four, tiles.usual_tile(call))
     return tiles.machine_code(f"sm_{arch}", macros | {"STRIDE": call.value.stride(1)})
 
 

@@ -1,7 +1,7 @@
 """From CUDA C++ to a kernel that can be launched: NVRTC through cuda.core, and a cache of what it made.
 
 NVRTC and the CUDA headers arrive with PyTorch's own dependencies, so nothing is built at installation and nothing
-depends on PyTorch's version. Compilation needs no GPU. A cubin takes about half a second, and is kept in
+depends on PyTorch's version. Compilation needs no GPU. A cubin takes half a second to two, and is kept in
 ``$MSDEFORM_CACHE``, or ``$XDG_CACHE_HOME/msdeform``, or ``~/.cache/msdeform``. A kept one is loaded only where no other
 account could have written it, and its checksum, over its name too, is right; otherwise it is compiled again.
 

@@ -7,7 +7,7 @@
 //   points in order: pixels and sums of the current cell stay in registers, and where a cell ends the sums of its left
 //   pixels are added to grad_value. The right ones go on with the walk if the next cell is the neighbour.
 // Memory: inputs once, but value's rows once for each cell of a tile; 16 bytes a point of shared memory; grad_value
-//   (float, zeroed by the host) gets two rows a cell instead of four a point, by vector reductions.
+//   (float, zeroed by the host) gets two to four rows a cell, instead of four a point, by vector reductions.
 // Bound, as predicted and not yet measured: instruction issue.
 // Source: the sums of runs of the sorted backward (kernels/triton), without its global sort and temporary memory.
 //
@@ -303,7 +303,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) msda_backward_tile
                 float sum = weight;
 #pragma unroll
                 for (int apart = 1; apart < EACH; apart *= 2) sum += __shfl_xor_sync(ALL, sum, apart);
-                weight *= 1 / sum;
+                weight = __fdividef(weight, sum);
             } else {
                 weight = __expf(weight - shared.peaks[t]) * shared.scales[t];
             }

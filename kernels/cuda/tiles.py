@@ -17,16 +17,27 @@ from . import launch
 
 SOURCE = compiler.FOLDER / "tiles.cu"
 KERNEL = "msda_backward_tiles"
+WIDTHS = (16, 32, 64, 128)
+"""channels per head that it takes"""
 _MOST_POINTS = 4096  # of a tile
 _QUERIES = (256, 128, 64, 32)  # of a tile
-_THREADS = (128, 256)
-_THREADS_TOGETHER = 512  # on a multiprocessor: each may have 128 registers then, and takes about 110
-_MOST_LEVELS = 16
+_THREADS = 512  # on a multiprocessor: each may have 128 registers then, and takes about 110
+_LEAST_THREADS = 128  # of a block
+_MOST_LEVELS = 8  # whose sizes are arguments of the kernel
 _MOST_PIXELS = 2**23  # a pixel's number has 24 bits, with its sign
 _MOST = 2**31 - 1
-_ENOUGH_BLOCKS = 2 * 132  # two for each multiprocessor of an H100
-_SHARED = 227 * 1024  # bytes that a block may take on an H100
-_ROW = 4  # channels of a thread
+_RESERVED = 1024  # bytes of shared memory that each block takes beside its own
+_ROW = 4  # channels that are read at once
+
+
+class Memory(NamedTuple):
+    """Shared memory of a device in bytes."""
+
+    block: int
+    multiprocessor: int
+
+
+H100 = Memory(227 * 1024, 228 * 1024)
 
 
 class Tile(NamedTuple):
@@ -42,19 +53,22 @@ class Tile(NamedTuple):
     """of a thread: 4 or 8"""
 
 
-def usual_tile(call: Call, most_shared: int = _SHARED, enough_blocks: int = _ENOUGH_BLOCKS) -> Tile:
-    """As many queries as fit, so that many points share a cell; but where that leaves multiprocessors idle, as in a
-    decoder, few, and more threads for their points."""
-    B, Q, H, L, P, _ = call.points.shape
-    fitting = [n for n in _QUERIES if n * L * P <= _MOST_POINTS]
-    enough = [n for n in fitting if B * H * -(-Q // n) >= enough_blocks]
-    for queries in enough or fitting[-1:]:
-        points = queries * L * P
-        threads = min(max(1 << (points // (16 if enough else 2)).bit_length() - 1, _THREADS[0]), _THREADS[1])
-        tile = Tile(queries, threads, _THREADS_TOGETHER // threads)
-        if shared_bytes(tile, call) <= most_shared:
-            break
-    return tile
+def usual_tile(call: Call, memory: Memory = H100) -> Tile:
+    """In an encoder as many queries as fit, because neighbours' points share cells; elsewhere few, for many blocks.
+
+    What the number of queries or the batch is does not matter, so that another image size compiles nothing.
+    """
+    _, Q, _, L, P, _ = call.points.shape
+    queries = _QUERIES if call.value.shape[1] == Q else _QUERIES[-1:]
+    for count in queries:
+        tile = Tile(count, _THREADS // 2, 2)
+        if count == _QUERIES[-1]:
+            return tile
+        fitting = memory.multiprocessor // (shared_bytes(tile, call) + _RESERVED)
+        if count * L * P <= _MOST_POINTS and fitting and shared_bytes(tile, call) <= memory.block:
+            blocks = min(1 << fitting.bit_length() - 1, _THREADS // _LEAST_THREADS)
+            return Tile(count, _THREADS // blocks, blocks)
+    raise AssertionError("the smallest tile is always taken")
 
 
 def refuses(call: Call) -> str | None:
@@ -62,7 +76,7 @@ def refuses(call: Call) -> str | None:
     value, _, points, _ = call
     B, S, H, D = value.shape
     _, Q, _, L, P, _ = points.shape
-    if D not in (16, 32, 64, 128):
+    if D not in WIDTHS:
         return f"it takes 16, 32, 64 or 128 channels per head, got D={D}"
     if call.compute is not torch.float32:
         return "it computes in float32, got float64"
@@ -74,28 +88,25 @@ def refuses(call: Call) -> str | None:
     return None
 
 
-def prepare(
-    grad_output: Tensor, levels: Levels, call: Call, needs: tuple[bool, bool, bool, bool], tile: Tile | None = None
-) -> Callable[..., None]:
+def prepare(call: Call, needs: tuple[bool, bool, bool, bool], tile: Tile | None = None) -> Callable[..., None]:
     """The launch for calls like this one, which :func:`refuses` does not refuse.
 
     Args:
-        grad_output: (B, Q, H*D) in value's dtype, channels dense.
-        levels: (L, 2) int64 on value's device, or (h, w, h, w, ...). Where they do not add up to S all gradients are
-            NaN.
         call: the tensors, any strides of batch, pixel, query, head and level.
         needs: which gradients are needed: of value, references, points and weights.
         tile: :func:`usual_tile` if None.
 
     Returns:
-        (grad_output, levels, call, grad_value, grad_references, grad_points, grad_weights) -> None, of contiguous
-        memory: (B, S, H, D) float32, which has to be zero, (B, Q, H, L, 2 or 4) float32, a share for each head, and
-        those of points and weights in their dtypes. What is not needed is not touched.
+        (grad_output, levels, call, grad_value, grad_references, grad_points, grad_weights) -> None.
+        grad_output (B, Q, H*D) is in value's dtype, channels dense. levels are (L, 2) int64 on value's device or
+        (h, w, h, w, ...); where they do not add up to S all gradients are NaN. The gradients are contiguous memory:
+        (B, S, H, D) float32, which has to be zero, (B, Q, H, L, 2 or 4) float32, a share for each head, and those of
+        points and weights in their dtypes. What is not needed is not touched.
     """
     value, references, points, weights = call
     B, S, H, _ = value.shape
     Q = points.shape[1]
-    tile = tile or usual_tile(call, most_shared(value.device))
+    tile = tile or usual_tile(call, memory_of(value.get_device()))
     tiles = -(-Q // tile.queries)
     macros = macros_of(call, needs, tile)
     strides = (
@@ -171,18 +182,18 @@ def shared_bytes(tile: Tile, call: Call) -> int:
     return sum(-(-field // 16) * 16 for field in fields)
 
 
-def most_shared(device: torch.device) -> int:
-    """Bytes of shared memory that a block may take on a device."""
-    if device.type != "cuda":
-        return _SHARED
-    properties: Any = torch.cuda.get_device_properties(device)  # whose stub lacks the field
-    return int(properties.shared_memory_per_block_optin)
+def memory_of(device: int) -> Memory:
+    """The shared memory of a CUDA device by its number; an H100's for a number below zero, a CPU."""
+    if device < 0:
+        return H100
+    properties: Any = torch.cuda.get_device_properties(device)  # whose stub lacks a field
+    return Memory(properties.shared_memory_per_block_optin, properties.shared_memory_per_multiprocessor)
 
 
 def _in_rows(tensor: Tensor) -> Tensor:
     """A tensor whose rows of channels can be read four at a time: itself, or a copy."""
     aligned = tensor.data_ptr() % (_ROW * tensor.element_size()) == 0 and tensor.stride(-1) == 1
-    if aligned and all(stride % _ROW == 0 for stride in tensor.stride()[:-1]) and tensor.stride(1) <= _MOST // 16:
+    if aligned and all(stride % _ROW == 0 for stride in tensor.stride()[:-1]):
         return tensor
     return tensor.clone(memory_format=torch.contiguous_format)
 
@@ -195,14 +206,28 @@ def machine_code(arch: str, macros: dict[str, Any]) -> bytes:
     return compiler.machine_code(arch, SOURCE, macros, "-".join(str(value).strip("_") for value in macros.values()))
 
 
+def unavailable() -> str | None:
+    """Why the kernel cannot run on this machine, in one sentence, or None if it can."""
+    reason = compiler.unavailable()
+    if reason is not None:
+        return reason
+    import cuda.core
+
+    if hasattr(cuda.core.Kernel, "handle"):
+        return None
+    return f"the backward by tiles needs cuda.core 1.2 or newer, got {cuda.core.__version__}"
+
+
 def load(device: int, macros: dict[str, Any]) -> Any:
     """The kernel for a CUDA device, loaded once per process, with leave to take the shared memory that it needs.
 
     Raises:
-        RuntimeError: of :func:`.compile.machine_code`, or the device has not that much of it.
+        RuntimeError: :func:`unavailable` says why, NVRTC fails, or the device has not that much of it.
     """
     key = (device, *macros.values())
     if key not in _loaded:
+        if (reason := unavailable()) is not None:
+            raise RuntimeError(reason)
         from cuda.bindings import driver
         from cuda.core import ObjectCode
 
@@ -210,14 +235,18 @@ def load(device: int, macros: dict[str, Any]) -> Any:
         major, minor = torch.cuda.get_device_capability(device)
         kernel = ObjectCode.from_cubin(machine_code(f"sm_{major}{minor}", macros)).get_kernel(KERNEL)
         attributes, shared = driver.CUfunction_attribute, macros["SHARED_BYTES"]
-        for attribute, number in (
-            (attributes.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, shared),
-            (attributes.CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, 100),  # percent, so that two blocks fit
-        ):
-            [status] = driver.cuKernelSetAttribute(attribute, number, driver.CUkernel(int(kernel.handle)), device)
-            if int(status):
-                raise RuntimeError(
-                    f"{KERNEL}: this device has no {shared} bytes of shared memory for a block ({status.name})"
-                )
+        together = macros["BLOCKS"] * (shared + _RESERVED)
+        percent = min(100, -(-100 * together // memory_of(device).multiprocessor))
+        [status] = driver.cuKernelSetAttribute(
+            attributes.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, shared, kernel.handle, device
+        )
+        if int(status):
+            raise RuntimeError(
+                f"{KERNEL}: this device has no {shared} bytes of shared memory for a block ({status.name})"
+            )
+        # a hint: the rest of that memory is the first cache, which rows of value are read through
+        driver.cuKernelSetAttribute(
+            attributes.CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, percent, kernel.handle, device
+        )
         _loaded[key] = kernel
     return _loaded[key]

@@ -175,18 +175,19 @@ def prepare_backward(
     input's dtype, and None for the others."""
     fused = len(tensors) == 4
     four = (needs[0], fused and needs[1], needs[-2], needs[-1])
-    ways: dict[Callable[..., Any], Callable[..., tuple[Tensor | None, ...]]] = {}
+    ways: dict[Any, Callable[..., tuple[Tensor | None, ...]]] = {}
 
     def run(grad_output: Tensor, levels: Levels, tensors: Tensors) -> tuple[Tensor | None, ...]:
         call = call_of(tensors)
         if grad_output.stride(-1) != 1:  # what sum().backward() gives: every stride zero
             grad_output = grad_output.contiguous()
         prepare = _prepare_sorted if four[0] and sorts(call.value, call.points) else _prepare_atomic
-        if prepare is _prepare_atomic and backward_method == "tiles" and tiles.refuses(call) is None:
+        by_tiles = backward_method == "tiles" and not interpreting() and tiles.refuses(call) is None
+        if by_tiles and prepare is _prepare_atomic:
             prepare = _prepare_tiles
-        way = ways.get(prepare)
+        way = ways.get((prepare, tile))
         if way is None:
-            way = ways[prepare] = prepare(grad_output, levels, call, four)
+            way = ways[prepare, tile] = prepare(grad_output, levels, call, four)
         with device_of(call.value):
             value, references, points, weights = way(grad_output, levels, call)
         return (value, references, points, weights) if fused else (value, points, weights)
@@ -295,7 +296,7 @@ def _prepare_tiles(
     grad_output: Tensor, levels: Levels, call: Call, needs: Needs
 ) -> Callable[[Tensor, Levels, Call], tuple[Tensor | None, ...]]:
     """One launch of a kernel of CUDA C++, which adds the points of neighbouring queries up before its atomics."""
-    launch = tiles.prepare(grad_output, levels, call, needs, tile)
+    launch = tiles.prepare(call, needs, tile)
     shape = call.value.shape
 
     def run(grad_output: Tensor, levels: Levels, call: Call) -> tuple[Tensor | None, ...]:

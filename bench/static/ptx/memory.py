@@ -212,13 +212,12 @@ class SharedMemory:
             apart = (last >> _WARP_BITS != own >> _WARP_BITS) | (last == own)
             text = f"{kind} shared memory that another warp {other}, with no barrier between, at"
             check(apart.all(1), lambda i, text=text: f"{text} {int(address[i])}")  # type: ignore[misc]
-        kept = self.turns[kind]
-        if kind == "reads":  # by several warps: any one of them may be that which comes too late
-            last = kept[words]
-            shared = (last >> _WARP_BITS == own >> _WARP_BITS) & (last != own)
-            kept[words] = np.where(shared, own | _EVERY_WARP, own)
-            return
+        # of several warps, in one instruction or since the last barrier, none stands for the others
+        kept, own = self.turns[kind], np.broadcast_to(own, words.shape)
+        last = kept[words]
         kept[words] = own
+        several = (kept[words] != own) | ((last >> _WARP_BITS == own >> _WARP_BITS) & (last != own))
+        kept[words[several]] = own[several] | _EVERY_WARP
 
     def load(self, address: Array, size: int, slot: Array, turns: Array) -> Array:
         """(n, size) uint8 from addresses (n,) of the slots (n,) of the lanes' programs."""

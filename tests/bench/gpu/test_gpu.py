@@ -273,9 +273,8 @@ def test_correctness_takes_every_dtype_and_backend_at_the_main_shapes(planned: l
     for case in ("encoder-800x1066-b2", "decoder-800x1066"):
         for dtype in ("float32", "bfloat16", "float16", "float64"):
             for function in ("ms_deform_attn", "fused_ms_deform_attn"):
-                assert {
-                    (case, dtype, function, one) for one in ("triton", "triton-sorted", "triton-tiles", "cuda")
-                } <= found
+                ours = {"triton", "triton-sorted", "cuda"} | ({"triton-tiles"} if dtype != "float64" else set())
+                assert {job[3] for job in found if job[:3] == (case, dtype, function)} == ours
     assert {job.case for job in jobs[:24]} == {"encoder-800x1066-b2", "decoder-800x1066"}  # type: ignore[union-attr]
     stages.kernel_times(run_of(tmp_path))
     assert {"triton", "triton-sorted", "triton-tiles", "cuda"} <= {job.backend for job in planned[1]}

@@ -163,7 +163,11 @@ def test_the_plan_gives_the_module_to_our_backends_alone() -> None:
     planned = jobs.plan(["odd"], ["grid", "uniform"], ["float32"], IMPLEMENTATIONS)
     modules = {(job.backend, job.locations) for job in planned if job.function == "MSDeformAttn"}
     assert modules == {(name, "grid") for name in BACKENDS}
-    assert len(planned) == 2 * 2 * len(IMPLEMENTATIONS) + len(BACKENDS)
+    assert len(planned) == 2 * 2 * (len(IMPLEMENTATIONS) - 1) + len(BACKENDS)
+    # which has no kernel for 30 channels
+    assert "triton-tiles" not in {job.backend for job in planned}
+    assert jobs.plan(["encoder-200x266"], ["grid"], ["float32"], ["triton-tiles"])
+    assert not jobs.plan(["encoder-200x266"], ["grid"], ["float64"], ["triton-tiles"])
 
 
 @pytest.mark.parametrize(

@@ -299,3 +299,19 @@ def test_warps_that_do_not_wait_for_each_other(first: str, second: str, says: st
     run(f"{body} {first} bar.sync 0; {second}", threads=64)
     with pytest.raises(Fault, match=says):
         run(f"{body} {first} {second}", threads=64)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "says"),
+    [
+        ("ld.shared.b32 %r6, [shared];", "@%p1 st.shared.b32 [shared], 7;", "stores shared .* another warp reads"),
+        ("atom.shared.add.u32 %r6, [shared], 1;", "@%p1 ld.shared.b32 %r6, [shared];", "reads shared .* warp adds to"),
+        ("st.shared.b32 [shared], 7;", "@%p1 ld.shared.b32 %r6, [shared];", "reads shared .* another warp stores"),
+    ],
+)
+def test_the_last_of_several_warps_does_not_stand_for_the_others(first: str, second: str, says: str) -> None:
+    """All warps use one word, and the last of them alone goes on."""
+    start = "setp.eq.u32 %p1, %r1, 63; @%p1 st.shared.b32 [shared], 7; bar.sync 0;"
+    run(f"{start} {first} bar.sync 0; {second}", threads=64)
+    with pytest.raises(Fault, match=says):
+        run(f"{start} {first} {second}", threads=64)

@@ -106,13 +106,13 @@ def test_tiles_of_an_encoder(device: str, tile: Tile) -> None:
         (Case(D=128, dtype=F16, small_dtype=F16, H=1), Tile(32, 128, 4)),
         (Case(sizes=((9, 11),), P=1, B=1), Tile(256, 128, 4)),
         (Case(sizes=((9, 11),), P=5, B=1, coordinates=4), Tile(128, 256, 4)),
-        (Case(sizes=((3, 2),) * 16, P=8, B=1, Q=33, H=1), Tile(32, 512, 1, 4)),
+        (Case(sizes=((3, 2),) * 8, P=16, B=1, Q=33, H=1), Tile(32, 512, 1, 4)),
         (Case(sizes=ENCODER[:3], P=4, B=1, coordinates=None), Tile(128, 512, 1)),
     ],
     ids=lambda given: given.describe() if isinstance(given, Case) else "",
 )
 def test_layouts_of_a_tile(device: str, case: Case, tile: Tile) -> None:
-    """Channels that take 4 to 32 threads, points that are no power of two, one level and sixteen."""
+    """Channels that take 4 to 32 threads, points that are no power of two, one level and eight."""
     case = replace(case, Q=max(case.Q, 70) if case.P < 8 else case.Q)
     check(device, case, make_inputs(case), tile)
 
@@ -172,7 +172,7 @@ def test_nothing_to_do(device: str, B: int) -> None:
     [
         (Case(D=30), "16, 32, 64 or 128 channels per head, got D=30"),
         (Case(dtype=F64), "computes in float32, got float64"),
-        (Case(sizes=((1, 1),) * 17, P=1), "at most 16 levels and 128 points of a query, got L=17"),
+        (Case(sizes=((1, 1),) * 9, P=1), "at most 8 levels and 128 points of a query, got L=9"),
         (Case(P=65), "got L=2 and L\\*P=130"),
     ],
 )
@@ -192,43 +192,54 @@ def test_a_value_or_a_number_of_queries_that_is_too_large() -> None:
 
 
 def test_the_usual_tile() -> None:
-    """Many queries where there are many, few in a decoder, fewer where points are many or memory is small."""
+    """As many queries as fit in an encoder, few elsewhere; enough threads that two blocks or more fit together."""
 
-    def usual(Q: int, *most: int, P: int = 4, H: int = 8) -> tuple[int, int]:
-        value, points, weights = torch.empty(2, 1, H, 32), torch.empty(2, Q, H, 4, P, 2), torch.empty(2, Q, H, 4, P)
-        return tiles.usual_tile(call_of((value, points, weights)), *most)[:2]
+    def usual(*, Q: int = 300, L: int = 4, P: int = 4, D: int = 32, **more: Any) -> tuple[int, ...]:
+        value = torch.empty(2, 300, 8, D, dtype=more.pop("dtype", F32))
+        return tiles.usual_tile(call_of((value, torch.empty(2, Q, 8, L, P, 2), torch.empty(2, Q, 8, L, P))), **more)[:3]
 
-    assert usual(17821) == (256, 256)
-    assert usual(17821, P=8) == (128, 256)
-    assert usual(17821, 99 * 1024) == (128, 128)
-    assert usual(300) == (32, 256)
-    assert usual(2000) == (64, 128)
+    assert usual() == (256, 256, 2)
+    assert usual(Q=299) == (32, 256, 2)
+    assert usual(P=8) == (128, 256, 2)
+    assert usual(L=3) == (256, 256, 2)
+    assert usual(L=5) == (128, 256, 2)
+    assert usual(P=4, dtype=BF16, L=1) == (256, 128, 4)
+    assert usual(D=64) == (256, 512, 1)
+    assert usual(P=32) == (32, 256, 2)
+    assert usual(memory=tiles.Memory(99 * 1024, 100 * 1024)) == (128, 512, 1)
+    assert usual(memory=tiles.Memory(48 * 1024, 64 * 1024)) == (64, 256, 2)
+
+
+MEMORY = {80: tiles.Memory(163 << 10, 164 << 10), 90: tiles.H100, 120: tiles.Memory(99 << 10, 100 << 10)}
 
 
 @needs_compiler
 @pytest.mark.parametrize(
-    ("arch", "dtype", "tile"),
-    [("sm_80", F32, Tile(128, 128, 4)), ("sm_90", F32, Tile(256, 256, 2)), ("sm_90", BF16, Tile(256, 256, 2)),
-     ("sm_120", F32, Tile(128, 128, 4))],
-)  # fmt: skip
-def test_machine_code(arch: str, dtype: torch.dtype, tile: Tile) -> None:
-    """Registers as the blocks on a multiprocessor allow, few of them spilled; on sm_90 additions of 16 bytes."""
-    case = Case(sizes=ENCODER, dtype=dtype)
-    tensors = make_inputs(case)
-    seen: list[Any] = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tiles, "load", lambda index, macros: seen.append(macros))
-        patch.setattr(driver, "start", lambda *_, **__: None)
-        run = tiles.prepare(tensors[0], (), call_of(tensors), (True, False, True, True), tile)
-        run(tensors[0], torch.tensor(case.sizes), call_of(tensors), *[torch.empty(0)] * 4)
-    [macros] = seen
-    usage, code = disassembled(executed.compile_ptx(int(arch[3:]), tiles.SOURCE, macros)[1])
+    ("arch", "case"),
+    [
+        (80, Case()),
+        (90, Case()),
+        (90, Case(dtype=BF16)),
+        (90, Case(D=64, coordinates=None)),
+        (90, Case(P=5, coordinates=4)),
+        (90, Case(sizes=ENCODER[:3])),
+        (120, Case()),
+    ],
+)
+def test_machine_code(arch: int, case: Case) -> None:
+    """An encoder's tile fits: memory, and registers without spills; from sm_90 on, 16 bytes are added at a time."""
+    case = replace(case, sizes=case.sizes if len(case.sizes) == 3 else ENCODER)
+    call = call_of(on_pixels(case) if case.coordinates == 2 else make_inputs(replace(case, Q=case.S)))
+    tile = tiles.usual_tile(call, MEMORY[arch])
+    assert tile.queries >= 64
+    macros = tiles.macros_of(call, (True, False, True, True), tile) | {"STRIDE": call.value.stride(1)}
+    usage, code = disassembled(executed.compile_ptx(arch, tiles.SOURCE, macros)[1])
     numbers = {name: int(number) for name, number in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
     assert numbers["REG"] * tile.threads * tile.blocks <= 65536
-    assert numbers["STACK"] + numbers["LOCAL"] <= 48
-    most = {"sm_80": 163, "sm_90": 227 / tile.blocks, "sm_120": 99}[arch]  # KiB that a block may take
-    assert macros["SHARED_BYTES"] <= most * 1024
-    assert ("F32x4" in code) == (arch != "sm_80")
+    assert numbers["STACK"] + numbers["LOCAL"] == 0
+    assert macros["SHARED_BYTES"] <= MEMORY[arch].block
+    assert tile.blocks * (macros["SHARED_BYTES"] + 1024) <= MEMORY[arch].multiprocessor
+    assert ("F32x4" in code) == (arch != 80)
 
 
 @needs_compiler
@@ -245,6 +256,7 @@ def test_what_reaches_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda.bindings.driver, "cuKernelSetAttribute", lambda *given: allowed.append(given) or [status])
     monkeypatch.setattr(driver, "bind_context", lambda device: None)
     monkeypatch.setattr(tiles, "_loaded", {})
+    monkeypatch.setattr(tiles, "unavailable", lambda: None)
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: "stream")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
@@ -255,11 +267,11 @@ def test_what_reaches_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
         for _ in range(2):
             launch.backward(value.new_ones(1, 70, 64), (8, 10, 4, 5), (value, locations, weights), (True, False, True))
         [(_, shared, handle, _), (_, percent, *_)] = allowed
-        assert percent == 100
-        assert int(handle) == 17
+        assert percent == -(-100 * 2 * (shared + 1024) // tiles.H100.multiprocessor)
+        assert handle == 17
         (stream, config, given, *arguments), _ = launched
         assert (stream, given, config.grid[0], config.shmem_size) == ("stream", kernel, 2 * 3, shared)
-        assert tuple(config.block) == (128, 1, 1)
+        assert tuple(config.block) == (256, 1, 1)
         assert arguments[2:7] == [0, 8 << 32 | 10, 4 << 32 | 5, 0, 0]
         assert arguments[13] == 0, "plain: no references"
         assert arguments[15] == arguments[17] == 0, "no gradient of locations or references"
@@ -270,3 +282,17 @@ def test_what_reaches_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
         tiles._loaded.clear()
         with pytest.raises(RuntimeError, match=f"this device has no {shared} bytes of shared memory for a block"):
             launch.backward(value.new_ones(1, 70, 64), (8, 10, 4, 5), (value, locations, weights), (True, False, True))
+
+    monkeypatch.setattr(tiles, "unavailable", lambda: "no device")
+    tiles._loaded.clear()
+    with launch.replaced(backward_method="tiles"), pytest.raises(RuntimeError, match="no device"):
+        launch.backward(value.new_ones(1, 70, 64), (8, 10, 4, 5), (value, locations, weights), (True, False, True))
+
+
+def test_where_it_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert tiles.unavailable() == compiler.unavailable()
+    monkeypatch.setattr(compiler, "unavailable", lambda: None)
+    core = pytest.importorskip("cuda.core")
+    assert tiles.unavailable() is None
+    monkeypatch.setattr(core, "Kernel", object)
+    assert tiles.unavailable() == f"the backward by tiles needs cuda.core 1.2 or newer, got {core.__version__}"

@@ -276,7 +276,7 @@ def test_autocast_mixes_dtypes(where: tuple[str, str]) -> None:
     assert all(p.grad is not None and p.grad.isfinite().all() for p in module.parameters())
 
 
-WAYS = [("triton", "atomics"), ("triton", "sorted"), ("cuda", None)]
+WAYS = [("triton", "atomics"), ("triton", "sorted"), ("triton", "tiles"), ("cuda", None)]
 
 
 def take(method: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -324,12 +324,12 @@ def test_cuda_graph_capture(
 def of_width(width: int) -> tuple[Sizes, list[Tensor]]:
     """Level sizes that no other test has, and tensors on the device that take gradients."""
     sizes = ((3, width), (2, 2))
-    case = Case(B=1, Q=3, H=2, D=4, P=2, sizes=sizes, coordinates=4)
+    case = Case(B=1, Q=3, H=2, D=16, P=2, sizes=sizes, coordinates=4)
     return sizes, [tensor.requires_grad_() for tensor in make_inputs(case, "cuda")]
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("method", ["atomics", "sorted"])
+@pytest.mark.parametrize("method", ["atomics", "sorted", "tiles"])
 def test_the_first_call_of_a_size_may_be_captured(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sizes go to the kernels by value: nothing is copied to the device, and a replay needs nothing that was kept."""
     take(method, monkeypatch)
