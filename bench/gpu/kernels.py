@@ -25,6 +25,7 @@ PASSES = 20
 _WARM_UP = 3
 _LEAST_SHARE = 0.01  # of the whole, of a kernel that is listed
 _NAME = 160  # characters kept of a name, which templates make longer than a page
+NOTHING_RECORDED = "the profiler recorded nothing of the device: its counters may not be allowed here"
 PREDICTIONS = records.RESULTS / "predictions.jsonl"
 _NAMES = ("case", "dtype", "backend")
 _OPERATOR = {"function": "fused_ms_deform_attn", "locations": "grid"}
@@ -42,7 +43,8 @@ def rows(job: Kernels, peer: Implementation, device: torch.device) -> Iterator[R
         failure = next((check.failure for check in checks if check.failure is not None), None)
         row |= {"ours": peer.ours, "failure": failure}
         if row["failure"] is None:
-            row |= summary(_profiled(work, device), PASSES)
+            launches = _profiled(work, device)
+            row |= summary(launches, PASSES) if launches else {"failure": NOTHING_RECORDED}
     yield row
 
 
@@ -50,7 +52,11 @@ def _profiled(work: workloads.Workload, device: torch.device) -> list[tuple[str,
     """Name and microseconds of every launch, on a CPU of every operator, of PASSES passes."""
     events = recorded(work.both, device, PASSES, warm_up=_WARM_UP).events() or ()
     if device.type == "cuda":
-        return [(event.name, event.time_range.elapsed_us()) for event in events if event.device_type == DeviceType.CUDA]
+        return [
+            (event.name, event.time_range.elapsed_us())
+            for event in events
+            if event.device_type == DeviceType.CUDA and not event.is_user_annotation  # which spans kernels
+        ]
     return [(event.name, event.self_cpu_time_total) for event in events]
 
 
@@ -101,11 +107,12 @@ def beside_predictions(measured: Records, file: Path = PREDICTIONS) -> str | Non
     """A line for each prediction of something that was measured; None where there is none.
 
     A row of kind ``prediction`` names a part of a pass: ``forward`` or ``backward`` of the fused function, held against
-    the operator's row, or a piece of a kernel's name, held against the profiled kernels.
+    the operator's row, or a piece of a kernel's name, held against the profiled kernels. It is of one device.
     """
     lines: list[Line] = [(*_NAMES, "part", "predicted us", "measured us", "measured / predicted")]
     for row in records.read(file).of("prediction") if file.is_file() else ():
-        found = _measured(row, measured)
+        here = [one for one in measured.rows if one.get("device") == row.get("device")]
+        found = _measured(row, Records(here))
         if found is not None:
             expected = f"{number(row['low_us'])} to {number(row['high_us'])}"
             ratio = found / ((row["low_us"] + row["high_us"]) / 2)

@@ -1,12 +1,16 @@
 """Where the time of a detector or of its training step goes, by PyTorch's profiler."""
 
+from collections.abc import Iterable
+from typing import Any
+
 import torch
+from torch.autograd import DeviceType
 
 from ..harness.records import Row
 from ..harness.tables import aligned, number
 from ..models import speed
 from ..operator import jobs
-from .kernels import recorded
+from .kernels import NOTHING_RECORDED, recorded
 
 STEP = ", training step"
 _MOST = 15  # lines
@@ -25,18 +29,33 @@ def profile(what: str, backend: str, device: torch.device) -> Row:
         job = jobs.Training(what.removesuffix(STEP), form + speed.TRAINING, backend, "float32", batch=2)
     call, image = speed.call_of(job, device)
     record = recorded(call, device, _PASSES, warm_up=_PASSES)
-    where = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
-    events = [(event.key, event.count / _PASSES, getattr(event, where) / _PASSES) for event in record.key_averages()]
+    row = {"kind": "profile", "what": what, "backend": backend, "image": image}
+    return row | longest(record.key_averages(), device, _PASSES)
+
+
+def longest(averages: Iterable[Any], device: torch.device, passes: int) -> Row:
+    """Numbers of a row, from the profiler's sums by name over so many passes.
+
+    On a GPU they are of the device's events alone: the profiler gives a kernel's time to the operator that launched it
+    once more, and to the whole span of what someone named.
+    """
+    where = "self_cpu_time_total"
+    if device.type == "cuda":
+        where = "self_device_time_total"
+        averages = [
+            event for event in averages if event.device_type == DeviceType.CUDA and not event.is_user_annotation
+        ]
+    events = [(event.key, event.count / passes, getattr(event, where) / passes) for event in averages]
     total = sum(time for _, _, time in events)
-    longest = sorted(events, key=lambda event: -event[2])[:_MOST]
-    lines = [{"name": name, "calls": calls, "us": time} for name, calls, time in longest if time > 0]
-    row = {"kind": "profile", "what": what, "backend": backend, "total_us": total, "longest": lines}
-    return row | {"image": image}
+    most = sorted(events, key=lambda event: -event[2])[:_MOST]
+    lines = [{"name": name, "calls": calls, "us": time} for name, calls, time in most if time > 0]
+    return {"total_us": total, "longest": lines, "failure": None if lines else NOTHING_RECORDED}
 
 
 def text(row: Row) -> str:
     """The lines of a profile."""
     lines = [("us", "share", "calls", f"of one pass of {row['what']}, {row['backend']}")]
+    lines += [("-", "-", "-", row["failure"])] if row.get("failure") is not None else []
     for line in row["longest"]:
         share = f"{line['us'] / row['total_us']:.1%}"
         lines.append((number(line["us"]), share, number(line["calls"]), line["name"][:100]))

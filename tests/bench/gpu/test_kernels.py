@@ -6,11 +6,13 @@ import pytest
 import torch
 
 from msdeform import fused_ms_deform_attn
-from msdeform.bench.gpu import kernels
+from msdeform.bench.gpu import kernels, stages
 from msdeform.bench.harness import records
+from msdeform.bench.harness.results_file import ResultsFile
 from msdeform.bench.operator.cases import CASES, Case
 from msdeform.bench.operator.implementations import Implementation
-from msdeform.bench.operator.jobs import Kernels, Operator
+from msdeform.bench.operator.jobs import Job, Kernels, Operator
+from msdeform.bench.operator.runner import Settings
 
 CPU = torch.device("cpu")
 
@@ -70,6 +72,8 @@ def test_predictions_stand_beside_what_was_measured(tmp_path: Path) -> None:
         "keys_kernel": ["80.0", "to", "120", "50.0", "0.50"],
     }
     assert kernels.beside_predictions(records.Records([]), file) is None
+    elsewhere = [row | {"device": "another GPU"} for row in (timed, *rows)]
+    assert kernels.beside_predictions(records.Records(elsewhere), file) is None
     assert kernels.beside_predictions(records.Records([timed]), tmp_path / "none.jsonl") is None
 
 
@@ -81,3 +85,29 @@ def test_the_committed_predictions_are_of_things_that_are_measured() -> None:
         assert 0 < row["low_us"] <= row["high_us"]
         assert row["basis"]
         assert row["device"]
+
+
+# as PyTorch's profiler names what torch.sort launches, with CUDA 13
+SORTING = "void at_cuda_detail::cub::detail::radix_sort::DeviceRadixSortOnesweepKernel<at_cuda_detail::cub::policy_hub"
+
+
+def test_each_committed_prediction_finds_what_the_stages_measure(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Rows as the stages plan them, under the names that the kernels have, each of 1 microsecond."""
+    launch = pytest.importorskip("msdeform.kernels.triton.launch")
+    names = [getattr(launch, name).__name__ for name in dir(launch) if name.endswith("_kernel")]
+    lines = [{"name": name, "launches": 1.0, "median_us": 1.0} for name in (*names, SORTING)]
+    planned: list[Job] = []
+    monkeypatch.setattr(stages, "measure", lambda jobs, *_: planned.extend(jobs) or 0)
+    results = ResultsFile(tmp_path / "rows.jsonl", {"code": "c", "device": "cpu", "host_cpu": "x"})
+    for stage in (stages.kernel_times, stages.operator_main):
+        stage(stages.Run(Settings(CPU), results, quick=False))
+    numbers = {"median_us": 1.0, "total_us": 9.0, "kernels": lines}
+    committed = records.read(kernels.PREDICTIONS).of("prediction")
+    rows = [row | numbers for job in planned for row in job.unmeasured(None)]
+    for device in {row["device"] for row in committed}:
+        text = kernels.beside_predictions(records.Records([row | {"device": device} for row in rows]))
+        found = [tuple(line.split()[:4]) for line in (text or "").splitlines()[1:]]
+        of_device = [row for row in committed if row["device"] == device]
+        assert found == [tuple(row[name] for name in ("case", "dtype", "backend", "part")) for row in of_device]
