@@ -101,7 +101,10 @@ def host_cpu() -> str:
 
 
 def _commit() -> tuple[str | None, bool | None]:
-    """The checkout's commit, and whether tracked files differ from it; results being appended do not count."""
+    """The checkout's commit, and whether tracked files differ from it; results being appended do not count. Of a tree
+    that travelled without git, the commit that MSDEFORM_COMMIT names; whether files differ is unknown then."""
+    if not (_ROOT / ".git").exists():  # nor what git finds in a folder above
+        return os.environ.get("MSDEFORM_COMMIT") or None, None
     commit = _output(["git", "-C", str(_ROOT), "rev-parse", "HEAD"])
     status = ["git", "-C", str(_ROOT), "status", "--porcelain", "--untracked-files=no", "--", ".", ":!bench/results"]
     changes = _output(status)

@@ -78,8 +78,9 @@ def key(row: Row) -> tuple[Any, ...]:
 
 
 def place(row: Row) -> tuple[Any, ...]:
-    """Where, and of which code, a row was measured."""
-    return tuple(row.get(name) for name in PLACE)
+    """Where, and of which code, a row was measured; of a GPU in whatever host: a machine that is lent again is
+    another one with the same GPU."""
+    return tuple(row.get(name) for name in PLACE if name != "host_cpu" or row.get("device") == "cpu")
 
 
 def done(rows: Iterable[Row], source: Row, *, failed: bool = True) -> set[tuple[Any, ...]]:

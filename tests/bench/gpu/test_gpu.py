@@ -199,6 +199,18 @@ def test_earlier_rows_may_lie_elsewhere(acts: dict[str, Any], tmp_path: Path) ->
     assert [name for name, _, _ in acts["did"]] == ["second", "third"]
 
 
+def test_rows_of_other_benchmarks_go_on_too(acts: dict[str, Any], tmp_path: Path) -> None:
+    """They have a digest of their own code, by which they are looked for."""
+    run.main(["--quick", "--out", str(tmp_path / "one"), "--only", "first"])
+    [own] = records.read(tmp_path / "one").rows
+    step = dict.fromkeys(records.KEYS["training-step"], "x") | {"kind": "training-step"}
+    place = {name: own[name] for name in records.PLACE}
+    others = [{**step, **place, "code": "another"}, {**step, **place, "device": "another GPU"}]
+    records.append(tmp_path / "one" / "rows.jsonl", others)
+    run.main(["--quick", "--out", str(tmp_path / "two"), "--known", str(tmp_path / "one"), "--minutes", "0"])
+    assert records.read(tmp_path / "two").rows == [own, others[0]]
+
+
 def test_what_a_machine_lacks_is_said_and_looked_for_again(acts: dict[str, Any], tmp_path: Path) -> None:
     lacking = stage("lacking", packages=("no_such_package",), program="no-such-program")
     stages.STAGES = (lacking, Stage("device", lambda run: None, "one.log", 9.0))  # type: ignore[assignment]

@@ -33,6 +33,9 @@ def test_commit_and_dirty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(module, "_ROOT", tmp_path)
     assert provenance(CPU, [])["commit"] is None
     assert provenance(CPU, [])["dirty"] is None
+    # of a copy without git, what its owner says
+    monkeypatch.setenv("MSDEFORM_COMMIT", "abc1234")
+    assert (provenance(CPU, [])["commit"], provenance(CPU, [])["dirty"]) == ("abc1234", None)
     git(tmp_path, "init", "-q")
     for name in ("code.py", "bench/results/rows.jsonl"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -45,6 +48,11 @@ def test_commit_and_dirty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert provenance(CPU, [])["dirty"] is False  # results being appended
     (tmp_path / "code.py").write_text("2\n")
     assert provenance(CPU, [])["dirty"] is True
+    # nor has a copy inside of another repository that one's commit
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    monkeypatch.setattr(module, "_ROOT", copy)
+    assert provenance(CPU, [])["commit"] == "abc1234"
 
 
 def test_the_place_of_the_rows_is_no_part_of_the_command() -> None:

@@ -67,6 +67,9 @@ def test_what_is_done_is_of_this_code_and_device() -> None:
     assert records.done([row()], row()) == {key}
     for other in ({"code": "abd"}, {"device": "NVIDIA H200"}, {"host_cpu": "y"}):
         assert records.done([row()], row(**other)) == set()
+    # the next machine that is lent has another host, and the same GPU
+    lent = {"device": "NVIDIA H200"}
+    assert records.done([row(**lent)], row(**lent, host_cpu="y")) == {key}
 
 
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
