@@ -10,7 +10,7 @@ import torch
 from msdeform.bench.harness import records
 from msdeform.bench.harness.results_file import ResultsFile
 from msdeform.bench.operator import implementations, runner
-from msdeform.bench.operator.jobs import Correctness, Job, Kernels
+from msdeform.bench.operator.jobs import Correctness, Job, Kernels, Operator
 from msdeform.bench.operator.runner import Settings
 from msdeform.kernels import registry
 
@@ -55,6 +55,43 @@ def test_what_is_timed_runs_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     before = threading.active_count()
     runner.measure(jobs_of("one", "two"), SETTINGS, ResultsFile(None, SOURCE))
     assert running == [before, before]
+
+
+def test_a_time_outlives_what_its_floors_lack(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(runner.timing, "copy_bandwidth", lambda device: 1e12)
+
+    def properties(device: torch.device) -> Any:
+        raise AttributeError("no clock is known")
+
+    monkeypatch.setattr(torch.cuda, "get_device_properties", properties)
+    reference = implementations.find("reference", SETTINGS.device)
+    job = Operator("decoder-reduced", "grid", "float32", "ms_deform_attn", "reference")
+    rows = list(runner.operator_rows(job, reference, None, SETTINGS.device, 0.0))
+    assert [(row["failure"], row["traffic_floor_us"]) for row in rows] == [(None, None)] * 3
+    assert all(row["median_us"] > 0 for row in rows)
+    assert "no floors of reference: AttributeError: no clock is known" in capsys.readouterr().err
+
+
+def test_inputs_are_drawn_once_for_the_functions_of_a_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[str] = []
+
+    def draw(case: Any, dtype: torch.dtype, device: torch.device) -> Any:
+        drawn.append(case.name)
+        return real(case, dtype, device)
+
+    real = runner.input_sets
+    monkeypatch.setattr(runner, "input_sets", draw)
+    runner._sets.cache_clear()
+    reference = implementations.find("reference", SETTINGS.device)
+    for case in ("decoder-reduced", "encoder-reduced"):
+        for function in ("ms_deform_attn", "fused_ms_deform_attn", "MSDeformAttn"):
+            job = Operator(case, "grid", "float32", function, "reference")
+            rows = list(runner.operator_rows(job, reference, None, SETTINGS.device, 0.0))
+            assert [row["failure"] for row in rows] == [None] * 3
+    assert drawn == ["decoder-reduced", "encoder-reduced"]
+    runner._sets.cache_clear()
 
 
 def test_correctness_and_kernels_in_processes_of_their_own(tmp_path: Path) -> None:
