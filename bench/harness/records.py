@@ -85,9 +85,10 @@ def place(row: Row) -> tuple[Any, ...]:
 
 def done(rows: Iterable[Row], source: Row, *, failed: bool = True) -> set[tuple[Any, ...]]:
     """Keys of what has been measured already at the place that `source`, a provenance, names; of what failed there,
-    too, if `failed`."""
+    too, if `failed`. What was ``unfinished`` goes on."""
     last = {key(row): row for row in at(rows, source)}
-    return {one for one, row in last.items() if failed or row.get("failure") is None}
+    whole = {one: row for one, row in last.items() if not row.get("unfinished")}
+    return {one for one, row in whole.items() if failed or row.get("failure") is None}
 
 
 def at(rows: Iterable[Row], source: Row) -> list[Row]:

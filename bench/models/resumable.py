@@ -8,7 +8,7 @@ from ..harness.records import Row
 from ..harness.results_file import ResultsFile
 
 Planned = Iterable[tuple[tuple[object, ...], Callable[[], Row | None]]]
-"""the key of each row, and what measures it; that gives None where the time was too short"""
+"""the key of each row, and what measures it: None, or a row that is `unfinished`, where the time was too short"""
 
 
 def measure_missing(planned: Planned, results: ResultsFile, minutes: float) -> int:
@@ -22,7 +22,7 @@ def measure_missing(planned: Planned, results: ResultsFile, minutes: float) -> i
         if time.monotonic() < end:
             print(*key, sep=", ", file=sys.stderr, flush=True)
             row = measure()
-        left += row is None
+        left += row is None or row.get("unfinished", False)
         if row is not None:
             results.add(row)
     results.report()

@@ -18,6 +18,14 @@ from ...harness.records import Row
 from . import spread
 
 _GRACE = 180.0  # seconds that a run may take to end its evaluation, or its step, and to save
+# a run that outlived its killed benchmark would slow whatever is measured next
+_WATCHED = """
+import sys
+from msdeform.bench.harness.isolate import watch_parent
+from msdeform.cli import main
+watch_parent()
+sys.exit(main(sys.argv[1:]))
+"""
 NUMBERS = ("steps", "ap", "ap50", "loss", "images_per_second", "seconds", "peak_mb", "loss_curve", "ap_curve")
 
 
@@ -53,12 +61,27 @@ def numbers(run: Path) -> Row:
     }
 
 
+def so_far(run: Path) -> Row:
+    """How far a run came that was stopped: its steps and curves, and that it is no result; empty before its first
+    logged step."""
+    log = run / "log.jsonl"
+    if not log.is_file():
+        return {}
+    history = History.read(run)
+    steps, losses = history.curve("loss")
+    if not len(steps):
+        return {}
+    curves = {"loss_curve": spread.thinned(steps, losses), "ap_curve": spread.thinned(*history.curve("AP"))}
+    done = int(steps[-1])
+    return {"steps": done, **curves, "failure": f"stopped after {done} steps, for want of time", "unfinished": True}
+
+
 def train(words: Sequence[str], log: Path, end: float) -> tuple[bool, str | None]:
     """Runs ``msdeform train`` with these words in a process of its own, until it ends or the time is over.
 
     Returns whether it came to its end, and, where it failed, why. One that was stopped has saved, and can be resumed.
     """
-    status, said = _apart([sys.executable, "-m", "msdeform", "train", *words], log, end)
+    status, said = _apart([sys.executable, "-c", _WATCHED, "train", *words], log, end)
     # one that was told to stop before it had anything to save has not failed
     killed = time.monotonic() >= end and status in (-signal.SIGTERM, 128 + signal.SIGTERM, -signal.SIGKILL)
     if status == STOPPED or killed:

@@ -94,7 +94,8 @@ def measure_rows(options: SeedsOptions) -> int:
 
 
 def _row(row: Row, recipe: Recipe, run: Path, device: torch.device, end: float) -> Row | None:
-    """A run's row, with its numbers or its failure; None if the time ended before the run, which has saved then."""
+    """A run's row, with its numbers or its failure; None if the time ended before a step was logged. One that was
+    stopped has saved, and its row is `unfinished`."""
     if not runs.finished(run):
         if time.monotonic() >= end:
             return None
@@ -107,7 +108,7 @@ def _row(row: Row, recipe: Recipe, run: Path, device: torch.device, end: float) 
         if failure is not None:
             return row | {"failure": failure}
         if not ended:
-            return None
+            return row | so_far if (so_far := runs.so_far(run)) else None
     return row | runs.numbers(run)
 
 

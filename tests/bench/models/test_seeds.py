@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -19,6 +20,8 @@ from msdeform.train.config.resolve import resolve
 from msdeform.train.engine.run import train
 from msdeform.train.engine.state import Training
 from msdeform.train.monitor.run_log import read_log
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture
@@ -69,10 +72,15 @@ def test_a_run_that_was_stopped_goes_on_and_a_finished_one_is_not_done_again(
     out = capsys.readouterr().out
     assert "1 rows are left" in out
     assert "cuda: no CUDA device was found" in out
-    assert [row["seed"] for row in records.read(tmp_path / "rows").rows] == [1]
+    stopped, second = records.read(tmp_path / "rows").rows
+    assert (stopped["seed"], second["seed"], second["failure"]) == (0, 1, None)
+    # how far it came is told, and no result
+    assert (stopped["failure"], stopped["ap"]) == ("stopped after 3 steps, for want of time", None)
+    assert [step for step, _ in stopped["loss_curve"]] == [1, 2, 3]
+    assert [step for step, _ in stopped["ap_curve"]] == [2]
     assert main(words(tmp_path)) == 0
     assert here == ["reference-seed0", "reference-seed1", "reference-seed0"]
-    second, first = records.read(tmp_path / "rows").rows
+    second, first = records.read(tmp_path / "rows").rows[1:]
     assert (first["seed"], first["backend"], first["steps"], first["reduced"]) == (0, "reference", 4, True)
     assert [step for step, _ in first["loss_curve"]] == [1, 2, 3, 4]
     assert [step for step, _ in first["ap_curve"]] == [2, 4]
@@ -89,6 +97,28 @@ def test_a_run_that_was_stopped_goes_on_and_a_finished_one_is_not_done_again(
     assert len(here) == 3
     again = records.read(tmp_path / "others").rows
     assert [row["loss_curve"] for row in again] == [first["loss_curve"], second["loss_curve"]]
+
+
+def test_a_run_ends_with_the_benchmark_that_began_it(tmp_path: Path) -> None:
+    """One that is killed leaves nothing on the device."""
+    begin = (
+        "import pathlib, sys, time\n"
+        "from msdeform.bench.models.training import runs\n"
+        f"runs.train(['--help'], pathlib.Path({str(tmp_path / 'log')!r}), time.monotonic() + 60)"
+    )
+    assert subprocess.run([sys.executable, "-c", begin], cwd=ROOT, check=False, timeout=120).returncode == 0
+    assert "usage: msdeform train" in (tmp_path / "log").read_text()
+    waiting = runs._WATCHED.replace("main(sys.argv[1:])", "__import__('time').sleep(60)")
+    killed = (
+        "import os, subprocess, sys, time\n"
+        f"child = subprocess.Popen([sys.executable, '-c', {waiting!r}], start_new_session=True)\n"
+        "print(child.pid, flush=True); time.sleep(8); os._exit(9)"
+    )
+    child = int(subprocess.run([sys.executable, "-c", killed], cwd=ROOT, check=False, stdout=-1, timeout=60).stdout)
+    end = time.monotonic() + 10
+    while Path(f"/proc/{child}").exists() and time.monotonic() < end:
+        time.sleep(0.2)
+    assert not Path(f"/proc/{child}").exists()
 
 
 def test_nothing_begins_when_the_time_is_over(here: list[str], tmp_path: Path) -> None:
