@@ -38,7 +38,7 @@ METRICS = {
     "shared_conflicts": "l1tex__data_bank_conflicts_pipe_lsu_mem_shared.sum",
     "registers": "launch__registers_per_thread",
 }
-# to the units of the names above; ncu scales each number to be read
+# to the units of the names above, should a release of ncu scale numbers all the same
 _SCALES = {"nsecond": 1e-3, "ns": 1e-3, "usecond": 1.0, "us": 1.0, "msecond": 1e3, "ms": 1e3, "second": 1e6, "s": 1e6}
 _SCALES |= {"byte": 1.0, "Kbyte": 1e3, "Mbyte": 1e6, "Gbyte": 1e9}
 
@@ -56,8 +56,10 @@ def count(case: str, dtype: str, backend: str, limit: float) -> list[Row]:
     ncu = shutil.which("ncu")
     if ncu is None:
         raise NotCounted("ncu is not installed (it comes with the CUDA toolkit)")
-    # the clocks are left alone, and no pass of ours ends up in ncu's own cache control
-    options = ["--csv", "--page", "raw", "--profile-from-start", "off", "--clock-control", "none"]
+    # The clocks are left alone. Before each pass ncu empties the caches: a kernel finds nothing in L2 that the last one
+    # left there. The compilers that Triton starts are not watched, and numbers come in whole units.
+    options = ["--csv", "--page", "raw", "--print-units", "base", "--profile-from-start", "off"]
+    options += ["--clock-control", "none", "--target-processes", "application-only"]
     target = [sys.executable, "-m", "msdeform.bench.gpu.counters", case, dtype, backend]
     command = [ncu, *options, "--metrics", ",".join(METRICS.values()), *target]
     try:

@@ -3,6 +3,7 @@
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,8 @@ from msdeform.bench.harness.results_file import ResultsFile
 from msdeform.bench.operator import runner
 
 HEAD = ["ID", "Process ID", "Process Name", "Host Name", "Kernel Name", "Context", "Stream", "Block Size", "Grid Size"]
+HEAD += ["Device", "CC"]
+SOURCE: dict[str, Any] = {"code": "c", "device": "cpu", "host_cpu": "x"}
 SOME = ["us", "warp_instructions", "l1_hit_pct", "dram_bytes", "registers"]
 
 
@@ -24,16 +27,30 @@ def printed() -> list[str]:
         return ",".join(f'"{cell}"' for cell in cells)
 
     lead = ["0", "1", "python", "host"]
-    rest = ["1", "7", "(128, 1, 1)", "(279, 8, 2)"]
+    rest = ["1", "7", "(128, 1, 1)", "(279, 8, 2)", "0", "9.0"]
     return [
-        "==PROF== Connected to process 1",
+        "==PROF== Connected to process 1 (/usr/bin/python3.12)",
         "whatever the program printed",
+        '==PROF== Profiling "forward_kernel": 0%....50%....100% - 9 passes',
+        "==PROF== Disconnected from process 1",
         line(*HEAD, *(METRICS[name] for name in SOME)),
         line(*[""] * len(HEAD), "usecond", "inst", "%", "Mbyte", "register/thread"),
         line(*lead, "forward_kernel", *rest, "120.5", "1,234,567", "81.5", "90.25", "64"),
         line(*lead, "fill", *rest, "2.5", "1,000", "0", "1", "16"),
         line(*lead, "fill", *rest, "3.5", "2,000", "50", "n/a", "16"),
     ]
+
+
+def test_numbers_in_whole_units_and_what_a_device_cannot_count() -> None:
+    """As ``--print-units base`` prints them, and what stands in place of a metric that the device lacks."""
+    line = '"{}","1","python3.12","127.0.0.1","cells_kernel","1","7","(32, 1, 1)","(9, 1, 1)","0","9.0",{}'
+    named = {"us": "190,240", "l2_sectors_reduced": "(!) n/a", "dram_bytes": "90,250,112", "lsu_wavefronts": ""}
+    cells = ",".join(f'"{number}"' for number in named.values())
+    names = ",".join(f'"{METRICS[name]}"' for name in named)
+    head = ",".join(f'"{name}"' for name in HEAD)
+    empty = ",".join(['""'] * len(HEAD))
+    [row] = parse([f"{head},{names}", f'{empty},"ns","sector","byte",""', line.format(0, cells)])
+    assert row == {"kernel": "cells_kernel", "launches": 1, "us": pytest.approx(190.24), "dram_bytes": 90250112.0}
 
 
 def test_launches_of_a_kernel_are_summed_and_shares_averaged() -> None:
@@ -70,7 +87,8 @@ def test_ncu_counts_one_pass_and_leaves_the_clocks_alone(tmp_path: Path, monkeyp
         ("counters", "odd", "triton", "fill"),
     ]
     words = (tmp_path / "words").read_text()
-    assert "--profile-from-start off --clock-control none" in words
+    assert "--print-units base --profile-from-start off --clock-control none" in words
+    assert "--target-processes application-only" in words
     assert words.strip().endswith("-m msdeform.bench.gpu.counters odd float32 triton")
     assert counters.main(["decoder-reduced", "float32", "reference"]) == 0  # what it runs
 
@@ -89,26 +107,64 @@ def test_a_refusal_is_a_sentence_and_ends_the_stage(
     as_ncu(tmp_path, monkeypatch, text, status)
     with pytest.raises(NotCounted, match=sentence):
         count("odd", "float32", "triton", 30.0)
-    source = {"code": "c", "device": "cpu", "host_cpu": "x"}
     settings = runner.Settings(torch.device("cpu"), deadline=time.monotonic() + 60)
-    run = Run(settings, ResultsFile(tmp_path / "rows.jsonl", source), quick=False)
+    run = Run(settings, ResultsFile(tmp_path / "rows.jsonl", SOURCE), quick=False)
     stages.hardware_counters(run)
     assert len(run.failures) == 1
 
 
 def test_what_is_counted_already_is_not_counted_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     as_ncu(tmp_path, monkeypatch, printed())
-    source = {"code": "c", "device": "cpu", "host_cpu": "x"}
-    for expected in (32, 0):  # two kernels of four backends, in two dtypes at two shapes
+    for expected in (24, 0):  # two kernels of three backends, in two dtypes at two shapes
         settings = runner.Settings(torch.device("cpu"), deadline=time.monotonic() + 60)
-        run = Run(settings, ResultsFile(tmp_path / "rows.jsonl", source), quick=False)
+        run = Run(settings, ResultsFile(tmp_path / "rows.jsonl", SOURCE), quick=False)
         stages.hardware_counters(run)
         assert len(run.results.rows) == expected
     run.settings.deadline = 0.0
     (tmp_path / "rows.jsonl").unlink()
     stages.hardware_counters(run)
-    assert len(run.unfinished) == 16
+    assert len(run.unfinished) == 12
     assert run.failures == []
+
+
+def test_a_count_that_hangs_ends_the_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes no more than its share, and the next would hang too."""
+    script = tmp_path / "ncu"
+    script.write_text("#!/bin/sh\nsleep 30\n")
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(stages, "_COUNTING", 0.5)
+    settings = runner.Settings(torch.device("cpu"), deadline=time.monotonic() + 60)
+    run = Run(settings, ResultsFile(tmp_path / "rows.jsonl", SOURCE), quick=False)
+    begun = time.monotonic()
+    stages.hardware_counters(run)
+    assert time.monotonic() - begun < 10
+    assert (run.failures, run.unfinished) == (["ncu was not done after 0 s"], [])
+
+
+def test_the_pass_that_ncu_counts_is_marked_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stand-in for the device: two passes before, one between the marks, and all of it waited for."""
+    log: list[str] = []
+
+    class Work:
+        def both(self, i: int) -> None:
+            log.append("pass")
+
+    class Marks:
+        def __enter__(self) -> None:
+            log.append("begin")
+
+        def __exit__(self, *_: object) -> None:
+            log.append("end")
+
+    monkeypatch.setattr(counters, "usual_device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(counters, "make_inputs", lambda *_, **__: None)
+    monkeypatch.setattr(counters.implementations, "find", lambda *_: None)
+    monkeypatch.setattr(counters.workloads, "operator", lambda *_, **__: Work())
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: log.append("wait"))
+    monkeypatch.setattr(torch.cuda.profiler, "profile", Marks)
+    assert counters.main(["odd", "float32", "triton"]) == 0
+    assert log == ["pass", "pass", "wait", "begin", "pass", "wait", "end"]
 
 
 def test_without_ncu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
