@@ -21,16 +21,21 @@ def profile(what: str, backend: str, device: torch.device) -> Row:
     """Profiles what a name says in float32: a detector's forward pass of one image, or its training step of two
     (``MODEL, training step``); the images are small on a CPU.
 
-    Returns a row with the kernels, on a CPU the operators, that took longest: name, calls and microseconds of a pass.
+    Returns a row with the kernels, on a CPU the operators, that took longest: name, calls and microseconds of a pass;
+    or with why there are none.
     """
     form = "" if device.type == "cuda" else speed.REDUCED
     job: jobs.Model | jobs.Training = jobs.Model(what, f"{form}published", backend, "float32", "eager", batch=1)
     if what.endswith(STEP):
         job = jobs.Training(what.removesuffix(STEP), form + speed.TRAINING, backend, "float32", batch=2)
-    call, image = speed.call_of(job, device)
-    record = recorded(call, device, _PASSES, warm_up=_PASSES)
-    row = {"kind": "profile", "what": what, "backend": backend, "image": image}
-    return row | longest(record.key_averages(), device, _PASSES)
+
+    def numbers() -> Row:
+        call, image = speed.call_of(job, device)
+        record = recorded(call, device, _PASSES, warm_up=_PASSES)
+        return {"image": image, **longest(record.key_averages(), device, _PASSES)}
+
+    row = {"kind": "profile", "what": what, "backend": backend, "total_us": None, "longest": [], "failure": None}
+    return speed.guarded(row, numbers, device)
 
 
 def longest(averages: Iterable[Any], device: torch.device, passes: int) -> Row:

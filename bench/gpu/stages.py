@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from ...kernels.diagnostics.options import BACKENDS
+from ...kernels.diagnostics.options import BackendName
 from ..cpu import host_time
 from ..harness import records
 from ..harness.records import Records, Row
@@ -45,11 +45,14 @@ from ..options import (
 )
 from . import counters, kernels, search
 
-_BACKENDS = tuple(name for name in BACKENDS if name not in ("cpu", "gather"))  # those for a GPU
+_BACKENDS: tuple[BackendName, ...] = ("triton", "cuda", "reference")  # of a detector on a GPU, ours first
 ROOT = Path(__file__).resolve().parents[2]
 MAIN = ("encoder-800x1066-b2", "decoder-800x1066")
 ODD = ("odd", "odd-wide-head")
-PROCESSES = 8  # at a time, of what is not timed
+_ORDER = ("triton", jobs.NO_BACKEND, "cuda", "reference")  # a process each
+DETECTOR = "deformable_detr_r50"
+"""measured before all others"""
+PROCESSES = 12  # at a time, of what is not timed
 TESTS = ("tests/kernels",)
 TIMING_TESTS = ("tests/bench/harness/test_measure.py",)  # which nothing else may run beside
 DETECTOR_TESTS = (
@@ -62,6 +65,8 @@ _OURS = ("cuda", "triton", "triton-sorted", "triton-tiles")  # the one that comp
 _EAGER = [name for name in IMPLEMENTATIONS if name not in (*COMPILED_IMPLEMENTATIONS, *CPU_ONLY_IMPLEMENTATIONS)]
 _BOTH, _EVERY = ["float32", "bfloat16"], ["float32", "bfloat16", "float16", "float64"]
 _LEAST_MINUTES = 1.0  # below this a command of its own does nothing but start
+_COUNTING = 90.0  # seconds, of one call under ncu; a third is usual
+_ENDING = 30.0  # seconds that pytest may take to end
 
 
 @dataclass
@@ -126,7 +131,10 @@ class Run:
         lines = (answer.stdout + answer.stderr).strip().splitlines() or [""]
         status = f"{name}: exit status {answer.returncode}"
         print("\n".join([f"-- {status}", *lines[-200 if failed else -1 :]]), flush=True)
-        self.failures += [f"{status}: {lines[-1]}"] if failed else []
+        if failed and any("session-timeout: " in line for line in lines) and " failed" not in lines[-1]:
+            self.unfinished.append(f"{name}: {lines[-1]}")  # pytest's own limit, and nothing wrong until then
+        elif failed:
+            self.failures.append(f"{status}: {lines[-1]}")
 
 
 @dataclass(frozen=True)
@@ -167,7 +175,7 @@ def versions(run: Run) -> None:
 
 
 def correctness(run: Run) -> None:
-    """Each kernel of ours against the reference in float64, in eight processes; that compiles what is timed later."""
+    """Each kernel of ours against the reference in float64, in many processes; that compiles what is timed later."""
     backends = ("reference",) if run.quick else _OURS
     main = [(name, function) for name in (cases.REDUCED if run.quick else MAIN) for function in FUNCTIONS[:2]]
     odd = [] if run.quick else [(name, FUNCTIONS[1]) for name in ODD]
@@ -213,8 +221,8 @@ def operator_main(run: Run) -> None:
         eager = [name for name in _EAGER if name != "transformers"]
         run.measure(plan(cases.REDUCED, ["grid"], ["float32"], eager), operator_table)
         return
-    # ours first; the reference runs beside each of them anyway
-    eager = sorted(_EAGER, key=lambda name: (not name.startswith(("triton", "cuda")), name == "reference"))
+    # ours first; the reference runs beside each of them anyway, and gather is made for exported files
+    eager = sorted(_EAGER, key=lambda name: (not name.startswith(("triton", "cuda")), name in ("reference", "gather")))
     run.measure(plan(MAIN, ["grid"], _BOTH, eager), operator_table)
     _beside_predictions(run)
 
@@ -231,16 +239,16 @@ def operator_compiled(run: Run) -> None:
 
 
 def hardware_counters(run: Run) -> None:
-    """Counters by ncu; the first refusal ends it, since the next would be the same."""
+    """Counters by ncu; the first refusal or hang ends it, since the next would be the same."""
     recorded = {(row["case"], row["dtype"], row["backend"]) for row in run.rows("counters")}
     for case, dtype, backend in product(MAIN, _BOTH, _OURS):
         if (case, dtype, backend) in recorded:
             continue
-        if run.seconds_left < 10:
+        if run.seconds_left < _COUNTING / 3:
             run.unfinished.append(f"counters of {case}, {dtype}, {backend}")
             continue
         try:
-            found = counters.count(case, dtype, backend, run.seconds_left)
+            found = counters.count(case, dtype, backend, min(_COUNTING, run.seconds_left))
         except counters.NotCounted as error:
             run.failures.append(str(error))
             return
@@ -279,6 +287,8 @@ def _tests(run: Run, paths: Sequence[str], processes: int = 12) -> None:
         options.append("--collect-only")
     elif processes > 1 and importlib.util.find_spec("xdist") is not None:
         options += ["-n", str(processes)]
+    if importlib.util.find_spec("pytest_timeout") is not None:  # ends with what it has found
+        options += [f"--session-timeout={max(1.0, run.seconds_left - _ENDING):.0f}"]
     chosen = [path for path in paths if (ROOT / path).exists()]
     if not chosen:
         print("no tests here: an installed package has none")
@@ -310,10 +320,15 @@ def gpu_tests(run: Run) -> None:
 
 
 def memcheck(run: Run) -> None:
-    """The verify table under compute-sanitizer, which sees accesses beyond what was allocated."""
+    """The verify table under compute-sanitizer, which sees accesses beyond what was allocated, and slows all by a
+    multiple: a process for each backend and dtype."""
     words = ["compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "9", sys.executable, "-m", "msdeform"]
     # PyTorch's cache of memory would hide an access to a neighbour's
-    run.run([*words, "verify"], "memcheck", os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
+    uncached = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    with ThreadPoolExecutor(PROCESSES) as pool:
+        for dtype, backend in product(_EVERY, ("triton", "cuda")):
+            command = [*words, "verify", "--backend", backend, "--dtype", dtype]
+            pool.submit(run.run, command, f"memcheck of {backend}, {dtype}", uncached)
 
 
 def host_times(run: Run) -> None:
@@ -326,27 +341,33 @@ def host_times(run: Run) -> None:
     print(aligned(host_time.table(found), 3))
 
 
-def _detectors(run: Run, mode: str = "eager", method: str = "published") -> None:
+def _speed(
+    run: Run,
+    models: Sequence[str] = MODELS,
+    batches: Sequence[int] = (1, 4),
+    mode: str = "eager",
+    method: str = "published",
+) -> None:
     from ..models import table
 
     run.settings.limit = 300.0
     reduced = run.quick
-    what = (REDUCED_MODELS[:1], ("reference",), ["float32"]) if reduced else (MODELS, _BACKENDS, _BOTH)
+    what = (REDUCED_MODELS[:1], ("reference",), ["float32"]) if reduced else (models, _BACKENDS, _BOTH)
     if method == "training":
-        run.measure(table.training_jobs(*what, (2,) if reduced else (2, 4), reduced=reduced), table.speed_table)
-        return
-    planned = table.model_jobs(*what, (1,) if reduced else (1, 4), (mode,), reduced=reduced)
-    run.measure([job for job in planned if method in job.method], table.speed_table)
+        planned: list[Any] = table.training_jobs(*what, (2,) if reduced else batches, reduced=reduced)
+    else:
+        planned = [*table.model_jobs(*what, (1,) if reduced else batches, (mode,), reduced=reduced)]
+    chosen = [job for job in planned if method in job.method]
+    run.measure(sorted(chosen, key=lambda job: _ORDER.index(job.backend)), table.speed_table)
 
 
-def detectors(run: Run) -> None:
-    """Detectors by the published method, and where the time of one, and of its training step, goes."""
+def profiles(run: Run) -> None:
+    """Where the time of one detector, and of its training step, goes."""
     from . import profile
 
-    _detectors(run)
-    model = REDUCED_MODELS[0] if run.quick else "deformable_detr_r50"
-    backends = ("reference",) if run.quick else ("triton", "cuda", "reference")
-    for what, backend in product((model, model + profile.STEP), backends):
+    model = REDUCED_MODELS[0] if run.quick else DETECTOR
+    backends = ("reference",) if run.quick else _BACKENDS
+    for backend, what in product(backends, (model + profile.STEP, model)):
         absent = implementations.absent(backend, run.settings.device)
         if absent is not None or run.results.has(("profile", what, backend)):
             continue
@@ -356,12 +377,13 @@ def detectors(run: Run) -> None:
         row = profile.profile(what, backend, run.settings.device)
         run.results.add(row)
         print(profile.text(row), flush=True)
+        run.failures += [f"{what}, {backend}: {row['failure']}"] if row["failure"] is not None else []
 
 
 def detectors_others(run: Run) -> None:
     """Detectors end to end, and under torch.compile."""
-    _detectors(run, method="end to end")
-    _detectors(run, mode="compiled")
+    _speed(run, method="end to end")
+    _speed(run, mode="compiled")
 
 
 def command(
@@ -390,41 +412,54 @@ def command(
 _FEW: dict[str, Any] = {"model": REDUCED_MODELS[0], "backends": ("reference",), "dtypes": ("float32",), "batch": (1,)}
 _FEW |= {"image": "64x96", "workers": (0,), "caches": ("none",), "options": ("baseline",)}
 _training = partial(command, module="training.benchmark", quick=_FEW)
-_parts = partial(_training, options=TrainingOptions(parts=("step",), options=("baseline",)))
-_options = partial(_training, options=TrainingOptions(parts=("step", "loading")))
+_parts = partial(_training, options=TrainingOptions(parts=("step",), options=("baseline",), backends=_BACKENDS))
+_options = partial(_training, options=TrainingOptions(parts=("step", "loading"), backends=_BACKENDS))
 _explanations = partial(
     command,
     module="explanations.cost",
-    options=ExplainOptions(),
+    options=ExplainOptions(backends=_BACKENDS),
     quick={"models": REDUCED_MODELS[:1], "images": ("64x96",), "backends": ("reference",)},
 )
-# whole runs; one under way is stopped when the time is over, saves, and resumes in the next call
-_runs = partial(
-    command,
-    module="training.seeds",
-    options=SeedsOptions(),
-    quick={"backends": ("reference",), "seeds": (0,)},
-    saving=1.0,
-)
+# whole runs; one under way is stopped when the time is over, saves, and goes on in the next call where the disk lasts
+_seeds = partial(command, module="training.seeds", quick={"backends": ("reference",), "seeds": (0,)}, saving=1.0)
+_runs = partial(_seeds, options=SeedsOptions(backends=_BACKENDS))
+# nine that fit a call, of a detector that learns in a minute
+_SMALL = SeedsOptions(model="deformable_detr_mini", image_size=96, images=400, epochs=8, lr=2e-3, backends=_BACKENDS)
+_small_runs = partial(_seeds, options=_SMALL)
 
 _DETECTORS = ("torchvision",)
 _TRAINING = ("torchvision", "scipy", "yaml")
 _COMMANDS = (*_TRAINING, "rich", "PIL", "matplotlib", "faster_coco_eval", "tensorboard")
 
+# The first four fit one call of under ten minutes, those to the training steps the second; see docs/benchmarks.md.
 STAGES = (
     Stage("versions", versions, "correctness.log", 60, gpu=False),
     Stage("correctness", correctness, "correctness.log", 240, gpu=False),
-    Stage("kernels", kernel_times, "kernels.log", 180, gpu=False),
-    Stage("operator", operator_main, "operator.log", 300, gpu=False),
-    Stage("counters", hardware_counters, "kernels.log", 240, program="ncu"),
-    Stage("variants", variants, "kernels.log", 240),
-    Stage("verify", verify, "tests.log", 240, gpu=False),
-    Stage("tests", gpu_tests, "tests.log", 550, ("pytest",), gpu=False),
-    Stage("dispatch", host_times, "operator.log", 90),
-    Stage("detectors", detectors, "detectors.log", 500, _DETECTORS, gpu=False),
-    Stage("training steps", partial(_detectors, method="training"), "detectors.log", 500, _TRAINING, gpu=False),
+    Stage("operator", operator_main, "operator.log", 330, gpu=False),
+    Stage("kernels", kernel_times, "kernels.log", 120, gpu=False),
+    Stage("counters", hardware_counters, "kernels.log", 300, program="ncu"),
+    Stage("detector", partial(_speed, models=(DETECTOR,)), "detectors.log", 240, _DETECTORS, gpu=False),
+    Stage(
+        "detector, compiled",
+        partial(_speed, models=(DETECTOR,), batches=(1,), mode="compiled"),
+        *("detectors.log", 300, _DETECTORS),
+    ),
+    Stage("profiles", profiles, "detectors.log", 150, _TRAINING, gpu=False),
+    Stage(
+        "training step",
+        partial(_speed, models=(DETECTOR,), batches=(2, 4), method="training"),
+        *("detectors.log", 240, _TRAINING),
+        gpu=False,
+    ),
+    Stage("tests", gpu_tests, "tests.log", 300, ("pytest",), gpu=False),
+    Stage("variants", variants, "kernels.log", 150),
+    Stage("dispatch", host_times, "operator.log", 60),
+    Stage("memcheck", memcheck, "tests.log", 240, program="compute-sanitizer"),
+    Stage("small training runs", _small_runs, "training.log", 550, _COMMANDS),
+    Stage("verify", verify, "tests.log", 120, gpu=False),
+    Stage("detectors", _speed, "detectors.log", 550, _DETECTORS),
+    Stage("training steps", partial(_speed, batches=(2, 4), method="training"), "detectors.log", 550, _TRAINING),
     Stage("operator, other cases", operator_others, "operator.log", 550),
-    Stage("memcheck", memcheck, "tests.log", 400, program="compute-sanitizer"),
     Stage("detector tests", partial(_tests, paths=DETECTOR_TESTS), "tests.log", 400, (*_COMMANDS, "pytest")),
     Stage("detectors, other ways", detectors_others, "detectors.log", 550, _DETECTORS),
     Stage("operator, compiled", operator_compiled, "operator.log", 550),
