@@ -72,13 +72,18 @@ def _serve(respond: Callable[..., None], request: tuple[object, ...], writing: A
     respond(lambda **message: writing.send(message), *request)
 
 
-def watch_parent() -> None:
-    """End this process when the one that started it is gone: a run that was killed leaves nothing on the device."""
+def watch_parent(*, group: bool = False) -> None:
+    """End this process when the one that started it is gone: a run that was killed leaves nothing on the device.
+
+    `group`: with all others of its process group, which it has to lead.
+    """
     parent = os.getppid()
 
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(1)
+        if group and os.getpgrp() == os.getpid():
+            os.killpg(0, signal.SIGKILL)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -240,6 +240,34 @@ time.sleep(60)
     assert not mark.exists()
 
 
+def test_a_call_that_is_killed_leaves_no_stage_behind(tmp_path: Path) -> None:
+    """Nor what the stage runs: a lent machine goes on to the next call with whatever still computes."""
+    stage = """
+import subprocess, sys, time
+from msdeform.bench.harness.isolate import watch_parent
+watch_parent(group=True)
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+print(child.pid, flush=True)
+time.sleep(60)
+"""
+    call = f"""
+import sys
+from pathlib import Path
+from msdeform.bench.harness.isolate import logged
+logged([sys.executable, "-c", {stage!r}], Path({str(tmp_path / "a.log")!r}), 60.0, "a stage")
+"""
+    process = subprocess.Popen([sys.executable, "-c", call], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    child = Path("/proc") / process.stdout.readline().strip()
+    assert child.exists()
+    process.kill()
+    process.wait()
+    end = time.monotonic() + 15
+    while child.exists() and time.monotonic() < end:
+        time.sleep(0.2)
+    assert not child.exists()
+
+
 def test_a_process_says_how_it_ended(tmp_path: Path) -> None:
     code = "import sys; print('one'); print('two', file=sys.stderr); sys.exit(3)"
     assert logged([sys.executable, "-c", code], tmp_path / "a.log", 30.0, "a stage") == (3, "two")
