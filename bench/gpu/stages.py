@@ -63,6 +63,7 @@ DETECTOR_TESTS = (
 )
 _OURS = ("cuda", "triton", "triton-sorted", "triton-tiles")  # the one that compiles in a second first
 _EAGER = [name for name in IMPLEMENTATIONS if name not in (*COMPILED_IMPLEMENTATIONS, *CPU_ONLY_IMPLEMENTATIONS)]
+_LATER = ("gather", "triton-deterministic")  # measured with the other cases: for exported files; sorted and its checks
 _BOTH, _EVERY = ["float32", "bfloat16"], ["float32", "bfloat16", "float16", "float64"]
 _LEAST_MINUTES = 1.0  # below this a command of its own does nothing but start
 _COUNTING = 90.0  # seconds, of one call under ncu; a third is usual
@@ -221,14 +222,15 @@ def operator_main(run: Run) -> None:
         eager = [name for name in _EAGER if name != "transformers"]
         run.measure(plan(cases.REDUCED, ["grid"], ["float32"], eager), operator_table)
         return
-    # ours first; the reference runs beside each of them anyway, and gather is made for exported files
-    eager = sorted(_EAGER, key=lambda name: (not name.startswith(("triton", "cuda")), name in ("reference", "gather")))
+    # ours first; the reference runs beside each of them anyway
+    eager = sorted(_EAGER, key=lambda name: (not name.startswith(("triton", "cuda")), name == "reference"))
+    eager = [name for name in eager if name not in _LATER]
     run.measure(plan(MAIN, ["grid"], _BOTH, eager), operator_table)
     _beside_predictions(run)
 
 
 def operator_others(run: Run) -> None:
-    """The other shapes, and uniform locations."""
+    """The other shapes, what was left for later at the main ones, and uniform locations."""
     run.measure(plan(cases.FULL, ["grid"], _EVERY[:3], _EAGER), operator_table)
     run.measure(plan(MAIN, ["uniform"], _BOTH, _EAGER, FUNCTIONS[:2]), operator_table)
 
@@ -431,12 +433,13 @@ _DETECTORS = ("torchvision",)
 _TRAINING = ("torchvision", "scipy", "yaml")
 _COMMANDS = (*_TRAINING, "rich", "PIL", "matplotlib", "faster_coco_eval", "tensorboard")
 
-# The first four fit one call of under ten minutes, those to the training steps the second; see docs/benchmarks.md.
+# By estimate the first four take one call of under ten minutes, those to the profiles the second, and those to the
+# small training runs the third.
 STAGES = (
     Stage("versions", versions, "correctness.log", 60, gpu=False),
     Stage("correctness", correctness, "correctness.log", 240, gpu=False),
-    Stage("operator", operator_main, "operator.log", 330, gpu=False),
-    Stage("kernels", kernel_times, "kernels.log", 120, gpu=False),
+    Stage("operator", operator_main, "operator.log", 400, gpu=False),
+    Stage("kernels", kernel_times, "kernels.log", 150, gpu=False),
     Stage("counters", hardware_counters, "kernels.log", 300, program="ncu"),
     Stage("detector", partial(_speed, models=(DETECTOR,)), "detectors.log", 240, _DETECTORS, gpu=False),
     Stage(

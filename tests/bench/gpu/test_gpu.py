@@ -303,8 +303,8 @@ def test_the_most_important_comes_first() -> None:
     assert len({one.log for one in stages.STAGES}) <= 7
     # with its grace, the longest fits a call on a lent machine, ten minutes
     assert max(one.seconds for one in stages.STAGES) + run._GRACE <= 610
-    # the first row comes at once, and even at their limits the operator's times belong to the first call
-    assert sum(one.seconds for one in stages.STAGES[:3]) <= 630
+    # the first row comes at once, and the operator's times have half of the first call even if all before takes long
+    assert sum(one.seconds for one in stages.STAGES[:3]) <= 700
     assert sum(one.seconds for one in stages.STAGES[:2]) <= 300
 
 
@@ -390,6 +390,9 @@ def test_every_stage_in_its_full_form(
     assert [i for i, names in enumerate(compiled) if "compiled" in names] == [4, 11, 12]
     # of our backends, whose rows come first, every one by itself
     assert [job.backend for job in planned[1]][:5] == ["triton"] * 5
+    assert not {"gather", "triton-deterministic"} & {job.backend for job in planned[1]}
+    main = {(job.backend, job.case) for job in planned[8]}  # type: ignore[union-attr]
+    assert {(name, case) for name in ("gather", "triton-deterministic") for case in stages.MAIN} <= main
     cells = [(one, dtype) for one in ("triton", "cuda") for dtype in ("float32", "float64", "float16", "bfloat16")]
     assert said[:2] == ["pytest -m gpu", "pytest -m gpu"]
     assert sorted(said[2:10]) == sorted(f"memcheck of {backend}, {dtype}" for backend, dtype in cells)
