@@ -34,7 +34,7 @@ def profile(what: str, backend: str, device: torch.device) -> Row:
         record = recorded(call, device, _PASSES, warm_up=_PASSES)
         return {"image": image, **longest(record.key_averages(), device, _PASSES)}
 
-    row = {"kind": "profile", "what": what, "backend": backend, "total_us": None, "longest": [], "failure": None}
+    row: Row = {"kind": "profile", "what": what, "backend": backend, "total_us": None, "longest": [], "failure": None}
     return speed.guarded(row, numbers, device)
 
 

@@ -240,10 +240,10 @@ def operator_compiled(run: Run) -> None:
     run.measure(plan(MAIN, ["grid"], _BOTH, COMPILED_IMPLEMENTATIONS), operator_table)
 
 
-def hardware_counters(run: Run) -> None:
+def hardware_counters(run: Run, names: Sequence[str] = MAIN) -> None:
     """Counters by ncu; the first refusal or hang ends it, since the next would be the same."""
     recorded = {(row["case"], row["dtype"], row["backend"]) for row in run.rows("counters")}
-    for case, dtype, backend in product(MAIN, _BOTH, _OURS):
+    for case, dtype, backend in product(names, _BOTH, _OURS):
         if (case, dtype, backend) in recorded:
             continue
         if run.seconds_left < _COUNTING / 3:
@@ -440,7 +440,7 @@ STAGES = (
     Stage("correctness", correctness, "correctness.log", 240, gpu=False),
     Stage("operator", operator_main, "operator.log", 400, gpu=False),
     Stage("kernels", kernel_times, "kernels.log", 150, gpu=False),
-    Stage("counters", hardware_counters, "kernels.log", 300, program="ncu"),
+    Stage("counters", partial(hardware_counters, names=MAIN[:1]), "kernels.log", 200, program="ncu"),
     Stage("detector", partial(_speed, models=(DETECTOR,)), "detectors.log", 240, _DETECTORS, gpu=False),
     Stage(
         "detector, compiled",
@@ -457,6 +457,7 @@ STAGES = (
     Stage("tests", gpu_tests, "tests.log", 300, ("pytest",), gpu=False),
     Stage("variants", variants, "kernels.log", 150),
     Stage("dispatch", host_times, "operator.log", 60),
+    Stage("counters, decoder", hardware_counters, "kernels.log", 200, program="ncu"),
     Stage("memcheck", memcheck, "tests.log", 240, program="compute-sanitizer"),
     Stage("small training runs", _small_runs, "training.log", 550, _COMMANDS),
     Stage("verify", verify, "tests.log", 120, gpu=False),
