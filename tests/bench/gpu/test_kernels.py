@@ -1,5 +1,6 @@
 """Times of single kernels, and what was predicted of them."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,8 @@ def test_each_committed_prediction_finds_what_the_stages_measure(
     """Rows as the stages plan them, under the names that the kernels have, each of 1 microsecond."""
     launch = pytest.importorskip("msdeform.kernels.triton.launch")
     names = [getattr(launch, name).__name__ for name in dir(launch) if name.endswith("_kernel")]
+    sources = (stages.ROOT / "kernels" / "cuda").glob("*.cu")
+    names += [name for source in sources for name in re.findall(r"__global__ .*\b(msda_\w+)\(", source.read_text())]
     lines = [{"name": name, "launches": 1.0, "median_us": 1.0} for name in (*names, SORTING)]
     planned: list[Job] = []
     monkeypatch.setattr(stages, "measure", lambda jobs, *_: planned.extend(jobs) or 0)
