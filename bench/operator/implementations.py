@@ -344,7 +344,7 @@ def _official(name: str, device: torch.device) -> Implementation:
 def _hub(name: str, device: torch.device) -> Implementation:
     """The kernel of Hugging Face's hub, kernels-community/deformable-detr: the official one for 16 bits, too, in which
     it takes locations and weights, and adds up gradients."""
-    how = "python -m msdeform.bench.gpu.peers builds it, of github.com/huggingface/kernels-community; it needs nvcc"
+    how = "deformable-detr of Hugging Face's kernels-community, as a package deformable_detr"
     attend = _of_extension(_imported("deformable_detr", how))
     _needs_cuda(device)
 

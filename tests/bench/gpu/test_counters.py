@@ -115,7 +115,7 @@ def test_a_refusal_is_a_sentence_and_ends_the_stage(
 
 def test_what_is_counted_already_is_not_counted_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     as_ncu(tmp_path, monkeypatch, printed())
-    for expected in (24, 0):  # two kernels of three backends, in two dtypes at two shapes
+    for expected in (32, 0):  # two kernels of four backends, in two dtypes at two shapes
         settings = runner.Settings(torch.device("cpu"), deadline=time.monotonic() + 60)
         run = Run(settings, ResultsFile(tmp_path / "rows.jsonl", SOURCE), quick=False)
         stages.hardware_counters(run)
@@ -123,7 +123,7 @@ def test_what_is_counted_already_is_not_counted_again(tmp_path: Path, monkeypatc
     run.settings.deadline = 0.0
     (tmp_path / "rows.jsonl").unlink()
     stages.hardware_counters(run)
-    assert len(run.unfinished) == 12
+    assert len(run.unfinished) == 16
     assert run.failures == []
 
 

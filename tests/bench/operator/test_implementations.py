@@ -85,7 +85,7 @@ def test_determinism_is_asked_for_during_the_backward_alone(monkeypatch: pytest.
         ("deformops", "pip install deformops"),
         ("deformops-fp32acc", "pip install deformops"),
         ("official", "python setup.py install in models/ops"),
-        ("hub", "python -m msdeform.bench.gpu.peers"),
+        ("hub", "deformable-detr of Hugging Face's kernels-community"),
         ("mmcv", "mim install mmcv"),
         ("dcnv4", "pip install DCNv4"),
         ("transformers", "pip install transformers"),
