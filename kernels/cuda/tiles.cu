@@ -64,10 +64,10 @@ struct Shared {
     float4 records[COUNT + 1];  // of a point: cell, dx, dy, weight; then grad of the weight, both slopes, weight
     union {
         __align__(16) int bins[BINS_OF_THREAD * THREADS];  // how many points, then where the first goes
-        four_t grads[(TILE + 1) * D / 4];    // g of each query, and of none
+        four_t grads[(TILE + 1) * D / 4];                  // g of each query, and of none
     };
     unsigned short order[COUNT + GROUPS * CHUNK];
-    int queries[TILE];                       // -1 beyond the last
+    int queries[TILE];  // -1 beyond the last
     int heights[LEVELS], widths[LEVELS], starts[LEVELS];
     float peaks[IN_WARP ? 1 : TILE], scales[IN_WARP ? 1 : TILE];  // of a query's softmax; then the mean score
     int sums[32];
@@ -110,7 +110,7 @@ struct Walk {
     float* grad_value;
     int lane;
     int cell = NO_CELL;
-    float *upper = nullptr, *lower = nullptr;              // the left pixels' place in grad_value
+    float *upper = nullptr, *lower = nullptr;      // the left pixels' place in grad_value
     float pixels[4][VEC] = {}, sums[4][VEC] = {};  // upper left, upper right, lower left, lower right
 
     // adds the sums of a column, 0 or 1, to its two pixels

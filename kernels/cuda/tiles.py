@@ -4,6 +4,7 @@ Nothing here is a backend of its own: a backend whose backward takes it makes th
 them afterwards. The work of a call that shapes, dtypes and strides decide is done once, by :func:`prepare`.
 """
 
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -22,7 +23,6 @@ WIDTHS = (16, 32, 64, 128)
 _MOST_POINTS = 4096  # of a tile
 _QUERIES = (256, 128, 64, 32)  # of a tile
 _THREADS = 512  # on a multiprocessor: each may have 128 registers then, and takes about 110
-_LEAST_THREADS = 128  # of a block
 _MOST_LEVELS = 8  # whose sizes are arguments of the kernel
 _MOST_PIXELS = 2**23  # a pixel's number has 24 bits, with its sign
 _MOST = 2**31 - 1
@@ -59,16 +59,14 @@ def usual_tile(call: Call, memory: Memory = H100) -> Tile:
     What the number of queries or the batch is does not matter, so that another image size compiles nothing.
     """
     _, Q, _, L, P, _ = call.points.shape
-    queries = _QUERIES if call.value.shape[1] == Q else _QUERIES[-1:]
-    for count in queries:
-        tile = Tile(count, _THREADS // 2, 2)
-        if count == _QUERIES[-1]:
-            return tile
-        fitting = memory.multiprocessor // (shared_bytes(tile, call) + _RESERVED)
-        if count * L * P <= _MOST_POINTS and fitting and shared_bytes(tile, call) <= memory.block:
-            blocks = min(1 << fitting.bit_length() - 1, _THREADS // _LEAST_THREADS)
-            return Tile(count, _THREADS // blocks, blocks)
-    raise AssertionError("the smallest tile is always taken")
+    if call.value.shape[1] == Q:
+        for queries, blocks in itertools.product(_QUERIES, (4, 2, 1)):
+            tile = Tile(queries, _THREADS // blocks, blocks)
+            shared = shared_bytes(tile, call)
+            together = blocks * (shared + _RESERVED) <= memory.multiprocessor
+            if queries * L * P <= _MOST_POINTS and shared <= memory.block and together:
+                return tile
+    return Tile(_QUERIES[-1], _THREADS // 2, 2)
 
 
 def refuses(call: Call) -> str | None:
