@@ -319,7 +319,7 @@ def test_no_home_folder(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptu
     monkeypatch.chdir(tmp_path)
     assert nvrtc.cache_dir() is None
     monkeypatch.setattr(nvrtc, "_compiler_unavailable", lambda: None)
-    monkeypatch.setattr(nvrtc, "_compile", lambda arch, options: CODE)
+    monkeypatch.setattr(nvrtc, "_compile", lambda arch, source, options: CODE)
     with caplog.at_level(logging.WARNING, logger="msdeform"):
         for _ in range(2):
             assert nvrtc.cubin("sm_90", nvrtc.Dtypes("float32", "float32", "float32")) == CODE

@@ -144,13 +144,15 @@ def test_a_cached_cubin_is_not_compiled_again(cache: Path, monkeypatch: pytest.M
 
 
 @needs_compiler
-def test_the_key_follows_the_source(cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_key_follows_the_sources(cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     nvrtc.cubin("sm_90", FLOAT32)
-    edited = tmp_path / "msda.cu"
-    edited.write_text(nvrtc.SOURCE.read_text() + "// edited\n")
-    monkeypatch.setattr(nvrtc, "SOURCE", edited)
-    nvrtc.cubin("sm_90", FLOAT32)
-    assert len(list(cache.rglob("*.cubin"))) == 2
+    for count, name in enumerate(("SOURCE", "_SHARED_SOURCE"), 2):
+        file: Path = getattr(nvrtc, name)
+        edited = tmp_path / file.name
+        edited.write_text(file.read_text() + "// edited\n")
+        monkeypatch.setattr(nvrtc, name, edited)
+        nvrtc.cubin("sm_90", FLOAT32)
+        assert len(list(cache.rglob("*.cubin"))) == count
 
 
 @needs_compiler
