@@ -12,7 +12,7 @@ from torch import Tensor
 
 from msdeform.bench.static.ptx.verify import call
 from msdeform.kernels.diagnostics.checks import Case, evaluate, make_inputs
-from tests.kernels.compiled.run import METHODS, Change, check, make_grad_output
+from tests.kernels.compiled.run import METHODS, Change, at_pixels, check, make_grad_output
 
 pytestmark = pytest.mark.compiled
 
@@ -129,12 +129,7 @@ def test_an_encoder(dtype: torch.dtype) -> None:
 
     def change(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         value, references, offsets, logits = tensors
-        grids = [
-            torch.stack(torch.meshgrid((torch.arange(h) + 0.4) / h, (torch.arange(w) + 0.4) / w, indexing="ij"), -1)
-            for h, w in sizes
-        ]
-        centres = torch.cat([grid.flip(-1).reshape(-1, 2) for grid in grids])
-        return value, centres[None, :, None].expand(references.shape).to(references), offsets, logits
+        return value, at_pixels(case, references), offsets, logits
 
     for method in METHODS:
         check(case, method, change)

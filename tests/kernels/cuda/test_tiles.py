@@ -26,6 +26,7 @@ from msdeform.kernels.cuda.tiles import Tile
 from msdeform.kernels.diagnostics.checks import Case, evaluate, make_inputs
 from msdeform.kernels.diagnostics.tolerances import compare
 from msdeform.kernels.triton import launch
+from tests.kernels.compiled.run import at_pixels
 
 F32, F16, BF16, F64 = torch.float32, torch.float16, torch.bfloat16, torch.float64
 ENCODER = ((21, 18), (9, 6), (3, 4), (2, 2))  # more than one tile of every size, and bands that end inside one
@@ -55,12 +56,7 @@ def on_pixels(case: Case, spread: float = 2.0) -> tuple[Tensor, ...]:
     """Inputs of an encoder: a query for each pixel, and points around it."""
     case = replace(case, Q=case.S, spread=spread)
     value, references, *rest = make_inputs(case)
-    grids = [
-        torch.stack(torch.meshgrid((torch.arange(h) + 0.4) / h, (torch.arange(w) + 0.4) / w, indexing="ij"), -1)
-        for h, w in case.sizes
-    ]
-    centres = torch.cat([grid.flip(-1).reshape(-1, 2) for grid in grids])[None, :, None]
-    return value, centres.expand(references.shape).to(references), *rest
+    return value, at_pixels(case, references), *rest
 
 
 def check(
